@@ -1,0 +1,267 @@
+"""Files that are whole or absent: atomic writes, and tensors with a JSON record and a digest in one file.
+
+A reader, or a run resumed after a kill at any instant, sees the earlier file or the new one, never a mixture:
+data goes to a temporary file in the same folder, is flushed to the disk, and takes its name by one rename.
+"""
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as parse_safetensors
+from safetensors.torch import save as serialise_safetensors
+from torch import Tensor
+
+from sidestep.errors import CheckpointError, InputError
+
+__all__ = [
+    "TEMPORARY_PREFIX",
+    "load",
+    "optimizer_tensors",
+    "restore_optimizer",
+    "save",
+    "write_bytes",
+    "write_text",
+]
+
+TEMPORARY_PREFIX = (
+    ".partial."  # a killed writer leaves such a file; whoever takes over the folder may remove it
+)
+FORMAT = 1  # raised when an older Sidestep could not read the file any more
+METADATA_KEY = "sidestep"  # a single key, since safetensors may write several in any order
+ADVICE = "use a copy or an earlier checkpoint, or train anew with --overwrite"
+
+
+def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
+    """Make `path` hold `data`, or, if anything fails, leave the earlier file as it was.
+
+    Raises CheckpointError when the disk is full or the folder cannot be written to.
+    """
+    path = Path(path)
+    temporary = path.with_name(f"{TEMPORARY_PREFIX}{path.name}.{os.getpid()}")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException as error:  # an interrupt too: no temporary may stay behind
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise CheckpointError(_why_unwritten(path, len(data), error)) from error
+        raise
+    _sync_folder(path.parent)
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Make `path` hold `text` in UTF-8, by `write_bytes`."""
+    write_bytes(path, text.encode())
+
+
+def save(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:
+    """Commit named tensors and a JSON record to one safetensors file, atomically.
+
+    Values, shapes and dtypes come back as they are; strides and devices do not (tensors are written from
+    contiguous CPU memory), and names that share memory come back as separate tensors. Raises InputError if the
+    record is not JSON, CheckpointError if the file cannot be written.
+    """
+    try:
+        text = json.dumps(record)
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"a checkpoint's record must be plain JSON (no tensors, no sets), got {error}"
+        ) from error
+    plain = _plain(tensors)
+    header = {"format": FORMAT, "digest": _digest(plain, text), "record": json.loads(text)}
+    write_bytes(path, serialise_safetensors(plain, metadata={METADATA_KEY: json.dumps(header)}))
+
+
+def load(
+    path: str | os.PathLike[str], device: str | torch.device = "cpu"
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors and the record that `save` wrote, after checking every byte of them against the digest.
+
+    Raises CheckpointError if the file is missing, damaged, not of this kind, or of a newer format.
+    """
+    path = Path(path)
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError as error:
+        raise CheckpointError(f"there is no checkpoint {path}: check the path, or train first") from error
+    except OSError as error:
+        raise CheckpointError(f"cannot read the checkpoint {path}: {error.strerror}") from error
+    try:
+        tensors = parse_safetensors(data)
+        file_header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    except (SafetensorError, LookupError, RuntimeError, TypeError, ValueError, OverflowError) as error:
+        raise CheckpointError(
+            f"{path} ({len(data)} bytes) is cut short, damaged or not a safetensors file ({error}): {ADVICE}"
+        ) from error
+    record = _verified_record(path, tensors, file_header.get("__metadata__"))
+    return {name: tensor.to(device) for name, tensor in tensors.items()}, record
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """An optimizer's state as named tensors and a JSON record, for `save`.
+
+    Tensors are called "INDEX.KEY", say "0.exp_avg", by the parameter's place; the record holds the class, the
+    parameters' shapes, each group's hyper-parameters, and what of the state is no tensor.
+    """
+    state = optimizer.state_dict()
+    tensors: dict[str, Tensor] = {}
+    values: dict[str, Any] = {}
+    for index, entries in state["state"].items():
+        for key, value in entries.items():
+            (tensors if isinstance(value, Tensor) else values)[f"{index}.{key}"] = value
+    record = {
+        "class": type(optimizer).__name__,
+        "shapes": [list(parameter.shape) for parameter in _parameters(optimizer)],
+        "groups": [
+            {key: _jsonable(value) for key, value in group.items()} for group in state["param_groups"]
+        ],
+        "tensors": list(tensors),
+        "values": values,
+    }
+    return tensors, record
+
+
+def restore_optimizer(
+    optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], record: Mapping[str, Any]
+) -> None:
+    """Put back, bit for bit, the state that `optimizer_tensors` took; the given tensors are copied.
+
+    Raises CheckpointError if the record is of another class of optimizer or of other parameters.
+    """
+    parameters = _parameters(optimizer)
+    _check_same_optimizer(optimizer, parameters, tensors, record)
+    state: dict[int, dict[str, Any]] = {}
+    for name in record["tensors"]:
+        index, key = name.split(".", 1)
+        state.setdefault(int(index), {})[key] = _like_parameter(tensors[name], parameters[int(index)])
+    for name, value in record["values"].items():
+        index, key = name.split(".", 1)
+        state.setdefault(int(index), {})[key] = value
+    current = optimizer.state_dict()["param_groups"]
+    groups = [
+        {key: _as_before(value, group.get(key)) for key, value in saved.items()}
+        for group, saved in zip(current, record["groups"], strict=True)
+    ]
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def _why_unwritten(path: Path, size: int, error: OSError) -> str:
+    kept = "the earlier file is untouched" if path.exists() else "nothing was written"
+    if error.errno not in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
+        return f"cannot write {path}: {error.strerror}; {kept}"
+    free = shutil.disk_usage(path.parent).free
+    return (
+        f"the disk is full: {path} needs {size} bytes and {free} are free; {kept}. "
+        "Free some space, then continue with --resume"
+    )
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the rename itself last through a power cut, where the system can sync a folder."""
+    if os.name == "nt":
+        return
+    with contextlib.suppress(OSError):  # some network file systems cannot; the rename is atomic all the same
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Contiguous CPU tensors; a second view of one storage is copied, since safetensors refuses aliases."""
+    plain: dict[str, Tensor] = {}
+    storages: set[int] = set()
+    for name, tensor in tensors.items():
+        copy = tensor.detach().to("cpu").contiguous()
+        if copy.untyped_storage().data_ptr() in storages:
+            copy = copy.clone()
+        storages.add(copy.untyped_storage().data_ptr())
+        plain[name] = copy
+    return plain
+
+
+def _digest(tensors: Mapping[str, Tensor], text: str) -> str:
+    """A blake2b hash over the format, the record, and each tensor's name, dtype, shape and bytes, by name."""
+    digest = hashlib.blake2b(digest_size=32)
+    digest.update(json.dumps([FORMAT, text]).encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _verified_record(path: Path, tensors: Mapping[str, Tensor], metadata: Any) -> dict[str, Any]:
+    try:
+        header = json.loads(metadata[METADATA_KEY])
+        version, digest, record = int(header["format"]), header["digest"], header["record"]
+    except (LookupError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{path} is a safetensors file without the record and digest of a Sidestep checkpoint: {ADVICE}"
+        ) from error
+    if version > FORMAT:
+        raise CheckpointError(
+            f"{path} has checkpoint format {version}, this Sidestep reads up to {FORMAT}: upgrade sidestep"
+        )
+    if digest != _digest(tensors, json.dumps(record)):
+        raise CheckpointError(f"{path} is damaged: its content does not match its digest; {ADVICE}")
+    return record
+
+
+def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def _jsonable(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _as_before(value: Any, current: Any) -> Any:
+    return tuple(value) if isinstance(current, tuple) else value
+
+
+def _like_parameter(tensor: Tensor, parameter: Tensor) -> Tensor:
+    """A copy with the parameter's strides: fused optimizers walk through both memories side by side."""
+    if tensor.shape != parameter.shape:
+        return tensor.clone()
+    return torch.empty_like(parameter, dtype=tensor.dtype, requires_grad=False).copy_(tensor)
+
+
+def _check_same_optimizer(
+    optimizer: torch.optim.Optimizer,
+    parameters: list[Tensor],
+    tensors: Mapping[str, Tensor],
+    record: Mapping[str, Any],
+) -> None:
+    needed = {"class", "shapes", "groups", "tensors", "values"}
+    if not needed <= record.keys():
+        raise CheckpointError(f"the optimizer's record lacks {sorted(needed - record.keys())}: {ADVICE}")
+    given, found = type(optimizer).__name__, record["class"]
+    if given != found:
+        raise CheckpointError(
+            f"the checkpoint holds the state of {found}, this run uses {given}: use {found}"
+        )
+    shapes = [list(parameter.shape) for parameter in parameters]
+    sizes = [len(group["params"]) for group in optimizer.param_groups]
+    if shapes != record["shapes"] or sizes != [len(group["params"]) for group in record["groups"]]:
+        raise CheckpointError(
+            f"the checkpoint's {found} has {len(record['shapes'])} parameters, {record['shapes'][:8]}, "
+            f"this run's {len(shapes)} of {shapes[:8]}: build the same network and parameter groups"
+        )
+    missing = [name for name in record["tensors"] if name not in tensors]
+    if missing:
+        raise CheckpointError(f"the checkpoint lacks the optimizer's tensors {missing[:8]}: {ADVICE}")

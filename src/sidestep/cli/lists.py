@@ -1,0 +1,89 @@
+"""`sidestep rules` and `sidestep data`: what there is to train with, and on."""
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from sidestep.cli.output import default_data_dir, error_console, show, show_json, show_table
+from sidestep.data import grid, load, names
+from sidestep.errors import InputError
+from sidestep.rules import RULES
+
+__all__ = ["data_command", "rules_command"]
+
+
+def rules_command(arguments: list[str]) -> None:
+    """Parse the options and list the learning rules."""
+    tyro.cli(_rules, prog="sidestep rules", args=arguments)
+
+
+def data_command(arguments: list[str]) -> None:
+    """List the data sets, or show pictures of one."""
+    if arguments and arguments[0] == "show":
+        tyro.cli(_show, prog="sidestep data show", args=arguments[1:])
+    elif arguments and not arguments[0].startswith("-"):
+        raise InputError(f"unknown word {arguments[0]!r}: use `sidestep data` or `sidestep data show NAME --out grid.png`")
+    else:
+        tyro.cli(_data, prog="sidestep data", args=arguments)
+
+
+def _rules(*, json: bool = False) -> None:
+    """List the learning rules with their hyper-parameters.
+
+    Args:
+        json: Print one JSON object.
+    """
+    if json:
+        defaults = {name: {f.name: f.default for f in dataclasses.fields(kind)} for name, kind in RULES.items()}
+        show_json({name: {"summary": RULES[name].summary, "defaults": fields} for name, fields in defaults.items()})
+        return
+    rows = [[name, kind.summary, ", ".join(kind.predictors)] for name, kind in RULES.items()]
+    show_table("", ["rule", "what it does", "readings at inference"], rows)
+    show("\n`sidestep train RULE --help` explains a rule's options.")
+
+
+def _data(*, json: bool = False) -> None:
+    """List the data sets.
+
+    Args:
+        json: Print one JSON object.
+    """
+    found = names()
+    if json:
+        show_json({known.name: dataclasses.asdict(known) for known in found})
+        return
+    columns = ["data set", "what it is", "train", "test", "download", "licence"]
+    rows = [[k.name, k.description, f"{k.train:,}", f"{k.test:,}", k.download, k.licence] for k in found]
+    show_table("", columns, rows)
+    show("\nAlso: a .npz file, or a folder with one folder of images per class.")
+
+
+def _show(
+    name: Annotated[str, tyro.conf.Positional],
+    /,
+    out: Path = Path("grid.png"),
+    data_dir: Path | None = None,
+    split: Literal["train", "validation", "test"] = "train",
+    rows: int = 5,
+    columns: int = 10,
+    image_size: int | None = None,
+) -> None:
+    """Write a picture of a data set's first images with their class names.
+
+    Args:
+        name: Data set, .npz file or image folder.
+        out: The picture, .png.
+        data_dir: Folder that is looked in before anything is downloaded. Default: the variable SIDESTEP_DATA.
+        split: Which split to show.
+        rows: Rows of images.
+        columns: Images in a row.
+        image_size: Height and width of the images: 28, 64 or 128 for bloodmnist; image folders are resized to it.
+    """
+    found = load(name, data_dir=data_dir or default_data_dir(), size=image_size, progress=error_console.is_terminal)
+    part = found.test if split == "test" else found.validation if split == "validation" else found.train
+    grid(part, found.class_names, out, rows, columns)
+    channels, height, width = found.image_shape
+    show(f"{found.name}: {len(found.train):,} train, {len(found.validation):,} validation, {found.classes} classes, "
+         f"{height} x {width} x {channels}; written: {out}")  # fmt: skip

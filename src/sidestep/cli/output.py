@@ -1,0 +1,50 @@
+"""What the command line prints, and where: results to standard output, progress and errors to standard error."""
+
+import json
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+from rich.console import Console
+from rich.table import Table
+
+__all__ = ["default_data_dir", "error_console", "fail", "show", "show_json", "show_table"]
+
+error_console = Console(stderr=True, highlight=False)
+
+
+def show(text: str) -> None:
+    """Print text to standard output."""
+    print(text.rstrip("\n"))
+
+
+def show_json(record: Mapping[str, Any]) -> None:
+    """Print a record as one line of JSON, the last line of standard output."""
+    print(json.dumps(record), flush=True)
+
+
+def show_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
+    """Print a table to standard output."""
+    table = Table(title=title, title_justify="left", box=None, header_style="bold", pad_edge=False)
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=200)
+    console.print(table)
+
+
+def fail(message: str, status: int) -> NoReturn:
+    """Print an error and exit."""
+    error_console.print(f"sidestep: {message}", style="bold red", markup=False, soft_wrap=True)
+    raise SystemExit(status)
+
+
+def default_data_dir() -> Path | None:
+    """Return the folder named by the environment variable SIDESTEP_DATA, if there is one."""
+    value = os.environ.get("SIDESTEP_DATA")
+    return Path(value) if value else None

@@ -1,0 +1,173 @@
+"""`sidestep train RULE`: a rule's dataclass fields are its options."""
+
+import dataclasses
+import difflib
+import importlib.util
+import shlex
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, cast
+
+import tyro
+from torch import nn
+
+from sidestep.cli.bar import TrainingBar
+from sidestep.cli.output import default_data_dir, error_console, fail, show, show_json, show_table
+from sidestep.data import load
+from sidestep.errors import InputError
+from sidestep.rules import RULES, Rule
+from sidestep.training import Options, Run, Stopped, train
+from sidestep.training.folder import RunFolder
+
+__all__ = ["module_from", "train_command"]
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """Which images to train on."""
+
+    data: str = "digits"
+    """Name of a data set (`sidestep data` lists them), a .npz file, or a folder with one folder of images per class."""
+    data_dir: Path | None = None
+    """Folder that is looked in before anything is downloaded. Default: the variable SIDESTEP_DATA."""
+    validation: float = 0.1
+    """Share of the training split kept aside for validation; the cut is the same for every seed."""
+    image_size: int | None = None
+    """Height and width of the images: 28, 64 or 128 for bloodmnist; image folders are resized to it."""
+
+
+@dataclass(frozen=True)
+class Extra:
+    """Everything else."""
+
+    module: str | None = None
+    """Image path of your own, FILE.py:NAME, a class or function that makes a torch.nn.Module from images to features."""
+    json: bool = False
+    """Print the result as one JSON object on the last line of standard output."""
+
+
+def train_command(arguments: list[str]) -> None:
+    """Parse the options, train, and print the result."""
+    if not arguments or arguments[0] in ("-h", "--help"):
+        show(f"usage: sidestep train RULE [OPTIONS]\n\nrules: {', '.join(RULES)}\n\n"
+             "`sidestep train RULE --help` explains the options of a rule.")  # fmt: skip
+        return
+    name, rest = arguments[0], arguments[1:]
+    if name not in RULES:
+        near = difflib.get_close_matches(name, RULES, 1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise InputError(f"unknown rule {name!r}: {hint}There are: {', '.join(RULES)}")
+    rule, options, data_options, extra = _parse(name, rest)
+    resumed = options.out if options.resume and options.out and (options.out / "config.toml").exists() else None
+    if resumed:  # options that are not given again keep the values that the run was started with
+        rule, options, data_options, extra = _parse(name, [*rest, "--out", str(resumed)], RunFolder(resumed).config())
+    source = {key: value for key, value in dataclasses.asdict(data_options).items() if value is not None}
+    source = {{"data": "name", "image_size": "size"}.get(key, key): value for key, value in source.items()}
+    found = module_from(extra.module) if extra.module else None
+    source.update({"module": extra.module} if extra.module else {})
+    data = load(
+        data_options.data,
+        data_dir=data_options.data_dir or default_data_dir(),
+        validation=data_options.validation,
+        size=data_options.image_size,
+        progress=error_console.is_terminal,
+    )
+    try:
+        with TrainingBar() as bar:
+            run = train(rule, data, options, module=found, source=source, progress=bar)
+    except Stopped as stopped:
+        command = shlex.join(["sidestep", "train", name, "--resume", "--out", str(options.out)])
+        fail(f"{stopped}; saved in {options.out}. Continue with: {command}", 128 + stopped.signal_number)
+    _report(run, extra.json)
+
+
+def _parse(
+    name: str, arguments: Sequence[str], saved: dict[str, Any] | None = None
+) -> tuple[Rule, Options, DataOptions, Extra]:
+    """Return the rule and the options; what is not given takes its value from `saved`, a run's configuration, or the default."""
+    kind = RULES[name]
+    rule: Rule = kind()
+    options, data_options, extra = Options(), DataOptions(), Extra()
+    if saved:
+        values = {key: tuple(v) if isinstance(v, list) else v for key, v in saved["rule"].items() if key != "name"}
+        rule = kind(**values)
+        options = Options(**saved["train"])
+        data = {"data": saved["data"]["name"], "image_size": saved["data"].get("size")}
+        data_dir = saved["data"].get("data_dir")
+        data_options = DataOptions(
+            **data, validation=saved["data"].get("validation", 0.1), data_dir=Path(data_dir) if data_dir else None
+        )
+        extra = Extra(module=saved["data"].get("module"))
+
+    def collect(
+        rule: Annotated[Any, tyro.conf.arg(name="")],
+        data_options: Annotated[DataOptions, tyro.conf.arg(name="")] = data_options,
+        options: Annotated[Options, tyro.conf.arg(name="")] = options,
+        extra: Annotated[Extra, tyro.conf.arg(name="")] = extra,
+    ) -> tuple[Rule, Options, DataOptions, Extra]:
+        return rule, options, data_options, extra
+
+    collect.__annotations__["rule"] = Annotated[kind, tyro.conf.arg(name="")]
+    collect.__defaults__ = (rule, data_options, options, extra)
+    found = tyro.cli(
+        collect,
+        prog=f"sidestep train {name}",
+        description=kind.__doc__,
+        args=list(arguments),
+        config=(tyro.conf.FlagConversionOff,) if False else (),
+    )
+    rule, options, data_options, extra = cast("tuple[Rule, Options, DataOptions, Extra]", found)
+    if options.out is None:
+        label = Path(data_options.data).stem if "/" in data_options.data else data_options.data.removesuffix(".npz")
+        options = dataclasses.replace(options, out=Path("runs") / f"{name}-{label}-{options.seed}")
+    return rule, options, data_options, extra
+
+
+def module_from(reference: str) -> Callable[[], nn.Module]:
+    """Return what FILE.py:NAME names: a class or a function that makes a module.
+
+    Raises:
+        InputError: if the reference has another form, or the file or the name does not exist.
+    """
+    path, colon, name = reference.rpartition(":")
+    file = Path(path)
+    if not colon or not name or file.suffix != ".py":
+        raise InputError(f"--module must have the form FILE.py:NAME, got {reference!r}")
+    if not file.is_file():
+        raise InputError(f"--module names the file {file}, which does not exist")
+    specification = importlib.util.spec_from_file_location(file.stem, file)
+    if specification is None or specification.loader is None:
+        raise InputError(f"{file} cannot be loaded as Python code")
+    loaded = importlib.util.module_from_spec(specification)
+    try:
+        specification.loader.exec_module(loaded)
+        made = getattr(loaded, name)
+    except AttributeError as error:
+        raise InputError(f"{file} has no {name}") from error
+    except (SyntaxError, ImportError) as error:
+        raise InputError(f"{file} cannot be loaded: {error}") from error
+    if not callable(made):
+        raise InputError(f"{name} in {file} must be a class or a function that makes a module, got {type(made).__name__}")
+    return cast("Callable[[], nn.Module]", made)
+
+
+def _report(run: Run, as_json: bool) -> None:
+    result = run.result
+    if as_json:
+        show_json(result)
+        return
+
+    def percent(name: str) -> str:
+        return "-" if result[name] is None else f"{result[name]:.2%}"
+
+    show_table(
+        f"{result['rule']} on {result['data']}, seed {result['seed']}: {result['epochs']:g} epochs, {result['seconds']:.1f} s",
+        ["train", "validation", "test", "parameters", "peak memory"],
+        [[percent("train_accuracy"), percent("validation_accuracy"), percent("test_accuracy"),
+          f"{result['parameters']:,}", f"{result['peak_memory_bytes'] / 2**20:,.0f} MiB"]],
+    )  # fmt: skip
+    if len(result["readings"] or {}) > 1:
+        which = "test" if result["test_accuracy"] is not None else "validation"
+        show_table("", [f"{which}, by", "accuracy"], [[k, f"{v:.2%}"] for k, v in result["readings"].items()])
+    show(f"run: {result['run']}")

@@ -1,0 +1,157 @@
+"""`sidestep eval RUN` and `sidestep predict RUN FILE`: use what was trained."""
+
+import csv
+import io
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import tyro
+from torch import Tensor
+
+from sidestep import checkpoint
+from sidestep.cli.output import default_data_dir, error_console, show, show_json, show_table
+from sidestep.cli.train import module_from
+from sidestep.data import DataSet, load, read_images
+from sidestep.errors import InputError
+from sidestep.training import Run, load_run
+from sidestep.training.folder import RunFolder
+
+__all__ = ["eval_command", "predict_command"]
+
+
+def eval_command(arguments: list[str]) -> None:
+    """Parse the options, evaluate, and print the accuracies."""
+    tyro.cli(_evaluate, prog="sidestep eval", args=arguments)
+
+
+def predict_command(arguments: list[str]) -> None:
+    """Parse the options, predict, and print or write the classes."""
+    tyro.cli(_predict, prog="sidestep predict", args=arguments)
+
+
+def _load(path: Path, module: str | None, device: str) -> Run:
+    saved = RunFolder(path).config().get("data", {}).get("module")
+    reference = module or saved
+    return load_run(path, module=module_from(reference) if reference else None, device=device)
+
+
+def _evaluate(
+    run: Annotated[Path, tyro.conf.Positional],
+    /,
+    data: str | None = None,
+    data_dir: Path | None = None,
+    split: Literal["test", "validation", "train"] = "test",
+    module: str | None = None,
+    device: str = "auto",
+    json: bool = False,
+) -> None:
+    """Print the accuracy of a trained run by every reading that its rule has.
+
+    Args:
+        run: Folder of the run.
+        data: Data set, .npz file or image folder; by default what the run was trained on.
+        data_dir: Folder that is looked in before anything is downloaded. Default: the variable SIDESTEP_DATA.
+        split: Which split to evaluate on.
+        module: Image path the run was trained with, FILE.py:NAME, if it is not where it was.
+        device: Where to compute: auto, cpu, cuda, cuda:1, mps.
+        json: Print one JSON object.
+    """
+    trained = _load(run, module, device)
+    found = _data_of(run, data, data_dir)
+    _check_task(trained, found)
+    part = found.test if split == "test" else found.validation if split == "validation" else found.train
+    if not len(part):
+        raise InputError(f"{found.name} has no {split} images; choose another --split")
+    shares = trained.evaluate(part)
+    if json:
+        show_json({
+            "rule": trained.rule.name, "data": found.name, "split": split, "images": len(part), "seed": trained.seed,
+            "steps": trained.step, "accuracy": shares[trained.rule.predictors[0]], "readings": shares, "run": str(run),
+        })  # fmt: skip
+        return
+    rows = [[name, f"{share:.2%}"] for name, share in shares.items()]
+    show_table(f"{trained.rule.name} on {found.name}, {split}, {len(part):,} images", ["by", "accuracy"], rows)
+
+
+def _data_of(run: Path, data: str | None, data_dir: Path | None) -> DataSet:
+    saved = RunFolder(run).config()["data"]
+    directory = data_dir or default_data_dir() or (Path(saved["data_dir"]) if "data_dir" in saved else None)
+    name = data or saved["name"]
+    if name == "arrays":
+        raise InputError(f"{run} was trained on arrays in memory; name a data set or a .npz file with --data")
+    size = saved.get("size") if data is None or data == saved["name"] else None
+    return load(
+        name, data_dir=directory, validation=saved.get("validation", 0.1), size=size, progress=error_console.is_terminal
+    )
+
+
+def _check_task(trained: Run, found: DataSet) -> None:
+    if tuple(found.image_shape) != trained.task.image_shape:
+        raise InputError(
+            f"{found.name} has images of shape {tuple(found.image_shape)}, but the net was trained on "
+            f"{trained.task.image_shape} (channels, height, width); give data of that shape with --data"
+        )
+    if found.classes != trained.task.classes:
+        raise InputError(
+            f"{found.name} has {found.classes} classes, but the net was trained on {trained.task.classes}; "
+            "give data with the same classes with --data"
+        )
+
+
+def _predict(
+    run: Annotated[Path, tyro.conf.Positional],
+    file: Annotated[Path, tyro.conf.Positional],
+    /,
+    out: Path | None = None,
+    reading: str | None = None,
+    module: str | None = None,
+    device: str = "auto",
+    most: int = 20,
+    json: bool = False,
+) -> None:
+    """Print the class of every image in a file.
+
+    Args:
+        run: Folder of the run.
+        file: Images: a .npz (array `images`, `x`, `x_test`, `test_images`, or its only array), a .npy, or a picture file.
+        out: Write all predictions there: .csv (index, class, probability) or .npz (labels, probabilities, class_names).
+        reading: Which of the rule's readings to use, e.g. ancestral; by default the first (see `sidestep rules`).
+        module: Image path the run was trained with, FILE.py:NAME, if it is not where it was.
+        device: Where to compute: auto, cpu, cuda, cuda:1, mps.
+        most: How many predictions to print.
+        json: Print one JSON object with all labels.
+    """
+    trained = _load(run, module, device)
+    images = read_images(file, trained.task.image_shape)
+    probabilities = trained.predict(images, reading)
+    labels = probabilities.argmax(dim=1).tolist()
+    names = trained.task.class_names
+    if out:
+        _write(out, probabilities, names)
+    if json:
+        show_json({"run": str(run), "images": len(labels), "labels": labels, "classes": [names[label] for label in labels]})
+        return
+    rows = [[str(i), names[k], f"{probabilities[i, k]:.1%}"] for i, k in enumerate(labels[: max(0, most)])]
+    show_table(f"{len(labels)} images", ["image", "class", "probability"], rows)
+    if len(labels) > len(rows):
+        show(f"... and {len(labels) - len(rows)} more" + ("" if out else "; --out FILE.csv writes all"))
+    if out:
+        show(f"written: {out}")
+
+
+def _write(out: Path, probabilities: Tensor, names: tuple[str, ...]) -> None:
+    labels = probabilities.argmax(dim=1)
+    if out.suffix == ".npz":
+        buffer = io.BytesIO()
+        np.savez(buffer, labels=labels.numpy(), probabilities=probabilities.numpy(), class_names=np.array(names))
+        checkpoint.write_bytes(out, buffer.getvalue())
+    elif out.suffix == ".csv":
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(["index", "class", "probability"])
+        for index, label in enumerate(labels.tolist()):
+            writer.writerow([index, names[label], f"{probabilities[index, label]:.6f}"])
+        checkpoint.write_text(out, text.getvalue())
+    else:
+        raise InputError(f"--out must end in .csv or .npz, got {out}")

@@ -1,0 +1,25 @@
+"""Image data sets as tensors: known sets, `.npz` files, image folders, arrays; batches, augmentation,
+pictures.
+"""
+
+from sidestep.data.batches import batch_indices, crop_and_flip, standardise, steps_per_epoch
+from sidestep.data.catalogue import Known, names
+from sidestep.data.loading import from_arrays, load
+from sidestep.data.picture import grid
+from sidestep.data.splits import DataSet, Split
+from sidestep.data.unlabelled import read_images
+
+__all__ = [
+    "DataSet",
+    "Known",
+    "Split",
+    "batch_indices",
+    "crop_and_flip",
+    "from_arrays",
+    "grid",
+    "load",
+    "names",
+    "read_images",
+    "standardise",
+    "steps_per_epoch",
+]

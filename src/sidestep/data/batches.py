@@ -1,0 +1,92 @@
+"""From a whole set on the device to one step's batch: order, standardisation, random crop and flip."""
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from sidestep.errors import InputError
+from sidestep.noise import Noise
+
+__all__ = ["batch_indices", "crop_and_flip", "standardise", "steps_per_epoch"]
+
+
+def standardise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Images (n, channels, height, width) with mean 0 and variance 1 over the train split, in float32.
+
+        out = (x - mean) / std        x = images / 255 for uint8, images otherwise
+
+    Raises InputError unless there is one mean and one std for each channel.
+
+    >>> standardise(torch.full((1, 1, 1, 2), 255, dtype=torch.uint8), [0.5], [0.25]).tolist()
+    [[[[2.0, 2.0]]]]
+    """
+    channels = images.shape[1]
+    if len(mean) != channels or len(std) != channels:
+        raise InputError(
+            f"standardise needs one mean and one std for each of {channels} channels, "
+            f"got {len(mean)} and {len(std)}; take both from the data set that was trained on"
+        )
+    unit = 255.0 if images.dtype == torch.uint8 else 1.0
+    factors = [[1.0 / (unit * s) for s in std], [-m / s for m, s in zip(mean, std, strict=True)]]
+    scale, shift = torch.tensor(factors, device=images.device).view(2, 1, channels, 1, 1)
+    return torch.addcmul(shift, images.to(torch.float32), scale)
+
+
+def steps_per_epoch(examples: int, batch: int) -> int:
+    """Full batches in one pass: max(1, examples // batch); the remainder of an epoch is left out.
+
+    Raises InputError unless both are at least 1.
+    """
+    if examples < 1 or batch < 1:
+        raise InputError(f"an epoch needs examples and a batch of at least 1, got {examples} and {batch}")
+    return max(1, examples // batch)
+
+
+def batch_indices(noise: Noise, step: int, examples: int, batch: int) -> Tensor:
+    """The examples of step `step`, counted from 0 over all epochs: (min(batch, examples),) int64, none twice
+    an epoch.
+
+        epoch, place = divmod(step, steps_per_epoch)
+        indices = permutation(epoch)[place batch : (place + 1) batch]
+
+    A function of its arguments alone: one Philox permutation per epoch, kept while the epoch lasts.
+
+    >>> [batch_indices(Noise(0), step, examples=6, batch=2).tolist() for step in range(3)]
+    [[2, 1], [0, 5], [3, 4]]
+    """
+    if step < 0:
+        raise InputError(f"step must be at least 0, got {step}")
+    epoch, place = divmod(step, steps_per_epoch(examples, batch))
+    return _epoch_order(noise, epoch, examples)[place * batch : (place + 1) * batch].clone()
+
+
+@lru_cache(maxsize=4)  # a clone leaves here, so what is kept never changes
+def _epoch_order(noise: Noise, epoch: int, examples: int) -> Tensor:
+    return noise.stream("epoch order").at(epoch).permutation(examples)
+
+
+def crop_and_flip(images: Tensor, noise: Noise, padding: int = 4, flip: bool = True) -> Tensor:
+    """Each image moved by up to `padding` pixels on zeros and, with probability 1/2, mirrored left to right.
+
+        out[i] = F_i(zero-padded images[i][:, y_i : y_i + height, x_i : x_i + width])
+        y_i, x_i uniform in 0..2 padding, F_i the mirror or nothing
+
+    Shape, dtype and device stay those of `images` (n, channels, height, width). Three words of `noise` per
+    image decide, so give it the step: noise.at(step). Raises InputError if padding is negative.
+    """
+    if padding < 0:
+        raise InputError(f"padding must be at least 0 pixels, got {padding}")
+    count, _, height, width = images.shape
+    words = noise.stream("crop and flip").words(3 * count, device=images.device).view(count, 3)
+    if padding:
+        places = 2 * padding + 1
+        top, left = ((words[:, axis] * places) >> 32 for axis in (0, 1))  # both (n,), in 0 .. 2 padding
+        windows = pad(images, (padding,) * 4).unfold(2, height, 1).unfold(3, width, 1)
+        images = windows[torch.arange(count, device=images.device), :, top, left]
+    if flip:
+        mirrored = (words[:, 2] >> 31).bool()
+        images = torch.where(mirrored[:, None, None, None], images.flip(3), images)
+    return images

@@ -1,0 +1,157 @@
+"""One door for all data: a known name, a `.npz` file, an image folder, or arrays in memory."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from sidestep.data.catalogue import KNOWN, Known
+from sidestep.data.check import as_array
+from sidestep.data.download import fetch, find_local
+from sidestep.data.folder import folder_source
+from sidestep.data.npz import npz_source
+from sidestep.data.source import Source, assemble
+from sidestep.data.splits import DataSet
+from sidestep.errors import DataError, InputError
+
+__all__ = ["from_arrays", "load"]
+
+
+def load(
+    name_or_path: str | os.PathLike[str],
+    *,
+    data_dir: str | os.PathLike[str] | None = None,
+    validation: float = 0.1,
+    size: int | None = None,
+    progress: bool = False,
+) -> DataSet:
+    """A data set by name (see `names`), or from a path to a `.npz` file or to a folder with one folder per
+    class.
+
+    data_dir is looked in first for NAME.npz (bloodmnist_64.npz for another size) and for the original files,
+    also in data_dir/NAME; only what is not there is downloaded, into the user's cache. `validation` of train,
+    at most half, is held out unless the set has a validation split of its own. `size` chooses among a known
+    set's sizes, or stretches the images of a folder; bloodmnist without it takes the smallest size found in
+    data_dir, else 28. Raises DataError for data that are missing or wrong, InputError for a wrong argument.
+
+    >>> load("digits", validation=0.2)
+    DataSet('digits', 1150 train + 287 validation images of 1 x 8 x 8, 10 classes)
+    """
+    name = os.fspath(name_or_path)
+    if name in KNOWN:
+        return assemble(known_source(KNOWN[name], data_dir, size, progress), validation)
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return assemble(folder_source(path.resolve().name, path, size), validation)
+    if path.suffix == ".npz" or path.is_file():
+        if path.is_file() and path.suffix != ".npz":
+            raise DataError(
+                f"{path}: a data file must be .npz; write one with numpy.savez(path, x_train=..., ...)"
+            )
+        if size is not None:
+            raise InputError(
+                f"size={size} is for known sets and image folders; images in a .npz file stay as they are"
+            )
+        return assemble(npz_source(path.stem, (path,), None), validation)
+    raise DataError(_unknown(name))
+
+
+def from_arrays(
+    x_train: Any,
+    y_train: Any,
+    x_test: Any = None,
+    y_test: Any = None,
+    *,
+    validation: float = 0.1,
+    name: str = "arrays",
+    class_names: Sequence[str] | None = None,
+) -> DataSet:
+    """A data set from arrays or tensors in memory, which are copied.
+
+    Images: (N, H, W), (N, H, W, C), (N, C, H, W) with C of 1, 3 or 4 (channels are taken to be last where
+    both could be), or flat vectors (N, F); uint8, integers of 0..255, or finite floats, which stay in their
+    own units. Labels: integers 0..K-1, (N,) or (N, 1), with every class present unless class_names says how
+    many there are. Raises DataError for anything else, InputError for a wrong argument.
+
+    >>> import numpy
+    >>> from_arrays(numpy.zeros((20, 4, 4)), numpy.arange(20) % 2)
+    DataSet('arrays', 18 train + 2 validation images of 1 x 4 x 4, 2 classes)
+    """
+    if (x_test is None) != (y_test is None):
+        raise InputError("x_test and y_test go together: give both or neither")
+    train = as_array(x_train, f"{name}: train images"), as_array(y_train, f"{name}: train labels")
+    test = None
+    if x_test is not None:
+        test = as_array(x_test, f"{name}: test images"), as_array(y_test, f"{name}: test labels")
+    source = Source(
+        name,
+        train=lambda: train,
+        test=(lambda: test) if test is not None else None,
+        class_names=tuple(map(str, class_names)) if class_names is not None else None,
+        test_shapes=(test[0].shape, test[1].shape) if test is not None else None,
+    )
+    return assemble(source, validation)
+
+
+def known_source(
+    known: Known,
+    data_dir: str | os.PathLike[str] | None = None,
+    size: int | None = None,
+    progress: bool = False,
+    cache: Path | None = None,
+) -> Source:
+    """A known set before it is read: from data_dir where it is there, else from the cache (default: the
+    user's own), which is filled from the network.
+    """
+    if size is not None and size not in known.sizes:
+        raise InputError(
+            f"{known.name} has images of {', '.join(map(str, known.sizes))} pixels, got size={size}"
+        )
+    folder = Path(data_dir).expanduser() if data_dir is not None else None
+    if folder is not None and not folder.is_dir():
+        raise DataError(
+            f"the data folder {folder} {'is not a folder' if folder.exists() else 'does not exist'}"
+        )
+    if folder is not None:
+        for candidate in known.sizes if size is None else (size,):
+            path = folder / _npz_name(known, candidate)
+            if path.is_file() and known.files[candidate]:
+                source = npz_source(known.name, (path,), known.class_names)
+                return replace(source, image_shape=known.image_shape(candidate))
+    chosen = size if size is not None else known.sizes[0]
+    paths = _original_files(known, chosen, folder, progress, cache)
+    return replace(known.opener(known.name, paths, known.class_names), image_shape=known.image_shape(chosen))
+
+
+def _npz_name(known: Known, size: int) -> str:
+    return f"{known.name}.npz" if size == known.sizes[0] else f"{known.name}_{size}.npz"
+
+
+def _original_files(
+    known: Known, size: int, folder: Path | None, progress: bool, cache: Path | None
+) -> tuple[Path, ...]:
+    remotes = known.files[size]
+    if remotes and cache is None:
+        import pooch  # imported here, since digits need no network
+
+        cache = Path(pooch.os_cache("sidestep"))
+    places = (folder, folder / known.name) if folder is not None else ()
+    others = {remote.md5 for other in KNOWN.values() for files in other.files.values() for remote in files}
+    paths = []
+    for remote in remotes:
+        local = find_local(remote, places, others)
+        paths.append(local or fetch(remote, (cache or Path()) / known.name, progress=progress))
+    return tuple(paths)
+
+
+def _unknown(name: str) -> str:
+    nearest = get_close_matches(name.lower().replace("_", "-"), KNOWN, n=1, cutoff=0.5)
+    known = ", ".join(KNOWN)
+    if os.sep in name or "." in name:
+        return f"{name}: no such file or folder; data are a .npz file, a folder, or one of {known}"
+    hint = f"did you mean {nearest[0]!r}? " if nearest else ""
+    return (
+        f"no data set is called {name!r}; {hint}known are {known}, or give a path to a .npz file or a folder"
+    )

@@ -1,0 +1,23 @@
+"""Every error that a user can meet, with one base class to catch them all."""
+
+__all__ = ["CheckpointError", "DataError", "InputError", "NonFiniteError", "SidestepError"]
+
+
+class SidestepError(Exception):
+    """Base of all errors that Sidestep raises on purpose; the command line prints it without a traceback."""
+
+
+class InputError(SidestepError, ValueError):
+    """A value that cannot work: the message says what was given, what is needed and the fix."""
+
+
+class DataError(InputError):
+    """A data set that is missing, damaged, or not of the form that training needs."""
+
+
+class CheckpointError(SidestepError):
+    """A run folder or checkpoint that is missing, damaged, or belongs to another run."""
+
+
+class NonFiniteError(SidestepError, FloatingPointError):
+    """A loss that is not a finite number: training stopped, and the last good checkpoint is kept."""

@@ -1,0 +1,73 @@
+"""Networks for back-propagation: a plain MLP, and the paper's baseline of chained blocks."""
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from sidestep.errors import InputError
+from sidestep.nets.blocks import Block
+from sidestep.nets.dropout import repeatable
+
+__all__ = ["ChainedBlocks", "MLP"]
+
+
+class MLP(nn.Module):
+    """Dense layers with ReLU between them; (batch, channels, height, width) -> logits (batch, classes)."""
+
+    def __init__(self, image_shape: tuple[int, int, int], hidden: tuple[int, ...], classes: int) -> None:
+        super().__init__()
+        if any(width < 1 for width in hidden):
+            raise InputError(f"every hidden layer needs at least one unit, got {hidden}")
+        channels, height, width = image_shape
+        sizes = [channels * height * width, *hidden, classes]
+        layers: list[nn.Module] = []
+        for inputs, outputs in zip(sizes[:-1], sizes[1:], strict=True):
+            layers += [nn.Linear(inputs, outputs), nn.ReLU()]
+        self.layers = nn.Sequential(*layers[:-1])
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the class logits."""
+        return self.layers(images.flatten(1)).float()
+
+
+class ChainedBlocks(nn.Module):
+    """The paper's baseline: NoProp's blocks in a chain, trained end to end.
+
+    `z_t = (1 - a_t) z_(t-1) + a_t uhat_t(z_(t-1), x)` with `a_t = tanh(w_t)` learned, and a linear read-out of z_T (Li et al.
+    2025, section 4). Training starts from z_0 ~ N(0, I) (at a constant z_0 the latent path's batch norm would divide by
+    nearly nothing), inference from z_0 = 0. The paper does not say how w_t starts; here a_t starts at 0.5.
+
+    Args:
+        paths: T image paths, one per block.
+        image_shape: (channels, height, width).
+        classes: m; the class embedding is one-hot, so z has m elements.
+        activation_checkpointing: keep only the blocks' inputs for the backward pass and compute the rest again.
+    """
+
+    embedding: Tensor
+
+    def __init__(
+        self,
+        paths: list[nn.Module],
+        image_shape: tuple[int, int, int],
+        classes: int,
+        activation_checkpointing: bool = False,
+    ) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(Block(path, image_shape, classes, classes, image_latent=False) for path in paths)
+        self.register_buffer("embedding", torch.eye(classes))
+        self.mixing = nn.Parameter(torch.full((len(paths),), 0.5).atanh())
+        self.readout = nn.Linear(classes, classes)
+        self.activation_checkpointing = activation_checkpointing
+
+    def forward(self, images: Tensor, latent: Tensor | None = None) -> Tensor:
+        """Return the class logits, (batch, classes), from z_0 = `latent`, (batch, classes), or from 0."""
+        if latent is None:
+            latent = torch.zeros(len(images), self.embedding.shape[0], device=images.device)
+        for block, weight in zip(self.blocks, self.mixing.tanh(), strict=True):
+            if self.activation_checkpointing and self.training:
+                logits = checkpoint(repeatable(block), images, latent, use_reentrant=False)
+            else:
+                logits = block(images, latent)
+            latent = (1 - weight) * latent + weight * (logits.softmax(dim=1) @ self.embedding)
+        return self.readout(latent).float()

@@ -1,0 +1,138 @@
+"""The denoising block of NoProp-DT: an image path, a latent path, and a small net that fuses the two."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from sidestep.errors import InputError
+from sidestep.nets.dropout import Dropout
+
+__all__ = ["Block", "ConvPath", "LatentPath", "feature_count"]
+
+_FEATURES = 256
+
+
+class ConvPath(nn.Module):
+    """The image path of Li et al. 2025, Figure 6: three convolutions, then 256 features.
+
+    Shapes: (batch, channels, height, width) -> (batch, 256); height and width at least 4, since they are halved twice.
+    """
+
+    def __init__(self, image_shape: tuple[int, int, int], features: int = _FEATURES) -> None:
+        super().__init__()
+        channels, height, width = image_shape
+        if min(height, width) < 4:
+            raise InputError(
+                f"images of {height} x {width} are too small for the convolutional path, which halves them twice; "
+                "it needs at least 4 x 4 (enlarge the images, or give a module of your own)"
+            )
+        # the paper's ReLU stands before the pooling; the two commute, and this way ReLU has a quarter of the elements
+        self.convolutions = nn.Sequential(
+            nn.Conv2d(channels, 32, 3, padding=1), nn.MaxPool2d(2), nn.ReLU(inplace=True), Dropout(0.2),
+            nn.Conv2d(32, 64, 3, padding=1), nn.ReLU(inplace=True), Dropout(0.2),
+            nn.Conv2d(64, 128, 3, padding=1), nn.MaxPool2d(2), nn.ReLU(inplace=True), Dropout(0.2),
+        )  # fmt: skip
+        self.dense = nn.Linear(128 * (height // 4) * (width // 4), features)
+        self.norm = nn.BatchNorm1d(features)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the features of the images."""
+        return self.norm(self.dense(self.convolutions(images).flatten(1)).float())
+
+
+class LatentPath(nn.Module):
+    """The latent path of Figure 6: a dense layer, then two more whose output is added to the first's.
+
+    Shapes: (batch, dimension) -> (batch, 256).
+    """
+
+    def __init__(self, dimension: int, features: int = _FEATURES) -> None:
+        super().__init__()
+        self.first = nn.Sequential(nn.Linear(dimension, features), nn.BatchNorm1d(features), nn.ReLU())
+        self.residual = nn.Sequential(
+            nn.Linear(features, features), nn.BatchNorm1d(features), nn.ReLU(),
+            nn.Linear(features, features), nn.BatchNorm1d(features),
+        )  # fmt: skip
+
+    def forward(self, latent: Tensor) -> Tensor:
+        """Return the features of the latent."""
+        hidden = self.first(latent)
+        return hidden + self.residual(hidden)
+
+
+class ImageLatentPath(nn.Module):
+    """The path of an image-shaped latent (prototype embeddings): the latent's own copy of the convolutional path."""
+
+    def __init__(self, image_shape: tuple[int, int, int]) -> None:
+        super().__init__()
+        self.image_shape = image_shape
+        self.path = ConvPath(image_shape)
+
+    def forward(self, latent: Tensor) -> Tensor:
+        """Return the features of the latent, given flat: (batch, channels * height * width) -> (batch, 256)."""
+        return self.path(latent.unflatten(1, self.image_shape))
+
+
+class Block(nn.Module):
+    """One block: class logits from an image and a noisy label, `logits = fuse(image(x), latent(z))`.
+
+    The two halves can be called on their own, since the image's features do not depend on z.
+
+    Args:
+        image_path: any module from images (batch, channels, height, width) to features (batch, ...).
+        image_shape: (channels, height, width).
+        dimension: d, the length of the label embedding.
+        classes: m.
+        image_latent: whether the latent has the shape of the image (prototype embeddings).
+    """
+
+    def __init__(
+        self, image_path: nn.Module, image_shape: tuple[int, int, int], dimension: int, classes: int, image_latent: bool
+    ) -> None:
+        super().__init__()
+        self.image = image_path
+        features = feature_count(image_path, image_shape)
+        self.latent = ImageLatentPath(image_shape) if image_latent else LatentPath(dimension)
+        self.fuse = nn.Sequential(
+            nn.Linear(features + _FEATURES, 256), nn.BatchNorm1d(256), nn.ReLU(),
+            nn.Linear(256, 128), nn.BatchNorm1d(128), nn.ReLU(),
+            nn.Linear(128, classes),
+        )  # fmt: skip
+
+    def features(self, images: Tensor) -> Tensor:
+        """Return the image path's output as rows, (batch, features)."""
+        return self.image(images).flatten(1)
+
+    def logits(self, features: Tensor, latent: Tensor) -> Tensor:
+        """Return float32 class logits, (batch, classes), from image features and z of shape (batch, dimension)."""
+        return self.fuse(torch.cat([features.float(), self.latent(latent).float()], dim=1)).float()
+
+    def forward(self, images: Tensor, latent: Tensor) -> Tensor:
+        """Return float32 class logits, (batch, classes)."""
+        return self.logits(self.features(images), latent)
+
+
+def feature_count(image_path: Callable[[Tensor], Tensor], image_shape: tuple[int, int, int]) -> int:
+    """Return how many features an image path gives for one image, by running it once on an empty image.
+
+    Raises:
+        InputError: if the path cannot take such images, or does not keep the batch dimension.
+    """
+    training = isinstance(image_path, nn.Module) and image_path.training
+    if isinstance(image_path, nn.Module):
+        image_path.eval()
+    try:
+        with torch.no_grad():
+            output = image_path(torch.zeros(2, *image_shape))
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        raise InputError(
+            f"the image path does not take images of shape (batch, {', '.join(map(str, image_shape))}): {error}"
+        ) from error
+    finally:
+        if isinstance(image_path, nn.Module):
+            image_path.train(training)
+    if not isinstance(output, Tensor) or output.dim() < 2 or len(output) != 2:
+        shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        raise InputError(f"the image path must return a tensor (batch, features ...); for 2 images it gave {shape}")
+    return output[0].numel()

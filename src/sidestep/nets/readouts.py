@@ -1,0 +1,53 @@
+"""Read-outs p(y | z_T): from the last latent to class log-probabilities."""
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["RadialReadout", "SoftmaxReadout"]
+
+
+def _nearest(embedding: Tensor) -> nn.Linear:
+    """Return a linear layer that starts as the comparison with each class: `A_y = u_y / |u_y|^2`, b = 0.
+
+    The paper does not say how the read-out starts; a random one needs hundreds of steps to learn what is known already.
+    """
+    classes, dimension = embedding.shape
+    linear = nn.Linear(dimension, classes)
+    with torch.no_grad():
+        linear.weight.copy_(embedding / embedding.square().sum(dim=1, keepdim=True).clamp_min(1e-12))
+        linear.bias.zero_()
+    return linear
+
+
+class SoftmaxReadout(nn.Module):
+    """`p(y | z) = softmax(A z + b)_y`; (batch, dimension) -> logits (batch, classes).
+
+    `embedding`, (classes, dimension), is where it starts from.
+    """
+
+    def __init__(self, embedding: Tensor) -> None:
+        super().__init__()
+        self.linear = _nearest(embedding)
+
+    def forward(self, latent: Tensor, embedding: Tensor) -> Tensor:
+        """Return the logits; the embedding is not needed here."""
+        return self.linear(latent)
+
+
+class RadialReadout(nn.Module):
+    """`p(y | z) ~ exp(-|v - u_y|^2 / (2 sigma^2))` with `v = softmax(A z + b) W`, a point among the class embeddings.
+
+    (batch, dimension) -> logits (batch, classes). sigma is learned, from 1 on, through its logarithm; A starts from
+    `embedding`, (classes, dimension).
+    """
+
+    def __init__(self, embedding: Tensor) -> None:
+        super().__init__()
+        self.linear = _nearest(embedding)
+        self.log_sigma = nn.Parameter(torch.zeros(()))
+
+    def forward(self, latent: Tensor, embedding: Tensor) -> Tensor:
+        """Return the logits of `latent` (batch, dimension) against `embedding` (classes, dimension)."""
+        point = self.linear(latent).softmax(dim=1) @ embedding
+        squared = (point[:, None] - embedding[None]).square().sum(dim=2)  # (batch, classes)
+        return -squared * torch.exp(-2 * self.log_sigma) / 2

@@ -1,0 +1,90 @@
+"""Samplers: from an image to a label through the chain of blocks, with no label as input."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sidestep.errors import InputError
+from sidestep.nets.schedules import posterior_coefficients
+from sidestep.nets.stack import DenoisingStack
+from sidestep.noise import Noise
+
+__all__ = ["SAMPLERS", "Chain", "ancestral_chain", "ddim_chain", "stack_predictions"]
+
+SAMPLERS = ("ddim", "ancestral", "mean")
+
+
+class Chain(NamedTuple):
+    """One pass through the chain."""
+
+    latent: Tensor  # z_T, (batch, dimension)
+    logits: Tensor  # every block's own class logits on the way, (blocks, batch, classes)
+
+
+def ancestral_chain(stack: DenoisingStack, features: list[Tensor], noise: Noise, start: int = 0) -> Chain:
+    """Sample as the paper does: `z_t = a_t uhat_t + b_t z_(t-1) + sqrt(c_t) eps` from `z_0 ~ N(0, I)` (eq. 3).
+
+    Args:
+        stack: the blocks.
+        features: each block's image features, T tensors (batch, features).
+        noise: the point in noise space; example i uses the elements from (start + i) * dimension on, so that a prediction
+            does not depend on the batch it is made in.
+        start: index of the first example of this batch within the whole set.
+    """
+    batch = len(features[0])
+
+    def normal(level: int) -> Tensor:
+        count, first = batch * stack.dimension, start * stack.dimension
+        return noise.sub(level).normal(count, start=first, device=features[0].device).view(batch, stack.dimension)
+
+    latent, logits = normal(0), []
+    for index, rows in enumerate(features):
+        logits.append(stack.block(index).logits(rows, latent))
+        a, b, c = posterior_coefficients(stack.alpha_bar[index], stack.alpha_bar[index + 1])
+        latent = a * stack.label_estimate(logits[-1]) + b * latent + c.sqrt() * normal(index + 1)
+    return Chain(latent, torch.stack(logits))
+
+
+def ddim_chain(stack: DenoisingStack, features: list[Tensor], latent: Tensor | None = None) -> Chain:
+    """Walk without noise: `z_t = sqrt(abar_t) uhat_t + sqrt((1 - abar_t) / (1 - abar_(t-1))) (z_(t-1) - sqrt(abar_(t-1)) uhat_t)`.
+
+    Deterministic, from z_0 = 0 unless a `latent` of shape (batch, dimension) is given (Song et al. 2021, eq. 12, eta = 0).
+    """
+    if latent is None:
+        latent = torch.zeros(len(features[0]), stack.dimension, device=features[0].device)
+    logits = []
+    for index, rows in enumerate(features):
+        logits.append(stack.block(index).logits(rows, latent))
+        estimate, before, after = stack.label_estimate(logits[-1]), stack.alpha_bar[index], stack.alpha_bar[index + 1]
+        latent = after.sqrt() * estimate + ((1 - after) / (1 - before)).sqrt() * (latent - before.sqrt() * estimate)
+    return Chain(latent, torch.stack(logits))
+
+
+def stack_predictions(
+    stack: DenoisingStack, images: Tensor, noise: Noise, start: int = 0, draws: int = 8
+) -> dict[str, Tensor]:
+    """Return class probabilities (batch, classes) by every reading of the stack; each image path runs once.
+
+    `ddim`: the deterministic chain from zero. `ancestral`: one draw of the paper's chain. `mean`: the read-out of the mean
+    of the last block's label estimate over `draws` ancestral chains. `block 1 alone`: the first block's own logits at
+    z_0 = 0. `mean of blocks`: the mean of all blocks' own probabilities along the deterministic chain.
+    """
+    if draws < 1:
+        raise InputError(f"draws must be at least 1, got {draws}")
+    features = stack.image_features(images)
+
+    def read(latent: Tensor) -> Tensor:
+        return stack.readout(latent, stack.embedding).float().softmax(dim=1)
+
+    walk = ddim_chain(stack, features)
+    chains = [ancestral_chain(stack, features, noise.stream(f"draw {draw}"), start) for draw in range(draws)]
+    mean = torch.stack([stack.label_estimate(chain.logits[-1]) for chain in chains]).mean(dim=0)
+    own = walk.logits.softmax(dim=2)  # (blocks, batch, classes)
+    return {
+        "ddim": read(walk.latent),
+        "ancestral": read(chains[0].latent),
+        "mean": read(mean),
+        "block 1 alone": own[0],
+        "mean of blocks": own.mean(dim=0),
+    }

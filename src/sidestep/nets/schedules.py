@@ -1,0 +1,93 @@
+"""Noise schedules: how much of the label is left in z_t, and the coefficients that follow from it."""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sidestep.errors import InputError
+
+__all__ = ["PosteriorCoefficients", "check_alpha_bar", "cosine_alpha_bar", "posterior_coefficients", "signal_to_noise"]
+
+
+class PosteriorCoefficients(NamedTuple):
+    """Coefficients of one ancestral step, `z_t = prediction * u + previous * z_s + sqrt(variance) * eps`."""
+
+    prediction: Tensor
+    previous: Tensor
+    variance: Tensor
+
+
+def cosine_alpha_bar(blocks: int, offset: float = 0.008, low: float = 1e-3, high: float = 0.999) -> Tensor:
+    """Return the cosine schedule of alpha_bar_0 .. alpha_bar_T, rising from nearly pure noise to nearly the label.
+
+    `alpha_bar_t = cos^2(((1 - t/T) + s) / (1 + s) * pi/2) / cos^2(s / (1 + s) * pi/2)`, clipped to `[low, high]`; t runs
+    with the network, so t = 0 is noise and t = T is the label (Nichol and Dhariwal 2021, eq. 17, with time reversed).
+
+    Args:
+        blocks: T, the number of denoising blocks, at least 1.
+        offset: s, which keeps the last steps from being too small.
+        low: the smallest value allowed.
+        high: the largest value allowed.
+
+    Returns:
+        float32 tensor of shape (T + 1,), strictly rising.
+
+    Raises:
+        InputError: if `blocks` is below 1 or the schedule would not rise strictly within (0, 1).
+
+    >>> [round(value, 3) for value in cosine_alpha_bar(2).tolist()]
+    [0.001, 0.494, 0.999]
+    """
+    if blocks < 1:
+        raise InputError(f"blocks must be at least 1, got {blocks}")
+    time = torch.linspace(1, 0, blocks + 1, dtype=torch.float64)
+    squared = torch.cos((time + offset) / (1 + offset) * math.pi / 2) ** 2
+    alpha_bar = (squared / squared[-1]).clamp(low, high)
+    check_alpha_bar(alpha_bar)
+    return alpha_bar.float()
+
+
+def check_alpha_bar(alpha_bar: Tensor) -> None:
+    """Refuse a schedule that falls, stands still, or leaves (0, 1): its loss weights would be negative or infinite."""
+    values = alpha_bar.double()
+    if values.dim() != 1 or len(values) < 2:
+        raise InputError(f"a schedule needs shape (blocks + 1,) with at least two values, got {tuple(values.shape)}")
+    if not bool(((values > 0) & (values < 1)).all()):
+        raise InputError(
+            f"every alpha_bar must lie strictly between 0 and 1, got {values.tolist()}; "
+            "clip the schedule, for instance to [0.001, 0.999]"
+        )
+    if not bool((values[1:] > values[:-1]).all()):
+        raise InputError(
+            f"alpha_bar must rise from block to block (noise to label), got {values.tolist()}; "
+            "reverse the schedule, use fewer blocks, or clip it less (49 blocks fit a clip to [0.001, 0.999])"
+        )
+
+
+def signal_to_noise(alpha_bar: Tensor) -> Tensor:
+    """Return SNR = alpha_bar / (1 - alpha_bar), of the shape given."""
+    return alpha_bar / (1 - alpha_bar)
+
+
+def posterior_coefficients(start: Tensor, end: Tensor) -> PosteriorCoefficients:
+    """Return a, b, c of the step from alpha_bar = `start` to `end`, for a network that predicts the label embedding.
+
+    With `alpha = start / end`: `a = sqrt(end) (1 - alpha) / (1 - start)`, `b = sqrt(alpha) (1 - end) / (1 - start)`,
+    `c = (1 - end) (1 - alpha) / (1 - start)`, so that `z_t = a u + b z_s + sqrt(c) eps` has the marginals
+    `N(sqrt(alpha_bar_t) u, (1 - alpha_bar_t) I)` when the prediction u is perfect (Li et al. 2025, eqs. 3 and 6).
+
+    >>> a, b, c = posterior_coefficients(torch.tensor(0.2), torch.tensor(0.6))
+    >>> mean = a + b * 0.2**0.5            # a perfect prediction u = 1 keeps the mean on sqrt(0.6)
+    >>> variance = b**2 * 0.8 + c
+    >>> print(f"{mean:.4f} {0.6**0.5:.4f} {variance:.4f}")
+    0.7746 0.7746 0.4000
+    """
+    alpha = start / end
+    rest = 1 - start
+    return PosteriorCoefficients(
+        prediction=end.sqrt() * (1 - alpha) / rest,
+        previous=alpha.sqrt() * (1 - end) / rest,
+        variance=(1 - end) * (1 - alpha) / rest,
+    )

@@ -1,0 +1,145 @@
+"""The stack of denoising blocks, its embedding, its read-out and its schedule."""
+
+import copy
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from sidestep.errors import InputError
+from sidestep.nets.blocks import Block, ConvPath
+from sidestep.nets.schedules import check_alpha_bar, signal_to_noise
+from sidestep.nets.units import run_units
+from sidestep.noise import Noise
+
+__all__ = ["DenoisingStack", "ImagePath", "image_paths"]
+
+ImagePath = nn.Module | Callable[[], nn.Module]
+
+
+class DenoisingStack(nn.Module):
+    """T denoising blocks that share one class embedding and one read-out.
+
+    Args:
+        paths: T image paths, one per block, modules from images to features.
+        image_shape: (channels, height, width).
+        embedding: u, float32 of shape (classes, dimension).
+        alpha_bar: the schedule, float32 of shape (T + 1,), rising within (0, 1).
+        readout: module from (z_T, embedding) to logits.
+        learn_embedding: whether the embedding is a parameter or fixed.
+        image_latent: whether z has the shape of the image.
+        together: whether the blocks may run at once; False if the paths draw from torch's global generator.
+    """
+
+    embedding: Tensor
+    alpha_bar: Tensor
+
+    def __init__(  # long: these eight are what a stack is made of
+        self,
+        paths: list[nn.Module],
+        image_shape: tuple[int, int, int],
+        embedding: Tensor,
+        alpha_bar: Tensor,
+        readout: nn.Module,
+        learn_embedding: bool = False,
+        image_latent: bool = False,
+        together: bool = True,
+    ) -> None:
+        super().__init__()
+        check_alpha_bar(alpha_bar)
+        if len(paths) != len(alpha_bar) - 1:
+            raise InputError(f"{len(paths)} image paths need a schedule of {len(paths) + 1} values, got {len(alpha_bar)}")
+        classes, dimension = embedding.shape
+        self.image_shape, self.together = image_shape, together
+        self.blocks = nn.ModuleList(Block(path, image_shape, dimension, classes, image_latent) for path in paths)
+        self.readout = readout
+        if learn_embedding:
+            self.embedding = nn.Parameter(embedding.clone())
+        else:
+            self.register_buffer("embedding", embedding.clone())
+        self.register_buffer("alpha_bar", alpha_bar.clone())
+
+    @property
+    def classes(self) -> int:
+        """The number of classes, m."""
+        return self.embedding.shape[0]
+
+    @property
+    def dimension(self) -> int:
+        """The length of the label embedding and of z, d."""
+        return self.embedding.shape[1]
+
+    @property
+    def learns_embedding(self) -> bool:
+        """Whether the class embedding is trained."""
+        return isinstance(self.embedding, nn.Parameter)
+
+    def block(self, index: int) -> Block:
+        """Return block `index`, from 0 to T - 1; it leads from z_index to z_(index + 1)."""
+        module = self.blocks[index]
+        assert isinstance(module, Block)  # for the type checker: a ModuleList does not say what it holds
+        return module
+
+    def label_estimate(self, logits: Tensor) -> Tensor:
+        """Return `uhat = softmax(logits) W`, (batch, classes) -> (batch, dimension)."""
+        return logits.softmax(dim=1) @ self.embedding
+
+    def loss_weights(self, eta: float) -> Tensor:
+        """Return `T/2 * eta * (SNR(t) - SNR(t - 1))` for t = 1 .. T, shape (T,), all positive."""
+        ratio = signal_to_noise(self.alpha_bar.double())
+        return (len(self.blocks) / 2 * eta * (ratio[1:] - ratio[:-1])).to(self.alpha_bar.dtype)
+
+    def noised_label(self, labels: Tensor, level: int, noise: Tensor) -> Tensor:
+        """Draw `z_level ~ N(sqrt(alpha_bar) u_y, (1 - alpha_bar) I)` from standard normal `noise`, (batch, dimension)."""
+        alpha_bar = self.alpha_bar[level]
+        return alpha_bar.sqrt() * self.embedding[labels] + (1 - alpha_bar).sqrt() * noise
+
+    def image_features(self, images: Tensor) -> list[Tensor]:
+        """Return every block's image features, T tensors (batch, features): they do not depend on z."""
+        tasks = [partial(self.block(index).features, images) for index in range(len(self.blocks))]
+        return run_units(tasks, images.device, self.together)
+
+
+def image_paths(
+    given: ImagePath | None, image_shape: tuple[int, int, int], blocks: int, noise: Noise
+) -> list[nn.Module]:
+    """Return one freshly initialised image path per block: the paper's, a user's factory, or copies of a user's module.
+
+    Args:
+        given: None for the convolutional path of the paper, a function or class that makes a module, or a module, which is
+            copied for every block and initialised anew through its layers' own `reset_parameters`.
+        image_shape: (channels, height, width).
+        blocks: T.
+        noise: where the initial weights come from.
+    """
+    if given is None:
+        return [_initialised(partial(ConvPath, image_shape), noise.sub(index)) for index in range(blocks)]
+    if not isinstance(given, nn.Module):
+        paths = [_initialised(given, noise.sub(index)) for index in range(blocks)]
+        if len({id(path) for path in paths}) < blocks:
+            raise InputError("the factory returned one and the same module twice; each block needs a new one")
+        return paths
+    return [_initialised(partial(_fresh_copy, given), noise.sub(index)) for index in range(blocks)]
+
+
+def _initialised(make: Callable[[], nn.Module], noise: Noise) -> nn.Module:
+    with noise.module_init():
+        module = make()
+    if not isinstance(module, nn.Module):
+        raise InputError(f"an image path must be a torch.nn.Module, got {type(module).__name__}")
+    return module
+
+
+def _fresh_copy(module: nn.Module) -> nn.Module:
+    twin = copy.deepcopy(module)
+    for name, layer in twin.named_modules():
+        reset = getattr(layer, "reset_parameters", None)
+        if callable(reset):
+            reset()
+        elif any(True for _ in layer.parameters(recurse=False)):
+            raise InputError(
+                f"layer {name or 'the module itself'} ({type(layer).__name__}) has parameters but no reset_parameters(), so "
+                "its copies would all start alike; give the class or a function that makes the module instead"
+            )
+    return twin

@@ -1,0 +1,73 @@
+"""Running independent units of a net: one after another, or several at once on the cores of one machine."""
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import cache
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["kept_statistics", "run_units"]
+
+T = TypeVar("T")
+
+
+def run_units(tasks: Sequence[Callable[[], T]], device: torch.device, together: bool = True) -> list[T]:
+    """Run independent tasks, one per unit, and return their results in order.
+
+    On a CPU with several cores, each task gets one core and as many run at once as there are cores: small convolutions
+    gain more from that than from being split. A task's numbers do not depend on which others run beside it.
+    Autocast and grad mode of the caller hold inside the tasks.
+
+    Args:
+        tasks: functions without arguments that share nothing they write to.
+        device: where the tasks compute.
+        together: False runs them one after another on all cores (for modules that are not known to be safe together).
+    """
+    workers = min(len(tasks), torch.get_num_threads())
+    if device.type != "cpu" or workers < 2 or not together:
+        return [task() for task in tasks]
+    autocast = torch.is_autocast_enabled("cpu")
+    dtype = torch.get_autocast_dtype("cpu")
+    gradients = torch.is_grad_enabled()
+
+    def run(task: Callable[[], T]) -> T:
+        with torch.set_grad_enabled(gradients), torch.autocast("cpu", dtype=dtype, enabled=autocast):
+            return task()
+
+    return list(_pool(workers, max(1, torch.get_num_threads() // workers)).map(run, tasks))
+
+
+@cache
+def _pool(workers: int, threads: int) -> ThreadPoolExecutor:
+    ready = threading.Lock()
+
+    def prepare() -> None:
+        with ready:  # the count is per thread, but setting it is not safe from several at once
+            torch.set_num_threads(threads)
+
+    return ThreadPoolExecutor(workers, thread_name_prefix="sidestep-unit", initializer=prepare)
+
+
+@contextmanager
+def kept_statistics(net: nn.Module) -> Iterator[Callable[[], dict[str, Tensor]]]:
+    """Leave the net's buffers as they were, and hand out what the code inside makes of them.
+
+    Batch norm in training writes its running statistics during the forward pass. An estimate must write nothing, so it runs
+    in here and calls the yielded function after the forward pass: that returns name -> new value of each buffer that
+    changed, for `apply` to write. The old values are put back when the block ends.
+    """
+    before = {name: buffer.clone() for name, buffer in net.named_buffers()}
+
+    def changed() -> dict[str, Tensor]:
+        return {name: buffer.clone() for name, buffer in net.named_buffers() if not torch.equal(buffer, before[name])}
+
+    try:
+        yield changed
+    finally:
+        with torch.no_grad():
+            for name, buffer in net.named_buffers():
+                buffer.copy_(before[name])

@@ -1,0 +1,249 @@
+"""Counter-based noise: Philox4x32-10 in integer arithmetic, the same words on every device and torch version.
+
+    value = f(seed, stream, substream, step, element)         no state, so any step can be entered directly
+
+The counter of a block of four words is (element // 4, substream, step, stream id), the key the 64-bit seed.
+Words, signs, sparse signs, integers, uniforms and permutations are exact everywhere; `normal` calls log, cos
+and sin, whose last bit may differ between devices.
+
+Source: Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as 1, 2, 3" (2011), section 3.3.
+"""
+
+import hashlib
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from sidestep.errors import InputError
+
+__all__ = ["Noise", "dropout_mask"]
+
+MASK = 0xFFFFFFFF
+MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
+ROUNDS = 10
+BLOCK = 4  # words that one counter gives
+
+
+@dataclass(frozen=True)
+class Noise:
+    """A point (seed, stream, substream, step) from which any number of elements can be drawn, in any order.
+
+    Drawing twice from one point gives the same numbers twice, also through different methods: give each
+    purpose its own `stream`, each probe or block its own `sub`, each training step its own `at`.
+
+    >>> noise = Noise(7).stream("probes").at(3)
+    >>> whole, parts = noise.words(10), [noise.words(4), noise.words(6, start=4)]
+    >>> bool((torch.cat(parts) == whole).all())
+    True
+    """
+
+    seed: int
+    stream_id: int = 0
+    substream: int = 0
+    step: int = 0
+
+    def __post_init__(self) -> None:
+        _check_count("seed", self.seed, 64)
+        _check_count("stream id", self.stream_id, 32)
+        _check_count("substream", self.substream, 32)
+        _check_count("step", self.step, 32)
+
+    def stream(self, name: str) -> "Noise":
+        """The stream `name` below this one: its 32-bit id is a blake2s hash of this one's id and the name."""
+        parent = self.stream_id.to_bytes(4, "little")
+        digest = hashlib.blake2s(parent + name.encode(), digest_size=4).digest()
+        return replace(self, stream_id=int.from_bytes(digest, "little"))
+
+    def sub(self, index: int) -> "Noise":
+        """Substream `index` of this stream, say of a probe or a block; it replaces an earlier index."""
+        return replace(self, substream=index)
+
+    def at(self, step: int) -> "Noise":
+        """The same stream at training step `step`; it replaces an earlier step."""
+        return replace(self, step=step)
+
+    def words(self, n: int, start: int = 0, device: str | torch.device = "cpu") -> Tensor:
+        """Elements start to start + n - 1 as uint32 values, shape (n,), int64.
+
+        Raises InputError if n or start is negative, or if they pass the 2**34 words of one point.
+        """
+        _check_range(n, start, 1 << 34, "words")
+        first = start // BLOCK
+        blocks = (start + n + BLOCK - 1) // BLOCK - first
+        out = torch.empty(blocks, BLOCK, dtype=torch.int64, device=device)
+        counters = (self.substream, self.step, self.stream_id)
+        chunk = _chunk_blocks(out.device)
+        for begin in range(0, blocks, chunk):
+            _philox(first + begin, counters, self.seed, out[begin : begin + chunk])
+        return out.view(-1)[start - first * BLOCK :][:n]
+
+    def signs(self, n: int, start: int = 0, device: str | torch.device = "cpu") -> Tensor:
+        """Fair signs, +1 or -1, shape (n,), int8: element i is bit i % 32 of word i // 32.
+
+        >>> Noise(0).signs(6).tolist()
+        [1, -1, 1, -1, 1, -1]
+        """
+        _check_range(n, start, 1 << 39, "signs")
+        first = start // 32
+        words = self.words((start + n + 31) // 32 - first, first, device)
+        octets = words[:, None] >> torch.arange(0, 32, 8, device=words.device)
+        octets = octets.bitwise_and_(255).to(torch.uint8).view(-1, 1)
+        bits = octets >> torch.arange(8, dtype=torch.uint8, device=words.device)
+        signs = bits.bitwise_and_(1).view(torch.int8).mul_(2).sub_(1)
+        return signs.view(-1)[start - first * 32 :][:n]
+
+    def sparse_signs(
+        self, n: int, density: float, start: int = 0, device: str | torch.device = "cpu"
+    ) -> Tensor:
+        """Bernoulli(density) times a fair sign, shape (n,), int8 in {-1, 0, 1}.
+
+        Element i is non-zero if word i < floor(density 2^32); its sign comes from the nested stream "sign".
+        Raises InputError unless density is in [2^-32, 1].
+        """
+        if not 2.0**-32 <= density <= 1.0:
+            raise InputError(
+                f"density must be in (0, 1], got {density}; 32-bit words can draw 2.3e-10 and more, "
+                "and the smallest useful one is 1 / (number of weights)"
+            )
+        kept = self.words(n, start, device) < math.floor(density * 2**32)
+        return self.stream("sign").signs(n, start, device).mul_(kept)
+
+    def uniform(self, n: int, start: int = 0, device: str | torch.device = "cpu") -> Tensor:
+        """Uniform values in [0, 1), multiples of 2^-24, shape (n,), float32."""
+        return (self.words(n, start, device) >> 8).to(torch.float32).mul_(2.0**-24)
+
+    def normal(self, n: int, start: int = 0, device: str | torch.device = "cpu") -> Tensor:
+        """Standard normal values by Box and Muller, shape (n,), float32, |value| <= 6.7.
+
+            z[2j], z[2j+1] = r cos(a), r sin(a)   r = sqrt(-2 ln((w[2j] + 1) / 2^32)), a = 2 pi w[2j+1] / 2^32
+
+        log, cos and sin may differ in the last bit between devices: log what a replay needs, or use `signs`.
+        """
+        _check_range(n, start, 1 << 34, "normal values")
+        first = start // 2
+        words = self.words(2 * ((start + n + 1) // 2 - first), 2 * first, device).view(-1, 2)
+        radius = (words[:, 0] + 1).to(torch.float32).mul_(2.0**-32).log_().mul_(-2.0).sqrt_()
+        angle = (words[:, 1] >> 8).to(torch.float32).mul_(2.0 * math.pi * 2.0**-24)
+        out = torch.stack([angle.cos(), angle.sin_()], dim=1).mul_(radius[:, None])
+        return out.view(-1)[start - 2 * first :][:n]
+
+    def integers(self, n: int, high: int, start: int = 0, device: str | torch.device = "cpu") -> Tensor:
+        """Integers in [0, high), shape (n,), int64: the high word of u32 * high (uneven by high / 2^32).
+
+        Raises InputError unless 1 <= high <= 2**32.
+        """
+        if not 1 <= high <= 1 << 32:
+            raise InputError(f"high must be from 1 to 2**32, got {high}")
+        return self.words(n, start, device).mul_(high).bitwise_right_shift_(32).bitwise_and_(MASK)
+
+    def permutation(self, n: int, device: str | torch.device = "cpu") -> Tensor:
+        """A random order of 0 .. n-1, shape (n,), int64: the stable argsort of one 62-bit key per element."""
+        words = self.words(2 * n, 0, device).view(-1, 2)
+        return torch.argsort((words[:, 0] << 30) | (words[:, 1] >> 2), stable=True)
+
+    def generator(self, device: str | torch.device = "cpu") -> torch.Generator:
+        """A torch generator seeded from this point, for what only this run needs (dropout, label noise).
+
+        Its numbers depend on the device and the torch version, so a log or a replay must not rest on them.
+        """
+        return torch.Generator(device).manual_seed(self._torch_seed())
+
+    @contextmanager
+    def module_init(self) -> Iterator[None]:
+        """A context in which torch's global CPU generator is seeded from this point; then it is as before.
+
+        >>> with Noise(1).stream("init").module_init():
+        ...     layer = torch.nn.Linear(3, 2)
+        """
+        before = torch.default_generator.get_state()
+        torch.default_generator.manual_seed(self._torch_seed())
+        try:
+            yield
+        finally:
+            torch.default_generator.set_state(before)
+
+    def _torch_seed(self) -> int:
+        low, high = self.words(2).tolist()
+        return int(low | high >> 1 << 32)
+
+
+def dropout_mask(
+    shape: Sequence[int], rate: float, generator: torch.Generator, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """A mask of zeros (with probability rate) and 1 / (1 - rate), of mean one, on the generator's device.
+
+    Each element compares 16 random bits with a threshold, so the rate is a multiple of 2^-16. The scale is
+    rounded to `dtype` first and the threshold then follows it: in bfloat16 a rate of .1 becomes .0986 and the
+    mean stays one. Raises InputError unless rate is in [0, 1).
+
+    >>> dropout_mask((2, 4), 0.5, Noise(0).generator()).unique().tolist()
+    [0.0, 2.0]
+    """
+    keep, scale = _keep_and_scale(rate, dtype)
+    n = math.prod(shape)
+    bits = torch.empty((n + 3) // 4, dtype=torch.int64, device=generator.device)
+    bits.random_(-(2**63), None, generator=generator)  # 64 random bits: 18 times cheaper than bernoulli_
+    kept = bits.view(torch.int16)[:n].ge_(2**15 - keep)  # zeros and ones, still int16
+    if dtype.itemsize == 2:  # times the scale's own bits: no conversion, 20 times cheaper
+        pattern = torch.tensor(scale, dtype=dtype).view(torch.int16).item()
+        return kept.mul_(int(pattern)).view(dtype).view(tuple(shape))
+    return kept.to(dtype).mul_(scale).view(tuple(shape))
+
+
+def _keep_and_scale(rate: float, dtype: torch.dtype) -> tuple[int, float]:
+    """How many of the 65536 values of 16 bits keep an element, and the scale that makes the mean one."""
+    keep = 65536 - round(rate * 65536) if 0.0 <= rate < 1.0 else 0
+    scale = torch.tensor(65536 / keep, dtype=dtype).item() if keep else math.inf
+    if not math.isfinite(scale):
+        raise InputError(f"a dropout rate must be in [0, 1) and its scale 1 / (1 - rate) finite, got {rate}")
+    return round(65536 / scale), scale
+
+
+def _philox(first: int, counters: tuple[int, int, int], seed: int, out: Tensor) -> None:
+    """Write the words of blocks first, first + 1, ... to `out`, shape (blocks, 4), int64.
+
+    Products wrap at 64 bits, which keeps the bits we take: the high word is (p >> 32) & MASK. Words 1 and 3
+    enter a round by xor alone, so they stay unmasked products until then; five buffers, all work in place.
+    """
+    blocks = len(out)
+    c0 = torch.arange(first, first + blocks, dtype=torch.int64, device=out.device)
+    c1, c2, c3 = (torch.full_like(c0, counter) for counter in counters)
+    carry = torch.empty_like(c0)
+    key = (seed & MASK, seed >> 32)
+    for _ in range(ROUNDS):
+        c0.mul_(MULTIPLIERS[0])
+        c2.mul_(MULTIPLIERS[1])
+        torch.bitwise_right_shift(c2, 32, out=carry)
+        c1.bitwise_xor_(carry).bitwise_xor_(key[0]).bitwise_and_(MASK)
+        torch.bitwise_right_shift(c0, 32, out=carry)
+        c3.bitwise_xor_(carry).bitwise_xor_(key[1]).bitwise_and_(MASK)
+        c0, c1, c2, c3 = c1, c2, c3, c0
+        key = ((key[0] + KEY_STEPS[0]) & MASK, (key[1] + KEY_STEPS[1]) & MASK)
+    for column, words in enumerate((c0, c1, c2, c3)):
+        torch.bitwise_and(words, MASK, out=out[:, column])
+
+
+def _chunk_blocks(device: torch.device) -> int:
+    """Blocks per pass: the five buffers stay in a core's cache; on a GPU few launches matter more."""
+    if device.type != "cpu":
+        return 1 << 22
+    threads = torch.get_num_threads()
+    return 1 << 14 if threads == 1 else threads << 15  # torch splits work into pieces of 2**15 elements
+
+
+def _check_count(name: str, value: int, bits: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 1 << bits:
+        raise InputError(f"{name} must be an integer from 0 to 2**{bits} - 1, got {value!r}")
+
+
+def _check_range(n: int, start: int, limit: int, what: str) -> None:
+    if n < 0 or start < 0 or start + n > limit:
+        raise InputError(
+            f"one point of noise has {what} 0 to {limit - 1} (2**32 blocks), asked for {n} from {start}; "
+            "use sub() or stream() for more"
+        )

@@ -1,0 +1,110 @@
+"""Back-propagation, the baseline: one unit, the whole net, trained end to end on the cross-entropy of its output.
+
+`g = d CE(f(x), y) / d theta` by reverse-mode differentiation (Rumelhart, Hinton, Williams 1986); with activation
+checkpointing (Chen et al. 2016) only the blocks' inputs are kept and the rest is computed again on the way back.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from sidestep.data import Split
+from sidestep.errors import InputError
+from sidestep.nets.baselines import MLP, ChainedBlocks
+from sidestep.nets.dropout import masks_from
+from sidestep.nets.stack import ImagePath, image_paths
+from sidestep.nets.units import kept_statistics
+from sidestep.noise import Noise
+from sidestep.rules.dense import adamw, apply_dense, check_positive, check_range, gradients_of
+from sidestep.rules.protocol import Batch, Task
+from sidestep.update import Dense, Update
+
+__all__ = ["Backprop"]
+
+
+@dataclass(frozen=True)
+class Backprop:
+    """Train the whole net end to end by back-propagation, with AdamW."""
+
+    net: Literal["chained-blocks", "mlp"] = "chained-blocks"
+    """Network: the NoProp paper's blocks in a chain, or dense layers."""
+    blocks: int = 10
+    """Number of chained blocks (the NoProp paper's T)."""
+    hidden: tuple[int, ...] = (256, 256)
+    """Widths of the MLP's hidden layers."""
+    activation_checkpointing: bool = False
+    """Keep only the blocks' inputs for the backward pass and compute the rest again: less memory, more time."""
+    learning_rate: float = 1e-3
+    """Step size of AdamW."""
+    weight_decay: float = 1e-3
+    """Decoupled weight decay of AdamW."""
+
+    name: ClassVar[str] = "backprop"
+    summary: ClassVar[str] = "Back-propagation through the whole net, with or without activation checkpointing"
+    predictors: ClassVar[tuple[str, ...]] = ("forward",)
+
+    def __post_init__(self) -> None:
+        check_range(1, 1000, blocks=self.blocks)
+        check_positive(learning_rate=self.learning_rate)
+        check_range(0, 1, weight_decay=self.weight_decay)
+        if self.net not in ("chained-blocks", "mlp"):
+            raise InputError(f"net must be chained-blocks or mlp, got {self.net!r}")
+        if self.activation_checkpointing and self.net == "mlp":
+            raise InputError("activation_checkpointing needs blocks to checkpoint; use it with net = chained-blocks")
+
+    def build(self, task: Task, noise: Noise, examples: Split | None, module: ImagePath | None) -> nn.Module:
+        """Make the net; a module of the user's takes the place of the blocks' image path."""
+        with noise.stream("blocks").module_init():
+            if self.net == "mlp":
+                if module is not None:
+                    raise InputError("a module of your own is an image path of blocks; use it with net = chained-blocks")
+                return MLP(task.image_shape, self.hidden, task.classes)
+            paths = image_paths(module, task.image_shape, self.blocks, noise.stream("paths"))
+            return ChainedBlocks(paths, task.image_shape, task.classes, self.activation_checkpointing)
+
+    def units(self, net: nn.Module) -> dict[str, list[str]]:
+        """Return the one unit: all parameters."""
+        return {"net": [name for name, _ in net.named_parameters()]}
+
+    def optimizer(self, net: nn.Module) -> torch.optim.Optimizer:
+        """Make AdamW."""
+        return adamw(net, self.units(net), self.learning_rate, self.weight_decay)
+
+    def estimate(self, net: nn.Module, batch: Batch, noise: Noise) -> Update:
+        """Return the gradient of the batch's mean cross-entropy."""
+        net.train()
+        generator = noise.generator(batch.images.device)
+        inputs = [batch.images]
+        if isinstance(net, ChainedBlocks):
+            start = torch.empty(len(batch.labels), net.embedding.shape[0], device=batch.images.device)
+            inputs.append(start.normal_(generator=generator))
+        with (
+            kept_statistics(net) as changed,
+            masks_from(generator),
+            noise.stream("module").module_init(),  # for modules of the user's that draw from torch's own generator
+        ):
+            loss = cross_entropy(net(*inputs), batch.labels)
+            statistics = changed()  # before the way back, where checkpointed blocks run, and count, a second time
+            gradients = gradients_of(loss, dict(net.named_parameters()))
+        return Dense(gradients, statistics, {"net: cross-entropy": loss.detach()})
+
+    def decide(self, update: Update) -> Update:
+        """Return the update as it is."""
+        return update
+
+    def apply(self, net: nn.Module, update: Update, optimizer: torch.optim.Optimizer) -> None:
+        """Take one AdamW step along the gradient."""
+        apply_dense(net, update, optimizer)
+
+    def predict(self, net: nn.Module, images: Tensor, noise: Noise, start: int = 0) -> dict[str, Tensor]:
+        """Return the softmax of the net's output."""
+        net.eval()
+        with torch.no_grad():
+            return {"forward": net(images).softmax(dim=1)}
+
+    def watch(self, net: nn.Module) -> dict[str, float]:
+        """Return nothing: there is no embedding to collapse."""
+        return {}

@@ -1,0 +1,57 @@
+"""What the rules with dense gradients share: named gradients in, one optimiser step out."""
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from sidestep.errors import InputError
+from sidestep.update import Dense, Update
+
+__all__ = ["adamw", "apply_dense", "check_positive", "check_range", "gradients_of"]
+
+
+def gradients_of(loss: Tensor, wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return name -> gradient of `loss`, for the tensors that are trained and take part; the others are left out."""
+    trained = {name: tensor for name, tensor in wanted.items() if tensor.requires_grad}
+    found = torch.autograd.grad(loss, list(trained.values()), allow_unused=True)
+    return {name: gradient for name, gradient in zip(trained, found, strict=True) if gradient is not None}
+
+
+def adamw(
+    net: nn.Module, units: Mapping[str, list[str]], learning_rate: float, weight_decay: float
+) -> torch.optim.Optimizer:
+    """Return AdamW with one parameter group per unit, fused: its arithmetic is elementwise, so units stay independent."""
+    parameters = dict(net.named_parameters())
+    groups = [{"params": [parameters[name] for name in names]} for names in units.values()]
+    return torch.optim.AdamW(groups, lr=learning_rate, weight_decay=weight_decay, fused=True)
+
+
+def apply_dense(net: nn.Module, update: Update, optimizer: torch.optim.Optimizer) -> None:
+    """Take one optimiser step along the update's gradients and write its statistics into the net's buffers."""
+    if not isinstance(update, Dense):
+        raise InputError(f"this rule applies named gradients (Dense), got {type(update).__name__}")
+    parameters: dict[str, nn.Parameter] = dict(net.named_parameters())
+    buffers: dict[str, Tensor] = dict(net.named_buffers())
+    with torch.no_grad():
+        for name, gradient in update.gradients.items():
+            parameters[name].grad = gradient.to(parameters[name].dtype)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        for name, value in update.statistics.items():
+            buffers[name].copy_(value)
+
+
+def check_positive(**values: float) -> None:
+    """Raise InputError for a hyper-parameter that is not a finite number above 0."""
+    for name, value in values.items():
+        if not (math.isfinite(value) and value > 0):
+            raise InputError(f"{name} must be a finite number above 0, got {value}")
+
+
+def check_range(low: float, high: float, **values: float) -> None:
+    """Raise InputError for a hyper-parameter outside [low, high]."""
+    for name, value in values.items():
+        if not low <= value <= high:
+            raise InputError(f"{name} must lie between {low:g} and {high:g}, got {value}")

@@ -1,0 +1,203 @@
+"""NoProp in discrete time: every block learns on its own to denoise the label, with back-propagation within the block.
+
+Li, Teh, Pascanu, "NoProp: Training Neural Networks without (Full) Back-propagation or (Full) Forward-propagation",
+arXiv 2503.24322, section 2 and Algorithm 1. For block t = 1 .. T, with `q(z_t | y) = N(sqrt(abar_t) u_y, (1 - abar_t) I)`:
+
+    L_t = CE(p_out(z_T), y) + KL(q(z_0 | y) || N(0, I)) + T/2 eta (SNR(t) - SNR(t-1)) |uhat_t(z_(t-1), x) - u_y|^2
+
+The last term reaches block t and the class embedding; the first two reach the read-out and the embedding, which are
+trained on the mean of L_t over the blocks.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import ClassVar, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from sidestep.data import Split, standardise
+from sidestep.errors import InputError
+from sidestep.nets.dropout import masks_from
+from sidestep.nets.embeddings import embedding_distances, one_hot_embedding, orthogonal_embedding, prototype_embedding
+from sidestep.nets.readouts import RadialReadout, SoftmaxReadout
+from sidestep.nets.samplers import stack_predictions
+from sidestep.nets.schedules import cosine_alpha_bar
+from sidestep.nets.stack import DenoisingStack, ImagePath, image_paths
+from sidestep.nets.units import kept_statistics, run_units
+from sidestep.noise import Noise
+from sidestep.rules.dense import adamw, apply_dense, check_positive, check_range, gradients_of
+from sidestep.rules.protocol import Batch, Task
+from sidestep.update import Dense, Update
+
+__all__ = ["NoPropDT"]
+
+_SHARED = "read-out"
+
+
+class _Share(NamedTuple):
+    """One unit's part of an estimate."""
+
+    losses: dict[str, Tensor]
+    gradients: dict[str, Tensor]
+    embedding: Tensor | None
+
+
+@dataclass(frozen=True)
+class NoPropDT:
+    """Train T blocks independently to denoise the label (Li, Teh, Pascanu 2025, discrete time)."""
+
+    blocks: int = 10
+    """Number of denoising blocks, and of inference steps (the paper's T)."""
+    eta: float = 0.1
+    """Weight of the denoising loss (the paper's eta)."""
+    embedding: Literal["one-hot", "learned", "prototype"] = "one-hot"
+    """Class embedding u_y (the paper's W_Embed): fixed one-hot, learned, or learned from a typical image of each class."""
+    dimension: int = 20
+    """Length of a learned embedding (the paper's d); one-hot has one element a class, a prototype one a pixel."""
+    readout: Literal["softmax", "radial"] = "softmax"
+    """Posterior p(y | z_T): a linear layer with softmax, or by distance to the class embeddings (the paper's p_out)."""
+    learning_rate: float = 1e-3
+    """Step size of AdamW."""
+    weight_decay: float = 1e-3
+    """Decoupled weight decay of AdamW."""
+    cosine_offset: float = 0.008
+    """Offset s of the cosine noise schedule; not given in the paper."""
+    smallest_alpha_bar: float = 1e-3
+    """Lower clip of the schedule (alpha_bar_0): how much label is left in z_0; not given in the paper."""
+    largest_alpha_bar: float = 0.999
+    """Upper clip of the schedule (alpha_bar_T): how clean z_T is; not given in the paper."""
+    draws: int = 8
+    """Ancestral chains that the `mean` sampler averages over when predicting."""
+
+    name: ClassVar[str] = "noprop-dt"
+    summary: ClassVar[str] = "NoProp, discrete time: T blocks, each trained on its own to denoise the label"
+    predictors: ClassVar[tuple[str, ...]] = ("ddim", "ancestral", "mean", "block 1 alone", "mean of blocks")
+
+    def __post_init__(self) -> None:
+        check_range(1, 1000, blocks=self.blocks)
+        check_range(1, 1000, draws=self.draws)
+        check_range(1, 100_000, dimension=self.dimension)
+        check_positive(eta=self.eta, learning_rate=self.learning_rate)
+        check_range(0, 1, weight_decay=self.weight_decay)
+        check_range(0, 1, cosine_offset=self.cosine_offset)
+        check_range(1e-9, 1 - 1e-6, smallest_alpha_bar=self.smallest_alpha_bar, largest_alpha_bar=self.largest_alpha_bar)
+        if self.embedding not in ("one-hot", "learned", "prototype"):
+            raise InputError(f"embedding must be one-hot, learned or prototype, got {self.embedding!r}")
+        if self.readout not in ("softmax", "radial"):
+            raise InputError(f"readout must be softmax or radial, got {self.readout!r}")
+        self._schedule()
+
+    def _schedule(self) -> Tensor:
+        return cosine_alpha_bar(self.blocks, self.cosine_offset, self.smallest_alpha_bar, self.largest_alpha_bar)
+
+    def build(self, task: Task, noise: Noise, examples: Split | None, module: ImagePath | None) -> DenoisingStack:
+        """Make the stack: the paper's blocks, or blocks around a module of the user's, with its embedding and read-out."""
+        embedding = self._embedding(task, noise.stream("embedding"), examples)
+        kind = SoftmaxReadout if self.readout == "softmax" else RadialReadout
+        with noise.stream("blocks").module_init():
+            return DenoisingStack(
+                image_paths(module, task.image_shape, self.blocks, noise.stream("paths")),
+                task.image_shape,
+                embedding,
+                self._schedule(),
+                kind(embedding),
+                learn_embedding=self.embedding != "one-hot",
+                image_latent=self.embedding == "prototype",
+                together=module is None,
+            )
+
+    def _embedding(self, task: Task, noise: Noise, examples: Split | None) -> Tensor:
+        if self.embedding == "one-hot":
+            return one_hot_embedding(task.classes)
+        if self.embedding == "learned":
+            return orthogonal_embedding(task.classes, self.dimension, noise)
+        if examples is None:  # the weights are about to be loaded
+            channels, height, width = task.image_shape
+            return torch.zeros(task.classes, channels * height * width)
+        return prototype_embedding(standardise(examples.images, task.mean, task.std), examples.labels, task.classes)
+
+    def units(self, net: nn.Module) -> dict[str, list[str]]:
+        """Return the parameter names of each block, and of the read-out with the embedding, which all blocks share."""
+        assert isinstance(net, DenoisingStack)  # made by build
+        names = [name for name, _ in net.named_parameters()]
+        found = {
+            f"block {index + 1}": [name for name in names if name.startswith(f"blocks.{index}.")]
+            for index in range(len(net.blocks))
+        }
+        found[_SHARED] = [name for name in names if not name.startswith("blocks.")]
+        return found
+
+    def optimizer(self, net: nn.Module) -> torch.optim.Optimizer:
+        """Make AdamW with one group per block and one for what the blocks share."""
+        return adamw(net, self.units(net), self.learning_rate, self.weight_decay)
+
+    def estimate(self, net: nn.Module, batch: Batch, noise: Noise) -> Update:
+        """Return every unit's gradients of its own loss; blocks run at once where that is faster."""
+        assert isinstance(net, DenoisingStack)  # made by build
+        blocks = len(net.blocks)
+        net.train()
+        with kept_statistics(net) as changed:
+            tasks = [partial(self._block_share, net, index, batch, noise.sub(index)) for index in range(blocks)]
+            shares = run_units(tasks, batch.images.device, net.together)
+            statistics = changed()
+        shared = self._shared_share(net, batch, noise.sub(blocks))
+        gradients = {name: gradient for share in (*shares, shared) for name, gradient in share.gradients.items()}
+        losses = {name: loss for share in (*shares, shared) for name, loss in share.losses.items()}
+        if shared.embedding is not None:
+            parts = [share.embedding for share in shares if share.embedding is not None]
+            gradients["embedding"] = torch.stack(parts).mean(dim=0) + shared.embedding
+        return Dense(gradients, statistics, losses)
+
+    def _block_share(self, net: DenoisingStack, index: int, batch: Batch, noise: Noise) -> _Share:
+        """Return the gradients of block `index` alone: `T/2 eta (SNR(t) - SNR(t-1)) |uhat - u_y|^2`, mean over the batch."""
+        block, device = net.block(index), batch.images.device
+        generator = noise.generator(device)
+        normal = torch.empty(len(batch.labels), net.dimension, device=device).normal_(generator=generator)
+        latent = net.noised_label(batch.labels, index, normal)
+        with masks_from(generator):
+            if net.together:
+                logits = block(batch.images, latent)
+            else:  # a module of the user's may draw from torch's own generator
+                with noise.stream("module").module_init():
+                    logits = block(batch.images, latent)
+        squared = (net.label_estimate(logits) - net.embedding[batch.labels]).square().sum(dim=1)  # (batch,)
+        loss = net.loss_weights(self.eta)[index] * squared.mean()
+        wanted = {f"blocks.{index}.{name}": parameter for name, parameter in block.named_parameters()}
+        gradients = gradients_of(loss, {**wanted, "embedding": net.embedding})
+        return _Share({f"block {index + 1}: denoising": loss.detach()}, gradients, gradients.pop("embedding", None))
+
+    def _shared_share(self, net: DenoisingStack, batch: Batch, noise: Noise) -> _Share:
+        """Return the gradients of the two terms that no block sees: `CE(p_out(z_T), y)` and `KL(q(z_0 | y) || N(0, I))`."""
+        device, blocks = batch.images.device, len(net.blocks)
+        normal = torch.empty(len(batch.labels), net.dimension, device=device)
+        normal.normal_(generator=noise.generator(device))
+        logits = net.readout(net.noised_label(batch.labels, blocks, normal), net.embedding).float()
+        entropy = cross_entropy(logits, batch.labels)
+        alpha_bar, squared_norm = net.alpha_bar[0], net.embedding[batch.labels].square().sum(dim=1)
+        divergence = (alpha_bar * squared_norm - net.dimension * (alpha_bar + torch.log1p(-alpha_bar))).mean() / 2
+        wanted = {name: parameter for name, parameter in net.named_parameters() if not name.startswith("blocks.")}
+        found = gradients_of(entropy + divergence, wanted)
+        losses = {f"{_SHARED}: cross-entropy": entropy.detach(), f"{_SHARED}: KL": divergence.detach()}
+        return _Share(losses, found, found.pop("embedding", None))
+
+    def decide(self, update: Update) -> Update:
+        """Return the update as it is."""
+        return update
+
+    def apply(self, net: nn.Module, update: Update, optimizer: torch.optim.Optimizer) -> None:
+        """Take one AdamW step along the gradients."""
+        apply_dense(net, update, optimizer)
+
+    def predict(self, net: nn.Module, images: Tensor, noise: Noise, start: int = 0) -> dict[str, Tensor]:
+        """Return class probabilities by each sampler, by block 1 alone, and by the mean of the blocks."""
+        assert isinstance(net, DenoisingStack)  # made by build
+        net.eval()
+        with torch.no_grad():
+            return stack_predictions(net, images, noise, start, self.draws)
+
+    def watch(self, net: nn.Module) -> dict[str, float]:
+        """Return the smallest norm and distance of the class embeddings, which would shrink in a collapse."""
+        assert isinstance(net, DenoisingStack)  # made by build
+        return embedding_distances(net.embedding)

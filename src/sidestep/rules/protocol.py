@@ -1,0 +1,85 @@
+"""What a learning rule is: a handful of functions around one small value, the Update."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from sidestep.data import Split
+from sidestep.nets.stack import ImagePath
+from sidestep.noise import Noise
+from sidestep.update import Update
+
+__all__ = ["Batch", "Rule", "Task"]
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a net has to know of the data: the images' shape and the classes, and how pixels are standardised."""
+
+    image_shape: tuple[int, int, int]  # channels, height, width
+    class_names: tuple[str, ...]
+    mean: tuple[float, ...]  # per channel
+    std: tuple[float, ...]
+
+    @property
+    def classes(self) -> int:
+        """The number of classes."""
+        return len(self.class_names)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One training batch on the device: standardised images and their labels."""
+
+    images: Tensor  # (batch, channels, height, width), float
+    labels: Tensor  # (batch,), int64
+
+
+class Rule(Protocol):
+    """A learning rule. Its dataclass fields are its hyper-parameters; they become the command line's options.
+
+    The loop calls `estimate`, then `decide` on all ranks' updates, then `apply`. `estimate` writes neither weights nor
+    buffers; `apply` sees no data and is deterministic, so that updates can be logged and replayed.
+    """
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    predictors: ClassVar[tuple[str, ...]]  # names of the readings that `predict` gives; the first is the default
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    def build(self, task: Task, noise: Noise, examples: Split | None, module: ImagePath | None) -> nn.Module:
+        """Make the untrained net. `examples` are the training images, absent when weights are about to be loaded."""
+        ...
+
+    def units(self, net: nn.Module) -> dict[str, list[str]]:
+        """Return unit name -> parameter names: the parts of the net that can be trained without the others."""
+        ...
+
+    def optimizer(self, net: nn.Module) -> torch.optim.Optimizer:
+        """Make the optimiser that `apply` steps, one parameter group per unit."""
+        ...
+
+    def estimate(self, net: nn.Module, batch: Batch, noise: Noise) -> Update:
+        """Estimate the update from one batch; `noise` stands at the current step."""
+        ...
+
+    def decide(self, update: Update) -> Update:
+        """Turn the exchanged estimate of all ranks into what is logged and applied; for dense rules the identity."""
+        ...
+
+    def apply(self, net: nn.Module, update: Update, optimizer: torch.optim.Optimizer) -> None:
+        """Write the update into the net. Never sees data; deterministic."""
+        ...
+
+    def predict(self, net: nn.Module, images: Tensor, noise: Noise, start: int = 0) -> dict[str, Tensor]:
+        """Return class probabilities (batch, classes) for every name in `predictors`, from images alone.
+
+        `start` is the index of the first image in the whole set, so that sampled predictions do not depend on batching.
+        """
+        ...
+
+    def watch(self, net: nn.Module) -> dict[str, float]:
+        """Return numbers worth watching, logged once an epoch, such as the smallest distance between embeddings."""
+        ...

@@ -1,0 +1,57 @@
+"""Accuracy of a net on a split, by each of its rule's readings. Labels are compared with, never shown to the net."""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from sidestep.data import DataSet, Split, standardise
+from sidestep.noise import Noise
+from sidestep.rules.protocol import Rule, Task
+from sidestep.training.options import Compute
+
+__all__ = ["accuracies", "predictions"]
+
+_BATCH = 500
+
+
+def predictions(
+    rule: Rule, net: nn.Module, images: Tensor, task: DataSet | Task, compute: Compute, noise: Noise
+) -> Iterator[dict[str, Tensor]]:
+    """Yield class probabilities by every reading, batch by batch; images are raw, as they lie in a split."""
+    stream = noise.stream("predict")
+    for start in range(0, len(images), _BATCH):
+        part = standardise(images[start : start + _BATCH].to(compute.device), task.mean, task.std)
+        with compute.autocast():
+            yield rule.predict(net, part.contiguous(memory_format=torch.channels_last), stream, start)
+
+
+def accuracies(  # long: an accuracy depends on these seven
+    rule: Rule,
+    net: nn.Module,
+    split: Split,
+    task: DataSet | Task,
+    compute: Compute,
+    noise: Noise,
+    names: Sequence[str],
+) -> dict[str, float]:
+    """Return reading name -> share of right answers, in [0, 1].
+
+    Args:
+        rule: the rule that knows how to predict.
+        net: its net.
+        split: images and labels.
+        task: how pixels are standardised.
+        compute: device and precision.
+        noise: what sampled predictions draw from.
+        names: which of the rule's readings to count.
+    """
+    right = dict.fromkeys(names, 0)
+    start = 0
+    for found in predictions(rule, net, split.images, task, compute, noise):
+        size = len(next(iter(found.values())))
+        labels = split.labels[start : start + size].to(compute.device)
+        for name in names:
+            right[name] += int((found[name].argmax(dim=1) == labels).sum())
+        start += size
+    return {name: count / max(1, len(split)) for name, count in right.items()}

@@ -1,0 +1,165 @@
+"""The folder of a run: what is written when, so that a kill at any instant leaves something to resume from."""
+
+import json
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+from torch import Tensor
+
+from sidestep import checkpoint
+from sidestep.errors import CheckpointError, InputError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+__all__ = ["RunFolder"]
+
+_FILES = ("config.toml", "metrics.jsonl", "model.safetensors", "state.safetensors", "result.json")
+
+
+class RunFolder:
+    """`config.toml`, `metrics.jsonl`, `state.safetensors`, and at the end `model.safetensors` and `result.json`.
+
+    `state.safetensors` is the one commit point: weights, optimiser, step, and how many bytes of the metrics belong to it.
+    Whatever stands in the metrics beyond that was written by a step that will be taken again, and is cut off on resuming.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config_file, self.metrics_file, self.model_file, self.state_file, self.result_file = (
+            path / name for name in _FILES
+        )
+
+    def prepare(self, config: Mapping[str, Any], resume: bool, overwrite: bool) -> None:
+        """Make the folder ready for a run with this configuration, new or resumed.
+
+        Raises:
+            InputError: if there is a run and neither `resume` nor `overwrite` was asked for, if the folder holds something
+                else, or if the run to resume was started with other options.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise InputError(f"{self.path} is a file; choose another --out")
+        found = sorted(entry.name for entry in self.path.iterdir()) if self.path.exists() else []
+        ours = [name for name in found if name in _FILES or name.startswith(checkpoint.TEMPORARY_PREFIX)]
+        if self.config_file.exists():
+            if resume:
+                self._check_same(config)
+                self._clean(temporary_only=True)
+            elif not overwrite:
+                raise InputError(
+                    f"{self.path} holds a run already; continue it with --resume, replace it with --overwrite, "
+                    "or choose another --out"
+                )
+        elif found and not ours:
+            raise InputError(f"{self.path} is not empty and not a run's folder; choose another --out")
+        if not (resume and self.config_file.exists()):
+            self._clean(temporary_only=False)
+            self.path.mkdir(parents=True, exist_ok=True)
+            checkpoint.write_text(self.config_file, tomli_w.dumps(_without_none(config)))
+
+    def _clean(self, temporary_only: bool) -> None:
+        if not self.path.exists():
+            return
+        if not temporary_only:
+            for name in _FILES:  # config.toml first: without it, what is left is no run
+                (self.path / name).unlink(missing_ok=True)
+        for entry in self.path.glob(f"{checkpoint.TEMPORARY_PREFIX}*"):
+            entry.unlink(missing_ok=True)
+
+    def config(self) -> dict[str, Any]:
+        """Return the configuration.
+
+        Raises:
+            CheckpointError: if there is none, or it cannot be read.
+        """
+        if not self.config_file.exists():
+            raise CheckpointError(f"{self.path} is not the folder of a run: it has no config.toml")
+        try:
+            return tomllib.loads(self.config_file.read_text(encoding="utf-8"))
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise CheckpointError(f"{self.config_file} is damaged: {error}") from error
+
+    def _check_same(self, config: Mapping[str, Any]) -> None:
+        saved, given = _flat(self.config()), _flat(_without_none(config))
+        free = {"train.epochs", "train.checkpoint_seconds", "versions.sidestep", "data.data_dir"}
+        different = sorted(key for key in saved.keys() | given.keys() if saved.get(key) != given.get(key) and key not in free)
+        if different:
+            lines = "; ".join(f"{key}: was {saved.get(key, 'absent')}, given {given.get(key, 'absent')}" for key in different)
+            raise InputError(
+                f"{self.path} was started otherwise ({lines}); resume it with the same options on the same kind of machine, "
+                "or start another run with another --out"
+            )
+
+    def load_state(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """Return the last checkpoint's tensors and record, or None if the run was stopped before the first one."""
+        if not self.state_file.exists():
+            return None
+        return checkpoint.load(self.state_file)
+
+    @contextmanager
+    def metrics(self, keep: int) -> Iterator["MetricsLog"]:
+        """Open the metrics for appending, after cutting off whatever stands beyond the first `keep` bytes."""
+        self.metrics_file.touch()
+        size = self.metrics_file.stat().st_size
+        if size < keep:
+            raise CheckpointError(
+                f"{self.metrics_file} has {size} bytes, but the checkpoint counts on {keep}: it was changed or cut; "
+                "start again with --overwrite"
+            )
+        with self.metrics_file.open("r+b") as handle:
+            handle.truncate(keep)
+            handle.seek(keep)
+            yield MetricsLog(handle)
+
+    def save_state(self, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:
+        """Commit a checkpoint: after this returns, a resumed run continues from here."""
+        checkpoint.save(self.state_file, tensors, record)
+
+    def save_result(self, weights: Mapping[str, Tensor], result: Mapping[str, Any]) -> None:
+        """Write the trained weights and the result of a finished run."""
+        checkpoint.save(self.model_file, weights, {"kind": "model"})
+        checkpoint.write_text(self.result_file, json.dumps(result, indent=2) + "\n")
+
+
+class MetricsLog:
+    """Appends one JSON object a line; `bytes` after `commit` is what a checkpoint may count on."""
+
+    def __init__(self, handle: Any) -> None:
+        self._handle = handle
+
+    def write(self, step: int, split: str, name: str, value: float, seconds: float) -> None:
+        """Append one line."""
+        line = {"step": step, "split": split, "name": name, "value": value, "seconds": round(seconds, 3)}
+        try:
+            self._handle.write((json.dumps(line) + "\n").encode())
+            self._handle.flush()
+        except OSError as error:
+            raise CheckpointError(f"{self._handle.name} could not be written: {error}") from error
+
+    def commit(self) -> int:
+        """Make sure that all lines are on disk, and return their size in bytes."""
+        os.fsync(self._handle.fileno())
+        return int(self._handle.tell())
+
+
+def _without_none(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        key: _without_none(value) if isinstance(value, Mapping) else value for key, value in config.items() if value is not None
+    }
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            flat.update(_flat(value, f"{prefix}{key}."))
+        else:
+            flat[prefix + key] = list(value) if isinstance(value, tuple) else value
+    return flat

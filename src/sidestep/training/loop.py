@@ -1,0 +1,164 @@
+"""The one training loop: batch -> estimate -> decide -> apply, for every rule alike."""
+
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sidestep import checkpoint
+from sidestep.data import DataSet, batch_indices, crop_and_flip, standardise, steps_per_epoch
+from sidestep.errors import CheckpointError, NonFiniteError
+from sidestep.noise import Noise
+from sidestep.rules.protocol import Batch, Rule
+from sidestep.training.evaluate import accuracies
+from sidestep.training.folder import MetricsLog, RunFolder
+from sidestep.training.options import Compute, Options
+from sidestep.training.progress import Progress
+from sidestep.training.stopping import StopRequest
+
+__all__ = ["Loop", "State"]
+
+
+@dataclass
+class State:
+    """What changes while training; with the configuration, all that a resumed run needs."""
+
+    net: nn.Module
+    optimizer: torch.optim.Optimizer
+    step: int = 0
+    seconds: float = 0.0  # spent training, over all resumptions
+    sums: dict[str, Tensor] = field(default_factory=dict)  # of each loss over the steps of this epoch, float64
+    saved_step: int = -1
+
+    def tensors(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Return everything as named tensors and a JSON record."""
+        moments, record = checkpoint.optimizer_tensors(self.optimizer)
+        tensors = {f"net/{name}": tensor for name, tensor in self.net.state_dict().items()}
+        tensors.update({f"optimizer/{name}": tensor for name, tensor in moments.items()})
+        tensors.update({f"sum/{name}": tensor for name, tensor in self.sums.items()})
+        return tensors, {"step": self.step, "seconds": self.seconds, "optimizer": record}
+
+    def restore(self, tensors: dict[str, Tensor], record: dict[str, Any], device: torch.device) -> None:
+        """Take over what `tensors` returned earlier."""
+
+        def part(prefix: str) -> dict[str, Tensor]:
+            return {name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+        try:
+            self.net.load_state_dict(part("net/"))
+        except RuntimeError as error:
+            raise CheckpointError(f"the checkpoint belongs to another net: {error}") from error
+        checkpoint.restore_optimizer(self.optimizer, part("optimizer/"), record["optimizer"])
+        self.sums = {name: tensor.to(device) for name, tensor in part("sum/").items()}
+        self.step = self.saved_step = int(record["step"])
+        self.seconds = float(record["seconds"])
+
+
+class Loop:
+    """Trains one net by one rule on one data set, from whatever step the state stands at."""
+
+    def __init__(self, rule: Rule, data: DataSet, options: Options, compute: Compute, folder: RunFolder | None) -> None:
+        self.rule, self.data, self.options, self.compute, self.folder = rule, data, options, compute, folder
+        self.noise = Noise(options.seed)
+        self.steps_per_epoch = steps_per_epoch(len(data.train), options.batch)
+        self.total_steps = options.epochs_for(len(data.train)) * self.steps_per_epoch
+
+    def run(self, state: State, kept_metrics: int, progress: Progress, stop: StopRequest) -> None:
+        """Train to the last step, or until a stop is requested; the state is then saved either way.
+
+        Args:
+            state: where to start from; changed in place.
+            kept_metrics: bytes of the metrics file that belong to that state.
+            progress: told of every step and epoch.
+            stop: asked after every step.
+
+        Raises:
+            NonFiniteError: if a loss, or a weight about to be saved, is not finite; the last checkpoint stays.
+        """
+        with ExitStack() as stack:
+            log = stack.enter_context(self.folder.metrics(kept_metrics)) if self.folder else None
+            progress.begin(self.total_steps, self.steps_per_epoch, state.step)
+            saved = time.perf_counter()
+            begun = saved - state.seconds
+            while state.step < self.total_steps and not stop.requested:
+                self._step(state)
+                state.seconds = time.perf_counter() - begun
+                progress.step(state.step, self.options.batch)
+                if state.step % self.steps_per_epoch == 0:
+                    self._end_epoch(state, log, progress)
+                    state.seconds = time.perf_counter() - begun
+                    due = True
+                else:
+                    due = time.perf_counter() - saved > self.options.checkpoint_seconds
+                if due:
+                    self._save(state, log)
+                    saved = time.perf_counter()
+            if stop.requested:
+                self._save(state, log)
+
+    def _step(self, state: State) -> None:
+        noise = self.noise.stream("estimate").at(state.step)
+        with self.compute.autocast():
+            update = self.rule.estimate(state.net, self.batch(state.step), noise)
+        self._check_finite(update.losses, state)
+        self.rule.apply(state.net, self.rule.decide(update), state.optimizer)
+        for name, loss in update.losses.items():
+            earlier = state.sums.get(name)
+            state.sums[name] = loss.double() if earlier is None else earlier + loss.double()
+        state.step += 1
+
+    def batch(self, step: int) -> Batch:
+        """Return the training batch of a step: a function of the seed and the step alone."""
+        train = self.data.train
+        rows = batch_indices(self.noise.stream("order"), step, len(train), self.options.batch).to(train.labels.device)
+        images = standardise(train.images[rows], self.data.mean, self.data.std)
+        if self.options.augment == "flip-crop":
+            images = crop_and_flip(images, self.noise.stream("augment").at(step))
+        return Batch(images.contiguous(memory_format=torch.channels_last), train.labels[rows])
+
+    def _end_epoch(self, state: State, log: MetricsLog | None, progress: Progress) -> None:
+        values = {("train", name): float(total) / self.steps_per_epoch for name, total in sorted(state.sums.items())}
+        state.sums = {}
+        accuracy = None
+        if len(self.data.validation):
+            accuracy = accuracies(
+                self.rule, state.net, self.data.validation, self.data, self.compute, self.noise, self.rule.predictors[:1]
+            )[self.rule.predictors[0]]
+            values["validation", "accuracy"] = accuracy
+        values.update({("train", name): value for name, value in self.rule.watch(state.net).items()})
+        if log:
+            for (split, name), value in values.items():
+                log.write(state.step, split, name, value, state.seconds)
+        losses = {name: value for (split, name), value in values.items() if split == "train"}
+        progress.epoch(state.step // self.steps_per_epoch, losses, accuracy, state.seconds)
+
+    def _save(self, state: State, log: MetricsLog | None) -> None:
+        if self.folder is None or log is None or state.saved_step == state.step:
+            return
+        broken = [name for name, parameter in state.net.named_parameters() if not bool(parameter.isfinite().all())]
+        if broken:
+            raise NonFiniteError(
+                f"after step {state.step}, {len(broken)} parameters are not finite (first: {broken[0]}); the checkpoint of "
+                f"step {max(state.saved_step, 0)} in {self.folder.path} is kept; try a smaller --learning-rate"
+            )
+        tensors, record = state.tensors()
+        self.folder.save_state(tensors, {**record, "metrics_bytes": log.commit()})
+        state.saved_step = state.step
+
+    def _check_finite(self, losses: dict[str, Tensor], state: State) -> None:
+        values = torch.stack([loss.float() for loss in losses.values()])
+        if bool(values.isfinite().all()):
+            return
+        name, value = next((name, value) for name, value in zip(losses, values, strict=True) if not value.isfinite())
+        unit, _, term = name.partition(": ")
+        kept = "nothing was saved"
+        if self.folder is not None and state.saved_step >= 0:
+            kept = f"the checkpoint of step {state.saved_step} in {self.folder.path} is kept"
+        raise NonFiniteError(
+            f"the loss is {float(value)} at step {state.step}, unit {unit}, term {term}; training stopped and {kept}; "
+            "try a smaller --learning-rate, --precision float32, or look for extreme pixel values"
+        )
+

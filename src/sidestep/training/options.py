@@ -1,0 +1,110 @@
+"""Options of a training run that do not belong to any rule."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from sidestep.errors import InputError
+from sidestep.measure import has_bfloat16
+
+__all__ = ["Compute", "Options"]
+
+_DEFAULT_EPOCHS = 10
+_MANY_EPOCHS = 40  # for sets so small that an epoch is a few steps
+_SMALL_SET = 5000
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to train, whatever the rule."""
+
+    epochs: int | None = None
+    """Passes over the training split; 0 only evaluates the untrained net. Default: 10, or 40 below 5,000 images."""
+    batch: int = 128
+    """Images per step; what does not fill a batch at the end of an epoch is left out of that epoch."""
+    seed: int = 0
+    """Seed of everything random: initial weights, order of the images, noise, dropout."""
+    augment: Literal["none", "flip-crop"] = "none"
+    """Random horizontal flips and crops of the training images (the NoProp paper uses none)."""
+    device: str = "auto"
+    """Where to compute: auto (a GPU if there is one), cpu, cuda, cuda:1, mps."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Precision of matrix products and convolutions; auto takes bfloat16 where the processor is built for it."""
+    checkpoint_seconds: float = 60.0
+    """Most seconds between two checkpoints; there is also one after every epoch."""
+    out: Path | None = None
+    """Folder of the run."""
+    resume: bool = False
+    """Continue the run in the folder from its last checkpoint."""
+    overwrite: bool = False
+    """Delete the earlier run in the folder first."""
+
+    def __post_init__(self) -> None:
+        if self.epochs is not None and not 0 <= self.epochs <= 1_000_000:
+            raise InputError(f"epochs must be 0 (only evaluate) or more, got {self.epochs}")
+        if not 2 <= self.batch <= 1_000_000:
+            raise InputError(f"batch must be at least 2 (batch norm needs two examples), got {self.batch}")
+        if not 0 <= self.seed < 2**63:
+            raise InputError(f"seed must lie between 0 and 2^63 - 1, got {self.seed}")
+        if not (math.isfinite(self.checkpoint_seconds) and self.checkpoint_seconds > 0):
+            raise InputError(f"checkpoint_seconds must be above 0, got {self.checkpoint_seconds}")
+        if self.augment not in ("none", "flip-crop"):
+            raise InputError(f"augment must be none or flip-crop, got {self.augment!r}")
+        if self.precision not in ("auto", "float32", "bfloat16"):
+            raise InputError(f"precision must be auto, float32 or bfloat16, got {self.precision!r}")
+        if self.resume and self.overwrite:
+            raise InputError("resume and overwrite contradict each other: give one of the two")
+
+    def epochs_for(self, examples: int) -> int:
+        """Return the number of epochs, by the size of the training split if none was given."""
+        if self.epochs is not None:
+            return self.epochs
+        return _MANY_EPOCHS if examples < _SMALL_SET else _DEFAULT_EPOCHS
+
+
+@dataclass(frozen=True)
+class Compute:
+    """A device and a precision, found out once at the start of a run."""
+
+    device: torch.device
+    precision: Literal["float32", "bfloat16"]
+
+    @classmethod
+    def find(cls, device: str, precision: str) -> "Compute":
+        """Turn the options into what this machine has.
+
+        Raises:
+            InputError: if the device is unknown or absent.
+        """
+        found = _device(device)
+        if precision == "auto":
+            precision = "bfloat16" if has_bfloat16(found) else "float32"
+        return cls(found, "bfloat16" if precision == "bfloat16" else "float32")
+
+    def autocast(self) -> torch.autocast:
+        """Return a context in which matrix products and convolutions run in the chosen precision."""
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bfloat16")
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise InputError(f"unknown device {name!r}: use auto, cpu, cuda, cuda:N or mps") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise InputError(
+            f"device {name} was asked for, but torch sees {torch.cuda.device_count()} CUDA devices; "
+            "use --device cpu, or install a build of torch with CUDA and its driver"
+        )
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise InputError("device mps was asked for, but this machine has none; use --device cpu")
+    if device.type not in ("cpu", "cuda", "mps"):
+        raise InputError(f"device {name} is not supported: use cpu, cuda, cuda:N or mps")
+    return device

@@ -1,0 +1,42 @@
+"""What a training run tells the world while it runs."""
+
+from collections.abc import Mapping
+from typing import Protocol
+
+__all__ = ["Progress", "Silent"]
+
+
+class Progress(Protocol):
+    """Receives the events of a run; the command line draws a progress bar from them."""
+
+    def begin(self, total_steps: int, steps_per_epoch: int, step: int) -> None:
+        """Training is about to start at `step` of `total_steps`."""
+        ...
+
+    def step(self, step: int, examples: int) -> None:
+        """`step` steps are done; the last one took `examples` images."""
+        ...
+
+    def epoch(self, epoch: int, losses: Mapping[str, float], accuracy: float | None, seconds: float) -> None:
+        """`epoch` epochs are done: mean losses, and the validation accuracy as a fraction (None without that split)."""
+        ...
+
+    def evaluating(self, what: str) -> None:
+        """Training is over, and an evaluation of the named split begins."""
+        ...
+
+
+class Silent:
+    """Tells nobody."""
+
+    def begin(self, total_steps: int, steps_per_epoch: int, step: int) -> None:
+        """Do nothing."""
+
+    def step(self, step: int, examples: int) -> None:
+        """Do nothing."""
+
+    def epoch(self, epoch: int, losses: Mapping[str, float], accuracy: float | None, seconds: float) -> None:
+        """Do nothing."""
+
+    def evaluating(self, what: str) -> None:
+        """Do nothing."""

@@ -1,0 +1,236 @@
+"""`train`: from a rule and data to a trained run; `load_run`: from a folder back to the net."""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sidestep import checkpoint
+from sidestep.data import DataSet, Split, load
+from sidestep.errors import CheckpointError, InputError
+from sidestep.measure import keep_freed_memory, peak_memory_bytes
+from sidestep.nets.stack import ImagePath
+from sidestep.noise import Noise
+from sidestep.rules import RULES
+from sidestep.rules.protocol import Rule, Task
+from sidestep.training.evaluate import accuracies, predictions
+from sidestep.training.folder import RunFolder
+from sidestep.training.loop import Loop, State
+from sidestep.training.options import Compute, Options
+from sidestep.training.progress import Progress, Silent
+from sidestep.training.stopping import Stopped, stop_on_signals
+from sidestep.version import __version__
+
+__all__ = ["Run", "load_run", "train"]
+
+_MOST_TRAIN = 10_000  # training images that the train accuracy is counted on
+
+
+@dataclass
+class Run:
+    """A net with the rule that trained it: what `train` and `load_run` return."""
+
+    rule: Rule
+    net: nn.Module
+    task: Task
+    compute: Compute
+    seed: int
+    step: int
+    result: dict[str, Any]
+    folder: Path | None = None
+
+    def predict(self, images: Tensor, reading: str | None = None) -> Tensor:
+        """Return class probabilities, (n, classes), float32 on the CPU, for raw images (n, channels, height, width).
+
+        Args:
+            images: pixels as in the training data, uint8 in 0 .. 255 or the float values trained on.
+            reading: one of `rule.predictors`; the first by default.
+
+        Raises:
+            InputError: for images of another shape than trained on, or a reading that the rule does not have.
+        """
+        name = reading or self.rule.predictors[0]
+        if name not in self.rule.predictors:
+            raise InputError(f"{self.rule.name} has no reading {name!r}; it has: {', '.join(self.rule.predictors)}")
+        if tuple(images.shape[1:]) != self.task.image_shape:
+            raise InputError(
+                f"images have shape {tuple(images.shape[1:])}, but the net was trained on {self.task.image_shape} "
+                "(channels, height, width)"
+            )
+        found = predictions(self.rule, self.net, images, self.task, self.compute, Noise(self.seed))
+        return torch.cat([part[name].float().cpu() for part in found]) if len(images) else torch.zeros(0, self.task.classes)
+
+    def evaluate(self, split: Split) -> dict[str, float]:
+        """Return reading name -> accuracy in [0, 1] on a split of raw images and labels."""
+        names = self.rule.predictors
+        return accuracies(self.rule, self.net, split, self.task, self.compute, Noise(self.seed), names)
+
+
+def train(  # long: rule, data and options, and three hooks for own code
+    rule: Rule,
+    data: DataSet | str = "digits",
+    options: Options | None = None,
+    *,
+    module: ImagePath | None = None,
+    source: Mapping[str, Any] | None = None,
+    progress: Progress | None = None,
+) -> Run:
+    """Train a net by a rule, and evaluate it.
+
+    Args:
+        rule: one of `sidestep.rules`, with its hyper-parameters.
+        data: a data set, or the name of one (see `sidestep.data.load`).
+        options: epochs, batch, seed, folder and so on; without a folder (`out`) nothing is written.
+        module: an image path of your own, as a factory or a module: (batch, channels, height, width) -> (batch, ...).
+        source: how `data` can be loaded again, written to the run's configuration.
+        progress: told of steps and epochs; silent by default.
+
+    Returns:
+        The run: net, predictions, and `result` with the accuracies.
+
+    Raises:
+        InputError: for options, data or modules that do not fit together.
+        NonFiniteError: if the loss stops being a number.
+        Stopped: after Ctrl-C or SIGTERM, when the step under way is done and the checkpoint written.
+    """
+    options = options or Options()
+    if isinstance(data, str):
+        source = source or {"name": data}
+        data = load(data)
+    compute = Compute.find(options.device, options.precision)
+    keep_freed_memory()
+    task = Task(data.image_shape, tuple(data.class_names), tuple(data.mean), tuple(data.std))
+    folder = RunFolder(options.out) if options.out else None
+    config = _config(rule, task, options, compute, {"name": data.name, **(source or {})}, module)
+    examples = data.train
+    data = data.to(compute.device)
+    net = rule.build(task, Noise(options.seed).stream("build"), examples, module)
+    net = net.to(compute.device, memory_format=torch.channels_last)
+    state, kept_metrics = State(net, rule.optimizer(net)), 0
+    if folder:
+        folder.prepare(config, options.resume, options.overwrite)
+        found = folder.load_state() if options.resume else None
+        if found:
+            state.restore(*found, compute.device)
+            kept_metrics = int(found[1]["metrics_bytes"])
+    loop = Loop(rule, data, options, compute, folder)
+    if state.step > loop.total_steps:
+        raise InputError(f"{options.out} has been trained for {state.step} steps already, more than {loop.total_steps}")
+    progress = progress or Silent()
+    with stop_on_signals() as stop:
+        loop.run(state, kept_metrics, progress, stop)
+    if stop.requested:
+        raise Stopped(f"stopped after step {state.step} of {loop.total_steps}", state.step, stop.signal_number)
+    run = Run(rule, net, task, compute, options.seed, state.step, {}, options.out)
+    run.result = _result(run, loop, state, data, progress)
+    if folder:
+        folder.save_result(net.state_dict(), run.result)
+    return run
+
+
+def _result(run: Run, loop: Loop, state: State, data: DataSet, progress: Progress) -> dict[str, Any]:
+    """Evaluate all splits; the test split is read here, for the first time."""
+    best = run.rule.predictors[0]
+    shares: dict[str, dict[str, float] | None] = {}
+    for name in ("train", "validation", "test"):
+        progress.evaluating(name)
+        split = data.train if name == "train" else data.validation if name == "validation" else _test_split(data)
+        if split is not None and name == "train":
+            split = Split(split.images[:_MOST_TRAIN], split.labels[:_MOST_TRAIN])
+        shares[name] = run.evaluate(split) if split is not None and len(split) else None
+    default = {f"{name}_accuracy": share[best] if share else None for name, share in shares.items()}
+    return {
+        "rule": run.rule.name,
+        "data": data.name,
+        "seed": run.seed,
+        "steps": state.step,
+        "epochs": state.step / loop.steps_per_epoch,
+        "seconds": round(state.seconds, 3),
+        "parameters": sum(parameter.numel() for parameter in run.net.parameters()),
+        "peak_memory_bytes": peak_memory_bytes(run.compute.device),
+        **default,
+        "readings": shares["test"] or shares["validation"],
+        "device": str(run.compute.device),
+        "precision": run.compute.precision,
+        "run": str(run.folder) if run.folder else None,
+    }
+
+
+def _test_split(data: DataSet) -> Split | None:
+    try:
+        return data.test
+    except InputError:
+        return None  # own data may come without a test split
+
+
+def _config(
+    rule: Rule, task: Task, options: Options, compute: Compute, source: Mapping[str, Any], module: ImagePath | None
+) -> dict[str, Any]:
+    written = {
+        key: value for key, value in dataclasses.asdict(options).items() if key not in ("out", "resume", "overwrite")
+    }
+    hyper = {field.name: getattr(rule, field.name) for field in dataclasses.fields(rule)}
+    return {
+        "rule": {"name": rule.name, **{key: list(v) if isinstance(v, tuple) else v for key, v in hyper.items()}},
+        "data": {key: str(value) if isinstance(value, Path) else value for key, value in source.items()},
+        "task": {key: list(value) for key, value in dataclasses.asdict(task).items()},
+        "train": {**written, "device": compute.device.type, "precision": compute.precision},
+        "module": None if module is None else {"name": _module_name(module)},
+        "versions": {"sidestep": __version__, "torch": torch.__version__},
+    }
+
+
+def _module_name(module: ImagePath) -> str:
+    return getattr(module, "__qualname__", type(module).__qualname__)
+
+
+def load_run(path: str | Path, *, module: ImagePath | None = None, device: str = "auto") -> Run:
+    """Return the run in a folder, with the weights of its end, or of its last checkpoint if it has not ended.
+
+    Args:
+        path: the run's folder.
+        module: the image path the run was trained with, if it was one of your own.
+        device: where to compute from now on.
+
+    Raises:
+        CheckpointError: if the folder holds no run, or a file in it is damaged.
+        InputError: if the run was trained with a module of your own and none is given.
+    """
+    folder = RunFolder(Path(path))
+    config = folder.config()
+    try:
+        rule_options, task = dict(config["rule"]), config["task"]
+        rule = RULES[rule_options.pop("name")](**{k: tuple(v) if isinstance(v, list) else v for k, v in rule_options.items()})
+        shape, seed = tuple(task["image_shape"]), int(config["train"]["seed"])
+        known = Task(shape, tuple(task["class_names"]), tuple(task["mean"]), tuple(task["std"]))
+        compute = Compute.find(device, config["train"]["precision"])
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(f"{folder.config_file} lacks or misnames an entry: {error}") from error
+    if "module" in config and module is None:
+        raise InputError(
+            f"{path} was trained with a module of its own ({config['module']['name']}): give it, "
+            "load_run(path, module=...) or --module file.py:Name"
+        )
+    net = rule.build(known, Noise(seed).stream("build"), None, module)
+    weights, step = _weights(folder)
+    try:
+        net.load_state_dict(weights)
+    except RuntimeError as error:
+        raise CheckpointError(f"the weights in {path} do not fit the net of its config.toml: {error}") from error
+    net = net.to(compute.device, memory_format=torch.channels_last)
+    return Run(rule, net, known, compute, seed, step, {}, Path(path))
+
+
+def _weights(folder: RunFolder) -> tuple[dict[str, Tensor], int]:
+    found = folder.load_state()
+    if found:
+        tensors, record = found
+        return {name[4:]: tensor for name, tensor in tensors.items() if name.startswith("net/")}, int(record["step"])
+    if not folder.model_file.exists():
+        raise CheckpointError(f"{folder.path} has no checkpoint yet; let it train on with --resume")
+    tensors, _ = checkpoint.load(folder.model_file)
+    return tensors, 0

@@ -1,0 +1,170 @@
+"""Downloads against a small server here: mirrors, cut and changed files, retries, the cache, and the bar."""
+
+import hashlib
+import logging
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_data_sets import idx
+
+from sidestep.data.catalogue import KNOWN
+from sidestep.data.download import Remote, fetch, find_local
+from sidestep.data.loading import known_source
+from sidestep.data.source import assemble
+from sidestep.errors import DataError
+
+CONTENT = np.random.default_rng(2).bytes(100_000)
+MD5 = hashlib.md5(CONTENT).hexdigest()
+
+
+class Server:
+    """Serves `files`; the first `cut` answers stop half way (with or without the whole length announced)."""
+
+    def __init__(self) -> None:
+        self.files: dict[str, bytes] = {"/file.bin": CONTENT}
+        self.cut = 0
+        self.announce = True
+        self.asked: list[str] = []
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                outer.asked.append(self.path)
+                content = outer.files.get(self.path)
+                if content is None:
+                    self.send_error(404)
+                    return
+                self.send_response(200)
+                if outer.announce:
+                    self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
+                outer.cut, cut = outer.cut - 1, outer.cut > 0
+                self.wfile.write(content[: len(content) // 2] if cut else content)
+
+            def log_message(self, *words: object) -> None:
+                pass
+
+        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.http.server_port}"
+        threading.Thread(target=self.http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    running = Server()
+    yield running
+    running.http.shutdown()
+    running.http.server_close()
+
+
+def remote(*urls: str, md5: str = MD5) -> Remote:
+    return Remote("file.bin", md5, urls)
+
+
+def test_a_file_is_fetched_once(server: Server, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    path = fetch(remote(server.url + "/file.bin"), tmp_path / "new" / "cache", progress=True)
+    assert path.read_bytes() == CONTENT
+    fetch(remote(server.url + "/file.bin"), tmp_path / "new" / "cache")
+    assert len(server.asked) == 1
+    assert capfd.readouterr() == ("", "")  # the bar is for terminals; pooch's own words are for nobody
+    assert logging.getLogger("pooch").level != logging.WARNING
+
+
+@pytest.mark.parametrize("announce", [True, False])
+def test_a_cut_download_is_fetched_again(server: Server, tmp_path: Path, announce: bool) -> None:
+    server.cut, server.announce = 1, announce
+    assert fetch(remote(server.url + "/file.bin"), tmp_path, pause=0).read_bytes() == CONTENT
+    assert len(server.asked) == 2
+
+
+@pytest.mark.parametrize("announce", [True, False])
+def test_nothing_is_left_of_a_download_that_fails(server: Server, tmp_path: Path, announce: bool) -> None:
+    server.cut, server.announce = 99, announce
+    with pytest.raises(DataError, match=r"cannot download file\.bin(.|\n)*data_dir.*(.|\n)*digits"):
+        fetch(remote(server.url + "/file.bin"), tmp_path, pause=0)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_cut_file_in_the_cache_is_fetched_again(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "file.bin").write_bytes(CONTENT[:50_000])
+    assert fetch(remote(server.url + "/file.bin"), tmp_path).read_bytes() == CONTENT
+
+
+def test_a_changed_file_is_refused_and_the_old_one_kept(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "file.bin").write_bytes(b"older")
+    with pytest.raises(DataError, match="not the original file"):
+        fetch(remote(server.url + "/file.bin", md5="0" * 32), tmp_path, pause=0)
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"older"]
+
+
+def test_mirrors_are_tried_in_order(server: Server, tmp_path: Path) -> None:
+    server.files["/changed"] = b"an error page"
+    urls = (
+        "http://127.0.0.1:9/file.bin",
+        *(f"{server.url}/{name}" for name in ("absent", "changed", "file.bin")),
+    )
+    assert fetch(remote(*urls), tmp_path, pause=0).read_bytes() == CONTENT
+    assert server.asked == ["/absent", "/changed", "/file.bin"]
+    with pytest.raises(DataError) as caught:
+        fetch(remote(*urls[:3]), tmp_path / "other", pause=0, rounds=1)
+    lines = str(caught.value).splitlines()
+    assert "127.0.0.1:9" in lines[1]
+    assert "404" in lines[2]
+    assert "not the original" in lines[3]
+
+
+def test_a_folder_that_cannot_be_written_is_named(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match=r"cannot store file\.bin in .*file"):
+        fetch(remote(server.url + "/file.bin"), tmp_path / "file" / "cache")
+
+
+def test_the_bar_is_drawn_on_a_terminal(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    fetch(remote(server.url + "/file.bin"), tmp_path, progress=True)
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "file.bin" in err
+    assert "100.0/100.0 kB" in err
+
+
+def test_local_files(tmp_path: Path) -> None:
+    (tmp_path / "mnist").mkdir()
+    folders = (tmp_path, tmp_path / "mnist")
+    assert find_local(remote(), folders) is None
+    (tmp_path / "mnist" / "file.bin").write_bytes(CONTENT)
+    assert find_local(remote(), folders) == tmp_path / "mnist" / "file.bin"
+    (tmp_path / "file.bin").write_bytes(b"of another set")
+    another = hashlib.md5(b"of another set").hexdigest()
+    assert find_local(remote(), folders, {another}) == tmp_path / "mnist" / "file.bin"
+    (tmp_path / "file.bin").write_bytes(CONTENT[:-1])
+    with pytest.raises(DataError, match=r"file\.bin is not the whole original file \(99999 bytes"):
+        find_local(remote(), folders)
+
+
+def test_a_known_set_from_the_network(server: Server, tmp_path: Path) -> None:
+    """All four files are fetched before training, so the test split cannot fail for want of a network."""
+    grey, labels = np.random.default_rng(3).integers(0, 256, (30, 28, 28)), np.arange(30) % 10
+    contents = [idx(grey), idx(labels), idx(grey[:5]), idx(labels[:5])]
+    files = []
+    for old, content in zip(KNOWN["mnist"].files[28], contents, strict=True):
+        server.files[f"/mnist/{old.file}"] = content
+        files.append(Remote(old.file, hashlib.md5(content).hexdigest(), (f"{server.url}/mnist/{old.file}",)))
+    known = replace(KNOWN["mnist"], files={28: tuple(files)})
+    mnist = assemble(known_source(known, cache=tmp_path))
+    assert (len(mnist.train), len(mnist.validation)) == (27, 3)
+    assert sorted(path.name for path in (tmp_path / "mnist").iterdir()) == sorted(file.file for file in files)
+    server.files.clear()
+    assert len(mnist.test) == 5
+    assert len(assemble(known_source(known, cache=tmp_path)).train) == 27
+    assert len(server.asked) == 4

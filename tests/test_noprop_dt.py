@@ -1,0 +1,219 @@
+"""NoProp-DT: locality, the loss by hand, and the mistakes that public implementations made."""
+
+import math
+
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+
+from sidestep.errors import InputError
+from sidestep.nets.dropout import Dropout, masks_from
+from sidestep.noise import Noise
+from sidestep.rules import Batch, NoPropDT, Task
+from tests.reference.noprop_plain import PlainBlock, plain_block_loss
+
+TASK = Task((1, 8, 8), tuple("abcd"), (0.0,), (1.0,))
+
+
+def batch(size=24):
+    noise = Noise(11)
+    return Batch(noise.normal(size * 64).view(size, 1, 8, 8), noise.stream("labels").integers(size, 4))
+
+
+def built(**options):
+    rule = NoPropDT(blocks=options.pop("blocks", 3), **options)
+    return rule, rule.build(TASK, Noise(0), None, None)
+
+
+def estimate_noise():
+    return Noise(0).stream("estimate").at(5)
+
+
+def test_each_term_reaches_its_own_unit_only():
+    rule, net = built()
+    whole = rule.estimate(net, batch(), estimate_noise()).gradients
+    assert whole.keys() == {name for name, _ in net.named_parameters()}
+    with torch.no_grad():
+        for parameter in net.block(1).parameters():
+            parameter.mul_(1.5)
+    moved = rule.estimate(net, batch(), estimate_noise()).gradients
+    for name, gradient in whole.items():
+        assert torch.equal(gradient, moved[name]) != name.startswith("blocks.1.") or gradient.abs().max() == 0, name
+
+
+def test_a_block_s_gradient_is_that_of_its_own_loss_computed_by_hand():
+    rule, net = built()
+    given = batch()
+    update = rule.estimate(net, given, estimate_noise())
+    for index in range(3):
+        generator = estimate_noise().sub(index).generator()
+        normal = torch.empty(24, 4).normal_(generator=generator)
+        with masks_from(generator):
+            z = net.alpha_bar[index].sqrt() * net.embedding[given.labels] + (1 - net.alpha_bar[index]).sqrt() * normal
+            uhat = net.block(index)(given.images, z).softmax(1) @ net.embedding
+        snr = net.alpha_bar / (1 - net.alpha_bar)
+        weight = 3 / 2 * 0.1 * (snr[index + 1] - snr[index])
+        loss = weight * (uhat - net.embedding[given.labels]).square().sum(1).mean()
+        assert float(update.losses[f"block {index + 1}: denoising"]) == pytest.approx(loss.item(), rel=1e-4)
+        expected = torch.autograd.grad(loss, list(net.block(index).parameters()))
+        for (name, _), gradient in zip(net.block(index).named_parameters(), expected, strict=True):
+            torch.testing.assert_close(update.gradients[f"blocks.{index}.{name}"], gradient, rtol=1e-3, atol=1e-5)
+
+
+def test_the_block_equals_the_plain_reference():
+    rule, net = built()
+    given = batch()
+    for module in net.modules():
+        if isinstance(module, Dropout):
+            module.rate = 0.0
+    update = rule.estimate(net, given, estimate_noise())
+    for index in range(3):
+        plain = PlainBlock(1, 8, 4, 4, rate=0.0)
+        copy_block(net.block(index), plain)
+        normal = torch.empty(24, 4).normal_(generator=estimate_noise().sub(index).generator())
+        loss = plain_block_loss(plain, index + 1, given.images, given.labels, torch.eye(4), net.alpha_bar.tolist(), 0.1, normal)
+        loss.backward()
+        assert float(update.losses[f"block {index + 1}: denoising"]) == pytest.approx(loss.item(), rel=1e-4)
+        found = update.gradients[f"blocks.{index}.image.convolutions.0.weight"]
+        torch.testing.assert_close(found, plain.convolutions[0].weight.grad, rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(update.gradients[f"blocks.{index}.fuse.6.bias"], plain.fuse[6].bias.grad, rtol=1e-3, atol=1e-5)
+
+
+def copy_block(block, plain):
+    pairs = zip(block.parameters(), plain_parameters(plain), strict=True)
+    with torch.no_grad():
+        for source, target in pairs:
+            assert source.shape == target.shape
+            target.copy_(source)
+
+
+def plain_parameters(plain):
+    for part in (plain.convolutions, plain.dense, plain.norm, plain.first, plain.residual, plain.fuse):
+        yield from part.parameters()
+
+
+@pytest.mark.parametrize("readout", ["softmax", "radial"])
+def test_the_shared_terms_are_cross_entropy_of_a_clean_latent_and_the_kl(readout):
+    rule, net = built(embedding="learned", dimension=6, readout=readout)
+    given = batch()
+    update = rule.estimate(net, given, estimate_noise())
+    normal = torch.empty(24, 6).normal_(generator=estimate_noise().sub(3).generator())
+    u = net.embedding[given.labels]
+    z_last = net.alpha_bar[-1].sqrt() * u + (1 - net.alpha_bar[-1]).sqrt() * normal
+    entropy = cross_entropy(net.readout(z_last, net.embedding), given.labels)
+    a = float(net.alpha_bar[0])
+    divergence = (0.5 * (a * u.square().sum(1) - 6 * a - 6 * math.log(1 - a))).mean()
+    assert float(update.losses["read-out: cross-entropy"]) == pytest.approx(entropy.item(), rel=1e-4)
+    assert float(update.losses["read-out: KL"]) == pytest.approx(divergence.item(), rel=1e-3)
+    assert divergence.item() < 0.01  # far from |u|^2 with weight 1, which would collapse the embedding
+
+
+def test_a_learned_embedding_sees_every_term():
+    rule, net = built(embedding="learned", dimension=6)
+    update = rule.estimate(net, batch(), estimate_noise())
+    eta_zero = NoPropDT(blocks=3, embedding="learned", dimension=6, eta=1e-9)
+    shared_only = eta_zero.estimate(net, batch(), estimate_noise()).gradients["embedding"]
+    assert shared_only.abs().max() > 0
+    assert (update.gradients["embedding"] - shared_only).abs().max() > 1e-3
+
+
+def test_a_fixed_embedding_has_no_gradient_and_stays():
+    rule, net = built()
+    optimizer = rule.optimizer(net)
+    update = rule.estimate(net, batch(), estimate_noise())
+    assert "embedding" not in update.gradients
+    rule.apply(net, update, optimizer)
+    assert torch.equal(net.embedding, torch.eye(4))
+
+
+def test_every_parameter_is_in_the_optimiser_once_grouped_by_unit():
+    rule, net = built()
+    groups = rule.optimizer(net).param_groups
+    assert len(groups) == 4  # three blocks, and what they share
+    found = [id(p) for group in groups for p in group["params"]]
+    assert sorted(found) == sorted(id(p) for p in net.parameters())
+
+
+def test_prediction_has_no_label_and_an_untrained_net_scores_near_chance():
+    rule, net = built(blocks=10)
+    images = Noise(2).normal(400 * 64).view(400, 1, 8, 8)
+    labels = Noise(2).stream("labels").integers(400, 4)
+    for name, probabilities in rule.predict(net, images, Noise(1)).items():
+        accuracy = (probabilities.argmax(1) == labels).float().mean()
+        assert accuracy < 0.35, name  # a quarter by chance; a net that is shown the label scores 1
+        torch.testing.assert_close(probabilities.sum(1), torch.ones(400))
+
+
+def test_readings_are_logits_once_softmaxed():
+    rule, net = built()
+    probabilities = rule.predict(net, batch().images, Noise(1))["block 1 alone"]
+    net.eval()
+    with torch.no_grad():
+        logits = net.block(0)(batch().images, torch.zeros(24, 4))
+    torch.testing.assert_close(probabilities, logits.softmax(1), rtol=1e-4, atol=1e-5)
+
+
+def test_statistics_of_batch_norm_are_moved_by_apply_and_saved_with_the_net():
+    rule, net = built()
+    before = {name: buffer.clone() for name, buffer in net.named_buffers()}
+    update = rule.estimate(net, batch(), estimate_noise())
+    assert all(torch.equal(buffer, before[name]) for name, buffer in net.named_buffers())
+    rule.apply(net, update, rule.optimizer(net))
+    moved = {name for name, buffer in net.named_buffers() if not torch.equal(buffer, before[name])}
+    assert {name for name in before if "running_" in name} <= moved
+    assert moved <= net.state_dict().keys()
+
+
+def test_a_prototype_latent_is_image_shaped_and_takes_a_path_of_its_own():
+    from sidestep.data import Split
+
+    pixels = (Noise(3).uniform(40 * 64) * 255).to(torch.uint8).view(40, 1, 8, 8)
+    examples = Split(pixels, torch.arange(40) % 4)
+    rule = NoPropDT(blocks=2, embedding="prototype")
+    net = rule.build(TASK, Noise(0), examples, None)
+    assert net.dimension == 64
+    standardised = pixels.float() / 255
+    for row in range(4):
+        assert any(torch.allclose(net.embedding[row], image.flatten(), atol=1e-6) for image in standardised[row::4])
+    update = rule.estimate(net, batch(), estimate_noise())
+    assert update.gradients["blocks.0.latent.path.convolutions.0.weight"].abs().max() > 0
+
+
+def test_own_modules_with_torch_s_dropout_repeat_and_leave_the_global_generator_alone():
+    from torch import nn
+
+    rule = NoPropDT(blocks=2)
+
+    def path():
+        return nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.Dropout(0.5))
+
+    net = rule.build(TASK, Noise(0), None, path)
+    state = torch.get_rng_state()
+    first = rule.estimate(net, batch(), estimate_noise())
+    second = rule.estimate(net, batch(), estimate_noise())
+    other = rule.estimate(net, batch(), estimate_noise().at(6))
+    assert torch.equal(state, torch.get_rng_state())
+    assert all(torch.equal(first.gradients[name], second.gradients[name]) for name in first.gradients)
+    assert any(not torch.equal(first.gradients[name], other.gradients[name]) for name in first.gradients)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"blocks": 0}, "blocks must lie between 1"),
+        ({"eta": 0.0}, "eta must be a finite number above 0"),
+        ({"eta": math.nan}, "eta must be a finite number"),
+        ({"learning_rate": -1.0}, "learning_rate must be"),
+        ({"learning_rate": math.inf}, "learning_rate must be"),
+        ({"weight_decay": -0.1}, "weight_decay must lie between 0"),
+        ({"dimension": 0}, "dimension must lie between 1"),
+        ({"embedding": "two-hot"}, "one-hot, learned or prototype"),
+        ({"readout": "magic"}, "softmax or radial"),
+        ({"smallest_alpha_bar": 0.0}, "smallest_alpha_bar must lie between"),
+        ({"smallest_alpha_bar": 0.9, "largest_alpha_bar": 0.1}, "rise|between"),
+        ({"draws": 0}, "draws must lie between 1"),
+    ],
+)
+def test_bad_options_say_what_is_needed(options, words):
+    with pytest.raises(InputError, match=words):
+        NoPropDT(**options)

@@ -1,0 +1,218 @@
+"""The common matrix: what every rule must do, whatever it is."""
+
+import dataclasses
+
+import pytest
+import torch
+from torch import nn
+
+from sidestep import Options, data, load_run, train
+from sidestep.errors import InputError
+from sidestep.noise import Noise
+from sidestep.rules import RULES, Backprop, Batch, NoPropDT, Task
+
+TASK = Task((1, 8, 8), tuple("abcd"), (0.0,), (1.0,))
+SMALL = {
+    "noprop-dt": NoPropDT(blocks=2),
+    "noprop-dt learned": NoPropDT(blocks=2, embedding="learned", dimension=6, readout="radial"),
+    "backprop": Backprop(blocks=2),
+    "backprop checkpointed": Backprop(blocks=2, activation_checkpointing=True),
+    "backprop mlp": Backprop(net="mlp", hidden=(32,)),
+}
+
+
+def test_every_rule_stands_in_the_matrix():
+    assert {rule.name for rule in SMALL.values()} == set(RULES)
+
+
+@pytest.fixture(params=SMALL.values(), ids=SMALL.keys())
+def rule(request):
+    return request.param
+
+
+def batch(seed=0, size=32):
+    noise = Noise(seed)
+    labels = noise.stream("labels").integers(size, 4)
+    images = noise.normal(size * 64).view(size, 1, 8, 8) + labels[:, None, None, None]  # something to learn
+    return Batch(images, labels)
+
+
+def build(rule):
+    return rule.build(TASK, Noise(0), None, None)
+
+
+def estimate(rule, net, step=0):
+    return rule.estimate(net, batch(step), Noise(0).stream("estimate").at(step))
+
+
+def test_the_net_is_a_function_of_the_seed(rule):
+    first, second = build(rule).state_dict(), build(rule).state_dict()
+    other = rule.build(TASK, Noise(1), None, None).state_dict()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert any(not torch.equal(first[name], other[name]) for name in first)
+
+
+def test_building_and_estimating_leave_torch_s_generator_alone(rule):
+    state = torch.get_rng_state()
+    estimate(rule, build(rule))
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_estimate_writes_neither_weights_nor_buffers_and_repeats(rule):
+    net = build(rule)
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    first, second = estimate(rule, net, 3), estimate(rule, net, 3)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
+    assert all(torch.equal(first.gradients[name], second.gradients[name]) for name in first.gradients)
+    assert all(parameter.grad is None for parameter in net.parameters())
+
+
+def test_the_units_hold_every_parameter_once(rule):
+    net = build(rule)
+    names = [name for names in rule.units(net).values() for name in names]
+    assert sorted(names) == sorted(name for name, _ in net.named_parameters())
+
+
+def test_apply_is_deterministic_and_sees_no_data(rule):
+    nets = [build(rule), build(rule)]
+    optimizers = [rule.optimizer(net) for net in nets]
+    for step in range(3):
+        update = rule.decide(estimate(rule, nets[0], step))
+        for net, optimizer in zip(nets, optimizers, strict=True):
+            rule.apply(net, update, optimizer)
+    one, two = (net.state_dict() for net in nets)
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_twenty_steps_on_one_batch_lower_every_loss_that_can_fall(rule):
+    net = build(rule)
+    optimizer = rule.optimizer(net)
+    first = estimate(rule, net).losses
+    for _ in range(20):
+        rule.apply(net, rule.decide(estimate(rule, net)), optimizer)
+    last = estimate(rule, net).losses
+    assert first.keys() == last.keys()
+    for name in first:
+        if "denoising" in name or name == "net: cross-entropy":
+            assert last[name] < first[name], name
+
+
+def test_predictions_are_probabilities_for_every_reading(rule):
+    net = build(rule)
+    found = rule.predict(net, batch().images, Noise(0))
+    assert tuple(found) == rule.predictors
+    for probabilities in found.values():
+        assert probabilities.shape == (32, 4)
+        assert (probabilities >= 0).all()
+        torch.testing.assert_close(probabilities.sum(dim=1), torch.ones(32))
+
+
+def test_bfloat16_estimates_point_the_same_way(rule):
+    net = build(rule)
+    exact = estimate(rule, net).gradients
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rounded = estimate(rule, net).gradients
+    whole = [torch.cat([g.flatten().float() for g in gradients.values()]) for gradients in (exact, rounded)]
+    assert torch.nn.functional.cosine_similarity(*whole, dim=0) > 0.9
+
+
+def test_hyper_parameters_are_frozen_and_explained(rule):
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        rule.learning_rate = 1.0
+    source = __import__("inspect").getsource(type(rule))
+    for field in dataclasses.fields(rule):
+        after = source.split(f"    {field.name}: ", 1)[1].splitlines()[1]
+        assert after.strip().startswith('"""'), field.name
+
+
+@pytest.mark.parametrize("options", [{"learning_rate": 0.0}, {"learning_rate": float("nan")}, {"weight_decay": 2.0}, {"blocks": 0}])
+def test_hyper_parameters_out_of_range_are_refused(rule, options):
+    with pytest.raises(InputError, match=next(iter(options))):
+        type(rule)(**options)
+
+
+def digits():
+    return data.load("digits")
+
+
+def test_a_resumed_run_ends_with_the_same_bits(rule, tmp_path):
+    whole = train(rule, digits(), Options(epochs=2, batch=256, out=tmp_path / "whole"))
+    train(rule, digits(), Options(epochs=1, batch=256, out=tmp_path / "parts"))
+    parts = train(rule, digits(), Options(epochs=2, batch=256, out=tmp_path / "parts", resume=True))
+    assert (tmp_path / "whole/model.safetensors").read_bytes() == (tmp_path / "parts/model.safetensors").read_bytes()
+    assert whole.result["test_accuracy"] == parts.result["test_accuracy"]
+
+
+def test_a_run_comes_back_from_its_folder(rule, tmp_path):
+    run = train(rule, digits(), Options(epochs=1, batch=256, out=tmp_path / "run"))
+    again = load_run(tmp_path / "run")
+    assert again.rule == rule
+    images = digits().test.images[:50]
+    for reading in rule.predictors:
+        assert torch.equal(run.predict(images, reading), again.predict(images, reading))
+
+
+def test_an_untrained_net_scores_near_chance_on_every_reading(rule):
+    run = train(rule, digits(), Options(epochs=0))
+    assert run.result["steps"] == 0
+    for reading, accuracy in run.result["readings"].items():
+        assert accuracy < 0.3, reading
+
+
+def test_shuffled_test_labels_leave_predictions_as_they_are(rule):
+    run = train(rule, digits(), Options(epochs=0))
+    images, labels = digits().test.images, digits().test.labels
+    before = run.predict(images)
+    run.evaluate(data.Split(images, labels[Noise(0).permutation(len(labels))]))
+    assert torch.equal(before, run.predict(images))
+
+
+class TestActivationCheckpointing:
+    def test_gradients_are_those_of_plain_backprop(self):
+        plain, checkpointed = SMALL["backprop"], SMALL["backprop checkpointed"]
+        nets = [build(plain), build(checkpointed)]
+        one, two = (estimate(rule, net).gradients for rule, net in zip((plain, checkpointed), nets, strict=True))
+        assert one.keys() == two.keys()
+        for name in one:  # dropout on: the second computation must draw the masks of the first
+            torch.testing.assert_close(one[name], two[name], rtol=1e-5, atol=1e-7)
+
+    def test_statistics_are_moved_once_not_twice(self):
+        plain, checkpointed = SMALL["backprop"], SMALL["backprop checkpointed"]
+        one, two = (estimate(rule, build(rule)).statistics for rule in (plain, checkpointed))
+        name = "blocks.0.image.norm.running_mean"
+        torch.testing.assert_close(one[name], two[name])
+
+    def test_it_keeps_fewer_bytes_for_the_backward_pass(self):
+        kept = {}
+        for name in ("backprop", "backprop checkpointed"):
+            rule, total = SMALL[name], 0
+
+            def pack(tensor):
+                nonlocal total
+                total += tensor.numel() * tensor.element_size()
+                return tensor
+
+            net = build(rule)
+            from sidestep.nets import masks_from
+
+            with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t), masks_from(Noise(0).generator()):
+                net.train()(batch().images)
+            kept[name] = total
+        assert kept["backprop checkpointed"] < kept["backprop"] / 4
+
+
+def own_path():
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Dropout(0.1))
+
+
+@pytest.mark.parametrize("kind", [NoPropDT(blocks=2), Backprop(blocks=2)], ids=["noprop-dt", "backprop"])
+def test_own_modules_train_resume_and_come_back(kind, tmp_path):
+    options = Options(epochs=2, batch=256, out=tmp_path / "a")
+    run = train(kind, digits(), options, module=own_path)
+    train(kind, digits(), Options(epochs=1, batch=256, out=tmp_path / "b"), module=own_path)
+    train(kind, digits(), Options(epochs=2, batch=256, out=tmp_path / "b", resume=True), module=own_path)
+    assert (tmp_path / "a/model.safetensors").read_bytes() == (tmp_path / "b/model.safetensors").read_bytes()
+    with pytest.raises(InputError, match="module of its own"):
+        load_run(tmp_path / "a")
+    images = digits().test.images[:20]
+    assert torch.equal(load_run(tmp_path / "a", module=own_path).predict(images), run.predict(images))
