@@ -266,6 +266,26 @@ def test_cifar_archives(tmp_path: Path, name: str) -> None:
     assert cifar.classes == len(KNOWN[name].class_names)
 
 
+REAL = {  # mean of the whole train split, as commonly quoted, and the counts of train, validation and test
+    "mnist": ((0.1307,), (60000, 0, 10000)),
+    "cifar10": ((0.4914, 0.4822, 0.4465), (50000, 0, 10000)),
+    "cifar100": ((0.5071, 0.4866, 0.4409), (50000, 0, 10000)),
+    "bloodmnist": (None, (11959, 1712, 3421)),
+}
+
+
+@pytest.mark.parametrize(
+    "name", ["mnist", "cifar10", *(pytest.param(n, marks=pytest.mark.slow) for n in REAL)]
+)
+def test_real_sets(name: str, data_dir: Path) -> None:
+    mean, counts = REAL[name]
+    real = data.load(name, data_dir=data_dir, validation=0)
+    assert (len(real.train), len(real.validation), len(real.test)) == counts
+    assert mean is None or real.mean == pytest.approx(mean, abs=2e-4)
+    assert real.test.image_shape == real.image_shape
+    assert len(real.test.labels.unique()) == real.classes
+
+
 def test_names_describes_every_set() -> None:
     described = {known.name: known for known in data.names()}
     assert list(described) == ["digits", "mnist", "fashion-mnist", "cifar10", "cifar100", "bloodmnist"]

@@ -32,9 +32,7 @@ __all__ = [
     "write_text",
 ]
 
-TEMPORARY_PREFIX = (
-    ".partial."  # a killed writer leaves such a file; whoever takes over the folder may remove it
-)
+TEMPORARY_PREFIX = ".partial."  # what a killed writer leaves; who takes over the folder may remove it
 FORMAT = 1  # raised when an older Sidestep could not read the file any more
 METADATA_KEY = "sidestep"  # a single key, since safetensors may write several in any order
 ADVICE = "use a copy or an earlier checkpoint, or train anew with --overwrite"
@@ -71,8 +69,8 @@ def save(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], record: Ma
     """Commit named tensors and a JSON record to one safetensors file, atomically.
 
     Values, shapes and dtypes come back as they are; strides and devices do not (tensors are written from
-    contiguous CPU memory), and names that share memory come back as separate tensors. Raises InputError if the
-    record is not JSON, CheckpointError if the file cannot be written.
+    contiguous CPU memory), and names that share memory come back as separate tensors. Raises InputError if
+    the record is not JSON, CheckpointError if the file cannot be written.
     """
     try:
         text = json.dumps(record)
@@ -125,9 +123,7 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tenso
     record = {
         "class": type(optimizer).__name__,
         "shapes": [list(parameter.shape) for parameter in _parameters(optimizer)],
-        "groups": [
-            {key: _jsonable(value) for key, value in group.items()} for group in state["param_groups"]
-        ],
+        "groups": state["param_groups"],
         "tensors": list(tensors),
         "values": values,
     }
@@ -226,11 +222,8 @@ def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
-def _jsonable(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
-
-
 def _as_before(value: Any, current: Any) -> Any:
+    """JSON has no tuples: a list where the optimizer has a tuple (betas) becomes one again."""
     return tuple(value) if isinstance(current, tuple) else value
 
 

@@ -187,7 +187,7 @@ def dropout_mask(
     keep, scale = _keep_and_scale(rate, dtype)
     n = math.prod(shape)
     bits = torch.empty((n + 3) // 4, dtype=torch.int64, device=generator.device)
-    bits.random_(-(2**63), None, generator=generator)  # 64 random bits: 18 times cheaper than bernoulli_
+    bits.random_(-(2**63), None, generator=generator)  # 64 random bits: 6 to 18 times cheaper than bernoulli_
     kept = bits.view(torch.int16)[:n].ge_(2**15 - keep)  # zeros and ones, still int16
     if dtype.itemsize == 2:  # times the scale's own bits: no conversion, 20 times cheaper
         pattern = torch.tensor(scale, dtype=dtype).view(torch.int16).item()

@@ -52,7 +52,8 @@ def _data(*, json: bool = False) -> None:
     """
     found = names()
     if json:
-        show_json({known.name: dataclasses.asdict(known) for known in found})
+        plain = ("description", "licence", "train", "test", "channels", "class_names", "sizes", "download")
+        show_json({known.name: {key: getattr(known, key) for key in plain} for known in found})
         return
     columns = ["data set", "what it is", "train", "test", "download", "licence"]
     rows = [[k.name, k.description, f"{k.train:,}", f"{k.test:,}", k.download, k.licence] for k in found]

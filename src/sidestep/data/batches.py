@@ -20,7 +20,8 @@ def standardise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> 
 
     Raises InputError unless there is one mean and one std for each channel.
 
-    >>> standardise(torch.full((1, 1, 1, 2), 255, dtype=torch.uint8), [0.5], [0.25]).tolist()
+    >>> white = torch.full((1, 1, 1, 2), 255, dtype=torch.uint8)
+    >>> standardise(white, mean=[0.5], std=[0.25]).round(decimals=4).tolist()
     [[[[2.0, 2.0]]]]
     """
     channels = images.shape[1]
@@ -55,7 +56,7 @@ def batch_indices(noise: Noise, step: int, examples: int, batch: int) -> Tensor:
     A function of its arguments alone: one Philox permutation per epoch, kept while the epoch lasts.
 
     >>> [batch_indices(Noise(0), step, examples=6, batch=2).tolist() for step in range(3)]
-    [[2, 1], [0, 5], [3, 4]]
+    [[5, 0], [1, 3], [2, 4]]
     """
     if step < 0:
         raise InputError(f"step must be at least 0, got {step}")

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["Remote", "fetch", "find_local"]
 
 CHUNK = 1 << 18  # bytes between two movements of the bar
+TIMEOUT = 30.0  # seconds without an answer, or without a byte
 
 
 @dataclass(frozen=True)
@@ -33,13 +34,7 @@ class Remote:
 
 
 def fetch(
-    remote: Remote,
-    folder: Path,
-    *,
-    progress: bool = False,
-    rounds: int = 2,
-    pause: float = 1.0,
-    timeout: float = 30.0,
+    remote: Remote, folder: Path, *, progress: bool = False, rounds: int = 2, pause: float = 1.0
 ) -> Path:
     """The whole file in `folder`, downloaded unless it is there with the right md5 already.
 
@@ -56,7 +51,7 @@ def fetch(
             time.sleep(pause)
         for url in remote.urls:
             with _quiet(pooch.get_logger()), _bar(remote.file, progress) as bar:
-                downloader = pooch.HTTPDownloader(progressbar=bar or False, chunk_size=CHUNK, timeout=timeout)
+                downloader = pooch.HTTPDownloader(progressbar=bar or False, chunk_size=CHUNK, timeout=TIMEOUT)
                 try:
                     return Path(
                         pooch.retrieve(url, f"md5:{remote.md5}", remote.file, folder, downloader=downloader)

@@ -13,7 +13,7 @@ from sidestep.errors import DataError, InputError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["folder_source"]
+__all__ = ["GREY_MODES", "folder_source", "open_picture"]
 
 TEST_FRACTION = 0.2  # of a folder that has no train/ and test/
 VALIDATION_NAMES = ("val", "valid", "validation")
@@ -51,7 +51,7 @@ def folder_source(name: str, root: Path, size: int | None = None) -> Source:
         test = _files(root / "test", class_names) if (root / "test").is_dir() else ()
         own = [root / folder for folder in VALIDATION_NAMES if (root / folder).is_dir()]
         validation = _files(own[0], class_names) if own else None
-    first = _open(train[0][0])
+    first = open_picture(train[0][0])
     mode = "L" if first.mode in GREY_MODES else "RGB"
     shape = (size, size) if size else (first.height, first.width)
     read = partial(_read, mode=mode, shape=shape, resize=size is not None, first=train[0][0])
@@ -88,7 +88,7 @@ def _files(root: Path, class_names: tuple[str, ...]) -> Listing:
     return tuple(files)
 
 
-def _open(path: Path) -> "Image":
+def open_picture(path: Path) -> "Image":
     """The decoded image, upright; raises DataError naming the file if Pillow cannot read it whole."""
     from PIL import Image, ImageOps
 
@@ -119,7 +119,7 @@ def _read(
 
     pixels = np.empty((len(files), *shape, *((3,) if mode == "RGB" else ())), np.uint8)
     for row, (path, _) in zip(pixels, files, strict=True):
-        image = _open(path).convert(mode)
+        image = open_picture(path).convert(mode)
         if resize:
             image = image.resize((shape[1], shape[0]), Image.Resampling.BILINEAR)
         if (image.height, image.width) != shape:

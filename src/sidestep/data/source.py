@@ -101,7 +101,7 @@ def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, 
             variance = sum(squares) / len(pixels)
         mean.append(centre)
         deviation = math.sqrt(variance)
-        std.append(deviation if deviation > 1e-6 * abs(centre) and deviation > 0 else 1.0)
+        std.append(deviation if deviation > 1e-6 * abs(centre) else 1.0)
     return tuple(mean), tuple(std)
 
 

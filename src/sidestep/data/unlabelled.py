@@ -6,6 +6,7 @@ import numpy as np
 from torch import Tensor
 
 from sidestep.data.check import Array, image_tensor
+from sidestep.data.folder import open_picture
 from sidestep.data.npz import npz_array, npz_keys
 from sidestep.errors import DataError
 
@@ -15,10 +16,11 @@ KEYS = ("images", "x", "x_test", "test_images", "x_train", "train_images")  # th
 
 
 def read_images(path: Path, image_shape: tuple[int, int, int]) -> Tensor:
-    """Images (n, channels, height, width), uint8 or float32, from a file, in the shape that a net was trained on.
+    """Images (n, channels, height, width), uint8 or float32, from a file, in the shape that a net was trained
+    on.
 
-    A `.npz` gives the array called images, x, x_test or test_images, or its only one; a `.npy` its array; any other file is
-    read as one picture. A picture is turned to grey or colour as needed; its size must fit.
+    A `.npz` gives the array called images, x, x_test or test_images, or its only one; a `.npy` its array; any
+    other file is read as one picture. A picture is turned to grey or colour as needed; its size must fit.
 
     Raises:
         DataError: if the file is missing or damaged, or its images have another shape.
@@ -59,10 +61,4 @@ def _npy(path: Path) -> Array:
 
 
 def _picture(path: Path, channels: int) -> Array:
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with Image.open(path) as picture:
-            return np.asarray(picture.convert("L" if channels == 1 else "RGB"))
-    except (UnidentifiedImageError, OSError, ValueError) as error:
-        raise DataError(f"{path}: neither .npz, .npy nor a picture that Pillow can read ({error})") from error
+    return np.asarray(open_picture(path).convert("L" if channels == 1 else "RGB"))

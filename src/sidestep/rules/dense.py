@@ -36,7 +36,11 @@ def apply_dense(net: nn.Module, update: Update, optimizer: torch.optim.Optimizer
     buffers: dict[str, Tensor] = dict(net.named_buffers())
     with torch.no_grad():
         for name, gradient in update.gradients.items():
-            parameters[name].grad = gradient.to(parameters[name].dtype)
+            parameter = parameters[name]
+            if gradient.stride() != parameter.stride() or gradient.dtype != parameter.dtype:
+                # fused optimisers walk both in memory order, and are silently wrong where the orders differ
+                gradient = torch.empty_like(parameter).copy_(gradient)
+            parameter.grad = gradient
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         for name, value in update.statistics.items():

@@ -136,11 +136,17 @@ def _result(run: Run, loop: Loop, state: State, data: DataSet, progress: Progres
     """Evaluate all splits; the test split is read here, for the first time."""
     best = run.rule.predictors[0]
     shares: dict[str, dict[str, float] | None] = {}
+    split: Split | None
     for name in ("train", "validation", "test"):
         progress.evaluating(name)
-        split = data.train if name == "train" else data.validation if name == "validation" else _test_split(data)
-        if split is not None and name == "train":
-            split = Split(split.images[:_MOST_TRAIN], split.labels[:_MOST_TRAIN])
+        if name == "train":
+            split = Split(data.train.images[:_MOST_TRAIN], data.train.labels[:_MOST_TRAIN])
+        elif name == "validation":
+            split = data.validation
+        elif data.has_test:
+            split = data.test
+        else:  # own data may come without one
+            split = None
         shares[name] = run.evaluate(split) if split is not None and len(split) else None
     default = {f"{name}_accuracy": share[best] if share else None for name, share in shares.items()}
     return {
@@ -158,13 +164,6 @@ def _result(run: Run, loop: Loop, state: State, data: DataSet, progress: Progres
         "precision": run.compute.precision,
         "run": str(run.folder) if run.folder else None,
     }
-
-
-def _test_split(data: DataSet) -> Split | None:
-    try:
-        return data.test
-    except InputError:
-        return None  # own data may come without a test split
 
 
 def _config(

@@ -1,0 +1,212 @@
+"""The command line as a user types it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy
+import pytest
+
+from sidestep.cli import main
+
+QUICK = ["--net", "mlp", "--hidden", "16", "--epochs", "1"]
+
+
+@pytest.fixture(autouse=True)
+def in_an_empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("SIDESTEP_DATA", raising=False)
+
+
+def run(capsys, *arguments):
+    """Return exit status, standard output, standard error."""
+    status = 0
+    try:
+        main(arguments)
+    except SystemExit as leaving:
+        status = int(leaving.code or 0)
+    captured = capsys.readouterr()
+    return status, captured.out, " ".join(captured.err.split())
+
+
+def last_json(text):
+    return json.loads(text.strip().splitlines()[-1])
+
+
+def test_train_eval_predict(capsys):
+    status, out, _ = run(capsys, "train", "noprop-dt", "--blocks", "2", "--epochs", "3", "--json")
+    assert status == 0
+    result = last_json(out)
+    wanted = "rule data seed steps epochs seconds parameters peak_memory_bytes train_accuracy validation_accuracy test_accuracy run"
+    assert set(wanted.split()) <= result.keys()
+    assert result["run"] == "runs/noprop-dt-digits-0"
+    assert result["steps"] == 30
+    status, out, _ = run(capsys, "eval", result["run"], "--json")
+    assert status == 0
+    found = last_json(out)
+    assert found["accuracy"] == result["test_accuracy"]
+    assert list(found["readings"]) == ["ddim", "ancestral", "mean", "block 1 alone", "mean of blocks"]
+    status, out, _ = run(capsys, "eval", result["run"], "--split", "validation")
+    assert status == 0
+    assert "ancestral" in out
+    assert "block 1 alone" in out
+    images = numpy.arange(3 * 64).reshape(3, 8, 8).astype("uint8")
+    numpy.savez("images.npz", images=images)
+    status, out, _ = run(capsys, "predict", result["run"], "images.npz", "--out", "classes.csv", "--json")
+    assert status == 0
+    labels = last_json(out)["labels"]
+    assert len(labels) == 3
+    rows = Path("classes.csv").read_text().splitlines()
+    assert [row.split(",")[1] for row in rows] == ["class", *map(str, labels)]
+    status, out, _ = run(capsys, "predict", result["run"], "images.npz", "--reading", "ancestral", "--out", "p.npz")
+    assert status == 0
+    assert numpy.load("p.npz")["probabilities"].shape == (3, 10)
+
+
+def test_predict_takes_pictures_and_single_arrays(capsys):
+    from PIL import Image
+
+    run(capsys, "train", "backprop", *QUICK)
+    Image.fromarray(numpy.full((8, 8, 3), 90, dtype="uint8")).save("one.png")
+    numpy.save("one.npy", numpy.full((8, 8), 90, dtype="uint8"))
+    found = [run(capsys, "predict", "runs/backprop-digits-0", name, "--json") for name in ("one.png", "one.npy")]
+    assert [status for status, _, _ in found] == [0, 0]
+    assert last_json(found[0][1])["labels"] == last_json(found[1][1])["labels"]
+
+
+def test_rules_and_data_are_listed(capsys):
+    assert "noprop-dt" in run(capsys, "rules")[1]
+    assert last_json(run(capsys, "rules", "--json")[1])["noprop-dt"]["defaults"]["eta"] == 0.1
+    assert "bloodmnist" in run(capsys, "data")[1]
+    assert last_json(run(capsys, "data", "--json")[1])["mnist"]["train"] == 60000
+
+
+def test_data_show_writes_a_picture(capsys):
+    status, out, _ = run(capsys, "data", "show", "digits", "--out", "grid.png")
+    assert status == 0
+    assert Path("grid.png").read_bytes().startswith(b"\x89PNG")
+    assert "10 classes" in out
+
+
+def test_help_explains_each_option_with_default_and_symbol(capsys):
+    _, out, _ = run(capsys, "train", "noprop-dt", "--help")
+    words = " ".join(out.replace("│", " ").split())
+    for phrase in ("--blocks", "the paper's T", "--eta", "(default: 0.1)", "--seed", "--data-dir", "--overwrite", "--resume"):
+        assert phrase in words, phrase
+    for command in ([], ["--help"], ["train"], ["train", "--help"], ["eval", "--help"], ["predict", "--help"], ["data", "show", "--help"]):
+        status, out, _ = run(capsys, *command)
+        assert status == 0
+        assert "usage" in out.lower()
+    assert run(capsys, "--version")[1].startswith("sidestep 0.")
+
+
+def test_resuming_keeps_the_options_that_are_not_given_again(capsys):
+    run(capsys, "train", "backprop", *QUICK, "--out", "a", "--batch", "64", "--seed", "3", "--learning-rate", "0.01")
+    status, _, error = run(capsys, "train", "backprop", "--resume", "--out", "a", "--epochs", "2")
+    assert status == 0, error
+    run(capsys, "train", "backprop", *QUICK, "--out", "b", "--batch", "64", "--seed", "3", "--learning-rate", "0.01", "--epochs", "2")
+    assert Path("a/model.safetensors").read_bytes() == Path("b/model.safetensors").read_bytes()
+    status, _, error = run(capsys, "train", "backprop", "--resume", "--out", "a", "--batch", "32")
+    assert status == 2
+    assert "train.batch: was 64, given 32" in error
+
+
+def test_own_module_from_a_file(capsys):
+    Path("mine.py").write_text(
+        "from torch import nn\n\n\ndef path():\n    return nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU())\n"
+    )
+    status, out, error = run(
+        capsys, "train", "noprop-dt", "--blocks", "2", "--epochs", "2", "--module", "mine.py:path", "--out", "own", "--json"
+    )
+    assert status == 0, error
+    accuracy = last_json(out)["test_accuracy"]
+    assert last_json(run(capsys, "eval", "own", "--json")[1])["accuracy"] == accuracy
+    for reference, words in {
+        "mine.py": "FILE.py:NAME",
+        "other.py:path": "does not exist",
+        "mine.py:nothing": "has no nothing",
+    }.items():
+        status, _, error = run(capsys, "train", "noprop-dt", "--module", reference)
+        assert (status, words in error) == (2, True), error
+
+
+def test_own_arrays_train_and_are_evaluated_on_their_test_split(capsys):
+    images = numpy.random.default_rng(0).integers(0, 256, (60, 9, 7, 3)).astype("uint8")
+    numpy.savez("own.npz", x_train=images[:40], y_train=numpy.arange(40) % 4, x_test=images[40:], y_test=numpy.arange(20) % 4)
+    status, _, error = run(capsys, "train", "noprop-dt", "--blocks", "2", "--data", "own.npz", "--epochs", "1")
+    assert status == 0, error
+    assert Path("runs/noprop-dt-own-0/result.json").exists()
+    status, _, error = run(capsys, "eval", "runs/noprop-dt-own-0")
+    assert status == 0, error
+    status, _, error = run(capsys, "eval", "runs/noprop-dt-own-0", "--data", "digits")
+    assert status == 2
+    assert "trained on (3, 9, 7)" in error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["trian"], "did you mean train?"),
+        (["train", "noprop"], "did you mean noprop-dt?"),
+        (["train", "noprop-dt", "--data", "mnits"], "did you mean 'mnist'?"),
+        (["train", "noprop-dt", "--data", "none.npz"], "no such file"),
+        (["train", "noprop-dt", "--blocks", "0"], "blocks must lie between 1"),
+        (["train", "noprop-dt", "--eta", "-1"], "eta must be a finite number above 0"),
+        (["train", "noprop-dt", "--learning-rate", "nan"], "learning_rate must be"),
+        (["train", "noprop-dt", "--epochs", "-2"], "epochs must be 0"),
+        (["train", "noprop-dt", "--batch", "0"], "batch must be at least 2"),
+        (["train", "noprop-dt", "--validation", "0.9"], "validation"),
+        (["train", "noprop-dt", "--device", "cuda:63"], "--device cpu"),
+        (["eval", "nowhere"], "no config.toml"),
+        (["predict", "nowhere", "x.npz"], "no config.toml"),
+        (["data", "shwo"], "data show NAME"),
+        (["data", "show", "digits", "--out", "grid.txt"], ".png"),
+    ],
+)
+def test_wrong_input_ends_in_one_clear_line_and_status_2(capsys, arguments, words):
+    status, _, error = run(capsys, *arguments)
+    assert status == 2
+    assert words in error
+    assert "Traceback" not in error
+    assert not Path("runs").exists()
+
+
+def test_an_option_that_does_not_exist_is_refused(capsys):
+    status, _, error = run(capsys, "train", "noprop-dt", "--etta", "0.1")
+    assert status == 2
+    assert "--etta" in error
+
+
+def test_images_too_small_for_the_network(capsys):
+    numpy.savez("tiny.npz", x_train=numpy.zeros((40, 3, 3), "uint8"), y_train=numpy.arange(40) % 2)
+    status, _, error = run(capsys, "train", "noprop-dt", "--data", "tiny.npz")
+    assert status == 2
+    assert "at least 4 x 4" in error
+
+
+def test_predicting_images_of_another_shape(capsys):
+    run(capsys, "train", "backprop", *QUICK)
+    numpy.savez("big.npz", images=numpy.zeros((2, 28, 28), "uint8"))
+    status, _, error = run(capsys, "predict", "runs/backprop-digits-0", "big.npz")
+    assert status == 2
+    assert "trained on (1, 8, 8)" in error
+
+
+def test_sidestep_data_is_the_default_of_data_dir(capsys, monkeypatch, tmp_path):
+    pixels = numpy.zeros((40, 28, 28), "uint8")
+    labels = numpy.arange(40) % 10
+    (tmp_path / "sets").mkdir()
+    numpy.savez(tmp_path / "sets/mnist.npz", x_train=pixels, y_train=labels, x_test=pixels, y_test=labels)
+    monkeypatch.setenv("SIDESTEP_DATA", str(tmp_path / "sets"))
+    status, _, error = run(capsys, "train", "backprop", *QUICK, "--data", "mnist")
+    assert status == 0, error
+
+
+def test_quiet_when_standard_error_is_no_terminal():
+    command = [sys.executable, "-m", "sidestep", "train", "backprop", *QUICK, "--json"]
+    found = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path.cwd(), env={
+        **__import__("os").environ, "PYTHONPATH": str(Path(__file__).parents[1] / "src"), "OMP_NUM_THREADS": "1",
+    })  # fmt: skip
+    assert found.stderr == ""
+    assert len(found.stdout.strip().splitlines()) == 1
