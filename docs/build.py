@@ -99,9 +99,7 @@ def build(site: Path) -> None:
         body = with_links(with_anchors(markdown.render(text)), page, site)
         place = site / address(page)
         place.parent.mkdir(parents=True, exist_ok=True)
-        filled = TEMPLATE.format(
-            title=escape(title(text, page)), navigation=navigation(page, pages), body=body
-        )
+        filled = TEMPLATE.format(title=escape(title(text, page)), navigation=navigation(page, pages), body=body)
         place.write_text(filled, encoding="utf-8")
     pdoc.render.configure(docformat="google", search=True)
     pdoc.pdoc("sidestep", output_directory=site / "api")

@@ -1,6 +1,6 @@
 """Train NoProp-DT and back-propagation on scikit-learn's 8 x 8 digits, compare them, and draw what the blocks do.
 
-    python examples/demo.py [--out demo.png] [--epochs 40] [--seed 0]
+    python examples/demo.py [--out demo.png] [--epochs 20] [--seed 0]
 
 Both train the same ten blocks: NoProp each on its own, to denoise the label; back-propagation all of them as one net.
 """
@@ -37,7 +37,7 @@ def main() -> None:
     """Train, print, draw."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", default="demo.png", help="where to write the picture")
-    parser.add_argument("--epochs", type=int, default=40)
+    parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     begun = time.perf_counter()

@@ -96,10 +96,7 @@ def imported_modules(module: Module) -> Iterator[tuple[ast.AST, str]]:
 def docstrings(tree: ast.AST) -> set[ast.Constant]:
     found = set()
     for node in ast.walk(tree):
-        if (
-            isinstance(node, ast.Module | ast.ClassDef | Function)
-            and ast.get_docstring(node, clean=False) is not None
-        ):
+        if isinstance(node, ast.Module | ast.ClassDef | Function) and ast.get_docstring(node, clean=False) is not None:
             found.add(node.body[0].value)
     return found
 

@@ -81,9 +81,7 @@ def test_a_record_that_is_not_json(tmp_path: Path) -> None:
 @pytest.fixture
 def small(tmp_path: Path) -> Path:
     path = tmp_path / "small.safetensors"
-    checkpoint.save(
-        path, {"a": torch.arange(5.0), "b": torch.tensor([1, 2]), "c": torch.arange(5.0)}, {"step": 3}
-    )
+    checkpoint.save(path, {"a": torch.arange(5.0), "b": torch.tensor([1, 2]), "c": torch.arange(5.0)}, {"step": 3})
     return path
 
 
@@ -237,9 +235,7 @@ def tiny_disk(tmp_path: Path) -> Iterator[Path]:
 def test_a_full_disk_costs_nothing(tiny_disk: Path) -> None:
     path = tiny_disk / "state.safetensors"
     checkpoint.save(path, {"a": torch.arange(100_000.0)}, {"step": 1})
-    with pytest.raises(
-        CheckpointError, match=r"disk is full: .*state\.safetensors needs 8\d{5} bytes"
-    ) as caught:
+    with pytest.raises(CheckpointError, match=r"disk is full: .*state\.safetensors needs 8\d{5} bytes") as caught:
         checkpoint.save(path, {"a": torch.arange(200_000.0)}, {"step": 2})
     assert "earlier file is untouched" in str(caught.value)
     tensors, record = checkpoint.load(path)

@@ -92,9 +92,7 @@ def test_crop_and_flip_is_the_same_on_a_gpu() -> None:
 def test_crops_and_flips_are_fair() -> None:
     count, padding = 20000, 1
     picture = torch.arange(1, 10, dtype=torch.uint8).view(1, 1, 3, 3).expand(count, 1, 3, 3)
-    middle = crop_and_flip(picture, Noise(1), padding)[
-        :, 0, 1
-    ]  # (count, 3): the middle row tells place and mirror
+    middle = crop_and_flip(picture, Noise(1), padding)[:, 0, 1]  # (count, 3): the middle row tells place and mirror
     kinds, counts = middle.unique(dim=0, return_counts=True)
     assert len(kinds) == 18  # nine places, mirrored or not
     assert float((counts - count / 18).abs().max()) < 5 * (count / 18) ** 0.5

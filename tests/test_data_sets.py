@@ -274,9 +274,7 @@ REAL = {  # mean of the whole train split, as commonly quoted, and the counts of
 }
 
 
-@pytest.mark.parametrize(
-    "name", ["mnist", "cifar10", *(pytest.param(n, marks=pytest.mark.slow) for n in REAL)]
-)
+@pytest.mark.parametrize("name", ["mnist", "cifar10", *(pytest.param(n, marks=pytest.mark.slow) for n in REAL)])
 def test_real_sets(name: str, data_dir: Path) -> None:
     mean, counts = REAL[name]
     real = data.load(name, data_dir=data_dir, validation=0)
@@ -294,9 +292,7 @@ def test_names_describes_every_set() -> None:
     for known in data.names():
         assert known.description
         assert known.licence
-        assert all(
-            len(remote.md5) == 32 and remote.urls for files in known.files.values() for remote in files
-        )
+        assert all(len(remote.md5) == 32 and remote.urls for files in known.files.values() for remote in files)
     assert described["bloodmnist"].sizes == (28, 64, 128)
     assert described["bloodmnist"].image_shape(64) == (3, 64, 64)
 

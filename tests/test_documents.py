@@ -21,12 +21,8 @@ import sidestep
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
 PAGES = [README, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
-NOTEBOOKS = sorted(
-    path for path in (ROOT / "docs").rglob("*.ipynb") if ".ipynb_checkpoints" not in path.parts
-)
-FENCE = re.compile(
-    r"^(?:<!--\s*(?P<note>[^\n]*?)\s*-->\n+)?```(?P<language>\w*)[^\n]*\n(?P<body>.*?)^```", re.M | re.S
-)
+NOTEBOOKS = sorted(path for path in (ROOT / "docs").rglob("*.ipynb") if ".ipynb_checkpoints" not in path.parts)
+FENCE = re.compile(r"^(?:<!--\s*(?P<note>[^\n]*?)\s*-->\n+)?```(?P<language>\w*)[^\n]*\n(?P<body>.*?)^```", re.M | re.S)
 LINK = re.compile(r"\]\(\s*<?([^)\s>]+)>?[^)]*\)")
 # Written in two parts so that this file does not contain them.
 FOREIGN = tuple(a + b for a, b in (("/wo", "rk/"), ("/ro", "ot/"), ("/tmp/", "probe"), ("shar", "ed/")))
@@ -157,11 +153,7 @@ def project_texts() -> list[Path]:
     folders = [ROOT / name for name in ("src", "tests", "docs", "examples", "benchmarks")]
     files = [path for folder in folders for path in sorted(folder.rglob("*")) if path.suffix in TEXTS]
     files = [path for path in files if not {"__pycache__", ".ipynb_checkpoints"} & set(path.parts)]
-    return [
-        path
-        for path in [*ROOT.glob("*.md"), ROOT / "Makefile", ROOT / "pyproject.toml", *files]
-        if path.is_file()
-    ]
+    return [path for path in [*ROOT.glob("*.md"), ROOT / "Makefile", ROOT / "pyproject.toml", *files] if path.is_file()]
 
 
 def test_nothing_names_places_of_another_machine():

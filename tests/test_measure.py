@@ -97,12 +97,8 @@ def test_bfloat16_of_this_processor() -> None:
     assert has_bfloat16() is bool(words & {"avx512_bf16", "amx_tile", "bf16"})
 
 
-@pytest.mark.parametrize(
-    ("avx", "amx", "expected"), [(True, False, True), (False, True, True), (False, False, False)]
-)
-def test_bfloat16_by_torchs_answers(
-    monkeypatch: pytest.MonkeyPatch, avx: bool, amx: bool, expected: bool
-) -> None:
+@pytest.mark.parametrize(("avx", "amx", "expected"), [(True, False, True), (False, True, True), (False, False, False)])
+def test_bfloat16_by_torchs_answers(monkeypatch: pytest.MonkeyPatch, avx: bool, amx: bool, expected: bool) -> None:
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx, raising=False)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx, raising=False)
     monkeypatch.setattr(processor_module, "_arm_bfloat16", lambda: False)

@@ -1,5 +1,6 @@
 """Schedules, samplers, embeddings, blocks: the mathematics of NoProp, checked without training."""
 
+import itertools
 import math
 
 import pytest
@@ -44,8 +45,14 @@ def test_cosine_schedule_rises_and_every_loss_weight_is_positive(blocks):
 
 @pytest.mark.parametrize(
     ("values", "words"),
-    [([0.9, 0.5, 0.1], "rise"), ([0.1, 0.1], "rise"), ([0.0, 0.5], "between 0 and 1"), ([0.5, 1.0], "between 0 and 1"), ([0.5], "two values")],
-)  # fmt: skip
+    [
+        ([0.9, 0.5, 0.1], "rise"),
+        ([0.1, 0.1], "rise"),
+        ([0.0, 0.5], "between 0 and 1"),
+        ([0.5, 1.0], "between 0 and 1"),
+        ([0.5], "two values"),
+    ],
+)
 def test_a_schedule_that_falls_or_leaves_the_unit_interval_is_refused(values, words):
     with pytest.raises(InputError, match=words):
         check_alpha_bar(torch.tensor(values))
@@ -54,7 +61,7 @@ def test_a_schedule_that_falls_or_leaves_the_unit_interval_is_refused(values, wo
 def test_the_weights_of_the_stack_are_the_paper_s():
     stack = small_stack(blocks=4)
     snr = [a / (1 - a) for a in plain_alpha_bar(4)]
-    wanted = [4 / 2 * 0.1 * (after - before) for before, after in zip(snr[:-1], snr[1:], strict=True)]
+    wanted = [4 / 2 * 0.1 * (after - before) for before, after in itertools.pairwise(snr)]
     assert stack.loss_weights(0.1).tolist() == pytest.approx(wanted, rel=1e-4)
 
 
@@ -62,7 +69,7 @@ def small_stack(blocks=3, classes=4, size=8):
     shape = (1, size, size)
     paths = image_paths(None, shape, blocks, Noise(3))
     alpha_bar = cosine_alpha_bar(blocks)
-    with Noise(3).module_init():
+    with Noise(3).torch_seeded():
         embedding = one_hot_embedding(classes)
         return DenoisingStack(paths, shape, embedding, alpha_bar, SoftmaxReadout(embedding))
 
@@ -91,7 +98,7 @@ def test_with_perfect_blocks_the_ancestral_chain_has_the_marginals_of_q(blocks):
         alpha_bar = stack.alpha_bar[upto]
         target = alpha_bar.sqrt() * torch.eye(classes)[1]
         spread = math.sqrt(float(1 - alpha_bar) / examples)
-        # alpha_bar_0 = 0.001 against a start from N(0, I): the mean is off by at most sqrt(0.001) of what is left of z_0
+        # the start is N(0, I), not q(z_0 | y): the mean is off by at most sqrt(0.001) of what is left of z_0
         start = 0.0316 * math.sqrt(float((1 - alpha_bar) / (1 - stack.alpha_bar[0])))
         assert (latent.mean(dim=0) - target).abs().max() < 4 * spread + start
         assert latent.var(dim=0).mean().item() == pytest.approx(float(1 - alpha_bar), rel=0.03)
@@ -161,7 +168,9 @@ def test_embedding_distances_see_a_collapse():
     assert embedding_distances(torch.zeros(3, 2))["smallest embedding norm"] == 0
 
 
-@pytest.mark.parametrize(("shape", "classes", "millions"), [((1, 28, 28), 10, 2.00), ((3, 32, 32), 10, 2.49), ((3, 32, 32), 100, 2.53)])
+@pytest.mark.parametrize(
+    ("shape", "classes", "millions"), [((1, 28, 28), 10, 2.00), ((3, 32, 32), 10, 2.49), ((3, 32, 32), 100, 2.53)]
+)
 def test_a_block_has_the_paper_s_number_of_parameters(shape, classes, millions):
     from sidestep.nets import Block
 

@@ -37,12 +37,8 @@ def test_known_answers(counter: str, key: str, answer: str) -> None:
 
 
 @quick
-@hypothesis.given(
-    st.integers(0, 2**64 - 1), word32, word32, word32, st.integers(0, 2**34 - 20), st.integers(0, 20)
-)
-def test_words_equal_the_plain_reference(
-    seed: int, stream: int, substream: int, step: int, start: int, n: int
-) -> None:
+@hypothesis.given(st.integers(0, 2**64 - 1), word32, word32, word32, st.integers(0, 2**34 - 20), st.integers(0, 20))
+def test_words_equal_the_plain_reference(seed: int, stream: int, substream: int, step: int, start: int, n: int) -> None:
     got = Noise(seed, stream, substream, step).words(n, start)
     assert got.dtype == torch.int64
     assert got.tolist() == philox.words(seed, stream, substream, step, n, start)
@@ -196,22 +192,22 @@ def test_bad_points_and_ranges() -> None:
 
 
 def interrupted_layer() -> torch.Tensor:
-    with contextlib.suppress(KeyError), POINT.module_init():
+    with contextlib.suppress(KeyError), POINT.torch_seeded():
         weight = torch.nn.Linear(5, 5).weight
         raise KeyError
     return weight
 
 
-def test_generator_and_module_init_repeat_and_leave_torch_alone() -> None:
+def test_generator_and_torch_seeded_repeat_and_leave_torch_alone() -> None:
     torch.manual_seed(1)
     before = torch.get_rng_state()
     draws = [torch.rand(3, generator=point.generator()) for point in (POINT, POINT, POINT.at(10))]
     assert torch.equal(draws[0], draws[1])
     assert not torch.equal(draws[0], draws[2])
-    with POINT.module_init():
+    with POINT.torch_seeded():
         first = torch.nn.Linear(5, 5).weight
     second = interrupted_layer()
-    with POINT.sub(8).module_init():
+    with POINT.sub(8).torch_seeded():
         third = torch.nn.Linear(5, 5).weight
     assert torch.equal(first, second)
     assert not torch.equal(first, third)
@@ -271,7 +267,5 @@ def test_gpu_gives_the_same_words() -> None:
     assert torch.equal(POINT.signs(100_000, 3, "cuda").cpu(), POINT.signs(100_000, 3))
     assert torch.equal(POINT.sparse_signs(100_000, 0.1, 3, "cuda").cpu(), POINT.sparse_signs(100_000, 0.1, 3))
     assert torch.equal(POINT.permutation(10_000, "cuda").cpu(), POINT.permutation(10_000))
-    torch.testing.assert_close(
-        POINT.normal(10_000, 0, "cuda").cpu(), POINT.normal(10_000), rtol=1e-4, atol=1e-5
-    )
+    torch.testing.assert_close(POINT.normal(10_000, 0, "cuda").cpu(), POINT.normal(10_000), rtol=1e-4, atol=1e-5)
     assert dropout_mask((10,), 0.5, POINT.generator("cuda")).is_cuda

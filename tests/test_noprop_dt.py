@@ -71,12 +71,16 @@ def test_the_block_equals_the_plain_reference():
         plain = PlainBlock(1, 8, 4, 4, rate=0.0)
         copy_block(net.block(index), plain)
         normal = torch.empty(24, 4).normal_(generator=estimate_noise().sub(index).generator())
-        loss = plain_block_loss(plain, index + 1, given.images, given.labels, torch.eye(4), net.alpha_bar.tolist(), 0.1, normal)
+        loss = plain_block_loss(
+            plain, index + 1, given.images, given.labels, torch.eye(4), net.alpha_bar.tolist(), 0.1, normal
+        )
         loss.backward()
         assert float(update.losses[f"block {index + 1}: denoising"]) == pytest.approx(loss.item(), rel=1e-4)
         found = update.gradients[f"blocks.{index}.image.convolutions.0.weight"]
         torch.testing.assert_close(found, plain.convolutions[0].weight.grad, rtol=1e-3, atol=1e-5)
-        torch.testing.assert_close(update.gradients[f"blocks.{index}.fuse.6.bias"], plain.fuse[6].bias.grad, rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(
+            update.gradients[f"blocks.{index}.fuse.6.bias"], plain.fuse[6].bias.grad, rtol=1e-3, atol=1e-5
+        )
 
 
 def copy_block(block, plain):

@@ -125,7 +125,9 @@ def test_hyper_parameters_are_frozen_and_explained(rule):
         assert after.strip().startswith('"""'), field.name
 
 
-@pytest.mark.parametrize("options", [{"learning_rate": 0.0}, {"learning_rate": float("nan")}, {"weight_decay": 2.0}, {"blocks": 0}])
+@pytest.mark.parametrize(
+    "options", [{"learning_rate": 0.0}, {"learning_rate": float("nan")}, {"weight_decay": 2.0}, {"blocks": 0}]
+)
 def test_hyper_parameters_out_of_range_are_refused(rule, options):
     with pytest.raises(InputError, match=next(iter(options))):
         type(rule)(**options)

@@ -113,7 +113,11 @@ class TestRunFolder:
         path = tmp_path / "run" / name
         raw = path.read_bytes()
         middle = len(raw) // 2
-        new = {"cut": raw[:middle], "flip": raw[:middle] + bytes([raw[middle] ^ 0x80]) + raw[middle + 1 :], "empty": b""}
+        new = {
+            "cut": raw[:middle],
+            "flip": raw[:middle] + bytes([raw[middle] ^ 0x80]) + raw[middle + 1 :],
+            "empty": b"",
+        }
         path.write_bytes(new[damage])
         with pytest.raises((CheckpointError, InputError), match=name.replace(".", r"\.") + "|started otherwise"):
             load_run(tmp_path / "run")
@@ -209,7 +213,7 @@ class Exploding(Backprop):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path):
-    with pytest.raises(NonFiniteError, match="nan at step 14, unit net, term cross-entropy.*step 10.*is kept"):
+    with pytest.raises(NonFiniteError, match=r"nan at step 14, unit net, term cross-entropy.*step 10.*is kept"):
         train(Exploding("loss"), "digits", Options(epochs=3, out=tmp_path / "run"))
     tensors, record = RunFolder(tmp_path / "run").load_state()
     assert record["step"] == 10
@@ -245,7 +249,9 @@ def test_options_out_of_range(options, words):
         Options(**options)
 
 
-@pytest.mark.parametrize(("device", "words"), [("cuda:63", "CUDA devices"), ("abacus", "unknown device"), ("meta", "not supported")])
+@pytest.mark.parametrize(
+    ("device", "words"), [("cuda:63", "CUDA devices"), ("abacus", "unknown device"), ("meta", "not supported")]
+)
 def test_a_device_that_is_not_there(device, words):
     with pytest.raises(InputError, match=words):
         Compute.find(device, "auto")
@@ -342,7 +348,19 @@ def test_a_disk_that_fills_up_while_training_leaves_the_last_checkpoint(tiny_dis
 
 
 def start(folder, *options):
-    command = [sys.executable, "-m", "sidestep", "train", "noprop-dt", "--blocks", "2", "--epochs", "6", "--batch", "512"]
+    command = [
+        sys.executable,
+        "-m",
+        "sidestep",
+        "train",
+        "noprop-dt",
+        "--blocks",
+        "2",
+        "--epochs",
+        "6",
+        "--batch",
+        "512",
+    ]
     environment = {**os.environ, "PYTHONPATH": "src", "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
     return subprocess.Popen(
         [*command, "--out", str(folder), "--checkpoint-seconds", "0.05", *options],

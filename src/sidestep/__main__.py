@@ -1,3 +1,5 @@
+"""`python -m sidestep` is the command line."""
+
 from sidestep.cli import main
 
 __all__: list[str] = []

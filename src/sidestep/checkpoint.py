@@ -75,17 +75,13 @@ def save(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], record: Ma
     try:
         text = json.dumps(record)
     except (TypeError, ValueError) as error:
-        raise InputError(
-            f"a checkpoint's record must be plain JSON (no tensors, no sets), got {error}"
-        ) from error
+        raise InputError(f"a checkpoint's record must be plain JSON (no tensors, no sets), got {error}") from error
     plain = _plain(tensors)
     header = {"format": FORMAT, "digest": _digest(plain, text), "record": json.loads(text)}
     write_bytes(path, serialise_safetensors(plain, metadata={METADATA_KEY: json.dumps(header)}))
 
 
-def load(
-    path: str | os.PathLike[str], device: str | torch.device = "cpu"
-) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def load(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The tensors and the record that `save` wrote, after checking every byte of them against the digest.
 
     Raises CheckpointError if the file is missing, damaged, not of this kind, or of a newer format.
@@ -245,9 +241,7 @@ def _check_same_optimizer(
         raise CheckpointError(f"the optimizer's record lacks {sorted(needed - record.keys())}: {ADVICE}")
     given, found = type(optimizer).__name__, record["class"]
     if given != found:
-        raise CheckpointError(
-            f"the checkpoint holds the state of {found}, this run uses {given}: use {found}"
-        )
+        raise CheckpointError(f"the checkpoint holds the state of {found}, this run uses {given}: use {found}")
     shapes = [list(parameter.shape) for parameter in parameters]
     sizes = [len(group["params"]) for group in optimizer.param_groups]
     if shapes != record["shapes"] or sizes != [len(group["params"]) for group in record["groups"]]:

@@ -97,9 +97,7 @@ class Noise:
         signs = bits.bitwise_and_(1).view(torch.int8).mul_(2).sub_(1)
         return signs.view(-1)[start - first * 32 :][:n]
 
-    def sparse_signs(
-        self, n: int, density: float, start: int = 0, device: str | torch.device = "cpu"
-    ) -> Tensor:
+    def sparse_signs(self, n: int, density: float, start: int = 0, device: str | torch.device = "cpu") -> Tensor:
         """Bernoulli(density) times a fair sign, shape (n,), int8 in {-1, 0, 1}.
 
         Element i is non-zero if word i < floor(density 2^32); its sign comes from the nested stream "sign".
@@ -154,18 +152,28 @@ class Noise:
         return torch.Generator(device).manual_seed(self._torch_seed())
 
     @contextmanager
-    def module_init(self) -> Iterator[None]:
-        """A context in which torch's global CPU generator is seeded from this point; then it is as before.
+    def torch_seeded(self, device: str | torch.device = "cpu") -> Iterator[None]:
+        """A context in which torch's global generators, of the CPU and of `device`, are seeded from this point.
 
-        >>> with Noise(1).stream("init").module_init():
+        For code that cannot be given a generator: the initial weights of modules, and layers like torch's own
+        dropout. Afterwards the generators are as before.
+
+        >>> with Noise(1).stream("init").torch_seeded():
         ...     layer = torch.nn.Linear(3, 2)
         """
+        device, seed = torch.device(device), self._torch_seed()
         before = torch.default_generator.get_state()
-        torch.default_generator.manual_seed(self._torch_seed())
+        on_gpu = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+        torch.default_generator.manual_seed(seed)
+        if on_gpu is not None:
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
         try:
             yield
         finally:
             torch.default_generator.set_state(before)
+            if on_gpu is not None:
+                torch.cuda.set_rng_state(on_gpu, device)
 
     def _torch_seed(self) -> int:
         low, high = self.words(2).tolist()

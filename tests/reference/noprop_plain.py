@@ -1,7 +1,7 @@
 """NoProp-DT as one would first write it: float32, one block after another, torch's own dropout, one optimiser a block.
 
-Nothing here is imported from the package. The fast path is held to this code (equal losses and gradients from equal weights
-and noise, dropout off), and its speed is given as a multiple of this loop's.
+Nothing here is imported from the package. The fast path is held to this code (equal losses and gradients from equal
+weights and noise, dropout off), and its speed is given as a multiple of this loop's.
 """
 
 import math

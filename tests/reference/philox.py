@@ -25,6 +25,5 @@ def words(seed: int, stream: int, substream: int, step: int, n: int, start: int 
     """Elements start to start + n - 1 of one point of noise."""
     key = (seed & MASK, seed >> 32)
     return [
-        philox4x32((element // 4, substream, step, stream), key)[element % 4]
-        for element in range(start, start + n)
+        philox4x32((element // 4, substream, step, stream), key)[element % 4] for element in range(start, start + n)
     ]

@@ -1,17 +1,27 @@
 """The command line: `sidestep train RULE`, `eval`, `predict`, `rules`, `data`."""
 
 import difflib
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+from sidestep.cli.lists import data_command, rules_command
 from sidestep.cli.output import fail, show
+from sidestep.cli.train import train_command
+from sidestep.cli.use import eval_command, predict_command
 from sidestep.errors import SidestepError
-from sidestep.training.stopping import Stopped
 from sidestep.version import __version__
 
 __all__ = ["main"]
 
-_HELP = """\
+COMMANDS: dict[str, Callable[[list[str]], None]] = {
+    "train": train_command,
+    "eval": eval_command,
+    "predict": predict_command,
+    "rules": rules_command,
+    "data": data_command,
+}
+HELP = """\
 usage: sidestep COMMAND ...
 
 Train neural networks without end-to-end back-propagation.
@@ -30,50 +40,28 @@ options:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line and exit: 0 if all went well, 2 for wrong input, 1 for other failures, 130 after Ctrl-C."""
+    """Run the command line and exit: 0 if all went well, 2 for wrong input, 128 + signal if it was stopped."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     if not given or given[0] in ("-h", "--help", "help"):
-        show(_HELP)
-        return
-    if given[0] == "--version":
+        show(HELP)
+    elif given[0] == "--version":
         show(f"sidestep {__version__}")
-        return
+    elif given[0] not in COMMANDS:
+        near = difflib.get_close_matches(given[0], COMMANDS, 1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        fail(f"unknown command {given[0]!r}: {hint}There are: {', '.join(COMMANDS)}", 2)
+    else:
+        _run(COMMANDS[given[0]], given[1:])
+
+
+def _run(command: Callable[[list[str]], None], rest: list[str]) -> None:
     try:
-        _dispatch(given[0], given[1:])
-    except Stopped as stopped:
-        fail(str(stopped), 128 + stopped.signal_number)
+        command(rest)
+        sys.stdout.flush()
     except KeyboardInterrupt:
         fail("stopped at once; the last checkpoint is as it was", 130)
     except SidestepError as error:
         fail(str(error), 2)
-    except BrokenPipeError:
-        sys.stderr.close()
-
-
-def _dispatch(command: str, rest: list[str]) -> None:
-    # imported here, so that --help and a misspelt command do not wait for torch
-    if command == "train":
-        from sidestep.cli.train import train_command
-
-        train_command(rest)
-    elif command == "eval":
-        from sidestep.cli.use import eval_command
-
-        eval_command(rest)
-    elif command == "predict":
-        from sidestep.cli.use import predict_command
-
-        predict_command(rest)
-    elif command == "rules":
-        from sidestep.cli.lists import rules_command
-
-        rules_command(rest)
-    elif command == "data":
-        from sidestep.cli.lists import data_command
-
-        data_command(rest)
-    else:
-        known = ["train", "eval", "predict", "rules", "data"]
-        near = difflib.get_close_matches(command, known, 1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        fail(f"unknown command {command!r}{hint} There are: {', '.join(known)}", 2)
+    except BrokenPipeError:  # the reader of our output, such as `head`, has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None

@@ -29,7 +29,9 @@ class TrainingBar(AbstractContextManager["TrainingBar"]):
         self._bar.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._bar.stop()
 
     def begin(self, total_steps: int, steps_per_epoch: int, step: int) -> None:
@@ -44,7 +46,9 @@ class TrainingBar(AbstractContextManager["TrainingBar"]):
         rate = (step - self._first) * examples / max(1e-9, time.perf_counter() - self._begun)
         epochs = -(-self._total // self._steps_per_epoch)
         epoch = min(epochs, step // self._steps_per_epoch + 1)
-        self._bar.update(self._task, completed=step, rate=f"{rate:,.0f} images/s", description=f"epoch {epoch}/{epochs}")
+        self._bar.update(
+            self._task, completed=step, rate=f"{rate:,.0f} images/s", description=f"epoch {epoch}/{epochs}"
+        )
 
     def epoch(self, epoch: int, losses: Mapping[str, float], accuracy: float | None, seconds: float) -> None:
         """Show the sum of the losses and the validation accuracy."""

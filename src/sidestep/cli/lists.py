@@ -24,7 +24,9 @@ def data_command(arguments: list[str]) -> None:
     if arguments and arguments[0] == "show":
         tyro.cli(_show, prog="sidestep data show", args=arguments[1:])
     elif arguments and not arguments[0].startswith("-"):
-        raise InputError(f"unknown word {arguments[0]!r}: use `sidestep data` or `sidestep data show NAME --out grid.png`")
+        raise InputError(
+            f"unknown word {arguments[0]!r}: use `sidestep data` or `sidestep data show NAME --out grid.png`"
+        )
     else:
         tyro.cli(_data, prog="sidestep data", args=arguments)
 

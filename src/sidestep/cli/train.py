@@ -42,7 +42,7 @@ class Extra:
     """Everything else."""
 
     module: str | None = None
-    """Image path of your own, FILE.py:NAME, a class or function that makes a torch.nn.Module from images to features."""
+    """Image path of your own, FILE.py:NAME: a class or function that makes a torch.nn.Module, images to features."""
     json: bool = False
     """Print the result as one JSON object on the last line of standard output."""
 
@@ -85,7 +85,7 @@ def train_command(arguments: list[str]) -> None:
 def _parse(
     name: str, arguments: Sequence[str], saved: dict[str, Any] | None = None
 ) -> tuple[Rule, Options, DataOptions, Extra]:
-    """Return the rule and the options; what is not given takes its value from `saved`, a run's configuration, or the default."""
+    """Return the rule and the options; what is not given comes from `saved`, a run's configuration, if there is one."""
     kind = RULES[name]
     rule: Rule = kind()
     options, data_options, extra = Options(), DataOptions(), Extra()
@@ -102,22 +102,17 @@ def _parse(
 
     def collect(
         rule: Annotated[Any, tyro.conf.arg(name="")],
-        data_options: Annotated[DataOptions, tyro.conf.arg(name="")] = data_options,
-        options: Annotated[Options, tyro.conf.arg(name="")] = options,
-        extra: Annotated[Extra, tyro.conf.arg(name="")] = extra,
+        data_options: Annotated[DataOptions, tyro.conf.arg(name="")],
+        options: Annotated[Options, tyro.conf.arg(name="")],
+        extra: Annotated[Extra, tyro.conf.arg(name="")],
     ) -> tuple[Rule, Options, DataOptions, Extra]:
         return rule, options, data_options, extra
 
     collect.__annotations__["rule"] = Annotated[kind, tyro.conf.arg(name="")]
     collect.__defaults__ = (rule, data_options, options, extra)
-    found = tyro.cli(
-        collect,
-        prog=f"sidestep train {name}",
-        description=kind.__doc__,
-        args=list(arguments),
-        config=(tyro.conf.FlagConversionOff,) if False else (),
+    rule, options, data_options, extra = tyro.cli(
+        collect, prog=f"sidestep train {name}", description=kind.__doc__, args=list(arguments)
     )
-    rule, options, data_options, extra = cast("tuple[Rule, Options, DataOptions, Extra]", found)
     if options.out is None:
         label = Path(data_options.data).stem if "/" in data_options.data else data_options.data.removesuffix(".npz")
         options = dataclasses.replace(options, out=Path("runs") / f"{name}-{label}-{options.seed}")
@@ -148,7 +143,9 @@ def module_from(reference: str) -> Callable[[], nn.Module]:
     except (SyntaxError, ImportError) as error:
         raise InputError(f"{file} cannot be loaded: {error}") from error
     if not callable(made):
-        raise InputError(f"{name} in {file} must be a class or a function that makes a module, got {type(made).__name__}")
+        raise InputError(
+            f"{name} in {file} must be a class or a function that makes a module, got {type(made).__name__}"
+        )
     return cast("Callable[[], nn.Module]", made)
 
 
@@ -162,7 +159,8 @@ def _report(run: Run, as_json: bool) -> None:
         return "-" if result[name] is None else f"{result[name]:.2%}"
 
     show_table(
-        f"{result['rule']} on {result['data']}, seed {result['seed']}: {result['epochs']:g} epochs, {result['seconds']:.1f} s",
+        f"{result['rule']} on {result['data']}, seed {result['seed']}: "
+        f"{result['epochs']:g} epochs, {result['seconds']:.1f} s",
         ["train", "validation", "test", "parameters", "peak memory"],
         [[percent("train_accuracy"), percent("validation_accuracy"), percent("test_accuracy"),
           f"{result['parameters']:,}", f"{result['peak_memory_bytes'] / 2**20:,.0f} MiB"]],

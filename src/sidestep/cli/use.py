@@ -114,7 +114,7 @@ def _predict(
 
     Args:
         run: Folder of the run.
-        file: Images: a .npz (array `images`, `x`, `x_test`, `test_images`, or its only array), a .npy, or a picture file.
+        file: Images: a .npz (array `images`, `x`, `x_test`, `test_images`, or its only one), a .npy, or a picture.
         out: Write all predictions there: .csv (index, class, probability) or .npz (labels, probabilities, class_names).
         reading: Which of the rule's readings to use, e.g. ancestral; by default the first (see `sidestep rules`).
         module: Image path the run was trained with, FILE.py:NAME, if it is not where it was.
@@ -130,7 +130,9 @@ def _predict(
     if out:
         _write(out, probabilities, names)
     if json:
-        show_json({"run": str(run), "images": len(labels), "labels": labels, "classes": [names[label] for label in labels]})
+        show_json(
+            {"run": str(run), "images": len(labels), "labels": labels, "classes": [names[label] for label in labels]}
+        )
         return
     rows = [[str(i), names[k], f"{probabilities[i, k]:.1%}"] for i, k in enumerate(labels[: max(0, most)])]
     show_table(f"{len(labels)} images", ["image", "class", "probability"], rows)

@@ -65,9 +65,7 @@ def cifar_source(name: str, paths: tuple[Path, ...], class_names: tuple[str, ...
 def _digits() -> tuple[Array, Array]:
     spec = find_spec("sklearn")  # finds the folder without the two seconds that importing scikit-learn takes
     if spec is None or not spec.submodule_search_locations:
-        raise DataError(
-            "the digits are a file of scikit-learn, which is not installed: pip install scikit-learn"
-        )
+        raise DataError("the digits are a file of scikit-learn, which is not installed: pip install scikit-learn")
     path = Path(spec.submodule_search_locations[0]) / "datasets" / "data" / "digits.csv.gz"
     try:
         table = np.loadtxt(path, delimiter=",")  # (1797, 65): 64 pixels and the label
@@ -75,9 +73,7 @@ def _digits() -> tuple[Array, Array]:
         raise DataError(
             f"scikit-learn's digits cannot be read ({error}): install scikit-learn again, or use another set"
         ) from error
-    return np.rint(table[:, :64] * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8), table[:, 64].astype(
-        np.int64
-    )
+    return np.rint(table[:, :64] * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8), table[:, 64].astype(np.int64)
 
 
 def _idx(path: Path, dimensions: int) -> Array:
@@ -90,9 +86,7 @@ def _idx(path: Path, dimensions: int) -> Array:
         raise DataError(f"{path}: damaged or cut short ({error}); remove it and fetch it again") from error
     start = 4 + 4 * dimensions
     if raw[:4] != bytes((0, 0, 8, dimensions)) or len(raw) < start:
-        raise DataError(
-            f"{path}: not an idx file of {dimensions}-dimensional bytes; fetch the original again"
-        )
+        raise DataError(f"{path}: not an idx file of {dimensions}-dimensional bytes; fetch the original again")
     shape = [int.from_bytes(raw[4 + 4 * axis : 8 + 4 * axis], "big") for axis in range(dimensions)]
     if len(raw) - start != np.prod(shape):
         raise DataError(f"{path}: says {shape} but holds {len(raw) - start} bytes; fetch the original again")
@@ -115,8 +109,6 @@ def _cifar(path: Path, members: tuple[str, ...], label_bytes: int) -> tuple[Arra
     record = label_bytes + CIFAR_PIXELS
     if missing or any(len(part) % record for part in parts.values()):
         wrong = f"no {missing[0]} in it" if missing else f"a member is not a multiple of {record} bytes"
-        raise DataError(
-            f"{path}: not the binary CIFAR archive: {wrong}; the python and matlab versions do not serve"
-        )
+        raise DataError(f"{path}: not the binary CIFAR archive: {wrong}; the python and matlab versions do not serve")
     table = np.frombuffer(b"".join(parts[member] for member in members), np.uint8).reshape(-1, record)
     return table[:, label_bytes:].reshape(-1, 3, 32, 32), table[:, label_bytes - 1]

@@ -115,9 +115,7 @@ def _pixels(images: Array, where: str) -> Array:
 
 
 def _check_finite(pixels: Array, where: str) -> None:
-    if np.isfinite(
-        pixels.sum(dtype=np.float64)
-    ):  # one pass without a mask; a sum over finite float32 stays finite
+    if np.isfinite(pixels.sum(dtype=np.float64)):  # one pass without a mask; a sum over finite float32 stays finite
         return
     wrong = ~np.isfinite(pixels)
     first = tuple(int(i) for i in np.unravel_index(int(wrong.argmax()), wrong.shape))
@@ -132,22 +130,16 @@ def _label_tensor(labels: Array, examples: int, where: str) -> Tensor:
         labels = labels[:, 0]
     if labels.ndim != 1:
         hint = "; one-hot rows become labels with .argmax(1)" if labels.ndim == 2 else ""
-        raise DataError(
-            f"{where}: need one integer for each image, (N,) or (N, 1), got shape {labels.shape}{hint}"
-        )
+        raise DataError(f"{where}: need one integer for each image, (N,) or (N, 1), got shape {labels.shape}{hint}")
     if len(labels) != examples:
-        raise DataError(
-            f"{where}: need one label for each image, got {len(labels)} labels for {examples} images"
-        )
+        raise DataError(f"{where}: need one label for each image, got {len(labels)} labels for {examples} images")
     if labels.dtype.kind not in "uib":
         fix = (
             "convert them with .astype('int64')"
             if labels.dtype.kind == "f"
             else "number them with numpy.unique(labels, return_inverse=True)[1]"
         )
-        raise DataError(
-            f"{where}: labels must be integers from 0, got {labels.dtype} ({labels[0]!r} first); {fix}"
-        )
+        raise DataError(f"{where}: labels must be integers from 0, got {labels.dtype} ({labels[0]!r} first); {fix}")
     numbers = labels.astype(np.int64)
     if numbers.min() < 0:
         index = int((numbers < 0).argmax())

@@ -33,9 +33,7 @@ class Remote:
     urls: tuple[str, ...]
 
 
-def fetch(
-    remote: Remote, folder: Path, *, progress: bool = False, rounds: int = 2, pause: float = 1.0
-) -> Path:
+def fetch(remote: Remote, folder: Path, *, progress: bool = False, rounds: int = 2, pause: float = 1.0) -> Path:
     """The whole file in `folder`, downloaded unless it is there with the right md5 already.
 
     Every address is tried in turn, `rounds` times, with `pause` seconds between rounds; `progress` shows a
@@ -53,15 +51,11 @@ def fetch(
             with _quiet(pooch.get_logger()), _bar(remote.file, progress) as bar:
                 downloader = pooch.HTTPDownloader(progressbar=bar or False, chunk_size=CHUNK, timeout=TIMEOUT)
                 try:
-                    return Path(
-                        pooch.retrieve(url, f"md5:{remote.md5}", remote.file, folder, downloader=downloader)
-                    )
+                    return Path(pooch.retrieve(url, f"md5:{remote.md5}", remote.file, folder, downloader=downloader))
                 except (requests.exceptions.RequestException, ValueError) as error:  # ValueError: another md5
                     failures.append(f"{url}: {_reason(error)}")
                 except OSError as error:
-                    raise DataError(
-                        f"cannot store {remote.file} in {folder}: {error.strerror or error}"
-                    ) from error
+                    raise DataError(f"cannot store {remote.file} in {folder}: {error.strerror or error}") from error
     raise DataError(
         f"cannot download {remote.file}:\n  "
         + "\n  ".join(dict.fromkeys(failures))

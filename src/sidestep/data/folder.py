@@ -76,9 +76,7 @@ def _files(root: Path, class_names: tuple[str, ...]) -> Listing:
     files: list[tuple[Path, int]] = []
     for folder in _folders(root):
         if folder.name not in class_names:
-            raise DataError(
-                f"{folder}: there is no class of this name in train; classes are {', '.join(class_names)}"
-            )
+            raise DataError(f"{folder}: there is no class of this name in train; classes are {', '.join(class_names)}")
         found = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
         if not found:
             raise DataError(f"{folder}: no images in it; add some, or remove the folder")
@@ -93,27 +91,19 @@ def open_picture(path: Path) -> "Image":
     from PIL import Image, ImageOps
 
     if path.is_dir():
-        raise DataError(
-            f"{path}: a folder inside a class's folder; put the images directly into the class's folder"
-        )
+        raise DataError(f"{path}: a folder inside a class's folder; put the images directly into the class's folder")
     try:
         with Image.open(path) as image:
             image.load()
             upright = ImageOps.exif_transpose(image)
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        raise DataError(
-            f"{path}: not an image that can be read ({error}); remove it or save it again"
-        ) from error
+        raise DataError(f"{path}: not an image that can be read ({error}); remove it or save it again") from error
     if upright.mode[0] in "IF":
-        raise DataError(
-            f"{path}: {upright.mode} pixels, more than 8 bits each; convert it to 8 bits per channel"
-        )
+        raise DataError(f"{path}: {upright.mode} pixels, more than 8 bits each; convert it to 8 bits per channel")
     return upright
 
 
-def _read(
-    files: Listing, *, mode: str, shape: tuple[int, int], resize: bool, first: Path
-) -> tuple[Array, Array]:
+def _read(files: Listing, *, mode: str, shape: tuple[int, int], resize: bool, first: Path) -> tuple[Array, Array]:
     """Pixels (n, height, width) or (n, height, width, 3) in uint8, and labels (n,)."""
     from PIL import Image
 

@@ -47,13 +47,9 @@ def load(
         return assemble(folder_source(path.resolve().name, path, size), validation)
     if path.suffix == ".npz" or path.is_file():
         if path.is_file() and path.suffix != ".npz":
-            raise DataError(
-                f"{path}: a data file must be .npz; write one with numpy.savez(path, x_train=..., ...)"
-            )
+            raise DataError(f"{path}: a data file must be .npz; write one with numpy.savez(path, x_train=..., ...)")
         if size is not None:
-            raise InputError(
-                f"size={size} is for known sets and image folders; images in a .npz file stay as they are"
-            )
+            raise InputError(f"size={size} is for known sets and image folders; images in a .npz file stay as they are")
         return assemble(npz_source(path.stem, (path,), None), validation)
     raise DataError(_unknown(name))
 
@@ -106,14 +102,10 @@ def known_source(
     user's own), which is filled from the network.
     """
     if size is not None and size not in known.sizes:
-        raise InputError(
-            f"{known.name} has images of {', '.join(map(str, known.sizes))} pixels, got size={size}"
-        )
+        raise InputError(f"{known.name} has images of {', '.join(map(str, known.sizes))} pixels, got size={size}")
     folder = Path(data_dir).expanduser() if data_dir is not None else None
     if folder is not None and not folder.is_dir():
-        raise DataError(
-            f"the data folder {folder} {'is not a folder' if folder.exists() else 'does not exist'}"
-        )
+        raise DataError(f"the data folder {folder} {'is not a folder' if folder.exists() else 'does not exist'}")
     if folder is not None:
         for candidate in known.sizes if size is None else (size,):
             path = folder / _npz_name(known, candidate)
@@ -152,6 +144,4 @@ def _unknown(name: str) -> str:
     if os.sep in name or "." in name:
         return f"{name}: no such file or folder; data are a .npz file, a folder, or one of {known}"
     hint = f"did you mean {nearest[0]!r}? " if nearest else ""
-    return (
-        f"no data set is called {name!r}; {hint}known are {known}, or give a path to a .npz file or a folder"
-    )
+    return f"no data set is called {name!r}; {hint}known are {known}, or give a path to a .npz file or a folder"

@@ -76,9 +76,7 @@ def npz_keys(path: Path) -> set[str]:
     if not path.is_file():
         raise DataError(f"{path}: {'not a file' if path.exists() else 'no such file'}")
     if not zipfile.is_zipfile(path):  # the directory of a zip is its end, which a cut file has lost
-        raise DataError(
-            f"{path}: not a whole .npz file ({path.stat().st_size} bytes): cut short, or another format"
-        )
+        raise DataError(f"{path}: not a whole .npz file ({path.stat().st_size} bytes): cut short, or another format")
     with _reading(path, "its list of arrays"), zipfile.ZipFile(path) as archive:
         return {member.removesuffix(".npy") for member in archive.namelist()}
 
@@ -112,6 +110,4 @@ def _reading(path: Path, what: str) -> Iterator[None]:
                 f"{path}: {what} holds Python objects, which can run code when read and are not accepted; "
                 "save it as an array of numbers (or of strings, for class_names)"
             ) from error
-        raise DataError(
-            f"{path}: {what} cannot be read: damaged or cut short ({error}); write it again"
-        ) from error
+        raise DataError(f"{path}: {what} cannot be read: damaged or cut short ({error}); write it again") from error

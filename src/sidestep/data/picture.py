@@ -16,9 +16,7 @@ CELL = 1.05  # inches for each picture
 LONGEST = 22  # characters of a class name that stay readable above one
 
 
-def grid(
-    split: Split, class_names: tuple[str, ...], path: str | Path, rows: int = 4, columns: int = 8
-) -> Path:
+def grid(split: Split, class_names: tuple[str, ...], path: str | Path, rows: int = 4, columns: int = 8) -> Path:
     """Write rows x columns images as one PNG, each under its class name, and return its path.
 
     The first image of every class comes first, then the second of every class, and so on, so that no class is
@@ -28,9 +26,7 @@ def grid(
     """
     path = Path(path)
     if rows < 1 or columns < 1 or not len(split):
-        raise InputError(
-            f"a grid needs at least one row, column and image, got {rows}, {columns} and {len(split)}"
-        )
+        raise InputError(f"a grid needs at least one row, column and image, got {rows}, {columns} and {len(split)}")
     if path.suffix.lower() != ".png":
         raise InputError(f"the picture is written as PNG, so its name must end in .png, got {path.name!r}")
     chosen = _by_turns(split.labels)[: rows * columns]

@@ -29,9 +29,7 @@ class Source:
     test: Reader | None = None
     class_names: tuple[str, ...] | None = None  # None: numbered by the train labels
     image_shape: tuple[int, int, int] | None = None  # what the images must be, where that is known
-    test_shapes: tuple[tuple[int, ...], tuple[int, ...]] | None = (
-        None  # known without reading: images', labels'
-    )
+    test_shapes: tuple[tuple[int, ...], tuple[int, ...]] | None = None  # known without reading: images', labels'
 
 
 def hold_out(examples: int, count: int, purpose: str) -> tuple[Tensor, Tensor]:
@@ -51,9 +49,7 @@ def assemble(source: Source, validation: float = 0.1) -> DataSet:
     Raises InputError unless validation is in [0, 0.5], DataError for anything wrong with the arrays.
     """
     if isinstance(validation, bool) or not 0.0 <= validation <= 0.5:  # also refuses NaN
-        raise InputError(
-            f"validation must be a fraction of the train split from 0 to 0.5, got {validation!r}"
-        )
+        raise InputError(f"validation must be a fraction of the train split from 0 to 0.5, got {validation!r}")
     train = make_split(*source.train(), f"{source.name}: train")
     if source.image_shape is not None and train.image_shape != source.image_shape:
         raise DataError(
@@ -70,9 +66,7 @@ def assemble(source: Source, validation: float = 0.1) -> DataSet:
     mean, std = channel_statistics(train.images)
     read_test = None
     if source.test is not None:
-        example = Split(
-            train.images[:1].clone(), train.labels[:1].clone()
-        )  # so that train itself is not kept alive
+        example = Split(train.images[:1].clone(), train.labels[:1].clone())  # so that train itself is not kept alive
         read_test = partial(_read_like, source.test, f"{source.name}: test", example, len(class_names))
     return DataSet(source.name, train, held, class_names, mean, std, read_test)
 

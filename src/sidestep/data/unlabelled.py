@@ -31,9 +31,7 @@ def read_images(path: Path, image_shape: tuple[int, int, int]) -> Tensor:
         keys = npz_keys(path)
         key = next((name for name in KEYS if name in keys), next(iter(keys)) if len(keys) == 1 else None)
         if key is None:
-            raise DataError(
-                f"{path}: name the array of images 'images'; found {', '.join(sorted(keys)) or 'no array'}"
-            )
+            raise DataError(f"{path}: name the array of images 'images'; found {', '.join(sorted(keys)) or 'no array'}")
         pixels = npz_array(path, key)
     elif path.suffix == ".npy":
         pixels = _npy(path)

@@ -18,9 +18,7 @@ def has_bfloat16(device: str | torch.device = "cpu") -> bool:
         return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type != "cpu":
         return False
-    return (
-        _torch_says("_is_avx512_bf16_supported") or _torch_says("_is_amx_tile_supported") or _arm_bfloat16()
-    )
+    return _torch_says("_is_avx512_bf16_supported") or _torch_says("_is_amx_tile_supported") or _arm_bfloat16()
 
 
 def _torch_says(name: str) -> bool:

@@ -1,5 +1,7 @@
 """Networks for back-propagation: a plain MLP, and the paper's baseline of chained blocks."""
 
+import itertools
+
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -7,8 +9,9 @@ from torch.utils.checkpoint import checkpoint
 from sidestep.errors import InputError
 from sidestep.nets.blocks import Block
 from sidestep.nets.dropout import repeatable
+from sidestep.nets.readouts import SoftmaxReadout
 
-__all__ = ["ChainedBlocks", "MLP"]
+__all__ = ["MLP", "ChainedBlocks"]
 
 
 class MLP(nn.Module):
@@ -21,7 +24,7 @@ class MLP(nn.Module):
         channels, height, width = image_shape
         sizes = [channels * height * width, *hidden, classes]
         layers: list[nn.Module] = []
-        for inputs, outputs in zip(sizes[:-1], sizes[1:], strict=True):
+        for inputs, outputs in itertools.pairwise(sizes):
             layers += [nn.Linear(inputs, outputs), nn.ReLU()]
         self.layers = nn.Sequential(*layers[:-1])
 
@@ -33,9 +36,10 @@ class MLP(nn.Module):
 class ChainedBlocks(nn.Module):
     """The paper's baseline: NoProp's blocks in a chain, trained end to end.
 
-    `z_t = (1 - a_t) z_(t-1) + a_t uhat_t(z_(t-1), x)` with `a_t = tanh(w_t)` learned, and a linear read-out of z_T (Li et al.
-    2025, section 4). Training starts from z_0 ~ N(0, I) (at a constant z_0 the latent path's batch norm would divide by
-    nearly nothing), inference from z_0 = 0. The paper does not say how w_t starts; here a_t starts at 0.5.
+    `z_t = (1 - a_t) z_(t-1) + a_t uhat_t(z_(t-1), x)` with `a_t = tanh(w_t)` learned, and a linear read-out of z_T (Li
+    et al. 2025, section 4). Training starts from z_0 ~ N(0, I) (at a constant z_0 the latent path's batch norm would
+    divide by nearly nothing), inference from z_0 = 0. The paper does not say how w_t and the read-out start; here a_t
+    starts at 0.5 and the read-out at the identity: from a random one the chain learns far more slowly.
 
     Args:
         paths: T image paths, one per block.
@@ -57,7 +61,7 @@ class ChainedBlocks(nn.Module):
         self.blocks = nn.ModuleList(Block(path, image_shape, classes, classes, image_latent=False) for path in paths)
         self.register_buffer("embedding", torch.eye(classes))
         self.mixing = nn.Parameter(torch.full((len(paths),), 0.5).atanh())
-        self.readout = nn.Linear(classes, classes)
+        self.readout = SoftmaxReadout(self.embedding)
         self.activation_checkpointing = activation_checkpointing
 
     def forward(self, images: Tensor, latent: Tensor | None = None) -> Tensor:
@@ -70,4 +74,4 @@ class ChainedBlocks(nn.Module):
             else:
                 logits = block(images, latent)
             latent = (1 - weight) * latent + weight * (logits.softmax(dim=1) @ self.embedding)
-        return self.readout(latent).float()
+        return self.readout(latent, self.embedding).float()

@@ -26,7 +26,7 @@ def masks_from(generator: torch.Generator) -> Iterator[None]:
 
 
 def repeatable(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Wrap `function` so that each later call draws the same masks as the first (activation checkpointing computes twice).
+    """Wrap `function` so that later calls draw the masks of the first: activation checkpointing computes twice.
 
     The first call moves the generator on as if it were not wrapped; later calls, from whatever thread, leave it alone.
     """
@@ -52,8 +52,8 @@ def repeatable(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
 class Dropout(nn.Module):
     """Set each element to 0 with probability `rate` and scale the others by 1 / (1 - rate), while training.
 
-    The difference to `torch.nn.Dropout`: the mask comes from the generator named by `masks_from`, not from a hidden global
-    state, and costs 16 random bits an element.
+    The difference to `torch.nn.Dropout`: the mask comes from the generator named by `masks_from`, not from a hidden
+    global state, and costs 16 random bits an element.
     """
 
     def __init__(self, rate: float = 0.2) -> None:

@@ -28,8 +28,8 @@ def ancestral_chain(stack: DenoisingStack, features: list[Tensor], noise: Noise,
     Args:
         stack: the blocks.
         features: each block's image features, T tensors (batch, features).
-        noise: the point in noise space; example i uses the elements from (start + i) * dimension on, so that a prediction
-            does not depend on the batch it is made in.
+        noise: the point in noise space; example i uses the elements from (start + i) * dimension on, so that a
+            prediction does not depend on the batch it is made in.
         start: index of the first example of this batch within the whole set.
     """
     batch = len(features[0])
@@ -47,9 +47,10 @@ def ancestral_chain(stack: DenoisingStack, features: list[Tensor], noise: Noise,
 
 
 def ddim_chain(stack: DenoisingStack, features: list[Tensor], latent: Tensor | None = None) -> Chain:
-    """Walk without noise: `z_t = sqrt(abar_t) uhat_t + sqrt((1 - abar_t) / (1 - abar_(t-1))) (z_(t-1) - sqrt(abar_(t-1)) uhat_t)`.
+    """Walk without noise, from z_0 = 0 unless a `latent` of shape (batch, dimension) is given.
 
-    Deterministic, from z_0 = 0 unless a `latent` of shape (batch, dimension) is given (Song et al. 2021, eq. 12, eta = 0).
+    `z_t = sqrt(abar_t) uhat_t + sqrt((1 - abar_t) / (1 - abar_(t-1))) (z_(t-1) - sqrt(abar_(t-1)) uhat_t)`
+    (Song et al. 2021, eq. 12 with eta = 0).
     """
     if latent is None:
         latent = torch.zeros(len(features[0]), stack.dimension, device=features[0].device)
@@ -66,9 +67,9 @@ def stack_predictions(
 ) -> dict[str, Tensor]:
     """Return class probabilities (batch, classes) by every reading of the stack; each image path runs once.
 
-    `ddim`: the deterministic chain from zero. `ancestral`: one draw of the paper's chain. `mean`: the read-out of the mean
-    of the last block's label estimate over `draws` ancestral chains. `block 1 alone`: the first block's own logits at
-    z_0 = 0. `mean of blocks`: the mean of all blocks' own probabilities along the deterministic chain.
+    `ddim`: the deterministic chain from zero. `ancestral`: one draw of the paper's chain. `mean`: the read-out of the
+    mean of the last block's label estimate over `draws` ancestral chains. `block 1 alone`: the first block's own logits
+    at z_0 = 0. `mean of blocks`: the mean of all blocks' own probabilities along the deterministic chain.
     """
     if draws < 1:
         raise InputError(f"draws must be at least 1, got {draws}")

@@ -22,8 +22,8 @@ class PosteriorCoefficients(NamedTuple):
 def cosine_alpha_bar(blocks: int, offset: float = 0.008, low: float = 1e-3, high: float = 0.999) -> Tensor:
     """Return the cosine schedule of alpha_bar_0 .. alpha_bar_T, rising from nearly pure noise to nearly the label.
 
-    `alpha_bar_t = cos^2(((1 - t/T) + s) / (1 + s) * pi/2) / cos^2(s / (1 + s) * pi/2)`, clipped to `[low, high]`; t runs
-    with the network, so t = 0 is noise and t = T is the label (Nichol and Dhariwal 2021, eq. 17, with time reversed).
+    `alpha_bar_t = cos^2(((1 - t/T) + s) / (1 + s) * pi/2) / cos^2(s / (1 + s) * pi/2)`, clipped to `[low, high]`; t
+    runs with the network: t = 0 is noise and t = T the label (Nichol and Dhariwal 2021, eq. 17, with time reversed).
 
     Args:
         blocks: T, the number of denoising blocks, at least 1.

@@ -4,7 +4,6 @@ import copy
 from collections.abc import Callable
 from functools import partial
 
-import torch
 from torch import Tensor, nn
 
 from sidestep.errors import InputError
@@ -49,7 +48,9 @@ class DenoisingStack(nn.Module):
         super().__init__()
         check_alpha_bar(alpha_bar)
         if len(paths) != len(alpha_bar) - 1:
-            raise InputError(f"{len(paths)} image paths need a schedule of {len(paths) + 1} values, got {len(alpha_bar)}")
+            raise InputError(
+                f"{len(paths)} image paths need a schedule of {len(paths) + 1} values, got {len(alpha_bar)}"
+            )
         classes, dimension = embedding.shape
         self.image_shape, self.together = image_shape, together
         self.blocks = nn.ModuleList(Block(path, image_shape, dimension, classes, image_latent) for path in paths)
@@ -90,10 +91,15 @@ class DenoisingStack(nn.Module):
         ratio = signal_to_noise(self.alpha_bar.double())
         return (len(self.blocks) / 2 * eta * (ratio[1:] - ratio[:-1])).to(self.alpha_bar.dtype)
 
+    def label_embedding(self, labels: Tensor) -> Tensor:
+        """Return u_y, (batch, dimension)."""
+        # not embedding[labels], whose gradient is added up by several threads in any order, so with other last bits
+        return nn.functional.embedding(labels, self.embedding)
+
     def noised_label(self, labels: Tensor, level: int, noise: Tensor) -> Tensor:
-        """Draw `z_level ~ N(sqrt(alpha_bar) u_y, (1 - alpha_bar) I)` from standard normal `noise`, (batch, dimension)."""
+        """Return `z_level ~ N(sqrt(alpha_bar) u_y, (1 - alpha_bar) I)`, from standard normal noise of its shape."""
         alpha_bar = self.alpha_bar[level]
-        return alpha_bar.sqrt() * self.embedding[labels] + (1 - alpha_bar).sqrt() * noise
+        return alpha_bar.sqrt() * self.label_embedding(labels) + (1 - alpha_bar).sqrt() * noise
 
     def image_features(self, images: Tensor) -> list[Tensor]:
         """Return every block's image features, T tensors (batch, features): they do not depend on z."""
@@ -107,8 +113,8 @@ def image_paths(
     """Return one freshly initialised image path per block: the paper's, a user's factory, or copies of a user's module.
 
     Args:
-        given: None for the convolutional path of the paper, a function or class that makes a module, or a module, which is
-            copied for every block and initialised anew through its layers' own `reset_parameters`.
+        given: None for the convolutional path of the paper, a function or class that makes a module, or a module,
+            which is copied for every block and initialised anew through its layers' own `reset_parameters`.
         image_shape: (channels, height, width).
         blocks: T.
         noise: where the initial weights come from.
@@ -124,7 +130,7 @@ def image_paths(
 
 
 def _initialised(make: Callable[[], nn.Module], noise: Noise) -> nn.Module:
-    with noise.module_init():
+    with noise.torch_seeded():
         module = make()
     if not isinstance(module, nn.Module):
         raise InputError(f"an image path must be a torch.nn.Module, got {type(module).__name__}")
@@ -139,7 +145,8 @@ def _fresh_copy(module: nn.Module) -> nn.Module:
             reset()
         elif any(True for _ in layer.parameters(recurse=False)):
             raise InputError(
-                f"layer {name or 'the module itself'} ({type(layer).__name__}) has parameters but no reset_parameters(), so "
-                "its copies would all start alike; give the class or a function that makes the module instead"
+                f"layer {name or 'the module itself'} ({type(layer).__name__}) has parameters but no "
+                "reset_parameters(), so its copies would all start alike; give the class or a function that makes the "
+                "module instead"
             )
     return twin

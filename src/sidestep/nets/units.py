@@ -35,7 +35,9 @@ def run_units(tasks: Sequence[Callable[[], T]], device: torch.device, together: 
     gradients = torch.is_grad_enabled()
 
     def run(task: Callable[[], T]) -> T:
-        with torch.set_grad_enabled(gradients), torch.autocast("cpu", dtype=dtype, enabled=autocast):
+        # without the cache of cast weights: it is one for all threads, and each weight is used once anyway
+        context = torch.autocast("cpu", dtype=dtype, enabled=autocast, cache_enabled=False)
+        with torch.set_grad_enabled(gradients), context:
             return task()
 
     return list(_pool(workers, max(1, torch.get_num_threads() // workers)).map(run, tasks))
@@ -56,9 +58,9 @@ def _pool(workers: int, threads: int) -> ThreadPoolExecutor:
 def kept_statistics(net: nn.Module) -> Iterator[Callable[[], dict[str, Tensor]]]:
     """Leave the net's buffers as they were, and hand out what the code inside makes of them.
 
-    Batch norm in training writes its running statistics during the forward pass. An estimate must write nothing, so it runs
-    in here and calls the yielded function after the forward pass: that returns name -> new value of each buffer that
-    changed, for `apply` to write. The old values are put back when the block ends.
+    Batch norm in training writes its running statistics during the forward pass. An estimate must write nothing, so it
+    runs in here and calls the yielded function after the forward pass: that returns name -> new value of each buffer
+    that changed, for `apply` to write. The old values are put back when the block ends.
     """
     before = {name: buffer.clone() for name, buffer in net.named_buffers()}
 

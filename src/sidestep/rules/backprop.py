@@ -57,10 +57,12 @@ class Backprop:
 
     def build(self, task: Task, noise: Noise, examples: Split | None, module: ImagePath | None) -> nn.Module:
         """Make the net; a module of the user's takes the place of the blocks' image path."""
-        with noise.stream("blocks").module_init():
+        with noise.stream("blocks").torch_seeded():
             if self.net == "mlp":
                 if module is not None:
-                    raise InputError("a module of your own is an image path of blocks; use it with net = chained-blocks")
+                    raise InputError(
+                        "a module of your own is an image path of blocks; use it with net = chained-blocks"
+                    )
                 return MLP(task.image_shape, self.hidden, task.classes)
             paths = image_paths(module, task.image_shape, self.blocks, noise.stream("paths"))
             return ChainedBlocks(paths, task.image_shape, task.classes, self.activation_checkpointing)
@@ -84,7 +86,9 @@ class Backprop:
         with (
             kept_statistics(net) as changed,
             masks_from(generator),
-            noise.stream("module").module_init(),  # for modules of the user's that draw from torch's own generator
+            noise.stream("module").torch_seeded(
+                batch.images.device
+            ),  # for modules of the user's that draw from torch's own generator
         ):
             loss = cross_entropy(net(*inputs), batch.labels)
             statistics = changed()  # before the way back, where checkpointed blocks run, and count, a second time

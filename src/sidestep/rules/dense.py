@@ -22,7 +22,7 @@ def gradients_of(loss: Tensor, wanted: Mapping[str, Tensor]) -> dict[str, Tensor
 def adamw(
     net: nn.Module, units: Mapping[str, list[str]], learning_rate: float, weight_decay: float
 ) -> torch.optim.Optimizer:
-    """Return AdamW with one parameter group per unit, fused: its arithmetic is elementwise, so units stay independent."""
+    """Return fused AdamW with one parameter group per unit: its arithmetic is elementwise, so units stay apart."""
     parameters = dict(net.named_parameters())
     groups = [{"params": [parameters[name] for name in names]} for names in units.values()]
     return torch.optim.AdamW(groups, lr=learning_rate, weight_decay=weight_decay, fused=True)

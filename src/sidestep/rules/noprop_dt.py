@@ -1,7 +1,7 @@
 """NoProp in discrete time: every block learns on its own to denoise the label, with back-propagation within the block.
 
 Li, Teh, Pascanu, "NoProp: Training Neural Networks without (Full) Back-propagation or (Full) Forward-propagation",
-arXiv 2503.24322, section 2 and Algorithm 1. For block t = 1 .. T, with `q(z_t | y) = N(sqrt(abar_t) u_y, (1 - abar_t) I)`:
+arXiv 2503.24322, section 2 and Algorithm 1. For block t = 1 .. T, `q(z_t | y) = N(sqrt(abar_t) u_y, (1 - abar_t) I)`:
 
     L_t = CE(p_out(z_T), y) + KL(q(z_0 | y) || N(0, I)) + T/2 eta (SNR(t) - SNR(t-1)) |uhat_t(z_(t-1), x) - u_y|^2
 
@@ -53,7 +53,7 @@ class NoPropDT:
     eta: float = 0.1
     """Weight of the denoising loss (the paper's eta)."""
     embedding: Literal["one-hot", "learned", "prototype"] = "one-hot"
-    """Class embedding u_y (the paper's W_Embed): fixed one-hot, learned, or learned from a typical image of each class."""
+    """Class embedding u_y (the paper's W_Embed): fixed one-hot, learned, or learned from an image of each class."""
     dimension: int = 20
     """Length of a learned embedding (the paper's d); one-hot has one element a class, a prototype one a pixel."""
     readout: Literal["softmax", "radial"] = "softmax"
@@ -82,7 +82,9 @@ class NoPropDT:
         check_positive(eta=self.eta, learning_rate=self.learning_rate)
         check_range(0, 1, weight_decay=self.weight_decay)
         check_range(0, 1, cosine_offset=self.cosine_offset)
-        check_range(1e-9, 1 - 1e-6, smallest_alpha_bar=self.smallest_alpha_bar, largest_alpha_bar=self.largest_alpha_bar)
+        check_range(
+            1e-9, 1 - 1e-6, smallest_alpha_bar=self.smallest_alpha_bar, largest_alpha_bar=self.largest_alpha_bar
+        )
         if self.embedding not in ("one-hot", "learned", "prototype"):
             raise InputError(f"embedding must be one-hot, learned or prototype, got {self.embedding!r}")
         if self.readout not in ("softmax", "radial"):
@@ -93,10 +95,10 @@ class NoPropDT:
         return cosine_alpha_bar(self.blocks, self.cosine_offset, self.smallest_alpha_bar, self.largest_alpha_bar)
 
     def build(self, task: Task, noise: Noise, examples: Split | None, module: ImagePath | None) -> DenoisingStack:
-        """Make the stack: the paper's blocks, or blocks around a module of the user's, with its embedding and read-out."""
+        """Make the stack of the paper's blocks, or of blocks around a module of the user's, ready to train."""
         embedding = self._embedding(task, noise.stream("embedding"), examples)
         kind = SoftmaxReadout if self.readout == "softmax" else RadialReadout
-        with noise.stream("blocks").module_init():
+        with noise.stream("blocks").torch_seeded():
             return DenoisingStack(
                 image_paths(module, task.image_shape, self.blocks, noise.stream("paths")),
                 task.image_shape,
@@ -151,7 +153,7 @@ class NoPropDT:
         return Dense(gradients, statistics, losses)
 
     def _block_share(self, net: DenoisingStack, index: int, batch: Batch, noise: Noise) -> _Share:
-        """Return the gradients of block `index` alone: `T/2 eta (SNR(t) - SNR(t-1)) |uhat - u_y|^2`, mean over the batch."""
+        """Return the gradients of block `index` alone: of `T/2 eta (SNR(t) - SNR(t-1)) |uhat - u_y|^2`, batch mean."""
         block, device = net.block(index), batch.images.device
         generator = noise.generator(device)
         normal = torch.empty(len(batch.labels), net.dimension, device=device).normal_(generator=generator)
@@ -160,22 +162,22 @@ class NoPropDT:
             if net.together:
                 logits = block(batch.images, latent)
             else:  # a module of the user's may draw from torch's own generator
-                with noise.stream("module").module_init():
+                with noise.stream("module").torch_seeded(device):
                     logits = block(batch.images, latent)
-        squared = (net.label_estimate(logits) - net.embedding[batch.labels]).square().sum(dim=1)  # (batch,)
+        squared = (net.label_estimate(logits) - net.label_embedding(batch.labels)).square().sum(dim=1)  # (batch,)
         loss = net.loss_weights(self.eta)[index] * squared.mean()
         wanted = {f"blocks.{index}.{name}": parameter for name, parameter in block.named_parameters()}
         gradients = gradients_of(loss, {**wanted, "embedding": net.embedding})
         return _Share({f"block {index + 1}: denoising": loss.detach()}, gradients, gradients.pop("embedding", None))
 
     def _shared_share(self, net: DenoisingStack, batch: Batch, noise: Noise) -> _Share:
-        """Return the gradients of the two terms that no block sees: `CE(p_out(z_T), y)` and `KL(q(z_0 | y) || N(0, I))`."""
+        """Return the gradients of the terms that no block sees: `CE(p_out(z_T), y) + KL(q(z_0 | y) || N(0, I))`."""
         device, blocks = batch.images.device, len(net.blocks)
         normal = torch.empty(len(batch.labels), net.dimension, device=device)
         normal.normal_(generator=noise.generator(device))
         logits = net.readout(net.noised_label(batch.labels, blocks, normal), net.embedding).float()
         entropy = cross_entropy(logits, batch.labels)
-        alpha_bar, squared_norm = net.alpha_bar[0], net.embedding[batch.labels].square().sum(dim=1)
+        alpha_bar, squared_norm = net.alpha_bar[0], net.label_embedding(batch.labels).square().sum(dim=1)
         divergence = (alpha_bar * squared_norm - net.dimension * (alpha_bar + torch.log1p(-alpha_bar))).mean() / 2
         wanted = {name: parameter for name, parameter in net.named_parameters() if not name.startswith("blocks.")}
         found = gradients_of(entropy + divergence, wanted)

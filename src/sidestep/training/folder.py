@@ -27,8 +27,8 @@ _FILES = ("config.toml", "metrics.jsonl", "model.safetensors", "state.safetensor
 class RunFolder:
     """`config.toml`, `metrics.jsonl`, `state.safetensors`, and at the end `model.safetensors` and `result.json`.
 
-    `state.safetensors` is the one commit point: weights, optimiser, step, and how many bytes of the metrics belong to it.
-    Whatever stands in the metrics beyond that was written by a step that will be taken again, and is cut off on resuming.
+    `state.safetensors` is the one commit point: weights, optimiser, step, and how many bytes of the metrics belong to
+    it. Whatever the metrics hold beyond that belongs to steps that will be taken again, and is cut off on resuming.
     """
 
     def __init__(self, path: Path) -> None:
@@ -41,8 +41,8 @@ class RunFolder:
         """Make the folder ready for a run with this configuration, new or resumed.
 
         Raises:
-            InputError: if there is a run and neither `resume` nor `overwrite` was asked for, if the folder holds something
-                else, or if the run to resume was started with other options.
+            InputError: if there is a run and neither `resume` nor `overwrite` was asked for, if the folder holds
+                something else, or if the run to resume was started with other options.
         """
         if self.path.exists() and not self.path.is_dir():
             raise InputError(f"{self.path} is a file; choose another --out")
@@ -89,12 +89,16 @@ class RunFolder:
     def _check_same(self, config: Mapping[str, Any]) -> None:
         saved, given = _flat(self.config()), _flat(_without_none(config))
         free = {"train.epochs", "train.checkpoint_seconds", "versions.sidestep", "data.data_dir"}
-        different = sorted(key for key in saved.keys() | given.keys() if saved.get(key) != given.get(key) and key not in free)
+        different = sorted(
+            key for key in saved.keys() | given.keys() if saved.get(key) != given.get(key) and key not in free
+        )
         if different:
-            lines = "; ".join(f"{key}: was {saved.get(key, 'absent')}, given {given.get(key, 'absent')}" for key in different)
+            lines = "; ".join(
+                f"{key}: was {saved.get(key, 'absent')}, given {given.get(key, 'absent')}" for key in different
+            )
             raise InputError(
-                f"{self.path} was started otherwise ({lines}); resume it with the same options on the same kind of machine, "
-                "or start another run with another --out"
+                f"{self.path} was started otherwise ({lines}); resume it with the same options on the same kind of "
+                "machine, or start another run with another --out"
             )
 
     def load_state(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
@@ -151,7 +155,9 @@ class MetricsLog:
 
 def _without_none(config: Mapping[str, Any]) -> dict[str, Any]:
     return {
-        key: _without_none(value) if isinstance(value, Mapping) else value for key, value in config.items() if value is not None
+        key: _without_none(value) if isinstance(value, Mapping) else value
+        for key, value in config.items()
+        if value is not None
     }
 
 

@@ -125,7 +125,13 @@ class Loop:
         accuracy = None
         if len(self.data.validation):
             accuracy = accuracies(
-                self.rule, state.net, self.data.validation, self.data, self.compute, self.noise, self.rule.predictors[:1]
+                self.rule,
+                state.net,
+                self.data.validation,
+                self.data,
+                self.compute,
+                self.noise,
+                self.rule.predictors[:1],
             )[self.rule.predictors[0]]
             values["validation", "accuracy"] = accuracy
         values.update({("train", name): value for name, value in self.rule.watch(state.net).items()})
@@ -141,8 +147,8 @@ class Loop:
         broken = [name for name, parameter in state.net.named_parameters() if not bool(parameter.isfinite().all())]
         if broken:
             raise NonFiniteError(
-                f"after step {state.step}, {len(broken)} parameters are not finite (first: {broken[0]}); the checkpoint of "
-                f"step {max(state.saved_step, 0)} in {self.folder.path} is kept; try a smaller --learning-rate"
+                f"after step {state.step}, {len(broken)} parameters are not finite (first: {broken[0]}); "
+                f"{self._kept(state)}; try a smaller --learning-rate"
             )
         tensors, record = state.tensors()
         self.folder.save_state(tensors, {**record, "metrics_bytes": log.commit()})
@@ -154,11 +160,12 @@ class Loop:
             return
         name, value = next((name, value) for name, value in zip(losses, values, strict=True) if not value.isfinite())
         unit, _, term = name.partition(": ")
-        kept = "nothing was saved"
-        if self.folder is not None and state.saved_step >= 0:
-            kept = f"the checkpoint of step {state.saved_step} in {self.folder.path} is kept"
         raise NonFiniteError(
-            f"the loss is {float(value)} at step {state.step}, unit {unit}, term {term}; training stopped and {kept}; "
-            "try a smaller --learning-rate, --precision float32, or look for extreme pixel values"
+            f"the loss is {float(value)} at step {state.step}, unit {unit}, term {term}; training stopped; "
+            f"{self._kept(state)}; try a smaller --learning-rate, --precision float32, or look for extreme pixel values"
         )
 
+    def _kept(self, state: State) -> str:
+        if self.folder is None or state.saved_step < 0:
+            return "there is no checkpoint yet"
+        return f"the checkpoint of step {state.saved_step} in {self.folder.path} is kept"

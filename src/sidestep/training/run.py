@@ -62,7 +62,11 @@ class Run:
                 "(channels, height, width)"
             )
         found = predictions(self.rule, self.net, images, self.task, self.compute, Noise(self.seed))
-        return torch.cat([part[name].float().cpu() for part in found]) if len(images) else torch.zeros(0, self.task.classes)
+        return (
+            torch.cat([part[name].float().cpu() for part in found])
+            if len(images)
+            else torch.zeros(0, self.task.classes)
+        )
 
     def evaluate(self, split: Split) -> dict[str, float]:
         """Return reading name -> accuracy in [0, 1] on a split of raw images and labels."""
@@ -109,7 +113,7 @@ def train(  # long: rule, data and options, and three hooks for own code
     examples = data.train
     data = data.to(compute.device)
     net = rule.build(task, Noise(options.seed).stream("build"), examples, module)
-    net = net.to(compute.device, memory_format=torch.channels_last)
+    net = compute.place(net)
     state, kept_metrics = State(net, rule.optimizer(net)), 0
     if folder:
         folder.prepare(config, options.resume, options.overwrite)
@@ -203,7 +207,9 @@ def load_run(path: str | Path, *, module: ImagePath | None = None, device: str =
     config = folder.config()
     try:
         rule_options, task = dict(config["rule"]), config["task"]
-        rule = RULES[rule_options.pop("name")](**{k: tuple(v) if isinstance(v, list) else v for k, v in rule_options.items()})
+        rule = RULES[rule_options.pop("name")](
+            **{k: tuple(v) if isinstance(v, list) else v for k, v in rule_options.items()}
+        )
         shape, seed = tuple(task["image_shape"]), int(config["train"]["seed"])
         known = Task(shape, tuple(task["class_names"]), tuple(task["mean"]), tuple(task["std"]))
         compute = Compute.find(device, config["train"]["precision"])
@@ -220,7 +226,7 @@ def load_run(path: str | Path, *, module: ImagePath | None = None, device: str =
         net.load_state_dict(weights)
     except RuntimeError as error:
         raise CheckpointError(f"the weights in {path} do not fit the net of its config.toml: {error}") from error
-    net = net.to(compute.device, memory_format=torch.channels_last)
+    net = compute.place(net)
     return Run(rule, net, known, compute, seed, step, {}, Path(path))
 
 

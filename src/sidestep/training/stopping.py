@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-__all__ = ["Stopped", "StopRequest", "stop_on_signals"]
+__all__ = ["StopRequest", "Stopped", "stop_on_signals"]
 
 
 class Stopped(KeyboardInterrupt):
