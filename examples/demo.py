@@ -62,7 +62,9 @@ def main() -> None:
 
 def draw(run: Run, curves: Mapping[str, Curve], digits: DataSet, path: str) -> None:
     """Write a picture: predictions, the way of one label through the blocks, and the two training curves."""
-    images, labels = digits.test.images[:16], digits.test.labels[:16]
+    unsure = int(run.predict(digits.test.images, "block 1 alone").amax(dim=1).argmin())  # the one worth looking at
+    chosen = [unsure, *(index for index in range(16) if index != unsure)][:16]
+    images, labels = digits.test.images[chosen], digits.test.labels[chosen]
     found = run.predict(images).argmax(dim=1)
     with torch.no_grad():
         stack = run.net.eval()
@@ -78,14 +80,16 @@ def draw(run: Run, curves: Mapping[str, Curve], digits: DataSet, path: str) -> N
         axis.set_axis_off()
     axis = middle.subplots()
     shown = axis.imshow(beliefs.T, cmap="viridis", vmin=0, vmax=1, aspect="auto", origin="lower")
-    axis.set(title=f"what each block says of the first image (a {int(labels[0])})", xlabel="block", ylabel="class")
+    middle.suptitle(f"each block's word on the first image, a {int(labels[0])}")
+    axis.set(xlabel="block", ylabel="class")
     axis.set_xticks(range(len(beliefs)), [str(index + 1) for index in range(len(beliefs))])
     axis.set_yticks(range(10))
     middle.colorbar(shown, ax=axis, label="probability")
     axis = right.subplots()
     for name, curve in curves.items():
         axis.plot(range(1, len(curve.accuracies) + 1), curve.accuracies, label=name)
-    axis.set(title="validation accuracy", xlabel="epoch", ylim=(0, 1.02))
+    right.suptitle("validation accuracy")
+    axis.set(xlabel="epoch", ylim=(0, 1.02))
     axis.legend(loc="lower right")
     axis.grid(alpha=0.3)
     figure.savefig(path, dpi=120)

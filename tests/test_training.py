@@ -361,7 +361,7 @@ def start(folder, *options):
         "--batch",
         "512",
     ]
-    environment = {**os.environ, "PYTHONPATH": "src", "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+    environment = {**os.environ, "PYTHONPATH": "src", "COLUMNS": "200"}
     return subprocess.Popen(
         [*command, "--out", str(folder), "--checkpoint-seconds", "0.05", *options],
         env=environment,

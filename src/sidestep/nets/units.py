@@ -45,13 +45,18 @@ def run_units(tasks: Sequence[Callable[[], T]], device: torch.device, together: 
 
 @cache
 def _pool(workers: int, threads: int) -> ThreadPoolExecutor:
-    ready = threading.Lock()
+    one_at_a_time, all_there = threading.Lock(), threading.Barrier(workers + 1)
 
     def prepare() -> None:
-        with ready:  # the count is per thread, but setting it is not safe from several at once
+        with one_at_a_time:  # the count is per thread, but part of setting it is for the whole process
             torch.set_num_threads(threads)
 
-    return ThreadPoolExecutor(workers, thread_name_prefix="sidestep-unit", initializer=prepare)
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="sidestep-unit", initializer=prepare)
+    for _ in range(workers):
+        pool.submit(all_there.wait)
+    all_there.wait()  # every worker has its count before the first task runs
+    torch.set_num_threads(torch.get_num_threads())  # and this thread keeps its own
+    return pool
 
 
 @contextmanager

@@ -84,7 +84,7 @@ class Loop:
             saved = time.perf_counter()
             begun = saved - state.seconds
             while state.step < self.total_steps and not stop.requested:
-                self._step(state)
+                self.take_step(state)
                 state.seconds = time.perf_counter() - begun
                 progress.step(state.step, self.options.batch)
                 if state.step % self.steps_per_epoch == 0:
@@ -99,7 +99,8 @@ class Loop:
             if stop.requested:
                 self._save(state, log)
 
-    def _step(self, state: State) -> None:
+    def take_step(self, state: State) -> None:
+        """Take one training step."""
         noise = self.noise.stream("estimate").at(state.step)
         with self.compute.autocast():
             update = self.rule.estimate(state.net, self.batch(state.step), noise)

@@ -1,0 +1,55 @@
+"""The first losses of every rule, written down: a change of numbers must be meant, and named in CHANGELOG.md.
+
+python -m tests.test_golden      writes the file anew
+"""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from sidestep import data
+from sidestep.noise import Noise
+from sidestep.rules import Backprop, NoPropDT, Task
+from sidestep.training import Options
+from sidestep.training.loop import Loop, State
+from sidestep.training.options import Compute
+
+FILE = Path(__file__).parent / "golden" / "losses.json"
+STEPS = 6
+CASES = {
+    "noprop-dt": NoPropDT(blocks=3),
+    "noprop-dt learned radial": NoPropDT(blocks=3, embedding="learned", dimension=6, readout="radial"),
+    "noprop-dt prototype": NoPropDT(blocks=2, embedding="prototype"),
+    "backprop chained-blocks": Backprop(blocks=3),
+    "backprop mlp": Backprop(net="mlp", hidden=(32,)),
+}
+
+
+def losses(rule):
+    """Return loss name -> its values over the first steps, in float32 on the CPU."""
+    digits = data.load("digits")
+    task = Task(digits.image_shape, digits.class_names, digits.mean, digits.std)
+    compute = Compute.find("cpu", "float32")
+    net = compute.place(rule.build(task, Noise(0).stream("build"), digits.train, None))
+    loop, state = Loop(rule, digits, Options(batch=64), compute, None), State(net, rule.optimizer(net))
+    found: dict[str, list[float]] = {}
+    for _ in range(STEPS):
+        state.sums = {}
+        loop.take_step(state)
+        for name, value in state.sums.items():
+            found.setdefault(name, []).append(float(value))
+    return found
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_first_losses_are_as_written_down(case):
+    wanted = json.loads(FILE.read_text())[case]
+    found = losses(CASES[case])
+    assert found.keys() == wanted.keys()
+    for name in wanted:  # other processors round otherwise, and six steps of Adam let that grow
+        assert found[name] == pytest.approx(wanted[name], rel=0.02, abs=1e-4), name
+
+
+if __name__ == "__main__":
+    FILE.write_text(json.dumps({name: losses(rule) for name, rule in CASES.items()}, indent=1) + "\n")
