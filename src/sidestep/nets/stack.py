@@ -93,7 +93,6 @@ class DenoisingStack(nn.Module):
 
     def label_embedding(self, labels: Tensor) -> Tensor:
         """Return u_y, (batch, dimension)."""
-        # not embedding[labels], whose gradient is added up by several threads in any order, so with other last bits
         return nn.functional.embedding(labels, self.embedding)
 
     def noised_label(self, labels: Tensor, level: int, noise: Tensor) -> Tensor:
