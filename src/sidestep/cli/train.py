@@ -15,7 +15,7 @@ from torch import nn
 from sidestep.cli.bar import TrainingBar
 from sidestep.cli.output import default_data_dir, error_console, fail, show, show_json, show_table
 from sidestep.data import load
-from sidestep.errors import InputError
+from sidestep.errors import CheckpointError, InputError
 from sidestep.rules import RULES, Rule
 from sidestep.training import Options, Run, Stopped, train
 from sidestep.training.folder import RunFolder
@@ -90,15 +90,7 @@ def _parse(
     rule: Rule = kind()
     options, data_options, extra = Options(), DataOptions(), Extra()
     if saved:
-        values = {key: tuple(v) if isinstance(v, list) else v for key, v in saved["rule"].items() if key != "name"}
-        rule = kind(**values)
-        options = Options(**saved["train"])
-        data = {"data": saved["data"]["name"], "image_size": saved["data"].get("size")}
-        data_dir = saved["data"].get("data_dir")
-        data_options = DataOptions(
-            **data, validation=saved["data"].get("validation", 0.1), data_dir=Path(data_dir) if data_dir else None
-        )
-        extra = Extra(module=saved["data"].get("module"))
+        rule, options, data_options, extra = _saved_options(kind, saved)
 
     def collect(
         rule: Annotated[Any, tyro.conf.arg(name="")],
@@ -117,6 +109,24 @@ def _parse(
         label = Path(data_options.data).stem if "/" in data_options.data else data_options.data.removesuffix(".npz")
         options = dataclasses.replace(options, out=Path("runs") / f"{name}-{label}-{options.seed}")
     return rule, options, data_options, extra
+
+
+def _saved_options(kind: type[Rule], saved: dict[str, Any]) -> tuple[Rule, Options, DataOptions, Extra]:
+    """Return the options that a run was started with, from its configuration."""
+    try:
+        values = {key: tuple(v) if isinstance(v, list) else v for key, v in saved["rule"].items() if key != "name"}
+        if saved["rule"]["name"] != kind.name:
+            raise InputError(f"the run was started with the rule {saved['rule']['name']}, not {kind.name}")
+        data = saved["data"]
+        data_options = DataOptions(
+            data=data["name"],
+            data_dir=Path(data["data_dir"]) if "data_dir" in data else None,
+            validation=data.get("validation", 0.1),
+            image_size=data.get("size"),
+        )
+        return kind(**values), Options(**saved["train"]), data_options, Extra(module=data.get("module"))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"the run's config.toml lacks or misnames an entry: {error}") from error
 
 
 def module_from(reference: str) -> Callable[[], nn.Module]:

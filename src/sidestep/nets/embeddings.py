@@ -69,7 +69,7 @@ def embedding_distances(embedding: Tensor) -> dict[str, float]:
     >>> {name: round(value, 3) for name, value in embedding_distances(torch.eye(3)).items()}
     {'smallest embedding norm': 1.0, 'smallest embedding distance': 1.414}
     """
-    rows = embedding.detach().double()
+    rows = embedding.detach().cpu().double()
     distance = torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist")
     distance.fill_diagonal_(float("inf"))
     return {

@@ -47,6 +47,7 @@ class DenoisingStack(nn.Module):
     ) -> None:
         super().__init__()
         check_alpha_bar(alpha_bar)
+        self._snr = signal_to_noise(alpha_bar.detach().cpu().double())  # stays on the CPU: it is only read one by one
         if len(paths) != len(alpha_bar) - 1:
             raise InputError(
                 f"{len(paths)} image paths need a schedule of {len(paths) + 1} values, got {len(alpha_bar)}"
@@ -87,9 +88,8 @@ class DenoisingStack(nn.Module):
         return logits.softmax(dim=1) @ self.embedding
 
     def loss_weights(self, eta: float) -> Tensor:
-        """Return `T/2 * eta * (SNR(t) - SNR(t - 1))` for t = 1 .. T, shape (T,), all positive."""
-        ratio = signal_to_noise(self.alpha_bar.double())
-        return (len(self.blocks) / 2 * eta * (ratio[1:] - ratio[:-1])).to(self.alpha_bar.dtype)
+        """Return `T/2 eta (SNR(t) - SNR(t - 1))` for t = 1 .. T, float64 of shape (T,), all positive, on the CPU."""
+        return len(self.blocks) / 2 * eta * self._snr.diff()
 
     def label_embedding(self, labels: Tensor) -> Tensor:
         """Return u_y, (batch, dimension)."""

@@ -165,7 +165,7 @@ class NoPropDT:
                 with noise.stream("module").torch_seeded(device):
                     logits = block(batch.images, latent)
         squared = (net.label_estimate(logits) - net.label_embedding(batch.labels)).square().sum(dim=1)  # (batch,)
-        loss = net.loss_weights(self.eta)[index] * squared.mean()
+        loss = float(net.loss_weights(self.eta)[index]) * squared.mean()
         wanted = {f"blocks.{index}.{name}": parameter for name, parameter in block.named_parameters()}
         gradients = gradients_of(loss, {**wanted, "embedding": net.embedding})
         return _Share({f"block {index + 1}: denoising": loss.detach()}, gradients, gradients.pop("embedding", None))

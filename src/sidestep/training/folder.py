@@ -52,6 +52,7 @@ class RunFolder:
             if resume:
                 self._check_same(config)
                 self._clean(temporary_only=True)
+                self._write_config(config)  # more epochs, say, or another device
             elif not overwrite:
                 raise InputError(
                     f"{self.path} holds a run already; continue it with --resume, replace it with --overwrite, "
@@ -62,7 +63,10 @@ class RunFolder:
         if not (resume and self.config_file.exists()):
             self._clean(temporary_only=False)
             self.path.mkdir(parents=True, exist_ok=True)
-            checkpoint.write_text(self.config_file, tomli_w.dumps(_without_none(config)))
+            self._write_config(config)
+
+    def _write_config(self, config: Mapping[str, Any]) -> None:
+        checkpoint.write_text(self.config_file, tomli_w.dumps(_without_none(config)))
 
     def _clean(self, temporary_only: bool) -> None:
         if not self.path.exists():
@@ -88,7 +92,8 @@ class RunFolder:
 
     def _check_same(self, config: Mapping[str, Any]) -> None:
         saved, given = _flat(self.config()), _flat(_without_none(config))
-        free = {"train.epochs", "train.checkpoint_seconds", "versions.sidestep", "data.data_dir"}
+        free = {"train.epochs", "train.checkpoint_seconds", "train.device", "train.precision", "data.data_dir"}
+        free |= {"versions.sidestep", "versions.torch"}  # with these, the run goes on, if not to the same bits
         different = sorted(
             key for key in saved.keys() | given.keys() if saved.get(key) != given.get(key) and key not in free
         )
@@ -97,8 +102,8 @@ class RunFolder:
                 f"{key}: was {saved.get(key, 'absent')}, given {given.get(key, 'absent')}" for key in different
             )
             raise InputError(
-                f"{self.path} was started otherwise ({lines}); resume it with the same options on the same kind of "
-                "machine, or start another run with another --out"
+                f"{self.path} was started otherwise ({lines}); resume it with the same options, or start "
+                "another run with another --out"
             )
 
     def load_state(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:

@@ -30,7 +30,7 @@ class State:
     optimizer: torch.optim.Optimizer
     step: int = 0
     seconds: float = 0.0  # spent training, over all resumptions
-    sums: dict[str, Tensor] = field(default_factory=dict)  # of each loss over the steps of this epoch, float64
+    sums: dict[str, Tensor] = field(default_factory=dict)  # of each loss over this epoch, float64, on the CPU
     saved_step: int = -1
 
     def tensors(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -41,7 +41,7 @@ class State:
         tensors.update({f"sum/{name}": tensor for name, tensor in self.sums.items()})
         return tensors, {"step": self.step, "seconds": self.seconds, "optimizer": record}
 
-    def restore(self, tensors: dict[str, Tensor], record: dict[str, Any], device: torch.device) -> None:
+    def restore(self, tensors: dict[str, Tensor], record: dict[str, Any]) -> None:
         """Take over what `tensors` returned earlier."""
 
         def part(prefix: str) -> dict[str, Tensor]:
@@ -52,7 +52,7 @@ class State:
         except RuntimeError as error:
             raise CheckpointError(f"the checkpoint belongs to another net: {error}") from error
         checkpoint.restore_optimizer(self.optimizer, part("optimizer/"), record["optimizer"])
-        self.sums = {name: tensor.to(device) for name, tensor in part("sum/").items()}
+        self.sums = part("sum/")
         self.step = self.saved_step = int(record["step"])
         self.seconds = float(record["seconds"])
 
@@ -104,11 +104,12 @@ class Loop:
         noise = self.noise.stream("estimate").at(state.step)
         with self.compute.autocast():
             update = self.rule.estimate(state.net, self.batch(state.step), noise)
-        self._check_finite(update.losses, state)
+        names = list(update.losses)
+        losses = torch.stack([update.losses[name].float() for name in names]).cpu().double()  # one transfer for all
+        self._check_finite(names, losses, state)
         self.rule.apply(state.net, self.rule.decide(update), state.optimizer)
-        for name, loss in update.losses.items():
-            earlier = state.sums.get(name)
-            state.sums[name] = loss.double() if earlier is None else earlier + loss.double()
+        for name, loss in zip(names, losses, strict=True):
+            state.sums[name] = state.sums[name] + loss if name in state.sums else loss
         state.step += 1
 
     def batch(self, step: int) -> Batch:
@@ -155,11 +156,10 @@ class Loop:
         self.folder.save_state(tensors, {**record, "metrics_bytes": log.commit()})
         state.saved_step = state.step
 
-    def _check_finite(self, losses: dict[str, Tensor], state: State) -> None:
-        values = torch.stack([loss.float() for loss in losses.values()])
-        if bool(values.isfinite().all()):
+    def _check_finite(self, names: list[str], losses: Tensor, state: State) -> None:
+        if bool(losses.isfinite().all()):
             return
-        name, value = next((name, value) for name, value in zip(losses, values, strict=True) if not value.isfinite())
+        name, value = next((name, value) for name, value in zip(names, losses, strict=True) if not value.isfinite())
         unit, _, term = name.partition(": ")
         raise NonFiniteError(
             f"the loss is {float(value)} at step {state.step}, unit {unit}, term {term}; training stopped; "

@@ -25,7 +25,7 @@ class Options:
     epochs: int | None = None
     """Passes over the training split; 0 only evaluates the untrained net. Default: 10, or 20 below 5,000 images."""
     batch: int = 128
-    """Images per step; what does not fill a batch at the end of an epoch is left out of that epoch."""
+    """Images per step, at most the whole split; what does not fill a batch is left out of that epoch."""
     seed: int = 0
     """Seed of everything random: initial weights, order of the images, noise, dropout."""
     augment: Literal["none", "flip-crop"] = "none"

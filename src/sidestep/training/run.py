@@ -109,6 +109,7 @@ def train(  # long: rule, data and options, and three hooks for own code
     keep_freed_memory()
     task = Task(data.image_shape, tuple(data.class_names), tuple(data.mean), tuple(data.std))
     folder = RunFolder(options.out) if options.out else None
+    options = dataclasses.replace(options, epochs=options.epochs_for(len(data.train)))
     config = _config(rule, task, options, compute, {"name": data.name, **(source or {})}, module)
     examples = data.train
     data = data.to(compute.device)
@@ -119,7 +120,7 @@ def train(  # long: rule, data and options, and three hooks for own code
         folder.prepare(config, options.resume, options.overwrite)
         found = folder.load_state() if options.resume else None
         if found:
-            state.restore(*found, compute.device)
+            state.restore(*found)
             kept_metrics = int(found[1]["metrics_bytes"])
     loop = Loop(rule, data, options, compute, folder)
     if state.step > loop.total_steps:
