@@ -93,6 +93,12 @@ class TestRunFolder:
         with pytest.raises(InputError, match=r"rule\.learning_rate"):
             quick(tmp_path, rule=Backprop(net="mlp", hidden=(16,), learning_rate=0.1), resume=True)
 
+    def test_resuming_with_more_epochs_writes_them_down(self, tmp_path):
+        quick(tmp_path)
+        assert RunFolder(tmp_path / "run").config()["train"]["epochs"] == 1
+        assert quick(tmp_path, resume=True, epochs=2).step == 20
+        assert RunFolder(tmp_path / "run").config()["train"]["epochs"] == 2
+
     def test_resuming_where_nothing_is_yet_starts_the_run(self, tmp_path):
         assert quick(tmp_path, resume=True).step == 10
 

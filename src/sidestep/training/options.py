@@ -37,7 +37,7 @@ class Options:
     checkpoint_seconds: float = 60.0
     """Most seconds between two checkpoints; there is also one after every epoch."""
     out: Path | None = None
-    """Folder of the run."""
+    """Folder of the run. The command line takes runs/RULE-DATA-SEED if none is given; Python then writes nothing."""
     resume: bool = False
     """Continue the run in the folder from its last checkpoint."""
     overwrite: bool = False
