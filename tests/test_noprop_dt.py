@@ -221,3 +221,18 @@ def test_own_modules_with_torch_s_dropout_repeat_and_leave_the_global_generator_
 def test_bad_options_say_what_is_needed(options, words):
     with pytest.raises(InputError, match=words):
         NoPropDT(**options)
+
+
+@pytest.mark.parametrize("certainty", [0.99, 0.999, 0.9999])
+def test_what_is_left_to_learn_is_not_rounded_away_in_bfloat16(certainty):
+    _, net = built(embedding="learned", dimension=6)
+    rest = math.log(certainty / ((1 - certainty) / 3))
+    logits = torch.tensor([[rest, 0.0, 0.0, 0.0]], requires_grad=True)
+
+    def gradient():
+        squared = (net.label_estimate(logits) - net.label_embedding(torch.tensor([0]))).square().sum()
+        return torch.autograd.grad(squared, logits)[0]
+
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rounded = gradient()
+    torch.testing.assert_close(rounded, gradient(), rtol=1e-4, atol=0)

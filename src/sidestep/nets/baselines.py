@@ -9,6 +9,7 @@ from torch.utils.checkpoint import checkpoint
 from sidestep.errors import InputError
 from sidestep.nets.blocks import Block
 from sidestep.nets.dropout import repeatable
+from sidestep.nets.precision import full_precision
 from sidestep.nets.readouts import SoftmaxReadout
 
 __all__ = ["MLP", "ChainedBlocks"]
@@ -73,5 +74,6 @@ class ChainedBlocks(nn.Module):
                 logits = checkpoint(repeatable(block), images, latent, use_reentrant=False)
             else:
                 logits = block(images, latent)
-            latent = (1 - weight) * latent + weight * (logits.softmax(dim=1) @ self.embedding)
+            with full_precision(logits):
+                latent = (1 - weight) * latent + weight * (logits.softmax(dim=1) @ self.embedding)
         return self.readout(latent, self.embedding).float()

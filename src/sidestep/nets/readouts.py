@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from sidestep.nets.precision import full_precision
+
 __all__ = ["RadialReadout", "SoftmaxReadout"]
 
 
@@ -31,7 +33,8 @@ class SoftmaxReadout(nn.Module):
 
     def forward(self, latent: Tensor, embedding: Tensor) -> Tensor:
         """Return the logits; the embedding is not needed here."""
-        return self.linear(latent)
+        with full_precision(latent):
+            return self.linear(latent)
 
 
 class RadialReadout(nn.Module):
@@ -48,6 +51,7 @@ class RadialReadout(nn.Module):
 
     def forward(self, latent: Tensor, embedding: Tensor) -> Tensor:
         """Return the logits of `latent` (batch, dimension) against `embedding` (classes, dimension)."""
-        point = self.linear(latent).softmax(dim=1) @ embedding
+        with full_precision(latent):
+            point = self.linear(latent).softmax(dim=1) @ embedding
         squared = (point[:, None] - embedding[None]).square().sum(dim=2)  # (batch, classes)
         return -squared * torch.exp(-2 * self.log_sigma) / 2

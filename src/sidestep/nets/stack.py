@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from sidestep.errors import InputError
 from sidestep.nets.blocks import Block, ConvPath
+from sidestep.nets.precision import full_precision
 from sidestep.nets.schedules import check_alpha_bar, signal_to_noise
 from sidestep.nets.units import run_units
 from sidestep.noise import Noise
@@ -85,7 +86,8 @@ class DenoisingStack(nn.Module):
 
     def label_estimate(self, logits: Tensor) -> Tensor:
         """Return `uhat = softmax(logits) W`, (batch, classes) -> (batch, dimension)."""
-        return logits.softmax(dim=1) @ self.embedding
+        with full_precision(logits):
+            return logits.float().softmax(dim=1) @ self.embedding
 
     def loss_weights(self, eta: float) -> Tensor:
         """Return `T/2 eta (SNR(t) - SNR(t - 1))` for t = 1 .. T, float64 of shape (T,), all positive, on the CPU."""
