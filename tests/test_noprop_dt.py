@@ -10,6 +10,7 @@ from sidestep.errors import InputError
 from sidestep.nets.dropout import Dropout, masks_from
 from sidestep.noise import Noise
 from sidestep.rules import Batch, NoPropDT, Task
+from sidestep.rules.dense import gradients_of
 from tests.reference.noprop_plain import PlainBlock, plain_block_loss
 
 TASK = Task((1, 8, 8), tuple("abcd"), (0.0,), (1.0,))
@@ -231,7 +232,7 @@ def test_what_is_left_to_learn_is_not_rounded_away_in_bfloat16(certainty):
 
     def gradient():
         squared = (net.label_estimate(logits) - net.label_embedding(torch.tensor([0]))).square().sum()
-        return torch.autograd.grad(squared, logits)[0]
+        return gradients_of(squared, {"logits": logits})["logits"]
 
     with torch.autocast("cpu", dtype=torch.bfloat16):
         rounded = gradient()

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from sidestep.errors import InputError
+from sidestep.nets.precision import full_precision
 from sidestep.update import Dense, Update
 
 __all__ = ["adamw", "apply_dense", "check_positive", "check_range", "gradients_of"]
@@ -15,7 +16,8 @@ __all__ = ["adamw", "apply_dense", "check_positive", "check_range", "gradients_o
 def gradients_of(loss: Tensor, wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return name -> gradient of `loss`, for the tensors that are trained and take part; the others are left out."""
     trained = {name: tensor for name, tensor in wanted.items() if tensor.requires_grad}
-    found = torch.autograd.grad(loss, list(trained.values()), allow_unused=True)
+    with full_precision(loss):  # or autocast would round what the forward pass computed in float32
+        found = torch.autograd.grad(loss, list(trained.values()), allow_unused=True)
     return {name: gradient for name, gradient in zip(trained, found, strict=True) if gradient is not None}
 
 
