@@ -49,7 +49,7 @@ def main() -> None:
     data = load(given.data, data_dir=given.data_dir) if given.data_dir else made_up(given.data)
     rule, options, compute = rules.NoPropDT(), Options(), Compute.find("cpu", given.precision)
     task = Task(data.image_shape, tuple(data.class_names), tuple(data.mean), tuple(data.std))
-    net = compute.place(rule.build(task, Noise(0).stream("build"), None, None))
+    net = rule.build(task, Noise(0).stream("build"), None, None)
     loop, state = Loop(rule, data, options, compute, None), State(net, rule.optimizer(net))
     plain = PlainNoProp(data.image_shape[0], data.image_shape[1], data.classes)
     batches = [loop.batch(step) for step in range(given.steps)]

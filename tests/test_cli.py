@@ -165,7 +165,13 @@ def test_own_module_from_a_file(capsys):
     )
     assert status == 0, error
     accuracy = last_json(out)["test_accuracy"]
-    assert last_json(run(capsys, "eval", "own", "--json")[1])["accuracy"] == accuracy
+    status, _, error = run(capsys, "eval", "own")
+    assert (status, "--module" in error) == (2, True)  # the run's own files never name code to run
+    assert last_json(run(capsys, "eval", "own", "--module", "mine.py:path", "--json")[1])["accuracy"] == accuracy
+    status, _, error = run(capsys, "train", "noprop-dt", "--resume", "--out", "own", "--epochs", "3")
+    assert (status, "mine.py:path" in error) == (2, True)
+    resumed = run(capsys, "train", "noprop-dt", "--resume", "--out", "own", "--epochs", "3", "--module", "mine.py:path")
+    assert resumed[0] == 0, resumed[2]
     for reference, words in {
         "mine.py": "FILE.py:NAME",
         "other.py:path": "does not exist",
@@ -198,7 +204,7 @@ def test_own_arrays_train_and_are_evaluated_on_their_test_split(capsys):
         (["train", "noprop-dt", "--data", "mnits"], "did you mean 'mnist'?"),
         (["train", "noprop-dt", "--data", "none.npz"], "no such file"),
         (["train", "noprop-dt", "--blocks", "0"], "blocks must lie between 1"),
-        (["train", "noprop-dt", "--eta", "-1"], "eta must be a finite number above 0"),
+        (["train", "noprop-dt", "--eta", "-1"], "eta must be above 0"),
         (["train", "noprop-dt", "--learning-rate", "nan"], "learning_rate must be"),
         (["train", "noprop-dt", "--epochs", "-2"], "epochs must be 0"),
         (["train", "noprop-dt", "--batch", "0"], "batch must be at least 2"),
@@ -256,3 +262,48 @@ def test_quiet_when_standard_error_is_no_terminal():
     })  # fmt: skip
     assert found.stderr == ""
     assert len(found.stdout.strip().splitlines()) == 1
+
+
+def test_outputs_never_replace_a_file_unasked(capsys):
+    run(capsys, "train", "backprop", *QUICK)
+    numpy.savez("images.npz", images=numpy.zeros((2, 8, 8), "uint8"))
+    before = Path("images.npz").read_bytes()
+    for arguments in (["predict", "runs/backprop-digits-0", "images.npz", "--out", "images.npz"],):
+        status, _, error = run(capsys, *arguments)
+        assert (status, "--overwrite" in error) == (2, True)
+    assert Path("images.npz").read_bytes() == before
+    Path("grid.png").write_text("mine")
+    assert run(capsys, "data", "show", "digits")[0] == 2
+    assert Path("grid.png").read_text() == "mine"
+    assert run(capsys, "data", "show", "digits", "--overwrite")[0] == 0
+
+
+def test_evaluating_on_other_classes_or_other_units_of_pixels_is_refused(capsys):
+    run(capsys, "train", "backprop", *QUICK)
+    images = numpy.zeros((40, 8, 8), "uint8")
+    labels = numpy.arange(40) % 10
+    numpy.savez(
+        "animals.npz", x_train=images, y_train=labels, x_test=images, y_test=labels, class_names=list("abcdefghij")
+    )
+    numpy.savez("floats.npz", x_train=images / 255, y_train=labels, x_test=images / 255, y_test=labels)
+    for name, words in {"animals.npz": "has the classes a, b", "floats.npz": "trained on uint8 pixels"}.items():
+        status, _, error = run(capsys, "eval", "runs/backprop-digits-0", "--data", name)
+        assert (status, words in error) == (2, True), error
+    numpy.savez("few.npz", x_train=images, y_train=labels % 4, x_test=images, y_test=labels % 4)
+    status, _, error = run(capsys, "eval", "runs/backprop-digits-0", "--data", "few.npz")
+    assert (status, "has 4 classes" in error) == (2, True), error
+
+
+def test_a_damaged_test_split_does_not_cost_the_trained_model(capsys):
+    images = numpy.zeros((40, 8, 8), "uint8")
+    numpy.savez("own.npz", x_train=images, y_train=numpy.arange(40) % 2, x_test=images, y_test=numpy.arange(40) + 7)
+    status, _, error = run(capsys, "train", "backprop", *QUICK, "--data", "own.npz", "--out", "a")
+    assert status == 2
+    assert "own" in error
+    assert Path("a/model.safetensors").exists()
+
+
+def test_a_folder_that_cannot_be_made(capsys):
+    Path("file").write_text("x")
+    status, _, error = run(capsys, "train", "backprop", *QUICK, "--out", "file/run")
+    assert (status, "cannot be made" in error) == (2, True), error

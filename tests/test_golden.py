@@ -31,7 +31,7 @@ def losses(rule):
     digits = data.load("digits")
     task = Task(digits.image_shape, digits.class_names, digits.mean, digits.std)
     compute = Compute.find("cpu", "float32")
-    net = compute.place(rule.build(task, Noise(0).stream("build"), digits.train, None))
+    net = rule.build(task, Noise(0).stream("build"), digits.train, None)
     loop, state = Loop(rule, digits, Options(batch=64), compute, None), State(net, rule.optimizer(net))
     found: dict[str, list[float]] = {}
     for _ in range(STEPS):

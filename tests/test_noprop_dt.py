@@ -206,8 +206,10 @@ def test_own_modules_with_torch_s_dropout_repeat_and_leave_the_global_generator_
     ("options", "words"),
     [
         ({"blocks": 0}, "blocks must lie between 1"),
-        ({"eta": 0.0}, "eta must be a finite number above 0"),
-        ({"eta": math.nan}, "eta must be a finite number"),
+        ({"eta": 0.0}, "eta must be above 0"),
+        ({"eta": math.nan}, "eta must be above 0"),
+        ({"eta": 1e9}, "at most 1e"),
+        ({"learning_rate": 1e39}, "at most 100"),
         ({"learning_rate": -1.0}, "learning_rate must be"),
         ({"learning_rate": math.inf}, "learning_rate must be"),
         ({"weight_decay": -0.1}, "weight_decay must lie between 0"),
@@ -237,3 +239,36 @@ def test_what_is_left_to_learn_is_not_rounded_away_in_bfloat16(certainty):
     with torch.autocast("cpu", dtype=torch.bfloat16):
         rounded = gradient()
     torch.testing.assert_close(rounded, gradient(), rtol=1e-4, atol=0)
+
+
+def test_float64_stays_float64():
+    rule, net = built(embedding="learned", dimension=6, readout="radial")
+    single = rule.estimate(net, batch(), estimate_noise()).losses
+    images = batch().images.double()
+    net.double()
+    double = rule.estimate(net, Batch(images, batch().labels), estimate_noise())
+    assert all(gradient.dtype == torch.float64 for gradient in double.gradients.values())
+    assert double.losses.keys() == single.keys()
+    for probabilities in rule.predict(net, images, Noise(0)).values():
+        assert probabilities.dtype == torch.float64
+        torch.testing.assert_close(probabilities.sum(1), torch.ones(24, dtype=torch.float64))
+
+
+def test_own_modules_may_view_their_images_and_conv_outputs():
+    from torch import nn
+
+    class Viewing(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3, padding=1)
+
+        def forward(self, images):
+            hidden = images.view(len(images), -1)
+            return torch.cat([hidden, self.conv(images).view(len(images), -1)], dim=1)
+
+    task = Task((3, 8, 8), tuple("abcd"), (0.0,) * 3, (1.0,) * 3)
+    rule = NoPropDT(blocks=2)
+    net = rule.build(task, Noise(0), None, Viewing)
+    images = Noise(1).normal(24 * 192).view(24, 3, 8, 8).contiguous(memory_format=torch.channels_last)
+    rule.estimate(net, Batch(images, batch().labels), estimate_noise())
+    rule.predict(net, images, Noise(0))

@@ -10,7 +10,6 @@ from sidestep import Options, data, load_run, train
 from sidestep.errors import InputError
 from sidestep.noise import Noise
 from sidestep.rules import RULES, Backprop, Batch, NoPropDT, Task
-from sidestep.training import Compute
 from sidestep.update import Dense
 
 TASK = Task((1, 8, 8), tuple("abcd"), (0.0,), (1.0,))
@@ -225,7 +224,7 @@ def test_own_modules_train_resume_and_come_back(kind, tmp_path):
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_apply_does_not_mind_in_which_order_a_gradient_lies_in_memory(layout):
     rule = NoPropDT(blocks=1)
-    net, twin = (Compute(torch.device("cpu"), "float32").place(build(rule)) for _ in range(2))
+    net, twin = (build(rule) for _ in range(2))
     name = "blocks.0.image.convolutions.4.weight"
     before = net.get_parameter(name).detach().clone(memory_format=torch.contiguous_format)
     gradient = Noise(5).normal(before.numel()).view_as(before).contiguous(memory_format=layout)

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from sidestep.cli.output import default_data_dir, error_console, show, show_json, show_table
+from sidestep.cli.output import check_new, default_data_dir, error_console, show, show_json, show_table
 from sidestep.data import grid, load, names
 from sidestep.errors import InputError
 from sidestep.rules import RULES
@@ -32,10 +32,10 @@ def data_command(arguments: list[str]) -> None:
 
 
 def _rules(*, json: bool = False) -> None:
-    """List the learning rules with their hyper-parameters.
+    """List the learning rules.
 
     Args:
-        json: Print one JSON object.
+        json: Print one JSON object, with the hyper-parameters and their defaults.
     """
     if json:
         defaults = {name: {f.name: f.default for f in dataclasses.fields(kind)} for name, kind in RULES.items()}
@@ -72,6 +72,7 @@ def _show(
     rows: int = 5,
     columns: int = 10,
     image_size: int | None = None,
+    overwrite: bool = False,
 ) -> None:
     """Write a picture of a data set's first images with their class names.
 
@@ -83,7 +84,9 @@ def _show(
         rows: Rows of images.
         columns: Images in a row.
         image_size: Height and width of the images: 28, 64 or 128 for bloodmnist; image folders are resized to it.
+        overwrite: Let --out replace a file that exists.
     """
+    check_new(out, overwrite, (".png",))
     found = load(name, data_dir=data_dir or default_data_dir(), size=image_size, progress=error_console.is_terminal)
     part = found.test if split == "test" else found.validation if split == "validation" else found.train
     grid(part, found.class_names, out, rows, columns)

@@ -9,7 +9,9 @@ from typing import Any, NoReturn
 from rich.console import Console
 from rich.table import Table
 
-__all__ = ["default_data_dir", "error_console", "fail", "show", "show_json", "show_table"]
+from sidestep.errors import InputError
+
+__all__ = ["check_new", "default_data_dir", "error_console", "fail", "show", "show_json", "show_table"]
 
 error_console = Console(stderr=True, highlight=False)
 
@@ -41,6 +43,16 @@ def fail(message: str, status: int) -> NoReturn:
     """Print an error and exit."""
     error_console.print(f"sidestep: {message}", style="bold red", markup=False, soft_wrap=True)
     raise SystemExit(status)
+
+
+def check_new(path: Path, overwrite: bool, suffixes: tuple[str, ...]) -> None:
+    """Refuse an output file of another kind, in a folder that is not there, or that would replace one that is."""
+    if path.suffix not in suffixes:
+        raise InputError(f"--out must end in {' or '.join(suffixes)}, got {path}")
+    if not path.parent.is_dir():
+        raise InputError(f"the folder {path.parent} does not exist")
+    if path.exists() and not overwrite:
+        raise InputError(f"{path} exists already; choose another --out, or replace it with --overwrite")
 
 
 def default_data_dir() -> Path | None:

@@ -77,7 +77,8 @@ def train_command(arguments: list[str]) -> None:
         with TrainingBar() as bar:
             run = train(rule, data, options, module=found, source=source, progress=bar)
     except Stopped as stopped:
-        command = shlex.join(["sidestep", "train", name, "--resume", "--out", str(options.out)])
+        words = ["sidestep", "train", name, "--resume", "--out", str(options.out)]
+        command = shlex.join([*words, "--module", extra.module] if extra.module else words)
         fail(f"{stopped}; saved in {options.out}. Continue with: {command}", 128 + stopped.signal_number)
     _report(run, extra.json)
 
@@ -124,7 +125,7 @@ def _saved_options(kind: type[Rule], saved: dict[str, Any]) -> tuple[Rule, Optio
             validation=data.get("validation", 0.1),
             image_size=data.get("size"),
         )
-        return kind(**values), Options(**saved["train"]), data_options, Extra(module=data.get("module"))
+        return kind(**values), Options(**saved["train"]), data_options, Extra()  # a module is never taken from a file
     except (KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"the run's config.toml lacks or misnames an entry: {error}") from error
 
@@ -147,11 +148,11 @@ def module_from(reference: str) -> Callable[[], nn.Module]:
     loaded = importlib.util.module_from_spec(specification)
     try:
         specification.loader.exec_module(loaded)
-        made = getattr(loaded, name)
-    except AttributeError as error:
-        raise InputError(f"{file} has no {name}") from error
-    except (SyntaxError, ImportError) as error:
-        raise InputError(f"{file} cannot be loaded: {error}") from error
+    except Exception as error:  # it is the user's code: anything may come out of it
+        raise InputError(f"{file} cannot be loaded: {type(error).__name__}: {error}") from error
+    made = getattr(loaded, name, None)
+    if made is None:
+        raise InputError(f"{file} has no {name}")
     if not callable(made):
         raise InputError(
             f"{name} in {file} must be a class or a function that makes a module, got {type(made).__name__}"

@@ -10,9 +10,9 @@ import tyro
 from torch import Tensor
 
 from sidestep import checkpoint
-from sidestep.cli.output import default_data_dir, error_console, show, show_json, show_table
+from sidestep.cli.output import check_new, default_data_dir, error_console, show, show_json, show_table
 from sidestep.cli.train import module_from
-from sidestep.data import DataSet, load, read_images
+from sidestep.data import DataSet, load, names, read_images
 from sidestep.errors import InputError
 from sidestep.training import Run, load_run
 from sidestep.training.folder import RunFolder
@@ -31,9 +31,8 @@ def predict_command(arguments: list[str]) -> None:
 
 
 def _load(path: Path, module: str | None, device: str) -> Run:
-    saved = RunFolder(path).config().get("data", {}).get("module")
-    reference = module or saved
-    return load_run(path, module=module_from(reference) if reference else None, device=device)
+    # never from the run's own configuration: looking at somebody's run must not run their code
+    return load_run(path, module=module_from(module) if module else None, device=device)
 
 
 def _evaluate(
@@ -53,13 +52,15 @@ def _evaluate(
         data: Data set, .npz file or image folder; by default what the run was trained on.
         data_dir: Folder that is looked in before anything is downloaded. Default: the variable SIDESTEP_DATA.
         split: Which split to evaluate on.
-        module: Image path the run was trained with, FILE.py:NAME, if it is not where it was.
+        module: Image path the run was trained with, FILE.py:NAME, if it was one of your own.
         device: Where to compute: auto, cpu, cuda, cuda:1, mps.
         json: Print one JSON object.
     """
     trained = _load(run, module, device)
     found = _data_of(run, data, data_dir)
-    _check_task(trained, found)
+    _check_task(trained, found, known=found.name in {known.name for known in names()})
+    if split != "test":
+        _check_cut(run, found, own=data is None)
     part = found.test if split == "test" else found.validation if split == "validation" else found.train
     if not len(part):
         raise InputError(f"{found.name} has no {split} images; choose another --split")
@@ -75,9 +76,9 @@ def _evaluate(
 
 
 def _data_of(run: Path, data: str | None, data_dir: Path | None) -> DataSet:
-    saved = RunFolder(run).config()["data"]
+    saved = RunFolder(run).config().get("data", {})
     directory = data_dir or default_data_dir() or (Path(saved["data_dir"]) if "data_dir" in saved else None)
-    name = data or saved["name"]
+    name = data or saved.get("name", "arrays")
     if name == "arrays":
         raise InputError(f"{run} was trained on arrays in memory; name a data set or a .npz file with --data")
     size = saved.get("size") if data is None or data == saved["name"] else None
@@ -86,7 +87,8 @@ def _data_of(run: Path, data: str | None, data_dir: Path | None) -> DataSet:
     )
 
 
-def _check_task(trained: Run, found: DataSet) -> None:
+def _check_task(trained: Run, found: DataSet, known: bool) -> None:
+    """Refuse data of another kind; classes of a file that are only numbered are taken to be those trained on."""
     if tuple(found.image_shape) != trained.task.image_shape:
         raise InputError(
             f"{found.name} has images of shape {tuple(found.image_shape)}, but the net was trained on "
@@ -96,6 +98,24 @@ def _check_task(trained: Run, found: DataSet) -> None:
         raise InputError(
             f"{found.name} has {found.classes} classes, but the net was trained on {trained.task.classes}; "
             "give data with the same classes with --data"
+        )
+    numbered = not known and all(name.isdecimal() for name in found.class_names)
+    if tuple(found.class_names) != trained.task.class_names and not numbered:
+        raise InputError(
+            f"{found.name} has the classes {', '.join(found.class_names[:10])}, but the net was trained on "
+            f"{', '.join(trained.task.class_names[:10])}; give data with the same classes with --data"
+        )
+    trained.task.check_pixels(found.train.images)
+
+
+def _check_cut(run: Path, found: DataSet, own: bool) -> None:
+    """Refuse to call images a validation split that the net was trained on."""
+    saved = RunFolder(run).config().get("data", {})
+    wanted = (saved.get("train_images"), saved.get("validation_images"))
+    if own and wanted != (len(found.train), len(found.validation)):
+        raise InputError(
+            f"the run was trained on {wanted[0]} images and validated on {wanted[1]}, but {found.name} is now cut into "
+            f"{len(found.train)} and {len(found.validation)}: evaluate on --split test"
         )
 
 
@@ -108,6 +128,7 @@ def _predict(
     module: str | None = None,
     device: str = "auto",
     most: int = 20,
+    overwrite: bool = False,
     json: bool = False,
 ) -> None:
     """Print the class of every image in a file.
@@ -117,24 +138,27 @@ def _predict(
         file: Images: a .npz (array `images`, `x`, `x_test`, `test_images`, or its only one), a .npy, or a picture.
         out: Write all predictions there: .csv (index, class, probability) or .npz (labels, probabilities, class_names).
         reading: Which of the rule's readings to use, e.g. ancestral; by default the first (see `sidestep rules`).
-        module: Image path the run was trained with, FILE.py:NAME, if it is not where it was.
+        module: Image path the run was trained with, FILE.py:NAME, if it was one of your own.
         device: Where to compute: auto, cpu, cuda, cuda:1, mps.
         most: How many predictions to print.
+        overwrite: Let --out replace a file that exists.
         json: Print one JSON object with all labels.
     """
     trained = _load(run, module, device)
+    if out:
+        check_new(out, overwrite, (".csv", ".npz"))
     images = read_images(file, trained.task.image_shape)
     probabilities = trained.predict(images, reading)
     labels = probabilities.argmax(dim=1).tolist()
-    names = trained.task.class_names
+    classes = trained.task.class_names
     if out:
-        _write(out, probabilities, names)
+        _write(out, probabilities, classes)
     if json:
         show_json(
-            {"run": str(run), "images": len(labels), "labels": labels, "classes": [names[label] for label in labels]}
+            {"run": str(run), "images": len(labels), "labels": labels, "classes": [classes[label] for label in labels]}
         )
         return
-    rows = [[str(i), names[k], f"{probabilities[i, k]:.1%}"] for i, k in enumerate(labels[: max(0, most)])]
+    rows = [[str(i), classes[k], f"{probabilities[i, k]:.1%}"] for i, k in enumerate(labels[: max(0, most)])]
     show_table(f"{len(labels)} images", ["image", "class", "probability"], rows)
     if len(labels) > len(rows):
         show(f"... and {len(labels) - len(rows)} more" + ("" if out else "; --out FILE.csv writes all"))
@@ -148,12 +172,10 @@ def _write(out: Path, probabilities: Tensor, names: tuple[str, ...]) -> None:
         buffer = io.BytesIO()
         np.savez(buffer, labels=labels.numpy(), probabilities=probabilities.numpy(), class_names=np.array(names))
         checkpoint.write_bytes(out, buffer.getvalue())
-    elif out.suffix == ".csv":
+    else:
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(["index", "class", "probability"])
         for index, label in enumerate(labels.tolist()):
             writer.writerow([index, names[label], f"{probabilities[index, label]:.6f}"])
         checkpoint.write_text(out, text.getvalue())
-    else:
-        raise InputError(f"--out must end in .csv or .npz, got {out}")

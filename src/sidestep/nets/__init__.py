@@ -10,14 +10,13 @@ from sidestep.nets.embeddings import (
     prototype_embedding,
 )
 from sidestep.nets.readouts import RadialReadout, SoftmaxReadout
-from sidestep.nets.samplers import SAMPLERS, Chain, ancestral_chain, ddim_chain, stack_predictions
+from sidestep.nets.samplers import Chain, ancestral_chain, ddim_chain, stack_predictions
 from sidestep.nets.schedules import cosine_alpha_bar, posterior_coefficients, signal_to_noise
 from sidestep.nets.stack import DenoisingStack, image_paths
 from sidestep.nets.units import kept_statistics, run_units
 
 __all__ = [
     "MLP",
-    "SAMPLERS",
     "Block",
     "Chain",
     "ChainedBlocks",

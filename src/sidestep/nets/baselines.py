@@ -9,7 +9,7 @@ from torch.utils.checkpoint import checkpoint
 from sidestep.errors import InputError
 from sidestep.nets.blocks import Block
 from sidestep.nets.dropout import repeatable
-from sidestep.nets.precision import full_precision
+from sidestep.nets.precision import at_least_float32, full_precision
 from sidestep.nets.readouts import SoftmaxReadout
 
 __all__ = ["MLP", "ChainedBlocks"]
@@ -31,7 +31,7 @@ class MLP(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the class logits."""
-        return self.layers(images.flatten(1)).float()
+        return at_least_float32(self.layers(images.flatten(1)))
 
 
 class ChainedBlocks(nn.Module):
@@ -68,7 +68,7 @@ class ChainedBlocks(nn.Module):
     def forward(self, images: Tensor, latent: Tensor | None = None) -> Tensor:
         """Return the class logits, (batch, classes), from z_0 = `latent`, (batch, classes), or from 0."""
         if latent is None:
-            latent = torch.zeros(len(images), self.embedding.shape[0], device=images.device)
+            latent = self.embedding.new_zeros(len(images), self.embedding.shape[0])
         for block, weight in zip(self.blocks, self.mixing.tanh(), strict=True):
             if self.activation_checkpointing and self.training:
                 logits = checkpoint(repeatable(block), images, latent, use_reentrant=False)
@@ -76,4 +76,4 @@ class ChainedBlocks(nn.Module):
                 logits = block(images, latent)
             with full_precision(logits):
                 latent = (1 - weight) * latent + weight * (logits.softmax(dim=1) @ self.embedding)
-        return self.readout(latent, self.embedding).float()
+        return self.readout(latent, self.embedding)

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from sidestep.errors import InputError
 from sidestep.nets.dropout import Dropout
+from sidestep.nets.precision import at_least_float32
 
 __all__ = ["Block", "ConvPath", "LatentPath", "feature_count"]
 
@@ -33,12 +34,15 @@ class ConvPath(nn.Module):
             nn.Conv2d(32, 64, 3, padding=1), nn.ReLU(inplace=True), Dropout(0.2),
             nn.Conv2d(64, 128, 3, padding=1), nn.MaxPool2d(2), nn.ReLU(inplace=True), Dropout(0.2),
         )  # fmt: skip
+        for layer in self.convolutions:
+            if isinstance(layer, nn.Conv2d):  # channels last, in which convolutions run fastest
+                layer.weight.data = layer.weight.data.contiguous(memory_format=torch.channels_last)
         self.dense = nn.Linear(128 * (height // 4) * (width // 4), features)
         self.norm = nn.BatchNorm1d(features)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the features of the images."""
-        return self.norm(self.dense(self.convolutions(images).flatten(1)).float())
+        return self.norm(at_least_float32(self.dense(self.convolutions(images).flatten(1))))
 
 
 class LatentPath(nn.Module):
@@ -102,14 +106,17 @@ class Block(nn.Module):
 
     def features(self, images: Tensor) -> Tensor:
         """Return the image path's output as rows, (batch, features)."""
+        if not isinstance(self.image, ConvPath):
+            images = images.contiguous()  # a user's module may view() them
         return self.image(images).flatten(1)
 
     def logits(self, features: Tensor, latent: Tensor) -> Tensor:
-        """Return float32 class logits, (batch, classes), from image features and z of shape (batch, dimension)."""
-        return self.fuse(torch.cat([features.float(), self.latent(latent).float()], dim=1)).float()
+        """Return class logits, (batch, classes), from image features and z of shape (batch, dimension)."""
+        parts = [at_least_float32(features), at_least_float32(self.latent(latent))]
+        return at_least_float32(self.fuse(torch.cat(parts, dim=1)))
 
     def forward(self, images: Tensor, latent: Tensor) -> Tensor:
-        """Return float32 class logits, (batch, classes)."""
+        """Return class logits, (batch, classes)."""
         return self.logits(self.features(images), latent)
 
 
@@ -125,7 +132,7 @@ def feature_count(image_path: Callable[[Tensor], Tensor], image_shape: tuple[int
     try:
         with torch.no_grad():
             output = image_path(torch.zeros(2, *image_shape))
-    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+    except Exception as error:  # it is the user's code: anything may come out of it
         raise InputError(
             f"the image path does not take images of shape (batch, {', '.join(map(str, image_shape))}): {error}"
         ) from error

@@ -3,7 +3,12 @@
 import torch
 from torch import Tensor
 
-__all__ = ["full_precision"]
+__all__ = ["at_least_float32", "full_precision"]
+
+
+def at_least_float32(tensor: Tensor) -> Tensor:
+    """Return bfloat16 and float16 as float32, and wider tensors as they are."""
+    return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
 
 
 def full_precision(like: Tensor) -> torch.autocast:

@@ -1,18 +1,16 @@
 """Samplers: from an image to a label through the chain of blocks, with no label as input."""
 
+from collections.abc import Collection
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from sidestep.errors import InputError
 from sidestep.nets.schedules import posterior_coefficients
 from sidestep.nets.stack import DenoisingStack
 from sidestep.noise import Noise
 
-__all__ = ["SAMPLERS", "Chain", "ancestral_chain", "ddim_chain", "stack_predictions"]
-
-SAMPLERS = ("ddim", "ancestral", "mean")
+__all__ = ["Chain", "ancestral_chain", "ddim_chain", "stack_predictions"]
 
 
 class Chain(NamedTuple):
@@ -36,7 +34,8 @@ def ancestral_chain(stack: DenoisingStack, features: list[Tensor], noise: Noise,
 
     def normal(level: int) -> Tensor:
         count, first = batch * stack.dimension, start * stack.dimension
-        return noise.sub(level).normal(count, start=first, device=features[0].device).view(batch, stack.dimension)
+        drawn = noise.sub(level).normal(count, start=first, device=stack.embedding.device)
+        return drawn.to(stack.embedding.dtype).view(batch, stack.dimension)
 
     latent, logits = normal(0), []
     for index, rows in enumerate(features):
@@ -53,7 +52,7 @@ def ddim_chain(stack: DenoisingStack, features: list[Tensor], latent: Tensor | N
     (Song et al. 2021, eq. 12 with eta = 0).
     """
     if latent is None:
-        latent = torch.zeros(len(features[0]), stack.dimension, device=features[0].device)
+        latent = stack.embedding.new_zeros(len(features[0]), stack.dimension)
     logits = []
     for index, rows in enumerate(features):
         logits.append(stack.block(index).logits(rows, latent))
@@ -62,30 +61,29 @@ def ddim_chain(stack: DenoisingStack, features: list[Tensor], latent: Tensor | N
     return Chain(latent, torch.stack(logits))
 
 
-def stack_predictions(
-    stack: DenoisingStack, images: Tensor, noise: Noise, start: int = 0, draws: int = 8
+def stack_predictions(  # long: what is read, and how
+    stack: DenoisingStack, images: Tensor, noise: Noise, start: int, draws: int, names: Collection[str]
 ) -> dict[str, Tensor]:
-    """Return class probabilities (batch, classes) by every reading of the stack; each image path runs once.
+    """Return class probabilities (batch, classes) by the wanted readings of the stack; each image path runs once.
 
     `ddim`: the deterministic chain from zero. `ancestral`: one draw of the paper's chain. `mean`: the read-out of the
     mean of the last block's label estimate over `draws` ancestral chains. `block 1 alone`: the first block's own logits
     at z_0 = 0. `mean of blocks`: the mean of all blocks' own probabilities along the deterministic chain.
     """
-    if draws < 1:
-        raise InputError(f"draws must be at least 1, got {draws}")
     features = stack.image_features(images)
 
     def read(latent: Tensor) -> Tensor:
-        return stack.readout(latent, stack.embedding).float().softmax(dim=1)
+        return stack.readout(latent, stack.embedding).softmax(dim=1)
+
+    def chain(draw: int) -> Chain:
+        return ancestral_chain(stack, features, noise.stream(f"draw {draw}"), start)
 
     walk = ddim_chain(stack, features)
-    chains = [ancestral_chain(stack, features, noise.stream(f"draw {draw}"), start) for draw in range(draws)]
-    mean = torch.stack([stack.label_estimate(chain.logits[-1]) for chain in chains]).mean(dim=0)
     own = walk.logits.softmax(dim=2)  # (blocks, batch, classes)
-    return {
-        "ddim": read(walk.latent),
-        "ancestral": read(chains[0].latent),
-        "mean": read(mean),
-        "block 1 alone": own[0],
-        "mean of blocks": own.mean(dim=0),
-    }
+    found = {"ddim": read(walk.latent), "block 1 alone": own[0], "mean of blocks": own.mean(dim=0)}
+    chains = [chain(draw) for draw in range(draws if "mean" in names else int("ancestral" in names))]
+    if "ancestral" in names:
+        found["ancestral"] = read(chains[0].latent)
+    if "mean" in names:
+        found["mean"] = read(torch.stack([stack.label_estimate(c.logits[-1]) for c in chains]).mean(dim=0))
+    return {name: found[name] for name in names}

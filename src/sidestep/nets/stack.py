@@ -87,7 +87,7 @@ class DenoisingStack(nn.Module):
     def label_estimate(self, logits: Tensor) -> Tensor:
         """Return `uhat = softmax(logits) W`, (batch, classes) -> (batch, dimension)."""
         with full_precision(logits):
-            return logits.float().softmax(dim=1) @ self.embedding
+            return logits.softmax(dim=1) @ self.embedding
 
     def loss_weights(self, eta: float) -> Tensor:
         """Return `T/2 eta (SNR(t) - SNR(t - 1))` for t = 1 .. T, float64 of shape (T,), all positive, on the CPU."""

@@ -1,8 +1,9 @@
 """Running independent units of a net: one after another, or several at once on the cores of one machine."""
 
+import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from functools import cache
 from typing import TypeVar
@@ -40,7 +41,10 @@ def run_units(tasks: Sequence[Callable[[], T]], device: torch.device, together: 
         with torch.set_grad_enabled(gradients), context:
             return task()
 
-    return list(_pool(workers, max(1, torch.get_num_threads() // workers)).map(run, tasks))
+    pool = _pool(workers, max(1, torch.get_num_threads() // workers))
+    futures = [pool.submit(run, task) for task in tasks]
+    wait(futures)  # all of them, also where one fails: none may still run when the caller tidies up
+    return [future.result() for future in futures]
 
 
 @cache
@@ -57,6 +61,10 @@ def _pool(workers: int, threads: int) -> ThreadPoolExecutor:
     all_there.wait()  # every worker has its count before the first task runs
     torch.set_num_threads(torch.get_num_threads())  # and this thread keeps its own
     return pool
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_pool.cache_clear)  # a child has none of its parent's threads
 
 
 @contextmanager

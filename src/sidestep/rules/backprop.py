@@ -4,6 +4,7 @@
 checkpointing (Chen et al. 2016) only the blocks' inputs are kept and the rest is computed again on the way back.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -48,7 +49,7 @@ class Backprop:
 
     def __post_init__(self) -> None:
         check_range(1, 1000, blocks=self.blocks)
-        check_positive(learning_rate=self.learning_rate)
+        check_positive(100, learning_rate=self.learning_rate)
         check_range(0, 1, weight_decay=self.weight_decay)
         if self.net not in ("chained-blocks", "mlp"):
             raise InputError(f"net must be chained-blocks or mlp, got {self.net!r}")
@@ -81,7 +82,7 @@ class Backprop:
         generator = noise.generator(batch.images.device)
         inputs = [batch.images]
         if isinstance(net, ChainedBlocks):
-            start = torch.empty(len(batch.labels), net.embedding.shape[0], device=batch.images.device)
+            start = net.embedding.new_empty(len(batch.labels), net.embedding.shape[0])
             inputs.append(start.normal_(generator=generator))
         with (
             kept_statistics(net) as changed,
@@ -103,7 +104,9 @@ class Backprop:
         """Take one AdamW step along the gradient."""
         apply_dense(net, update, optimizer)
 
-    def predict(self, net: nn.Module, images: Tensor, noise: Noise, start: int = 0) -> dict[str, Tensor]:
+    def predict(
+        self, net: nn.Module, images: Tensor, noise: Noise, start: int = 0, names: Collection[str] | None = None
+    ) -> dict[str, Tensor]:
         """Return the softmax of the net's output."""
         net.eval()
         with torch.no_grad():

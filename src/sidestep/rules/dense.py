@@ -1,6 +1,5 @@
 """What the rules with dense gradients share: named gradients in, one optimiser step out."""
 
-import math
 from collections.abc import Mapping
 
 import torch
@@ -49,11 +48,11 @@ def apply_dense(net: nn.Module, update: Update, optimizer: torch.optim.Optimizer
             buffers[name].copy_(value)
 
 
-def check_positive(**values: float) -> None:
-    """Raise InputError for a hyper-parameter that is not a finite number above 0."""
+def check_positive(most: float, /, **values: float) -> None:
+    """Raise InputError for a hyper-parameter that is not above 0 and at most `most`."""
     for name, value in values.items():
-        if not (math.isfinite(value) and value > 0):
-            raise InputError(f"{name} must be a finite number above 0, got {value}")
+        if not 0 < value <= most:  # false for NaN too
+            raise InputError(f"{name} must be above 0 and at most {most:g}, got {value}")
 
 
 def check_range(low: float, high: float, **values: float) -> None:

@@ -9,6 +9,7 @@ The last term reaches block t and the class embedding; the first two reach the r
 trained on the mean of L_t over the blocks.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar, Literal, NamedTuple
@@ -79,7 +80,8 @@ class NoPropDT:
         check_range(1, 1000, blocks=self.blocks)
         check_range(1, 1000, draws=self.draws)
         check_range(1, 100_000, dimension=self.dimension)
-        check_positive(eta=self.eta, learning_rate=self.learning_rate)
+        check_positive(1e6, eta=self.eta)
+        check_positive(100, learning_rate=self.learning_rate)
         check_range(0, 1, weight_decay=self.weight_decay)
         check_range(0, 1, cosine_offset=self.cosine_offset)
         check_range(
@@ -156,7 +158,8 @@ class NoPropDT:
         """Return the gradients of block `index` alone: of `T/2 eta (SNR(t) - SNR(t-1)) |uhat - u_y|^2`, batch mean."""
         block, device = net.block(index), batch.images.device
         generator = noise.generator(device)
-        normal = torch.empty(len(batch.labels), net.dimension, device=device).normal_(generator=generator)
+        normal = torch.empty(len(batch.labels), net.dimension, dtype=net.embedding.dtype, device=device)
+        normal.normal_(generator=generator)
         latent = net.noised_label(batch.labels, index, normal)
         with masks_from(generator):
             if net.together:
@@ -173,9 +176,9 @@ class NoPropDT:
     def _shared_share(self, net: DenoisingStack, batch: Batch, noise: Noise) -> _Share:
         """Return the gradients of the terms that no block sees: `CE(p_out(z_T), y) + KL(q(z_0 | y) || N(0, I))`."""
         device, blocks = batch.images.device, len(net.blocks)
-        normal = torch.empty(len(batch.labels), net.dimension, device=device)
+        normal = torch.empty(len(batch.labels), net.dimension, dtype=net.embedding.dtype, device=device)
         normal.normal_(generator=noise.generator(device))
-        logits = net.readout(net.noised_label(batch.labels, blocks, normal), net.embedding).float()
+        logits = net.readout(net.noised_label(batch.labels, blocks, normal), net.embedding)
         entropy = cross_entropy(logits, batch.labels)
         alpha_bar, squared_norm = net.alpha_bar[0], net.label_embedding(batch.labels).square().sum(dim=1)
         divergence = (alpha_bar * squared_norm - net.dimension * (alpha_bar + torch.log1p(-alpha_bar))).mean() / 2
@@ -192,12 +195,14 @@ class NoPropDT:
         """Take one AdamW step along the gradients."""
         apply_dense(net, update, optimizer)
 
-    def predict(self, net: nn.Module, images: Tensor, noise: Noise, start: int = 0) -> dict[str, Tensor]:
+    def predict(
+        self, net: nn.Module, images: Tensor, noise: Noise, start: int = 0, names: Collection[str] | None = None
+    ) -> dict[str, Tensor]:
         """Return class probabilities by each sampler, by block 1 alone, and by the mean of the blocks."""
         assert isinstance(net, DenoisingStack)  # made by build
         net.eval()
         with torch.no_grad():
-            return stack_predictions(net, images, noise, start, self.draws)
+            return stack_predictions(net, images, noise, start, self.draws, names or self.predictors)
 
     def watch(self, net: nn.Module) -> dict[str, float]:
         """Return the smallest norm and distance of the class embeddings, which would shrink in a collapse."""

@@ -1,5 +1,6 @@
 """What a learning rule is: a handful of functions around one small value, the Update."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
@@ -7,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from sidestep.data import Split
+from sidestep.errors import InputError
 from sidestep.nets.stack import ImagePath
 from sidestep.noise import Noise
 from sidestep.update import Update
@@ -22,11 +24,21 @@ class Task:
     class_names: tuple[str, ...]
     mean: tuple[float, ...]  # per channel
     std: tuple[float, ...]
+    pixels: str = "uint8"  # or float32: the dtype of the images, which says what one unit of a pixel is
 
     @property
     def classes(self) -> int:
         """The number of classes."""
         return len(self.class_names)
+
+    def check_pixels(self, images: Tensor) -> None:
+        """Raise InputError for pixels of another dtype than trained on: 255 and 1.0 would both pass for white."""
+        found = str(images.dtype).removeprefix("torch.")
+        if found != self.pixels:
+            raise InputError(
+                f"the images are {found}, but the net was trained on {self.pixels} pixels; convert them to the units "
+                "of the training data first (uint8 counts from 0 to 255)"
+            )
 
 
 @dataclass(frozen=True)
@@ -73,10 +85,12 @@ class Rule(Protocol):
         """Write the update into the net. Never sees data; deterministic."""
         ...
 
-    def predict(self, net: nn.Module, images: Tensor, noise: Noise, start: int = 0) -> dict[str, Tensor]:
-        """Return class probabilities (batch, classes) for every name in `predictors`, from images alone.
+    def predict(
+        self, net: nn.Module, images: Tensor, noise: Noise, start: int = 0, names: Collection[str] | None = None
+    ) -> dict[str, Tensor]:
+        """Return class probabilities (batch, classes) for the wanted `predictors` (all by default), from images alone.
 
-        `start` is the index of the first image in the whole set, so that sampled predictions do not depend on batching.
+        `start` is the index of the first image in the whole set, so that samples do not depend on the batching.
         """
         ...
 

@@ -15,15 +15,22 @@ __all__ = ["accuracies", "predictions"]
 _BATCH = 500
 
 
-def predictions(
-    rule: Rule, net: nn.Module, images: Tensor, task: DataSet | Task, compute: Compute, noise: Noise
+def predictions(  # long: a prediction depends on these
+    rule: Rule,
+    net: nn.Module,
+    images: Tensor,
+    task: DataSet | Task,
+    compute: Compute,
+    noise: Noise,
+    names: Sequence[str],
 ) -> Iterator[dict[str, Tensor]]:
-    """Yield class probabilities by every reading, batch by batch; images are raw, as they lie in a split."""
+    """Yield class probabilities by the wanted readings, batch by batch; images are raw, as they lie in a split."""
     stream = noise.stream("predict")
     for start in range(0, len(images), _BATCH):
         part = standardise(images[start : start + _BATCH].to(compute.device), task.mean, task.std)
         with compute.autocast():
-            yield rule.predict(net, part.contiguous(memory_format=torch.channels_last), stream, start)
+            found = rule.predict(net, part.contiguous(memory_format=torch.channels_last), stream, start, names)
+        yield found
 
 
 def accuracies(  # long: an accuracy depends on these seven
@@ -48,7 +55,7 @@ def accuracies(  # long: an accuracy depends on these seven
     """
     right = dict.fromkeys(names, 0)
     start = 0
-    for found in predictions(rule, net, split.images, task, compute, noise):
+    for found in predictions(rule, net, split.images, task, compute, noise, names):
         size = len(next(iter(found.values())))
         labels = split.labels[start : start + size].to(compute.device)
         for name in names:

@@ -46,36 +46,43 @@ class RunFolder:
         """
         if self.path.exists() and not self.path.is_dir():
             raise InputError(f"{self.path} is a file; choose another --out")
-        found = sorted(entry.name for entry in self.path.iterdir()) if self.path.exists() else []
-        ours = [name for name in found if name in _FILES or name.startswith(checkpoint.TEMPORARY_PREFIX)]
         if self.config_file.exists():
             if resume:
                 self._check_same(config)
-                self._clean(temporary_only=True)
-                self._write_config(config)  # more epochs, say, or another device
-            elif not overwrite:
+                return
+            if not overwrite:
                 raise InputError(
                     f"{self.path} holds a run already; continue it with --resume, replace it with --overwrite, "
                     "or choose another --out"
                 )
-        elif found and not ours:
-            raise InputError(f"{self.path} is not empty and not a run's folder; choose another --out")
-        if not (resume and self.config_file.exists()):
-            self._clean(temporary_only=False)
+        elif self.path.exists() and any(not _temporary(entry) for entry in self.path.iterdir()):
+            raise InputError(
+                f"{self.path} is not empty and not a run's folder (it has no config.toml); choose another --out"
+            )
+        try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._write_config(config)
+            for name in _FILES[1:]:  # not config.toml, which says that the other files are ours
+                (self.path / name).unlink(missing_ok=True)
+        except OSError as error:
+            raise InputError(f"the folder {self.path} cannot be made or emptied: {error.strerror}") from error
+        self._write_config(config)
+
+    def take_over(self, config: Mapping[str, Any], finished: bool) -> None:
+        """Note that the run goes on under this configuration (more epochs, say), once it is known that it can.
+
+        Args:
+            config: the new configuration.
+            finished: whether there is nothing left to train; otherwise the earlier end's results are removed.
+        """
+        for entry in filter(_temporary, list(self.path.iterdir())):
+            entry.unlink(missing_ok=True)
+        if not finished:
+            self.model_file.unlink(missing_ok=True)
+            self.result_file.unlink(missing_ok=True)
+        self._write_config(config)
 
     def _write_config(self, config: Mapping[str, Any]) -> None:
         checkpoint.write_text(self.config_file, tomli_w.dumps(_without_none(config)))
-
-    def _clean(self, temporary_only: bool) -> None:
-        if not self.path.exists():
-            return
-        if not temporary_only:
-            for name in _FILES:  # config.toml first: without it, what is left is no run
-                (self.path / name).unlink(missing_ok=True)
-        for entry in self.path.glob(f"{checkpoint.TEMPORARY_PREFIX}*"):
-            entry.unlink(missing_ok=True)
 
     def config(self) -> dict[str, Any]:
         """Return the configuration.
@@ -87,13 +94,14 @@ class RunFolder:
             raise CheckpointError(f"{self.path} is not the folder of a run: it has no config.toml")
         try:
             return tomllib.loads(self.config_file.read_text(encoding="utf-8"))
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
             raise CheckpointError(f"{self.config_file} is damaged: {error}") from error
 
     def _check_same(self, config: Mapping[str, Any]) -> None:
         saved, given = _flat(self.config()), _flat(_without_none(config))
         free = {"train.epochs", "train.checkpoint_seconds", "train.device", "train.precision", "data.data_dir"}
-        free |= {"versions.sidestep", "versions.torch"}  # with these, the run goes on, if not to the same bits
+        free |= {"versions.sidestep", "versions.torch", "versions.threads"}  # other bits, but the run can go on
+        free |= {"data.validation"}  # what counts is how many images it left, which is compared
         different = sorted(
             key for key in saved.keys() | given.keys() if saved.get(key) != given.get(key) and key not in free
         )
@@ -115,25 +123,34 @@ class RunFolder:
     @contextmanager
     def metrics(self, keep: int) -> Iterator["MetricsLog"]:
         """Open the metrics for appending, after cutting off whatever stands beyond the first `keep` bytes."""
-        self.metrics_file.touch()
-        size = self.metrics_file.stat().st_size
-        if size < keep:
+        try:
+            self.metrics_file.touch()
+            size = self.metrics_file.stat().st_size
+            if size < keep:
+                raise CheckpointError(
+                    f"{self.metrics_file} has {size} bytes, but the checkpoint counts on {keep}: it was changed or "
+                    "cut; start again with --overwrite"
+                )
+            with self.metrics_file.open("r+b") as handle:
+                handle.truncate(keep)
+                handle.seek(keep)
+                yield MetricsLog(handle)
+        except OSError as error:  # what else writes to disk in here raises CheckpointError itself
             raise CheckpointError(
-                f"{self.metrics_file} has {size} bytes, but the checkpoint counts on {keep}: it was changed or cut; "
-                "start again with --overwrite"
-            )
-        with self.metrics_file.open("r+b") as handle:
-            handle.truncate(keep)
-            handle.seek(keep)
-            yield MetricsLog(handle)
+                f"{self.metrics_file} could not be written: {error.strerror}; the last checkpoint is kept, "
+                "continue with --resume"
+            ) from error
 
     def save_state(self, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:
         """Commit a checkpoint: after this returns, a resumed run continues from here."""
         checkpoint.save(self.state_file, tensors, record)
 
-    def save_result(self, weights: Mapping[str, Tensor], result: Mapping[str, Any]) -> None:
-        """Write the trained weights and the result of a finished run."""
+    def save_model(self, weights: Mapping[str, Tensor]) -> None:
+        """Write the trained weights alone, for use elsewhere."""
         checkpoint.save(self.model_file, weights, {"kind": "model"})
+
+    def save_result(self, result: Mapping[str, Any]) -> None:
+        """Write the result of a finished run."""
         checkpoint.write_text(self.result_file, json.dumps(result, indent=2) + "\n")
 
 
@@ -146,16 +163,17 @@ class MetricsLog:
     def write(self, step: int, split: str, name: str, value: float, seconds: float) -> None:
         """Append one line."""
         line = {"step": step, "split": split, "name": name, "value": value, "seconds": round(seconds, 3)}
-        try:
-            self._handle.write((json.dumps(line) + "\n").encode())
-            self._handle.flush()
-        except OSError as error:
-            raise CheckpointError(f"{self._handle.name} could not be written: {error}") from error
+        self._handle.write((json.dumps(line) + "\n").encode())
+        self._handle.flush()
 
     def commit(self) -> int:
         """Make sure that all lines are on disk, and return their size in bytes."""
         os.fsync(self._handle.fileno())
         return int(self._handle.tell())
+
+
+def _temporary(entry: Path) -> bool:
+    return entry.name.startswith(checkpoint.TEMPORARY_PREFIX)
 
 
 def _without_none(config: Mapping[str, Any]) -> dict[str, Any]:

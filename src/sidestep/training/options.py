@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from torch import nn
 
 from sidestep.errors import InputError
 from sidestep.measure import has_bfloat16
@@ -31,7 +30,7 @@ class Options:
     augment: Literal["none", "flip-crop"] = "none"
     """Random horizontal flips and crops of the training images (the NoProp paper uses none)."""
     device: str = "auto"
-    """Where to compute: auto (a GPU if there is one), cpu, cuda, cuda:1, mps."""
+    """Where to compute: auto (a CUDA GPU if there is one, else cpu), cpu, cuda, cuda:1, mps."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Precision of matrix products and convolutions; auto takes bfloat16 where the processor is built for it."""
     checkpoint_seconds: float = 60.0
@@ -85,15 +84,6 @@ class Compute:
             precision = "bfloat16" if has_bfloat16(found) else "float32"
         return cls(found, "bfloat16" if precision == "bfloat16" else "float32")
 
-    def place(self, net: nn.Module) -> nn.Module:
-        """Move a net to the device, convolutions in channels-last order, in which they run fastest."""
-        net = net.to(self.device)
-        with torch.no_grad():
-            for parameter in net.parameters():
-                if parameter.dim() == 4:
-                    parameter.data = parameter.contiguous(memory_format=torch.channels_last)
-        return net
-
     def autocast(self) -> torch.autocast:
         """Return a context in which matrix products and convolutions run in the chosen precision."""
         enabled = self.precision == "bfloat16"
@@ -102,9 +92,7 @@ class Compute:
 
 def _device(name: str) -> torch.device:
     if name == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
     except RuntimeError as error:
