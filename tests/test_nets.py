@@ -217,6 +217,23 @@ def test_units_run_at_once_give_the_same_numbers_in_the_same_order(monkeypatch):
     assert modes == [False] * 4
 
 
+def test_each_unit_has_its_share_of_the_cores_and_the_caller_keeps_all():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        large = torch.ones(1 << 20)
+
+        def threads():
+            large.add(1)  # a first parallel operation is where torch would reset the count
+            return torch.get_num_threads()
+
+        for _ in range(3):
+            assert run_units([threads] * 4, torch.device("cpu")) == [1] * 4
+            assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_autocast_holds_inside_units():
     weight = torch.ones(8, 8)
     with torch.autocast("cpu", dtype=torch.bfloat16):

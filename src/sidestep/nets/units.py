@@ -53,13 +53,14 @@ def _pool(workers: int, threads: int) -> ThreadPoolExecutor:
 
     def prepare() -> None:
         with one_at_a_time:  # the count is per thread, but part of setting it is for the whole process
+            torch.get_num_threads()  # a thread's first look takes over the process's count: let that come first
             torch.set_num_threads(threads)
 
     pool = ThreadPoolExecutor(workers, thread_name_prefix="sidestep-unit", initializer=prepare)
     for _ in range(workers):
         pool.submit(all_there.wait)
-    all_there.wait()  # every worker has its count before the first task runs
-    torch.set_num_threads(torch.get_num_threads())  # and this thread keeps its own
+    all_there.wait(timeout=60)  # every worker has its count before the first task runs
+    torch.set_num_threads(torch.get_num_threads())  # and this thread, and the process, keep theirs
     return pool
 
 
