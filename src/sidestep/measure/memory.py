@@ -10,7 +10,7 @@ import torch
 __all__ = ["keep_freed_memory", "peak_memory_bytes"]
 
 # glibc's malloc.h
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -2, -3, -8
 
 
 def peak_memory_bytes(device: str | torch.device = "cpu") -> int:
@@ -47,6 +47,9 @@ def keep_freed_memory() -> bool:
     # an older glibc refuses a threshold above 32 MiB
     large = mallopt(M_MMAP_THRESHOLD, 1 << 30) or mallopt(M_MMAP_THRESHOLD, 1 << 25)
     never_trim, one_arena = mallopt(M_TRIM_THRESHOLD, 2**31 - 1), mallopt(M_ARENA_MAX, 1)
+    mallopt(
+        M_TOP_PAD, 1 << 27
+    )  # threads that have an arena of their own already give back heaps of 64 MiB but for this
     return bool(large and never_trim and one_arena)
 
 
