@@ -21,7 +21,8 @@ from sidestep.data import DataSet, Split, load
 from sidestep.measure import keep_freed_memory
 from sidestep.noise import Noise
 from sidestep.rules import Task
-from sidestep.training.loop import Loop, State
+from sidestep.training.loop import Loop
+from sidestep.training.state import State
 from sidestep.training.options import Compute
 from tests.reference.noprop_plain import PlainNoProp
 

@@ -12,7 +12,8 @@ from sidestep import data
 from sidestep.noise import Noise
 from sidestep.rules import Backprop, NoPropDT, Task
 from sidestep.training import Options
-from sidestep.training.loop import Loop, State
+from sidestep.training.loop import Loop
+from sidestep.training.state import State
 from sidestep.training.options import Compute
 
 FILE = Path(__file__).parent / "golden" / "losses.json"

@@ -9,7 +9,8 @@ from torch.utils.checkpoint import checkpoint
 from sidestep.errors import InputError
 from sidestep.nets.blocks import Block
 from sidestep.nets.dropout import repeatable
-from sidestep.nets.precision import at_least_float32, full_precision
+from sidestep.nets.embeddings import expected_embedding
+from sidestep.nets.precision import at_least_float32
 from sidestep.nets.readouts import SoftmaxReadout
 
 __all__ = ["MLP", "ChainedBlocks"]
@@ -74,6 +75,5 @@ class ChainedBlocks(nn.Module):
                 logits = checkpoint(repeatable(block), images, latent, use_reentrant=False)
             else:
                 logits = block(images, latent)
-            with full_precision(logits):
-                latent = (1 - weight) * latent + weight * (logits.softmax(dim=1) @ self.embedding)
+            latent = (1 - weight) * latent + weight * expected_embedding(logits, self.embedding)
         return self.readout(latent, self.embedding)

@@ -6,43 +6,12 @@ import torch
 from torch import Tensor, nn
 
 from sidestep.errors import InputError
-from sidestep.nets.dropout import Dropout
+from sidestep.nets.paths import ConvPath, takes_channels_last
 from sidestep.nets.precision import at_least_float32
 
-__all__ = ["Block", "ConvPath", "LatentPath", "feature_count"]
+__all__ = ["Block", "LatentPath", "feature_count", "image_features"]
 
 _FEATURES = 256
-
-
-class ConvPath(nn.Module):
-    """The image path of Li et al. 2025, Figure 6: three convolutions, then 256 features.
-
-    Shapes: (batch, channels, height, width) -> (batch, 256); height and width at least 4, since they are halved twice.
-    """
-
-    def __init__(self, image_shape: tuple[int, int, int], features: int = _FEATURES) -> None:
-        super().__init__()
-        channels, height, width = image_shape
-        if min(height, width) < 4:
-            raise InputError(
-                f"images of {height} x {width} are too small for the convolutional path, which halves them twice; "
-                "it needs at least 4 x 4 (enlarge the images, or give a module of your own)"
-            )
-        # the paper's ReLU stands before the pooling; the two commute, and this way ReLU has a quarter of the elements
-        self.convolutions = nn.Sequential(
-            nn.Conv2d(channels, 32, 3, padding=1), nn.MaxPool2d(2), nn.ReLU(inplace=True), Dropout(0.2),
-            nn.Conv2d(32, 64, 3, padding=1), nn.ReLU(inplace=True), Dropout(0.2),
-            nn.Conv2d(64, 128, 3, padding=1), nn.MaxPool2d(2), nn.ReLU(inplace=True), Dropout(0.2),
-        )  # fmt: skip
-        for layer in self.convolutions:
-            if isinstance(layer, nn.Conv2d):  # channels last, in which convolutions run fastest
-                layer.weight.data = layer.weight.data.contiguous(memory_format=torch.channels_last)
-        self.dense = nn.Linear(128 * (height // 4) * (width // 4), features)
-        self.norm = nn.BatchNorm1d(features)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Return the features of the images."""
-        return self.norm(at_least_float32(self.dense(self.convolutions(images).flatten(1))))
 
 
 class LatentPath(nn.Module):
@@ -106,9 +75,7 @@ class Block(nn.Module):
 
     def features(self, images: Tensor) -> Tensor:
         """Return the image path's output as rows, (batch, features)."""
-        if not isinstance(self.image, ConvPath):
-            images = images.contiguous()  # a user's module may view() them
-        return self.image(images).flatten(1)
+        return image_features(self.image, images)
 
     def logits(self, features: Tensor, latent: Tensor) -> Tensor:
         """Return class logits, (batch, classes), from image features and z of shape (batch, dimension)."""
@@ -118,6 +85,13 @@ class Block(nn.Module):
     def forward(self, images: Tensor, latent: Tensor) -> Tensor:
         """Return class logits, (batch, classes)."""
         return self.logits(self.features(images), latent)
+
+
+def image_features(path: nn.Module, images: Tensor) -> Tensor:
+    """Return an image path's output as rows, (batch, features)."""
+    if not takes_channels_last(path):
+        images = images.contiguous()  # a user's module may view() them
+    return path(images).flatten(1)
 
 
 def feature_count(image_path: Callable[[Tensor], Tensor], image_shape: tuple[int, int, int]) -> int:

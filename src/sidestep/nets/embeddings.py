@@ -4,9 +4,102 @@ import torch
 from torch import Tensor
 
 from sidestep.errors import InputError
+from sidestep.nets.precision import full_precision
 from sidestep.noise import Noise
 
-__all__ = ["embedding_distances", "one_hot_embedding", "orthogonal_embedding", "prototype_embedding"]
+__all__ = [
+    "EMBEDDINGS",
+    "class_embedding",
+    "embedding_distances",
+    "expected_embedding",
+    "one_hot_embedding",
+    "orthogonal_embedding",
+    "prototype_embedding",
+    "unit_rows",
+]
+
+EMBEDDINGS: tuple[str, ...] = ("one-hot", "orthogonal", "learned", "prototype")
+LEARNED_DIMENSION = 20  # the paper's d
+
+
+def embedding_dimension(kind: str, classes: int, pixels: int, dimension: int | None) -> int:
+    """Return d for an embedding of that kind: what was asked for, or what follows from the data.
+
+    Raises:
+        InputError: for another kind, or a dimension that the kind cannot have.
+    """
+    if kind not in EMBEDDINGS:
+        raise InputError(f"embedding must be {', '.join(EMBEDDINGS)}, got {kind!r}")
+    fixed = {"one-hot": (classes, "one element a class"), "prototype": (pixels, "one element a pixel and channel")}
+    if kind in fixed:
+        size, reason = fixed[kind]
+        if dimension not in (None, size):
+            raise InputError(
+                f"a {kind} embedding has {reason}, here {size}, so dimension cannot be {dimension}; leave dimension out, "
+                "or take embedding = learned, which can have any"
+            )
+        return size
+    if kind == "orthogonal" and dimension is not None and dimension < classes:
+        raise InputError(
+            f"{classes} classes cannot be orthogonal in {dimension} dimensions; give dimension {classes} or more, or take "
+            "embedding = learned, which starts as orthogonal as it can be"
+        )
+    return dimension if dimension is not None else (classes if kind == "orthogonal" else LEARNED_DIMENSION)
+
+
+def class_embedding(  # long: an embedding depends on the data, too
+    kind: str,
+    classes: int,
+    image_shape: tuple[int, int, int],
+    dimension: int | None,
+    noise: Noise,
+    images: Tensor | None,
+    labels: Tensor | None,
+) -> Tensor:
+    """Return the class embeddings of that kind, float32 of shape (classes, dimension).
+
+    Args:
+        kind: one-hot; orthogonal: fixed random orthonormal rows; learned: the same where d allows it, to be trained;
+            prototype: each class's most central image, to be trained.
+        classes: m.
+        image_shape: (channels, height, width).
+        dimension: d, or None for what the kind and the data give.
+        noise: where random directions come from.
+        images: standardised training images for prototypes; None where weights are about to be loaded.
+        labels: their labels.
+
+    Raises:
+        InputError: for another kind, a dimension it cannot have, or labels beyond the classes.
+    """
+    if labels is not None and len(labels) and int(labels.max()) >= classes:
+        raise InputError(
+            f"the images have labels up to {int(labels.max())}, but the embedding has rows for {classes} classes "
+            f"(0 to {classes - 1}); give as many class names as there are classes"
+        )
+    channels, height, width = image_shape
+    size = embedding_dimension(kind, classes, channels * height * width, dimension)
+    if kind == "one-hot":
+        return one_hot_embedding(classes)
+    if kind in ("orthogonal", "learned"):
+        return orthogonal_embedding(classes, size, noise)
+    if images is None or labels is None:
+        return torch.zeros(classes, size)
+    return prototype_embedding(images, labels, classes)
+
+
+def expected_embedding(logits: Tensor, rows: Tensor) -> Tensor:
+    """Return `uhat = softmax(logits) W`: (batch, classes) and (classes, dimension) -> (batch, dimension)."""
+    with full_precision(logits):
+        return logits.softmax(dim=1) @ rows
+
+
+def unit_rows(rows: Tensor) -> Tensor:
+    """Return the rows scaled to Euclidean norm 1, of the shape given.
+
+    >>> unit_rows(torch.tensor([[3.0, 4.0]])).tolist()
+    [[0.6000..., 0.8000...]]
+    """
+    return rows / rows.norm(dim=1, keepdim=True).clamp_min(1e-12)
 
 
 def one_hot_embedding(classes: int) -> Tensor:

@@ -3,9 +3,10 @@
 import torch
 from torch import Tensor, nn
 
+from sidestep.errors import InputError
 from sidestep.nets.precision import full_precision
 
-__all__ = ["RadialReadout", "SoftmaxReadout"]
+__all__ = ["READOUTS", "NearestReadout", "RadialReadout", "SoftmaxReadout", "make_readout"]
 
 
 def _nearest(embedding: Tensor) -> nn.Linear:
@@ -55,3 +56,30 @@ class RadialReadout(nn.Module):
             point = self.linear(latent).softmax(dim=1) @ embedding
         squared = (point[:, None] - embedding[None]).square().sum(dim=2)  # (batch, classes)
         return -squared * torch.exp(-2 * self.log_sigma) / 2
+
+
+class NearestReadout(nn.Module):
+    """`p(y | z) ~ exp(-|z - u_y|^2 / 2)`: the nearest class embedding wins; nothing is trained."""
+
+    def forward(self, latent: Tensor, embedding: Tensor) -> Tensor:
+        """Return the logits of `latent` (batch, dimension) against `embedding` (classes, dimension)."""
+        with full_precision(latent):
+            return latent @ embedding.T - embedding.square().sum(dim=1) / 2  # |z|^2 is the same for all classes
+
+
+READOUTS: tuple[str, ...] = ("softmax", "radial", "nearest")
+
+
+def make_readout(kind: str, embedding: Tensor) -> nn.Module:
+    """Return the read-out of that name, started from `embedding`, (classes, dimension).
+
+    Raises:
+        InputError: for another name.
+    """
+    if kind == "softmax":
+        return SoftmaxReadout(embedding)
+    if kind == "radial":
+        return RadialReadout(embedding)
+    if kind == "nearest":
+        return NearestReadout()
+    raise InputError(f"readout must be {', '.join(READOUTS)}, got {kind!r}")

@@ -6,8 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sidestep.nets.schedules import posterior_coefficients
 from sidestep.nets.stack import DenoisingStack
+from sidestep.nets.walks import ancestral_step, ddim_step
 from sidestep.noise import Noise
 
 __all__ = ["Chain", "ancestral_chain", "ddim_chain", "stack_predictions"]
@@ -40,8 +40,8 @@ def ancestral_chain(stack: DenoisingStack, features: list[Tensor], noise: Noise,
     latent, logits = normal(0), []
     for index, rows in enumerate(features):
         logits.append(stack.block(index).logits(rows, latent))
-        a, b, c = posterior_coefficients(stack.alpha_bar[index], stack.alpha_bar[index + 1])
-        latent = a * stack.label_estimate(logits[-1]) + b * latent + c.sqrt() * normal(index + 1)
+        estimate, before, after = stack.label_estimate(logits[-1]), stack.alpha_bar[index], stack.alpha_bar[index + 1]
+        latent = ancestral_step(latent, estimate, before, after, normal(index + 1))
     return Chain(latent, torch.stack(logits))
 
 
@@ -57,7 +57,7 @@ def ddim_chain(stack: DenoisingStack, features: list[Tensor], latent: Tensor | N
     for index, rows in enumerate(features):
         logits.append(stack.block(index).logits(rows, latent))
         estimate, before, after = stack.label_estimate(logits[-1]), stack.alpha_bar[index], stack.alpha_bar[index + 1]
-        latent = after.sqrt() * estimate + ((1 - after) / (1 - before)).sqrt() * (latent - before.sqrt() * estimate)
+        latent = ddim_step(latent, estimate, before, after)
     return Chain(latent, torch.stack(logits))
 
 

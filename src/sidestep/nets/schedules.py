@@ -8,7 +8,14 @@ from torch import Tensor
 
 from sidestep.errors import InputError
 
-__all__ = ["PosteriorCoefficients", "check_alpha_bar", "cosine_alpha_bar", "posterior_coefficients", "signal_to_noise"]
+__all__ = [
+    "PosteriorCoefficients",
+    "check_alpha_bar",
+    "cosine_alpha_bar",
+    "posterior_coefficients",
+    "readable_alpha_bar",
+    "signal_to_noise",
+]
 
 
 class PosteriorCoefficients(NamedTuple):
@@ -45,6 +52,33 @@ def cosine_alpha_bar(blocks: int, offset: float = 0.008, low: float = 1e-3, high
     time = torch.linspace(1, 0, blocks + 1, dtype=torch.float64)
     squared = torch.cos((time + offset) / (1 + offset) * math.pi / 2) ** 2
     alpha_bar = (squared / squared[-1]).clamp(low, high)
+    check_alpha_bar(alpha_bar)
+    return alpha_bar.float()
+
+
+def readable_alpha_bar(blocks: int, classes: int, low: float = 1e-3, high: float = 0.999) -> Tensor:
+    """Return levels alpha_bar_0 .. alpha_bar_T between which a noisy label becomes readable in equal steps.
+
+    Readability is the chance that the class nearest to z_t is the right one, for m orthonormal class embeddings:
+    `P(delta) = int phi(x - delta) Phi(x)^(m-1) dx` with `delta = sqrt(alpha_bar / (1 - alpha_bar))`. The levels split the
+    range of P between `low` and `high` evenly, as DiffusionBlocks places its blocks at equal probability mass
+    (arXiv 2506.14202, section 3.2); the cosine schedule spends most of its blocks where z_t says nothing.
+
+    >>> [round(value, 3) for value in readable_alpha_bar(3, 10).tolist()]
+    [0.001, 0.612, 0.789, 0.999]
+    """
+    if blocks < 1:
+        raise InputError(f"blocks must be at least 1, got {blocks}")
+    check_alpha_bar(torch.tensor([low, high], dtype=torch.float64))
+    start, end = (math.log(level / (1 - level)) for level in (low, high))
+    log_snr = torch.linspace(start, end, 4001, dtype=torch.float64)
+    x = torch.linspace(-8, 8 + math.exp(end / 2), 4001, dtype=torch.float64)
+    others = torch.special.log_ndtr(x) * (classes - 1)
+    density = torch.exp(others - (x - torch.exp(log_snr / 2)[:, None]) ** 2 / 2) / math.sqrt(2 * math.pi)
+    readable = torch.trapezoid(density, x, dim=1).cummax(dim=0).values  # (4001,), rising from 1/m to 1
+    wanted = torch.linspace(float(readable[0]), float(readable[-1]), blocks + 1, dtype=torch.float64)
+    places = torch.searchsorted(readable, wanted[1:-1])
+    alpha_bar = torch.sigmoid(torch.cat([log_snr[:1], log_snr[places], log_snr[-1:]]))
     check_alpha_bar(alpha_bar)
     return alpha_bar.float()
 

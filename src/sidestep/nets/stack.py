@@ -1,21 +1,16 @@
 """The stack of denoising blocks, its embedding, its read-out and its schedule."""
 
-import copy
-from collections.abc import Callable
 from functools import partial
 
 from torch import Tensor, nn
 
 from sidestep.errors import InputError
-from sidestep.nets.blocks import Block, ConvPath
-from sidestep.nets.precision import full_precision
+from sidestep.nets.blocks import Block
+from sidestep.nets.embeddings import expected_embedding
 from sidestep.nets.schedules import check_alpha_bar, signal_to_noise
 from sidestep.nets.units import run_units
-from sidestep.noise import Noise
 
-__all__ = ["DenoisingStack", "ImagePath", "image_paths"]
-
-ImagePath = nn.Module | Callable[[], nn.Module]
+__all__ = ["DenoisingStack"]
 
 
 class DenoisingStack(nn.Module):
@@ -86,8 +81,7 @@ class DenoisingStack(nn.Module):
 
     def label_estimate(self, logits: Tensor) -> Tensor:
         """Return `uhat = softmax(logits) W`, (batch, classes) -> (batch, dimension)."""
-        with full_precision(logits):
-            return logits.softmax(dim=1) @ self.embedding
+        return expected_embedding(logits, self.embedding)
 
     def loss_weights(self, eta: float) -> Tensor:
         """Return `T/2 eta (SNR(t) - SNR(t - 1))` for t = 1 .. T, float64 of shape (T,), all positive, on the CPU."""
@@ -106,48 +100,3 @@ class DenoisingStack(nn.Module):
         """Return every block's image features, T tensors (batch, features): they do not depend on z."""
         tasks = [partial(self.block(index).features, images) for index in range(len(self.blocks))]
         return run_units(tasks, images.device, self.together)
-
-
-def image_paths(
-    given: ImagePath | None, image_shape: tuple[int, int, int], blocks: int, noise: Noise
-) -> list[nn.Module]:
-    """Return one freshly initialised image path per block: the paper's, a user's factory, or copies of a user's module.
-
-    Args:
-        given: None for the convolutional path of the paper, a function or class that makes a module, or a module,
-            which is copied for every block and initialised anew through its layers' own `reset_parameters`.
-        image_shape: (channels, height, width).
-        blocks: T.
-        noise: where the initial weights come from.
-    """
-    if given is None:
-        return [_initialised(partial(ConvPath, image_shape), noise.sub(index)) for index in range(blocks)]
-    if not isinstance(given, nn.Module):
-        paths = [_initialised(given, noise.sub(index)) for index in range(blocks)]
-        if len({id(path) for path in paths}) < blocks:
-            raise InputError("the factory returned one and the same module twice; each block needs a new one")
-        return paths
-    return [_initialised(partial(_fresh_copy, given), noise.sub(index)) for index in range(blocks)]
-
-
-def _initialised(make: Callable[[], nn.Module], noise: Noise) -> nn.Module:
-    with noise.torch_seeded():
-        module = make()
-    if not isinstance(module, nn.Module):
-        raise InputError(f"an image path must be a torch.nn.Module, got {type(module).__name__}")
-    return module
-
-
-def _fresh_copy(module: nn.Module) -> nn.Module:
-    twin = copy.deepcopy(module)
-    for name, layer in twin.named_modules():
-        reset = getattr(layer, "reset_parameters", None)
-        if callable(reset):
-            reset()
-        elif any(True for _ in layer.parameters(recurse=False)):
-            raise InputError(
-                f"layer {name or 'the module itself'} ({type(layer).__name__}) has parameters but no "
-                "reset_parameters(), so its copies would all start alike; give the class or a function that makes the "
-                "module instead"
-            )
-    return twin

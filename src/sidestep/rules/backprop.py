@@ -16,10 +16,11 @@ from sidestep.data import Split
 from sidestep.errors import InputError
 from sidestep.nets.baselines import MLP, ChainedBlocks
 from sidestep.nets.dropout import masks_from
-from sidestep.nets.stack import ImagePath, image_paths
+from sidestep.nets.own import ImagePath, image_paths
+from sidestep.nets.paths import path_maker
 from sidestep.nets.units import kept_statistics
 from sidestep.noise import Noise
-from sidestep.rules.dense import adamw, apply_dense, check_positive, check_range, gradients_of
+from sidestep.rules.dense import adamw, apply_dense, check_choice, check_positive, check_range, gradients_of
 from sidestep.rules.protocol import Batch, Task
 from sidestep.update import Dense, Update
 
@@ -36,6 +37,10 @@ class Backprop:
     """Number of chained blocks (the NoProp paper's T)."""
     hidden: tuple[int, ...] = (256, 256)
     """Widths of the MLP's hidden layers."""
+    path: Literal["auto", "figure-6", "pooled", "resnet-9"] = "auto"
+    """Image path of the blocks: the NoProp paper's (Figure 6), pooled for images beyond 64 x 64, or a ResNet-9."""
+    label_smoothing: float = 0.0
+    """Share of a label that is spread over all classes."""
     activation_checkpointing: bool = False
     """Keep only the blocks' inputs for the backward pass and compute the rest again: less memory, more time."""
     learning_rate: float = 1e-3
@@ -46,13 +51,14 @@ class Backprop:
     name: ClassVar[str] = "backprop"
     summary: ClassVar[str] = "Back-propagation through the whole net, with or without activation checkpointing"
     predictors: ClassVar[tuple[str, ...]] = ("forward",)
+    for_inference: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
         check_range(1, 1000, blocks=self.blocks)
         check_positive(100, learning_rate=self.learning_rate)
         check_range(0, 1, weight_decay=self.weight_decay)
-        if self.net not in ("chained-blocks", "mlp"):
-            raise InputError(f"net must be chained-blocks or mlp, got {self.net!r}")
+        check_range(0, 0.99, label_smoothing=self.label_smoothing)
+        check_choice(self)
         if self.activation_checkpointing and self.net == "mlp":
             raise InputError("activation_checkpointing needs blocks to checkpoint; use it with net = chained-blocks")
 
@@ -65,7 +71,8 @@ class Backprop:
                         "a module of your own is an image path of blocks; use it with net = chained-blocks"
                     )
                 return MLP(task.image_shape, self.hidden, task.classes)
-            paths = image_paths(module, task.image_shape, self.blocks, noise.stream("paths"))
+            given = module or path_maker(self.path, task.image_shape, norm=True)
+            paths = image_paths(given, self.blocks, noise.stream("paths"))
             return ChainedBlocks(paths, task.image_shape, task.classes, self.activation_checkpointing)
 
     def units(self, net: nn.Module) -> dict[str, list[str]]:
@@ -91,7 +98,7 @@ class Backprop:
                 batch.images.device
             ),  # for modules of the user's that draw from torch's own generator
         ):
-            loss = cross_entropy(net(*inputs), batch.labels)
+            loss = cross_entropy(net(*inputs), batch.labels, label_smoothing=self.label_smoothing)
             statistics = changed()  # before the way back, where checkpointed blocks run, and count, a second time
             gradients = gradients_of(loss, dict(net.named_parameters()))
         return Dense(gradients, statistics, {"net: cross-entropy": loss.detach()})

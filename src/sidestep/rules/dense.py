@@ -1,6 +1,8 @@
 """What the rules with dense gradients share: named gradients in, one optimiser step out."""
 
 from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +11,7 @@ from sidestep.errors import InputError
 from sidestep.nets.precision import full_precision
 from sidestep.update import Dense, Update
 
-__all__ = ["adamw", "apply_dense", "check_positive", "check_range", "gradients_of"]
+__all__ = ["adam", "adamw", "apply_dense", "check_choice", "check_positive", "check_range", "gradients_of"]
 
 
 def gradients_of(loss: Tensor, wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -27,6 +29,15 @@ def adamw(
     parameters = dict(net.named_parameters())
     groups = [{"params": [parameters[name] for name in names]} for names in units.values()]
     return torch.optim.AdamW(groups, lr=learning_rate, weight_decay=weight_decay, fused=True)
+
+
+def adam(
+    net: nn.Module, units: Mapping[str, list[str]], learning_rate: float, weight_decay: float
+) -> torch.optim.Optimizer:
+    """Return fused Adam with one parameter group per unit; its weight decay is part of the gradient (L2)."""
+    parameters = dict(net.named_parameters())
+    groups = [{"params": [parameters[name] for name in names]} for names in units.values()]
+    return torch.optim.Adam(groups, lr=learning_rate, weight_decay=weight_decay, fused=True)
 
 
 def apply_dense(net: nn.Module, update: Update, optimizer: torch.optim.Optimizer) -> None:
@@ -60,3 +71,12 @@ def check_range(low: float, high: float, **values: float) -> None:
     for name, value in values.items():
         if not low <= value <= high:
             raise InputError(f"{name} must lie between {low:g} and {high:g}, got {value}")
+
+
+def check_choice(rule: Any) -> None:
+    """Raise InputError for a dataclass field annotated as a Literal that holds none of its values."""
+    kinds = get_type_hints(type(rule))
+    for field in fields(rule):
+        if get_origin(kinds[field.name]) is Literal and getattr(rule, field.name) not in get_args(kinds[field.name]):
+            allowed = ", ".join(map(str, get_args(kinds[field.name])))
+            raise InputError(f"{field.name} must be one of {allowed}, got {getattr(rule, field.name)!r}")

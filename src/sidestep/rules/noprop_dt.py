@@ -5,8 +5,8 @@ arXiv 2503.24322, section 2 and Algorithm 1. For block t = 1 .. T, `q(z_t | y) =
 
     L_t = CE(p_out(z_T), y) + KL(q(z_0 | y) || N(0, I)) + T/2 eta (SNR(t) - SNR(t-1)) |uhat_t(z_(t-1), x) - u_y|^2
 
-The last term reaches block t and the class embedding; the first two reach the read-out and the embedding, which are
-trained on the mean of L_t over the blocks.
+The last term, or another denoising loss in its place (`loss`), reaches block t and the class embedding; the first two reach
+the read-out and the embedding, which are trained on the mean of L_t over the blocks.
 """
 
 from collections.abc import Collection
@@ -16,19 +16,21 @@ from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
-from sidestep.data import Split, standardise
-from sidestep.errors import InputError
+from sidestep.data import Split
 from sidestep.nets.dropout import masks_from
-from sidestep.nets.embeddings import embedding_distances, one_hot_embedding, orthogonal_embedding, prototype_embedding
-from sidestep.nets.readouts import RadialReadout, SoftmaxReadout
+from sidestep.nets.embeddings import embedding_distances
+from sidestep.nets.losses import check_loss, denoising_loss
+from sidestep.nets.own import ImagePath, image_paths
+from sidestep.nets.paths import path_maker
+from sidestep.nets.readouts import make_readout
 from sidestep.nets.samplers import stack_predictions
-from sidestep.nets.schedules import cosine_alpha_bar
-from sidestep.nets.stack import DenoisingStack, ImagePath, image_paths
+from sidestep.nets.schedules import cosine_alpha_bar, readable_alpha_bar
+from sidestep.nets.stack import DenoisingStack
 from sidestep.nets.units import kept_statistics, run_units
 from sidestep.noise import Noise
-from sidestep.rules.dense import adamw, apply_dense, check_positive, check_range, gradients_of
+from sidestep.rules.dense import adamw, apply_dense, check_choice, check_positive, check_range, gradients_of
+from sidestep.rules.labels import embedding_for, learns, project_rows, readout_loss, start_divergence
 from sidestep.rules.protocol import Batch, Task
 from sidestep.update import Dense, Update
 
@@ -53,16 +55,28 @@ class NoPropDT:
     """Number of denoising blocks, and of inference steps (the paper's T)."""
     eta: float = 0.1
     """Weight of the denoising loss (the paper's eta)."""
-    embedding: Literal["one-hot", "learned", "prototype"] = "one-hot"
-    """Class embedding u_y (the paper's W_Embed): fixed one-hot, learned, or learned from an image of each class."""
-    dimension: int = 20
-    """Length of a learned embedding (the paper's d); one-hot has one element a class, a prototype one a pixel."""
-    readout: Literal["softmax", "radial"] = "softmax"
-    """Posterior p(y | z_T): a linear layer with softmax, or by distance to the class embeddings (the paper's p_out)."""
+    loss: Literal["paper", "clipped", "unweighted", "cross-entropy"] = "paper"
+    """Denoising loss: the squared error with the paper's weight, with that weight clipped, or with 1; or cross-entropy."""
+    largest_weight: float = 5.0
+    """The most that the weight T/2 eta (SNR(t) - SNR(t-1)) can be with loss = clipped."""
+    label_smoothing: float = 0.0
+    """Share of a label that is spread over all classes, with loss = cross-entropy."""
+    embedding: Literal["one-hot", "orthogonal", "learned", "prototype"] = "one-hot"
+    """Class embedding u_y: fixed one-hot or orthogonal; learned, or learned from an image of each class (prototype)."""
+    dimension: int | None = None
+    """Length of a learned (default 20, the paper's d) or orthogonal embedding; one-hot and prototype have their own."""
+    unit_norm: bool = False
+    """Keep every class embedding at norm 1, which a learned one needs so as not to collapse."""
+    readout: Literal["softmax", "radial", "nearest"] = "softmax"
+    """Posterior p(y | z_T): linear with softmax, by distance after a softmax, or the nearest class embedding."""
+    path: Literal["auto", "figure-6", "pooled", "resnet-9"] = "auto"
+    """Image path: the paper's (Figure 6), pooled for images beyond 64 x 64, or a ResNet-9; auto: one of the first two."""
     learning_rate: float = 1e-3
     """Step size of AdamW."""
     weight_decay: float = 1e-3
     """Decoupled weight decay of AdamW."""
+    levels: Literal["cosine", "readable"] = "cosine"
+    """Noise levels between blocks: cosine schedule, or equal steps of how readable z_t is (for fewer blocks)."""
     cosine_offset: float = 0.008
     """Offset s of the cosine noise schedule; not given in the paper."""
     smallest_alpha_bar: float = 1e-3
@@ -75,52 +89,46 @@ class NoPropDT:
     name: ClassVar[str] = "noprop-dt"
     summary: ClassVar[str] = "NoProp, discrete time: T blocks, each trained on its own to denoise the label"
     predictors: ClassVar[tuple[str, ...]] = ("ddim", "ancestral", "mean", "block 1 alone", "mean of blocks")
+    for_inference: ClassVar[tuple[str, ...]] = ("draws",)
 
     def __post_init__(self) -> None:
         check_range(1, 1000, blocks=self.blocks)
         check_range(1, 1000, draws=self.draws)
-        check_range(1, 100_000, dimension=self.dimension)
-        check_positive(1e6, eta=self.eta)
+        check_loss(self.loss)
+        check_choice(self)
+        if self.dimension is not None:
+            check_range(1, 1_000_000, dimension=self.dimension)
+        check_positive(1e6, eta=self.eta, largest_weight=self.largest_weight)
+        check_range(0, 0.99, label_smoothing=self.label_smoothing)
         check_positive(100, learning_rate=self.learning_rate)
         check_range(0, 1, weight_decay=self.weight_decay)
         check_range(0, 1, cosine_offset=self.cosine_offset)
         check_range(
             1e-9, 1 - 1e-6, smallest_alpha_bar=self.smallest_alpha_bar, largest_alpha_bar=self.largest_alpha_bar
         )
-        if self.embedding not in ("one-hot", "learned", "prototype"):
-            raise InputError(f"embedding must be one-hot, learned or prototype, got {self.embedding!r}")
-        if self.readout not in ("softmax", "radial"):
-            raise InputError(f"readout must be softmax or radial, got {self.readout!r}")
-        self._schedule()
+        self._schedule(2)
 
-    def _schedule(self) -> Tensor:
-        return cosine_alpha_bar(self.blocks, self.cosine_offset, self.smallest_alpha_bar, self.largest_alpha_bar)
+    def _schedule(self, classes: int) -> Tensor:
+        low, high = self.smallest_alpha_bar, self.largest_alpha_bar
+        if self.levels == "readable":
+            return readable_alpha_bar(self.blocks, classes, low, high)
+        return cosine_alpha_bar(self.blocks, self.cosine_offset, low, high)
 
     def build(self, task: Task, noise: Noise, examples: Split | None, module: ImagePath | None) -> DenoisingStack:
         """Make the stack of the paper's blocks, or of blocks around a module of the user's, ready to train."""
-        embedding = self._embedding(task, noise.stream("embedding"), examples)
-        kind = SoftmaxReadout if self.readout == "softmax" else RadialReadout
+        rows = embedding_for(self.embedding, self.dimension, self.unit_norm, task, noise.stream("embedding"), examples)
+        given = module or path_maker(self.path, task.image_shape, norm=True)
         with noise.stream("blocks").torch_seeded():
             return DenoisingStack(
-                image_paths(module, task.image_shape, self.blocks, noise.stream("paths")),
+                image_paths(given, self.blocks, noise.stream("paths")),
                 task.image_shape,
-                embedding,
-                self._schedule(),
-                kind(embedding),
-                learn_embedding=self.embedding != "one-hot",
+                rows,
+                self._schedule(task.classes),
+                make_readout(self.readout, rows),
+                learn_embedding=learns(self.embedding),
                 image_latent=self.embedding == "prototype",
                 together=module is None,
             )
-
-    def _embedding(self, task: Task, noise: Noise, examples: Split | None) -> Tensor:
-        if self.embedding == "one-hot":
-            return one_hot_embedding(task.classes)
-        if self.embedding == "learned":
-            return orthogonal_embedding(task.classes, self.dimension, noise)
-        if examples is None:  # the weights are about to be loaded
-            channels, height, width = task.image_shape
-            return torch.zeros(task.classes, channels * height * width)
-        return prototype_embedding(standardise(examples.images, task.mean, task.std), examples.labels, task.classes)
 
     def units(self, net: nn.Module) -> dict[str, list[str]]:
         """Return the parameter names of each block, and of the read-out with the embedding, which all blocks share."""
@@ -130,8 +138,8 @@ class NoPropDT:
             f"block {index + 1}": [name for name in names if name.startswith(f"blocks.{index}.")]
             for index in range(len(net.blocks))
         }
-        found[_SHARED] = [name for name in names if not name.startswith("blocks.")]
-        return found
+        shared = [name for name in names if not name.startswith("blocks.")]
+        return {**found, _SHARED: shared} if shared else found
 
     def optimizer(self, net: nn.Module) -> torch.optim.Optimizer:
         """Make AdamW with one group per block and one for what the blocks share."""
@@ -155,7 +163,7 @@ class NoPropDT:
         return Dense(gradients, statistics, losses)
 
     def _block_share(self, net: DenoisingStack, index: int, batch: Batch, noise: Noise) -> _Share:
-        """Return the gradients of block `index` alone: of `T/2 eta (SNR(t) - SNR(t-1)) |uhat - u_y|^2`, batch mean."""
+        """Return the gradients of block `index` alone: of its denoising loss, batch mean."""
         block, device = net.block(index), batch.images.device
         generator = noise.generator(device)
         normal = torch.empty(len(batch.labels), net.dimension, dtype=net.embedding.dtype, device=device)
@@ -167,8 +175,10 @@ class NoPropDT:
             else:  # a module of the user's may draw from torch's own generator
                 with noise.stream("module").torch_seeded(device):
                     logits = block(batch.images, latent)
-        squared = (net.label_estimate(logits) - net.label_embedding(batch.labels)).square().sum(dim=1)  # (batch,)
-        loss = float(net.loss_weights(self.eta)[index]) * squared.mean()
+        weight = logits.new_tensor(float(net.loss_weights(self.eta)[index]))
+        loss = denoising_loss(
+            self.loss, logits, net.embedding, batch.labels, weight, self.largest_weight, self.label_smoothing
+        ).mean()
         wanted = {f"blocks.{index}.{name}": parameter for name, parameter in block.named_parameters()}
         gradients = gradients_of(loss, {**wanted, "embedding": net.embedding})
         return _Share({f"block {index + 1}: denoising": loss.detach()}, gradients, gradients.pop("embedding", None))
@@ -178,10 +188,9 @@ class NoPropDT:
         device, blocks = batch.images.device, len(net.blocks)
         normal = torch.empty(len(batch.labels), net.dimension, dtype=net.embedding.dtype, device=device)
         normal.normal_(generator=noise.generator(device))
-        logits = net.readout(net.noised_label(batch.labels, blocks, normal), net.embedding)
-        entropy = cross_entropy(logits, batch.labels)
-        alpha_bar, squared_norm = net.alpha_bar[0], net.label_embedding(batch.labels).square().sum(dim=1)
-        divergence = (alpha_bar * squared_norm - net.dimension * (alpha_bar + torch.log1p(-alpha_bar))).mean() / 2
+        last = net.noised_label(batch.labels, blocks, normal)
+        entropy = readout_loss(net.readout, net.embedding, last, batch.labels)
+        divergence = start_divergence(net.label_embedding(batch.labels), net.alpha_bar[0])
         wanted = {name: parameter for name, parameter in net.named_parameters() if not name.startswith("blocks.")}
         found = gradients_of(entropy + divergence, wanted)
         losses = {f"{_SHARED}: cross-entropy": entropy.detach(), f"{_SHARED}: KL": divergence.detach()}
@@ -192,8 +201,10 @@ class NoPropDT:
         return update
 
     def apply(self, net: nn.Module, update: Update, optimizer: torch.optim.Optimizer) -> None:
-        """Take one AdamW step along the gradients."""
+        """Take one AdamW step along the gradients; put the embedding back to norm 1 where that is wanted."""
         apply_dense(net, update, optimizer)
+        if self.unit_norm:
+            project_rows(net)
 
     def predict(
         self, net: nn.Module, images: Tensor, noise: Noise, start: int = 0, names: Collection[str] | None = None

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from sidestep.data import Split
 from sidestep.errors import InputError
-from sidestep.nets.stack import ImagePath
+from sidestep.nets.own import ImagePath
 from sidestep.noise import Noise
 from sidestep.update import Update
 
@@ -59,6 +59,7 @@ class Rule(Protocol):
     name: ClassVar[str]
     summary: ClassVar[str]
     predictors: ClassVar[tuple[str, ...]]  # names of the readings that `predict` gives; the first is the default
+    for_inference: ClassVar[tuple[str, ...]]  # hyper-parameters that only `predict` reads, which can change afterwards
     __dataclass_fields__: ClassVar[dict[str, Any]]
 
     def build(self, task: Task, noise: Noise, examples: Split | None, module: ImagePath | None) -> nn.Module:

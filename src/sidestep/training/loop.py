@@ -2,59 +2,22 @@
 
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass, field
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from sidestep import checkpoint
 from sidestep.data import DataSet, batch_indices, crop_and_flip, standardise, steps_per_epoch
-from sidestep.errors import CheckpointError, NonFiniteError
+from sidestep.errors import NonFiniteError
 from sidestep.noise import Noise
 from sidestep.rules.protocol import Batch, Rule
 from sidestep.training.evaluate import accuracies
 from sidestep.training.folder import MetricsLog, RunFolder
 from sidestep.training.options import Compute, Options
 from sidestep.training.progress import Progress
+from sidestep.training.state import State
 from sidestep.training.stopping import StopRequest
 
-__all__ = ["Loop", "State"]
-
-
-@dataclass
-class State:
-    """What changes while training; with the configuration, all that a resumed run needs."""
-
-    net: nn.Module
-    optimizer: torch.optim.Optimizer
-    step: int = 0
-    seconds: float = 0.0  # spent training, over all resumptions
-    sums: dict[str, Tensor] = field(default_factory=dict)  # of each loss over this epoch, float64, on the CPU
-    saved_step: int = -1
-
-    def tensors(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Return everything as named tensors and a JSON record."""
-        moments, record = checkpoint.optimizer_tensors(self.optimizer)
-        tensors = {f"net/{name}": tensor for name, tensor in self.net.state_dict().items()}
-        tensors.update({f"optimizer/{name}": tensor for name, tensor in moments.items()})
-        tensors.update({f"sum/{name}": tensor for name, tensor in self.sums.items()})
-        return tensors, {"step": self.step, "seconds": self.seconds, "optimizer": record}
-
-    def restore(self, tensors: dict[str, Tensor], record: dict[str, Any]) -> None:
-        """Take over what `tensors` returned earlier."""
-
-        def part(prefix: str) -> dict[str, Tensor]:
-            return {name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-
-        try:
-            self.net.load_state_dict(part("net/"))
-        except RuntimeError as error:
-            raise CheckpointError(f"the checkpoint belongs to another net: {error}") from error
-        checkpoint.restore_optimizer(self.optimizer, part("optimizer/"), record["optimizer"])
-        self.sums = part("sum/")
-        self.step = self.saved_step = int(record["step"])
-        self.seconds = float(record["seconds"])
+__all__ = ["Loop"]
 
 
 class Loop:
@@ -107,7 +70,10 @@ class Loop:
         names = list(update.losses)
         losses = torch.stack([update.losses[name].float() for name in names]).cpu().double()  # one transfer for all
         self._check_finite(names, losses, state)
+        state.set_rate(self.options.rate_factor(state.step, self.total_steps))
         self.rule.apply(state.net, self.rule.decide(update), state.optimizer)
+        if self.options.average:
+            state.move_average(self.options.average)
         for name, loss in zip(names, losses, strict=True):
             state.sums[name] = state.sums[name] + loss if name in state.sums else loss
         state.step += 1
@@ -126,15 +92,9 @@ class Loop:
         state.sums = {}
         accuracy = None
         if len(self.data.validation):
-            accuracy = accuracies(
-                self.rule,
-                state.net,
-                self.data.validation,
-                self.data,
-                self.compute,
-                self.noise,
-                self.rule.predictors[:1],
-            )[self.rule.predictors[0]]
+            best, part = self.rule.predictors[0], self.data.validation
+            with state.averaged() as net:
+                accuracy = accuracies(self.rule, net, part, self.data, self.compute, self.noise, [best])[best]
             values["validation", "accuracy"] = accuracy
         values.update({("train", name): value for name, value in self.rule.watch(state.net).items()})
         if log:

@@ -29,6 +29,12 @@ class Options:
     """Seed of everything random: initial weights, order of the images, noise, dropout."""
     augment: Literal["none", "flip-crop"] = "none"
     """Random horizontal flips and crops of the training images (the NoProp paper uses none)."""
+    decay: Literal["none", "cosine", "linear"] = "none"
+    """How the learning rate falls to zero over the run: not at all (the NoProp paper), as a half cosine, or in a line."""
+    warmup: float = 0.0
+    """Share of the steps over which the learning rate first rises from zero, in [0, 1)."""
+    average: float = 0.0
+    """Decay a of a moving average of the weights, `w <- a w + (1 - a) w_step`, which is then evaluated; 0 for none."""
     device: str = "auto"
     """Where to compute: auto (a CUDA GPU if there is one, else cpu), cpu, cuda, cuda:1, mps."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -53,10 +59,30 @@ class Options:
             raise InputError(f"checkpoint_seconds must be above 0, got {self.checkpoint_seconds}")
         if self.augment not in ("none", "flip-crop"):
             raise InputError(f"augment must be none or flip-crop, got {self.augment!r}")
+        if self.decay not in ("none", "cosine", "linear"):
+            raise InputError(f"decay must be none, cosine or linear, got {self.decay!r}")
+        if not 0 <= self.warmup < 1:
+            raise InputError(f"warmup must lie in [0, 1), a share of all steps, got {self.warmup}")
+        if not 0 <= self.average < 1:
+            raise InputError(f"average must lie in [0, 1), for instance 0.999 (0 for none), got {self.average}")
         if self.precision not in ("auto", "float32", "bfloat16"):
             raise InputError(f"precision must be auto, float32 or bfloat16, got {self.precision!r}")
         if self.resume and self.overwrite:
             raise InputError("resume and overwrite contradict each other: give one of the two")
+
+    def rate_factor(self, step: int, steps: int) -> float:
+        """Return what the learning rate is multiplied by at `step` of `steps`, counted from 0: in (0, 1].
+
+        >>> [round(Options(decay="cosine", warmup=0.2).rate_factor(step, 10), 2) for step in range(10)]
+        [0.33, 0.67, 1.0, 0.96, 0.85, 0.69, 0.5, 0.31, 0.15, 0.04]
+        """
+        rising = round(self.warmup * steps)
+        if step < rising:
+            return (step + 1) / (rising + 1)
+        done = (step - rising) / max(1, steps - rising)
+        if self.decay == "cosine":
+            return (1 + math.cos(math.pi * done)) / 2
+        return 1 - done if self.decay == "linear" else 1.0
 
     def epochs_for(self, examples: int) -> int:
         """Return the number of epochs, by the size of the training split if none was given."""

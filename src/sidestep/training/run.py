@@ -1,7 +1,7 @@
 """`train`: from a rule and data to a trained run; `load_run`: from a folder back to the net."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,15 +13,16 @@ from sidestep import checkpoint
 from sidestep.data import DataSet, Split, load
 from sidestep.errors import CheckpointError, InputError
 from sidestep.measure import keep_freed_memory, peak_memory_bytes
-from sidestep.nets.stack import ImagePath
+from sidestep.nets.own import ImagePath
 from sidestep.noise import Noise
 from sidestep.rules import RULES
 from sidestep.rules.protocol import Rule, Task
 from sidestep.training.evaluate import accuracies, predictions
 from sidestep.training.folder import RunFolder
-from sidestep.training.loop import Loop, State
+from sidestep.training.loop import Loop
 from sidestep.training.options import Compute, Options
 from sidestep.training.progress import Progress, Silent
+from sidestep.training.state import AVERAGE, State
 from sidestep.training.stopping import Stopped, stop_on_signals
 from sidestep.version import __version__
 
@@ -69,9 +70,9 @@ class Run:
             else torch.zeros(0, self.task.classes)
         )
 
-    def evaluate(self, split: Split) -> dict[str, float]:
-        """Return reading name -> accuracy in [0, 1] on a split of raw images and labels."""
-        names = self.rule.predictors
+    def evaluate(self, split: Split, names: Sequence[str] | None = None) -> dict[str, float]:
+        """Return reading name -> accuracy in [0, 1] on a split of raw images and labels; all readings by default."""
+        names = names or self.rule.predictors
         return accuracies(self.rule, self.net, split, self.task, self.compute, Noise(self.seed), names)
 
 
@@ -143,6 +144,7 @@ def train(  # long: rule, data and options, and three hooks for own code
         loop.run(state, kept_metrics, progress, stop)
     if stop.requested:
         raise Stopped(f"stopped after step {state.step} of {loop.total_steps}", state.step, stop.signal_number)
+    state.adopt_average()
     if folder:
         folder.save_model(net.state_dict())  # before the test split is touched: it may turn out to be damaged
     run = Run(rule, net, task, compute, options.seed, state.step, {}, folder.path if folder else None)
@@ -167,7 +169,8 @@ def _result(run: Run, loop: Loop, state: State, data: DataSet, progress: Progres
             split = data.test
         else:  # own data may come without one
             split = None
-        shares[name] = run.evaluate(split) if split is not None and len(split) else None
+        only = [best] if name == "train" else None
+        shares[name] = run.evaluate(split, only) if split is not None and len(split) else None
     default = {f"{name}_accuracy": share[best] if share else None for name, share in shares.items()}
     return {
         "rule": run.rule.name,
@@ -252,7 +255,9 @@ def _weights(folder: RunFolder) -> tuple[dict[str, Tensor], int]:
     found = folder.load_state()
     if found:
         tensors, record = found
-        return {name[4:]: tensor for name, tensor in tensors.items() if name.startswith("net/")}, int(record["step"])
+        weights = {name[4:]: tensor for name, tensor in tensors.items() if name.startswith("net/")}
+        weights |= {name[len(AVERAGE) :]: tensor for name, tensor in tensors.items() if name.startswith(AVERAGE)}
+        return weights, int(record["step"])
     if not folder.model_file.exists():
         raise CheckpointError(f"{folder.path} has no checkpoint yet; let it train on with --resume")
     tensors, _ = checkpoint.load(folder.model_file)

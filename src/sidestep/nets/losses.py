@@ -1,0 +1,51 @@
+"""The denoising losses, all that a block can be trained with to recover the label."""
+
+from typing import Literal
+
+from torch import Tensor
+from torch.nn.functional import cross_entropy, embedding
+
+from sidestep.errors import InputError
+from sidestep.nets.embeddings import expected_embedding
+
+__all__ = ["LOSSES", "DenoisingLoss", "check_loss", "denoising_loss"]
+
+DenoisingLoss = Literal["paper", "clipped", "unweighted", "cross-entropy"]
+LOSSES: tuple[str, ...] = ("paper", "clipped", "unweighted", "cross-entropy")
+
+
+def check_loss(name: str) -> None:
+    """Raise InputError for a loss that does not exist."""
+    if name not in LOSSES:
+        raise InputError(f"loss must be {', '.join(LOSSES)}, got {name!r}")
+
+
+def denoising_loss(
+    kind: str, logits: Tensor, rows: Tensor, labels: Tensor, weight: Tensor, largest: float, smoothing: float = 0.0
+) -> Tensor:  # long: the six things a loss depends on, and its kind
+    """Return each example's loss, (batch,).
+
+    `paper`: `w |uhat - u_y|^2`; `clipped`: `min(w, largest) |uhat - u_y|^2`; `unweighted`: `|uhat - u_y|^2`, with
+    `uhat = softmax(logits) W`; `cross-entropy`: `-log softmax(logits)_y`, of labels smoothed by `smoothing`.
+
+    Args:
+        kind: one of LOSSES.
+        logits: the block's class logits, (batch, classes).
+        rows: the class embeddings W, (classes, dimension).
+        labels: int64, (batch,).
+        weight: the weight w that the variational bound gives: () or (batch,).
+        largest: the most a clipped weight can be.
+        smoothing: the share of a label that is spread evenly over all classes.
+
+    >>> import torch
+    >>> logits, labels = torch.tensor([[2.0, 0.0]]), torch.tensor([0])
+    >>> weights = torch.tensor(100.0), 5.0
+    >>> [round(float(denoising_loss(k, logits, torch.eye(2), labels, *weights)), 3) for k in LOSSES]
+    [2.842, 0.142, 0.028, 0.127]
+    """
+    if kind == "cross-entropy":
+        return cross_entropy(logits, labels, reduction="none", label_smoothing=smoothing)
+    squared = (expected_embedding(logits, rows) - embedding(labels, rows)).square().sum(dim=1)
+    if kind == "unweighted":
+        return squared
+    return (weight if kind == "paper" else weight.clamp(max=largest)) * squared

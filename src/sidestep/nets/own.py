@@ -1,0 +1,54 @@
+"""Image paths that are given from outside: one freshly initialised module per block."""
+
+import copy
+from collections.abc import Callable
+from functools import partial
+
+from torch import nn
+
+from sidestep.errors import InputError
+from sidestep.noise import Noise
+
+__all__ = ["ImagePath", "image_paths"]
+
+ImagePath = nn.Module | Callable[[], nn.Module]
+
+
+def image_paths(given: ImagePath, blocks: int, noise: Noise) -> list[nn.Module]:
+    """Return one freshly initialised image path per block, from a factory or as copies of a module.
+
+    Args:
+        given: a function or class that makes a module, or a module, which is copied for every block and initialised
+            anew through its layers' own `reset_parameters`.
+        blocks: T.
+        noise: where the initial weights come from.
+    """
+    if not isinstance(given, nn.Module):
+        paths = [_initialised(given, noise.sub(index)) for index in range(blocks)]
+        if len({id(path) for path in paths}) < blocks:
+            raise InputError("the factory returned one and the same module twice; each block needs a new one")
+        return paths
+    return [_initialised(partial(_fresh_copy, given), noise.sub(index)) for index in range(blocks)]
+
+
+def _initialised(make: Callable[[], nn.Module], noise: Noise) -> nn.Module:
+    with noise.torch_seeded():
+        module = make()
+    if not isinstance(module, nn.Module):
+        raise InputError(f"an image path must be a torch.nn.Module, got {type(module).__name__}")
+    return module
+
+
+def _fresh_copy(module: nn.Module) -> nn.Module:
+    twin = copy.deepcopy(module)
+    for name, layer in twin.named_modules():
+        reset = getattr(layer, "reset_parameters", None)
+        if callable(reset):
+            reset()
+        elif any(True for _ in layer.parameters(recurse=False)):
+            raise InputError(
+                f"layer {name or 'the module itself'} ({type(layer).__name__}) has parameters but no "
+                "reset_parameters(), so its copies would all start alike; give the class or a function that makes the "
+                "module instead"
+            )
+    return twin

@@ -1,0 +1,105 @@
+"""Readings of a continuous-time net: class probabilities by every sampler, from images alone."""
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sidestep.nets.continuous import Schedule
+from sidestep.nets.denoiser import Denoiser
+from sidestep.nets.walks import ancestral_walk, ddim_walk, euler_walk, heun_walk, solver_walk
+from sidestep.noise import Noise
+
+__all__ = ["Walker", "diffusion_velocity"]
+
+Outputs = Callable[[Tensor, Tensor], Tensor]  # (z, t) -> class outputs, (batch, classes)
+
+
+def diffusion_velocity(net: Denoiser, schedule: Schedule, outputs: Tensor, latent: Tensor, time: Tensor) -> Tensor:
+    """Return the probability-flow rate of the process q(z_t | y).
+
+    `dz/dt = -gamma'(t)/2 (sqrt(abar) uhat - abar z)`, from `z = sqrt(abar) uhat + sqrt(1 - abar) eps` with uhat and eps
+    held (Song et al. 2021b, eq. 13, in terms of gamma); it stays bounded at both ends of time.
+    """
+    alpha_bar = schedule.alpha_bar(time)
+    return -schedule.slope(time) / 2 * (alpha_bar.sqrt() * net.label_estimate(outputs) - alpha_bar * latent)
+
+
+@dataclass
+class Walker:
+    """One batch of images on its way to labels; the image path runs once, when the walker is made.
+
+    Args:
+        net: the net.
+        images: (batch, channels, height, width), standardised.
+        velocity: from the block's outputs, z and t to dz/dt.
+        noise: what noise starts and stochastic walks draw from; example i uses elements from (start + i) d on.
+        start: index of the first image within the whole set, so that samples do not depend on the batching.
+        steps: steps of each walk with fixed steps.
+        last: the last time at which the rate has a value: 1, or a little less for `(uhat - z) / (1 - t)`.
+    """
+
+    net: Denoiser
+    images: Tensor
+    velocity: Callable[[Tensor, Tensor, Tensor], Tensor]
+    noise: Noise
+    start: int
+    steps: int
+    last: float = 1.0
+
+    def __post_init__(self) -> None:
+        self._prepared = self.net.block.prepare(self.images)
+        self.times = torch.linspace(0, 1, self.steps + 1, device=self.images.device)
+
+    def outputs(self, latent: Tensor, time: Tensor) -> Tensor:
+        """Return the block's class outputs at z and t, (batch, classes)."""
+        return self.net.block.outputs(self._prepared, latent, time)
+
+    def zero(self) -> Tensor:
+        """Return z_0 = 0, (batch, dimension): where the deterministic walks start."""
+        return self.net.embedding.new_zeros(len(self._prepared), self.net.dimension)
+
+    def normal(self, draw: int, index: int) -> Tensor:
+        """Return standard normal noise, (batch, dimension): of one draw, at one step."""
+        count, first = len(self._prepared) * self.net.dimension, self.start * self.net.dimension
+        stream = self.noise.stream(f"draw {draw}").sub(index)
+        drawn = stream.normal(count, start=first, device=self._prepared.device)
+        return drawn.to(self.net.embedding.dtype).view(-1, self.net.dimension)
+
+    def rate(self, latent: Tensor, time: Tensor) -> Tensor:
+        """Return dz/dt at z and t."""
+        return self.velocity(self.outputs(latent, time), latent, time)
+
+    def euler(self, latent: Tensor) -> Tensor:
+        """Return z_1 by Euler's method."""
+        return euler_walk(self.rate, self.times, latent)
+
+    def heun(self, latent: Tensor) -> Tensor:
+        """Return z_1 by Heun's method."""
+        return heun_walk(self.rate, self.times, latent, to_the_end=self.last == 1)
+
+    def adaptive(self, latent: Tensor, solver: str) -> Tensor:
+        """Return z_1 by an adaptive solver of torchdiffeq, up to the last time, and a step of Euler's from there."""
+        latent = solver_walk(self.rate, (0.0, self.last), latent, solver)
+        return euler_walk(self.rate, self.times.new_tensor([self.last, 1.0]), latent) if self.last < 1 else latent
+
+    def _estimate(self, latent: Tensor, index: int) -> Tensor:
+        return self.net.label_estimate(self.outputs(latent, self.times[index : index + 1]))
+
+    def ddim(self, schedule: Schedule, latent: Tensor) -> Tensor:
+        """Return z_1 by DDIM."""
+        return ddim_walk(self._estimate, schedule.alpha_bar(self.times), latent)
+
+    def ancestral(self, schedule: Schedule, draw: int = 0) -> Tensor:
+        """Return z_1 by one draw of the paper's chain, from z_0 ~ N(0, I)."""
+        levels = schedule.alpha_bar(self.times)
+        return ancestral_walk(self._estimate, levels, self.normal(draw, 0), lambda i: self.normal(draw, i + 1))
+
+    def read(self, latents: list[Tensor]) -> Tensor:
+        """Return the mean of the read-outs of several z_1, (batch, classes)."""
+        return torch.stack([self.net.probabilities(latent) for latent in latents]).mean(dim=0)
+
+    def wanted(self, names: Collection[str], readings: dict[str, Callable[[], Tensor]]) -> dict[str, Tensor]:
+        """Return the wanted readings' probabilities, (batch, classes) each; only those are computed."""
+        return {name: readings[name]() for name in names}

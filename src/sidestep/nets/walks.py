@@ -1,0 +1,108 @@
+"""Walks from noise, or from zero, to the label: every sampler, written once, for any function that estimates the label."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sidestep.errors import InputError
+from sidestep.nets.schedules import posterior_coefficients
+
+__all__ = [
+    "ADAPTIVE",
+    "MOST_STEPS",
+    "ancestral_step",
+    "ancestral_walk",
+    "check_steps",
+    "ddim_step",
+    "ddim_walk",
+    "euler_walk",
+    "heun_walk",
+    "solver_walk",
+]
+
+MOST_STEPS = 1000
+ADAPTIVE: tuple[str, ...] = ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun")
+
+Estimate = Callable[[Tensor, int], Tensor]  # (z, index of the step) -> uhat, (batch, dimension)
+Velocity = Callable[[Tensor, Tensor], Tensor]  # (z, t as a tensor of shape (1,)) -> dz/dt
+
+
+def check_steps(steps: int) -> None:
+    """Raise InputError unless a walk can have that many steps."""
+    if not 1 <= steps <= MOST_STEPS:
+        raise InputError(f"steps must be between 1 and {MOST_STEPS}, got {steps}")
+
+
+def ancestral_step(latent: Tensor, estimate: Tensor, before: Tensor, after: Tensor, normal: Tensor) -> Tensor:
+    """Return `z_t = a uhat + b z_s + sqrt(c) eps`, from alpha_bar = `before` to `after` (Li et al. 2025, eq. 3)."""
+    a, b, c = posterior_coefficients(before, after)
+    return a * estimate + b * latent + c.sqrt() * normal
+
+
+def ddim_step(latent: Tensor, estimate: Tensor, before: Tensor, after: Tensor) -> Tensor:
+    """Return the step without noise (Song et al. 2021, eq. 12 with eta = 0).
+
+    `z_t = sqrt(abar_t) uhat + sqrt((1 - abar_t) / (1 - abar_s)) (z_s - sqrt(abar_s) uhat)`
+    """
+    return after.sqrt() * estimate + ((1 - after) / (1 - before)).sqrt() * (latent - before.sqrt() * estimate)
+
+
+def ancestral_walk(estimate: Estimate, alpha_bar: Tensor, latent: Tensor, normal: Callable[[int], Tensor]) -> Tensor:
+    """Walk with fresh noise at each step, along `alpha_bar` of shape (steps + 1,); `normal(i)` is the noise of step i."""
+    for index in range(len(alpha_bar) - 1):
+        guess = estimate(latent, index)
+        latent = ancestral_step(latent, guess, alpha_bar[index], alpha_bar[index + 1], normal(index))
+    return latent
+
+
+def ddim_walk(estimate: Estimate, alpha_bar: Tensor, latent: Tensor) -> Tensor:
+    """Walk without noise along `alpha_bar` of shape (steps + 1,)."""
+    for index in range(len(alpha_bar) - 1):
+        latent = ddim_step(latent, estimate(latent, index), alpha_bar[index], alpha_bar[index + 1])
+    return latent
+
+
+def euler_walk(velocity: Velocity, times: Tensor, latent: Tensor) -> Tensor:
+    """Integrate dz/dt by Euler's method over `times` of shape (steps + 1,)."""
+    for index in range(len(times) - 1):
+        latent = latent + (times[index + 1] - times[index]) * velocity(latent, times[index : index + 1])
+    return latent
+
+
+def heun_walk(velocity: Velocity, times: Tensor, latent: Tensor, to_the_end: bool = True) -> Tensor:
+    """Integrate dz/dt by Heun's method, of second order, over `times` of shape (steps + 1,); two evaluations a step.
+
+    Where the rate has no value at the last time (`to_the_end` false), the last step is Euler's.
+    """
+    for index in range(len(times) - 1):
+        size = times[index + 1] - times[index]
+        first = velocity(latent, times[index : index + 1])
+        if index == len(times) - 2 and not to_the_end:
+            return latent + size * first
+        second = velocity(latent + size * first, times[index + 1 : index + 2])
+        latent = latent + size / 2 * (first + second)
+    return latent
+
+
+def solver_walk(
+    velocity: Velocity, ends: Sequence[float], latent: Tensor, method: str = "dopri5", tolerance: float = 1e-3
+) -> Tensor:
+    """Integrate dz/dt between two times by one of torchdiffeq's methods with adaptive steps.
+
+    Raises:
+        InputError: for a method that is not one of ADAPTIVE.
+    """
+    from torchdiffeq import odeint  # imports scipy, which takes a while
+
+    if method not in ADAPTIVE:
+        raise InputError(f"the adaptive solver must be {', '.join(ADAPTIVE)}, got {method!r}")
+
+    def field(time: Tensor, state: Tensor) -> Tensor:
+        return velocity(state, time.reshape(1).to(state.dtype))
+
+    times = torch.tensor(list(ends), device=latent.device, dtype=torch.float32)
+    options: dict[str, Any] = {"dtype": torch.float64} if latent.device.type != "mps" else {}
+    found: Tensor = odeint(field, latent, times, method=method, rtol=tolerance, atol=tolerance, options=options)
+    return found[-1]

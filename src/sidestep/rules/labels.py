@@ -1,0 +1,80 @@
+"""What the rules that denoise a label share: the embedding's options, and the terms that no block sees."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from sidestep.data import Split, standardise
+from sidestep.nets.denoiser import Denoiser, TimedBlock
+from sidestep.nets.embeddings import class_embedding, unit_rows
+from sidestep.nets.own import ImagePath, image_paths
+from sidestep.nets.paths import path_maker
+from sidestep.nets.readouts import make_readout
+from sidestep.noise import Noise
+from sidestep.rules.protocol import Task
+
+__all__ = ["embedding_for", "learns", "make_denoiser", "project_rows", "readout_loss", "start_divergence"]
+
+
+def learns(embedding: str) -> bool:
+    """Whether an embedding of that kind is trained."""
+    return embedding in ("learned", "prototype")
+
+
+def embedding_for(
+    kind: str, dimension: int | None, unit_norm: bool, task: Task, noise: Noise, examples: Split | None
+) -> Tensor:
+    """Return the class embeddings that a rule's options and the data give, (classes, dimension)."""
+    images = None
+    if examples is not None and kind == "prototype":
+        images = standardise(examples.images, task.mean, task.std)
+    labels = examples.labels if examples is not None else None
+    rows = class_embedding(kind, task.classes, task.image_shape, dimension, noise, images, labels)
+    return unit_rows(rows) if unit_norm else rows
+
+
+def project_rows(net: nn.Module) -> None:
+    """Scale a trained embedding's rows back to norm 1."""
+    embedding = net.embedding
+    if isinstance(embedding, nn.Parameter):
+        with torch.no_grad():
+            embedding.copy_(unit_rows(embedding))
+
+
+def start_divergence(embedding_of_labels: Tensor, alpha_bar: Tensor) -> Tensor:
+    """Return the batch mean of `KL(q(z_0|y) || N(0,I)) = 1/2 [abar_0 |u_y|^2 - d abar_0 - d ln(1 - abar_0)]`."""
+    squared, dimension = embedding_of_labels.square().sum(dim=1), embedding_of_labels.shape[1]
+    return (alpha_bar * squared - dimension * (alpha_bar + torch.log1p(-alpha_bar))).mean() / 2
+
+
+def readout_loss(readout: nn.Module, embedding: Tensor, latent: Tensor, labels: Tensor) -> Tensor:
+    """Return the batch mean of `CE(p_out(z), y)`."""
+    return cross_entropy(readout(latent, embedding), labels)
+
+
+def make_denoiser(  # long: what a continuous-time net is made of
+    task: Task,
+    noise: Noise,
+    module: ImagePath | None,
+    path: str,
+    embedding: Tensor,
+    kind: str,
+    readout: str,
+    schedule: nn.Module | None,
+) -> Denoiser:
+    """Return a continuous-time net, ready to train.
+
+    Args:
+        task: what it is for.
+        noise: where the initial weights come from.
+        module: an image path of the user's, or None.
+        path: name of the image path otherwise.
+        embedding: u, (classes, dimension).
+        kind: the kind of embedding.
+        readout: name of the read-out.
+        schedule: the noise schedule, or None.
+    """
+    made = image_paths(module or path_maker(path, task.image_shape, norm=False), 1, noise.stream("paths"))[0]
+    with noise.stream("blocks").torch_seeded():
+        block = TimedBlock(made, task.image_shape, embedding.shape[1], task.classes, kind == "prototype")
+        return Denoiser(block, embedding, make_readout(readout, embedding), schedule, learns(kind))

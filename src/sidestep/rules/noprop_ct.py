@@ -1,0 +1,207 @@
+"""NoProp in continuous time: one block learns to denoise the label at every noise level.
+
+Li, Teh, Pascanu, "NoProp: Training Neural Networks without (Full) Back-propagation or (Full) Forward-propagation",
+arXiv 2503.24322, section 3 and Algorithm 2. With t ~ U[0, 1] and `z_t ~ N(sqrt(abar(t)) u_y, (1 - abar(t)) I)`:
+
+    L = CE(p_out(z_1), y) + KL(q(z_0 | y) || N(0, I)) + eta/2 SNR'(t) |uhat(z_t, x, t) - u_y|^2
+
+The last term is one choice of several (`loss`): its weight SNR'(t) lets a few times own nearly all of the gradient.
+"""
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import ClassVar, Literal, cast
+
+import torch
+from torch import Tensor, nn
+
+from sidestep.data import Split
+from sidestep.errors import InputError
+from sidestep.nets.continuous import Schedule, make_schedule
+from sidestep.nets.denoiser import Denoiser, draw_times
+from sidestep.nets.dropout import masks_from
+from sidestep.nets.embeddings import embedding_distances
+from sidestep.nets.losses import check_loss, denoising_loss
+from sidestep.nets.own import ImagePath
+from sidestep.nets.timed_predictions import Walker, diffusion_velocity
+from sidestep.nets.units import kept_statistics
+from sidestep.nets.walks import check_steps
+from sidestep.noise import Noise
+from sidestep.rules.dense import adam, adamw, apply_dense, check_choice, check_positive, check_range, gradients_of
+from sidestep.rules.labels import embedding_for, make_denoiser, project_rows, readout_loss, start_divergence
+from sidestep.rules.protocol import Batch, Task
+from sidestep.update import Dense, Update
+
+__all__ = ["NoPropCT"]
+
+
+@dataclass(frozen=True)
+class NoPropCT:
+    """Train one block to denoise the label at every time (Li, Teh, Pascanu 2025, continuous time)."""
+
+    loss: Literal["paper", "clipped", "unweighted", "cross-entropy"] = "cross-entropy"
+    """Denoising loss: eta/2 SNR'(t) times the squared error (the paper's), that weight clipped, or 1; or cross-entropy."""
+    schedule: Literal["learned", "linear", "cosine"] = "linear"
+    """Noise schedule: learned (the paper's, with loss = paper), or fixed: log SNR linear in t, or cosine."""
+    eta: float = 1.0
+    """Weight of the denoising loss (the paper's eta), where the loss has one."""
+    largest_weight: float = 5.0
+    """The most that the weight eta/2 SNR'(t) can be with loss = clipped."""
+    label_smoothing: float = 0.0
+    """Share of a label that is spread over all classes, with loss = cross-entropy."""
+    embedding: Literal["one-hot", "orthogonal", "learned", "prototype"] = "one-hot"
+    """Class embedding u_y: fixed one-hot or orthogonal; learned, or learned from an image of each class (prototype)."""
+    dimension: int | None = None
+    """Length of a learned (default 20, the paper's d) or orthogonal embedding; one-hot and prototype have their own."""
+    unit_norm: bool = False
+    """Keep every class embedding at norm 1, which a learned one needs so as not to collapse."""
+    readout: Literal["softmax", "radial", "nearest"] = "softmax"
+    """Posterior p(y | z_1): linear with softmax, by distance after a softmax, or the nearest class embedding."""
+    path: Literal["auto", "figure-6", "pooled", "resnet-9"] = "auto"
+    """Image path: the paper's (Figure 6), pooled for images beyond 64 x 64, or a ResNet-9; auto: one of the first two."""
+    times: Literal["stratified", "uniform"] = "stratified"
+    """Times of a batch: one in each of as many equal intervals, or independent."""
+    draws_per_image: int = 1
+    """Pairs (t, z_t) per image and step; the image path, which is most of the work, still runs once."""
+    optimizer_kind: Literal["adam", "adamw"] = "adamw"
+    """Adam with L2 weight decay (the paper's), or AdamW with decoupled weight decay."""
+    learning_rate: float = 1e-3
+    """Step size."""
+    weight_decay: float = 1e-3
+    """Weight decay."""
+    smallest_alpha_bar: float = 0.0067
+    """alpha_bar(0), how much label is left in z_0; where a learned schedule starts."""
+    largest_alpha_bar: float = 0.9933
+    """alpha_bar(1), how clean z_1 is; where a learned schedule starts."""
+    steps: int = 50
+    """Steps of a sampler when predicting, 1 to 1000 (the paper's tables: 1000)."""
+    solver: Literal["dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun"] = "dopri5"
+    """Method of the reading `adaptive` (torchdiffeq)."""
+    draws: int = 8
+    """Ancestral chains that the reading `mean` averages over."""
+
+    name: ClassVar[str] = "noprop-ct"
+    summary: ClassVar[str] = "NoProp, continuous time: one block denoises the label at every noise level"
+    predictors: ClassVar[tuple[str, ...]] = (
+        "ddim", "ddim from noise", "ancestral", "euler", "heun", "adaptive", "mean", "first step",
+    )  # fmt: skip
+    for_inference: ClassVar[tuple[str, ...]] = ("steps", "solver", "draws")
+
+    def __post_init__(self) -> None:
+        check_loss(self.loss)
+        check_positive(1e6, eta=self.eta, largest_weight=self.largest_weight)
+        check_positive(100, learning_rate=self.learning_rate)
+        check_range(0, 1, weight_decay=self.weight_decay)
+        check_range(0, 0.99, label_smoothing=self.label_smoothing)
+        check_range(1, 1000, draws=self.draws, draws_per_image=self.draws_per_image)
+        check_steps(self.steps)
+        check_choice(self)
+        if self.dimension is not None:
+            check_range(1, 1_000_000, dimension=self.dimension)
+        make_schedule(self.schedule, self.smallest_alpha_bar, self.largest_alpha_bar)
+        if self.schedule == "learned" and self.loss != "paper":
+            raise InputError(
+                f"schedule = learned needs loss = paper, got {self.loss}: the bound's own weight is what keeps a learned "
+                "schedule from making every z_t clean; take schedule = linear or cosine"
+            )
+
+    def build(self, task: Task, noise: Noise, examples: Split | None, module: ImagePath | None) -> Denoiser:
+        """Make the net of the paper's block, or of a block around a module of the user's."""
+        rows = embedding_for(self.embedding, self.dimension, self.unit_norm, task, noise.stream("embedding"), examples)
+        schedule = make_schedule(self.schedule, self.smallest_alpha_bar, self.largest_alpha_bar)
+        return make_denoiser(task, noise, module, self.path, rows, self.embedding, self.readout, schedule)
+
+    def units(self, net: nn.Module) -> dict[str, list[str]]:
+        """Return the block's parameters, and those of what it is trained with: read-out, embedding, schedule."""
+        names = [name for name, _ in net.named_parameters()]
+        shared = [name for name in names if not name.startswith("block.")]
+        found = {"block": [name for name in names if name.startswith("block.")]}
+        return {**found, "read-out": shared} if shared else found
+
+    def optimizer(self, net: nn.Module) -> torch.optim.Optimizer:
+        """Make Adam or AdamW with one group for the block and one for the rest."""
+        make = adam if self.optimizer_kind == "adam" else adamw
+        return make(net, self.units(net), self.learning_rate, self.weight_decay)
+
+    def estimate(self, net: nn.Module, batch: Batch, noise: Noise) -> Update:
+        """Return the gradients of the loss, one time and one noise per image (and draw)."""
+        assert isinstance(net, Denoiser)  # made by build
+        net.train()
+        generator, schedule = noise.generator(batch.images.device), _schedule(net)
+        draw = draw_times(self.times, len(batch.labels) * self.draws_per_image, net.dimension, generator)
+        labels = batch.labels.repeat(self.draws_per_image)
+        alpha_bar = schedule.alpha_bar(draw.time)[:, None]
+        target = net.label_embedding(labels)
+        latent = alpha_bar.sqrt() * target + (1 - alpha_bar).sqrt() * draw.normal
+        with (
+            kept_statistics(net) as changed,
+            masks_from(generator),
+            noise.stream("module").torch_seeded(batch.images.device),
+        ):
+            prepared = net.block.prepare(batch.images).repeat(self.draws_per_image, 1)
+            logits = net.block.outputs(prepared, latent, draw.time)
+            statistics = changed()
+        weight = self.eta / 2 * schedule.snr_slope(draw.time)
+        each = denoising_loss(
+            self.loss, logits, net.embedding, labels, weight, self.largest_weight, self.label_smoothing
+        )
+        losses = {"block: denoising": each.mean(), **self._other_terms(net, batch.labels, noise.sub(1))}
+        gradients = gradients_of(torch.stack(list(losses.values())).sum(), dict(net.named_parameters()))
+        return Dense(gradients, statistics, {name: loss.detach() for name, loss in losses.items()})
+
+    def _other_terms(self, net: Denoiser, labels: Tensor, noise: Noise) -> dict[str, Tensor]:
+        """Return `CE(p_out(z_1), y)` and `KL(q(z_0 | y) || N(0, I))`, which the block does not enter."""
+        ends = _schedule(net).alpha_bar(net.embedding.new_tensor([0.0, 1.0]))
+        target = net.label_embedding(labels)
+        normal = torch.empty_like(target).normal_(generator=noise.generator(target.device))
+        last = ends[1].sqrt() * target + (1 - ends[1]).sqrt() * normal
+        return {
+            "read-out: cross-entropy": readout_loss(net.readout, net.embedding, last, labels),
+            "read-out: KL": start_divergence(target, ends[0]),
+        }
+
+    def decide(self, update: Update) -> Update:
+        """Return the update as it is."""
+        return update
+
+    def apply(self, net: nn.Module, update: Update, optimizer: torch.optim.Optimizer) -> None:
+        """Take one step along the gradients; put the embedding back to norm 1 where that is wanted."""
+        apply_dense(net, update, optimizer)
+        if self.unit_norm:
+            project_rows(net)
+
+    def predict(
+        self, net: nn.Module, images: Tensor, noise: Noise, start: int = 0, names: Collection[str] | None = None
+    ) -> dict[str, Tensor]:
+        """Return class probabilities by each sampler, and by the first step alone: the block's own output at z = 0, t = 0."""
+        assert isinstance(net, Denoiser)  # made by build
+        net.eval()
+        schedule = _schedule(net)
+
+        def velocity(outputs: Tensor, latent: Tensor, time: Tensor) -> Tensor:
+            return diffusion_velocity(net, schedule, outputs, latent, time)
+
+        with torch.no_grad():
+            walk = Walker(net, images, velocity, noise, start, self.steps)
+            readings: dict[str, Callable[[], Tensor]] = {
+                "ddim": lambda: walk.read([walk.ddim(schedule, walk.zero())]),
+                "ddim from noise": lambda: walk.read([walk.ddim(schedule, walk.normal(0, 0))]),
+                "ancestral": lambda: walk.read([walk.ancestral(schedule)]),
+                "euler": lambda: walk.read([walk.euler(walk.zero())]),
+                "heun": lambda: walk.read([walk.heun(walk.zero())]),
+                "adaptive": lambda: walk.read([walk.adaptive(walk.zero(), self.solver)]),
+                "mean": lambda: walk.read([walk.ancestral(schedule, draw) for draw in range(self.draws)]),
+                "first step": lambda: walk.outputs(walk.zero(), walk.times[:1]).softmax(dim=1),
+            }
+            return walk.wanted(names or self.predictors, readings)
+
+    def watch(self, net: nn.Module) -> dict[str, float]:
+        """Return the embeddings' smallest norm and distance, and the schedule's ends."""
+        assert isinstance(net, Denoiser)  # made by build
+        with torch.no_grad():
+            first, last = _schedule(net).alpha_bar(net.embedding.new_tensor([0.0, 1.0])).tolist()
+        return {**embedding_distances(net.embedding), "alpha_bar(0)": first, "alpha_bar(1)": last}
+
+
+def _schedule(net: Denoiser) -> Schedule:
+    return cast("Schedule", net.schedule)

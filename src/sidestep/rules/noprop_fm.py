@@ -1,0 +1,207 @@
+"""NoProp as flow matching: one block learns the velocity that carries noise to the label.
+
+Li, Teh, Pascanu, "NoProp: Training Neural Networks without (Full) Back-propagation or (Full) Forward-propagation",
+arXiv 2503.24322, section 3.3 and Algorithm 3. With z_0 ~ N(0, I), z_1 = u_y and `z_t ~ N(t z_1 + (1 - t) z_0, sigma^2 I)`:
+
+    L = |v(z_t, x, t) - (z_1 - z_0)|^2   + CE(p_out(z_t + (1 - t) v), y)       the anchor, where the embedding is learned
+
+The paper predicts the velocity, `v = outputs W`. Predicting the label instead, `uhat = softmax(outputs) W` and
+`v = (uhat - z_t) / (1 - t)`, turns the same loss into `|uhat - u_y|^2 / (1 - t)^2`, with the same choice of weights as in
+the other variants.
+"""
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from sidestep.data import Split
+from sidestep.errors import InputError
+from sidestep.nets.denoiser import Denoiser, Draw, draw_times
+from sidestep.nets.dropout import masks_from
+from sidestep.nets.embeddings import embedding_distances
+from sidestep.nets.losses import check_loss, denoising_loss
+from sidestep.nets.own import ImagePath
+from sidestep.nets.precision import full_precision
+from sidestep.nets.timed_predictions import Walker
+from sidestep.nets.units import kept_statistics
+from sidestep.nets.walks import check_steps
+from sidestep.noise import Noise
+from sidestep.rules.dense import adam, adamw, apply_dense, check_choice, check_positive, check_range, gradients_of
+from sidestep.rules.labels import embedding_for, learns, make_denoiser, project_rows, readout_loss
+from sidestep.rules.protocol import Batch, Task
+from sidestep.update import Dense, Update
+
+__all__ = ["NoPropFM"]
+
+_REST = 1e-3  # the smallest 1 - t that a label estimate's velocity is divided by
+
+
+@dataclass(frozen=True)
+class NoPropFM:
+    """Train one block to carry noise to the label (Li, Teh, Pascanu 2025, flow matching)."""
+
+    prediction: Literal["label", "velocity"] = "label"
+    """What the block predicts: the label embedding, or the velocity (the paper's choice)."""
+    loss: Literal["paper", "clipped", "unweighted", "cross-entropy"] = "cross-entropy"
+    """Squared error of the velocity (the paper's), its weight 1/(1-t)^2 clipped, or without it; or cross-entropy."""
+    largest_weight: float = 5.0
+    """The most that the weight 1/(1-t)^2 can be with loss = clipped."""
+    label_smoothing: float = 0.0
+    """Share of a label that is spread over all classes, with loss = cross-entropy."""
+    sigma: float = 0.0
+    """Spread of z_t about the straight line (the paper's sigma)."""
+    embedding: Literal["one-hot", "orthogonal", "learned", "prototype"] = "one-hot"
+    """Class embedding u_y: fixed one-hot or orthogonal; learned, or learned from an image of each class (prototype)."""
+    dimension: int | None = None
+    """Length of a learned (default 20, the paper's d) or orthogonal embedding; one-hot and prototype have their own."""
+    unit_norm: bool = False
+    """Keep every class embedding at norm 1."""
+    readout: Literal["softmax", "radial", "nearest"] = "nearest"
+    """How z_1 is read: the nearest class embedding (the paper's), or a trained read-out."""
+    path: Literal["auto", "figure-6", "pooled", "resnet-9"] = "auto"
+    """Image path: the paper's (Figure 6), pooled for images beyond 64 x 64, or a ResNet-9; auto: one of the first two."""
+    times: Literal["stratified", "uniform"] = "stratified"
+    """Times of a batch: one in each of as many equal intervals, or independent."""
+    draws_per_image: int = 1
+    """Pairs (t, z_t) per image and step; the image path, which is most of the work, still runs once."""
+    optimizer_kind: Literal["adam", "adamw"] = "adamw"
+    """Adam with L2 weight decay (the paper's), or AdamW with decoupled weight decay."""
+    learning_rate: float = 1e-3
+    """Step size."""
+    weight_decay: float = 1e-3
+    """Weight decay."""
+    steps: int = 50
+    """Steps of a sampler when predicting, 1 to 1000 (the paper's tables: 1000)."""
+    solver: Literal["dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun"] = "dopri5"
+    """Method of the reading `adaptive` (torchdiffeq)."""
+    draws: int = 8
+    """Noise starts that the reading `mean` averages over."""
+
+    name: ClassVar[str] = "noprop-fm"
+    summary: ClassVar[str] = "NoProp, flow matching: one block carries noise to the label"
+    predictors: ClassVar[tuple[str, ...]] = ("euler", "euler from noise", "heun", "adaptive", "mean", "first step")
+    for_inference: ClassVar[tuple[str, ...]] = ("steps", "solver", "draws")
+
+    def __post_init__(self) -> None:
+        check_loss(self.loss)
+        check_positive(1e6, largest_weight=self.largest_weight)
+        check_positive(100, learning_rate=self.learning_rate)
+        check_range(0, 1, weight_decay=self.weight_decay)
+        check_range(0, 10, sigma=self.sigma)
+        check_range(0, 0.99, label_smoothing=self.label_smoothing)
+        check_range(1, 1000, draws=self.draws, draws_per_image=self.draws_per_image)
+        check_steps(self.steps)
+        check_choice(self)
+        if self.dimension is not None:
+            check_range(1, 1_000_000, dimension=self.dimension)
+        if self.prediction == "velocity" and self.loss != "paper":
+            raise InputError(
+                f"prediction = velocity has loss = paper only, got {self.loss}; the other losses compare label estimates: "
+                "take prediction = label"
+            )
+
+    def build(self, task: Task, noise: Noise, examples: Split | None, module: ImagePath | None) -> Denoiser:
+        """Make the net of the paper's block, or of a block around a module of the user's."""
+        rows = embedding_for(self.embedding, self.dimension, self.unit_norm, task, noise.stream("embedding"), examples)
+        return make_denoiser(task, noise, module, self.path, rows, self.embedding, self.readout, None)
+
+    def units(self, net: nn.Module) -> dict[str, list[str]]:
+        """Return the block's parameters, and those of what it is trained with: read-out, embedding."""
+        names = [name for name, _ in net.named_parameters()]
+        shared = [name for name in names if not name.startswith("block.")]
+        found = {"block": [name for name in names if name.startswith("block.")]}
+        return {**found, "read-out": shared} if shared else found
+
+    def optimizer(self, net: nn.Module) -> torch.optim.Optimizer:
+        """Make Adam or AdamW with one group for the block and one for the rest."""
+        make = adam if self.optimizer_kind == "adam" else adamw
+        return make(net, self.units(net), self.learning_rate, self.weight_decay)
+
+    def estimate(self, net: nn.Module, batch: Batch, noise: Noise) -> Update:
+        """Return the gradients of the loss, one time and one noise per image (and draw)."""
+        assert isinstance(net, Denoiser)  # made by build
+        net.train()
+        generator = noise.generator(batch.images.device)
+        draw = draw_times(self.times, len(batch.labels) * self.draws_per_image, net.dimension, generator)
+        labels = batch.labels.repeat(self.draws_per_image)
+        time, target = draw.time[:, None], net.label_embedding(labels)
+        latent = time * target + (1 - time) * draw.normal
+        if self.sigma:
+            latent = latent + self.sigma * torch.empty_like(latent).normal_(generator=generator)
+        with (
+            kept_statistics(net) as changed,
+            masks_from(generator),
+            noise.stream("module").torch_seeded(batch.images.device),
+        ):
+            prepared = net.block.prepare(batch.images).repeat(self.draws_per_image, 1)
+            outputs = net.block.outputs(prepared, latent, draw.time)
+            statistics = changed()
+        losses = self._losses(net, outputs, latent, labels, draw)
+        gradients = gradients_of(torch.stack(list(losses.values())).sum(), dict(net.named_parameters()))
+        return Dense(gradients, statistics, {name: loss.detach() for name, loss in losses.items()})
+
+    def _losses(self, net: Denoiser, outputs: Tensor, latent: Tensor, labels: Tensor, draw: Draw) -> dict[str, Tensor]:
+        """Return the flow's loss, and the anchor's where something besides the block is trained."""
+        rest = 1 - draw.time
+        if self.prediction == "velocity":
+            velocity = _velocity(net, outputs)
+            each = (velocity - (net.label_embedding(labels) - draw.normal)).square().sum(dim=1)
+            landing = latent + rest[:, None] * velocity
+        else:
+            each = denoising_loss(
+                self.loss, outputs, net.embedding, labels, rest**-2, self.largest_weight, self.label_smoothing
+            )
+            landing = net.label_estimate(outputs)
+        losses = {"block: flow": each.mean()}
+        if learns(self.embedding) or self.readout != "nearest":
+            losses["read-out: anchor"] = readout_loss(net.readout, net.embedding, landing, labels)
+        return losses
+
+    def decide(self, update: Update) -> Update:
+        """Return the update as it is."""
+        return update
+
+    def apply(self, net: nn.Module, update: Update, optimizer: torch.optim.Optimizer) -> None:
+        """Take one step along the gradients; put the embedding back to norm 1 where that is wanted."""
+        apply_dense(net, update, optimizer)
+        if self.unit_norm:
+            project_rows(net)
+
+    def predict(
+        self, net: nn.Module, images: Tensor, noise: Noise, start: int = 0, names: Collection[str] | None = None
+    ) -> dict[str, Tensor]:
+        """Return class probabilities by each solver, and by the first step alone: where the flow points at z = 0, t = 0."""
+        assert isinstance(net, Denoiser)  # made by build
+        net.eval()
+
+        def velocity(outputs: Tensor, latent: Tensor, time: Tensor) -> Tensor:
+            if self.prediction == "velocity":
+                return _velocity(net, outputs)
+            return (net.label_estimate(outputs) - latent) / (1 - time).clamp_min(_REST)
+
+        with torch.no_grad():
+            last = 1.0 if self.prediction == "velocity" else 1 - _REST
+            walk = Walker(net, images, velocity, noise, start, self.steps, last)
+            readings: dict[str, Callable[[], Tensor]] = {
+                "euler": lambda: walk.read([walk.euler(walk.zero())]),
+                "euler from noise": lambda: walk.read([walk.euler(walk.normal(0, 0))]),
+                "heun": lambda: walk.read([walk.heun(walk.zero())]),
+                "adaptive": lambda: walk.read([walk.adaptive(walk.zero(), self.solver)]),
+                "mean": lambda: walk.read([walk.euler(walk.normal(draw, 0)) for draw in range(self.draws)]),
+                "first step": lambda: walk.read([walk.rate(walk.zero(), walk.times[:1])]),
+            }
+            return walk.wanted(names or self.predictors, readings)
+
+    def watch(self, net: nn.Module) -> dict[str, float]:
+        """Return the smallest norm and distance of the class embeddings, which would shrink in a collapse."""
+        assert isinstance(net, Denoiser)  # made by build
+        return embedding_distances(net.embedding)
+
+
+def _velocity(net: Denoiser, outputs: Tensor) -> Tensor:
+    """Return `v = outputs W`, (batch, dimension)."""
+    with full_precision(outputs):
+        return outputs @ net.embedding
