@@ -2,6 +2,7 @@
 
 import csv
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -30,9 +31,23 @@ def predict_command(arguments: list[str]) -> None:
     tyro.cli(_predict, prog="sidestep predict", args=arguments)
 
 
-def _load(path: Path, module: str | None, device: str) -> Run:
+def _load(path: Path, module: str | None, device: str, settings: Sequence[str]) -> Run:
     # never from the run's own configuration: looking at somebody's run must not run their code
-    return load_run(path, module=module_from(module) if module else None, device=device)
+    made = module_from(module) if module else None
+    return load_run(path, module=made, device=device, inference=dict(map(_setting, settings)))
+
+
+def _setting(text: str) -> tuple[str, int | float | str]:
+    """Return name and value of NAME=VALUE; a value that reads as a number is one."""
+    name, equals, value = text.partition("=")
+    if not equals or not name or not value:
+        raise InputError(f"--set takes NAME=VALUE, for instance steps=200, got {text!r}")
+    for kind in (int, float):
+        try:
+            return name, kind(value)
+        except ValueError:
+            continue
+    return name, value
 
 
 def _evaluate(
@@ -41,10 +56,12 @@ def _evaluate(
     data: str | None = None,
     data_dir: Path | None = None,
     split: Literal["test", "validation", "train"] = "test",
+    reading: tuple[str, ...] = (),
+    set: tuple[str, ...] = (),
     module: str | None = None,
     device: str = "auto",
     json: bool = False,
-) -> None:
+) -> None:  # long: the options of the command
     """Print the accuracy of a trained run by every reading that its rule has.
 
     Args:
@@ -52,11 +69,13 @@ def _evaluate(
         data: Data set, .npz file or image folder; by default what the run was trained on.
         data_dir: Folder that is looked in before anything is downloaded. Default: the variable SIDESTEP_DATA.
         split: Which split to evaluate on.
+        reading: Only these readings (`sidestep rules` lists them).
+        set: Other settings of the samplers than at training, NAME=VALUE, e.g. --set steps=200 draws=16.
         module: Image path the run was trained with, FILE.py:NAME, if it was one of your own.
         device: Where to compute: auto, cpu, cuda, cuda:1, mps.
         json: Print one JSON object.
     """
-    trained = _load(run, module, device)
+    trained = _load(run, module, device, set)
     found = _data_of(run, data, data_dir)
     _check_task(trained, found, known=found.name in {known.name for known in names()})
     if split != "test":
@@ -64,11 +83,11 @@ def _evaluate(
     part = found.test if split == "test" else found.validation if split == "validation" else found.train
     if not len(part):
         raise InputError(f"{found.name} has no {split} images; choose another --split")
-    shares = trained.evaluate(part)
+    shares = trained.evaluate(part, reading)
     if json:
         show_json({
             "rule": trained.rule.name, "data": found.name, "split": split, "images": len(part), "seed": trained.seed,
-            "steps": trained.step, "accuracy": shares[trained.rule.predictors[0]], "readings": shares, "run": str(run),
+            "steps": trained.step, "accuracy": next(iter(shares.values())), "readings": shares, "run": str(run),
         })  # fmt: skip
         return
     rows = [[name, f"{share:.2%}"] for name, share in shares.items()]
@@ -125,6 +144,7 @@ def _predict(
     /,
     out: Path | None = None,
     reading: str | None = None,
+    set: tuple[str, ...] = (),
     module: str | None = None,
     device: str = "auto",
     most: int = 20,
@@ -138,13 +158,14 @@ def _predict(
         file: Images: a .npz (array `images`, `x`, `x_test`, `test_images`, or its only one), a .npy, or a picture.
         out: Write all predictions there: .csv (index, class, probability) or .npz (labels, probabilities, class_names).
         reading: Which of the rule's readings to use, e.g. ancestral; by default the first (see `sidestep rules`).
+        set: Other settings of the samplers than at training, NAME=VALUE, e.g. --set steps=200.
         module: Image path the run was trained with, FILE.py:NAME, if it was one of your own.
         device: Where to compute: auto, cpu, cuda, cuda:1, mps.
         most: How many predictions to print.
         overwrite: Let --out replace a file that exists.
         json: Print one JSON object with all labels.
     """
-    trained = _load(run, module, device)
+    trained = _load(run, module, device, set)
     if out:
         check_new(out, overwrite, (".csv", ".npz"))
     images = read_images(file, trained.task.image_shape)

@@ -2,20 +2,27 @@
 
 from sidestep.nets.baselines import MLP, ChainedBlocks
 from sidestep.nets.blocks import Block, LatentPath
+from sidestep.nets.continuous import CosineSchedule, LearnedSchedule, LinearSchedule, make_schedule
+from sidestep.nets.denoiser import Denoiser, TimedBlock
 from sidestep.nets.dropout import Dropout, masks_from
 from sidestep.nets.embeddings import (
+    class_embedding,
     embedding_distances,
+    expected_embedding,
     one_hot_embedding,
     orthogonal_embedding,
     prototype_embedding,
+    unit_rows,
 )
+from sidestep.nets.losses import denoising_loss
 from sidestep.nets.own import ImagePath, image_paths
 from sidestep.nets.paths import ConvPath, PooledPath, ResidualPath
-from sidestep.nets.readouts import RadialReadout, SoftmaxReadout
+from sidestep.nets.readouts import NearestReadout, RadialReadout, SoftmaxReadout, make_readout
 from sidestep.nets.samplers import Chain, ancestral_chain, ddim_chain, stack_predictions
-from sidestep.nets.schedules import cosine_alpha_bar, posterior_coefficients, signal_to_noise
+from sidestep.nets.schedules import cosine_alpha_bar, posterior_coefficients, readable_alpha_bar, signal_to_noise
 from sidestep.nets.stack import DenoisingStack
 from sidestep.nets.units import kept_statistics, run_units
+from sidestep.nets.walks import ancestral_walk, ddim_walk, euler_walk, heun_walk, solver_walk
 
 __all__ = [
     "MLP",
@@ -23,23 +30,44 @@ __all__ = [
     "Chain",
     "ChainedBlocks",
     "ConvPath",
+    "CosineSchedule",
+    "Denoiser",
     "DenoisingStack",
     "Dropout",
+    "ImagePath",
     "LatentPath",
+    "LearnedSchedule",
+    "LinearSchedule",
+    "NearestReadout",
+    "PooledPath",
     "RadialReadout",
+    "ResidualPath",
     "SoftmaxReadout",
+    "TimedBlock",
     "ancestral_chain",
+    "ancestral_walk",
+    "class_embedding",
     "cosine_alpha_bar",
     "ddim_chain",
+    "ddim_walk",
+    "denoising_loss",
     "embedding_distances",
+    "euler_walk",
+    "expected_embedding",
+    "heun_walk",
     "image_paths",
     "kept_statistics",
+    "make_readout",
+    "make_schedule",
     "masks_from",
     "one_hot_embedding",
     "orthogonal_embedding",
     "posterior_coefficients",
     "prototype_embedding",
+    "readable_alpha_bar",
     "run_units",
     "signal_to_noise",
+    "solver_walk",
     "stack_predictions",
+    "unit_rows",
 ]

@@ -35,14 +35,14 @@ def embedding_dimension(kind: str, classes: int, pixels: int, dimension: int | N
         size, reason = fixed[kind]
         if dimension not in (None, size):
             raise InputError(
-                f"a {kind} embedding has {reason}, here {size}, so dimension cannot be {dimension}; leave dimension out, "
-                "or take embedding = learned, which can have any"
+                f"a {kind} embedding has {reason}, here {size}, so dimension cannot be {dimension}; leave dimension "
+                "out, or take embedding = learned, which can have any"
             )
         return size
     if kind == "orthogonal" and dimension is not None and dimension < classes:
         raise InputError(
-            f"{classes} classes cannot be orthogonal in {dimension} dimensions; give dimension {classes} or more, or take "
-            "embedding = learned, which starts as orthogonal as it can be"
+            f"{classes} classes cannot be orthogonal in {dimension} dimensions; give dimension {classes} or more, or "
+            "take embedding = learned, which starts as orthogonal as it can be"
         )
     return dimension if dimension is not None else (classes if kind == "orthogonal" else LEARNED_DIMENSION)
 

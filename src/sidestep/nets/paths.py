@@ -118,8 +118,8 @@ def path_maker(kind: str, image_shape: tuple[int, int, int], norm: bool) -> Call
     """Return a function that makes one image path.
 
     Args:
-        kind: `figure-6`, the paper's; `pooled`, for large images; `resnet-9`; `auto`: the paper's, or the pooled one where
-            images have more than 64 x 64 pixels.
+        kind: `figure-6`, the paper's; `pooled`, for large images; `resnet-9`; `auto`: the paper's, or the pooled one
+            where images have more than 64 x 64 pixels.
         image_shape: (channels, height, width).
         norm: whether the paper's path ends in batch norm (discrete blocks) or ReLU (continuous ones).
 

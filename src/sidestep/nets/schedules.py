@@ -60,9 +60,9 @@ def readable_alpha_bar(blocks: int, classes: int, low: float = 1e-3, high: float
     """Return levels alpha_bar_0 .. alpha_bar_T between which a noisy label becomes readable in equal steps.
 
     Readability is the chance that the class nearest to z_t is the right one, for m orthonormal class embeddings:
-    `P(delta) = int phi(x - delta) Phi(x)^(m-1) dx` with `delta = sqrt(alpha_bar / (1 - alpha_bar))`. The levels split the
-    range of P between `low` and `high` evenly, as DiffusionBlocks places its blocks at equal probability mass
-    (arXiv 2506.14202, section 3.2); the cosine schedule spends most of its blocks where z_t says nothing.
+    `P(delta) = int phi(x - delta) Phi(x)^(m-1) dx` with `delta = sqrt(alpha_bar / (1 - alpha_bar))`. The levels split
+    the range of P between `low` and `high` evenly, in the spirit of DiffusionBlocks, which places its blocks at equal
+    probability mass (arXiv 2506.14202); the cosine schedule spends most of its blocks where z_t says nothing.
 
     >>> [round(value, 3) for value in readable_alpha_bar(3, 10).tolist()]
     [0.001, 0.612, 0.789, 0.999]

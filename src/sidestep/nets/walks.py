@@ -1,4 +1,4 @@
-"""Walks from noise, or from zero, to the label: every sampler, written once, for any function that estimates the label."""
+"""Walks from noise, or from zero, to the label: every sampler, written once, for any estimate of the label."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -50,7 +50,7 @@ def ddim_step(latent: Tensor, estimate: Tensor, before: Tensor, after: Tensor) -
 
 
 def ancestral_walk(estimate: Estimate, alpha_bar: Tensor, latent: Tensor, normal: Callable[[int], Tensor]) -> Tensor:
-    """Walk with fresh noise at each step, along `alpha_bar` of shape (steps + 1,); `normal(i)` is the noise of step i."""
+    """Walk with fresh noise at each step, `normal(i)` at step i, along `alpha_bar` of shape (steps + 1,)."""
     for index in range(len(alpha_bar) - 1):
         guess = estimate(latent, index)
         latent = ancestral_step(latent, guess, alpha_bar[index], alpha_bar[index + 1], normal(index))

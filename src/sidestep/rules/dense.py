@@ -11,7 +11,16 @@ from sidestep.errors import InputError
 from sidestep.nets.precision import full_precision
 from sidestep.update import Dense, Update
 
-__all__ = ["adam", "adamw", "apply_dense", "check_choice", "check_positive", "check_range", "gradients_of"]
+__all__ = [
+    "OPTIMIZERS",
+    "adam",
+    "adamw",
+    "apply_dense",
+    "check_choice",
+    "check_positive",
+    "check_range",
+    "gradients_of",
+]
 
 
 def gradients_of(loss: Tensor, wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -38,6 +47,9 @@ def adam(
     parameters = dict(net.named_parameters())
     groups = [{"params": [parameters[name] for name in names]} for names in units.values()]
     return torch.optim.Adam(groups, lr=learning_rate, weight_decay=weight_decay, fused=True)
+
+
+OPTIMIZERS = {"adam": adam, "adamw": adamw}
 
 
 def apply_dense(net: nn.Module, update: Update, optimizer: torch.optim.Optimizer) -> None:

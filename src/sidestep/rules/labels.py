@@ -13,7 +13,15 @@ from sidestep.nets.readouts import make_readout
 from sidestep.noise import Noise
 from sidestep.rules.protocol import Task
 
-__all__ = ["embedding_for", "learns", "make_denoiser", "project_rows", "readout_loss", "start_divergence"]
+__all__ = [
+    "block_units",
+    "embedding_for",
+    "learns",
+    "make_denoiser",
+    "project_rows",
+    "readout_loss",
+    "start_divergence",
+]
 
 
 def learns(embedding: str) -> bool:
@@ -31,6 +39,14 @@ def embedding_for(
     labels = examples.labels if examples is not None else None
     rows = class_embedding(kind, task.classes, task.image_shape, dimension, noise, images, labels)
     return unit_rows(rows) if unit_norm else rows
+
+
+def block_units(net: nn.Module) -> dict[str, list[str]]:
+    """Return the parameter names of the one block of a continuous-time net, and of what is trained with it."""
+    names = [name for name, _ in net.named_parameters()]
+    shared = [name for name in names if not name.startswith("block.")]
+    found = {"block": [name for name in names if name.startswith("block.")]}
+    return {**found, "read-out": shared} if shared else found
 
 
 def project_rows(net: nn.Module) -> None:

@@ -27,8 +27,15 @@ from sidestep.nets.timed_predictions import Walker, diffusion_velocity
 from sidestep.nets.units import kept_statistics
 from sidestep.nets.walks import check_steps
 from sidestep.noise import Noise
-from sidestep.rules.dense import adam, adamw, apply_dense, check_choice, check_positive, check_range, gradients_of
-from sidestep.rules.labels import embedding_for, make_denoiser, project_rows, readout_loss, start_divergence
+from sidestep.rules.dense import OPTIMIZERS, apply_dense, check_choice, check_positive, check_range, gradients_of
+from sidestep.rules.labels import (
+    block_units,
+    embedding_for,
+    make_denoiser,
+    project_rows,
+    readout_loss,
+    start_divergence,
+)
 from sidestep.rules.protocol import Batch, Task
 from sidestep.update import Dense, Update
 
@@ -40,7 +47,7 @@ class NoPropCT:
     """Train one block to denoise the label at every time (Li, Teh, Pascanu 2025, continuous time)."""
 
     loss: Literal["paper", "clipped", "unweighted", "cross-entropy"] = "cross-entropy"
-    """Denoising loss: eta/2 SNR'(t) times the squared error (the paper's), that weight clipped, or 1; or cross-entropy."""
+    """Denoising loss: squared error times eta/2 SNR'(t) (the paper's), that weight clipped, or 1; or cross-entropy."""
     schedule: Literal["learned", "linear", "cosine"] = "linear"
     """Noise schedule: learned (the paper's, with loss = paper), or fixed: log SNR linear in t, or cosine."""
     eta: float = 1.0
@@ -58,7 +65,7 @@ class NoPropCT:
     readout: Literal["softmax", "radial", "nearest"] = "softmax"
     """Posterior p(y | z_1): linear with softmax, by distance after a softmax, or the nearest class embedding."""
     path: Literal["auto", "figure-6", "pooled", "resnet-9"] = "auto"
-    """Image path: the paper's (Figure 6), pooled for images beyond 64 x 64, or a ResNet-9; auto: one of the first two."""
+    """Image path: Figure 6 of the paper; pooled, for images beyond 64 x 64; a ResNet-9; auto: one of the first two."""
     times: Literal["stratified", "uniform"] = "stratified"
     """Times of a batch: one in each of as many equal intervals, or independent."""
     draws_per_image: int = 1
@@ -101,8 +108,8 @@ class NoPropCT:
         make_schedule(self.schedule, self.smallest_alpha_bar, self.largest_alpha_bar)
         if self.schedule == "learned" and self.loss != "paper":
             raise InputError(
-                f"schedule = learned needs loss = paper, got {self.loss}: the bound's own weight is what keeps a learned "
-                "schedule from making every z_t clean; take schedule = linear or cosine"
+                f"schedule = learned needs loss = paper, got {self.loss}: the bound's own weight is what keeps a "
+                "learned schedule from making every z_t clean; take schedule = linear or cosine"
             )
 
     def build(self, task: Task, noise: Noise, examples: Split | None, module: ImagePath | None) -> Denoiser:
@@ -113,14 +120,11 @@ class NoPropCT:
 
     def units(self, net: nn.Module) -> dict[str, list[str]]:
         """Return the block's parameters, and those of what it is trained with: read-out, embedding, schedule."""
-        names = [name for name, _ in net.named_parameters()]
-        shared = [name for name in names if not name.startswith("block.")]
-        found = {"block": [name for name in names if name.startswith("block.")]}
-        return {**found, "read-out": shared} if shared else found
+        return block_units(net)
 
     def optimizer(self, net: nn.Module) -> torch.optim.Optimizer:
         """Make Adam or AdamW with one group for the block and one for the rest."""
-        make = adam if self.optimizer_kind == "adam" else adamw
+        make = OPTIMIZERS[self.optimizer_kind]
         return make(net, self.units(net), self.learning_rate, self.weight_decay)
 
     def estimate(self, net: nn.Module, batch: Batch, noise: Noise) -> Update:
@@ -173,7 +177,7 @@ class NoPropCT:
     def predict(
         self, net: nn.Module, images: Tensor, noise: Noise, start: int = 0, names: Collection[str] | None = None
     ) -> dict[str, Tensor]:
-        """Return class probabilities by each sampler, and by the first step alone: the block's own output at z = 0, t = 0."""
+        """Return class probabilities by each sampler, and by the block's first output alone, at z = 0 and t = 0."""
         assert isinstance(net, Denoiser)  # made by build
         net.eval()
         schedule = _schedule(net)

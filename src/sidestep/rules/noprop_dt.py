@@ -5,8 +5,8 @@ arXiv 2503.24322, section 2 and Algorithm 1. For block t = 1 .. T, `q(z_t | y) =
 
     L_t = CE(p_out(z_T), y) + KL(q(z_0 | y) || N(0, I)) + T/2 eta (SNR(t) - SNR(t-1)) |uhat_t(z_(t-1), x) - u_y|^2
 
-The last term, or another denoising loss in its place (`loss`), reaches block t and the class embedding; the first two reach
-the read-out and the embedding, which are trained on the mean of L_t over the blocks.
+The last term, or another denoising loss in its place (`loss`), reaches block t and the class embedding; the first two
+reach the read-out and the embedding, which are trained on the mean of L_t over the blocks.
 """
 
 from collections.abc import Collection
@@ -56,7 +56,7 @@ class NoPropDT:
     eta: float = 0.1
     """Weight of the denoising loss (the paper's eta)."""
     loss: Literal["paper", "clipped", "unweighted", "cross-entropy"] = "paper"
-    """Denoising loss: the squared error with the paper's weight, with that weight clipped, or with 1; or cross-entropy."""
+    """Denoising loss: squared error times the paper's weight, that weight clipped, or 1; or cross-entropy."""
     largest_weight: float = 5.0
     """The most that the weight T/2 eta (SNR(t) - SNR(t-1)) can be with loss = clipped."""
     label_smoothing: float = 0.0
@@ -70,7 +70,7 @@ class NoPropDT:
     readout: Literal["softmax", "radial", "nearest"] = "softmax"
     """Posterior p(y | z_T): linear with softmax, by distance after a softmax, or the nearest class embedding."""
     path: Literal["auto", "figure-6", "pooled", "resnet-9"] = "auto"
-    """Image path: the paper's (Figure 6), pooled for images beyond 64 x 64, or a ResNet-9; auto: one of the first two."""
+    """Image path: Figure 6 of the paper; pooled, for images beyond 64 x 64; a ResNet-9; auto: one of the first two."""
     learning_rate: float = 1e-3
     """Step size of AdamW."""
     weight_decay: float = 1e-3

@@ -1,13 +1,14 @@
 """NoProp as flow matching: one block learns the velocity that carries noise to the label.
 
 Li, Teh, Pascanu, "NoProp: Training Neural Networks without (Full) Back-propagation or (Full) Forward-propagation",
-arXiv 2503.24322, section 3.3 and Algorithm 3. With z_0 ~ N(0, I), z_1 = u_y and `z_t ~ N(t z_1 + (1 - t) z_0, sigma^2 I)`:
+arXiv 2503.24322, section 3.3 and Algorithm 3. With z_0 ~ N(0, I), z_1 = u_y and
+`z_t ~ N(t z_1 + (1 - t) z_0, sigma^2 I)`:
 
-    L = |v(z_t, x, t) - (z_1 - z_0)|^2   + CE(p_out(z_t + (1 - t) v), y)       the anchor, where the embedding is learned
+    L = |v(z_t, x, t) - (z_1 - z_0)|^2   + CE(p_out(z_t + (1 - t) v), y)     the anchor, where the embedding is learned
 
 The paper predicts the velocity, `v = outputs W`. Predicting the label instead, `uhat = softmax(outputs) W` and
-`v = (uhat - z_t) / (1 - t)`, turns the same loss into `|uhat - u_y|^2 / (1 - t)^2`, with the same choice of weights as in
-the other variants.
+`v = (uhat - z_t) / (1 - t)`, turns the same loss into `|uhat - u_y|^2 / (1 - t)^2`, with the same choice of weights as
+in the other variants.
 """
 
 from collections.abc import Callable, Collection
@@ -29,8 +30,8 @@ from sidestep.nets.timed_predictions import Walker
 from sidestep.nets.units import kept_statistics
 from sidestep.nets.walks import check_steps
 from sidestep.noise import Noise
-from sidestep.rules.dense import adam, adamw, apply_dense, check_choice, check_positive, check_range, gradients_of
-from sidestep.rules.labels import embedding_for, learns, make_denoiser, project_rows, readout_loss
+from sidestep.rules.dense import OPTIMIZERS, apply_dense, check_choice, check_positive, check_range, gradients_of
+from sidestep.rules.labels import block_units, embedding_for, learns, make_denoiser, project_rows, readout_loss
 from sidestep.rules.protocol import Batch, Task
 from sidestep.update import Dense, Update
 
@@ -62,7 +63,7 @@ class NoPropFM:
     readout: Literal["softmax", "radial", "nearest"] = "nearest"
     """How z_1 is read: the nearest class embedding (the paper's), or a trained read-out."""
     path: Literal["auto", "figure-6", "pooled", "resnet-9"] = "auto"
-    """Image path: the paper's (Figure 6), pooled for images beyond 64 x 64, or a ResNet-9; auto: one of the first two."""
+    """Image path: Figure 6 of the paper; pooled, for images beyond 64 x 64; a ResNet-9; auto: one of the first two."""
     times: Literal["stratified", "uniform"] = "stratified"
     """Times of a batch: one in each of as many equal intervals, or independent."""
     draws_per_image: int = 1
@@ -99,8 +100,8 @@ class NoPropFM:
             check_range(1, 1_000_000, dimension=self.dimension)
         if self.prediction == "velocity" and self.loss != "paper":
             raise InputError(
-                f"prediction = velocity has loss = paper only, got {self.loss}; the other losses compare label estimates: "
-                "take prediction = label"
+                f"prediction = velocity has loss = paper only, got {self.loss}; the other losses compare label "
+                "estimates: take prediction = label"
             )
 
     def build(self, task: Task, noise: Noise, examples: Split | None, module: ImagePath | None) -> Denoiser:
@@ -110,14 +111,11 @@ class NoPropFM:
 
     def units(self, net: nn.Module) -> dict[str, list[str]]:
         """Return the block's parameters, and those of what it is trained with: read-out, embedding."""
-        names = [name for name, _ in net.named_parameters()]
-        shared = [name for name in names if not name.startswith("block.")]
-        found = {"block": [name for name in names if name.startswith("block.")]}
-        return {**found, "read-out": shared} if shared else found
+        return block_units(net)
 
     def optimizer(self, net: nn.Module) -> torch.optim.Optimizer:
         """Make Adam or AdamW with one group for the block and one for the rest."""
-        make = adam if self.optimizer_kind == "adam" else adamw
+        make = OPTIMIZERS[self.optimizer_kind]
         return make(net, self.units(net), self.learning_rate, self.weight_decay)
 
     def estimate(self, net: nn.Module, batch: Batch, noise: Noise) -> Update:
@@ -173,7 +171,7 @@ class NoPropFM:
     def predict(
         self, net: nn.Module, images: Tensor, noise: Noise, start: int = 0, names: Collection[str] | None = None
     ) -> dict[str, Tensor]:
-        """Return class probabilities by each solver, and by the first step alone: where the flow points at z = 0, t = 0."""
+        """Return class probabilities by each solver, and by the first step alone: where the flow first points."""
         assert isinstance(net, Denoiser)  # made by build
         net.eval()
 

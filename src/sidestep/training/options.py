@@ -30,7 +30,7 @@ class Options:
     augment: Literal["none", "flip-crop"] = "none"
     """Random horizontal flips and crops of the training images (the NoProp paper uses none)."""
     decay: Literal["none", "cosine", "linear"] = "none"
-    """How the learning rate falls to zero over the run: not at all (the NoProp paper), as a half cosine, or in a line."""
+    """How the learning rate falls to 0 over the run: not at all (the NoProp paper), as half a cosine, or in a line."""
     warmup: float = 0.0
     """Share of the steps over which the learning rate first rises from zero, in [0, 1)."""
     average: float = 0.0

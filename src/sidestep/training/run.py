@@ -55,8 +55,7 @@ class Run:
             InputError: for images of another shape than trained on, or a reading that the rule does not have.
         """
         name = reading or self.rule.predictors[0]
-        if name not in self.rule.predictors:
-            raise InputError(f"{self.rule.name} has no reading {name!r}; it has: {', '.join(self.rule.predictors)}")
+        self._check_readings([name])
         if tuple(images.shape[1:]) != self.task.image_shape:
             raise InputError(
                 f"images have shape {tuple(images.shape[1:])}, but the net was trained on {self.task.image_shape} "
@@ -70,9 +69,15 @@ class Run:
             else torch.zeros(0, self.task.classes)
         )
 
+    def _check_readings(self, names: Sequence[str]) -> None:
+        for name in names:
+            if name not in self.rule.predictors:
+                raise InputError(f"{self.rule.name} has no reading {name!r}; it has: {', '.join(self.rule.predictors)}")
+
     def evaluate(self, split: Split, names: Sequence[str] | None = None) -> dict[str, float]:
         """Return reading name -> accuracy in [0, 1] on a split of raw images and labels; all readings by default."""
         names = names or self.rule.predictors
+        self._check_readings(names)
         return accuracies(self.rule, self.net, split, self.task, self.compute, Noise(self.seed), names)
 
 
@@ -210,17 +215,24 @@ def _module_name(module: ImagePath) -> str:
     return getattr(module, "__qualname__", type(module).__qualname__)
 
 
-def load_run(path: str | Path, *, module: ImagePath | None = None, device: str = "auto") -> Run:
+def load_run(
+    path: str | Path,
+    *,
+    module: ImagePath | None = None,
+    device: str = "auto",
+    inference: Mapping[str, Any] | None = None,
+) -> Run:
     """Return the run in a folder, with the weights of its end, or of its last checkpoint if it has not ended.
 
     Args:
         path: the run's folder.
         module: the image path the run was trained with, if it was one of your own.
         device: where to compute from now on.
+        inference: new values of hyper-parameters that only predictions depend on (`rule.for_inference`), such as steps.
 
     Raises:
         CheckpointError: if the folder holds no run, or a file in it is damaged.
-        InputError: if the run was trained with a module of your own and none is given.
+        InputError: if the run was trained with a module of your own and none is given, or for another setting.
     """
     folder = RunFolder(Path(path))
     config = folder.config()
@@ -241,6 +253,7 @@ def load_run(path: str | Path, *, module: ImagePath | None = None, device: str =
             f"{path} was trained with a module of its own ({config['module']['name']}): give it, "
             "load_run(path, module=...) or --module file.py:Name"
         )
+    rule = _with_inference(rule, inference or {})
     net = rule.build(known, Noise(seed).stream("build"), None, module)
     weights, step = _weights(folder)
     try:
@@ -249,6 +262,14 @@ def load_run(path: str | Path, *, module: ImagePath | None = None, device: str =
         raise CheckpointError(f"the weights in {path} do not fit the net of its config.toml: {error}") from error
     net = net.to(compute.device)
     return Run(rule, net, known, compute, seed, step, {}, Path(path))
+
+
+def _with_inference(rule: Rule, changes: Mapping[str, Any]) -> Rule:
+    for name in changes:
+        if name not in rule.for_inference:
+            known = ", ".join(rule.for_inference) or "there are none"
+            raise InputError(f"{rule.name} has no setting {name!r} that can change after training; it has: {known}")
+    return dataclasses.replace(rule, **changes)
 
 
 def _weights(folder: RunFolder) -> tuple[dict[str, Tensor], int]:
