@@ -200,7 +200,7 @@ def test_own_arrays_train_and_are_evaluated_on_their_test_split(capsys):
     ("arguments", "words"),
     [
         (["trian"], "did you mean train?"),
-        (["train", "noprop"], "did you mean noprop-dt?"),
+        (["train", "noprop-d"], "did you mean noprop-dt?"),
         (["train", "noprop-dt", "--data", "mnits"], "did you mean 'mnist'?"),
         (["train", "noprop-dt", "--data", "none.npz"], "no such file"),
         (["train", "noprop-dt", "--blocks", "0"], "blocks must lie between 1"),

@@ -27,7 +27,7 @@ from sidestep.nets import (
     run_units,
     signal_to_noise,
 )
-from sidestep.nets.blocks import ConvPath
+from sidestep.nets.paths import ConvPath, path_maker
 from sidestep.nets.schedules import check_alpha_bar
 from sidestep.noise import Noise
 from tests.reference.noprop_plain import plain_alpha_bar
@@ -67,7 +67,7 @@ def test_the_weights_of_the_stack_are_the_paper_s():
 
 def small_stack(blocks=3, classes=4, size=8):
     shape = (1, size, size)
-    paths = image_paths(None, shape, blocks, Noise(3))
+    paths = image_paths(path_maker("figure-6", shape, norm=True), blocks, Noise(3))
     alpha_bar = cosine_alpha_bar(blocks)
     with Noise(3).torch_seeded():
         embedding = one_hot_embedding(classes)
@@ -243,13 +243,13 @@ def test_autocast_holds_inside_units():
 
 class TestOwnImagePath:
     def test_a_factory_gives_every_block_its_own_start(self):
-        paths = image_paths(lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 5)), (1, 8, 8), 3, Noise(0))
+        paths = image_paths(lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 5)), 3, Noise(0))
         assert not torch.equal(paths[0][1].weight, paths[1][1].weight)
 
     def test_a_module_is_copied_and_started_anew(self):
         given_module = nn.Sequential(nn.Flatten(), nn.Linear(64, 5))
         before = given_module[1].weight.clone()
-        paths = image_paths(given_module, (1, 8, 8), 2, Noise(0))
+        paths = image_paths(given_module, 2, Noise(0))
         assert not torch.equal(paths[0][1].weight, paths[1][1].weight)
         assert torch.equal(given_module[1].weight, before)
 
@@ -260,12 +260,12 @@ class TestOwnImagePath:
                 self.scale = nn.Parameter(torch.ones(3))
 
         with pytest.raises(InputError, match="reset_parameters"):
-            image_paths(nn.Sequential(nn.Flatten(), Odd()), (1, 8, 8), 2, Noise(0))
+            image_paths(nn.Sequential(nn.Flatten(), Odd()), 2, Noise(0))
 
     def test_one_and_the_same_module_for_all_blocks_is_refused(self):
         shared = nn.Linear(64, 5)
         with pytest.raises(InputError, match="same module"):
-            image_paths(lambda: shared, (1, 8, 8), 2, Noise(0))
+            image_paths(lambda: shared, 2, Noise(0))
 
     @pytest.mark.parametrize("path", [nn.Linear(7, 3), nn.Sequential(nn.Flatten(0), nn.Linear(128, 4))])
     def test_a_path_that_does_not_fit_the_images_is_explained(self, path):

@@ -7,6 +7,9 @@ from collections.abc import Callable, Sequence
 
 from sidestep.cli.lists import data_command, rules_command
 from sidestep.cli.output import fail, show
+from sidestep.cli.presets import presets_command
+from sidestep.cli.reproduce import reproduce_command
+from sidestep.cli.study import study_command
 from sidestep.cli.train import train_command
 from sidestep.cli.use import eval_command, predict_command
 from sidestep.errors import SidestepError
@@ -19,7 +22,10 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "eval": eval_command,
     "predict": predict_command,
     "rules": rules_command,
+    "presets": presets_command,
     "data": data_command,
+    "reproduce": reproduce_command,
+    "study": study_command,
 }
 HELP = """\
 usage: sidestep COMMAND ...
@@ -31,7 +37,10 @@ commands:
   eval RUN          accuracy of a trained run by every sampler, e.g.: sidestep eval runs/a
   predict RUN FILE  classes of the images in a file, e.g.: sidestep predict runs/a images.npz
   rules             the learning rules
+  presets           named recipes for `sidestep train --preset NAME`, among them every cell of NoProp's tables
   data              the data sets; `sidestep data show NAME --out grid.png` makes a picture of one
+  reproduce TABLE   train a table of the NoProp paper, e.g.: sidestep reproduce noprop-table1 --budget tiny
+  study NAME        an experiment that asks why, e.g.: sidestep study noprop-blocks
 
 options:
   -h, --help        this help; `sidestep COMMAND --help` and `sidestep train RULE --help` explain each option

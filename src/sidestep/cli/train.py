@@ -1,8 +1,9 @@
-"""`sidestep train RULE`: a rule's dataclass fields are its options."""
+"""`sidestep train RULE`: a rule's dataclass fields are its options; a preset gives them other defaults."""
 
 import dataclasses
 import difflib
 import importlib.util
+import itertools
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from sidestep.cli.output import default_data_dir, error_console, fail, show, sho
 from sidestep.data import load
 from sidestep.errors import CheckpointError, InputError
 from sidestep.rules import RULES, Rule
+from sidestep.rules.presets import Preset, find_preset, presets_for
 from sidestep.training import Options, Run, Stopped, train
 from sidestep.training.folder import RunFolder
 
@@ -35,6 +37,8 @@ class DataOptions:
     """Share of the training split kept aside for validation; the cut is the same for every seed."""
     image_size: int | None = None
     """Height and width of the images: 28, 64 or 128 for bloodmnist; image folders are resized to it."""
+    preset: str | None = None
+    """Named recipe (`sidestep presets` lists them) that gives the data and the defaults of the other options."""
 
 
 @dataclass(frozen=True)
@@ -47,21 +51,69 @@ class Extra:
     """Print the result as one JSON object on the last line of standard output."""
 
 
+Given = tuple[Rule, Options, DataOptions, Extra]
+
+_HELP = f"""\
+usage: sidestep train RULE [OPTIONS]
+       sidestep train --preset NAME [OPTIONS]
+
+rules: {", ".join(RULES)}
+
+`sidestep train RULE --help` explains the options of a rule; `sidestep presets` lists the presets.
+"""
+
+
 def train_command(arguments: list[str]) -> None:
     """Parse the options, train, and print the result."""
     if not arguments or arguments[0] in ("-h", "--help"):
-        show(f"usage: sidestep train RULE [OPTIONS]\n\nrules: {', '.join(RULES)}\n\n"
-             "`sidestep train RULE --help` explains the options of a rule.")  # fmt: skip
+        show(_HELP)
         return
-    name, rest = arguments[0], arguments[1:]
+    name, rest, preset = _what_to_train(arguments)
+    plain = RULES[name](), Options(), DataOptions(), Extra()
+    given = _parse(name, rest, _preset_options(preset) if preset else plain)
+    if preset:
+        _check_fits(preset, name, given[2].data)
+    out = given[1].out
+    if given[1].resume and out and (out / "config.toml").exists():
+        # options that are not given again keep the values that the run was started with
+        given = _parse(name, [*rest, "--out", str(out)], _saved_options(RULES[name], RunFolder(out).config()))
+    _train(name, *given)
+
+
+def _what_to_train(arguments: list[str]) -> tuple[str, list[str], Preset | None]:
+    """Return the rule's name, the options, and the preset that these name, if any."""
+    named = [b for a, b in itertools.pairwise(arguments) if a == "--preset"]
+    named += [word.partition("=")[2] for word in arguments if word.startswith("--preset=")]
+    preset = find_preset(named[-1]) if named else None
+    if arguments[0].startswith("-"):
+        if preset is None:
+            raise InputError(f"give a rule ({', '.join(RULES)}) or --preset NAME before {arguments[0]}")
+        return preset.rule, arguments, preset
+    name = arguments[0]
     if name not in RULES:
         near = difflib.get_close_matches(name, RULES, 1)
         hint = f"did you mean {near[0]}? " if near else ""
         raise InputError(f"unknown rule {name!r}: {hint}There are: {', '.join(RULES)}")
-    rule, options, data_options, extra = _parse(name, rest)
-    resumed = options.out if options.resume and options.out and (options.out / "config.toml").exists() else None
-    if resumed:  # options that are not given again keep the values that the run was started with
-        rule, options, data_options, extra = _parse(name, [*rest, "--out", str(resumed)], RunFolder(resumed).config())
+    if preset and preset.rule != name:
+        raise InputError(
+            f"preset {preset.name} is for the rule {preset.rule}, not {name}; {_others(preset.data, name)}"
+        )
+    return name, arguments[1:], preset
+
+
+def _check_fits(preset: Preset, rule: str, data: str) -> None:
+    if data != preset.data:
+        raise InputError(f"preset {preset.name} is for {preset.data}, not {data}; {_others(data, rule)}")
+
+
+def _others(data: str, rule: str) -> str:
+    found = [preset.name for preset in presets_for(data) if preset.rule == rule]
+    if not found:
+        return f"there is none for {rule} on {data}: leave --preset out and give the options"
+    return f"for {rule} on {data} there are: {', '.join(found)}"
+
+
+def _train(name: str, rule: Rule, options: Options, data_options: DataOptions, extra: Extra) -> None:
     source = {key: value for key, value in dataclasses.asdict(data_options).items() if value is not None}
     source = {{"data": "name", "image_size": "size"}.get(key, key): value for key, value in source.items()}
     found = module_from(extra.module) if extra.module else None
@@ -83,36 +135,41 @@ def train_command(arguments: list[str]) -> None:
     _report(run, extra.json)
 
 
-def _parse(
-    name: str, arguments: Sequence[str], saved: dict[str, Any] | None = None
-) -> tuple[Rule, Options, DataOptions, Extra]:
-    """Return the rule and the options; what is not given comes from `saved`, a run's configuration, if there is one."""
-    kind = RULES[name]
-    rule: Rule = kind()
-    options, data_options, extra = Options(), DataOptions(), Extra()
-    if saved:
-        rule, options, data_options, extra = _saved_options(kind, saved)
+def _parse(name: str, arguments: Sequence[str], defaults: Given) -> Given:
+    """Return the rule and the options; what is not given comes from `defaults`."""
+    rule, options, data_options, extra = defaults
 
     def collect(
         rule: Annotated[Any, tyro.conf.arg(name="")],
         data_options: Annotated[DataOptions, tyro.conf.arg(name="")],
         options: Annotated[Options, tyro.conf.arg(name="")],
         extra: Annotated[Extra, tyro.conf.arg(name="")],
-    ) -> tuple[Rule, Options, DataOptions, Extra]:
+    ) -> Given:
         return rule, options, data_options, extra
 
+    kind = RULES[name]
     collect.__annotations__["rule"] = Annotated[kind, tyro.conf.arg(name="")]
     collect.__defaults__ = (rule, data_options, options, extra)
     rule, options, data_options, extra = tyro.cli(
         collect, prog=f"sidestep train {name}", description=kind.__doc__, args=list(arguments)
     )
     if options.out is None:
-        label = Path(data_options.data).stem if "/" in data_options.data else data_options.data.removesuffix(".npz")
-        options = dataclasses.replace(options, out=Path("runs") / f"{name}-{label}-{options.seed}")
+        data = data_options.data
+        label = Path(data).stem if "/" in data else data.removesuffix(".npz")
+        stem = data_options.preset or f"{name}-{label}"
+        options = dataclasses.replace(options, out=Path("runs") / f"{stem}-{options.seed}")
     return rule, options, data_options, extra
 
 
-def _saved_options(kind: type[Rule], saved: dict[str, Any]) -> tuple[Rule, Options, DataOptions, Extra]:
+def _preset_options(preset: Preset) -> Given:
+    """Return the options that a preset stands for."""
+    data_options = DataOptions(
+        data=preset.data, validation=preset.validation, image_size=preset.image_size, preset=preset.name
+    )
+    return RULES[preset.rule](**preset.options), Options(**preset.train), data_options, Extra()
+
+
+def _saved_options(kind: type[Rule], saved: dict[str, Any]) -> Given:
     """Return the options that a run was started with, from its configuration."""
     try:
         values = {key: tuple(v) if isinstance(v, list) else v for key, v in saved["rule"].items() if key != "name"}
@@ -124,6 +181,7 @@ def _saved_options(kind: type[Rule], saved: dict[str, Any]) -> tuple[Rule, Optio
             data_dir=Path(data["data_dir"]) if "data_dir" in data else None,
             validation=data.get("validation", 0.1),
             image_size=data.get("size"),
+            preset=data.get("preset"),
         )
         return kind(**values), Options(**saved["train"]), data_options, Extra()  # a module is never taken from a file
     except (KeyError, TypeError, AttributeError) as error:

@@ -46,30 +46,43 @@ class ChainedBlocks(nn.Module):
     Args:
         paths: T image paths, one per block.
         image_shape: (channels, height, width).
-        classes: m; the class embedding is one-hot, so z has m elements.
+        embedding: u, float32 of shape (classes, dimension).
+        learn_embedding: whether the embedding is a parameter or fixed.
+        image_latent: whether z has the shape of the image (prototype embeddings).
         activation_checkpointing: keep only the blocks' inputs for the backward pass and compute the rest again.
     """
 
     embedding: Tensor
 
-    def __init__(
+    def __init__(  # long: what a chain is made of
         self,
         paths: list[nn.Module],
         image_shape: tuple[int, int, int],
-        classes: int,
+        embedding: Tensor,
+        learn_embedding: bool = False,
+        image_latent: bool = False,
         activation_checkpointing: bool = False,
     ) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(Block(path, image_shape, classes, classes, image_latent=False) for path in paths)
-        self.register_buffer("embedding", torch.eye(classes))
+        classes, dimension = embedding.shape
+        self.blocks = nn.ModuleList(Block(path, image_shape, dimension, classes, image_latent) for path in paths)
+        if learn_embedding:
+            self.embedding = nn.Parameter(embedding.clone())
+        else:
+            self.register_buffer("embedding", embedding.clone())
         self.mixing = nn.Parameter(torch.full((len(paths),), 0.5).atanh())
-        self.readout = SoftmaxReadout(self.embedding)
+        self.readout = SoftmaxReadout(embedding)
         self.activation_checkpointing = activation_checkpointing
 
+    @property
+    def dimension(self) -> int:
+        """The length of the label embedding and of z, d."""
+        return self.embedding.shape[1]
+
     def forward(self, images: Tensor, latent: Tensor | None = None) -> Tensor:
-        """Return the class logits, (batch, classes), from z_0 = `latent`, (batch, classes), or from 0."""
+        """Return the class logits, (batch, classes), from z_0 = `latent`, (batch, dimension), or from 0."""
         if latent is None:
-            latent = self.embedding.new_zeros(len(images), self.embedding.shape[0])
+            latent = self.embedding.new_zeros(len(images), self.dimension)
         for block, weight in zip(self.blocks, self.mixing.tanh(), strict=True):
             if self.activation_checkpointing and self.training:
                 logits = checkpoint(repeatable(block), images, latent, use_reentrant=False)

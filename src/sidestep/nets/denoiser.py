@@ -74,7 +74,8 @@ class TimedBlock(nn.Module):
         """
         from_latent, from_time = self.join.weight[:, self.features :].split(_FEATURES, dim=1)
         joined = prepared + linear(at_least_float32(self.latent(latent)), from_latent)
-        joined = joined + linear(at_least_float32(self.time(positional_embedding(time))), from_time)
+        when = positional_embedding(time).to(self.join.weight.dtype)
+        joined = joined + linear(at_least_float32(self.time(when)), from_time)
         return at_least_float32(self.fuse(at_least_float32(joined)))
 
 

@@ -16,11 +16,13 @@ from sidestep.data import Split
 from sidestep.errors import InputError
 from sidestep.nets.baselines import MLP, ChainedBlocks
 from sidestep.nets.dropout import masks_from
+from sidestep.nets.embeddings import embedding_distances
 from sidestep.nets.own import ImagePath, image_paths
 from sidestep.nets.paths import path_maker
 from sidestep.nets.units import kept_statistics
 from sidestep.noise import Noise
 from sidestep.rules.dense import adamw, apply_dense, check_choice, check_positive, check_range, gradients_of
+from sidestep.rules.labels import embedding_for, learns
 from sidestep.rules.protocol import Batch, Task
 from sidestep.update import Dense, Update
 
@@ -37,6 +39,10 @@ class Backprop:
     """Number of chained blocks (the NoProp paper's T)."""
     hidden: tuple[int, ...] = (256, 256)
     """Widths of the MLP's hidden layers."""
+    embedding: Literal["one-hot", "orthogonal", "learned", "prototype"] = "one-hot"
+    """Class embedding of the chain: fixed one-hot or orthogonal; learned, or learned from an image of each class."""
+    dimension: int | None = None
+    """Length of a learned (default 20, the paper's d) or orthogonal embedding; one-hot and prototype have their own."""
     path: Literal["auto", "figure-6", "pooled", "resnet-9"] = "auto"
     """Image path of the blocks: the NoProp paper's (Figure 6), pooled for images beyond 64 x 64, or a ResNet-9."""
     label_smoothing: float = 0.0
@@ -59,21 +65,32 @@ class Backprop:
         check_range(0, 1, weight_decay=self.weight_decay)
         check_range(0, 0.99, label_smoothing=self.label_smoothing)
         check_choice(self)
+        if self.dimension is not None:
+            check_range(1, 1_000_000, dimension=self.dimension)
+        if self.embedding != "one-hot" and self.net == "mlp":
+            raise InputError("an embedding is for the chain's labels; use it with net = chained-blocks")
         if self.activation_checkpointing and self.net == "mlp":
             raise InputError("activation_checkpointing needs blocks to checkpoint; use it with net = chained-blocks")
 
     def build(self, task: Task, noise: Noise, examples: Split | None, module: ImagePath | None) -> nn.Module:
         """Make the net; a module of the user's takes the place of the blocks' image path."""
-        with noise.stream("blocks").torch_seeded():
-            if self.net == "mlp":
-                if module is not None:
-                    raise InputError(
-                        "a module of your own is an image path of blocks; use it with net = chained-blocks"
-                    )
+        if self.net == "mlp":
+            if module is not None:
+                raise InputError("a module of your own is an image path of blocks; use it with net = chained-blocks")
+            with noise.stream("blocks").torch_seeded():
                 return MLP(task.image_shape, self.hidden, task.classes)
-            given = module or path_maker(self.path, task.image_shape, norm=True)
-            paths = image_paths(given, self.blocks, noise.stream("paths"))
-            return ChainedBlocks(paths, task.image_shape, task.classes, self.activation_checkpointing)
+        rows = embedding_for(self.embedding, self.dimension, False, task, noise.stream("embedding"), examples)
+        given = module or path_maker(self.path, task.image_shape, norm=True)
+        paths = image_paths(given, self.blocks, noise.stream("paths"))
+        with noise.stream("blocks").torch_seeded():
+            return ChainedBlocks(
+                paths,
+                task.image_shape,
+                rows,
+                learn_embedding=learns(self.embedding),
+                image_latent=self.embedding == "prototype",
+                activation_checkpointing=self.activation_checkpointing,
+            )
 
     def units(self, net: nn.Module) -> dict[str, list[str]]:
         """Return the one unit: all parameters."""
@@ -89,7 +106,7 @@ class Backprop:
         generator = noise.generator(batch.images.device)
         inputs = [batch.images]
         if isinstance(net, ChainedBlocks):
-            start = net.embedding.new_empty(len(batch.labels), net.embedding.shape[0])
+            start = net.embedding.new_empty(len(batch.labels), net.dimension)
             inputs.append(start.normal_(generator=generator))
         with (
             kept_statistics(net) as changed,
@@ -120,5 +137,7 @@ class Backprop:
             return {"forward": net(images).softmax(dim=1)}
 
     def watch(self, net: nn.Module) -> dict[str, float]:
-        """Return nothing: there is no embedding to collapse."""
+        """Return the smallest norm and distance of the class embeddings where these are learned, or nothing."""
+        if isinstance(net, ChainedBlocks) and learns(self.embedding):
+            return embedding_distances(net.embedding)
         return {}

@@ -1,0 +1,195 @@
+"""A table of accuracies beside the paper's: rows from the cells that are there, and the page that shows them."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from sidestep.bench.blocks import mean_and_error
+from sidestep.bench.cells import Plan, cell_record
+from sidestep.bench.study_report import Table, share
+from sidestep.bench.table_rows import FIRST_TEST, FIRST_TRAIN
+from sidestep.rules.presets import PaperCell, Preset
+from sidestep.version import __version__
+
+__all__ = ["accuracy_record", "accuracy_row", "accuracy_tables", "accuracy_text", "verdict"]
+
+_BUDGETS = {
+    "full": "Epochs and settings are the paper's.",
+    "cpu": "**Fewer epochs than the paper's** (columns `epochs` and `changed`), so that a row takes hours on a CPU and "
+    "not days: a number below the paper's means nothing yet, so there is no verdict.",
+    "tiny": f"**Only a check that everything runs**: trained on the first {FIRST_TRAIN:,} images for a few steps, "
+    f"tested on the first {FIRST_TEST:,}. The numbers mean nothing, so there is no verdict.",
+}
+_NOTES = (
+    "Test accuracy in %, with the standard error in brackets. As in the paper it is counted over all values of a cell, "
+    "training seeds times inference runs, as sd / sqrt(n). The inference runs of one seed share a net, so these values "
+    "are not independent and the true error is larger (the record has the error of the seeds' means, too). A reading "
+    "that draws no noise has one value per seed.",
+    "`ours` is read as the paper reads it (`reading`); `by default` is the reading that the rule takes by itself, one "
+    "value per seed.",
+    "`verdict`, at the full budget: pass where ours >= paper - 2 sqrt(e_paper^2 + e_ours^2), with e the standard "
+    "errors; where the paper gives none, ours stands in for it.",
+    "`memory`: on a GPU the most that torch's tensors took in that run, its evaluation included; on a CPU, with <=, "
+    "the high-water mark of the whole process so far, in which the rows run one after another. `noprop-table2` "
+    "measures training alone.",
+)
+_COLUMNS = [
+    "row", "data", "paper", "ours", "reading", "runs", "by default", "verdict", "epochs", "changed", "s / run",
+    "memory",
+]  # fmt: skip
+
+
+def verdict(mean: float, error: float | None, paper: PaperCell | None) -> str:
+    """Return `pass` or `fail` against the paper's own error, or `-` where there is no error to judge by; all in %.
+
+    pass: `mean >= paper - 2 sqrt(e_paper^2 + e^2)`; where the paper gives no error, e stands in for it.
+
+    >>> verdict(99.40, 0.03, PaperCell(99.47, 0.04)), verdict(99.36, 0.03, PaperCell(99.47, 0.04))
+    ('pass', 'fail')
+    """
+    if paper is None or (error is None and paper.error is None):
+        return "-"
+    theirs = paper.error if paper.error is not None else error
+    margin = 2 * math.hypot(theirs or 0.0, error or 0.0)
+    return "pass" if mean >= paper.mean - margin else "fail"
+
+
+def accuracy_row(preset: Preset, full: Preset, cells: Sequence[Mapping[str, Any]], budget: str) -> dict[str, Any]:
+    """Return a row of the table.
+
+    Args:
+        preset: with the values of the budget.
+        full: with its own values.
+        cells: what is known of the seeds that were run.
+        budget: whether there is a verdict.
+    """
+    done = [cell for cell in cells if "failed" not in cell]
+    row: dict[str, Any] = {
+        "preset": preset.name,
+        "row": preset.row,
+        "data": preset.data,
+        "paper": None if preset.paper is None else {"mean": preset.paper.mean, "error": preset.paper.error},
+        "reading": preset.reading,
+        "values": [100 * value for cell in done for value in cell["accuracies"]],
+        "seeds": len(done),
+        "failed": [{"seed": cell["seed"], "why": cell["failed"]} for cell in cells if "failed" in cell],
+        "epochs": {"wanted": preset.train["epochs"], "paper": full.train["epochs"]},
+        "changed": {
+            k: {"here": v, "paper": full.options[k]} for k, v in preset.options.items() if full.options[k] != v
+        },
+        "verdict": "-",
+    }
+    if not done:
+        return row
+    mean, error = mean_and_error(row["values"])
+    _, error_of_seeds = mean_and_error([100 * sum(cell["accuracies"]) / len(cell["accuracies"]) for cell in done])
+    name = next(iter(done[0]["default_reading"]))
+    default = [100 * cell["default_reading"][name] for cell in done]
+    if budget == "full":
+        row["verdict"] = verdict(mean, error, preset.paper)
+    by_default = dict(zip(("mean", "error"), mean_and_error(default), strict=True))
+    return {
+        **row,
+        "mean": mean,
+        "error": error,
+        "error_of_seeds": error_of_seeds,
+        "by_default": {"reading": name, "values": default, **by_default},
+        "seconds": sum(cell["seconds"] for cell in done) / len(done),
+        "peak_memory_bytes": max(cell["peak_memory_bytes"] for cell in done),
+        "epochs": {**row["epochs"], "done": min(cell["epochs"] for cell in done)},
+        "computed_on": sorted({f"{cell['device']}, {cell['precision']}" for cell in done}),
+    }
+
+
+def accuracy_record(
+    table: str, presets: Sequence[Preset], wanted: Sequence[Preset], plan: Plan, command: str
+) -> dict[str, Any]:
+    """Return the record of a table: its wanted rows, and those others that were run earlier, into the same folder.
+
+    Args:
+        table: its name.
+        presets: all rows of the table, with their own values.
+        wanted: those that were asked for.
+        plan: where the cells lie.
+        command: what was typed.
+    """
+    rows = []
+    names = {preset.name for preset in wanted}
+    for full in presets:
+        preset = full.for_budget(plan.budget)
+        cells = [cell for seed in range(plan.seeds) if (cell := cell_record(preset, seed, plan)) is not None]
+        if cells or preset.name in names:
+            rows.append(accuracy_row(preset, full, cells, plan.budget))
+    return {
+        "table": table,
+        "command": command,
+        "budget": plan.budget,
+        "seeds": plan.seeds,
+        "inference_runs": plan.inference_runs,
+        "sidestep": __version__,
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "computed_on": sorted({place for row in rows for place in row.get("computed_on", [])}),
+        "rows": rows,
+        "rows_left_out": len(presets) - len(rows),
+    }
+
+
+def accuracy_text(record: Mapping[str, Any]) -> str:
+    """Return what stands above the table: the command, where it ran, and how to read it."""
+    places = "; ".join(record["computed_on"]) or "nothing yet"
+    left_out = record["rows_left_out"]
+    parts = [
+        f"# {record['table']}, budget {record['budget']}",
+        f"    {record['command']}",
+        _BUDGETS[record["budget"]],
+        f"{record['seeds']} seeds, {record['inference_runs']} inference runs each; {places}; "
+        f"{record['threads']} threads; sidestep {record['sidestep']}, torch {record['torch']}."
+        + (f" {left_out} rows of the table were not asked for." if left_out else ""),
+        *_NOTES,
+    ]
+    return "\n\n".join(parts)
+
+
+def accuracy_tables(record: Mapping[str, Any]) -> list[Table]:
+    """Return the table, and a second one of the runs that failed, if any did."""
+    tables = [Table("", _COLUMNS, [_words(row) for row in record["rows"]])]
+    failed = [[row["preset"], str(run["seed"]), run["why"]] for row in record["rows"] for run in row["failed"]]
+    if failed:
+        tables.append(Table("Failed, to be tried again by the same command:", ["preset", "seed", "why"], failed))
+    return tables
+
+
+def _words(row: Mapping[str, Any]) -> list[str]:
+    paper = row["paper"]
+    theirs = "-" if paper is None else _percent(paper["mean"], paper["error"])
+    epochs, of = row["epochs"], row["epochs"]["paper"]
+    changed = (
+        ", ".join(f"{name} {value['here']}, not {value['paper']}" for name, value in row["changed"].items()) or "-"
+    )
+    if not row["seeds"]:
+        state = "failed" if row["failed"] else "not finished"
+        return [row["row"], row["data"], theirs, state, row["reading"], "0", "-", "-", f"- of {of}", changed, "-", "-"]
+    default = row["by_default"]
+    each = len(row["values"]) // row["seeds"]
+    on_gpu = any(place.startswith("cuda") for place in row["computed_on"])
+    return [
+        row["row"],
+        row["data"],
+        theirs,
+        _percent(row["mean"], row["error"]),
+        row["reading"],
+        f"{row['seeds']} x {each}",
+        f"{_percent(default['mean'], default['error'])} {default['reading']}",
+        row["verdict"],
+        f"{epochs['done']:g} of {of}",
+        changed,
+        f"{row['seconds']:,.0f}",
+        f"{'' if on_gpu else '<= '}{row['peak_memory_bytes'] / 2**30:.2f} GiB",
+    ]
+
+
+def _percent(mean: float, error: float | None) -> str:
+    return share(mean / 100, None if error is None else error / 100)

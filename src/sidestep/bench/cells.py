@@ -1,0 +1,131 @@
+"""One cell of a table: a preset trained with one seed, and read several times. Files say what is done already."""
+
+import dataclasses
+import gc
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sidestep import checkpoint
+from sidestep.bench.blocks import Watch, trained_run
+from sidestep.data import DataSet, Split
+from sidestep.errors import SidestepError
+from sidestep.rules import RULES
+from sidestep.rules.presets import Preset
+from sidestep.training import Compute, Options, Run
+
+__all__ = ["Plan", "cell_record", "fill_cell"]
+
+_APART = 32  # bits between the seed of a run and the seeds that its further inference runs draw noise from
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How the cells of a table are filled."""
+
+    out: Path  # runs lie in OUT/BUDGET/PRESET-SEED
+    budget: str = "full"
+    seeds: int = 3
+    inference_runs: int = 5  # of a reading that draws noise; another is read once
+    device: str = "auto"
+
+    def folder(self, preset: Preset, seed: int) -> Path:
+        """Return the folder of a run."""
+        return self.out / self.budget / f"{preset.name}-{seed}"
+
+    def failure_file(self, preset: Preset, seed: int) -> Path:
+        """Return the file that says why a run failed, beside its folder."""
+        return self.out / self.budget / f"{preset.name}-{seed}.failed.json"
+
+
+def fill_cell(preset: Preset, seed: int, data: DataSet, source: Mapping[str, Any], plan: Plan, watch: Watch) -> bool:
+    """Train what is not trained yet and read what is not read yet; return whether that worked.
+
+    A run that fails (out of memory, a loss that is no number) is noted beside its folder, and tried again next time.
+
+    Args:
+        preset: the row, with the values of the budget.
+        seed: of the run.
+        data: what to train on.
+        source: how it can be loaded again.
+        plan: where, and how often to read.
+        watch: called with a line about the run, gives what is told of its progress.
+
+    Raises:
+        Stopped: after Ctrl-C or SIGTERM, when the checkpoint is written.
+    """
+    file = plan.failure_file(preset, seed)
+    try:
+        file.unlink(missing_ok=True)
+        _start_over(plan.device)
+        rule = RULES[preset.rule](**preset.options)
+        options = Options(**preset.train, seed=seed, device=plan.device, out=plan.folder(preset, seed))
+        run = trained_run(rule, data, options, source, watch)
+        _read_often(run, preset, data.test, plan.inference_runs if preset.sampled else 1)
+    except (SidestepError, MemoryError, RuntimeError) as error:  # torch reports a lack of memory as a RuntimeError
+        message = f"{type(error).__name__}: {error}".splitlines()[0]
+        file.parent.mkdir(parents=True, exist_ok=True)
+        checkpoint.write_text(file, json.dumps({"failed": message}) + "\n")
+        return False
+    return True
+
+
+def _start_over(device: str) -> None:
+    """Let go of what the run before has left, so that memory is measured for each run alone where that is possible."""
+    gc.collect()
+    found = Compute.find(device, "auto").device
+    if found.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(found)
+
+
+def _read_often(run: Run, preset: Preset, test: Split, count: int) -> None:
+    """Write the accuracies of `count` inference runs, each with other noise; the first is the run's own."""
+    path, steps = (run.folder or Path()) / "inference.json", run.result["steps"]
+    record = _read(path)
+    if record.get("steps") != steps or record.get("images") != len(test):  # it was trained on since
+        record = {"steps": steps, "images": len(test), "accuracies": {}}
+    shares = record["accuracies"].setdefault(preset.reading, [run.result["readings"][preset.reading]])
+    while len(shares) < count:
+        again = dataclasses.replace(run, seed=run.seed + (len(shares) << _APART))
+        shares.append(again.evaluate(test, [preset.reading])[preset.reading])
+        checkpoint.write_text(path, json.dumps(record) + "\n")
+    checkpoint.write_text(path, json.dumps(record) + "\n")
+
+
+def cell_record(preset: Preset, seed: int, plan: Plan) -> dict[str, Any] | None:
+    """Return what is known of a cell: its numbers, or why it failed; None where it was not run to its end.
+
+    Args:
+        preset: the row, with the values of the budget.
+        seed: of the run.
+        plan: where it lies; of more inference runs than the plan's only that many count.
+    """
+    failed = _read(plan.failure_file(preset, seed))
+    if failed:
+        return {"seed": seed, **failed}
+    folder = plan.folder(preset, seed)
+    result, inference = _read(folder / "result.json"), _read(folder / "inference.json")
+    shares = inference.get("accuracies", {}).get(preset.reading)
+    if not result or not shares or inference["steps"] != result["steps"]:
+        return None
+    wanted = ("seconds", "epochs", "steps", "parameters", "peak_memory_bytes", "device", "precision")
+    default = RULES[preset.rule].predictors[0]
+    return {
+        "seed": seed,
+        "accuracies": shares[: plan.inference_runs if preset.sampled else 1],
+        "default_reading": {default: result["readings"][default]},
+        **{key: result[key] for key in wanted},
+    }
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # not there, or not ours: then it counts as not done
+        return {}
+    return found if isinstance(found, dict) else {}

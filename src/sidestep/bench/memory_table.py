@@ -1,0 +1,130 @@
+"""What training needs of memory, beside the paper's table: a few steps of each row, each in a process of its own."""
+
+import math
+import multiprocessing
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any
+
+import torch
+
+from sidestep.bench.study_report import Table
+from sidestep.data import names
+from sidestep.errors import InputError, SidestepError
+from sidestep.noise import Noise
+from sidestep.rules import RULES, Batch, Task
+from sidestep.rules.presets import Preset
+from sidestep.training import Compute
+from sidestep.version import __version__
+
+__all__ = ["memory_record", "memory_tables", "memory_text", "training_peak"]
+
+_NOTE = (
+    "GB of 10^9 bytes. Ours: the most that tensors took at once, as counted by torch (on a CPU: the storages of all "
+    "live tensors), in {steps} training steps on {batch} random images, with weights, gradients and optimiser, without "
+    "data set and evaluation; each cell in a process of its own. The paper's: GPU memory of a run; how it was measured "
+    "is not said. So compare rows with one another rather than columns."
+)
+
+
+def training_peak(preset: Preset, device: str, precision: str = "auto", steps: int = 3) -> int:
+    """Return the peak of memory in bytes while a preset's net is made and trained for a few steps on random images."""
+    from sidestep.measure.allocations import peak_allocation
+
+    known = next(known for known in names() if known.name == preset.data)
+    shape = known.image_shape(preset.image_size or known.sizes[0])
+    channels = (0.0,) * shape[0]
+    task = Task(shape, known.class_names, channels, tuple(1.0 for _ in channels))
+    compute, size = Compute.find(device, precision), preset.train["batch"]
+    rule, noise = RULES[preset.rule](**preset.options), Noise(0)
+    with peak_allocation(compute.device) as peak:
+        net = rule.build(task, noise.stream("build"), None, None).to(compute.device)
+        optimizer = rule.optimizer(net)
+        for step in range(steps):
+            point = noise.stream("memory").at(step)
+            images = point.normal(size * math.prod(shape)).view(size, *shape).to(compute.device)
+            batch = Batch(
+                images.contiguous(memory_format=torch.channels_last),
+                point.stream("labels").integers(size, task.classes).to(compute.device),
+            )
+            with compute.autocast():
+                update = rule.estimate(net, batch, noise.stream("estimate").at(step))
+            rule.apply(net, rule.decide(update), optimizer)
+    return int(peak.bytes)
+
+
+def memory_record(
+    table: str, presets: Sequence[Preset], device: str, command: str, tell: Callable[[str], None], steps: int = 3
+) -> dict[str, Any]:
+    """Return the record of a table of memory; a cell that fails is noted, and the others go on.
+
+    Args:
+        table: its name.
+        presets: its rows, on each data set.
+        device: where to train.
+        command: what was typed.
+        tell: called with a line before each cell.
+        steps: training steps of each cell.
+    """
+    if not 1 <= steps <= 1000:
+        raise InputError(f"--steps must lie between 1 and 1000, got {steps}; 3 are enough to see the optimiser's state")
+    compute = Compute.find(device, "auto")
+    cells = []
+    for preset in presets:
+        tell(f"{preset.rule} on {preset.data}")
+        cell = {"preset": preset.name, "row": preset.row, "data": preset.data, "paper_gb": preset.memory_gb}
+        cells.append({**cell, **_apart(preset, device, steps)})
+    return {
+        "table": table,
+        "command": command,
+        "steps": steps,
+        "batch": sorted({preset.train["batch"] for preset in presets}),
+        "device": str(compute.device),
+        "precision": compute.precision,
+        "sidestep": __version__,
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "cells": cells,
+    }
+
+
+def _apart(preset: Preset, device: str, steps: int) -> dict[str, Any]:
+    """Return the peak, measured in a fresh process, or why there is none."""
+    try:
+        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+            return {"bytes": pool.submit(training_peak, preset, device, "auto", steps).result(), "failed": None}
+    except BrokenProcessPool:
+        return {"bytes": None, "failed": "the process was killed, for instance for lack of memory"}
+    except (SidestepError, MemoryError, RuntimeError) as error:
+        return {"bytes": None, "failed": f"{type(error).__name__}: {error}".splitlines()[0]}
+
+
+def memory_text(record: Mapping[str, Any]) -> str:
+    """Return what stands above the table."""
+    parts = [
+        f"# {record['table']}: memory in training",
+        f"    {record['command']}",
+        f"{record['device']}, {record['precision']}, {record['threads']} threads; sidestep {record['sidestep']}, "
+        f"torch {record['torch']}.",
+        _NOTE.format(steps=record["steps"], batch=", ".join(map(str, record["batch"]))),
+    ]
+    return "\n\n".join(parts)
+
+
+def memory_tables(record: Mapping[str, Any]) -> list[Table]:
+    """Return the table, methods by data sets, and a second one of the cells that failed, if any did."""
+    cells = record["cells"]
+    rows, sets = (list(dict.fromkeys(cell[key] for cell in cells)) for key in ("row", "data"))
+    columns = ["row", *(f"{data}, {whose}" for data in sets for whose in ("ours", "paper"))]
+    found = {(cell["row"], cell["data"]): cell for cell in cells}
+    lines = []
+    for row in rows:
+        words = [row]
+        for data in sets:
+            cell = found.get((row, data), {"bytes": None, "failed": None, "paper_gb": None})
+            ours = "failed" if cell["failed"] else "-" if cell["bytes"] is None else f"{cell['bytes'] / 1e9:.2f}"
+            words += [ours, "-" if cell["paper_gb"] is None else f"{cell['paper_gb']:.2f}"]
+        lines.append(words)
+    failed = [[cell["preset"], cell["failed"]] for cell in cells if cell["failed"]]
+    return [Table("", columns, lines), *([Table("Failed:", ["preset", "why"], failed)] if failed else [])]

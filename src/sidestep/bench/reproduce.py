@@ -1,0 +1,106 @@
+"""Fill a table of accuracies, cell by cell: what is done stays, what was stopped goes on, what fails is noted."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sidestep import checkpoint
+from sidestep.bench.accuracy_table import accuracy_record, accuracy_tables, accuracy_text
+from sidestep.bench.blocks import Watch
+from sidestep.bench.cells import Plan, fill_cell
+from sidestep.bench.study_report import Table
+from sidestep.bench.table_rows import BUDGETS, budget_data, table_presets, wanted_presets
+from sidestep.errors import InputError
+from sidestep.training import Compute
+
+__all__ = ["Plan", "folder_for_tables", "reproduce", "write_page"]
+
+
+def reproduce(  # long: which table and rows, and where everything lies
+    table: str,
+    data: Sequence[str],
+    rows: Sequence[str],
+    plan: Plan,
+    watch: Watch,
+    *,
+    report: Path,
+    command: str,
+    data_dir: Path | None = None,
+    progress: bool = False,
+) -> dict[str, Any]:
+    """Fill the wanted cells of a table, and return its record; the page is written anew after every cell.
+
+    Args:
+        table: its name.
+        data: names of data sets; none for all.
+        rows: names of rows; none for all.
+        plan: budget, seeds and so on, and the folder of the runs.
+        watch: called with a line about each run that is trained, gives what is told of its progress.
+        report: folder of the page, TABLE-BUDGET.md and .json.
+        command: what was typed, for the page.
+        data_dir: folder that is looked in before anything is downloaded.
+        progress: whether to show downloads.
+
+    Raises:
+        InputError: for a row, a data set, a device or a number that cannot work.
+        Stopped: after Ctrl-C or SIGTERM; everything can be taken up again.
+    """
+    _check(plan)
+    wanted = wanted_presets(table, data, rows)
+    every = table_presets(table)
+    for folder in (plan.out, report):
+        folder_for_tables(folder)
+    # all sets first: one that is missing shows now, and not after days
+    sets = {preset.data: budget_data(preset, plan.budget, data_dir, progress) for preset in wanted}
+    record = _write(report, accuracy_record(table, every, wanted, plan, command))
+    for full in wanted:
+        preset = full.for_budget(plan.budget)
+        source = {"name": preset.data, "validation": preset.validation, "preset": preset.name}
+        optional = {"size": preset.image_size, "data_dir": data_dir}
+        source |= {key: value for key, value in optional.items() if value is not None}
+        for seed in range(plan.seeds):
+            fill_cell(preset, seed, sets[preset.data], source, plan, watch)
+            record = _write(report, accuracy_record(table, every, wanted, plan, command))
+    return record
+
+
+def _check(plan: Plan) -> None:
+    if plan.budget not in BUDGETS:
+        raise InputError(f"--budget must be one of {', '.join(BUDGETS)}, got {plan.budget!r}")
+    for name, value in {"--seeds": plan.seeds, "--inference-runs": plan.inference_runs}.items():
+        if not 1 <= value <= 100:
+            raise InputError(
+                f"{name} must lie between 1 and 100, got {value}; the paper has 3 seeds and 5 inference runs"
+            )
+    Compute.find(plan.device, "auto")
+
+
+def folder_for_tables(folder: Path) -> None:
+    """Make the folder if it is not there.
+
+    Raises:
+        InputError: if it cannot be made, or is the folder of a run.
+    """
+    if (folder / "config.toml").exists():
+        raise InputError(f"{folder} is the folder of a run; the tables need a folder of their own: choose another")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"the folder {folder} cannot be made: {error.strerror}; choose another") from error
+
+
+def _write(report: Path, record: dict[str, Any]) -> dict[str, Any]:
+    write_page(report, f"{record['table']}-{record['budget']}", accuracy_text(record), accuracy_tables(record), record)
+    return record
+
+
+def write_page(folder: Path, name: str, text: str, tables: Sequence[Table], record: Mapping[str, Any]) -> None:
+    """Write NAME.md, the text and the tables, and NAME.json, the record, each in one move.
+
+    Raises:
+        CheckpointError: if one of them cannot be written.
+    """
+    parts = [text, *(table.markdown().strip() for table in tables)]
+    checkpoint.write_text(folder / f"{name}.md", "\n\n".join(parts) + "\n")
+    checkpoint.write_text(folder / f"{name}.json", json.dumps(record, indent=1) + "\n")

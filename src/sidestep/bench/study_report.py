@@ -1,0 +1,83 @@
+"""What a study leaves: study.json, study.md and study.png, and tables that the command line prints too."""
+
+import io
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+
+from sidestep import checkpoint
+from sidestep.errors import InputError
+from sidestep.version import __version__
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["Table", "folder_for_study", "new_figure", "share", "write_study"]
+
+
+class Table(NamedTuple):
+    """A table of words."""
+
+    title: str
+    columns: list[str]
+    rows: list[list[str]]
+
+    def markdown(self) -> str:
+        """Return it as Markdown."""
+        lines = [self.columns, ["---"] * len(self.columns), *self.rows]
+        return f"{self.title}\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def share(mean: float, error: float | None = None, signed: bool = False) -> str:
+    """Return a share in percent, with its standard error in brackets where there is one.
+
+    >>> share(0.9875, 0.0012), share(-0.001, signed=True)
+    ('98.75 (0.12)', '-0.10')
+    """
+    text = f"{100 * mean:+.2f}" if signed else f"{100 * mean:.2f}"
+    return text if error is None else f"{text} ({100 * error:.2f})"
+
+
+def folder_for_study(out: Path) -> Path:
+    """Return the folder, made if it was not there.
+
+    Raises:
+        InputError: if it cannot be made, or is the folder of a run.
+    """
+    if (out / "config.toml").exists():
+        raise InputError(
+            f"{out} is the folder of a run; a study makes runs in a folder of its own: choose another --out"
+        )
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"the folder {out} cannot be made: {error.strerror}; choose another --out") from error
+    return out
+
+
+def write_study(out: Path, record: Mapping[str, Any], text: str, tables: Sequence[Table], figure: "Figure") -> None:
+    """Write study.json, study.md (the text, the tables and the picture) and study.png into the folder.
+
+    Raises:
+        CheckpointError: if one of them cannot be written.
+    """
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    parts = [text, *(table.markdown() for table in tables), "![the study as a picture](study.png)",
+             f"sidestep {__version__}, torch {torch.__version__}."]  # fmt: skip
+    checkpoint.write_bytes(out / "study.png", buffer.getvalue())
+    checkpoint.write_text(out / "study.md", "\n\n".join(parts) + "\n")
+    checkpoint.write_text(out / "study.json", json.dumps(record, indent=1) + "\n")
+
+
+def new_figure(width: float, height: float) -> "Figure":
+    """Return a figure that is drawn without a screen."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure

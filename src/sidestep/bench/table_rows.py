@@ -1,0 +1,66 @@
+"""Which rows of a table are wanted, and on which data: presets, data sets, and the cut for a quick look."""
+
+import dataclasses
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+
+from sidestep.data import DataSet, Split, load
+from sidestep.errors import InputError
+from sidestep.rules.presets import PRESETS, Preset
+
+__all__ = ["BUDGETS", "FIRST_TEST", "FIRST_TRAIN", "budget_data", "table_presets", "wanted_presets"]
+
+BUDGETS: tuple[str, ...] = ("tiny", "cpu", "full")
+FIRST_TRAIN, FIRST_TEST = 1280, 1000  # images that the budget `tiny` trains and tests on
+
+
+def table_presets(table: str) -> list[Preset]:
+    """Return the presets that are the rows of a table."""
+    return [preset for preset in PRESETS.values() if preset.table == table]
+
+
+def wanted_presets(table: str, data: Sequence[str] = (), rows: Sequence[str] = ()) -> list[Preset]:
+    """Return the presets of some rows on some data sets; of all where none are named.
+
+    Args:
+        table: whose rows.
+        data: names of data sets.
+        rows: names of rows, such as `dt-one-hot`, also written `dt-onehot`.
+
+    Raises:
+        InputError: for a data set or a row that the table does not have.
+    """
+    every = table_presets(table)
+    given = [row.replace("onehot", "one-hot") for row in rows]
+    _check_known(f"--data of {table}", data, list(dict.fromkeys(preset.data for preset in every)))
+    _check_known(f"--rows of {table}", given, list(dict.fromkeys(preset.row for preset in every)))
+    found = [p for p in every if (not data or p.data in data) and (not given or p.row in given)]
+    if not found:
+        raise InputError(f"{table} has no row {', '.join(given)} on {', '.join(data)}; leave out --rows or --data")
+    return found
+
+
+def _check_known(what: str, given: Sequence[str], known: Sequence[str]) -> None:
+    for word in given:
+        if word not in known:
+            near = difflib.get_close_matches(word, known, 1)
+            hint = f"did you mean {near[0]}? " if near else ""
+            raise InputError(f"{what}: unknown {word!r}: {hint}There are: {', '.join(known)}")
+
+
+def budget_data(preset: Preset, budget: str, data_dir: Path | None, progress: bool = False) -> DataSet:
+    """Return the data of a preset: whole, or for the budget `tiny` the first images of its splits."""
+    found = load(
+        preset.data, data_dir=data_dir, validation=preset.validation, size=preset.image_size, progress=progress
+    )
+    return _first_images(found) if budget == "tiny" else found
+
+
+def _first_images(data: DataSet) -> DataSet:
+    train = Split(data.train.images[:FIRST_TRAIN], data.train.labels[:FIRST_TRAIN])
+
+    def read_test() -> Split:
+        return Split(data.test.images[:FIRST_TEST], data.test.labels[:FIRST_TEST])
+
+    return dataclasses.replace(data, train=train, read_test=read_test if data.has_test else None)

@@ -1,0 +1,165 @@
+"""Why a loss's weight on times fails: which times own the gradient, on the nets that several losses have trained."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from functools import partial
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from sidestep.data import DataSet, Split, standardise
+from sidestep.errors import InputError
+from sidestep.nets.continuous import Schedule
+from sidestep.nets.denoiser import Denoiser
+from sidestep.nets.weight_study import (
+    accuracy_at_times,
+    bin_centres,
+    effective_share,
+    nearest_accuracy_at_times,
+    squared_gradients,
+)
+from sidestep.noise import Noise
+from sidestep.rules.protocol import Rule, Task
+from sidestep.training import Compute, Options
+from sidestep.training.evaluate import accuracies
+from sidestep.training.loop import Loop
+from sidestep.training.state import State
+
+__all__ = ["Look", "study_weights"]
+
+_OFTEN = 50  # looks at the embeddings while training
+
+
+@dataclass(frozen=True)
+class Look:
+    """How the nets are looked at."""
+
+    bins: int = 32
+    """Equal intervals of time; the gradient is taken at their centres."""
+    images: int = 256
+    """Images of the validation split (of the training split where there is none), with one draw of noise for all."""
+    eta: float = 1.0
+    """Weight of the denoising loss (the paper's eta)."""
+    largest_weight: float = 5.0
+    """The most that the weight eta/2 SNR'(t) can be with loss = clipped."""
+    readings: tuple[str, ...] = ()
+    """Readings of the rules that accuracies are counted by."""
+
+    def __post_init__(self) -> None:
+        bin_centres(self.bins)
+        if not 2 <= self.images <= 10_000:
+            raise InputError(f"images must lie between 2 and 10,000, got {self.images}; 256 give a steady gradient")
+        for name in ("eta", "largest_weight"):
+            if not 0 < getattr(self, name) <= 1e6:
+                raise InputError(f"{name} must be above 0 and at most 1e+06, got {getattr(self, name)}")
+
+    def at(self, rule: Rule, net: nn.Module, data: DataSet, options: Options) -> dict[str, Any]:
+        """Return shares of the gradient, weights and accuracies by time, and accuracies without the label."""
+        if not isinstance(net, Denoiser) or net.schedule is None:
+            raise InputError(f"the rule {rule.name} makes a net without a schedule in time; the study needs one with")
+        schedule, noise = cast("Schedule", net.schedule), Noise(options.seed).stream("study")
+        compute, held = Compute.find(options.device, options.precision), self.held(data, noise)
+        images = standardise(held.images.to(compute.device), data.mean, data.std)
+        images = images.contiguous(memory_format=torch.channels_last)
+        labels, times = held.labels.to(compute.device), bin_centres(self.bins).to(compute.device)
+        normal = noise.stream("noise").normal(len(labels) * net.dimension, device=compute.device)
+        normal = normal.view(len(labels), net.dimension)
+        net.eval()
+        squares = squared_gradients(net, schedule, images, labels, normal, times, self.eta, self.largest_weight)
+        with torch.no_grad():
+            weight, level = self.eta / 2 * schedule.snr_slope(times), schedule.alpha_bar(times)
+        return {
+            "gradient_share": {name: _shares(values) for name, values in squares.items()},
+            "gradient_norm": {name: math.sqrt(float(values.sum())) for name, values in squares.items()},
+            "times_that_own_90_percent": {name: effective_share(values) for name, values in squares.items()},
+            "weight": weight.tolist(),
+            "alpha_bar": level.tolist(),
+            "accuracy_given_true_z": accuracy_at_times(net, schedule, images, labels, normal, times),
+            "accuracy_of_z_alone": nearest_accuracy_at_times(net, schedule, labels, normal, times),
+            "accuracy": accuracies(rule, net, held, data, compute, noise, self.readings),
+            "watched": rule.watch(net),
+        }
+
+    def held(self, data: DataSet, noise: Noise) -> Split:
+        """Return the images that are looked at."""
+        split = data.validation if len(data.validation) else data.train
+        rows = noise.stream("images").permutation(len(split))[: self.images].to(split.labels.device)
+        return Split(split.images[rows], split.labels[rows])
+
+
+def study_weights(  # long: what is trained, and how it is looked at
+    rules: Mapping[str, Rule],
+    data: DataSet,
+    options: Options,
+    steps: int,
+    look: Look,
+    told: Callable[[str, int], None],
+) -> dict[str, Any]:
+    """Train a net by each rule for some steps, and look at the gradient of every loss on each net, time by time.
+
+    Args:
+        rules: name -> a rule that makes a Denoiser with a schedule; the first one's untrained net is looked at too.
+        data: a data set; its test split is not read.
+        options: batch, seed, device and precision.
+        steps: training steps; 0 looks at the untrained net only.
+        look: how.
+        told: called with the name of a rule and the steps that its net has taken, now and then.
+
+    Raises:
+        InputError: for numbers that cannot work, or a rule whose net has no schedule in time.
+    """
+    if not 0 <= steps <= 1_000_000:
+        raise InputError(f"steps must be 0 (only the untrained net) or more, got {steps}")
+    nets: dict[str, Any] = {}
+    training: dict[str, Any] = {}
+    for name, rule in rules.items():
+        state, loop = _start(rule, data, options)
+        if not nets:
+            nets["untrained"] = look.at(rule, state.net, data, options)
+        if steps:
+            training[name] = _train(loop, state, steps, partial(told, name))
+            nets[name] = look.at(rule, state.net, data, options)
+    return {
+        "data": data.name, "train_images": len(data.train), "seed": options.seed, "batch": options.batch,
+        "steps": steps, "eta": look.eta, "largest_weight": look.largest_weight,
+        "images": min(look.images, len(data.validation) or len(data.train)),
+        "split": "validation" if len(data.validation) else "training",
+        "rules": {name: {field.name: getattr(rule, field.name) for field in fields(rule)}
+                  for name, rule in rules.items()},
+        "times": bin_centres(look.bins).tolist(), "nets": nets, "training": training,
+    }  # fmt: skip
+
+
+def _start(rule: Rule, data: DataSet, options: Options) -> tuple[State, Loop]:
+    """Return a new net with its optimiser, and the loop that trains it: as `train` starts them."""
+    compute = Compute.find(options.device, options.precision)
+    pixels = str(data.train.images.dtype).removeprefix("torch.")
+    task = Task(data.image_shape, tuple(data.class_names), tuple(data.mean), tuple(data.std), pixels)
+    net = rule.build(task, Noise(options.seed).stream("build"), data.train, None).to(compute.device)
+    return State(net, rule.optimizer(net)), Loop(rule, data.to(compute.device), options, compute, None)
+
+
+def _train(loop: Loop, state: State, steps: int, told: Callable[[int], None]) -> dict[str, Any]:
+    """Take the steps; return every step's losses by name, and what the rule watches now and then."""
+    losses: dict[str, list[float]] = {}
+    watched: dict[str, list[float]] = {}
+    watched_at: list[int] = []
+    for step in range(steps + 1):
+        if step % max(1, steps // _OFTEN) == 0 or step == steps:
+            watched_at.append(step)
+            for name, number in loop.rule.watch(state.net).items():
+                watched.setdefault(name, []).append(number)
+            told(step)
+        if step < steps:
+            state.sums = {}
+            loop.take_step(state)
+            for name, value in state.sums.items():
+                losses.setdefault(name, []).append(float(value))
+    return {"losses": losses, "watched_at": watched_at, "watched": watched}
+
+
+def _shares(squares: Tensor) -> list[float]:
+    total = float(squares.sum())
+    return [float(value) / total if total else 0.0 for value in squares]

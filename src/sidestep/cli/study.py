@@ -1,0 +1,171 @@
+"""`sidestep study NAME`: experiments that ask why a rule does as it does, with a table, a page and a picture."""
+
+import difflib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import tyro
+
+from sidestep.bench.blocks import study_blocks
+from sidestep.bench.blocks_report import blocks_figure, blocks_tables, blocks_text
+from sidestep.bench.study_report import Table, folder_for_study, write_study
+from sidestep.bench.weights import Look, study_weights
+from sidestep.bench.weights_report import weights_figure, weights_tables, weights_text
+from sidestep.cli.bar import TrainingBar
+from sidestep.cli.output import default_data_dir, error_console, fail, show, show_json, show_table
+from sidestep.data import DataSet, load
+from sidestep.errors import InputError
+from sidestep.rules import Backprop, NoPropCT, NoPropDT
+from sidestep.training import Options, Progress, Stopped
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["study_command"]
+
+
+def study_command(arguments: list[str]) -> None:
+    """Parse the options, run a study, and print its tables."""
+    if not arguments or arguments[0] in ("-h", "--help"):
+        lines = "\n".join(f"  {name:16}{about}" for name, (about, _) in STUDIES.items())
+        show(f"usage: sidestep study NAME [OPTIONS]\n\nstudies:\n{lines}\n\n"
+             "`sidestep study NAME --help` explains the options of a study.")  # fmt: skip
+        return
+    name, rest = arguments[0], arguments[1:]
+    if name not in STUDIES:
+        near = difflib.get_close_matches(name, STUDIES, 1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise InputError(f"unknown study {name!r}: {hint}There are: {', '.join(STUDIES)}")
+    tyro.cli(STUDIES[name][1], prog=f"sidestep study {name}", args=rest)
+
+
+def _blocks(
+    *,
+    data: str = "digits",
+    data_dir: Path | None = None,
+    blocks: int = 10,
+    epochs: int | None = None,
+    batch: int = 128,
+    seeds: int = 3,
+    validation: float = 0.1,
+    out: Path = Path("runs/study-noprop-blocks"),
+    device: str = "auto",
+    json: bool = False,
+) -> None:  # long: the options of the command
+    """Is it the denoising, or just T classifiers? Trains NoProp-DT and back-propagation on the same blocks with several
+    seeds, and takes NoProp's chain apart on the test split. Finished runs are loaded; run it again after a stop.
+
+    Args:
+        data: Data set, .npz file or image folder.
+        data_dir: Folder that is looked in before anything is downloaded. Default: the variable SIDESTEP_DATA.
+        blocks: Blocks of both nets (the paper's T).
+        epochs: Passes over the training split. Default: 10, or 20 below 5,000 images.
+        batch: Images per step.
+        seeds: How many seeds, from 0 on.
+        validation: Share of the training split kept aside for validation.
+        out: Folder of the runs, and of study.json, study.md and study.png.
+        device: Where to compute: auto, cpu, cuda, cuda:1, mps.
+        json: Print the record as one JSON object on the last line of standard output.
+    """
+    found, source = _data(data, data_dir, validation)
+    rules = NoPropDT(blocks=blocks), Backprop(blocks=blocks)
+    options = Options(epochs=epochs, batch=batch, device=device, out=folder_for_study(out))
+    try:
+        record = study_blocks(*rules, found, options, seeds, source, _watch)
+    except Stopped as stopped:
+        fail(f"{stopped}; saved in {out}. Continue by running the same command again", 128 + stopped.signal_number)
+    except KeyboardInterrupt:  # a second one, or not while training
+        fail(f"stopped at once; what is finished is kept in {out}: continue by running the same command again", 130)
+    _report(out, record, blocks_text(record), blocks_tables(record), blocks_figure(record), json)
+
+
+def _weights(
+    *,
+    data: str = "cifar100",
+    data_dir: Path | None = None,
+    embedding: Literal["one-hot", "orthogonal", "learned", "prototype"] = "learned",
+    steps: int = 300,
+    batch: int = 128,
+    seed: int = 0,
+    bins: int = 32,
+    images: int = 256,
+    eta: float = 1.0,
+    largest_weight: float = 5.0,
+    validation: float = 0.1,
+    out: Path = Path("runs/study-noprop-weights"),
+    device: str = "auto",
+    json: bool = False,
+) -> None:  # long: the options of the command
+    """Why does NoProp-CT's own objective fail? Trains one net with the paper's loss and learned schedule, and one with
+    cross-entropy, and measures which times own the gradient under each loss. The test split is not read.
+
+    Args:
+        data: Data set, .npz file or image folder.
+        data_dir: Folder that is looked in before anything is downloaded. Default: the variable SIDESTEP_DATA.
+        embedding: Class embedding of both nets.
+        steps: Training steps of each net; 0 looks at the untrained net only.
+        batch: Images per step.
+        seed: Seed of everything random.
+        bins: Equal intervals of time; the gradient is taken at their centres.
+        images: How many images the gradient is taken on.
+        eta: Weight of the paper's denoising loss.
+        largest_weight: The most that the weight eta/2 SNR'(t) can be with loss = clipped.
+        validation: Share of the training split kept aside for validation.
+        out: Folder of study.json, study.md and study.png.
+        device: Where to compute: auto, cpu, cuda, cuda:1, mps.
+        json: Print the record as one JSON object on the last line of standard output.
+    """
+    look = Look(bins, images, eta, largest_weight, readings=("ddim", "first step"))
+    rules = {
+        "paper": NoPropCT(loss="paper", schedule="learned", eta=eta, embedding=embedding),
+        "cross-entropy": NoPropCT(loss="cross-entropy", embedding=embedding),
+    }
+    options = Options(batch=batch, seed=seed, device=device)
+    found, _ = _data(data, data_dir, validation)
+    folder_for_study(out)
+    try:
+        record = study_weights(rules, found, options, steps, look, _told)
+    except KeyboardInterrupt:
+        fail("stopped; nothing was saved: run the same command again, with fewer --steps if it takes too long", 130)
+    _report(out, record, weights_text(record), weights_tables(record), weights_figure(record), json)
+
+
+STUDIES: Mapping[str, tuple[str, Callable[..., None]]] = {
+    "noprop-blocks": ("is it the denoising, or just T classifiers? NoProp-DT's chain taken apart", _blocks),
+    "noprop-weights": ("which times own the gradient of NoProp-CT, under each loss?", _weights),
+}
+
+
+def _data(name: str, data_dir: Path | None, validation: float) -> tuple[DataSet, dict[str, Any]]:
+    """Return the data and how they can be loaded again."""
+    directory = data_dir or default_data_dir()
+    found = load(name, data_dir=directory, validation=validation, progress=error_console.is_terminal)
+    source = {"name": name, "data_dir": data_dir, "validation": validation}
+    return found, {key: value for key, value in source.items() if value is not None}
+
+
+@contextmanager
+def _watch(line: str) -> Iterator[Progress]:
+    if error_console.is_terminal:
+        error_console.print(line)
+    with TrainingBar() as bar:
+        yield bar
+
+
+def _told(name: str, step: int) -> None:
+    if error_console.is_terminal:
+        error_console.print(f"loss {name}: {step} steps", end="\r")
+
+
+def _report(out: Path, record: dict[str, Any], text: str, tables: list[Table], figure: "Figure", as_json: bool) -> None:
+    write_study(out, record, text, tables, figure)
+    if as_json:
+        show_json(record)
+        return
+    for table in tables:
+        show(f"{table.title}:\n")
+        show_table("", table.columns, table.rows)
+        show("")
+    show(f"written: {out / 'study.json'}, study.md, study.png")

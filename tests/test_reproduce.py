@@ -1,0 +1,335 @@
+"""`sidestep reproduce`: tables that are filled cell by cell, and can be stopped, resumed and trusted."""
+
+import dataclasses
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+
+from sidestep import data
+from sidestep.bench import cells
+from sidestep.bench.accuracy_table import accuracy_row, accuracy_tables, accuracy_text, verdict
+from sidestep.bench.memory_table import memory_record, memory_tables, memory_text
+from sidestep.bench.table_rows import budget_data, table_presets, wanted_presets
+from sidestep.cli import main
+from sidestep.errors import InputError
+from sidestep.rules.presets import PRESETS, Changes, PaperCell, Preset
+from sidestep.training.loop import Loop
+
+TINY = {"tiny": Changes({"epochs": 1}), "cpu": Changes({"epochs": 2})}
+FORWARD = Preset(
+    name="small-forward",
+    data="digits",
+    rule="backprop",
+    options={"net": "mlp", "hidden": (16,), "learning_rate": 0.01},
+    train={"epochs": 3, "batch": 128},
+    summary="a deterministic reading",
+    reading="forward",
+    validation=0.0,
+    table="noprop-table1",
+    row="forward-one-hot",
+    paper=PaperCell(99.0),
+    memory_gb=0.5,
+    budgets=TINY,
+)
+SAMPLED = dataclasses.replace(
+    FORWARD,
+    name="small-sampled",
+    rule="noprop-dt",
+    options={"blocks": 1, "draws": 1},
+    summary="a reading that draws noise",
+    reading="ancestral",
+    row="sampled-one-hot",
+    paper=PaperCell(50.0, 0.5),
+    sampled=True,
+)
+
+
+@pytest.fixture(autouse=True)
+def two_small_rows(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("SIDESTEP_DATA", raising=False)
+    for preset in (FORWARD, SAMPLED):
+        monkeypatch.setitem(PRESETS, preset.name, preset)
+
+
+def run(capsys, *arguments):
+    """Return exit status, standard output, standard error."""
+    status = 0
+    try:
+        main(["reproduce", *arguments])
+    except SystemExit as leaving:
+        status = int(leaving.code or 0)
+    captured = capsys.readouterr()
+    return status, captured.out, " ".join(captured.err.split())
+
+
+def fill(capsys, *arguments):
+    words = [
+        "noprop-table1",
+        "--data",
+        "digits",
+        "--budget",
+        "tiny",
+        "--seeds",
+        "2",
+        "--out",
+        "out",
+        *arguments,
+        "--json",
+    ]
+    status, out, error = run(capsys, *words)
+    return status, json.loads(out.splitlines()[-1]) if out else None, error
+
+
+def row_of(record, preset):
+    return next(row for row in record["rows"] if row["preset"] == preset.name)
+
+
+class TestArithmetic:
+    def test_mean_and_standard_error_count_every_inference_run(self):
+        done = {"seconds": 10.0, "epochs": 3.0, "peak_memory_bytes": 5, "device": "cpu", "precision": "float32"}
+        found = [
+            {**done, "seed": 0, "accuracies": [0.5, 0.7], "default_reading": {"ddim": 0.8}},
+            {**done, "seed": 1, "accuracies": [0.6, 0.6], "default_reading": {"ddim": 0.9}, "seconds": 20.0},
+            {"seed": 2, "failed": "OutOfMemoryError: no"},
+        ]
+        row = accuracy_row(SAMPLED, SAMPLED, found, "full")
+        # deviations -10, 10, 0, 0 from 60: variance 200 / 3, over 4 values 200 / 12
+        assert row["mean"] == pytest.approx(60.0)
+        assert row["error"] == pytest.approx((200 / 12) ** 0.5)
+        assert row["error_of_seeds"] == pytest.approx(0.0, abs=1e-9)  # both seeds have mean 60
+        assert row["by_default"]["mean"] == pytest.approx(85.0)
+        assert row["by_default"]["error"] == pytest.approx(5.0)  # 80 and 90
+        assert (row["seconds"], row["seeds"], row["verdict"]) == (15.0, 2, "pass")
+        assert row["failed"] == [{"seed": 2, "why": "OutOfMemoryError: no"}]
+
+    def test_verdict_by_hand(self):
+        cell = PaperCell(99.47, 0.04)
+        assert verdict(99.40, 0.03, cell) == "pass"  # margin 2 * 0.05 = 0.10: from 99.37 on
+        assert verdict(99.371, 0.03, cell) == "pass"
+        assert verdict(99.369, 0.03, cell) == "fail"
+        assert verdict(99.9, 0.03, cell) == "pass"
+        assert verdict(97.60, 0.10, PaperCell(97.84)) == "pass"  # ours twice: 2 * 0.1 * sqrt 2 = 0.28
+        assert verdict(97.55, 0.10, PaperCell(97.84)) == "fail"
+        assert verdict(99.39, None, cell) == "pass"  # one value: the paper's error alone, 0.08
+        assert verdict(99.38, None, cell) == "fail"
+        assert verdict(99.0, None, PaperCell(97.84)) == "-"
+        assert verdict(99.0, 0.1, None) == "-"
+
+    @pytest.mark.parametrize("budget", ["tiny", "cpu"])
+    def test_there_is_no_verdict_on_fewer_epochs_than_the_paper_s(self, budget):
+        cell = {"seed": 0, "accuracies": [0.1, 0.1], "default_reading": {"ddim": 0.1}, "seconds": 1.0, "epochs": 1.0,
+                "peak_memory_bytes": 5, "device": "cpu", "precision": "float32"}  # fmt: skip
+        assert accuracy_row(SAMPLED, SAMPLED, [cell], budget)["verdict"] == "-"
+        assert accuracy_row(SAMPLED, SAMPLED, [cell], "full")["verdict"] == "fail"
+
+
+def test_a_table_is_filled_written_and_not_filled_twice(capsys, monkeypatch):
+    status, record, error = fill(capsys, "--inference-runs", "3")
+    assert status == 0, error
+    forward, sampled = row_of(record, FORWARD), row_of(record, SAMPLED)
+    assert len(forward["values"]) == 2  # deterministic: once a seed
+    assert len(sampled["values"]) == 6
+    assert (forward["verdict"], sampled["verdict"]) == ("-", "-")
+    folder = Path("out/tiny/small-sampled-1")
+    result = json.loads((folder / "result.json").read_text())
+    inference = json.loads((folder / "inference.json").read_text())
+    assert inference["accuracies"]["ancestral"][0] == result["readings"]["ancestral"]
+    assert len(set(inference["accuracies"]["ancestral"])) > 1  # each with noise of its own
+    config = (folder / "config.toml").read_text()
+    assert 'preset = "small-sampled"' in config
+    assert "train_images = 1280" in config
+
+    page = Path("out/noprop-table1-tiny.md").read_text()
+    for words in (
+        "sidestep reproduce noprop-table1 --data digits --budget tiny --seeds 2",
+        "first 1,280 images",
+        f"torch {torch.__version__}",
+        "1 threads" if torch.get_num_threads() == 1 else "threads",
+        "sd / sqrt(n)",
+        "| forward-one-hot | digits | 99.00 |",
+        "| sampled-one-hot | digits | 50.00 (0.50) |",
+        "| 2 x 3 |",
+        "1 of 3",
+    ):
+        assert words in page, words
+    assert json.loads(Path("out/noprop-table1-tiny.json").read_text()) == record
+
+    def never(*_arguments, **_named):
+        raise AssertionError("computed again")
+
+    monkeypatch.setattr("sidestep.bench.blocks.train", never)
+    monkeypatch.setattr("sidestep.training.run.accuracies", never)
+    status, again, error = fill(capsys, "--inference-runs", "3")
+    assert status == 0, error
+    assert {**again, "command": ""} == {**record, "command": ""}
+    status, fewer, error = fill(capsys, "--inference-runs", "2")  # of those that are there, the first two
+    assert row_of(fewer, SAMPLED)["values"] == [v for i, v in enumerate(sampled["values"]) if i % 3 < 2]
+
+
+def test_more_inference_runs_keep_those_that_are_there(capsys):
+    _, record, _ = fill(capsys, "--rows", "sampled-onehot", "--inference-runs", "2", "--seeds", "1")
+    _, more, _ = fill(capsys, "--rows", "sampled-one-hot", "--inference-runs", "4", "--seeds", "1")
+    assert row_of(more, SAMPLED)["values"][:2] == row_of(record, SAMPLED)["values"]
+    assert len(row_of(more, SAMPLED)["values"]) == 4
+    # a row that was run earlier stays on the page of the next
+    status, other, _ = fill(capsys, "--rows", "forward-one-hot", "--inference-runs", "4", "--seeds", "1")
+    assert status == 0
+    assert row_of(other, SAMPLED)["values"] == row_of(more, SAMPLED)["values"]
+    assert other["rows_left_out"] == len(table_presets("noprop-table1")) - 2
+
+
+def test_a_stopped_table_goes_on_to_the_same_bits(capsys, monkeypatch):
+    fill(capsys, "--rows", "forward-one-hot", "--report", "pages", "--out", "whole")
+    take_step, taken = Loop.take_step, 0
+
+    def interrupted(loop, state):
+        nonlocal taken
+        taken += 1
+        if taken == 14:  # in the second seed, of ten steps each
+            os.kill(os.getpid(), signal.SIGINT)
+        take_step(loop, state)
+
+    monkeypatch.setattr(Loop, "take_step", interrupted)
+    status, _, error = fill(capsys, "--rows", "forward-one-hot")
+    assert status == 128 + signal.SIGINT
+    assert "to go on, run the same command again: sidestep reproduce noprop-table1 --data digits" in error
+    page = Path("out/noprop-table1-tiny.json").read_text()
+    assert row_of(json.loads(page), FORWARD)["seeds"] == 1
+    assert not Path("out/tiny/small-forward-1/result.json").exists()
+    status, record, error = fill(capsys, "--rows", "forward-one-hot")
+    assert status == 0, error
+    assert taken == 20
+    assert row_of(record, FORWARD)["seeds"] == 2
+    for seed in range(2):
+        one, two = (Path(f"{out}/tiny/small-forward-{seed}/model.safetensors").read_bytes() for out in ("whole", "out"))
+        assert one == two
+    assert Path("pages/noprop-table1-tiny.md").exists()
+    assert not Path("whole/noprop-table1-tiny.md").exists()
+
+
+def test_a_row_that_fails_is_noted_and_the_others_go_on(capsys, monkeypatch):
+    whole = cells.trained_run
+
+    def sometimes(rule, *rest):
+        if rule.name == FORWARD.rule:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB\nand more lines")
+        return whole(rule, *rest)
+
+    monkeypatch.setattr(cells, "trained_run", sometimes)
+    status, record, error = fill(capsys, "--seeds", "1", "--inference-runs", "1")
+    assert (status, "1 runs failed" in error) == (1, True)
+    why = "OutOfMemoryError: CUDA out of memory. Tried to allocate 9 GiB"
+    assert row_of(record, FORWARD)["failed"] == [{"seed": 0, "why": why}]
+    assert row_of(record, SAMPLED)["seeds"] == 1
+    page = Path("out/noprop-table1-tiny.md").read_text()
+    assert "| forward-one-hot | digits | 99.00 | failed |" in page
+    assert f"| small-forward | 0 | {why} |" in page
+    monkeypatch.setattr(cells, "trained_run", whole)
+    status, record, error = fill(capsys, "--seeds", "1", "--inference-runs", "1")
+    assert status == 0, error
+    assert row_of(record, FORWARD)["failed"] == []
+    assert "failed" not in Path("out/noprop-table1-tiny.md").read_text()
+
+
+def test_a_run_of_other_options_is_not_taken_for_this_one(capsys, monkeypatch):
+    fill(capsys, "--rows", "forward-one-hot", "--seeds", "1")
+    changed = dataclasses.replace(FORWARD, options={**FORWARD.options, "learning_rate": 0.02})
+    monkeypatch.setitem(PRESETS, FORWARD.name, changed)
+    status, record, _ = fill(capsys, "--rows", "forward-one-hot", "--seeds", "1")
+    assert status == 1
+    assert "otherwise" in row_of(record, FORWARD)["failed"][0]["why"]
+
+
+def test_the_smallest_budget_cuts_both_splits_and_the_others_none():
+    cut, whole = (budget_data(FORWARD, budget, None) for budget in ("tiny", "cpu"))
+    assert (len(cut.train), len(cut.validation), len(cut.test)) == (1280, 0, 360)
+    assert (len(whole.train), len(whole.test)) == (1437, 360)
+    assert torch.equal(cut.train.images, data.load("digits", validation=0).train.images[:1280])
+
+
+def test_rows_and_data_are_chosen_by_name():
+    assert len(wanted_presets("noprop-table1", ["mnist"])) == 13
+    found = wanted_presets("noprop-table1", ["cifar10", "mnist"], ["dt-onehot", "ct-learned"])
+    assert sorted(preset.name for preset in found) == [
+        "noprop-ct-cifar10-learned",
+        "noprop-ct-mnist-learned",
+        "noprop-dt-cifar10-one-hot",
+        "noprop-dt-mnist-one-hot",
+    ]
+    with pytest.raises(InputError, match="has no row forward-one-hot on mnist"):
+        wanted_presets("noprop-table1", ["mnist"], ["forward-one-hot"])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["noprop-tabel1"], "did you mean noprop-table1?"),
+        (["noprop-table1", "--rows", "dt-onehott"], "did you mean dt-one-hot? There are: backprop-one-hot"),
+        (["noprop-table1", "--data", "cifar"], "unknown 'cifar': did you mean cifar10?"),
+        (["noprop-table1", "--seeds", "0"], "--seeds must lie between 1 and 100, got 0"),
+        (["noprop-table1", "--inference-runs", "0"], "--inference-runs must lie between"),
+        (["noprop-table1", "--device", "cuda:63"], "--device cpu"),
+        (["noprop-table1", "--budget", "huge"], "huge"),
+        (["noprop-table1", "--data", "digits", "--out", "file"], "cannot be made"),
+        (["noprop-table2", "--steps", "0"], "--steps must lie between"),
+        (["noprop-table2", "--rows", "dt-learned"], "one-hot labels only"),
+    ],
+)
+def test_wrong_input_ends_in_one_clear_line_and_status_2(capsys, words, message):
+    Path("file").write_text("x")
+    status, _, error = run(capsys, *words)
+    assert (status, message in error, "Traceback" in error) == (2, True, False), error
+    assert not Path("runs/reproduce/full").exists()
+
+
+def test_help_explains_the_tables(capsys):
+    status, out, _ = run(capsys)
+    assert (status, "noprop-table2" in out) == (0, True)
+    status, out, _ = run(capsys, "noprop-table1", "--help")
+    assert "--inference-runs" in out
+
+
+def test_an_empty_table_has_words_for_it():
+    row = accuracy_row(SAMPLED.for_budget("cpu"), SAMPLED, [], "cpu")
+    record = {"table": "t", "command": "c", "budget": "cpu", "seeds": 3, "inference_runs": 5, "threads": 1,
+              "torch": "2", "sidestep": "0", "computed_on": [], "rows": [row], "rows_left_out": 38}  # fmt: skip
+    assert "not finished" in accuracy_tables(record)[0].rows[0]
+    assert "Fewer epochs than the paper's" in accuracy_text(record)
+
+
+class TestMemory:
+    def test_a_table_of_methods_by_data_sets(self):
+        known = {"row": "a-one-hot", "paper_gb": 0.5, "failed": None}
+        record = {
+            "table": "noprop-table2", "command": "sidestep reproduce noprop-table2", "steps": 3, "batch": [128],
+            "device": "cpu", "precision": "float32", "threads": 1, "sidestep": "0.1.0", "torch": "2",
+            "cells": [{**known, "preset": "x", "data": "mnist", "bytes": 1_234_000_000},
+                      {**known, "preset": "y", "data": "cifar10", "bytes": None, "failed": "killed"}],
+        }  # fmt: skip
+        table, failed = memory_tables(record)
+        assert table.columns == ["row", "mnist, ours", "mnist, paper", "cifar10, ours", "cifar10, paper"]
+        assert table.rows == [["a-one-hot", "1.23", "0.50", "failed", "0.50"]]
+        assert failed.rows == [["y", "killed"]]
+        assert "128 random images" in memory_text(record)
+
+    def test_a_cell_is_measured_in_a_process_of_its_own(self):
+        pytest.importorskip("sidestep.measure.allocations")
+        told = []
+        record = memory_record("noprop-table2", [FORWARD], "cpu", "c", told.append, steps=2)
+        (cell,) = record["cells"]
+        assert cell["failed"] is None
+        weights = 4 * (64 * 16 + 16 + 16 * 10 + 10)
+        assert 3 * weights < cell["bytes"] < 3_000_000  # weights and Adam's two moments at least
+        assert told == ["backprop on digits"]
+
+    def test_a_cell_that_fails_is_noted(self):
+        pytest.importorskip("sidestep.measure.allocations")
+        broken = dataclasses.replace(FORWARD, options={"net": "mlp", "hidden": (0,)})
+        (cell,) = memory_record("noprop-table2", [broken], "cpu", "c", lambda line: None)["cells"]
+        assert cell["bytes"] is None
+        assert "at least one unit" in cell["failed"]

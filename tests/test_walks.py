@@ -1,0 +1,250 @@
+"""Samplers, checked with a perfect estimate: what they then reach is known exactly."""
+
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from sidestep.errors import InputError
+from sidestep.nets import (
+    CosineSchedule,
+    LearnedSchedule,
+    LinearSchedule,
+    ancestral_walk,
+    cosine_alpha_bar,
+    ddim_walk,
+    euler_walk,
+    heun_walk,
+    readable_alpha_bar,
+    solver_walk,
+)
+from sidestep.nets.timed_predictions import diffusion_velocity
+from sidestep.nets.walks import ADAPTIVE, check_steps
+from sidestep.noise import Noise
+from sidestep.rules import NoPropCT, NoPropFM, Task
+
+TASK = Task((1, 8, 8), tuple("abcd"), (0.0,), (1.0,))
+
+
+def evenly(steps):
+    return torch.linspace(0, 1, steps + 1, dtype=torch.float64)
+
+
+GRIDS = {
+    "cosine, 10 blocks": cosine_alpha_bar(10).double(),
+    "readable, 4 blocks": readable_alpha_bar(4, 10).double(),
+    "one step": LinearSchedule().alpha_bar(evenly(1)),
+    "linear, 7 steps": LinearSchedule().alpha_bar(evenly(7)),
+    "linear, 200 steps": LinearSchedule().alpha_bar(evenly(200)),
+    "cosine, 50 steps": CosineSchedule().alpha_bar(evenly(50)),
+    "learned, 50 steps": LearnedSchedule().double().alpha_bar(evenly(50)).detach(),
+}
+
+
+def ancestral(grid, u, start, draws):
+    """Walk on numbers: u is the perfect estimate, `draws` the noise of each step."""
+    first = torch.tensor([[start]], dtype=torch.float64)
+    estimate = torch.tensor([[u]], dtype=torch.float64)
+    normal = torch.tensor(draws, dtype=torch.float64)
+    return ancestral_walk(lambda latent, index: estimate, grid, first, lambda index: normal[index]).item()
+
+
+@pytest.mark.parametrize("grid", GRIDS.values(), ids=GRIDS.keys())
+def test_with_a_perfect_estimate_the_ancestral_walk_has_the_marginals_of_q_at_every_step(grid):
+    """The walk is linear in u, z_0 and each step's noise, so its mean and variance follow from its coefficients."""
+    u = -1.7
+    places = range(1, len(grid)) if len(grid) < 20 else (1, 2, len(grid) // 2, len(grid) - 1)
+    for upto in places:
+        part = grid[: upto + 1]
+        quiet = [0.0] * upto
+        of_u, of_start = ancestral(part, 1.0, 0.0, quiet), ancestral(part, 0.0, 1.0, quiet)
+        of_noise = [ancestral(part, 0.0, 0.0, [float(i == step) for i in range(upto)]) for step in range(upto)]
+        mean = of_u * u + of_start * math.sqrt(grid[0]) * u  # from q(z_0 | y)
+        variance = of_start**2 * (1 - float(grid[0])) + sum(value**2 for value in of_noise)
+        assert mean == pytest.approx(math.sqrt(grid[upto]) * u, rel=1e-9)
+        assert variance == pytest.approx(1 - float(grid[upto]), rel=1e-9)
+
+
+def points(seed=1, count=6):
+    """u, eps: a label embedding and noise for each of `count` examples in three dimensions."""
+    drawn = Noise(seed).normal(2 * count * 3).double().view(2, count, 3)
+    return drawn[0], drawn[1]
+
+
+def on_the_line(alpha_bar, u, eps):
+    return alpha_bar.sqrt() * u + (1 - alpha_bar).sqrt() * eps
+
+
+@pytest.mark.parametrize("grid", GRIDS.values(), ids=GRIDS.keys())
+def test_with_a_perfect_estimate_ddim_stays_on_the_line_from_its_noise_to_the_label(grid):
+    u, eps = points()
+    landed = ddim_walk(lambda latent, index: u, grid, on_the_line(grid[0], u, eps))
+    torch.testing.assert_close(landed, on_the_line(grid[-1], u, eps), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("start", ["zero", "noise"])
+def test_ddim_with_a_constant_estimate_ends_in_one_place_for_any_number_of_steps(start):
+    u, eps = points(2)
+    first = torch.zeros_like(u) if start == "zero" else eps
+    ends = [
+        ddim_walk(lambda latent, index: u, LinearSchedule().alpha_bar(evenly(steps)), first)
+        for steps in (1, 2, 7, 50, 1000)
+    ]
+    for end in ends[1:]:
+        torch.testing.assert_close(end, ends[0], rtol=1e-9, atol=1e-9)
+
+
+SCHEDULES = [LinearSchedule(), CosineSchedule(), LearnedSchedule().double()]
+IDS = ["linear", "cosine", "learned"]
+
+
+def perfect(u):
+    """What diffusion_velocity needs of a net whose estimate is u, whatever it is given."""
+    return SimpleNamespace(label_estimate=lambda outputs: u)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=IDS)
+def test_the_probability_flow_s_velocity_is_the_derivative_of_that_line(schedule):
+    u, eps = points(3)
+    for moment in (0.0, 0.01, 0.3, 0.5, 0.9, 0.99, 1.0):
+        time = torch.tensor([moment], dtype=torch.float64)
+        line = torch.func.jvp(lambda t: on_the_line(schedule.alpha_bar(t), u, eps), (time,), (torch.ones_like(time),))
+        found = diffusion_velocity(perfect(u), schedule, None, line[0], time)
+        torch.testing.assert_close(found, line[1], rtol=1e-8, atol=1e-10)
+        assert found.isfinite().all()
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=IDS)
+def test_solvers_of_the_probability_flow_end_where_ddim_does(schedule):
+    u, eps = points(4)
+    ends = schedule.alpha_bar(evenly(1)).detach()
+    start, wanted = on_the_line(ends[0], u, eps), on_the_line(ends[1], u, eps)
+
+    def rate(latent, time):
+        return diffusion_velocity(perfect(u), schedule, None, latent, time).detach()
+
+    assert (heun_walk(rate, evenly(200), start) - wanted).abs().max() < 2e-3
+    assert (euler_walk(rate, evenly(1000), start) - wanted).abs().max() < 2e-2
+    assert (solver_walk(rate, (0.0, 1.0), start, tolerance=1e-9) - wanted).abs().max() < 1e-6
+
+
+def swinging(latent, time):
+    """dz/dt = cos(t) z, so z(1) = z(0) exp(sin 1)."""
+    return time.cos() * latent
+
+
+@pytest.mark.parametrize(("walk", "order"), [(euler_walk, 1), (heun_walk, 2)])
+def test_the_order_of_a_solver_by_the_slope_of_its_error(walk, order):
+    start = torch.ones(1, 1, dtype=torch.float64)
+    exact = math.exp(math.sin(1))
+    errors = [abs(walk(swinging, evenly(steps), start).item() - exact) for steps in (100, 200, 400)]
+    for coarse, fine in zip(errors, errors[1:], strict=False):
+        assert math.log2(coarse / fine) == pytest.approx(order, abs=0.05)
+
+
+def test_heun_without_the_end_takes_an_euler_step_there_and_never_asks_for_the_rate_at_one():
+    asked = []
+
+    def rate(latent, time):
+        asked.append(time.item())
+        return torch.ones_like(latent) / (1 - time)
+
+    heun_walk(rate, evenly(4), torch.zeros(1, 1, dtype=torch.float64), to_the_end=False)
+    assert max(asked) == 0.75
+    asked.clear()
+    heun_walk(rate, evenly(4), torch.zeros(1, 1, dtype=torch.float64))
+    assert max(asked) == 1
+
+
+@pytest.mark.parametrize("method", ADAPTIVE)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_every_adaptive_solver_finds_the_known_end(method, dtype):
+    start = torch.tensor([[1.0, -0.5]], dtype=dtype)
+    found = solver_walk(swinging, (0.0, 1.0), start, method)
+    assert found.dtype == dtype
+    torch.testing.assert_close(found, start * math.exp(math.sin(1)), rtol=5e-3, atol=5e-3)
+    finer = solver_walk(swinging, (0.0, 1.0), start.double(), method, tolerance=1e-8)
+    torch.testing.assert_close(finer, start.double() * math.exp(math.sin(1)), rtol=1e-6, atol=1e-6)
+
+
+def test_another_solver_is_refused():
+    with pytest.raises(InputError, match="dopri5, dopri8, bosh3, fehlberg2, adaptive_heun, got 'rk45'"):
+        solver_walk(swinging, (0.0, 1.0), torch.ones(1, 1), "rk45")
+
+
+@pytest.mark.parametrize("rule", [NoPropCT, NoPropFM])
+def test_one_to_a_thousand_steps(rule):
+    check_steps(1)
+    check_steps(1000)
+    for steps in (0, 1001, -3):
+        with pytest.raises(InputError, match=f"between 1 and 1000, got {steps}"):
+            rule(steps=steps)
+    net = rule().build(TASK, Noise(0), None, None)
+    images = Noise(1).normal(2 * 64).view(2, 1, 8, 8)
+    reading = rule.predictors[0]
+    for steps in (1, 2, 1000):
+        found = rule(steps=steps).predict(net, images, Noise(0), names=[reading])[reading]
+        assert found.isfinite().all()
+
+
+class PerfectFlow:
+    """A flow-matching net that knows the labels, as no real one may; it notes where each walk lands."""
+
+    def __init__(self, prediction, labels, steps=10):
+        loss = "paper" if prediction == "velocity" else "cross-entropy"
+        self.rule = NoPropFM(prediction=prediction, loss=loss, steps=steps, draws=3)
+        self.net = self.rule.build(TASK, Noise(0), None, None)
+        self.u, self.landed = torch.eye(4)[labels], []
+        self.images, self.noise = torch.zeros(len(labels), 1, 8, 8), Noise(5)
+        self.net.block.outputs = self.velocity if prediction == "velocity" else self.label
+        self.net.probabilities = self.note
+
+    def label(self, prepared, latent, time):
+        return 300.0 * self.u
+
+    def velocity(self, prepared, latent, time):
+        """u - z_0, from where the latent stands now: the same all along a straight line; at its end 0 / 0."""
+        if time == 0:
+            self.constant = self.u - latent
+        return self.constant
+
+    def note(self, latent):
+        self.landed.append(latent)
+        return latent.softmax(dim=1)
+
+    def walk(self, *names):
+        self.rule.predict(self.net, self.images, self.noise, names=names)
+        return self.landed
+
+
+@pytest.mark.parametrize("prediction", ["label", "velocity"])
+@pytest.mark.parametrize("steps", [1, 2, 10, 333, 1000])
+def test_with_a_perfect_flow_euler_from_anywhere_lands_on_the_label(prediction, steps):
+    flow = PerfectFlow(prediction, torch.tensor([2, 0, 3, 1, 1]), steps)
+    names = ("euler", "euler from noise", "mean", "first step")
+    landed = flow.walk(*names)
+    assert len(landed) == 1 + 1 + 3 + 1
+    for latent in landed:
+        torch.testing.assert_close(latent, flow.u, rtol=0, atol=2e-4)
+
+
+@pytest.mark.parametrize("prediction", ["label", "velocity"])
+@pytest.mark.parametrize("steps", [1, 2, 50, 1000])
+def test_with_a_perfect_flow_the_other_solvers_land_there_too(prediction, steps):
+    flow = PerfectFlow(prediction, torch.tensor([2, 0, 3, 1, 1]), steps)
+    for latent in flow.walk("heun", "adaptive"):
+        torch.testing.assert_close(latent, flow.u, rtol=0, atol=2e-3)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 50, 1000])
+def test_label_estimates_near_the_end_of_time_keep_every_solver_finite(steps):
+    rule = NoPropFM(steps=steps)
+    net = rule.build(TASK, Noise(0), None, None)
+    landed = []
+    net.probabilities = lambda latent: landed.append(latent) or latent.softmax(dim=1)
+    images = 5 * Noise(1).normal(3 * 64).view(3, 1, 8, 8)
+    rule.predict(net, images, Noise(0), names=("heun", "adaptive", "euler from noise"))
+    for latent in landed:  # the last estimate is a mean of one-hot labels, and the walk ends near it
+        assert latent.min() > -0.1
+        assert latent.max() < 1.1
