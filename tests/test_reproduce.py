@@ -4,13 +4,15 @@ import dataclasses
 import json
 import os
 import signal
+from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import pytest
 import torch
 
 from sidestep import data
-from sidestep.bench import cells
+from sidestep.bench import cells, table_rows
 from sidestep.bench.accuracy_table import accuracy_row, accuracy_tables, accuracy_text, verdict
 from sidestep.bench.memory_table import memory_record, memory_tables, memory_text
 from sidestep.bench.table_rows import budget_data, table_presets, wanted_presets
@@ -25,7 +27,7 @@ FORWARD = Preset(
     data="digits",
     rule="backprop",
     options={"net": "mlp", "hidden": (16,), "learning_rate": 0.01},
-    train={"epochs": 3, "batch": 128},
+    train={"epochs": 3, "batch": 32},
     summary="a deterministic reading",
     reading="forward",
     validation=0.0,
@@ -38,6 +40,7 @@ FORWARD = Preset(
 SAMPLED = dataclasses.replace(
     FORWARD,
     name="small-sampled",
+    memory_gb=None,
     rule="noprop-dt",
     options={"blocks": 1, "draws": 1},
     summary="a reading that draws noise",
@@ -54,6 +57,8 @@ def two_small_rows(tmp_path, monkeypatch):
     monkeypatch.delenv("SIDESTEP_DATA", raising=False)
     for preset in (FORWARD, SAMPLED):
         monkeypatch.setitem(PRESETS, preset.name, preset)
+    monkeypatch.setattr(table_rows, "FIRST_TRAIN", 320)  # ten steps
+    monkeypatch.setattr(table_rows, "FIRST_TEST", 100)
 
 
 def run(capsys, *arguments):
@@ -142,7 +147,8 @@ def test_a_table_is_filled_written_and_not_filled_twice(capsys, monkeypatch):
     assert len(set(inference["accuracies"]["ancestral"])) > 1  # each with noise of its own
     config = (folder / "config.toml").read_text()
     assert 'preset = "small-sampled"' in config
-    assert "train_images = 1280" in config
+    assert "train_images = 320" in config
+    assert inference["images"] == 100
 
     page = Path("out/noprop-table1-tiny.md").read_text()
     for words in (
@@ -245,7 +251,8 @@ def test_a_run_of_other_options_is_not_taken_for_this_one(capsys, monkeypatch):
     assert "otherwise" in row_of(record, FORWARD)["failed"][0]["why"]
 
 
-def test_the_smallest_budget_cuts_both_splits_and_the_others_none():
+def test_the_smallest_budget_cuts_both_splits_and_the_others_none(monkeypatch):
+    monkeypatch.undo()
     cut, whole = (budget_data(FORWARD, budget, None) for budget in ("tiny", "cpu"))
     assert (len(cut.train), len(cut.validation), len(cut.test)) == (1280, 0, 360)
     assert (len(whole.train), len(whole.test)) == (1437, 360)
@@ -318,7 +325,6 @@ class TestMemory:
         assert "128 random images" in memory_text(record)
 
     def test_a_cell_is_measured_in_a_process_of_its_own(self):
-        pytest.importorskip("sidestep.measure.allocations")
         told = []
         record = memory_record("noprop-table2", [FORWARD], "cpu", "c", told.append, steps=2)
         (cell,) = record["cells"]
@@ -327,9 +333,35 @@ class TestMemory:
         assert 3 * weights < cell["bytes"] < 3_000_000  # weights and Adam's two moments at least
         assert told == ["backprop on digits"]
 
-    def test_a_cell_that_fails_is_noted(self):
-        pytest.importorskip("sidestep.measure.allocations")
-        broken = dataclasses.replace(FORWARD, options={"net": "mlp", "hidden": (0,)})
-        (cell,) = memory_record("noprop-table2", [broken], "cpu", "c", lambda line: None)["cells"]
-        assert cell["bytes"] is None
-        assert "at least one unit" in cell["failed"]
+    def test_a_cell_that_fails_is_noted(self, monkeypatch):
+        class Here(ThreadPoolExecutor):
+            def __init__(self, workers, mp_context):
+                super().__init__(workers)
+
+        def killed(preset, *_rest):
+            if preset.name == SAMPLED.name:
+                raise BrokenProcessPool("a child process terminated abruptly")
+            raise torch.OutOfMemoryError("no 9 GiB\nand more lines")
+
+        monkeypatch.setattr("sidestep.bench.memory_table.ProcessPoolExecutor", Here)
+        monkeypatch.setattr("sidestep.bench.memory_table.training_peak", killed)
+        one, two = memory_record("noprop-table2", [FORWARD, SAMPLED], "cpu", "c", lambda line: None)["cells"]
+        assert (one["bytes"], one["failed"]) == (None, "OutOfMemoryError: no 9 GiB")
+        assert (two["bytes"], two["failed"]) == (None, "the process was killed, for instance for lack of memory")
+
+    def test_the_command_writes_the_page(self, capsys, monkeypatch):
+        monkeypatch.setattr("sidestep.bench.memory_table._apart", lambda *_: {"bytes": 2_000_000, "failed": None})
+        status, out, error = run(capsys, "noprop-table2", "--data", "mnist", "--report", "pages", "--json")
+        assert status == 0, error
+        record = json.loads(out.splitlines()[-1])
+        assert len(record["cells"]) == 5
+        page = Path("pages/noprop-table2.md")
+        assert "| dt-one-hot | 0.00 | 0.49 |" in page.read_text()
+        # a part that is measured again takes the place of its cells only, unless it was measured otherwise
+        monkeypatch.setattr("sidestep.bench.memory_table._apart", lambda *_: {"bytes": 7_000_000_000, "failed": None})
+        words = ["noprop-table2", "--data", "mnist", "--rows", "dt-onehot", "--report", "pages"]
+        assert run(capsys, *words)[0] == 0
+        assert "| dt-one-hot | 7.00 | 0.49 |" in page.read_text()
+        assert "| ct-one-hot | 0.00 | 1.05 |" in page.read_text()
+        assert run(capsys, *words, "--steps", "2")[0] == 0
+        assert "ct-one-hot" not in page.read_text()

@@ -9,16 +9,27 @@ from torch import nn
 from sidestep import Options, data, load_run, train
 from sidestep.errors import InputError
 from sidestep.noise import Noise
-from sidestep.rules import RULES, Backprop, Batch, NoPropDT, Task
+from sidestep.rules import RULES, Backprop, Batch, NeuralODE, NoPropCT, NoPropDT, NoPropFM, Task
 from sidestep.update import Dense
 
 TASK = Task((1, 8, 8), tuple("abcd"), (0.0,), (1.0,))
+QUICK = {"steps": 5, "draws": 2}
 SMALL = {
     "noprop-dt": NoPropDT(blocks=2),
     "noprop-dt learned": NoPropDT(blocks=2, embedding="learned", dimension=6, readout="radial"),
+    "noprop-dt readable": NoPropDT(
+        blocks=2, levels="readable", loss="cross-entropy", embedding="learned", unit_norm=True
+    ),
+    "noprop-ct": NoPropCT(**QUICK),
+    "noprop-ct learned paper": NoPropCT(
+        loss="paper", schedule="learned", embedding="learned", dimension=6, readout="radial", **QUICK
+    ),
+    "noprop-fm": NoPropFM(**QUICK),
+    "noprop-fm velocity": NoPropFM(prediction="velocity", loss="paper", embedding="learned", dimension=6, **QUICK),
     "backprop": Backprop(blocks=2),
     "backprop checkpointed": Backprop(blocks=2, activation_checkpointing=True),
     "backprop mlp": Backprop(net="mlp", hidden=(32,)),
+    "neural-ode": NeuralODE(steps=4),
 }
 
 
@@ -94,7 +105,7 @@ def test_twenty_steps_on_one_batch_lower_every_loss_that_can_fall(rule):
     last = estimate(rule, net).losses
     assert first.keys() == last.keys()
     for name in first:
-        if "denoising" in name or name == "net: cross-entropy":
+        if name.endswith((": denoising", ": flow")) or name == "net: cross-entropy":
             assert last[name] < first[name], name
 
 
@@ -126,12 +137,18 @@ def test_hyper_parameters_are_frozen_and_explained(rule):
         assert after.strip().startswith('"""'), field.name
 
 
-@pytest.mark.parametrize(
-    "options", [{"learning_rate": 0.0}, {"learning_rate": float("nan")}, {"weight_decay": 2.0}, {"blocks": 0}]
-)
+@pytest.mark.parametrize("options", [{"learning_rate": 0.0}, {"learning_rate": float("nan")}, {"weight_decay": 2.0}])
 def test_hyper_parameters_out_of_range_are_refused(rule, options):
     with pytest.raises(InputError, match=next(iter(options))):
         type(rule)(**options)
+
+
+def test_no_blocks_no_steps_and_no_draws_are_refused(rule):
+    counts = {"blocks", "steps", "draws", "dimension"} & {field.name for field in dataclasses.fields(rule)}
+    assert counts
+    for name in counts:
+        with pytest.raises(InputError, match=name):
+            type(rule)(**{name: 0})
 
 
 def digits():
@@ -205,10 +222,14 @@ class TestActivationCheckpointing:
 
 
 def own_path():
-    return nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Dropout(0.1))
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Dropout(0.1))
 
 
-@pytest.mark.parametrize("kind", [NoPropDT(blocks=2), Backprop(blocks=2)], ids=["noprop-dt", "backprop"])
+@pytest.mark.parametrize(
+    "kind",
+    [NoPropDT(blocks=2), NoPropCT(**QUICK), NoPropFM(**QUICK), Backprop(blocks=2)],
+    ids=["noprop-dt", "noprop-ct", "noprop-fm", "backprop"],
+)
 def test_own_modules_train_resume_and_come_back(kind, tmp_path):
     options = Options(epochs=2, batch=256, out=tmp_path / "a")
     run = train(kind, digits(), options, module=own_path)
@@ -246,8 +267,9 @@ def test_apply_does_not_mind_in_which_order_a_gradient_lies_in_memory(layout):
         (NoPropDT(blocks=2, embedding="prototype"), 0.930),
         (Backprop(blocks=3), 0.936),
         (Backprop(net="mlp"), 0.922),
+        (NeuralODE(), 0.891),
     ],
-    ids=["noprop-dt", "noprop-dt learned radial", "noprop-dt prototype", "backprop", "backprop mlp"],
+    ids=["noprop-dt", "noprop-dt learned radial", "noprop-dt prototype", "backprop", "backprop mlp", "neural-ode"],
 )
 def test_every_rule_learns_the_digits(kind, least):
     """`least` is five points under the mean test accuracy of seeds 0, 1 and 2."""

@@ -343,6 +343,10 @@ def test_the_study_of_weights_runs_and_reports(capsys):
             assert sum(shares) == pytest.approx(1)
     paper = record["nets"]["untrained"]["gradient_share"]["paper"]
     assert paper[-1] > record["nets"]["untrained"]["gradient_share"]["unweighted"][-1]
+    untrained = record["nets"]["untrained"]
+    plain = [place for place, right in enumerate(untrained["accuracy_of_z_alone"]) if right >= 0.95]
+    assert plain
+    assert untrained["gradient_share_where_z_is_plain"]["paper"] == pytest.approx(sum(paper[place] for place in plain))
     assert all(len(losses) == 3 for losses in record["training"]["paper"]["losses"].values())
     assert record["training"]["paper"]["watched_at"] == [0, 1, 2, 3]
     assert record["training"]["paper"]["watched"]["smallest embedding distance"][0] == pytest.approx(math.sqrt(2))

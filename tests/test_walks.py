@@ -36,31 +36,27 @@ GRIDS = {
     "readable, 4 blocks": readable_alpha_bar(4, 10).double(),
     "one step": LinearSchedule().alpha_bar(evenly(1)),
     "linear, 7 steps": LinearSchedule().alpha_bar(evenly(7)),
-    "linear, 200 steps": LinearSchedule().alpha_bar(evenly(200)),
-    "cosine, 50 steps": CosineSchedule().alpha_bar(evenly(50)),
-    "learned, 50 steps": LearnedSchedule().double().alpha_bar(evenly(50)).detach(),
+    "linear, 40 steps": LinearSchedule().alpha_bar(evenly(40)),
+    "cosine, 40 steps": CosineSchedule().alpha_bar(evenly(40)),
+    "learned, 40 steps": LearnedSchedule().double().alpha_bar(evenly(40)).detach(),
 }
 
 
-def ancestral(grid, u, start, draws):
-    """Walk on numbers: u is the perfect estimate, `draws` the noise of each step."""
-    first = torch.tensor([[start]], dtype=torch.float64)
-    estimate = torch.tensor([[u]], dtype=torch.float64)
-    normal = torch.tensor(draws, dtype=torch.float64)
-    return ancestral_walk(lambda latent, index: estimate, grid, first, lambda index: normal[index]).item()
+def coefficients(grid):
+    """Return what one walk makes of u = 1, of z_0 = 1, and of each step's noise = 1, the others being zero."""
+    steps = len(grid) - 1
+    probes = torch.eye(steps + 2, dtype=torch.float64)[:, :, None]  # one row of the batch for each
+    found = ancestral_walk(lambda latent, index: probes[0], grid, probes[1], lambda index: probes[2 + index])
+    return found[:, 0].tolist()
 
 
 @pytest.mark.parametrize("grid", GRIDS.values(), ids=GRIDS.keys())
 def test_with_a_perfect_estimate_the_ancestral_walk_has_the_marginals_of_q_at_every_step(grid):
     """The walk is linear in u, z_0 and each step's noise, so its mean and variance follow from its coefficients."""
     u = -1.7
-    places = range(1, len(grid)) if len(grid) < 20 else (1, 2, len(grid) // 2, len(grid) - 1)
-    for upto in places:
-        part = grid[: upto + 1]
-        quiet = [0.0] * upto
-        of_u, of_start = ancestral(part, 1.0, 0.0, quiet), ancestral(part, 0.0, 1.0, quiet)
-        of_noise = [ancestral(part, 0.0, 0.0, [float(i == step) for i in range(upto)]) for step in range(upto)]
-        mean = of_u * u + of_start * math.sqrt(grid[0]) * u  # from q(z_0 | y)
+    for upto in range(1, len(grid)):
+        of_u, of_start, *of_noise = coefficients(grid[: upto + 1])
+        mean = of_u * u + of_start * math.sqrt(grid[0]) * u  # from z_0 ~ q(z_0 | y)
         variance = of_start**2 * (1 - float(grid[0])) + sum(value**2 for value in of_noise)
         assert mean == pytest.approx(math.sqrt(grid[upto]) * u, rel=1e-9)
         assert variance == pytest.approx(1 - float(grid[upto]), rel=1e-9)
@@ -109,7 +105,7 @@ def test_the_probability_flow_s_velocity_is_the_derivative_of_that_line(schedule
     u, eps = points(3)
     for moment in (0.0, 0.01, 0.3, 0.5, 0.9, 0.99, 1.0):
         time = torch.tensor([moment], dtype=torch.float64)
-        line = torch.func.jvp(lambda t: on_the_line(schedule.alpha_bar(t), u, eps), (time,), (torch.ones_like(time),))
+        line = torch.autograd.functional.jvp(lambda t: on_the_line(schedule.alpha_bar(t), u, eps), time, torch.ones_like(time))
         found = diffusion_velocity(perfect(u), schedule, None, line[0], time)
         torch.testing.assert_close(found, line[1], rtol=1e-8, atol=1e-10)
         assert found.isfinite().all()
@@ -124,9 +120,9 @@ def test_solvers_of_the_probability_flow_end_where_ddim_does(schedule):
     def rate(latent, time):
         return diffusion_velocity(perfect(u), schedule, None, latent, time).detach()
 
-    assert (heun_walk(rate, evenly(200), start) - wanted).abs().max() < 2e-3
-    assert (euler_walk(rate, evenly(1000), start) - wanted).abs().max() < 2e-2
-    assert (solver_walk(rate, (0.0, 1.0), start, tolerance=1e-9) - wanted).abs().max() < 1e-6
+    assert (heun_walk(rate, evenly(100), start) - wanted).abs().max() < 5e-3
+    assert (euler_walk(rate, evenly(300), start) - wanted).abs().max() < 5e-2
+    assert (solver_walk(rate, (0.0, 1.0), start, tolerance=1e-7) - wanted).abs().max() < 1e-5
 
 
 def swinging(latent, time):
@@ -158,14 +154,20 @@ def test_heun_without_the_end_takes_an_euler_step_there_and_never_asks_for_the_r
 
 
 @pytest.mark.parametrize("method", ADAPTIVE)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_every_adaptive_solver_finds_the_known_end(method, dtype):
-    start = torch.tensor([[1.0, -0.5]], dtype=dtype)
-    found = solver_walk(swinging, (0.0, 1.0), start, method)
-    assert found.dtype == dtype
-    torch.testing.assert_close(found, start * math.exp(math.sin(1)), rtol=5e-3, atol=5e-3)
-    finer = solver_walk(swinging, (0.0, 1.0), start.double(), method, tolerance=1e-8)
-    torch.testing.assert_close(finer, start.double() * math.exp(math.sin(1)), rtol=1e-6, atol=1e-6)
+def test_every_adaptive_solver_finds_the_known_end_and_asks_for_no_time_beyond_it(method):
+    asked = []
+
+    def watched(latent, time):
+        asked.append(time.item())
+        return swinging(latent, time)
+
+    for dtype, tolerance, error in ((torch.float32, 1e-3, 5e-3), (torch.float64, 1e-3, 5e-3), (torch.float64, 1e-6, 2e-4)):
+        start = torch.tensor([[1.0, -0.5]], dtype=dtype)
+        found = solver_walk(watched, (0.0, 1.0), start, method, tolerance)
+        assert found.dtype == dtype
+        torch.testing.assert_close(found, start * math.exp(math.sin(1)), rtol=error, atol=0)
+    assert min(asked) >= 0
+    assert max(asked) <= 1  # a net has seen no time after 1
 
 
 def test_another_solver_is_refused():
@@ -219,7 +221,7 @@ class PerfectFlow:
 
 
 @pytest.mark.parametrize("prediction", ["label", "velocity"])
-@pytest.mark.parametrize("steps", [1, 2, 10, 333, 1000])
+@pytest.mark.parametrize("steps", [1, 2, 10, 1000])
 def test_with_a_perfect_flow_euler_from_anywhere_lands_on_the_label(prediction, steps):
     flow = PerfectFlow(prediction, torch.tensor([2, 0, 3, 1, 1]), steps)
     names = ("euler", "euler from noise", "mean", "first step")
@@ -230,14 +232,14 @@ def test_with_a_perfect_flow_euler_from_anywhere_lands_on_the_label(prediction, 
 
 
 @pytest.mark.parametrize("prediction", ["label", "velocity"])
-@pytest.mark.parametrize("steps", [1, 2, 50, 1000])
+@pytest.mark.parametrize("steps", [1, 2, 1000])
 def test_with_a_perfect_flow_the_other_solvers_land_there_too(prediction, steps):
     flow = PerfectFlow(prediction, torch.tensor([2, 0, 3, 1, 1]), steps)
     for latent in flow.walk("heun", "adaptive"):
         torch.testing.assert_close(latent, flow.u, rtol=0, atol=2e-3)
 
 
-@pytest.mark.parametrize("steps", [1, 2, 50, 1000])
+@pytest.mark.parametrize("steps", [1, 2, 50, 400])
 def test_label_estimates_near_the_end_of_time_keep_every_solver_finite(steps):
     rule = NoPropFM(steps=steps)
     net = rule.build(TASK, Noise(0), None, None)

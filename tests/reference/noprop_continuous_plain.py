@@ -161,7 +161,7 @@ def plain_fm_terms(block, embedding, readout, given, options):
     else:
         estimate = torch.softmax(outputs, dim=0) @ embedding
         velocity = (estimate - z) / (1 - time)
-    if options["loss"] == "paper" and options["sigma"] == 0:
+    if options["prediction"] == "velocity" or (options["loss"] == "paper" and options["sigma"] == 0):
         flow = ((velocity - (z_last - z_first)) ** 2).sum()
     else:
         weight = torch.tensor(1 / (1 - time) ** 2, dtype=torch.float64)

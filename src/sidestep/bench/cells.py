@@ -75,10 +75,10 @@ def fill_cell(preset: Preset, seed: int, data: DataSet, source: Mapping[str, Any
 
 
 def _start_over(device: str) -> None:
-    """Let go of what the run before has left, so that memory is measured for each run alone where that is possible."""
-    gc.collect()
+    """Let go of what the run before has left on a GPU, so that each run's memory is measured alone."""
     found = Compute.find(device, "auto").device
     if found.type == "cuda":
+        gc.collect()
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(found)
 

@@ -1,10 +1,12 @@
 """What training needs of memory, beside the paper's table: a few steps of each row, each in a process of its own."""
 
+import json
 import math
 import multiprocessing
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,26 +14,27 @@ import torch
 from sidestep.bench.study_report import Table
 from sidestep.data import names
 from sidestep.errors import InputError, SidestepError
+from sidestep.measure import peak_allocation
 from sidestep.noise import Noise
 from sidestep.rules import RULES, Batch, Task
-from sidestep.rules.presets import Preset
+from sidestep.rules.presets import PRESETS, Preset
 from sidestep.training import Compute
 from sidestep.version import __version__
 
-__all__ = ["memory_record", "memory_tables", "memory_text", "training_peak"]
+__all__ = ["memory_record", "memory_tables", "memory_text", "training_peak", "with_earlier"]
 
 _NOTE = (
     "GB of 10^9 bytes. Ours: the most that tensors took at once, as counted by torch (on a CPU: the storages of all "
     "live tensors), in {steps} training steps on {batch} random images, with weights, gradients and optimiser, without "
-    "data set and evaluation; each cell in a process of its own. The paper's: GPU memory of a run; how it was measured "
-    "is not said. So compare rows with one another rather than columns."
+    "data set and evaluation; each cell in a process of its own. On a CPU it has one thread: units that could run at "
+    "once run one after another, which takes less. A solver takes the steps of the budget `cpu`: by the adjoint method "
+    "its memory does not grow with them. The paper's: GPU memory of a run; how it was measured is not said. So compare "
+    "rows with one another rather than columns."
 )
 
 
 def training_peak(preset: Preset, device: str, precision: str = "auto", steps: int = 3) -> int:
     """Return the peak of memory in bytes while a preset's net is made and trained for a few steps on random images."""
-    from sidestep.measure.allocations import peak_allocation
-
     known = next(known for known in names() if known.name == preset.data)
     shape = known.image_shape(preset.image_size or known.sizes[0])
     channels = (0.0,) * shape[0]
@@ -74,7 +77,7 @@ def memory_record(
     for preset in presets:
         tell(f"{preset.rule} on {preset.data}")
         cell = {"preset": preset.name, "row": preset.row, "data": preset.data, "paper_gb": preset.memory_gb}
-        cells.append({**cell, **_apart(preset, device, steps)})
+        cells.append({**cell, **_apart(preset.for_budget("cpu"), device, steps)})
     return {
         "table": table,
         "command": command,
@@ -87,6 +90,24 @@ def memory_record(
         "threads": torch.get_num_threads(),
         "cells": cells,
     }
+
+
+def with_earlier(record: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """Return the record with the cells of an earlier one that were not measured again, if all else was the same.
+
+    Args:
+        record: the new one.
+        path: file of the earlier one, JSON; there may be none.
+    """
+    try:
+        earlier = json.loads(path.read_text(encoding="utf-8"))
+        same = all(earlier[key] == record[key] for key in record if key not in ("command", "cells"))
+        cells = [*earlier["cells"], *record["cells"]] if same else record["cells"]
+        last = {cell["preset"]: cell for cell in cells}
+    except (OSError, ValueError, LookupError, TypeError):  # not there, or not ours
+        return dict(record)
+    order = {name: index for index, name in enumerate(PRESETS)}
+    return {**record, "cells": sorted(last.values(), key=lambda cell: order.get(cell["preset"], len(order)))}
 
 
 def _apart(preset: Preset, device: str, steps: int) -> dict[str, Any]:

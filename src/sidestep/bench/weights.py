@@ -27,8 +27,9 @@ from sidestep.training.evaluate import accuracies
 from sidestep.training.loop import Loop
 from sidestep.training.state import State
 
-__all__ = ["Look", "study_weights"]
+__all__ = ["PLAIN", "Look", "study_weights"]
 
+PLAIN = 0.95  # z_t alone, without the image, gives the label that often
 _OFTEN = 50  # looks at the embeddings while training
 
 
@@ -70,14 +71,20 @@ class Look:
         squares = squared_gradients(net, schedule, images, labels, normal, times, self.eta, self.largest_weight)
         with torch.no_grad():
             weight, level = self.eta / 2 * schedule.snr_slope(times), schedule.alpha_bar(times)
+        alone = nearest_accuracy_at_times(net, schedule, labels, normal, times)
+        shares = {name: _shares(values) for name, values in squares.items()}
         return {
-            "gradient_share": {name: _shares(values) for name, values in squares.items()},
+            "gradient_share": shares,
             "gradient_norm": {name: math.sqrt(float(values.sum())) for name, values in squares.items()},
             "times_that_own_90_percent": {name: effective_share(values) for name, values in squares.items()},
+            "gradient_share_where_z_is_plain": {
+                name: sum(part for part, right in zip(values, alone, strict=True) if right >= PLAIN)
+                for name, values in shares.items()
+            },
             "weight": weight.tolist(),
             "alpha_bar": level.tolist(),
             "accuracy_given_true_z": accuracy_at_times(net, schedule, images, labels, normal, times),
-            "accuracy_of_z_alone": nearest_accuracy_at_times(net, schedule, labels, normal, times),
+            "accuracy_of_z_alone": alone,
             "accuracy": accuracies(rule, net, held, data, compute, noise, self.readings),
             "watched": rule.watch(net),
         }

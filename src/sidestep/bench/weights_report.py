@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from sidestep.bench.study_report import Table, new_figure, share
+from sidestep.bench.weights import PLAIN
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,6 +24,9 @@ def weights_tables(record: Mapping[str, Any]) -> list[Table]:
         [name, *(f"{100 * net['times_that_own_90_percent'][loss]:.0f}" for loss in losses)]
         for name, net in nets.items()
     ]
+    plain = [
+        [name, *(share(net["gradient_share_where_z_is_plain"][loss]) for loss in losses)] for name, net in nets.items()
+    ]
     late = [[name, *(share(net["gradient_share"][loss][-1]) for loss in losses)] for name, net in nets.items()]
     readings, watched = list(nets["untrained"]["accuracy"]), list(nets["untrained"]["watched"])
     state = [
@@ -34,6 +38,8 @@ def weights_tables(record: Mapping[str, Any]) -> list[Table]:
     last = f"t = {times[-1]:.3f}"
     return [
         Table("Smallest share of times that owns 90 % of the squared gradient, under each loss, in %", columns, owned),
+        Table(f"Share of the squared gradient from times at which z_t alone, without the image, gives the label in "
+              f"{100 * PLAIN:.0f} % or more, in %", columns, plain),
         Table(f"Share of the squared gradient from the last of {len(times)} times ({last}), in %", columns, late),
         Table(f"The nets: accuracy without a label on {record['images']} {record['split']} images, in %; embeddings; "
               "and the weight eta/2 SNR'(t), first to last time",
@@ -62,7 +68,7 @@ def weights_figure(record: Mapping[str, Any]) -> "Figure":
         shares.plot(times, [100 * value for value in values], color=colour, label=loss, marker=".", markersize=4)
     shares.set_yscale("log")
     shares.axhline(100 / len(times), color="grey", linewidth=0.8, linestyle=":")
-    _label(shares, f"share of the squared gradient by time, net: {name}", "t", "%")
+    _label(shares, f"share of the squared gradient by time, net trained by: {name}", "t", "%")
     for colour, (net, found) in zip(_COLOURS, nets.items(), strict=False):
         weights.plot(times, found["weight"], color=colour, label=net)
         accuracy.plot(times, [100 * value for value in found["accuracy_given_true_z"]], color=colour, label=net)

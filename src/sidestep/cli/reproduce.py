@@ -10,7 +10,7 @@ from typing import Any, Literal
 import tyro
 
 from sidestep.bench.accuracy_table import accuracy_tables
-from sidestep.bench.memory_table import memory_record, memory_tables, memory_text
+from sidestep.bench.memory_table import memory_record, memory_tables, memory_text, with_earlier
 from sidestep.bench.reproduce import Plan, folder_for_tables, reproduce, write_page
 from sidestep.bench.study_report import Table
 from sidestep.bench.table_rows import wanted_presets
@@ -122,7 +122,8 @@ def _memory(
         if not found:
             raise InputError(f"the paper gives memory for rows with one-hot labels only, got --rows {' '.join(rows)}")
         folder_for_tables(report)
-        record = memory_record(_MEMORY, found, device, command, _tell, steps)
+        measured = memory_record(_MEMORY, found, device, command, _tell, steps)
+        record = with_earlier(measured, report / f"{_MEMORY}.json")
         write_page(report, _MEMORY, memory_text(record), memory_tables(record), record)
         _print(record, memory_tables(record), report / f"{_MEMORY}.md", json)
 

@@ -103,6 +103,9 @@ def solver_walk(
         return velocity(state, time.reshape(1).to(state.dtype))
 
     times = torch.tensor(list(ends), device=latent.device, dtype=torch.float32)
-    options: dict[str, Any] = {"dtype": torch.float64} if latent.device.type != "mps" else {}
+    # without step_t a solver steps over the end, to times at which no net was trained, and interpolates back
+    options: dict[str, Any] = {"step_t": times[-1:]}
+    if latent.device.type != "mps":
+        options["dtype"] = torch.float64
     found: Tensor = odeint(field, latent, times, method=method, rtol=tolerance, atol=tolerance, options=options)
     return found[-1]

@@ -70,11 +70,12 @@ def squared_gradients(  # long: a gradient depends on all of these
         latents = [noised_labels(net, schedule, labels, normal, time) for time in times.split(1)]
         rows = net.embedding.detach()
     found: dict[str, list[float]] = {"unweighted": [], "cross-entropy": []}
+    prepared = net.block.prepare(images)  # once: it does not depend on time
     for time, latent in zip(times.split(1), latents, strict=True):
-        logits = net.block.outputs(net.block.prepare(images), latent, time)
-        for place, (name, norms) in enumerate(found.items()):
+        logits = net.block.outputs(prepared, latent, time)
+        for name, norms in found.items():
             loss = denoising_loss(name, logits, rows, labels, times.new_ones(()), largest).mean()
-            gradients = torch.autograd.grad(loss, parameters, retain_graph=place == 0, allow_unused=True)
+            gradients = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
             norms.append(sum(float(g.double().square().sum()) for g in gradients if g is not None))
     plain = torch.tensor(found["unweighted"], dtype=torch.float64)
     weights = weights.cpu()

@@ -145,12 +145,13 @@ class NoPropCT:
             prepared = net.block.prepare(batch.images).repeat(self.draws_per_image, 1)
             logits = net.block.outputs(prepared, latent, draw.time)
             statistics = changed()
-        weight = self.eta / 2 * schedule.snr_slope(draw.time)
-        each = denoising_loss(
-            self.loss, logits, net.embedding, labels, weight, self.largest_weight, self.label_smoothing
-        )
-        losses = {"block: denoising": each.mean(), **self._other_terms(net, batch.labels, noise.sub(1))}
-        gradients = gradients_of(torch.stack(list(losses.values())).sum(), dict(net.named_parameters()))
+            weight = self.eta / 2 * schedule.snr_slope(draw.time)
+            each = denoising_loss(
+                self.loss, logits, net.embedding, labels, weight, self.largest_weight, self.label_smoothing
+            )
+            losses = {"block: denoising": each.mean(), **self._other_terms(net, batch.labels, noise.sub(1))}
+            # before the buffers are put back: batch norm's way back needs them untouched
+            gradients = gradients_of(torch.stack(list(losses.values())).sum(), dict(net.named_parameters()))
         return Dense(gradients, statistics, {name: loss.detach() for name, loss in losses.items()})
 
     def _other_terms(self, net: Denoiser, labels: Tensor, noise: Noise) -> dict[str, Tensor]:

@@ -137,8 +137,9 @@ class NoPropFM:
             prepared = net.block.prepare(batch.images).repeat(self.draws_per_image, 1)
             outputs = net.block.outputs(prepared, latent, draw.time)
             statistics = changed()
-        losses = self._losses(net, outputs, latent, labels, draw)
-        gradients = gradients_of(torch.stack(list(losses.values())).sum(), dict(net.named_parameters()))
+            losses = self._losses(net, outputs, latent, labels, draw)
+            # before the buffers are put back: batch norm's way back needs them untouched
+            gradients = gradients_of(torch.stack(list(losses.values())).sum(), dict(net.named_parameters()))
         return Dense(gradients, statistics, {name: loss.detach() for name, loss in losses.items()})
 
     def _losses(self, net: Denoiser, outputs: Tensor, latent: Tensor, labels: Tensor, draw: Draw) -> dict[str, Tensor]:
