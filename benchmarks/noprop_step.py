@@ -22,8 +22,8 @@ from sidestep.measure import keep_freed_memory
 from sidestep.noise import Noise
 from sidestep.rules import Task
 from sidestep.training.loop import Loop
-from sidestep.training.state import State
 from sidestep.training.options import Compute
+from sidestep.training.state import State
 from tests.reference.noprop_plain import PlainNoProp
 
 SHAPES = {"mnist": (1, 28), "cifar10": (3, 32), "digits": (1, 8)}

@@ -1,4 +1,4 @@
-"""Continuous time: schedules, noise levels by readability, losses, embeddings and read-outs, checked without training."""
+"""Schedules in continuous time, noise levels by readability, losses, embeddings and read-outs, without training."""
 
 import math
 
@@ -281,7 +281,7 @@ class TestReadouts:
         with torch.no_grad():
             readout.log_sigma.fill_(-0.7)
         point = (self.latents @ readout.linear.weight.T + readout.linear.bias).softmax(dim=1) @ self.rows
-        wanted = -torch.cdist(point, self.rows) ** 2 / (2 * math.exp(-0.7) ** 2)
+        wanted = -torch.cdist(point, self.rows).square() / (2 * math.exp(-0.7) ** 2)
         torch.testing.assert_close(readout(self.latents, self.rows), wanted)
 
     @pytest.mark.parametrize("kind", ["softmax", "radial", "nearest"])

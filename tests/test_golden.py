@@ -10,11 +10,11 @@ import pytest
 
 from sidestep import data
 from sidestep.noise import Noise
-from sidestep.rules import Backprop, NoPropDT, Task
+from sidestep.rules import Backprop, NoPropCT, NoPropDT, NoPropFM, Task
 from sidestep.training import Options
 from sidestep.training.loop import Loop
-from sidestep.training.state import State
 from sidestep.training.options import Compute
+from sidestep.training.state import State
 
 FILE = Path(__file__).parent / "golden" / "losses.json"
 STEPS = 6
@@ -22,6 +22,12 @@ CASES = {
     "noprop-dt": NoPropDT(blocks=3),
     "noprop-dt learned radial": NoPropDT(blocks=3, embedding="learned", dimension=6, readout="radial"),
     "noprop-dt prototype": NoPropDT(blocks=2, embedding="prototype"),
+    "noprop-ct": NoPropCT(),
+    "noprop-ct learned paper": NoPropCT(
+        loss="paper", schedule="learned", embedding="learned", dimension=6, readout="radial"
+    ),
+    "noprop-fm": NoPropFM(),
+    "noprop-fm velocity": NoPropFM(prediction="velocity", loss="paper", embedding="learned", dimension=6),
     "backprop chained-blocks": Backprop(blocks=3),
     "backprop mlp": Backprop(net="mlp", hidden=(32,)),
 }

@@ -8,6 +8,7 @@ from torch.nn.functional import cross_entropy
 
 from sidestep.errors import InputError
 from sidestep.nets.dropout import Dropout, masks_from
+from sidestep.nets.schedules import readable_alpha_bar
 from sidestep.noise import Noise
 from sidestep.rules import Batch, NoPropDT, Task
 from sidestep.rules.dense import gradients_of
@@ -59,6 +60,40 @@ def test_a_block_s_gradient_is_that_of_its_own_loss_computed_by_hand():
         expected = torch.autograd.grad(loss, list(net.block(index).parameters()))
         for (name, _), gradient in zip(net.block(index).named_parameters(), expected, strict=True):
             torch.testing.assert_close(update.gradients[f"blocks.{index}.{name}"], gradient, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("loss", ["clipped", "unweighted", "cross-entropy"])
+def test_other_losses_stand_in_the_place_of_the_paper_s(loss):
+    """From the loss that the reference gives by the paper's weight, or by hand."""
+    options = {"loss": loss, "largest_weight": 0.5, "label_smoothing": 0.1, "levels": "readable", "eta": 0.4}
+    rule, net = built(embedding="orthogonal", **options)
+    assert torch.equal(net.alpha_bar, readable_alpha_bar(3, 4))
+    given = batch()
+    update = rule.estimate(net, given, estimate_noise())
+    for index in range(3):
+        generator = estimate_noise().sub(index).generator()
+        normal = torch.empty(24, 4).normal_(generator=generator)
+        with masks_from(generator):
+            logits = net.block(index)(given.images, net.noised_label(given.labels, index, normal))
+        if loss == "cross-entropy":
+            wanted = cross_entropy(logits, given.labels, label_smoothing=0.1)
+        else:
+            snr = net.alpha_bar / (1 - net.alpha_bar)
+            weight = min(0.5, 3 / 2 * 0.4 * float(snr[index + 1] - snr[index])) if loss == "clipped" else 1.0
+            squared = (logits.softmax(1) @ net.embedding - net.embedding[given.labels]).square().sum(1)
+            wanted = weight * squared.mean()
+        assert float(update.losses[f"block {index + 1}: denoising"]) == pytest.approx(wanted.item(), rel=1e-4)
+        expected = torch.autograd.grad(wanted, list(net.block(index).parameters()))
+        for (name, _), gradient in zip(net.block(index).named_parameters(), expected, strict=True):
+            torch.testing.assert_close(update.gradients[f"blocks.{index}.{name}"], gradient, rtol=1e-3, atol=1e-5)
+
+
+def test_a_learned_embedding_with_unit_norm_keeps_it():
+    for unit_norm in (True, False):
+        rule, net = built(blocks=1, embedding="learned", dimension=6, unit_norm=unit_norm, learning_rate=0.02)
+        rule.apply(net, rule.estimate(net, batch(), estimate_noise()), rule.optimizer(net))
+        norms = net.embedding.detach().norm(dim=1)
+        assert torch.allclose(norms, torch.ones(4), atol=1e-5) == unit_norm
 
 
 def test_the_block_equals_the_plain_reference():

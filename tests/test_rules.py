@@ -13,7 +13,7 @@ from sidestep.rules import RULES, Backprop, Batch, NeuralODE, NoPropCT, NoPropDT
 from sidestep.update import Dense
 
 TASK = Task((1, 8, 8), tuple("abcd"), (0.0,), (1.0,))
-QUICK = {"steps": 5, "draws": 2}
+QUICK = {"steps": 3, "draws": 2}
 SMALL = {
     "noprop-dt": NoPropDT(blocks=2),
     "noprop-dt learned": NoPropDT(blocks=2, embedding="learned", dimension=6, readout="radial"),
@@ -265,11 +265,22 @@ def test_apply_does_not_mind_in_which_order_a_gradient_lies_in_memory(layout):
         (NoPropDT(blocks=3), 0.938),
         (NoPropDT(blocks=3, embedding="learned", readout="radial"), 0.932),
         (NoPropDT(blocks=2, embedding="prototype"), 0.930),
+        (NoPropCT(steps=10, draws=2), 0.893),
+        (NoPropFM(steps=10, draws=2), 0.893),
         (Backprop(blocks=3), 0.936),
         (Backprop(net="mlp"), 0.922),
         (NeuralODE(), 0.891),
     ],
-    ids=["noprop-dt", "noprop-dt learned radial", "noprop-dt prototype", "backprop", "backprop mlp", "neural-ode"],
+    ids=[
+        "noprop-dt",
+        "noprop-dt learned radial",
+        "noprop-dt prototype",
+        "noprop-ct",
+        "noprop-fm",
+        "backprop",
+        "backprop mlp",
+        "neural-ode",
+    ],
 )
 def test_every_rule_learns_the_digits(kind, least):
     """`least` is five points under the mean test accuracy of seeds 0, 1 and 2."""

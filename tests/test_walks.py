@@ -1,5 +1,6 @@
 """Samplers, checked with a perfect estimate: what they then reach is known exactly."""
 
+import itertools
 import math
 from types import SimpleNamespace
 
@@ -105,9 +106,11 @@ def test_the_probability_flow_s_velocity_is_the_derivative_of_that_line(schedule
     u, eps = points(3)
     for moment in (0.0, 0.01, 0.3, 0.5, 0.9, 0.99, 1.0):
         time = torch.tensor([moment], dtype=torch.float64)
-        line = torch.autograd.functional.jvp(lambda t: on_the_line(schedule.alpha_bar(t), u, eps), time, torch.ones_like(time))
-        found = diffusion_velocity(perfect(u), schedule, None, line[0], time)
-        torch.testing.assert_close(found, line[1], rtol=1e-8, atol=1e-10)
+        latent, rate = torch.autograd.functional.jvp(
+            lambda t: on_the_line(schedule.alpha_bar(t), u, eps), time, torch.ones_like(time)
+        )
+        found = diffusion_velocity(perfect(u), schedule, None, latent, time)
+        torch.testing.assert_close(found, rate, rtol=1e-8, atol=1e-10)
         assert found.isfinite().all()
 
 
@@ -135,7 +138,7 @@ def test_the_order_of_a_solver_by_the_slope_of_its_error(walk, order):
     start = torch.ones(1, 1, dtype=torch.float64)
     exact = math.exp(math.sin(1))
     errors = [abs(walk(swinging, evenly(steps), start).item() - exact) for steps in (100, 200, 400)]
-    for coarse, fine in zip(errors, errors[1:], strict=False):
+    for coarse, fine in itertools.pairwise(errors):
         assert math.log2(coarse / fine) == pytest.approx(order, abs=0.05)
 
 
@@ -161,7 +164,8 @@ def test_every_adaptive_solver_finds_the_known_end_and_asks_for_no_time_beyond_i
         asked.append(time.item())
         return swinging(latent, time)
 
-    for dtype, tolerance, error in ((torch.float32, 1e-3, 5e-3), (torch.float64, 1e-3, 5e-3), (torch.float64, 1e-6, 2e-4)):
+    single, double = torch.float32, torch.float64
+    for dtype, tolerance, error in ((single, 1e-3, 5e-3), (double, 1e-3, 5e-3), (double, 1e-6, 2e-4)):
         start = torch.tensor([[1.0, -0.5]], dtype=dtype)
         found = solver_walk(watched, (0.0, 1.0), start, method, tolerance)
         assert found.dtype == dtype

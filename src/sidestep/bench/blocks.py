@@ -88,7 +88,12 @@ def trained_run(rule: Rule, data: DataSet, options: Options, source: Mapping[str
     folder = RunFolder(Path(options.out or "."))
     epochs = options.epochs_for(len(data.train))
     result = _read(folder.result_file)
-    if folder.config_file.exists() and result.get("epochs") == epochs:
+    if folder.config_file.exists() and result.get("epochs", epochs) != epochs:
+        raise InputError(
+            f"{folder.path} has been trained to its end, of {result['epochs']:g} epochs, and would be lost to a run of "
+            f"{epochs}; choose another --out"
+        )
+    if folder.config_file.exists() and result:
         run = load_run(folder.path, device=options.device)
         _check_same(run, folder.config(), rule, data, options, source)
         run.result = result

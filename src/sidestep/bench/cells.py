@@ -87,9 +87,11 @@ def _read_often(run: Run, preset: Preset, test: Split, count: int) -> None:
     """Write the accuracies of `count` inference runs, each with other noise; the first is the run's own."""
     path, steps = (run.folder or Path()) / "inference.json", run.result["steps"]
     record = _read(path)
-    if record.get("steps") != steps or record.get("images") != len(test):  # it was trained on since
+    first = run.result["readings"][preset.reading]
+    kept = record.get("accuracies", {}).get(preset.reading, [first])
+    if record.get("steps") != steps or record.get("images") != len(test) or kept[0] != first:  # of an earlier net
         record = {"steps": steps, "images": len(test), "accuracies": {}}
-    shares = record["accuracies"].setdefault(preset.reading, [run.result["readings"][preset.reading]])
+    shares = record["accuracies"].setdefault(preset.reading, [first])
     while len(shares) < count:
         again = dataclasses.replace(run, seed=run.seed + (len(shares) << _APART))
         shares.append(again.evaluate(test, [preset.reading])[preset.reading])

@@ -41,12 +41,27 @@ def share(mean: float, error: float | None = None, signed: bool = False) -> str:
     return text if error is None else f"{text} ({100 * error:.2f})"
 
 
-def folder_for_study(out: Path) -> Path:
+def folder_for_study(out: Path, asked: Mapping[str, Any], overwrite: bool) -> Path:
     """Return the folder, made if it was not there.
 
+    Args:
+        out: where.
+        asked: the options that the results depend on, as `write_study` keeps them.
+        overwrite: whether results of other options may be replaced.
+
     Raises:
-        InputError: if it cannot be made, or is the folder of a run.
+        InputError: if it cannot be made, is the folder of a run, or holds a study of other options.
     """
+    try:
+        earlier = json.loads((out / "study.json").read_text(encoding="utf-8"))["asked"]
+    except FileNotFoundError:
+        earlier = asked
+    except (OSError, ValueError, LookupError, TypeError):
+        earlier = None
+    if earlier != asked and not overwrite:
+        raise InputError(
+            f"{out} holds a study of other options; choose another --out, or replace its results with --overwrite"
+        )
     if (out / "config.toml").exists():
         raise InputError(
             f"{out} is the folder of a run; a study makes runs in a folder of its own: choose another --out"

@@ -52,6 +52,7 @@ def _blocks(
     validation: float = 0.1,
     out: Path = Path("runs/study-noprop-blocks"),
     device: str = "auto",
+    overwrite: bool = False,
     json: bool = False,
 ) -> None:  # long: the options of the command
     """Is it the denoising, or just T classifiers? Trains NoProp-DT and back-propagation on the same blocks with several
@@ -67,18 +68,21 @@ def _blocks(
         validation: Share of the training split kept aside for validation.
         out: Folder of the runs, and of study.json, study.md and study.png.
         device: Where to compute: auto, cpu, cuda, cuda:1, mps.
+        overwrite: Replace the results of a study of other options in --out.
         json: Print the record as one JSON object on the last line of standard output.
     """
     found, source = _data(data, data_dir, validation)
     rules = NoPropDT(blocks=blocks), Backprop(blocks=blocks)
-    options = Options(epochs=epochs, batch=batch, device=device, out=folder_for_study(out))
+    asked = {"study": "noprop-blocks", "data": data, "blocks": blocks, "epochs": epochs, "batch": batch, "seeds": seeds,
+             "validation": validation}  # fmt: skip
+    options = Options(epochs=epochs, batch=batch, device=device, out=folder_for_study(out, asked, overwrite))
     try:
         record = study_blocks(*rules, found, options, seeds, source, _watch)
     except Stopped as stopped:
         fail(f"{stopped}; saved in {out}. Continue by running the same command again", 128 + stopped.signal_number)
     except KeyboardInterrupt:  # a second one, or not while training
         fail(f"stopped at once; what is finished is kept in {out}: continue by running the same command again", 130)
-    _report(out, record, blocks_text(record), blocks_tables(record), blocks_figure(record), json)
+    _report(out, {"asked": asked, **record}, blocks_text(record), blocks_tables(record), blocks_figure(record), json)
 
 
 def _weights(
@@ -96,6 +100,7 @@ def _weights(
     validation: float = 0.1,
     out: Path = Path("runs/study-noprop-weights"),
     device: str = "auto",
+    overwrite: bool = False,
     json: bool = False,
 ) -> None:  # long: the options of the command
     """Why does NoProp-CT's own objective fail? Trains one net with the paper's loss and learned schedule, and one with
@@ -115,6 +120,7 @@ def _weights(
         validation: Share of the training split kept aside for validation.
         out: Folder of study.json, study.md and study.png.
         device: Where to compute: auto, cpu, cuda, cuda:1, mps.
+        overwrite: Replace the results of a study of other options in --out.
         json: Print the record as one JSON object on the last line of standard output.
     """
     look = Look(bins, images, eta, largest_weight, readings=("ddim", "first step"))
@@ -124,12 +130,15 @@ def _weights(
     }
     options = Options(batch=batch, seed=seed, device=device)
     found, _ = _data(data, data_dir, validation)
-    folder_for_study(out)
+    asked = {"study": "noprop-weights", "data": data, "embedding": embedding, "steps": steps, "batch": batch,
+             "seed": seed, "bins": bins, "images": images, "eta": eta, "largest_weight": largest_weight,
+             "validation": validation}  # fmt: skip
+    folder_for_study(out, asked, overwrite)
     try:
         record = study_weights(rules, found, options, steps, look, _told)
     except KeyboardInterrupt:
         fail("stopped; nothing was saved: run the same command again, with fewer --steps if it takes too long", 130)
-    _report(out, record, weights_text(record), weights_tables(record), weights_figure(record), json)
+    _report(out, {"asked": asked, **record}, weights_text(record), weights_tables(record), weights_figure(record), json)
 
 
 STUDIES: Mapping[str, tuple[str, Callable[..., None]]] = {

@@ -8,7 +8,7 @@ import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, Literal, cast
 
 import tyro
 from torch import nn
@@ -39,6 +39,8 @@ class DataOptions:
     """Height and width of the images: 28, 64 or 128 for bloodmnist; image folders are resized to it."""
     preset: str | None = None
     """Named recipe (`sidestep presets` lists them) that gives the data and the defaults of the other options."""
+    budget: Literal["full", "cpu"] | None = None
+    """Of a preset: its full values, for a GPU (default), or fewer epochs and a smaller net, for a CPU."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,11 @@ def train_command(arguments: list[str]) -> None:
         return
     name, rest, preset = _what_to_train(arguments)
     plain = RULES[name](), Options(), DataOptions(), Extra()
+    budget = _last_value(rest, "--budget")
+    if budget and not preset:
+        raise InputError("--budget chooses the values of a preset: give --preset NAME, too")
+    if preset and budget and budget in preset.budgets:
+        preset = preset.for_budget(budget)
     given = _parse(name, rest, _preset_options(preset) if preset else plain)
     if preset:
         _check_fits(preset, name, given[2].data)
@@ -82,9 +89,8 @@ def train_command(arguments: list[str]) -> None:
 
 def _what_to_train(arguments: list[str]) -> tuple[str, list[str], Preset | None]:
     """Return the rule's name, the options, and the preset that these name, if any."""
-    named = [b for a, b in itertools.pairwise(arguments) if a == "--preset"]
-    named += [word.partition("=")[2] for word in arguments if word.startswith("--preset=")]
-    preset = find_preset(named[-1]) if named else None
+    named = _last_value(arguments, "--preset")
+    preset = find_preset(named) if named else None
     if arguments[0].startswith("-"):
         if preset is None:
             raise InputError(f"give a rule ({', '.join(RULES)}) or --preset NAME before {arguments[0]}")
@@ -99,6 +105,13 @@ def _what_to_train(arguments: list[str]) -> tuple[str, list[str], Preset | None]
             f"preset {preset.name} is for the rule {preset.rule}, not {name}; {_others(preset.data, name)}"
         )
     return name, arguments[1:], preset
+
+
+def _last_value(arguments: Sequence[str], option: str) -> str | None:
+    """Return the last value that an option is given, before the options are parsed: the defaults depend on it."""
+    found = [b for a, b in itertools.pairwise(arguments) if a == option]
+    found += [word.partition("=")[2] for word in arguments if word.startswith(f"{option}=")]
+    return found[-1] if found else None
 
 
 def _check_fits(preset: Preset, rule: str, data: str) -> None:
@@ -182,6 +195,7 @@ def _saved_options(kind: type[Rule], saved: dict[str, Any]) -> Given:
             validation=data.get("validation", 0.1),
             image_size=data.get("size"),
             preset=data.get("preset"),
+            budget=data.get("budget"),
         )
         return kind(**values), Options(**saved["train"]), data_options, Extra()  # a module is never taken from a file
     except (KeyError, TypeError, AttributeError) as error:

@@ -87,11 +87,14 @@ def _evaluate(
     if json:
         show_json({
             "rule": trained.rule.name, "data": found.name, "split": split, "images": len(part), "seed": trained.seed,
+            "settings": list(set),
             "steps": trained.step, "accuracy": next(iter(shares.values())), "readings": shares, "run": str(run),
         })  # fmt: skip
         return
     rows = [[name, f"{share:.2%}"] for name, share in shares.items()]
-    show_table(f"{trained.rule.name} on {found.name}, {split}, {len(part):,} images", ["by", "accuracy"], rows)
+    settings = f" ({', '.join(set)})" if set else ""
+    title = f"{trained.rule.name} on {found.name}, {split}, {len(part):,} images{settings}"
+    show_table(title, ["by", "accuracy"], rows)
 
 
 def _data_of(run: Path, data: str | None, data_dir: Path | None) -> DataSet:

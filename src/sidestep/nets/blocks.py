@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from sidestep.errors import InputError
-from sidestep.nets.paths import ConvPath, takes_channels_last
+from sidestep.nets.paths import path_maker, takes_channels_last
 from sidestep.nets.precision import at_least_float32
 
 __all__ = ["Block", "LatentPath", "feature_count", "image_features"]
@@ -40,7 +40,7 @@ class ImageLatentPath(nn.Module):
     def __init__(self, image_shape: tuple[int, int, int]) -> None:
         super().__init__()
         self.image_shape = image_shape
-        self.path = ConvPath(image_shape)
+        self.path = path_maker("auto", image_shape, norm=True)()
 
     def forward(self, latent: Tensor) -> Tensor:
         """Return the features of the latent, given flat: (batch, channels * height * width) -> (batch, 256)."""

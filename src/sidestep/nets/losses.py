@@ -1,16 +1,13 @@
 """The denoising losses, all that a block can be trained with to recover the label."""
 
-from typing import Literal
-
 from torch import Tensor
 from torch.nn.functional import cross_entropy, embedding
 
 from sidestep.errors import InputError
 from sidestep.nets.embeddings import expected_embedding
 
-__all__ = ["LOSSES", "DenoisingLoss", "check_loss", "denoising_loss"]
+__all__ = ["LOSSES", "check_loss", "check_smoothing", "denoising_loss"]
 
-DenoisingLoss = Literal["paper", "clipped", "unweighted", "cross-entropy"]
 LOSSES: tuple[str, ...] = ("paper", "clipped", "unweighted", "cross-entropy")
 
 
@@ -18,6 +15,16 @@ def check_loss(name: str) -> None:
     """Raise InputError for a loss that does not exist."""
     if name not in LOSSES:
         raise InputError(f"loss must be {', '.join(LOSSES)}, got {name!r}")
+
+
+def check_smoothing(loss: str, smoothing: float) -> None:
+    """Raise InputError for a share of smoothing outside [0, 0.99], or one that the loss would not use."""
+    if not 0 <= smoothing <= 0.99:
+        raise InputError(f"label_smoothing must lie between 0 and 0.99, got {smoothing}")
+    if smoothing and loss != "cross-entropy":
+        raise InputError(
+            f"label_smoothing = {smoothing} needs loss = cross-entropy, got {loss}; the others have no use for it"
+        )
 
 
 def denoising_loss(

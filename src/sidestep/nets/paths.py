@@ -130,7 +130,9 @@ def path_maker(kind: str, image_shape: tuple[int, int, int], norm: bool) -> Call
         raise InputError(f"path must be {', '.join(PATHS)}, got {kind!r}")
     if kind == "resnet-9":
         return partial(ResidualPath, image_shape)
-    pooled = kind == "pooled" or (kind == "auto" and image_shape[1] * image_shape[2] > _MOST_PIXELS)
+    height, width = image_shape[1:]
+    large = height * width > _MOST_PIXELS and min(height, width) >= 32
+    pooled = kind == "pooled" or (kind == "auto" and large)
     return partial(PooledPath if pooled else ConvPath, image_shape, norm=norm)
 
 

@@ -67,8 +67,8 @@ class Backprop:
         check_choice(self)
         if self.dimension is not None:
             check_range(1, 1_000_000, dimension=self.dimension)
-        if self.embedding != "one-hot" and self.net == "mlp":
-            raise InputError("an embedding is for the chain's labels; use it with net = chained-blocks")
+        if self.net == "mlp" and (self.embedding != "one-hot" or self.dimension is not None or self.path != "auto"):
+            raise InputError("embedding, dimension and path are the chain's; use them with net = chained-blocks")
         if self.activation_checkpointing and self.net == "mlp":
             raise InputError("activation_checkpointing needs blocks to checkpoint; use it with net = chained-blocks")
 
@@ -80,7 +80,7 @@ class Backprop:
             with noise.stream("blocks").torch_seeded():
                 return MLP(task.image_shape, self.hidden, task.classes)
         rows = embedding_for(self.embedding, self.dimension, False, task, noise.stream("embedding"), examples)
-        given = module or path_maker(self.path, task.image_shape, norm=True)
+        given = path_maker(self.path, task.image_shape, norm=True) if module is None else module
         paths = image_paths(given, self.blocks, noise.stream("paths"))
         with noise.stream("blocks").torch_seeded():
             return ChainedBlocks(

@@ -90,7 +90,8 @@ def make_denoiser(  # long: what a continuous-time net is made of
         readout: name of the read-out.
         schedule: the noise schedule, or None.
     """
-    made = image_paths(module or path_maker(path, task.image_shape, norm=False), 1, noise.stream("paths"))[0]
+    given = path_maker(path, task.image_shape, norm=False) if module is None else module
+    made = image_paths(given, 1, noise.stream("paths"))[0]
     with noise.stream("blocks").torch_seeded():
         block = TimedBlock(made, task.image_shape, embedding.shape[1], task.classes, kind == "prototype")
         return Denoiser(block, embedding, make_readout(readout, embedding), schedule, learns(kind))

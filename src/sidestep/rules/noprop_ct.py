@@ -21,7 +21,7 @@ from sidestep.nets.continuous import Schedule, make_schedule
 from sidestep.nets.denoiser import Denoiser, draw_times
 from sidestep.nets.dropout import masks_from
 from sidestep.nets.embeddings import embedding_distances
-from sidestep.nets.losses import check_loss, denoising_loss
+from sidestep.nets.losses import check_loss, check_smoothing, denoising_loss
 from sidestep.nets.own import ImagePath
 from sidestep.nets.timed_predictions import Walker, diffusion_velocity
 from sidestep.nets.units import kept_statistics
@@ -99,13 +99,16 @@ class NoPropCT:
         check_positive(1e6, eta=self.eta, largest_weight=self.largest_weight)
         check_positive(100, learning_rate=self.learning_rate)
         check_range(0, 1, weight_decay=self.weight_decay)
-        check_range(0, 0.99, label_smoothing=self.label_smoothing)
         check_range(1, 1000, draws=self.draws, draws_per_image=self.draws_per_image)
         check_steps(self.steps)
         check_choice(self)
         if self.dimension is not None:
             check_range(1, 1_000_000, dimension=self.dimension)
+        check_range(
+            1e-9, 1 - 1e-6, smallest_alpha_bar=self.smallest_alpha_bar, largest_alpha_bar=self.largest_alpha_bar
+        )
         make_schedule(self.schedule, self.smallest_alpha_bar, self.largest_alpha_bar)
+        check_smoothing(self.loss, self.label_smoothing)
         if self.schedule == "learned" and self.loss != "paper":
             raise InputError(
                 f"schedule = learned needs loss = paper, got {self.loss}: the bound's own weight is what keeps a "

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from sidestep.data import Split
 from sidestep.nets.dropout import masks_from
 from sidestep.nets.embeddings import embedding_distances
-from sidestep.nets.losses import check_loss, denoising_loss
+from sidestep.nets.losses import check_loss, check_smoothing, denoising_loss
 from sidestep.nets.own import ImagePath, image_paths
 from sidestep.nets.paths import path_maker
 from sidestep.nets.readouts import make_readout
@@ -99,7 +99,7 @@ class NoPropDT:
         if self.dimension is not None:
             check_range(1, 1_000_000, dimension=self.dimension)
         check_positive(1e6, eta=self.eta, largest_weight=self.largest_weight)
-        check_range(0, 0.99, label_smoothing=self.label_smoothing)
+        check_smoothing(self.loss, self.label_smoothing)
         check_positive(100, learning_rate=self.learning_rate)
         check_range(0, 1, weight_decay=self.weight_decay)
         check_range(0, 1, cosine_offset=self.cosine_offset)
@@ -117,7 +117,7 @@ class NoPropDT:
     def build(self, task: Task, noise: Noise, examples: Split | None, module: ImagePath | None) -> DenoisingStack:
         """Make the stack of the paper's blocks, or of blocks around a module of the user's, ready to train."""
         rows = embedding_for(self.embedding, self.dimension, self.unit_norm, task, noise.stream("embedding"), examples)
-        given = module or path_maker(self.path, task.image_shape, norm=True)
+        given = path_maker(self.path, task.image_shape, norm=True) if module is None else module
         with noise.stream("blocks").torch_seeded():
             return DenoisingStack(
                 image_paths(given, self.blocks, noise.stream("paths")),

@@ -23,7 +23,7 @@ from sidestep.errors import InputError
 from sidestep.nets.denoiser import Denoiser, Draw, draw_times
 from sidestep.nets.dropout import masks_from
 from sidestep.nets.embeddings import embedding_distances
-from sidestep.nets.losses import check_loss, denoising_loss
+from sidestep.nets.losses import check_loss, check_smoothing, denoising_loss
 from sidestep.nets.own import ImagePath
 from sidestep.nets.precision import full_precision
 from sidestep.nets.timed_predictions import Walker
@@ -92,7 +92,7 @@ class NoPropFM:
         check_positive(100, learning_rate=self.learning_rate)
         check_range(0, 1, weight_decay=self.weight_decay)
         check_range(0, 10, sigma=self.sigma)
-        check_range(0, 0.99, label_smoothing=self.label_smoothing)
+        check_smoothing(self.loss, self.label_smoothing)
         check_range(1, 1000, draws=self.draws, draws_per_image=self.draws_per_image)
         check_steps(self.steps)
         check_choice(self)
@@ -151,7 +151,13 @@ class NoPropFM:
             landing = latent + rest[:, None] * velocity
         else:
             each = denoising_loss(
-                self.loss, outputs, net.embedding, labels, rest**-2, self.largest_weight, self.label_smoothing
+                self.loss,
+                outputs,
+                net.embedding,
+                labels,
+                rest.clamp_min(_REST) ** -2,
+                self.largest_weight,
+                self.label_smoothing,
             )
             landing = net.label_estimate(outputs)
         losses = {"block: flow": each.mean()}

@@ -59,7 +59,7 @@ class Rule(Protocol):
     name: ClassVar[str]
     summary: ClassVar[str]
     predictors: ClassVar[tuple[str, ...]]  # names of the readings that `predict` gives; the first is the default
-    for_inference: ClassVar[tuple[str, ...]]  # hyper-parameters that only `predict` reads, which can change afterwards
+    for_inference: ClassVar[tuple[str, ...]]  # hyper-parameters that `predict` can take at other values later
     __dataclass_fields__: ClassVar[dict[str, Any]]
 
     def build(self, task: Task, noise: Noise, examples: Split | None, module: ImagePath | None) -> nn.Module:

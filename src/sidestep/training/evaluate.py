@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from sidestep.data import DataSet, Split, standardise
+from sidestep.errors import NonFiniteError
 from sidestep.noise import Noise
 from sidestep.rules.protocol import Rule, Task
 from sidestep.training.options import Compute
@@ -30,6 +31,12 @@ def predictions(  # long: a prediction depends on these
         part = standardise(images[start : start + _BATCH].to(compute.device), task.mean, task.std)
         with compute.autocast():
             found = rule.predict(net, part.contiguous(memory_format=torch.channels_last), stream, start, names)
+        for name, probabilities in found.items():
+            if not bool(probabilities.isfinite().all()):
+                raise NonFiniteError(
+                    f"the reading {name!r} gave probabilities that are not finite, from image {start} on; try "
+                    "--precision float32, or a schedule that ends further from 0 and 1"
+                )
         yield found
 
 

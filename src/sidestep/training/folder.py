@@ -102,6 +102,8 @@ class RunFolder:
         free = {"train.epochs", "train.checkpoint_seconds", "train.device", "train.precision", "data.data_dir"}
         free |= {"versions.sidestep", "versions.torch", "versions.threads"}  # other bits, but the run can go on
         free |= {"data.validation"}  # what counts is how many images it left, which is compared
+        if given.get("train.decay") != "none" or given.get("train.warmup"):
+            free -= {"train.epochs"}  # the learning rate follows from it, at every step
         different = sorted(
             key for key in saved.keys() | given.keys() if saved.get(key) != given.get(key) and key not in free
         )
@@ -112,6 +114,7 @@ class RunFolder:
             raise InputError(
                 f"{self.path} was started otherwise ({lines}); resume it with the same options, or start "
                 "another run with another --out"
+                + ("; with --decay or --warmup the learning rate depends on --epochs" * ("train.epochs" in different))
             )
 
     def load_state(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:

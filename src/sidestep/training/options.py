@@ -34,7 +34,8 @@ class Options:
     warmup: float = 0.0
     """Share of the steps over which the learning rate first rises from zero, in [0, 1)."""
     average: float = 0.0
-    """Decay a of a moving average of the weights, `w <- a w + (1 - a) w_step`, which is then evaluated; 0 for none."""
+    """Decay a of a moving average of the weights, `w <- a w + (1 - a) w_step`, which is what is evaluated and kept
+    as the model (with the running statistics of the weights themselves); 0 for none."""
     device: str = "auto"
     """Where to compute: auto (a CUDA GPU if there is one, else cpu), cpu, cuda, cuda:1, mps."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
 from torch import Tensor, nn
@@ -269,7 +269,17 @@ def _with_inference(rule: Rule, changes: Mapping[str, Any]) -> Rule:
         if name not in rule.for_inference:
             known = ", ".join(rule.for_inference) or "there are none"
             raise InputError(f"{rule.name} has no setting {name!r} that can change after training; it has: {known}")
-    return dataclasses.replace(rule, **changes)
+    kinds = get_type_hints(type(rule))
+    return dataclasses.replace(rule, **{name: _as_kind(name, value, kinds[name]) for name, value in changes.items()})
+
+
+def _as_kind(name: str, value: Any, kind: Any) -> Any:
+    """Return a number as its field has it: 200.0 is a whole number, and 1 a float; choices are checked by the rule."""
+    if kind not in (int, float):
+        return value
+    if isinstance(value, bool) or not isinstance(value, int | float) or (kind is int and value != int(value)):
+        raise InputError(f"{name} must be a {'whole ' if kind is int else ''}number, got {value!r}")
+    return kind(value)
 
 
 def _weights(folder: RunFolder) -> tuple[dict[str, Tensor], int]:

@@ -1,0 +1,124 @@
+"""What is refused, and what is kept, at the edges of options, schedules and earlier results."""
+
+import json
+
+import pytest
+import torch
+
+from sidestep import Options, load_run, train
+from sidestep.cli import main
+from sidestep.errors import InputError, NonFiniteError
+from sidestep.nets.blocks import ImageLatentPath
+from sidestep.nets.paths import ConvPath, PooledPath, path_maker
+from sidestep.rules import Backprop, NoPropCT, NoPropDT, NoPropFM
+
+QUICK = NoPropCT(steps=2, draws=1)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return train(QUICK, "digits", Options(epochs=1, batch=256, out=tmp_path_factory.mktemp("edges") / "run"))
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"steps": 2.5}, "whole number"),
+        ({"steps": "many"}, "whole number"),
+        ({"draws": True}, "whole number"),
+        ({"solver": "rk9"}, "solver must be one of"),
+        ({"steps": 0}, "between 1 and 1000"),
+        ({"blocks": 3}, "no setting 'blocks'"),
+    ],
+)
+def test_settings_of_the_wrong_kind_are_refused(run, setting, message):
+    with pytest.raises(InputError, match=message):
+        load_run(run.folder, inference=setting)
+
+
+def test_a_whole_float_is_a_whole_number(run):
+    assert load_run(run.folder, inference={"steps": 4.0}).rule.steps == 4
+
+
+def test_other_settings_change_the_prediction_and_are_recorded(run, capsys):
+    main(["eval", str(run.folder), "--set", "steps=7", "--reading", "ddim", "--json"])
+    assert json.loads(capsys.readouterr().out)["settings"] == ["steps=7"]
+
+
+@pytest.mark.parametrize("extra", [{"decay": "cosine"}, {"warmup": 0.5}])
+def test_a_run_whose_rate_falls_is_not_resumed_to_more_epochs(tmp_path, extra):
+    """The rate at a step depends on the number of steps, so it would not be the run of that many epochs."""
+    train(QUICK, "digits", Options(epochs=1, batch=256, out=tmp_path / "a", **extra))
+    with pytest.raises(InputError, match=r"train\.epochs.*learning rate depends on --epochs"):
+        train(QUICK, "digits", Options(epochs=2, batch=256, out=tmp_path / "a", resume=True, **extra))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: NoPropCT(largest_alpha_bar=0.99999999), "largest_alpha_bar"),
+        (lambda: NoPropCT(smallest_alpha_bar=1e-40), "smallest_alpha_bar"),
+        (lambda: NoPropCT(smallest_alpha_bar=0.9, largest_alpha_bar=0.1), "rises from one alpha_bar to a larger one"),
+        (lambda: NoPropDT(label_smoothing=0.1), "needs loss = cross-entropy"),
+        (lambda: NoPropFM(loss="unweighted", label_smoothing=0.1), "needs loss = cross-entropy"),
+        (lambda: Backprop(net="mlp", path="resnet-9"), "net = chained-blocks"),
+        (lambda: Backprop(net="mlp", dimension=5), "net = chained-blocks"),
+    ],
+)
+def test_options_without_a_use_or_a_meaning_are_refused(make, message):
+    with pytest.raises(InputError, match=message):
+        make()
+
+
+def test_probabilities_that_are_no_numbers_are_no_accuracy(run):
+    broken = load_run(run.folder)
+    with torch.no_grad():
+        broken.net.embedding.fill_(float("nan"))
+    with pytest.raises(NonFiniteError, match="not finite"):
+        broken.predict(torch.zeros(2, 1, 8, 8, dtype=torch.uint8))
+
+
+def test_the_automatic_path_fits_long_thin_images_and_image_shaped_labels():
+    assert isinstance(path_maker("auto", (1, 20, 400), norm=True)(), ConvPath)
+    assert isinstance(path_maker("auto", (3, 128, 128), norm=True)(), PooledPath)
+    assert isinstance(ImageLatentPath((3, 128, 128)).path, PooledPath)
+
+
+def test_a_budget_needs_a_preset_and_changes_its_values(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit):
+        main(["train", "noprop-ct", "--budget", "cpu"])
+    assert "give --preset NAME" in capsys.readouterr().err.replace("\n", " ")
+
+
+def test_a_study_does_not_replace_one_of_other_options(tmp_path, capsys):
+    study = [
+        "study",
+        "noprop-weights",
+        "--data",
+        "digits",
+        "--bins",
+        "2",
+        "--images",
+        "8",
+        "--out",
+        str(tmp_path / "s"),
+    ]
+    main([*study, "--steps", "0"])
+    before = (tmp_path / "s/study.json").read_bytes()
+    with pytest.raises(SystemExit):
+        main([*study, "--steps", "1"])
+    assert "--overwrite" in capsys.readouterr().err
+    assert (tmp_path / "s/study.json").read_bytes() == before
+    main([*study, "--steps", "1", "--overwrite"])
+    assert (tmp_path / "s/study.json").read_bytes() != before
+
+
+def test_a_study_does_not_train_on_a_run_that_has_ended(tmp_path, capsys):
+    study = ["study", "noprop-blocks", "--blocks", "1", "--batch", "512", "--seeds", "1", "--out", str(tmp_path / "s")]
+    main([*study, "--epochs", "1"])
+    before = (tmp_path / "s/noprop-dt-0/model.safetensors").read_bytes()
+    with pytest.raises(SystemExit):
+        main([*study, "--epochs", "2", "--overwrite"])
+    assert "choose another --out" in capsys.readouterr().err.replace("\n", " ")
+    assert (tmp_path / "s/noprop-dt-0/model.safetensors").read_bytes() == before
