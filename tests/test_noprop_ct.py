@@ -216,7 +216,7 @@ def test_a_learned_schedule_with_another_loss_is_refused(loss):
         ({"times": "sorted"}, "times must be one of stratified, uniform"),
         ({"optimizer_kind": "sgd"}, "optimizer_kind must be one of adam, adamw"),
         ({"smallest_alpha_bar": 0.9, "largest_alpha_bar": 0.1}, "rise"),
-        ({"largest_alpha_bar": 1.0}, "between 0 and 1"),
+        ({"largest_alpha_bar": 1.0}, "largest_alpha_bar must lie between"),
     ],
 )
 def test_bad_options_say_what_is_needed(options, words):

@@ -54,9 +54,9 @@ def folder_for_study(out: Path, asked: Mapping[str, Any], overwrite: bool) -> Pa
     """
     try:
         earlier = json.loads((out / "study.json").read_text(encoding="utf-8"))["asked"]
-    except FileNotFoundError:
+    except OSError:  # there is none
         earlier = asked
-    except (OSError, ValueError, LookupError, TypeError):
+    except (ValueError, LookupError, TypeError):
         earlier = None
     if earlier != asked and not overwrite:
         raise InputError(

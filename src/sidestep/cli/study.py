@@ -73,8 +73,14 @@ def _blocks(
     """
     found, source = _data(data, data_dir, validation)
     rules = NoPropDT(blocks=blocks), Backprop(blocks=blocks)
-    asked = {"study": "noprop-blocks", "data": data, "blocks": blocks, "epochs": epochs, "batch": batch, "seeds": seeds,
-             "validation": validation}  # fmt: skip
+    asked = {
+        "study": "noprop-blocks",
+        "data": data,
+        "blocks": blocks,
+        "epochs": epochs,
+        "batch": batch,
+        "validation": validation,
+    }  # fmt: skip; more seeds only add to the results
     options = Options(epochs=epochs, batch=batch, device=device, out=folder_for_study(out, asked, overwrite))
     try:
         record = study_blocks(*rules, found, options, seeds, source, _watch)

@@ -162,7 +162,9 @@ def make_schedule(name: str, low: float, high: float) -> LinearSchedule | Cosine
     if name not in SCHEDULES:
         raise InputError(f"schedule must be {', '.join(SCHEDULES)}, got {name!r}")
     if not 0 < low < high < 1:
-        raise InputError(f"a schedule rises from one alpha_bar to a larger one within (0, 1), got {low} to {high}")
+        raise InputError(
+            f"a schedule rises from one alpha_bar to a larger one, both strictly between 0 and 1, got {low} to {high}"
+        )
     return SCHEDULES[name](low, high)
 
 
