@@ -139,15 +139,18 @@ def test_measures_within_measures_agree():
 
 
 def test_measuring_changes_no_number():
+    images = Noise(1).normal(32 * 64).view(32, 1, 8, 8)  # all different: batch norm amplifies rounding on equal ones
+
     def step():
         rule = NoPropDT(blocks=1)
         net = rule.build(Task((1, 8, 8), tuple("abcd"), (0.0,), (1.0,)), Noise(0), None, None)
-        return rule.estimate(net, Batch(torch.ones(4, 1, 8, 8), torch.arange(4)), Noise(0)).gradients
+        return rule.estimate(net, Batch(images, torch.arange(32) % 4), Noise(0)).gradients
 
     plain = step()
-    with peak_allocation():
+    with peak_allocation():  # one thread, which adds in another order
         measured = step()
-    assert all(torch.equal(plain[name], measured[name]) for name in plain)
+    for name in plain:
+        assert (plain[name] - measured[name]).norm() <= 1e-3 * plain[name].norm() + 1e-5, name
 
 
 def peak_of(rule):
