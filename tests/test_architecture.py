@@ -22,7 +22,7 @@ ROOMS = (
     ("rules",),
     ("nets",),
     ("data", "measure"),
-    ("noise", "ternary", "update"),
+    ("noise", "probes", "ternary", "update"),
     ("errors", "version"),
 )
 LEVEL = {name: len(ROOMS) - index for index, room in enumerate(ROOMS) for name in room}

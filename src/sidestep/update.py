@@ -5,7 +5,9 @@ from typing import TypeAlias
 
 from torch import Tensor
 
-__all__ = ["Dense", "Seeded", "Update"]
+from sidestep.probes import Probes
+
+__all__ = ["Dense", "Flips", "Seeded", "Update"]
 
 
 @dataclass(frozen=True)
@@ -30,14 +32,34 @@ class Dense:
 
 @dataclass(frozen=True)
 class Seeded:
-    """One coefficient per probe; the probes' directions are regenerated from the seed and the step.
+    """One coefficient per probe; the probes' directions are made again from the seed and the step.
 
-    coefs: shape (probes,), real before `decide` and usually one trit each after it.
+    coefs: shape (probes,), real before `decide` and one trit each after it.
+    probes: which directions they belong to.
+    statistics: new values of named buffers, as in `Dense`.
     losses: named terms of the loss, shape () each, for display and for the check that all are finite.
     """
 
     coefs: Tensor
+    probes: Probes
+    statistics: dict[str, Tensor] = field(default_factory=dict)
     losses: dict[str, Tensor] = field(default_factory=dict)
 
 
-Update: TypeAlias = Dense | Seeded
+@dataclass(frozen=True)
+class Flips:
+    """Single weights of a ternary net that move one step up or down.
+
+    positions: ascending places in all weights, one parameter after another, int64 of shape (flips,).
+    moves: 1 or -1 each, int8 of shape (flips,).
+    statistics: new values of named buffers, as in `Dense`.
+    losses: named terms of the loss, shape () each, for display and for the check that all are finite.
+    """
+
+    positions: Tensor
+    moves: Tensor
+    statistics: dict[str, Tensor] = field(default_factory=dict)
+    losses: dict[str, Tensor] = field(default_factory=dict)
+
+
+Update: TypeAlias = Dense | Seeded | Flips

@@ -1,0 +1,101 @@
+"""`ternarize`: a net of trits from a module of the user's."""
+
+import copy
+from typing import Any
+
+from torch import nn
+
+from sidestep.errors import InputError
+from sidestep.nets.ternary import TernaryConv2d, TernaryEmbedding, TernaryLayer, TernaryLinear, ternary_parameters
+from sidestep.noise import Noise
+
+__all__ = ["ternarize"]
+
+NORMS = (nn.LayerNorm, nn.GroupNorm, nn.InstanceNorm2d)  # taken over without their scales and shifts
+REFUSED = {
+    "BatchNorm": "its running statistics are floats that no probe moves; use nn.GroupNorm or nn.LayerNorm",
+    "Dropout": "a directional derivative needs one fixed net; leave it out",
+    "MultiheadAttention": "its weights are plain parameters; build attention from nn.Linear layers and a softmax",
+    "LSTM": "its weights are plain parameters; build the recurrence from nn.Linear layers",
+    "GRU": "its weights are plain parameters; build the recurrence from nn.Linear layers",
+    "ConvTranspose2d": "there is no ternary form of it yet; use nn.Upsample and nn.Conv2d",
+}
+
+
+def ternarize(module: nn.Module, noise: Noise) -> nn.Module:
+    """Return a copy of `module` whose linear, convolution and embedding layers hold only trits, drawn from `noise`.
+
+    Layer, group and instance norms lose their scales and shifts. Modules of the user's stay, if they have no parameters
+    of their own outside of such layers.
+
+    Raises:
+        InputError: naming the layer that has no ternary form, and what to do.
+
+    >>> ternarize(nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)), Noise(0))[0].weight.dtype
+    torch.int8
+    """
+    twin = copy.deepcopy(module)
+    if (replaced := _ternary_form("the module itself", twin)) is not None:
+        twin = replaced
+    else:
+        _replace_children(twin, "")
+    for index, layer in enumerate(layer for layer in twin.modules() if isinstance(layer, TernaryLayer)):
+        layer.draw(noise.sub(index))
+    ternary_parameters(twin)
+    return twin
+
+
+def _replace_children(module: nn.Module, prefix: str) -> None:
+    own = [name for name, _ in module.named_parameters(recurse=False)]
+    if own and not isinstance(module, TernaryLayer):
+        raise InputError(
+            f"{prefix.rstrip('.') or 'the module itself'} ({type(module).__name__}) holds the parameter {own[0]} "
+            "itself, which has no ternary form: put it into a linear, convolution or embedding layer"
+        )
+    for name, child in module.named_children():
+        replaced = _ternary_form(prefix + name, child)
+        if replaced is not None:
+            setattr(module, name, replaced)
+        elif not isinstance(child, TernaryLayer):
+            _replace_children(child, f"{prefix}{name}.")
+
+
+def _ternary_form(name: str, layer: nn.Module) -> nn.Module | None:
+    """Return what takes the layer's place, or None if it stays."""
+    kind = type(layer).__name__
+    for refused, reason in REFUSED.items():
+        if refused in kind:
+            raise InputError(f"layer {name} ({kind}) cannot be ternary: {reason}")
+    if isinstance(layer, nn.Linear):
+        return TernaryLinear(layer.in_features, layer.out_features, layer.bias is not None)
+    if isinstance(layer, nn.Conv2d):
+        return _ternary_convolution(name, layer)
+    if isinstance(layer, nn.Embedding):
+        return TernaryEmbedding(layer.num_embeddings, layer.embedding_dim)
+    if isinstance(layer, NORMS):
+        return _plain_norm(name, layer)
+    if any(True for _ in layer.parameters(recurse=False)) and not isinstance(layer, TernaryLayer):
+        raise InputError(
+            f"layer {name} ({kind}) cannot be ternary: it has parameters of its own; there are ternary nn.Linear, "
+            "nn.Conv2d and nn.Embedding"
+        )
+    return None
+
+
+def _ternary_convolution(name: str, layer: nn.Conv2d) -> nn.Module:
+    if layer.padding_mode != "zeros":
+        raise InputError(f"layer {name} (Conv2d) cannot be ternary: padding_mode {layer.padding_mode!r}; use 'zeros'")
+    pairs: dict[str, Any] = {key: getattr(layer, key) for key in ("stride", "padding", "dilation", "groups")}
+    kernel = (layer.kernel_size[0], layer.kernel_size[1])
+    return TernaryConv2d(layer.in_channels, layer.out_channels, kernel, bias=layer.bias is not None, **pairs)
+
+
+def _plain_norm(name: str, layer: nn.Module) -> nn.Module:
+    if isinstance(layer, nn.LayerNorm):
+        return nn.LayerNorm(layer.normalized_shape, layer.eps, elementwise_affine=False)
+    if isinstance(layer, nn.GroupNorm):
+        return nn.GroupNorm(layer.num_groups, layer.num_channels, layer.eps, affine=False)
+    assert isinstance(layer, nn.InstanceNorm2d)
+    if layer.track_running_stats:
+        raise InputError(f"layer {name} (InstanceNorm2d) keeps running statistics: leave track_running_stats out")
+    return nn.InstanceNorm2d(layer.num_features, layer.eps)

@@ -1,0 +1,215 @@
+"""Probes: seeded directions in the space of a net's weights, made again wherever they are needed, never stored.
+
+A step has K of them, and an update is one coefficient per probe. All is integer arithmetic on Philox words, so a probe
+is the same on every device. Positions count through all weights of a net, one parameter after another.
+"""
+
+import functools
+import itertools
+import math
+from dataclasses import dataclass
+from fractions import Fraction
+
+import torch
+from torch import Tensor
+
+from sidestep.errors import InputError
+from sidestep.noise import Noise
+
+__all__ = ["Entries", "Probes", "RankOneProbes", "SparseProbes"]
+
+MASK = 0xFFFFFFFF
+ROUNDS = 8
+MIXERS = (0x9E3779B1, 0x85EBCA77, 0xC2B2AE3D)  # odd constants that spread the bits of a product
+
+
+@dataclass(frozen=True)
+class Entries:
+    """The non-zero elements of several sparse probes, ordered by probe; all of shape (non-zeros,)."""
+
+    probe: Tensor  # int64, in [first, last)
+    position: Tensor  # int64, in [0, weights)
+    sign: Tensor  # int8, 1 or -1
+
+
+@dataclass(frozen=True)
+class SparseProbes:
+    """K sparse sign vectors over d weights: of every weight a share s, each with a fair sign.
+
+        bernoulli:  nu_i = Bernoulli(s) * U{-1, 1} per weight, the probes independent
+        exclusive:  n = max(1, round(s d)) non-zeros in every probe, and no weight in two probes while K n <= d
+
+    Only the non-zeros are drawn: their number by inversion of the binomial distribution, their places as the first of a
+    keyed permutation of 0 .. d-1. So the cost is that of the non-zeros, whatever d is.
+
+    Source of the bernoulli probes: Brickner, "noise_step" (2024); of exclusive ones: section 2 of the same, where
+    37 % of probes of density 1 / d are empty.
+
+    >>> probes = SparseProbes(Noise(0), weights=1000, count=3, density=0.002, exclusive=True)
+    >>> probes.entries().probe.tolist()
+    [0, 0, 1, 1, 2, 2]
+    """
+
+    noise: Noise  # stands at the step
+    weights: int
+    count: int
+    density: float
+    exclusive: bool = False
+
+    def __post_init__(self) -> None:
+        if self.weights < 1 or self.weights > 1 << 62:
+            raise InputError(f"probes need from 1 to 2**62 weights, got {self.weights}")
+        if not 1 <= self.count < 1 << 32:
+            raise InputError(f"a step needs from 1 to 2**32 - 1 probes, got {self.count}")
+        if not 0 < self.density <= 1 or self.density * self.weights < 1 - 1e-9:
+            raise InputError(
+                f"density must be in (0, 1] and at least 1/d, got {self.density:g}; the smallest useful value for "
+                f"{self.weights:,} weights is 1/d = {1 / self.weights:.2g}"
+            )
+
+    def non_zeros(self) -> Tensor:
+        """Return the number of non-zero elements of every probe, (K,), int64."""
+        if self.exclusive:
+            return torch.full((self.count,), max(1, round(self.density * self.weights)), dtype=torch.int64)
+        first, thresholds = _binomial(self.weights, self.density)
+        words = self.noise.stream("non-zeros").words(self.count)
+        return torch.bucketize(words, thresholds, right=True).add_(first)
+
+    def entries(self, first: int = 0, last: int | None = None, device: str | torch.device = "cpu") -> Entries:
+        """Return the non-zeros of probes `first` to `last` - 1, by default of all."""
+        last = self.count if last is None else last
+        sizes = self.non_zeros()
+        before = int(sizes[:first].sum())
+        sizes = sizes[first:last]
+        total = int(sizes.sum())
+        probe = torch.repeat_interleave(torch.arange(first, last), sizes)
+        element = torch.arange(before, before + total)
+        if self.exclusive:  # one permutation for all probes, and another one once every weight had its turn
+            lap, index = element // self.weights, element % self.weights
+        else:
+            lap, index = probe, element - before - (sizes.cumsum(0) - sizes).repeat_interleave(sizes)
+        position = _permute(index.to(device), lap.to(device), self.weights, self.noise.stream("places"))
+        sign = self.noise.stream("sign").signs(total, before, device)
+        return Entries(probe.to(device), position, sign)
+
+    def weighted_sum(self, coefs: Tensor) -> tuple[Tensor, Tensor]:
+        """Return `sum_i c_i nu_i` for whole-numbered coefs (K,), as ascending positions and their values, int64."""
+        if coefs.shape != (self.count,):
+            raise InputError(f"there are {self.count} probes, got coefficients of shape {tuple(coefs.shape)}")
+        found = self.entries(device=coefs.device)
+        values = coefs.to(torch.int64)[found.probe] * found.sign
+        kept = values != 0
+        position, place = found.position[kept].unique(return_inverse=True)
+        return position, torch.zeros_like(position).index_add_(0, place, values[kept])
+
+
+@dataclass(frozen=True)
+class RankOneProbes:
+    """One rank-one sign matrix per probe and layer, `nu_i = a_i b_i^T` with fair signs a_i (rows) and b_i (columns).
+
+    Its noise is rows + columns bits, where a dense probe has rows x columns; and `sum_i c_i nu_i = A^T diag(c) B` is
+    one matrix product. Weights beyond a matrix's two dimensions (a kernel's) count as columns.
+
+    >>> position, value = RankOneProbes(Noise(0), ((2, 3),), 5).weighted_sum(torch.tensor([1, 0, 0, 0, 0]))
+    >>> value.abs().tolist()
+    [1, 1, 1, 1, 1, 1]
+    """
+
+    noise: Noise  # stands at the step
+    shapes: tuple[tuple[int, int], ...]  # rows and columns of every layer
+    count: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.count < 1 << 24:
+            raise InputError(f"a step needs from 1 to 2**24 - 1 rank-one probes, got {self.count}")
+
+    def factors(self, layer: int, device: str | torch.device = "cpu") -> tuple[Tensor, Tensor]:
+        """Return A (K, rows) and B (K, columns) of a layer, int8."""
+        rows, columns = self.shapes[layer]
+        noise = self.noise.stream("rank one").sub(layer)
+        return (
+            noise.stream("rows").signs(self.count * rows, device=device).view(self.count, rows),
+            noise.stream("columns").signs(self.count * columns, device=device).view(self.count, columns),
+        )
+
+    def weighted_sum(self, coefs: Tensor) -> tuple[Tensor, Tensor]:
+        """Return `sum_i c_i nu_i` for coefs in {-1, 0, 1}, (K,), as ascending positions and values, int64."""
+        sums = []
+        for layer in range(len(self.shapes)):
+            rows, columns = self.factors(layer, coefs.device)
+            weighted = rows.float() * coefs.float()[:, None]  # whole numbers below 2**24: float32 is exact
+            sums.append((weighted.T @ columns.float()).flatten().to(torch.int64))
+        values = torch.cat(sums)
+        position = values.nonzero()[:, 0]
+        return position, values[position]
+
+
+Probes = SparseProbes | RankOneProbes
+
+
+def _permute(index: Tensor, lap: Tensor, size: int, noise: Noise) -> Tensor:
+    """Return where permutation `lap` of 0 .. size-1 puts each index: a Feistel network on pairs (x // b, x % b).
+
+    Pairs that fall outside of 0 .. size-1 go through the network again, which keeps it a permutation (Black and
+    Rogaway, "Ciphers with arbitrary finite domains", 2002, cycle walking); with b = ceil(sqrt(size)) few do.
+    """
+    rows = math.isqrt(size - 1) + 1
+    columns = -(-size // rows)
+    laps, which = lap.unique(return_inverse=True)
+    first, most = (int(laps[0]), int(laps[-1])) if laps.numel() else (0, 0)
+    keys = noise.words((most - first + 1) * ROUNDS, first * ROUNDS, index.device).view(-1, ROUNDS)
+    keys = keys.index_select(0, laps - first)
+    out = _feistel(index, keys, which, rows, columns)
+    outside = (out >= size).nonzero()[:, 0]
+    while outside.numel():
+        out[outside] = _feistel(out[outside], keys, which[outside], rows, columns)
+        outside = outside[out[outside] >= size]
+    return out
+
+
+def _feistel(index: Tensor, keys: Tensor, which: Tensor, rows: int, columns: int) -> Tensor:
+    left, right = index // columns, index % columns
+    for turn in range(0, ROUNDS, 2):
+        left = _turn(left, right, keys[:, turn].index_select(0, which), rows)
+        right = _turn(right, left, keys[:, turn + 1].index_select(0, which), columns)
+    return left.mul_(columns).add_(right)
+
+
+def _turn(moved: Tensor, still: Tensor, key: Tensor, size: int) -> Tensor:
+    """`(moved + hash(still, key)) mod size`."""
+    bits = still.bitwise_xor(key).mul_(MIXERS[0]).bitwise_and_(MASK)
+    bits.bitwise_xor_(bits >> 15).add_(key).mul_(MIXERS[1]).bitwise_and_(MASK)
+    bits.bitwise_xor_(bits >> 13).mul_(MIXERS[2]).bitwise_and_(MASK)
+    bits.bitwise_xor_(bits >> 16).mul_(size).bitwise_right_shift_(32)
+    total = bits.add_(moved)
+    return total.sub_((total >= size).to(total.dtype).mul_(size))
+
+
+@functools.lru_cache(maxsize=32)
+def _binomial(trials: int, density: float) -> tuple[int, Tensor]:
+    """Return the least number of successes worth counting, and the words below which a draw stays at it, plus 1, ...
+
+    In whole numbers (pmf relative to its mode, 96 bits), so the table is the same on every machine; words have 32 bits,
+    so events rarer than 2^-32 do not happen.
+    """
+    chance = Fraction(density)
+    if chance == 1:
+        return trials, torch.empty(0, dtype=torch.int64)
+    success, failure, unit = chance.numerator, chance.denominator - chance.numerator, 1 << 96
+    mode = min(trials, math.floor((trials + 1) * chance))
+    below, value = [], unit
+    for n in range(mode, 0, -1):
+        value = value * n * failure // ((trials - n + 1) * success)
+        if value < unit >> 48:
+            break
+        below.append(value)
+    above, value = [], unit
+    for n in range(mode, trials):
+        value = value * (trials - n) * success // ((n + 1) * failure)
+        if value < unit >> 48:
+            break
+        above.append(value)
+    masses = [*reversed(below), unit, *above]
+    sums = list(itertools.accumulate(masses))
+    thresholds = [(total << 32) // sums[-1] for total in sums[:-1]]
+    return mode - len(below), torch.tensor(thresholds, dtype=torch.int64)
