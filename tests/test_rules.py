@@ -89,7 +89,7 @@ def test_apply_is_deterministic_and_sees_no_data(rule):
     nets = [build(rule), build(rule)]
     optimizers = [rule.optimizer(net) for net in nets]
     for step in range(3):
-        update = rule.decide(estimate(rule, nets[0], step))
+        update = rule.decide(nets[0], estimate(rule, nets[0], step), optimizers[0])
         for net, optimizer in zip(nets, optimizers, strict=True):
             rule.apply(net, update, optimizer)
     one, two = (net.state_dict() for net in nets)
@@ -101,7 +101,7 @@ def test_twenty_steps_on_one_batch_lower_every_loss_that_can_fall(rule):
     optimizer = rule.optimizer(net)
     first = estimate(rule, net).losses
     for _ in range(20):
-        rule.apply(net, rule.decide(estimate(rule, net)), optimizer)
+        rule.apply(net, rule.decide(net, estimate(rule, net), optimizer), optimizer)
     last = estimate(rule, net).losses
     assert first.keys() == last.keys()
     for name in first:

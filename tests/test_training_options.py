@@ -83,7 +83,7 @@ class TestRates:
         assert same(twin, weights(net))
         for step in range(3):
             update = QUICK.estimate(net, loop.batch(step), loop.noise.stream("estimate").at(step))
-            QUICK.apply(net, QUICK.decide(update), optimizer)
+            QUICK.apply(net, QUICK.decide(net, update, optimizer), optimizer)
             loop.take_step(state)
         assert same(weights(state.net), weights(net))
 

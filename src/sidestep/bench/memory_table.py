@@ -53,7 +53,7 @@ def training_peak(preset: Preset, device: str, precision: str = "auto", steps: i
             )
             with compute.autocast():
                 update = rule.estimate(net, batch, noise.stream("estimate").at(step))
-            rule.apply(net, rule.decide(update), optimizer)
+            rule.apply(net, rule.decide(net, update, optimizer), optimizer)
     return int(peak.bytes)
 
 

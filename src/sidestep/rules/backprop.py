@@ -120,7 +120,7 @@ class Backprop:
             gradients = gradients_of(loss, dict(net.named_parameters()))
         return Dense(gradients, statistics, {"net: cross-entropy": loss.detach()})
 
-    def decide(self, update: Update) -> Update:
+    def decide(self, net: nn.Module, update: Update, optimizer: torch.optim.Optimizer) -> Update:
         """Return the update as it is."""
         return update
 

@@ -151,7 +151,7 @@ class NeuralODE:
             found = odeint_adjoint(field, latent, times, adjoint_params=tuple(adjoint), **given, **back)
         return found[-1]
 
-    def decide(self, update: Update) -> Update:
+    def decide(self, net: nn.Module, update: Update, optimizer: torch.optim.Optimizer) -> Update:
         """Return the update as it is."""
         return update
 

@@ -168,7 +168,7 @@ class NoPropCT:
             "read-out: KL": start_divergence(target, ends[0]),
         }
 
-    def decide(self, update: Update) -> Update:
+    def decide(self, net: nn.Module, update: Update, optimizer: torch.optim.Optimizer) -> Update:
         """Return the update as it is."""
         return update
 

@@ -196,7 +196,7 @@ class NoPropDT:
         losses = {f"{_SHARED}: cross-entropy": entropy.detach(), f"{_SHARED}: KL": divergence.detach()}
         return _Share(losses, found, found.pop("embedding", None))
 
-    def decide(self, update: Update) -> Update:
+    def decide(self, net: nn.Module, update: Update, optimizer: torch.optim.Optimizer) -> Update:
         """Return the update as it is."""
         return update
 

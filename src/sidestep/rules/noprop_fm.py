@@ -165,7 +165,7 @@ class NoPropFM:
             losses["read-out: anchor"] = readout_loss(net.readout, net.embedding, landing, labels)
         return losses
 
-    def decide(self, update: Update) -> Update:
+    def decide(self, net: nn.Module, update: Update, optimizer: torch.optim.Optimizer) -> Update:
         """Return the update as it is."""
         return update
 

@@ -53,7 +53,8 @@ class Rule(Protocol):
     """A learning rule. Its dataclass fields are its hyper-parameters; they become the command line's options.
 
     The loop calls `estimate`, then `decide` on all ranks' updates, then `apply`. `estimate` writes neither weights nor
-    buffers; `apply` sees no data and is deterministic, so that updates can be logged and replayed.
+    buffers; `apply` sees no data and no learning rate that is not in the update, and is deterministic, so that updates
+    can be logged and replayed.
     """
 
     name: ClassVar[str]
@@ -78,8 +79,11 @@ class Rule(Protocol):
         """Estimate the update from one batch; `noise` stands at the current step."""
         ...
 
-    def decide(self, update: Update) -> Update:
-        """Turn the exchanged estimate of all ranks into what is logged and applied; for dense rules the identity."""
+    def decide(self, net: nn.Module, update: Update, optimizer: torch.optim.Optimizer) -> Update:
+        """Turn the exchanged estimate of all ranks into what is logged and applied; for dense rules the identity.
+
+        It may advance the optimiser's memory (momentum), but sees no data and writes no weights.
+        """
         ...
 
     def apply(self, net: nn.Module, update: Update, optimizer: torch.optim.Optimizer) -> None:

@@ -71,7 +71,8 @@ class Loop:
         losses = torch.stack([update.losses[name].float() for name in names]).cpu().double()  # one transfer for all
         self._check_finite(names, losses, state)
         state.set_rate(self.options.rate_factor(state.step, self.total_steps))
-        self.rule.apply(state.net, self.rule.decide(update), state.optimizer)
+        decided = self.rule.decide(state.net, update, state.optimizer)
+        self.rule.apply(state.net, decided, state.optimizer)
         if self.options.average:
             state.move_average(self.options.average)
         for name, loss in zip(names, losses, strict=True):
