@@ -9,8 +9,8 @@ from torch import nn
 from sidestep import Options, data, load_run, train
 from sidestep.errors import InputError
 from sidestep.noise import Noise
-from sidestep.rules import RULES, Backprop, Batch, NeuralODE, NoPropCT, NoPropDT, NoPropFM, Task
-from sidestep.update import Dense
+from sidestep.rules import RULES, Backprop, Batch, NeuralODE, NoiseStep, NoPropCT, NoPropDT, NoPropFM, Task
+from sidestep.update import Dense, Flips, Seeded
 
 TASK = Task((1, 8, 8), tuple("abcd"), (0.0,), (1.0,))
 QUICK = {"steps": 3, "draws": 2}
@@ -29,8 +29,20 @@ SMALL = {
     "backprop": Backprop(blocks=2),
     "backprop checkpointed": Backprop(blocks=2, activation_checkpointing=True),
     "backprop mlp": Backprop(net="mlp", hidden=(32,)),
+    "backprop conv": Backprop(net="conv", hidden=(8, 8)),
+    "backprop ternary": Backprop(net="mlp", hidden=(32,), ternary=True),
     "neural-ode": NeuralODE(steps=4),
-}
+    "noise-step": NoiseStep(hidden=(48, 32)),
+    "noise-step conv": NoiseStep(net="conv", hidden=(8, 8), bias=True),
+    "noise-step weight probes": NoiseStep(estimator="weight-probes", hidden=(32,), bias=True),
+    "noise-step more probes": NoiseStep(
+        estimator="weight-probes", hidden=(16,), probes=16, most_probes=64, schedule="loss-triggered", exclusive=True,
+        update="accumulators", threshold=2,
+    ),
+    "noise-step rank-one": NoiseStep(estimator="rank-one", hidden=(16,), tangents=2),
+    "noise-step activity": NoiseStep(estimator="activity-probes", hidden=(32, 16), tangents=4),
+    "noise-step projected": NoiseStep(codec="trits", hidden=(32,), probes=256, density=0.01, schedule="constant"),
+}  # fmt: skip
 
 
 def test_every_rule_stands_in_the_matrix():
@@ -53,6 +65,16 @@ def build(rule):
     return rule.build(TASK, Noise(0), None, None)
 
 
+def parts_of(update):
+    """The tensors of an update, by name; two probes or updates that differ elsewhere are not the same either."""
+    if isinstance(update, Dense):
+        return update.gradients
+    if isinstance(update, Seeded):
+        return {repr(update.probes): update.coefs}
+    assert isinstance(update, Flips)
+    return {"positions": update.positions, "moves": update.moves}
+
+
 def estimate(rule, net, step=0):
     return rule.estimate(net, batch(step), Noise(0).stream("estimate").at(step))
 
@@ -73,9 +95,9 @@ def test_building_and_estimating_leave_torch_s_generator_alone(rule):
 def test_estimate_writes_neither_weights_nor_buffers_and_repeats(rule):
     net = build(rule)
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
-    first, second = estimate(rule, net, 3), estimate(rule, net, 3)
+    first, second = parts_of(estimate(rule, net, 3)), parts_of(estimate(rule, net, 3))
     assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
-    assert all(torch.equal(first.gradients[name], second.gradients[name]) for name in first.gradients)
+    assert all(torch.equal(first[name], second[name]) for name in first | second)
     assert all(parameter.grad is None for parameter in net.parameters())
 
 
@@ -121,9 +143,9 @@ def test_predictions_are_probabilities_for_every_reading(rule):
 
 def test_bfloat16_estimates_point_the_same_way(rule):
     net = build(rule)
-    exact = estimate(rule, net).gradients
+    exact = parts_of(estimate(rule, net))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        rounded = estimate(rule, net).gradients
+        rounded = parts_of(estimate(rule, net))
     whole = [torch.cat([g.flatten().float() for g in gradients.values()]) for gradients in (exact, rounded)]
     assert torch.nn.functional.cosine_similarity(*whole, dim=0) > 0.9
 
@@ -137,14 +159,21 @@ def test_hyper_parameters_are_frozen_and_explained(rule):
         assert after.strip().startswith('"""'), field.name
 
 
-@pytest.mark.parametrize("options", [{"learning_rate": 0.0}, {"learning_rate": float("nan")}, {"weight_decay": 2.0}])
-def test_hyper_parameters_out_of_range_are_refused(rule, options):
-    with pytest.raises(InputError, match=next(iter(options))):
-        type(rule)(**options)
+RATES = {"learning_rate": (0.0, float("nan")), "weight_decay": (2.0,), "flip_share": (0.0, 1.5, float("nan"))}
+
+
+def test_hyper_parameters_out_of_range_are_refused(rule):
+    rates = RATES.keys() & {field.name for field in dataclasses.fields(rule)}
+    assert rates
+    for name in rates:
+        for value in RATES[name]:
+            with pytest.raises(InputError, match=name):
+                type(rule)(**{name: value})
 
 
 def test_no_blocks_no_steps_and_no_draws_are_refused(rule):
-    counts = {"blocks", "steps", "draws", "dimension"} & {field.name for field in dataclasses.fields(rule)}
+    counts = {"blocks", "steps", "draws", "dimension", "probes", "tangents"}
+    counts &= {field.name for field in dataclasses.fields(rule)}
     assert counts
     for name in counts:
         with pytest.raises(InputError, match=name):
@@ -270,6 +299,12 @@ def test_apply_does_not_mind_in_which_order_a_gradient_lies_in_memory(layout):
         (Backprop(blocks=3), 0.936),
         (Backprop(net="mlp"), 0.922),
         (NeuralODE(), 0.891),
+        (Backprop(net="mlp", ternary=True), 0.5),
+        (NoiseStep(), 0.5),
+        (NoiseStep(net="conv", hidden=(16, 32)), 0.5),
+        (NoiseStep(estimator="weight-probes", hidden=(64,)), 0.5),
+        (NoiseStep(estimator="rank-one", hidden=(128,), tangents=8), 0.5),
+        (NoiseStep(estimator="activity-probes", hidden=(128, 128), tangents=4), 0.5),
     ],
     ids=[
         "noprop-dt",
@@ -280,6 +315,12 @@ def test_apply_does_not_mind_in_which_order_a_gradient_lies_in_memory(layout):
         "backprop",
         "backprop mlp",
         "neural-ode",
+        "backprop ternary",
+        "noise-step",
+        "noise-step conv",
+        "noise-step weight probes",
+        "noise-step rank-one",
+        "noise-step activity",
     ],
 )
 def test_every_rule_learns_the_digits(kind, least):

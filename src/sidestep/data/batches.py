@@ -69,8 +69,10 @@ def _epoch_order(noise: Noise, epoch: int, examples: int) -> Tensor:
     return noise.stream("epoch order").at(epoch).permutation(examples)
 
 
-def crop_and_flip(images: Tensor, noise: Noise, padding: int = 4, flip: bool = True) -> Tensor:
+def crop_and_flip(images: Tensor, noise: Noise, padding: int = 4, flip: bool = True, edge: bool = False) -> Tensor:
     """Each image moved by up to `padding` pixels on zeros and, with probability 1/2, mirrored left to right.
+
+    With `edge`, what is moved in repeats the image's outermost pixels in place of zeros.
 
         out[i] = F_i(zero-padded images[i][:, y_i : y_i + height, x_i : x_i + width])
         y_i, x_i uniform in 0..2 padding, F_i the mirror or nothing
@@ -85,7 +87,11 @@ def crop_and_flip(images: Tensor, noise: Noise, padding: int = 4, flip: bool = T
     if padding:
         places = 2 * padding + 1
         top, left = ((words[:, axis] * places) >> 32 for axis in (0, 1))  # both (n,), in 0 .. 2 padding
-        windows = pad(images, (padding,) * 4).unfold(2, height, 1).unfold(3, width, 1)
+        windows = (
+            pad(images, (padding,) * 4, mode="replicate" if edge else "constant")
+            .unfold(2, height, 1)
+            .unfold(3, width, 1)
+        )
         images = windows[torch.arange(count, device=images.device), :, top, left]
     if flip:
         mirrored = (words[:, 2] >> 31).bool()

@@ -21,6 +21,17 @@ from sidestep.nets.readouts import NearestReadout, RadialReadout, SoftmaxReadout
 from sidestep.nets.samplers import Chain, ancestral_chain, ddim_chain, stack_predictions
 from sidestep.nets.schedules import cosine_alpha_bar, posterior_coefficients, readable_alpha_bar, signal_to_noise
 from sidestep.nets.stack import DenoisingStack
+from sidestep.nets.ternarize import ternarize
+from sidestep.nets.ternary import (
+    TernaryConv2d,
+    TernaryEmbedding,
+    TernaryLayer,
+    TernaryLinear,
+    pack_layers,
+    packed_size,
+    ternary_parameters,
+)
+from sidestep.nets.ternary_nets import TernaryNet, ternary_conv_net, ternary_mlp
 from sidestep.nets.units import kept_statistics, run_units
 from sidestep.nets.walks import ancestral_walk, ddim_walk, euler_walk, heun_walk, solver_walk
 
@@ -43,6 +54,11 @@ __all__ = [
     "RadialReadout",
     "ResidualPath",
     "SoftmaxReadout",
+    "TernaryConv2d",
+    "TernaryEmbedding",
+    "TernaryLayer",
+    "TernaryLinear",
+    "TernaryNet",
     "TimedBlock",
     "ancestral_chain",
     "ancestral_walk",
@@ -62,6 +78,8 @@ __all__ = [
     "masks_from",
     "one_hot_embedding",
     "orthogonal_embedding",
+    "pack_layers",
+    "packed_size",
     "posterior_coefficients",
     "prototype_embedding",
     "readable_alpha_bar",
@@ -69,5 +87,9 @@ __all__ = [
     "signal_to_noise",
     "solver_walk",
     "stack_predictions",
+    "ternarize",
+    "ternary_conv_net",
+    "ternary_mlp",
+    "ternary_parameters",
     "unit_rows",
 ]

@@ -40,11 +40,11 @@ class TernaryLayer(nn.Module):
         self.packed: dict[str, Tensor] = {}  # name -> bytes, once the layer is packed
 
     def draw(self, noise: Noise) -> None:
-        """Draw weight and bias anew, uniform on {-1, 0, 1}."""
-        for index, name in enumerate(("weight", "bias")):
+        """Draw weight and bias anew, uniform on {-1, 0, 1}; `noise` stands at a substream of this layer's own."""
+        for name in ("weight", "bias"):
             parameter = getattr(self, name)
             if parameter is not None:
-                drawn = noise.stream(name).sub(index).integers(parameter.numel(), 3, device=parameter.device).sub_(1)
+                drawn = noise.stream(name).integers(parameter.numel(), 3, device=parameter.device).sub_(1)
                 parameter.data.copy_(drawn.view_as(parameter))
 
     def trits(self, name: str, like: Tensor) -> Tensor | None:

@@ -19,6 +19,8 @@ from sidestep.nets.dropout import masks_from
 from sidestep.nets.embeddings import embedding_distances
 from sidestep.nets.own import ImagePath, image_paths
 from sidestep.nets.paths import path_maker
+from sidestep.nets.straight_through import float_twin
+from sidestep.nets.ternary_nets import ternary_conv_net, ternary_mlp
 from sidestep.nets.units import kept_statistics
 from sidestep.noise import Noise
 from sidestep.rules.dense import adamw, apply_dense, check_choice, check_positive, check_range, gradients_of
@@ -33,12 +35,15 @@ __all__ = ["Backprop"]
 class Backprop:
     """Train the whole net end to end by back-propagation, with AdamW."""
 
-    net: Literal["chained-blocks", "mlp"] = "chained-blocks"
-    """Network: the NoProp paper's blocks in a chain, or dense layers."""
+    net: Literal["chained-blocks", "mlp", "conv"] = "chained-blocks"
+    """Network: the NoProp paper's blocks in a chain, dense layers, or the stages of noise-step's conv net."""
     blocks: int = 10
     """Number of chained blocks (the NoProp paper's T)."""
     hidden: tuple[int, ...] = (256, 256)
-    """Widths of the MLP's hidden layers."""
+    """Widths of the MLP's hidden layers, or channels of the conv net's stages."""
+    ternary: bool = False
+    """Ternary weights, scales and float latents by the straight-through estimator, in the nets of noise-step: with
+    net = mlp or conv."""
     embedding: Literal["one-hot", "orthogonal", "learned", "prototype"] = "one-hot"
     """Class embedding of the chain: fixed one-hot or orthogonal; learned, or learned from an image of each class."""
     dimension: int | None = None
@@ -67,16 +72,23 @@ class Backprop:
         check_choice(self)
         if self.dimension is not None:
             check_range(1, 1_000_000, dimension=self.dimension)
-        if self.net == "mlp" and (self.embedding != "one-hot" or self.dimension is not None or self.path != "auto"):
+        others = self.embedding != "one-hot" or self.dimension is not None or self.path != "auto"
+        if self.net != "chained-blocks" and others:
             raise InputError("embedding, dimension and path are the chain's; use them with net = chained-blocks")
-        if self.activation_checkpointing and self.net == "mlp":
+        if self.ternary and self.net == "chained-blocks":
+            raise InputError("ternary weights are there for the nets of noise-step; use them with net = mlp or conv")
+        if self.activation_checkpointing and self.net != "chained-blocks":
             raise InputError("activation_checkpointing needs blocks to checkpoint; use it with net = chained-blocks")
 
     def build(self, task: Task, noise: Noise, examples: Split | None, module: ImagePath | None) -> nn.Module:
         """Make the net; a module of the user's takes the place of the blocks' image path."""
+        if self.net != "chained-blocks" and module is not None:
+            raise InputError("a module of your own is an image path of blocks; use it with net = chained-blocks")
+        if self.ternary or self.net == "conv":
+            make = ternary_mlp if self.net == "mlp" else ternary_conv_net
+            stages = make(task.image_shape, self.hidden, task.classes, bias=False, local=False)
+            return float_twin(stages, noise.stream("layers"), self.ternary)
         if self.net == "mlp":
-            if module is not None:
-                raise InputError("a module of your own is an image path of blocks; use it with net = chained-blocks")
             with noise.stream("blocks").torch_seeded():
                 return MLP(task.image_shape, self.hidden, task.classes)
         rows = embedding_for(self.embedding, self.dimension, False, task, noise.stream("embedding"), examples)

@@ -1,0 +1,52 @@
+"""Local losses: every stage of a net has a head and a loss of its own, and no derivative passes between stages.
+
+    g_l = d CE(head_l(stage_l(h_(l-1))), y) / d W_l          h_(l-1) is data
+
+So each gradient passes one head and one layer. It lies in the span of the head's m columns: m forward-mode probes along
+those would give the same numbers. Source: Nøkland and Eidnes (2019); Ren et al., "Scaling forward gradient with local
+losses" (2022).
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.functional import cross_entropy
+
+from sidestep.nets.precision import at_least_float32, full_precision
+from sidestep.nets.ternary_nets import TernaryNet
+
+__all__ = ["floating", "local_gradients"]
+
+
+def local_gradients(
+    net: TernaryNet, images: Tensor, labels: Tensor, label_smoothing: float = 0.0
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Return parameter name -> gradient of its stage's mean loss, and unit name -> that loss.
+
+    One stage's trits at a time are turned into numbers of the computation's precision, and dropped after it.
+    """
+    gradients: dict[str, Tensor] = {}
+    losses: dict[str, Tensor] = {}
+    for index, (stage, head) in enumerate(zip(net.stages, net.heads, strict=True)):
+        leaves = [floating(part, images) for part in (stage, head)]
+        with torch.enable_grad():
+            for leaf in (leaf for part in leaves for leaf in part.values()):
+                leaf.requires_grad_()
+            features = functional_call(stage, leaves[0], (images,))
+            logits = functional_call(head, leaves[1], (features,))
+            loss = cross_entropy(at_least_float32(logits), labels, label_smoothing=label_smoothing)
+        names = [f"stages.{index}.{name}" for name in leaves[0]] + [f"heads.{index}.{name}" for name in leaves[1]]
+        with full_precision(loss):
+            found = torch.autograd.grad(loss, [*leaves[0].values(), *leaves[1].values()])
+        gradients.update(zip(names, found, strict=True))
+        losses[f"stage {index}: cross-entropy"] = loss.detach()
+        images = features.detach()
+    return gradients, losses
+
+
+def floating(module: nn.Module, like: Tensor) -> dict[str, Tensor]:
+    """Return name -> trits as numbers, in the precision that matrix products of `like` run in."""
+    device = like.device.type
+    low = torch.is_autocast_enabled(device) and like.dtype != torch.float64
+    dtype = torch.get_autocast_dtype(device) if low else like.dtype
+    return {name: parameter.detach().to(dtype) for name, parameter in module.named_parameters()}

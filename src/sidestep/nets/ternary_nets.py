@@ -1,0 +1,151 @@
+"""Nets of ternary layers in stages, with a head on the last stage or on every one.
+
+    stage:  h_l = pool(relu(norm(scale_l W_l * h_(l-1))))          norm without parameters
+    head:   logits_l = scale_h V_l flatten(average(h_l))           V_l ternary too
+
+Trained through the last head alone, the stages are one net; with a head each they can be trained without the others
+(Nøkland and Eidnes, "Training neural networks with local error signals", 2019).
+"""
+
+import itertools
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from sidestep.errors import InputError
+from sidestep.nets.own import ImagePath, image_paths
+from sidestep.nets.precision import at_least_float32
+from sidestep.nets.ternarize import ternarize
+from sidestep.nets.ternary import TernaryConv2d, TernaryLayer, TernaryLinear, ternary_parameters
+from sidestep.noise import Noise
+
+__all__ = ["TernaryNet", "ternary_conv_net", "ternary_mlp", "ternary_own"]
+
+SCHEDULE = 5  # numbers in a net's `schedule`
+
+
+class TernaryNet(nn.Module):
+    """Ternary stages and heads; (batch, channels, height, width) -> logits (batch, classes) of the last head.
+
+    Args:
+        stages: modules that follow each other, one ternary layer in each.
+        heads: as many heads as stages (each stage can be trained on its own), or one, on the last stage.
+    """
+
+    schedule: Tensor
+
+    def __init__(self, stages: Sequence[nn.Module], heads: Sequence[nn.Module]) -> None:
+        super().__init__()
+        if len(heads) not in (1, len(stages)):
+            raise InputError(f"{len(stages)} stages need one head, or one each, got {len(heads)} heads")
+        self.stages, self.heads = nn.ModuleList(stages), nn.ModuleList(heads)
+        self.register_buffer("schedule", torch.zeros(SCHEDULE, dtype=torch.float64))
+
+    @property
+    def local(self) -> bool:
+        """Whether every stage has a head of its own."""
+        return len(self.heads) == len(self.stages)
+
+    def chain(self) -> list[nn.Module]:
+        """Return what `forward` runs, one module after another."""
+        return [*self.stages, self.heads[-1]]
+
+    def draw(self, noise: Noise) -> None:
+        """Draw all trits anew, uniform on {-1, 0, 1}."""
+        for index, layer in enumerate(layer for layer in self.modules() if isinstance(layer, TernaryLayer)):
+            layer.draw(noise.sub(index))
+        ternary_parameters(self)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the logits of the last head."""
+        for module in self.chain():
+            images = module(images)
+        return at_least_float32(images)
+
+    def every_logits(self, images: Tensor) -> list[Tensor]:
+        """Return the logits of every head, from the first stage on."""
+        found = []
+        for stage, head in itertools.zip_longest(self.stages, self.heads if self.local else []):
+            images = stage(images)
+            if head is not None:
+                found.append(at_least_float32(head(images)))
+        return found if self.local else [at_least_float32(self.heads[-1](images))]
+
+
+def ternary_mlp(
+    image_shape: tuple[int, int, int], hidden: Sequence[int], classes: int, bias: bool, local: bool
+) -> TernaryNet:
+    """Return dense stages `relu(layer norm(scale (W h + b)))` of the widths in `hidden`."""
+    if not hidden or any(width < 1 for width in hidden):
+        raise InputError(f"a ternary MLP needs one hidden layer or more, of at least one unit each, got {hidden}")
+    channels, height, width = image_shape
+    sizes = [channels * height * width, *hidden]
+    stages = []
+    for index, (inputs, outputs) in enumerate(itertools.pairwise(sizes)):
+        layers = [TernaryLinear(inputs, outputs, bias), nn.LayerNorm(outputs, elementwise_affine=False), nn.ReLU()]
+        stages.append(nn.Sequential(*([nn.Flatten()] if index == 0 else []), *layers))
+    heads = [TernaryLinear(outputs, classes, bias) for outputs in (hidden if local else hidden[-1:])]
+    return TernaryNet(stages, heads)
+
+
+def ternary_conv_net(
+    image_shape: tuple[int, int, int], channels: Sequence[int], classes: int, bias: bool, local: bool
+) -> TernaryNet:
+    """Return stages of 3 x 3 convolution, group norm, ReLU; a 2 x 2 max pooling ends every second of them.
+
+    A head sees the averages of its stage's features over a grid of up to 4 x 4 places.
+    """
+    if not channels or any(width < 1 for width in channels):
+        raise InputError(f"a ternary conv net needs one stage or more, of at least one channel each, got {channels}")
+    height, width = image_shape[1:]
+    stages, heads = [], []
+    for index, (inputs, outputs) in enumerate(itertools.pairwise([image_shape[0], *channels])):
+        layers = [TernaryConv2d(inputs, outputs, 3, padding=1, bias=bias), nn.GroupNorm(1, outputs, affine=False)]
+        stage = nn.Sequential(*layers, nn.ReLU())
+        if index % 2 and min(height, width) > 1:
+            stage.append(nn.MaxPool2d(2))
+            height, width = height // 2, width // 2
+        stages.append(stage)
+        grid = (min(4, height), min(4, width))
+        head = TernaryLinear(outputs * grid[0] * grid[1], classes, bias)
+        heads.append(nn.Sequential(nn.AdaptiveAvgPool2d(grid), nn.Flatten(), head))
+    return TernaryNet(stages, heads if local else heads[-1:])
+
+
+def ternary_own(
+    module: ImagePath, image_shape: tuple[int, int, int], classes: int, bias: bool, local: bool, noise: Noise
+) -> TernaryNet:
+    """Return the ternary form of an image path of the user's, with a head on what it gives.
+
+    For local losses it must be an nn.Sequential; its stages then end before every ternary layer but the first.
+
+    Raises:
+        InputError: for layers that have no ternary form, or a module without stages where they are needed.
+    """
+    path = ternarize(image_paths(module, 1, noise.stream("own"))[0], noise)
+    stages = _cut(path) if local else [path]
+    if local and len(stages) < 2:
+        raise InputError(
+            "local losses need a module in stages, an nn.Sequential with a ternary layer in several of its parts, got "
+            f"one {type(path).__name__}; write it as one, or choose another estimator"
+        )
+    image = torch.zeros(2, *image_shape)
+    heads: list[nn.Module] = []
+    for stage in stages:
+        image = stage(image)
+        heads.append(nn.Sequential(nn.Flatten(), TernaryLinear(image[0].numel(), classes, bias)))
+    return TernaryNet(stages, heads if local else heads[-1:])
+
+
+def _cut(path: nn.Module) -> list[nn.Module]:
+    stages: list[nn.Sequential] = []
+    full = True
+    for part in path.children() if isinstance(path, nn.Sequential) else [path]:
+        trains = any(isinstance(layer, TernaryLayer) for layer in part.modules())
+        if not stages or (trains and full):
+            stages.append(nn.Sequential())
+            full = False
+        stages[-1].append(part)
+        full = full or trains
+    return list(stages)

@@ -1,0 +1,258 @@
+"""noise_step: ternary nets trained forward-only, whose history of steps is the model.
+
+As the source has it (`--estimator weight-probes`):
+
+    nu_i    = Bernoulli(s) * U{-1, 1} per weight, from the seed       alpha_i = d loss / d w along nu_i, by forward mode
+    tau_i   = sgn(alpha_i) if |alpha_i| >= median_j |alpha_j| else 0  one trit per probe
+    w      <- clamp(w - clamp(sum_i tau_i nu_i, -1, 1), -1, 1)
+
+Three choices make it a family: what estimates the gradient, what is logged of it, and how logged values move weights.
+Sources: Brickner, "noise_step: Training in 1.58b With No Gradient Memory" (2024); for the other estimators see
+`sidestep.nets.perturbed` and `sidestep.nets.local`.
+"""
+
+import math
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from sidestep.data import Split
+from sidestep.errors import InputError, NonFiniteError
+from sidestep.nets.local import local_gradients
+from sidestep.nets.own import ImagePath
+from sidestep.nets.perturbed import activity_gradients, check_chain, rank_one_alignments, rank_one_shapes
+from sidestep.nets.tangents import alignments
+from sidestep.nets.ternary import ternary_parameters
+from sidestep.nets.ternary_nets import TernaryNet, ternary_conv_net, ternary_mlp, ternary_own
+from sidestep.noise import Noise
+from sidestep.probes import Probes, RankOneProbes, SparseProbes
+from sidestep.rules.dense import check_choice, check_positive, check_range
+from sidestep.rules.density import DensitySchedule, advanced, density_and_count, first_density
+from sidestep.rules.flips import TernaryOptimizer, choose_flips
+from sidestep.rules.protocol import Batch, Task
+from sidestep.rules.trits import accumulate, along_probes, move, sign_and_median, subtract
+from sidestep.update import Dense, Flips, Seeded, Update
+
+__all__ = ["NoiseStep"]
+
+
+@dataclass(frozen=True)
+class NoiseStep:
+    """Train a net of ternary weights forward-only; its log of steps rebuilds it without data."""
+
+    net: Literal["mlp", "conv"] = "mlp"
+    """Network: dense layers with layer norm and ReLU, or 3 x 3 convolutions with group norm and ReLU."""
+    hidden: tuple[int, ...] = (512, 512)
+    """Widths of the MLP's hidden layers, or channels of the conv net's stages."""
+    bias: bool = False
+    """Give every layer a ternary bias, as the paper has it."""
+    estimator: Literal["local-losses", "weight-probes", "rank-one", "activity-probes"] = "local-losses"
+    """What estimates the gradient: a local loss per stage; the paper's sparse weight probes; a rank-one probe per
+    example; a random direction per example on every layer's outputs."""
+    codec: Literal["auto", "trits", "flips"] = "auto"
+    """What is logged: sign and median of one number per probe, or which weights move. Default: trits with weight-probes
+    and rank-one, otherwise flips."""
+    update: Literal["auto", "clamped-sum", "accumulators", "flips"] = "auto"
+    """How weights move: by the clamped sum of the signed probes (the paper's), when integer accumulators of that sum
+    reach a threshold, or by direct flips with momentum. Default: flips for flips, accumulators for the trits of
+    rank-one, otherwise clamped-sum."""
+    probes: int = 128
+    """Number of weight probes per step, K, or of probes that a gradient is projected on for the trits of a log."""
+    tangents: int = 1
+    """Forward-mode passes per step of rank-one (a probe per example each) and activity-probes."""
+    density: float | None = None
+    """Share of non-zeros in a sparse probe, s. Default: 16 / (number of weights)."""
+    schedule: DensitySchedule = "two-stage"
+    """Whether the density falls: to a quarter at loss 2 and again at loss 1 (the paper), by half when the loss rises
+    (with twice the probes), or not at all."""
+    most_probes: int = 1024
+    """Largest number of probes that the loss-triggered schedule goes to."""
+    exclusive: bool = False
+    """Draw probes without replacement, each with the same number of non-zeros: none is empty."""
+    threshold: int | None = None
+    """Evidence, in probes, at which an accumulator moves its weight. Default: 3; 30 sqrt(K / 2) with rank-one, whose
+    probes each touch all weights."""
+    flip_share: float = 0.002
+    """Share of a layer's weights that flip per step, p; --decay lets it fall."""
+    momentum: float = 0.9
+    """Decay of the momentum of direct flips, beta."""
+    label_smoothing: float = 0.0
+    """Share of a label that is spread over all classes, in local losses."""
+    memory: int = 256
+    """Memory for the tangents of weight probes, in MiB: more are carried at once if it is larger."""
+
+    name: ClassVar[str] = "noise-step"
+    summary: ClassVar[str] = "Ternary nets trained forward-only (noise_step); the log of their steps is the model"
+    predictors: ClassVar[tuple[str, ...]] = ("forward", "heads")
+    for_inference: ClassVar[tuple[str, ...]] = ()
+
+    def __post_init__(self) -> None:
+        check_choice(self)
+        check_range(1, 1 << 24, probes=self.probes, most_probes=self.most_probes)
+        check_range(1, 10_000, tangents=self.tangents)
+        if self.threshold is not None:
+            check_range(1, 1 << 30, threshold=self.threshold)
+        check_positive(1, flip_share=self.flip_share)
+        check_range(0, 0.9999, momentum=self.momentum)
+        check_range(0, 0.99, label_smoothing=self.label_smoothing)
+        check_range(1, 1 << 20, memory=self.memory)
+        if self.density is not None:
+            check_positive(1, density=self.density)
+        codec, update = self.choices
+        if (update == "flips") != (codec == "flips"):
+            raise InputError(
+                f"codec {codec} does not go with update {update}: flips are logged as flips, and clamped-sum and "
+                "accumulators work on trits; leave one of the two at auto"
+            )
+
+    @property
+    def choices(self) -> tuple[str, str]:
+        """The codec and the update, with `auto` resolved."""
+        seeded = self.estimator in ("weight-probes", "rank-one")
+        wanted = {"flips": "flips", "clamped-sum": "trits", "accumulators": "trits"}
+        codec = self.codec if self.codec != "auto" else wanted.get(self.update, "trits" if seeded else "flips")
+        dense = "accumulators" if self.estimator == "rank-one" else "clamped-sum"
+        return codec, self.update if self.update != "auto" else (dense if codec == "trits" else "flips")
+
+    def build(self, task: Task, noise: Noise, examples: Split | None, module: ImagePath | None) -> nn.Module:
+        """Make the ternary net; a module of the user's takes the place of its stages."""
+        local = self.estimator == "local-losses"
+        if module is not None:
+            net = ternary_own(module, task.image_shape, task.classes, self.bias, local, noise.stream("own"))
+        else:
+            make = ternary_mlp if self.net == "mlp" else ternary_conv_net
+            net = make(task.image_shape, self.hidden, task.classes, self.bias, local)
+        net.draw(noise.stream("trits"))
+        if self.estimator in ("rank-one", "activity-probes"):
+            check_chain(net)
+        first_density(self.density, _weights(net))
+        return net
+
+    def units(self, net: nn.Module) -> dict[str, list[str]]:
+        """Return the stages with their heads for local losses, otherwise the one unit: all parameters."""
+        names = [name for name, _ in net.named_parameters()]
+        if self.estimator != "local-losses":
+            return {"net": names}
+        stages = sorted({int(name.split(".")[1]) for name in names})
+        return {f"stage {i}": [n for n in names if int(n.split(".")[1]) == i] for i in stages}
+
+    def optimizer(self, net: nn.Module) -> torch.optim.Optimizer:
+        """Make what keeps the momentum or the accumulators; it has no learning rate, but the share of flips."""
+        return TernaryOptimizer(list(ternary_parameters(net).values()), self.flip_share)
+
+    def estimate(self, net: nn.Module, batch: Batch, noise: Noise) -> Update:
+        """Return one number per probe, or a gradient, of the mean cross-entropy; exact or unbiased."""
+        assert isinstance(net, TernaryNet)
+        with torch.no_grad():
+            if self.estimator == "weight-probes":
+                probes = self._sparse(net, noise)
+                coefs, loss = alignments(net, batch.images, batch.labels, probes, self.memory << 20)
+                return self._seeded(net, coefs, probes, {"net: cross-entropy": loss})
+            if self.estimator == "rank-one":
+                count = self.tangents * len(batch.labels)
+                rank_one = RankOneProbes(noise.stream("probes"), rank_one_shapes(net), count)
+                coefs, loss = rank_one_alignments(net, batch.images, batch.labels, rank_one)
+                return self._seeded(net, coefs, rank_one, {"net: cross-entropy": loss})
+            if self.estimator == "activity-probes":
+                draws = noise.stream("activities")
+                gradients, loss = activity_gradients(net, batch.images, batch.labels, draws, self.tangents)
+                losses = {"net: cross-entropy": loss}
+            else:
+                gradients, losses = local_gradients(net, batch.images, batch.labels, self.label_smoothing)
+            if self.choices[0] == "flips":
+                return Dense(gradients, {}, losses)
+            probes = self._sparse(net, noise)
+            return self._seeded(net, along_probes(net, gradients, probes), probes, losses)
+
+    def decide(self, net: nn.Module, update: Update, optimizer: torch.optim.Optimizer) -> Update:
+        """Return sign and median over all probes of the step, or the flips that the momentum asks for."""
+        if self.choices[0] == "trits":
+            if not isinstance(update, Seeded):
+                raise InputError(f"trits are made of one number per probe (Seeded), got {type(update).__name__}")
+            return replace(update, coefs=sign_and_median(update.coefs))
+        gradients = _as_gradients(net, update) if isinstance(update, Seeded) else update.gradients  # type: ignore
+        kept = {"statistics": update.statistics, "losses": update.losses}
+        return choose_flips(net, gradients, optimizer, self.momentum, **kept)
+
+    def apply(self, net: nn.Module, update: Update, optimizer: torch.optim.Optimizer) -> None:
+        """Move the weights; the same update moves the same weights wherever it is applied."""
+        with torch.no_grad():
+            if isinstance(update, Flips):
+                move(net, update.positions, update.moves)
+            elif isinstance(update, Seeded) and self.choices[1] == "accumulators":
+                accumulate(net, update.coefs, update.probes, optimizer, self._threshold(update.probes))
+            elif isinstance(update, Seeded):
+                subtract(net, update.coefs, update.probes)
+            else:
+                raise InputError(f"this rule applies trits or flips, got {type(update).__name__}")
+            buffers = dict(net.named_buffers())
+            for name, value in update.statistics.items():
+                buffers[name].copy_(value)
+
+    def predict(
+        self, net: nn.Module, images: Tensor, noise: Noise, start: int = 0, names: Collection[str] | None = None
+    ) -> dict[str, Tensor]:
+        """Return the softmax of the last head's logits, and of the sum of all heads'."""
+        assert isinstance(net, TernaryNet)
+        wanted = self.predictors if names is None else names
+        with torch.no_grad():
+            logits = net.every_logits(images) if "heads" in wanted else [net(images)]
+            found = {"forward": logits[-1], "heads": torch.stack(logits).sum(dim=0)}
+            return {name: found[name].softmax(dim=1) for name in wanted}
+
+    def watch(self, net: nn.Module) -> dict[str, float]:
+        """Return the share of weights that are not zero, and where the density of probes stands."""
+        trits = ternary_parameters(net).values()
+        found = {"share of non-zero weights": sum(int(t.count_nonzero()) for t in trits) / _weights(net)}
+        if self.choices[0] == "trits" and self.estimator != "rank-one":
+            density, count = self._density(net)
+            found |= {"non-zeros per probe": density * _weights(net), "probes": count}
+        return found
+
+    def _density(self, net: nn.Module) -> tuple[float, int]:
+        schedule, weights = net.get_buffer("schedule"), _weights(net)
+        start = first_density(self.density, weights)
+        return density_and_count(self.schedule, schedule, start, self.probes, self.most_probes, weights)
+
+    def _threshold(self, probes: Probes) -> int:
+        if self.threshold is not None:
+            return self.threshold
+        return 3 if isinstance(probes, SparseProbes) else round(30 * math.sqrt(probes.count / 2))
+
+    def _sparse(self, net: nn.Module, noise: Noise) -> SparseProbes:
+        density, count = self._density(net)
+        return SparseProbes(noise.stream("probes"), _weights(net), count, density, self.exclusive)
+
+    def _seeded(self, net: nn.Module, coefs: Tensor, probes: Probes, losses: dict[str, Tensor]) -> Seeded:
+        if not bool(coefs.isfinite().all()):
+            raise NonFiniteError(
+                f"{int((~coefs.isfinite()).sum())} of {len(coefs)} alignments are not finite; try --precision float32, "
+                "or look for extreme pixel values"
+            )
+        statistics: dict[str, Tensor] = {}
+        if isinstance(probes, SparseProbes) and self.schedule != "constant":
+            statistics["schedule"] = advanced(
+                self.schedule, net.get_buffer("schedule"), float(list(losses.values())[-1])
+            )
+        return Seeded(coefs, probes, statistics, losses)
+
+
+def _weights(net: nn.Module) -> int:
+    return sum(trits.numel() for trits in ternary_parameters(net).values())
+
+
+def _as_gradients(net: nn.Module, update: Seeded) -> dict[str, Tensor]:
+    """The estimate `sum_i alpha_i nu_i` by parameter name, in float32."""
+    parameters = ternary_parameters(net)
+    probes, coefs = update.probes, update.coefs.float()
+    if isinstance(probes, SparseProbes):
+        found = probes.entries(device=coefs.device)
+        flat = coefs.new_zeros(probes.weights).index_add_(0, found.position, coefs[found.probe] * found.sign)
+        parts = flat.split([trits.numel() for trits in parameters.values()])
+    else:
+        factors = [probes.factors(layer, coefs.device) for layer in range(len(probes.shapes))]
+        parts = tuple((left.float() * coefs[:, None]).T @ right.float() for left, right in factors)
+    return {name: part.view(trits.shape) for (name, trits), part in zip(parameters.items(), parts, strict=True)}

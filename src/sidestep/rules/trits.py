@@ -1,0 +1,87 @@
+"""From coefficients to trits, and from trits to moved weights: what is logged of seeded probes, and how it is applied.
+
+    codec:         tau_i = sgn(alpha_i) if |alpha_i| >= median_j |alpha_j| else 0
+    clamped sum:   w <- clamp(w - clamp(sum_i tau_i nu_i, -1, 1), -1, 1)
+    accumulators:  e <- e + sum_i tau_i nu_i;  where |e| >= threshold:  w <- clamp(w - sgn(e), -1, 1), e <- 0
+
+Source: Brickner, "noise_step" (2024), sections 2 and 3, for the first two.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from sidestep.errors import InputError
+from sidestep.nets.ternary import ternary_parameters
+from sidestep.probes import Probes, SparseProbes
+
+__all__ = ["accumulate", "along_probes", "move", "sign_and_median", "subtract"]
+
+
+def sign_and_median(coefs: Tensor) -> Tensor:
+    """Return the trits of coefficients (K,), int8; the median is that of all of them, the mean of the middle two.
+
+    >>> sign_and_median(torch.tensor([0.3, -0.1, 0.0, -2.0])).tolist()
+    [1, 0, 0, -1]
+    """
+    sizes = coefs.abs().sort().values
+    middle = (sizes[(len(sizes) - 1) // 2] + sizes[len(sizes) // 2]) / 2
+    return torch.where(coefs.abs() >= middle, coefs.sign(), 0).to(torch.int8)
+
+
+def along_probes(net: nn.Module, gradients: dict[str, Tensor], probes: SparseProbes) -> Tensor:
+    """Return the projections `<g, nu_i>`, (K,), float32, of a gradient by parameter name on every probe."""
+    flat = torch.cat(
+        [gradients[name].reshape(-1).float() if name in gradients else trits.new_zeros(trits.numel()).float()
+         for name, trits in ternary_parameters(net).items()]
+    )  # fmt: skip
+    found = probes.entries(device=flat.device)
+    return flat.new_zeros(probes.count).index_add_(0, found.probe, flat[found.position] * found.sign)
+
+
+def subtract(net: nn.Module, trits: Tensor, probes: Probes) -> None:
+    """Apply the clamped sum, in place."""
+    position, value = probes.weighted_sum(trits)
+    move(net, position, -value.clamp_(-1, 1))
+
+
+def accumulate(net: nn.Module, trits: Tensor, probes: Probes, optimizer: torch.optim.Optimizer, threshold: int) -> None:
+    """Add the sum to the accumulators, which the optimiser keeps, and move the weights that reach the threshold.
+
+    They are as wide as the threshold needs: eight bits up to 127, then sixteen, then thirty-two.
+    """
+    narrow = next(kind for kind in (torch.int8, torch.int16, torch.int32) if threshold <= torch.iinfo(kind).max)
+    most = torch.iinfo(narrow).max
+    position, value = probes.weighted_sum(trits)
+    for parameter, inside, change in _by_parameter(net, position, value):
+        state = optimizer.state[parameter]
+        if "evidence" not in state:
+            state["evidence"] = torch.zeros_like(parameter, dtype=narrow)
+        evidence = state["evidence"].view(-1)
+        total = (evidence[inside].to(torch.int64) + change).clamp_(-most, most)
+        enough = total.abs() >= threshold
+        flat = parameter.data.view(-1)
+        flat[inside[enough]] = (flat[inside[enough]] - total[enough].sign()).clamp_(-1, 1).to(torch.int8)
+        evidence[inside] = total.masked_fill_(enough, 0).to(narrow)
+
+
+def move(net: nn.Module, position: Tensor, change: Tensor) -> None:
+    """Add whole numbers to the weights at these positions, which stay in {-1, 0, 1}."""
+    for parameter, inside, values in _by_parameter(net, position, change):
+        flat = parameter.data.view(-1)
+        flat[inside] = (flat[inside] + values).clamp_(-1, 1).to(torch.int8)
+
+
+def _by_parameter(net: nn.Module, position: Tensor, value: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Cut ascending positions in all weights into places in each parameter."""
+    parameters = list(ternary_parameters(net).values())
+    ends = torch.tensor([parameter.numel() for parameter in parameters]).cumsum(0)
+    if position.numel() and int(position[-1]) >= int(ends[-1]):
+        raise InputError(f"the update moves weight {int(position[-1])}, but the net has {int(ends[-1])}: another net?")
+    cuts = torch.searchsorted(position.cpu(), ends).tolist()
+    before = 0
+    for parameter, end, first, last in zip(parameters, ends.tolist(), [0, *cuts], cuts, strict=False):
+        if last > first:
+            yield parameter, position[first:last] - before, value[first:last]
+        before = end
