@@ -22,7 +22,7 @@ from sidestep.nets import (
     ternary_parameters,
 )
 from sidestep.nets.straight_through import StraightThrough, float_twin
-from sidestep.nets.ternary_nets import ternary_own
+from sidestep.nets.ternary_nets import GridAverage, ternary_own
 from sidestep.noise import Noise
 from sidestep.ternary import pack_trits, packed_bytes, unpack_trits
 
@@ -194,6 +194,12 @@ class TestNets:
             every = net.every_logits(images)
             assert [logits.shape for logits in every] == [(5, 4)] * 2
             assert torch.equal(every[-1], net(images))
+
+    @pytest.mark.parametrize("grid", [(4, 4), (2, 3), (1, 1), (7, 5)])
+    def test_grid_averages_are_those_of_adaptive_pooling(self, grid):
+        images = Noise(0).normal(2 * 3 * 35).double().view(2, 3, 7, 5)
+        expected = nn.AdaptiveAvgPool2d(grid)(images).flatten(2).transpose(1, 2)
+        torch.testing.assert_close(GridAverage(grid)(images), expected)
 
     def test_own_modules_are_cut_before_every_ternary_layer_but_the_first(self):
         net = ternary_own(own, (1, 8, 8), 4, False, True, Noise(0))

@@ -49,4 +49,11 @@ def floating(module: nn.Module, like: Tensor) -> dict[str, Tensor]:
     device = like.device.type
     low = torch.is_autocast_enabled(device) and like.dtype != torch.float64
     dtype = torch.get_autocast_dtype(device) if low else like.dtype
-    return {name: parameter.detach().to(dtype) for name, parameter in module.named_parameters()}
+    return {
+        name: parameter.detach().to(dtype, memory_format=_layout(parameter))
+        for name, parameter in module.named_parameters()
+    }
+
+
+def _layout(parameter: Tensor) -> torch.memory_format:
+    return torch.channels_last if parameter.ndim == 4 else torch.contiguous_format

@@ -135,8 +135,9 @@ class TernaryConv2d(TernaryLayer):
         """Return the layer's outputs."""
         weight, bias = self.trits("weight", inputs), self.trits("bias", inputs)
         assert weight is not None
-        found = F.conv2d(inputs, weight, bias, self.stride, self.padding, self.dilation, self.groups)
-        return found * self.scale
+        weight = weight * self.scale  # not the output, which is much larger
+        bias = None if bias is None else bias * self.scale
+        return F.conv2d(inputs, weight, bias, self.stride, self.padding, self.dilation, self.groups)
 
 
 class TernaryEmbedding(TernaryLayer):

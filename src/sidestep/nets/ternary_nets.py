@@ -1,12 +1,13 @@
 """Nets of ternary layers in stages, with a head on the last stage or on every one.
 
-    stage:  h_l = pool(relu(norm(scale_l W_l * h_(l-1))))          norm without parameters
+    stage:  h_l = relu(norm(pool(scale_l W_l * h_(l-1))))          norm without parameters
     head:   logits_l = scale_h V_l flatten(average(h_l))           V_l ternary too
 
 Trained through the last head alone, the stages are one net; with a head each they can be trained without the others
 (Nøkland and Eidnes, "Training neural networks with local error signals", 2019).
 """
 
+import functools
 import itertools
 from collections.abc import Sequence
 
@@ -20,9 +21,54 @@ from sidestep.nets.ternarize import ternarize
 from sidestep.nets.ternary import TernaryConv2d, TernaryLayer, TernaryLinear, ternary_parameters
 from sidestep.noise import Noise
 
-__all__ = ["TernaryNet", "ternary_conv_net", "ternary_mlp", "ternary_own"]
+__all__ = ["ChannelsLast", "GridAverage", "TernaryNet", "ternary_conv_net", "ternary_mlp", "ternary_own"]
 
 SCHEDULE = 5  # numbers in a net's `schedule`
+_MOMENTUM = 0.02  # of running statistics: an average over some fifty batches
+
+
+class ChannelsLast(nn.Module):
+    """Put a tensor into channels-last order, where poolings and norms are several times faster on a CPU.
+
+    Convolutions keep that order, but with one input channel they cannot know it.
+    """
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the same numbers."""
+        return images.contiguous(memory_format=torch.channels_last)
+
+
+class GridAverage(nn.Module):
+    """Averages over a grid of windows, one matrix product; (batch, channels, h, w) -> (batch, places, channels).
+
+    Windows are those of `nn.AdaptiveAvgPool2d`, whose derivative takes ten times as long on a CPU.
+    """
+
+    def __init__(self, grid: tuple[int, int]) -> None:
+        super().__init__()
+        self.grid = grid
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the averages."""
+        batch, channels, height, width = images.shape
+        windows = _windows((height, width), self.grid, images.dtype, images.device)
+        return windows @ images.permute(0, 2, 3, 1).reshape(batch, height * width, channels)
+
+    def extra_repr(self) -> str:
+        """Return the grid, for printing."""
+        return str(self.grid)
+
+
+@functools.lru_cache(maxsize=64)
+def _windows(size: tuple[int, int], grid: tuple[int, int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The weight of every pixel in every window, (places, pixels)."""
+    rows, columns = (torch.zeros(parts, length, dtype=torch.float64) for length, parts in zip(size, grid, strict=True))
+    for line in (rows, columns):
+        parts, length = line.shape
+        for index in range(parts):
+            start, stop = index * length // parts, -(-(index + 1) * length // parts)
+            line[index, start:stop] = 1 / (stop - start)
+    return torch.kron(rows, columns).to(dtype=dtype, device=device)
 
 
 class TernaryNet(nn.Module):
@@ -89,27 +135,53 @@ def ternary_mlp(
     return TernaryNet(stages, heads)
 
 
-def ternary_conv_net(
-    image_shape: tuple[int, int, int], channels: Sequence[int], classes: int, bias: bool, local: bool
+def ternary_conv_net(  # long: what a conv net is made of
+    image_shape: tuple[int, int, int],
+    channels: Sequence[int],
+    classes: int,
+    bias: bool,
+    local: bool,
+    pooled: Sequence[int] | None = None,
+    norm: str = "group",
 ) -> TernaryNet:
-    """Return stages of 3 x 3 convolution, group norm, ReLU; a 2 x 2 max pooling ends every second of them.
+    """Return stages of 3 x 3 convolution, 2 x 2 max pooling where there is one, norm, and ReLU.
 
     A head sees the averages of its stage's features over a grid of up to 4 x 4 places.
+
+    Args:
+        image_shape: (channels, height, width).
+        channels: of every stage.
+        classes: number of classes.
+        bias: ternary biases; a batch norm would take them away again.
+        local: a head on every stage, or on the last one only.
+        pooled: the stages, from 1, that pool; by default as many of the first as leave more than 4 rows and columns.
+        norm: `group` (over all of an image's features) or `batch` (over a channel's, with running statistics), without
+            scales and shifts.
     """
     if not channels or any(width < 1 for width in channels):
         raise InputError(f"a ternary conv net needs one stage or more, of at least one channel each, got {channels}")
-    height, width = image_shape[1:]
+    size = image_shape[1:]
+    wrong = [number for number in pooled or () if not 1 <= number <= len(channels)]
+    if wrong:
+        raise InputError(f"stages are numbered from 1 to {len(channels)}, got pooling at {wrong[0]}")
     stages, heads = [], []
-    for index, (inputs, outputs) in enumerate(itertools.pairwise([image_shape[0], *channels])):
-        layers = [TernaryConv2d(inputs, outputs, 3, padding=1, bias=bias), nn.GroupNorm(1, outputs, affine=False)]
-        stage = nn.Sequential(*layers, nn.ReLU())
-        if index % 2 and min(height, width) > 1:
+    for number, (inputs, outputs) in enumerate(itertools.pairwise([image_shape[0], *channels]), start=1):
+        stage = nn.Sequential(TernaryConv2d(inputs, outputs, 3, padding=1, bias=bias))
+        if inputs == 1 and norm == "batch":
+            stage.append(ChannelsLast())
+        if min(size) >= 9 if pooled is None else number in pooled:
+            if min(size) < 2:
+                raise InputError(f"stage {number} has features of {size[0]} x {size[1]} places: nothing to pool")
             stage.append(nn.MaxPool2d(2))
-            height, width = height // 2, width // 2
-        stages.append(stage)
-        grid = (min(4, height), min(4, width))
+            size = (size[0] // 2, size[1] // 2)
+        if norm == "batch":
+            stage.append(nn.BatchNorm2d(outputs, momentum=_MOMENTUM, affine=False))
+        else:
+            stage.append(nn.GroupNorm(1, outputs, affine=False))
+        stages.append(stage.append(nn.ReLU()))
+        grid = (min(4, size[0]), min(4, size[1]))
         head = TernaryLinear(outputs * grid[0] * grid[1], classes, bias)
-        heads.append(nn.Sequential(nn.AdaptiveAvgPool2d(grid), nn.Flatten(), head))
+        heads.append(nn.Sequential(GridAverage(grid), nn.Flatten(), head))
     return TernaryNet(stages, heads if local else heads[-1:])
 
 

@@ -41,6 +41,8 @@ class Backprop:
     """Number of chained blocks (the NoProp paper's T)."""
     hidden: tuple[int, ...] = (256, 256)
     """Widths of the MLP's hidden layers, or channels of the conv net's stages."""
+    pooled: tuple[int, ...] | None = None
+    """Stages of the conv net that pool, from 1. Default: the first ones, while a feature map has 9 rows or more."""
     ternary: bool = False
     """Ternary weights, scales and float latents by the straight-through estimator, in the nets of noise-step: with
     net = mlp or conv."""
@@ -75,6 +77,8 @@ class Backprop:
         others = self.embedding != "one-hot" or self.dimension is not None or self.path != "auto"
         if self.net != "chained-blocks" and others:
             raise InputError("embedding, dimension and path are the chain's; use them with net = chained-blocks")
+        if self.net != "conv" and self.pooled is not None:
+            raise InputError("pooled is for net = conv, whose stages it counts")
         if self.ternary and self.net == "chained-blocks":
             raise InputError("ternary weights are there for the nets of noise-step; use them with net = mlp or conv")
         if self.activation_checkpointing and self.net != "chained-blocks":
@@ -85,8 +89,11 @@ class Backprop:
         if self.net != "chained-blocks" and module is not None:
             raise InputError("a module of your own is an image path of blocks; use it with net = chained-blocks")
         if self.ternary or self.net == "conv":
-            make = ternary_mlp if self.net == "mlp" else ternary_conv_net
-            stages = make(task.image_shape, self.hidden, task.classes, bias=False, local=False)
+            shape, classes = task.image_shape, task.classes
+            if self.net == "mlp":
+                stages = ternary_mlp(shape, self.hidden, classes, bias=False, local=False)
+            else:
+                stages = ternary_conv_net(shape, self.hidden, classes, False, False, self.pooled, "batch")
             return float_twin(stages, noise.stream("layers"), self.ternary)
         if self.net == "mlp":
             with noise.stream("blocks").torch_seeded():

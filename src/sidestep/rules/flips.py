@@ -64,5 +64,5 @@ def _largest(momentum: Tensor, trits: Tensor, share: float) -> Tensor:
     count = min(flat.numel(), round(share * flat.numel()))
     if not count:
         return torch.empty(0, dtype=torch.int64, device=flat.device)
-    largest = torch.where(flat * weights > 0, 0, flat.abs()).topk(count)
+    largest = flat.abs().masked_fill_(flat * weights > 0, 0).topk(count)
     return largest.indices[largest.values > 0].sort().values

@@ -27,6 +27,7 @@ from sidestep.nets.perturbed import activity_gradients, check_chain, rank_one_al
 from sidestep.nets.tangents import alignments
 from sidestep.nets.ternary import ternary_parameters
 from sidestep.nets.ternary_nets import TernaryNet, ternary_conv_net, ternary_mlp, ternary_own
+from sidestep.nets.units import kept_statistics
 from sidestep.noise import Noise
 from sidestep.probes import Probes, RankOneProbes, SparseProbes
 from sidestep.rules.dense import check_choice, check_positive, check_range
@@ -47,6 +48,11 @@ class NoiseStep:
     """Network: dense layers with layer norm and ReLU, or 3 x 3 convolutions with group norm and ReLU."""
     hidden: tuple[int, ...] = (512, 512)
     """Widths of the MLP's hidden layers, or channels of the conv net's stages."""
+    pooled: tuple[int, ...] | None = None
+    """Stages of the conv net that pool, from 1. Default: the first ones, while a feature map has 9 rows or more."""
+    norm: Literal["auto", "layer", "batch"] = "auto"
+    """Norm of the stages, without scales: over each example's features, or for local losses over the batch, with
+    running statistics, which the log keeps too. Default: batch for local losses in conv nets, otherwise layer."""
     bias: bool = False
     """Give every layer a ternary bias, as the paper has it."""
     estimator: Literal["local-losses", "weight-probes", "rank-one", "activity-probes"] = "local-losses"
@@ -101,6 +107,13 @@ class NoiseStep:
         check_range(1, 1 << 20, memory=self.memory)
         if self.density is not None:
             check_positive(1, density=self.density)
+        if self.norm == "batch" and (self.net == "mlp" or self.estimator != "local-losses"):
+            raise InputError(
+                "a batch norm makes examples depend on each other, which probes do not allow for: norm = batch goes "
+                "with net = conv and estimator = local-losses"
+            )
+        if self.net == "mlp" and self.pooled is not None:
+            raise InputError("pooled is for net = conv; an MLP has nothing to pool")
         codec, update = self.choices
         if (update == "flips") != (codec == "flips"):
             raise InputError(
@@ -123,8 +136,7 @@ class NoiseStep:
         if module is not None:
             net = ternary_own(module, task.image_shape, task.classes, self.bias, local, noise.stream("own"))
         else:
-            make = ternary_mlp if self.net == "mlp" else ternary_conv_net
-            net = make(task.image_shape, self.hidden, task.classes, self.bias, local)
+            net = self._make(task)
         net.draw(noise.stream("trits"))
         if self.estimator in ("rank-one", "activity-probes"):
             check_chain(net)
@@ -146,7 +158,8 @@ class NoiseStep:
     def estimate(self, net: nn.Module, batch: Batch, noise: Noise) -> Update:
         """Return one number per probe, or a gradient, of the mean cross-entropy; exact or unbiased."""
         assert isinstance(net, TernaryNet)
-        with torch.no_grad():
+        net.train()
+        with torch.no_grad(), kept_statistics(net) as changed:
             if self.estimator == "weight-probes":
                 probes = self._sparse(net, noise)
                 coefs, loss = alignments(net, batch.images, batch.labels, probes, self.memory << 20)
@@ -163,9 +176,10 @@ class NoiseStep:
             else:
                 gradients, losses = local_gradients(net, batch.images, batch.labels, self.label_smoothing)
             if self.choices[0] == "flips":
-                return Dense(gradients, {}, losses)
+                return Dense(gradients, changed(), losses)
             probes = self._sparse(net, noise)
-            return self._seeded(net, along_probes(net, gradients, probes), probes, losses)
+            update = self._seeded(net, along_probes(net, gradients, probes), probes, losses)
+            return replace(update, statistics={**changed(), **update.statistics})
 
     def decide(self, net: nn.Module, update: Update, optimizer: torch.optim.Optimizer) -> Update:
         """Return sign and median over all probes of the step, or the flips that the momentum asks for."""
@@ -197,6 +211,7 @@ class NoiseStep:
     ) -> dict[str, Tensor]:
         """Return the softmax of the last head's logits, and of the sum of all heads'."""
         assert isinstance(net, TernaryNet)
+        net.eval()
         wanted = self.predictors if names is None else names
         with torch.no_grad():
             logits = net.every_logits(images) if "heads" in wanted else [net(images)]
@@ -211,6 +226,14 @@ class NoiseStep:
             density, count = self._density(net)
             found |= {"non-zeros per probe": density * _weights(net), "probes": count}
         return found
+
+    def _make(self, task: Task) -> TernaryNet:
+        local = self.estimator == "local-losses"
+        shape, classes = task.image_shape, task.classes
+        if self.net == "mlp":
+            return ternary_mlp(shape, self.hidden, classes, self.bias, local)
+        norm = "batch" if self.norm == "batch" or (self.norm == "auto" and local) else "group"
+        return ternary_conv_net(shape, self.hidden, classes, self.bias, local, self.pooled, norm)
 
     def _density(self, net: nn.Module) -> tuple[float, int]:
         schedule, weights = net.get_buffer("schedule"), _weights(net)

@@ -1,0 +1,51 @@
+"""Presets of ternary nets: noise_step as its source has it, our own recipes, and the baseline with the same nets."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from sidestep.rules.preset import Changes, Preset
+
+__all__ = ["ternary_presets"]
+
+_MLP = {"hidden": (1024, 1024, 1024)}
+_SMALL = {"hidden": (256, 256)}
+_RECIPE = {"flip_share": 0.003, "momentum": 0.98, "label_smoothing": 0.1}
+_TRAIN = {"epochs": 20, "batch": 500, "decay": "cosine", "augment": "shift"}
+_STEPS = {"estimator": "weight-probes", "bias": True}
+
+
+def ternary_presets() -> Iterator[Preset]:
+    """Yield the presets."""
+    yield _noise_step(
+        "noise-step-paper-mnist", {**_STEPS, **_SMALL, "probes": 128},
+        {"epochs": 27, "batch": 1024}, "noise_step as its paper has it: 784-256-256-10, 128 probes, two-stage density",
+    )  # fmt: skip
+    yield _noise_step(
+        "noise-step-notebook-mnist",
+        {**_STEPS, "hidden": (512, 512), "probes": 16, "most_probes": 1024, "schedule": "loss-triggered"},
+        {"epochs": 27, "batch": 1024}, "noise_step as its later notebook has it: probes double when the loss rises",
+    )  # fmt: skip
+    yield _noise_step("noise-step-best-mnist", {**_MLP, **_RECIPE}, _TRAIN, "our own ternary MLP: local losses, flips")
+    yield _baseline("backprop-ternary-mnist", {"net": "mlp", **_MLP}, _TRAIN)
+
+
+def _noise_step(name: str, options: Mapping[str, Any], train: Mapping[str, Any], summary: str) -> Preset:
+    return _preset(name, "noise-step", options, train, summary)
+
+
+def _baseline(name: str, options: Mapping[str, Any], train: Mapping[str, Any]) -> Preset:
+    summary = "back-propagation with Adam and straight-through ternary weights, on the net of our own recipe"
+    return _preset(name, "backprop", {"ternary": True, "label_smoothing": 0.1, **options}, train, summary)
+
+
+def _preset(name: str, rule: str, options: Mapping[str, Any], train: Mapping[str, Any], summary: str) -> Preset:
+    return Preset(
+        name=name,
+        data="cifar10" if "cifar10" in name else "mnist",
+        rule=rule,
+        options=options,
+        train=train,
+        summary=summary,
+        reading="forward",
+        budgets={"tiny": Changes({"epochs": 2}), "cpu": Changes({"epochs": min(10, train["epochs"])})},
+    )
