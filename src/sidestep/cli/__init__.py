@@ -1,4 +1,4 @@
-"""The command line: `sidestep train RULE`, `eval`, `predict`, `rules`, `data`."""
+"""The command line: `sidestep train RULE`, `eval`, `predict`, `replay`, `rules`, `data` and others."""
 
 import difflib
 import os
@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from sidestep.cli.lists import data_command, rules_command
+from sidestep.cli.log import inspect_command, replay_command, verify_command
 from sidestep.cli.output import fail, show
 from sidestep.cli.presets import presets_command
 from sidestep.cli.reproduce import reproduce_command
@@ -21,6 +22,9 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "train": train_command,
     "eval": eval_command,
     "predict": predict_command,
+    "replay": replay_command,
+    "inspect": inspect_command,
+    "verify": verify_command,
     "rules": rules_command,
     "presets": presets_command,
     "data": data_command,
@@ -36,6 +40,9 @@ commands:
   train RULE        train a net by a learning rule, e.g.: sidestep train noprop-dt --data mnist --out runs/a
   eval RUN          accuracy of a trained run by every sampler, e.g.: sidestep eval runs/a
   predict RUN FILE  classes of the images in a file, e.g.: sidestep predict runs/a images.npz
+  replay LOG        rebuild a trained net from its step log, e.g.: sidestep replay runs/a --out model.safetensors
+  inspect LOG       what a step log holds, and its size beside the packed weights
+  verify LOG RUN    replay a step log and compare with the weights of a run, bit for bit
   rules             the learning rules
   presets           named recipes for `sidestep train --preset NAME`, among them every cell of NoProp's tables
   data              the data sets; `sidestep data show NAME --out grid.png` makes a picture of one

@@ -59,3 +59,7 @@ class TrainingBar(AbstractContextManager["TrainingBar"]):
     def evaluating(self, what: str) -> None:
         """Say what is being evaluated."""
         self._bar.update(self._task, description=f"evaluating {what}")
+
+    def notice(self, text: str) -> None:
+        """Print a sentence to standard error, above the bar."""
+        error_console.print(f"sidestep: {text}", markup=False, soft_wrap=True)

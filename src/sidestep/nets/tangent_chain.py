@@ -252,6 +252,8 @@ def _signs(noise: Noise, first: int, last: int, width: int, device: torch.device
 
 def _members(module: nn.Module) -> list[nn.Module] | None:
     """Return the modules of which `module` is the composition, or None where it is something else."""
+    if not isinstance(module, nn.Module) or module._forward_hooks or module._forward_pre_hooks:
+        return None
     parts: Sequence[nn.Module] | None = None
     if isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward:
         parts = list(module)
@@ -260,10 +262,10 @@ def _members(module: nn.Module) -> list[nn.Module] | None:
     if parts is not None:
         members = [_members(part) for part in parts]
         return None if None in members else [one for some in members for one in cast(list[nn.Module], some)]
-    plain_norm = isinstance(module, nn.LayerNorm) and module.weight is None and len(module.normalized_shape) == 1
-    whole = isinstance(module, nn.Flatten) and (module.start_dim, module.end_dim) == (1, -1)
+    plain_norm = type(module) is nn.LayerNorm and module.weight is None and len(module.normalized_shape) == 1
+    whole = type(module) is nn.Flatten and (module.start_dim, module.end_dim) == (1, -1)
     known = type(module) in (TernaryLinear, nn.ReLU, nn.Identity) or plain_norm or whole
-    return [module] if known and not module._forward_hooks and not module._forward_pre_hooks else None
+    return [module] if known else None
 
 
 def _product(linear: TernaryLinear, values: Tensor, product: torch.dtype) -> Tensor:

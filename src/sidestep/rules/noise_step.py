@@ -257,9 +257,10 @@ class NoiseStep:
             )
         statistics: dict[str, Tensor] = {}
         if isinstance(probes, SparseProbes) and self.schedule != "constant":
-            statistics["schedule"] = advanced(
-                self.schedule, net.get_buffer("schedule"), float(list(losses.values())[-1])
-            )
+            before = net.get_buffer("schedule")
+            after = advanced(self.schedule, before, float(list(losses.values())[-1]))
+            if not torch.equal(after, before.cpu()):  # what does not change costs a log no bytes
+                statistics["schedule"] = after
         return Seeded(coefs, probes, statistics, losses)
 
 

@@ -21,21 +21,21 @@ else:
 
 __all__ = ["RunFolder"]
 
-_FILES = ("config.toml", "metrics.jsonl", "model.safetensors", "state.safetensors", "result.json")
+_FILES = ("config.toml", "metrics.jsonl", "model.safetensors", "state.safetensors", "result.json", "steps.steplog")
 
 
 class RunFolder:
     """`config.toml`, `metrics.jsonl`, `state.safetensors`, and at the end `model.safetensors` and `result.json`.
 
     `state.safetensors` is the one commit point: weights, optimiser, step, and how many bytes of the metrics belong to
-    it. Whatever the metrics hold beyond that belongs to steps that will be taken again, and is cut off on resuming.
+    it, and of `steps.steplog`, which rules whose updates can be replayed leave. Whatever these two hold beyond that
+    belongs to steps that will be taken again, and is cut off on resuming.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.config_file, self.metrics_file, self.model_file, self.state_file, self.result_file = (
-            path / name for name in _FILES
-        )
+        files = (path / name for name in _FILES)
+        self.config_file, self.metrics_file, self.model_file, self.state_file, self.result_file, self.log_file = files
 
     def prepare(self, config: Mapping[str, Any], resume: bool, overwrite: bool) -> None:
         """Make the folder ready for a run with this configuration, new or resumed.
@@ -122,6 +122,18 @@ class RunFolder:
         if not self.state_file.exists():
             return None
         return checkpoint.load(self.state_file)
+
+    def metrics_until(self, step: int) -> int:
+        """Return how many bytes of the metrics belong to the steps up to `step`: whole lines from the beginning on."""
+        kept = 0
+        for line in self.metrics_file.read_bytes().splitlines(keepends=True) if self.metrics_file.exists() else ():
+            try:
+                if not line.endswith(b"\n") or json.loads(line)["step"] > step:
+                    break
+            except (ValueError, LookupError, TypeError):
+                break
+            kept += len(line)
+        return kept
 
     @contextmanager
     def metrics(self, keep: int) -> Iterator["MetricsLog"]:

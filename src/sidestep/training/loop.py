@@ -10,6 +10,7 @@ from sidestep.data import DataSet, batch_indices, crop_and_flip, standardise, st
 from sidestep.errors import NonFiniteError
 from sidestep.noise import Noise
 from sidestep.rules.protocol import Batch, Rule
+from sidestep.steplog import Recorder
 from sidestep.training.evaluate import accuracies
 from sidestep.training.folder import MetricsLog, RunFolder
 from sidestep.training.options import Compute, Options
@@ -23,8 +24,17 @@ __all__ = ["Loop"]
 class Loop:
     """Trains one net by one rule on one data set, from whatever step the state stands at."""
 
-    def __init__(self, rule: Rule, data: DataSet, options: Options, compute: Compute, folder: RunFolder | None) -> None:
+    def __init__(  # long: rule, data and options, and two places to write to
+        self,
+        rule: Rule,
+        data: DataSet,
+        options: Options,
+        compute: Compute,
+        folder: RunFolder | None,
+        recorder: Recorder | None = None,
+    ) -> None:
         self.rule, self.data, self.options, self.compute, self.folder = rule, data, options, compute, folder
+        self.recorder, self._summed_from = recorder, 0
         self.noise = Noise(options.seed)
         self.steps_per_epoch = steps_per_epoch(len(data.train), options.batch)
         self.total_steps = options.epochs_for(len(data.train)) * self.steps_per_epoch
@@ -43,9 +53,12 @@ class Loop:
         """
         with ExitStack() as stack:
             log = stack.enter_context(self.folder.metrics(kept_metrics)) if self.folder else None
+            if self.recorder:
+                stack.callback(self.recorder.close)
             progress.begin(self.total_steps, self.steps_per_epoch, state.step)
             saved = time.perf_counter()
             begun = saved - state.seconds
+            self._summed_from = state.step - state.step % self.steps_per_epoch if state.sums else state.step
             while state.step < self.total_steps and not stop.requested:
                 self.take_step(state)
                 state.seconds = time.perf_counter() - begun
@@ -72,6 +85,8 @@ class Loop:
         self._check_finite(names, losses, state)
         state.set_rate(self.options.rate_factor(state.step, self.total_steps))
         decided = self.rule.decide(state.net, update, state.optimizer)
+        if self.recorder:
+            self.recorder.record(state.step, state.net, decided)
         self.rule.apply(state.net, decided, state.optimizer)
         if self.options.average:
             state.move_average(self.options.average)
@@ -86,11 +101,14 @@ class Loop:
         images = standardise(train.images[rows], self.data.mean, self.data.std)
         if self.options.augment == "flip-crop":
             images = crop_and_flip(images, self.noise.stream("augment").at(step))
+        elif self.options.augment == "shift":
+            images = crop_and_flip(images, self.noise.stream("augment").at(step), padding=1, flip=False, edge=True)
         return Batch(images.contiguous(memory_format=torch.channels_last), train.labels[rows])
 
     def _end_epoch(self, state: State, log: MetricsLog | None, progress: Progress) -> None:
-        values = {("train", name): float(total) / self.steps_per_epoch for name, total in sorted(state.sums.items())}
-        state.sums = {}
+        steps = state.step - self._summed_from  # an epoch's, but after resuming from a step log, which has no losses
+        values = {("train", name): float(total) / steps for name, total in sorted(state.sums.items())}
+        state.sums, self._summed_from = {}, state.step
         accuracy = None
         if len(self.data.validation):
             best, part = self.rule.predictors[0], self.data.validation
@@ -114,7 +132,8 @@ class Loop:
                 f"{self._kept(state)}; try a smaller --learning-rate"
             )
         tensors, record = state.tensors()
-        self.folder.save_state(tensors, {**record, "metrics_bytes": log.commit()})
+        logged = self.recorder.commit() if self.recorder else {}
+        self.folder.save_state(tensors, {**record, "metrics_bytes": log.commit(), **logged})
         state.saved_step = state.step
 
     def _check_finite(self, names: list[str], losses: Tensor, state: State) -> None:

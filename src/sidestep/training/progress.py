@@ -25,6 +25,10 @@ class Progress(Protocol):
         """Training is over, and an evaluation of the named split begins."""
         ...
 
+    def notice(self, text: str) -> None:
+        """Something that whoever started the run should know, in a sentence."""
+        ...
+
 
 class Silent:
     """Tells nobody."""
@@ -39,4 +43,7 @@ class Silent:
         """Do nothing."""
 
     def evaluating(self, what: str) -> None:
+        """Do nothing."""
+
+    def notice(self, text: str) -> None:
         """Do nothing."""

@@ -14,14 +14,17 @@ from sidestep.data import DataSet, Split, load
 from sidestep.errors import CheckpointError, InputError
 from sidestep.measure import keep_freed_memory, peak_memory_bytes
 from sidestep.nets.own import ImagePath
+from sidestep.nets.ternary import pack_layers
 from sidestep.noise import Noise
 from sidestep.rules import RULES
 from sidestep.rules.protocol import Rule, Task
+from sidestep.steplog import Header, Recorder
 from sidestep.training.evaluate import accuracies, predictions
 from sidestep.training.folder import RunFolder
 from sidestep.training.loop import Loop
 from sidestep.training.options import Compute, Options
 from sidestep.training.progress import Progress, Silent
+from sidestep.training.resume import take_up
 from sidestep.training.state import AVERAGE, State
 from sidestep.training.stopping import Stopped, stop_on_signals
 from sidestep.version import __version__
@@ -129,14 +132,16 @@ def train(  # long: rule, data and options, and three hooks for own code
     data = data.to(compute.device)
     net = rule.build(task, Noise(options.seed).stream("build"), examples, module)
     net = net.to(compute.device)
-    state, kept_metrics = State(net, rule.optimizer(net)), 0
+    state, kept_metrics, progress = State(net, rule.optimizer(net)), 0, progress or Silent()
+    if options.average:
+        state.check_average()
+    recorder = None
     if folder:
         folder.prepare(config, options.resume, options.overwrite)
-        found = folder.load_state() if options.resume else None
-        if found:
-            state.restore(*found)
-            kept_metrics = int(found[1]["metrics_bytes"])
-    loop = Loop(rule, data, options, compute, folder)
+        own, name = _module_name(module), data.name
+        recorder = Recorder(folder.log_file, lambda net: Header.of(net, rule, task, name, options.seed, own))
+        kept_metrics = take_up(folder, options, state, rule, recorder, progress)
+    loop = Loop(rule, data, options, compute, folder, recorder)
     if state.step > loop.total_steps:
         raise InputError(
             f"{options.out} has been trained for {state.step} steps already, more than the {loop.total_steps} of "
@@ -144,7 +149,6 @@ def train(  # long: rule, data and options, and three hooks for own code
         )
     if folder and options.resume:
         folder.take_over(config, finished=state.step == loop.total_steps)
-    progress = progress or Silent()
     with stop_on_signals() as stop:
         loop.run(state, kept_metrics, progress, stop)
     if stop.requested:
@@ -211,8 +215,8 @@ def _config(
     }
 
 
-def _module_name(module: ImagePath) -> str:
-    return getattr(module, "__qualname__", type(module).__qualname__)
+def _module_name(module: ImagePath | None) -> str | None:
+    return None if module is None else getattr(module, "__qualname__", type(module).__qualname__)
 
 
 def load_run(
@@ -260,7 +264,7 @@ def load_run(
         net.load_state_dict(weights)
     except RuntimeError as error:
         raise CheckpointError(f"the weights in {path} do not fit the net of its config.toml: {error}") from error
-    net = net.to(compute.device)
+    net = pack_layers(net).to(compute.device)
     return Run(rule, net, known, compute, seed, step, {}, Path(path))
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sidestep import checkpoint
-from sidestep.errors import CheckpointError
+from sidestep.errors import CheckpointError, InputError
 
 __all__ = ["AVERAGE", "State"]
 
@@ -35,6 +35,14 @@ class State:
     def net_device(self) -> torch.device:
         """Where the net's parameters lie."""
         return next(self.net.parameters()).device
+
+    def check_average(self) -> None:
+        """Raise InputError if the net has parameters that no moving average can be taken of."""
+        for name, parameter in self.net.named_parameters():
+            if not parameter.is_floating_point():
+                raise InputError(
+                    f"a moving average needs float weights, but {name} is {parameter.dtype}: leave --average out"
+                )
 
     def set_rate(self, factor: float) -> None:
         """Multiply the learning rates that the rule gave by `factor`."""

@@ -1,0 +1,189 @@
+"""`sidestep replay LOG`, `sidestep inspect LOG` and `sidestep verify LOG RUN`: a trained model as its steps."""
+
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import tyro
+from torch import Tensor
+
+from sidestep import checkpoint
+from sidestep.cli.output import check_new, error_console, fail, show, show_json, show_table
+from sidestep.cli.train import module_from
+from sidestep.errors import CheckpointError, InputError
+from sidestep.steplog import LogReader, Replayed, rebuild, summary
+from sidestep.training.folder import RunFolder
+
+__all__ = ["inspect_command", "replay_command", "verify_command"]
+
+
+def replay_command(arguments: list[str]) -> None:
+    """Parse the options, replay, and print or write what came out."""
+    tyro.cli(_replay, prog="sidestep replay", args=arguments)
+
+
+def inspect_command(arguments: list[str]) -> None:
+    """Parse the options and print what a log holds."""
+    tyro.cli(_inspect, prog="sidestep inspect", args=arguments)
+
+
+def verify_command(arguments: list[str]) -> None:
+    """Parse the options, replay, and compare with a run."""
+    tyro.cli(_verify, prog="sidestep verify", args=arguments)
+
+
+def _log(path: Path) -> Path:
+    return RunFolder(path).log_file if path.is_dir() else path
+
+
+def _replay(
+    log: Annotated[Path, tyro.conf.Positional],
+    /,
+    to_step: int | None = None,
+    only: str | None = None,
+    out: Path | None = None,
+    drop_steps: str | None = None,
+    module: str | None = None,
+    device: str = "cpu",
+    overwrite: bool = False,
+    json: bool = False,
+) -> None:
+    """Rebuild weights from a step log, without data and bit for bit.
+
+    Args:
+        log: A step log, or the folder of a run that has one.
+        to_step: Stop after this many steps. Default: all of the log.
+        only: Rebuild only this layer or parameter, e.g. 0 or 0.weight.
+        out: Write the weights there, .safetensors, in the form of a run's model.safetensors.
+        drop_steps: Experimental: leave out steps FIRST:END (END not included), e.g. 100:120.
+        module: Image path the run was trained with, FILE.py:NAME, if it was one of your own.
+        device: Where to replay; the weights do not depend on it.
+        overwrite: Let --out replace a file that exists.
+        json: Print one JSON object.
+    """
+    if out:
+        check_new(out, overwrite, (".safetensors",))
+    begun = time.perf_counter()
+    made = module_from(module) if module else None
+    found = rebuild(_log(log), to_step=to_step, only=only, drop=_span(drop_steps), module=made, device=_device(device))
+    seconds = time.perf_counter() - begun
+    if found.damage:
+        error_console.print(f"sidestep: {log} is damaged, all before is used: {found.damage}", markup=False)
+    weights = _weights(found)
+    if out:
+        checkpoint.save(out, weights, {"kind": "model", "step": found.step})
+    record = {"log": str(log), "steps": found.step, "skipped": found.skipped, "parameters": list(found.names)}
+    if json:
+        show_json({**record, "seconds": round(seconds, 3), "out": str(out) if out else None, "damage": found.damage})
+        return
+    dropped = f" ({found.skipped} left out: experimental)" if found.skipped else ""
+    show(f"{log}: {found.step:,} steps{dropped} replayed in {seconds:.2f} s, {len(found.names)} parameters")
+    show(f"written: {out}" if out else "nothing is written; --out FILE.safetensors keeps the weights")
+
+
+def _weights(found: Replayed) -> dict[str, Tensor]:
+    """What is written: the whole state, packed, or the rebuilt parameters alone."""
+    state = found.net.state_dict()
+    every = [name for name, _ in found.net.named_parameters()]
+    return state if len(found.names) == len(every) else {name: state[name] for name in found.names}
+
+
+def _span(text: str | None) -> range:
+    """Return the steps that FIRST:END names."""
+    if text is None:
+        return range(0)
+    first, colon, end = text.partition(":")
+    if not (colon and first.isdecimal() and end.isdecimal() and int(first) < int(end)):
+        raise InputError(f"--drop-steps takes FIRST:END, for instance 100:120, got {text!r}")
+    return range(int(first), int(end))
+
+
+def _device(name: str) -> torch.device:
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"device {name!r} is unknown or not there: use --device cpu") from error
+
+
+def _inspect(log: Annotated[Path, tyro.conf.Positional], /, json: bool = False) -> None:
+    """Say what a step log holds, how large it is beside the packed weights, and whether it is damaged.
+
+    Args:
+        log: A step log, or the folder of a run that has one.
+        json: Print one JSON object.
+    """
+    found = summary(LogReader(_log(log)))
+    if json:
+        show_json({"log": str(log), **found})
+        return
+    rows = [[name.replace("_", " "), _words(value)] for name, value in found.items() if value is not None]
+    show_table(str(log), ["what", "value"], rows)
+    if found["damage"] is None:
+        show("no damage")
+
+
+def _words(value: Any) -> str:
+    if isinstance(value, bool | str):
+        return str(value)
+    if isinstance(value, dict):
+        return ", ".join(f"{key}: {entry}" for key, entry in value.items())
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.4g}"
+
+
+def _verify(
+    log: Annotated[Path, tyro.conf.Positional],
+    run: Annotated[Path, tyro.conf.Positional],
+    /,
+    module: str | None = None,
+    json: bool = False,
+) -> None:
+    """Replay a log up to the step of a run's last checkpoint and compare all weights, bit for bit; 2 if they differ.
+
+    Args:
+        log: A step log, or the folder of a run that has one.
+        run: Folder of the run.
+        module: Image path the run was trained with, FILE.py:NAME, if it was one of your own.
+        json: Print one JSON object.
+    """
+    wanted, step = _trained(run)
+    found = rebuild(_log(log), to_step=step, module=module_from(module) if module else None)
+    weights = found.net.state_dict()
+    different = [
+        f"{name} in {file}"
+        for file, tensors in wanted.items()
+        for name in sorted(weights.keys() | tensors.keys())
+        if name not in weights or name not in tensors or not _same(weights[name], tensors[name])
+    ]
+    if json:
+        show_json(
+            {"log": str(log), "run": str(run), "steps": found.step, "same": not different, "different": different}
+        )
+    if different:
+        fail(f"{log} does not give the weights of {run} at step {found.step}: {', '.join(different[:8])}", 2)
+    if not json:
+        show(f"{log} gives the weights of {run} at step {found.step:,}, bit for bit: {', '.join(wanted)}")
+
+
+def _trained(path: Path) -> tuple[dict[str, dict[str, Tensor]], int | None]:
+    """Return file -> its weights, and the step of the last checkpoint, if there is one (else that of the log's end)."""
+    folder = RunFolder(path)
+    folder.config()
+    found: dict[str, dict[str, Tensor]] = {}
+    step, state = None, folder.load_state()
+    if state:
+        tensors, record = state
+        found["state.safetensors"] = {name[4:]: tensor for name, tensor in tensors.items() if name.startswith("net/")}
+        step = int(record["step"])
+    if folder.model_file.exists():
+        found["model.safetensors"] = checkpoint.load(folder.model_file)[0]
+    if not found:
+        raise CheckpointError(f"{path} has no weights to compare with; let it train on with --resume")
+    return found, step
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    if one.dtype != other.dtype or one.shape != other.shape:
+        return False
+    first, second = (tensor.cpu().contiguous().reshape(-1).view(torch.uint8) for tensor in (one, other))
+    return torch.equal(first, second)

@@ -1,0 +1,22 @@
+"""Step logs: a trained model as the steps that made it (docs/step-log.md)."""
+
+from sidestep.steplog.format import Header
+from sidestep.steplog.reader import LogReader, Scan
+from sidestep.steplog.recorder import Recorder
+from sidestep.steplog.replay import Replayed, check_net, rebuild, replay
+from sidestep.steplog.summary import summary
+from sidestep.steplog.writer import LogWriter, is_logged
+
+__all__ = [
+    "Header",
+    "LogReader",
+    "LogWriter",
+    "Recorder",
+    "Replayed",
+    "Scan",
+    "check_net",
+    "is_logged",
+    "rebuild",
+    "replay",
+    "summary",
+]

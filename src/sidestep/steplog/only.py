@@ -1,0 +1,69 @@
+"""Parts of an update: what it does to some of the weights, made without the rest where that is cheaper."""
+
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sidestep.probes import Probes, RankOneProbes, SparseProbes
+from sidestep.update import Flips, Seeded
+
+__all__ = ["only_part"]
+
+
+def only_part(update: Seeded | Flips, first: int, last: int) -> Seeded | Flips:
+    """Return an update that does to weights `first` to `last` - 1 what the given one does, and nothing to others.
+
+    >>> only_part(Flips(torch.tensor([1, 4, 7]), torch.tensor([1, -1, 1], dtype=torch.int8)), 2, 6).positions.tolist()
+    [4]
+    """
+    if isinstance(update, Flips):
+        inside = (update.positions >= first) & (update.positions < last)
+        return replace(update, positions=update.positions[inside], moves=update.moves[inside])
+    return replace(update, probes=_narrowed(update.probes, first, last))
+
+
+@dataclass(frozen=True)
+class _SparsePart(SparseProbes):
+    part: tuple[int, int] = (0, 0)
+
+    def weighted_sum(self, coefs: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the part of `SparseProbes.weighted_sum`."""
+        position, value = super().weighted_sum(coefs)
+        inside = (position >= self.part[0]) & (position < self.part[1])
+        return position[inside], value[inside]
+
+
+@dataclass(frozen=True)
+class _RankOnePart(RankOneProbes):
+    part: tuple[int, int] = (0, 0)
+
+    def weighted_sum(self, coefs: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the part of `RankOneProbes.weighted_sum`; the other layers' matrices are never made."""
+        positions, values = [], []
+        at = 0
+        for layer, (rows, columns) in enumerate(self.shapes):
+            end = at + rows * columns
+            if at < self.part[1] and end > self.part[0]:
+                position, value = _one_layer(self, layer, coefs)
+                position += at
+                inside = (position >= self.part[0]) & (position < self.part[1])
+                positions.append(position[inside])
+                values.append(value[inside])
+            at = end
+        return torch.cat(positions), torch.cat(values)
+
+
+def _one_layer(probes: RankOneProbes, layer: int, coefs: Tensor) -> tuple[Tensor, Tensor]:
+    left, right = probes.factors(layer, coefs.device)
+    total = ((left.float() * coefs.float()[:, None]).T @ right.float()).flatten().to(torch.int64)
+    position = total.nonzero()[:, 0]
+    return position, total[position]
+
+
+def _narrowed(probes: Probes, first: int, last: int) -> Probes:
+    given: dict[str, Any] = {field.name: getattr(probes, field.name) for field in fields(probes)}
+    if isinstance(probes, SparseProbes):
+        return _SparsePart(**given, part=(first, last))
+    return _RankOnePart(**given, part=(first, last))

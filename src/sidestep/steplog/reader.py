@@ -1,0 +1,187 @@
+"""Reading a step log: block by block, each checked before it is used; damage ends the reading, not what came before."""
+
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from torch import Tensor
+
+from sidestep.errors import CheckpointError
+from sidestep.noise import Noise
+from sidestep.steplog.flips import decode_flips
+from sidestep.steplog.format import (
+    CRC,
+    FLIPS,
+    FORMAT,
+    FRAME,
+    MAGIC,
+    MOST_HEADER,
+    NOISE,
+    TRITS,
+    BlockHead,
+    DamagedLogError,
+    Header,
+)
+from sidestep.steplog.statistics import read_statistics
+from sidestep.steplog.trits import decode_trits
+from sidestep.update import Flips, Seeded
+
+__all__ = ["Block", "LogReader", "Scan"]
+
+
+@dataclass(frozen=True)
+class Block:
+    """One block whose CRC was right; its payload is not decoded yet."""
+
+    head: BlockHead
+    statistics: dict[str, Tensor]  # buffers at its end, if updates in it wrote any
+    payload: bytes
+    end: int  # where the next block begins in the file
+    crc: int
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What a whole log holds, up to the first damage."""
+
+    steps: int
+    size: int  # bytes up to the end of the last good block
+    file_size: int
+    crc: int
+    blocks: int
+    steps_of: dict[int, int]  # kind of blocks -> their steps
+    damage: str | None
+
+    @property
+    def flips(self) -> int:
+        """In how many steps single weights were flipped; the other steps have trits."""
+        return self.steps_of.get(FLIPS, 0)
+
+
+class LogReader:
+    """A step log that was opened: its header, and its blocks as often as they are asked for.
+
+    Raises:
+        CheckpointError: if there is no such file, if it is no step log, of a newer format, of another kind of noise,
+            or if its header is damaged.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self._size = path.stat().st_size
+            with path.open("rb") as file:
+                self.header = self._read_header(file)
+                self._begin = file.tell()
+        except FileNotFoundError as error:
+            raise CheckpointError(
+                f"there is no step log {path}: runs of rules that log their steps have one"
+            ) from error
+        except OSError as error:
+            raise CheckpointError(f"cannot read the step log {path}: {error.strerror}") from error
+        self.damage: str | None = None  # set when blocks() or records() met some
+
+    def _read_header(self, file: BinaryIO) -> Header:
+        frame = file.read(FRAME.size)
+        if len(frame) < FRAME.size or FRAME.unpack(frame)[0] != MAGIC:
+            raise CheckpointError(f"{self.path} ({self._size} bytes) is not a step log, or its first bytes are damaged")
+        _, version, length = FRAME.unpack(frame)
+        if version > FORMAT:
+            raise CheckpointError(
+                f"{self.path} has step-log format {version}, this Sidestep reads up to {FORMAT}: upgrade sidestep"
+            )
+        left = self._size - FRAME.size - CRC.size
+        if length > min(MOST_HEADER, left):
+            raise CheckpointError(
+                f"{self.path} says that its header has {length:,} bytes; {max(0, left):,} are there, and "
+                f"{MOST_HEADER:,} are allowed: it is cut or damaged, use a copy"
+            )
+        text, crc = file.read(length), file.read(CRC.size)
+        self._crc = zlib.crc32(frame + text)
+        if crc != CRC.pack(self._crc):
+            raise CheckpointError(f"the header of {self.path} is damaged, so nothing can be replayed: use a copy")
+        header = Header.parse(text)
+        if header.noise != NOISE:
+            raise CheckpointError(
+                f"{self.path} was made with the noise {header.noise!r}, this Sidestep draws {NOISE!r}: its probes "
+                "cannot be made again; use the version that wrote it"
+            )
+        return header
+
+    def blocks(self) -> Iterator[Block]:
+        """Yield the blocks up to the end or to the first damage, which `damage` then describes."""
+        self.damage = None
+        step, crc = 0, self._crc
+        with self.path.open("rb") as file:
+            file.seek(self._begin)
+            while True:
+                at = file.tell()
+                try:
+                    block = self._read_block(file, step, crc)
+                except DamagedLogError as damage:
+                    self.damage = f"{damage} (byte {at:,} of {self._size:,}, after {step:,} steps)"
+                    return
+                if block is None:
+                    return
+                step, crc = step + block.head.steps, block.crc
+                yield block
+
+    def _read_block(self, file: BinaryIO, step: int, crc: int) -> Block | None:
+        data = file.read(BlockHead.STRUCT.size)
+        if not data:
+            return None
+        if len(data) < BlockHead.STRUCT.size:
+            raise DamagedLogError("the last block is cut")
+        head = BlockHead.parse(data, step, self._size - file.tell())
+        statistics, payload, stored = file.read(head.statistics), file.read(head.payload), file.read(CRC.size)
+        found = zlib.crc32(payload, zlib.crc32(statistics, zlib.crc32(data, crc)))
+        if stored != CRC.pack(found):
+            raise DamagedLogError(
+                "a block does not match its checksum: bytes changed, or blocks are missing or out of order"
+            )
+        if head.kind not in (TRITS, FLIPS):
+            raise DamagedLogError(f"a block holds records of kind {head.kind}, which this Sidestep does not know")
+        return Block(head, read_statistics(self.header, statistics), payload, file.tell(), found)
+
+    def records(self, last: int | None = None) -> Iterator[tuple[int, Seeded | Flips]]:
+        """Yield every step and its update, up to step `last` - 1, the end, or the first damage.
+
+        A block's statistics come with its last step.
+        """
+        for block in self.blocks():
+            try:
+                updates = self._decode(block)
+            except DamagedLogError as damage:
+                self.damage = f"{damage} (in the block that ends at byte {block.end:,})"
+                return
+            for step, update in enumerate(updates, block.head.first):
+                if last is not None and step >= last:
+                    return
+                yield step, update
+
+    def _decode(self, block: Block) -> Sequence[Seeded | Flips]:
+        head, weights = block.head, self.header.weights
+        if head.kind == TRITS:
+            noise = Noise(self.header.seed).at(head.first)
+            trits = decode_trits(block.payload, head.steps, noise, weights)
+            trits[-1].statistics.update(block.statistics)
+            return trits
+        flips = decode_flips(block.payload, head.steps, weights)
+        flips[-1].statistics.update(block.statistics)
+        return flips
+
+    def scan(self, last: int | None = None) -> Scan:
+        """Check every block, or those below step `last`, without decoding it, and return what the log holds."""
+        steps, size, crc, self.damage = 0, self._begin, self._crc, None
+        blocks = 0
+        steps_of: dict[int, int] = {}
+        for block in self.blocks() if last != 0 else ():
+            kind = block.head.kind
+            blocks += 1
+            steps_of[kind] = steps_of.get(kind, 0) + block.head.steps
+            steps, size, crc = steps + block.head.steps, block.end, block.crc
+            if last is not None and steps >= last:
+                break
+        return Scan(steps, size, self._size, crc, blocks, steps_of, self.damage)

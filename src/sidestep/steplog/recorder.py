@@ -1,0 +1,91 @@
+"""What the training loop knows of the log: a place to put every decided update."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from sidestep.errors import CheckpointError
+from sidestep.rules.protocol import Rule
+from sidestep.steplog.format import Header
+from sidestep.steplog.reader import LogReader, Scan
+from sidestep.steplog.replay import check_net, replay
+from sidestep.steplog.writer import LogWriter, is_logged
+from sidestep.update import Update
+
+__all__ = ["Recorder"]
+
+
+class Recorder:
+    """Writes the log of a run, if its updates are of a kind that can be logged; the first one decides.
+
+    path: of the log.
+    describe: makes the header from the net before its first step.
+    """
+
+    def __init__(self, path: Path, describe: Callable[[nn.Module], Header]) -> None:
+        self._path, self._describe = path, describe
+        self._writer: LogWriter | None = None
+
+    def resume(self, record: Mapping[str, Any]) -> None:
+        """Go on where a checkpoint stood; what the log holds beyond it is cut off.
+
+        Without a log in the record, or with the log taken away since, the run goes on without one.
+
+        Raises CheckpointError if the log is damaged before the place that the checkpoint counts on.
+        """
+        if "steplog_bytes" not in record or not self._path.exists():
+            return
+        step, size, crc = int(record["step"]), int(record["steplog_bytes"]), int(record["steplog_crc"])
+        reader = LogReader(self._path)
+        scan = reader.scan(last=step)
+        if (scan.steps, scan.size, scan.crc) != (step, size, crc):
+            raise CheckpointError(
+                f"the checkpoint of step {step} counts on {size:,} bytes of {self._path}, which are not as they were "
+                f"({scan.damage or f'{scan.steps:,} steps end at byte {scan.size:,}'}); bring the file back, or remove "
+                "it to train on without a log"
+            )
+        self._writer = LogWriter.reopen(self._path, reader.header, size, crc, step)
+
+    def resume_log(self, net: nn.Module, rule: Rule, optimizer: torch.optim.Optimizer) -> Scan | None:
+        """Replay the log, if there is one, into a net before its first step, and go on behind its last good block.
+
+        Raises CheckpointError if the log is of another run.
+        """
+        if not self._path.exists():
+            return None
+        reader, own = LogReader(self._path), self._describe(net)
+        check_net(reader.header, net)
+        for name, given, found in own.differences(reader.header):
+            raise CheckpointError(
+                f"{self._path} is of another run ({name}: {found} there, {given} here): use the log of this run"
+            )
+        scan = reader.scan()
+        step = replay(net, rule, optimizer, reader)
+        if step != scan.steps:
+            raise CheckpointError(f"{self._path} cannot be replayed: {reader.damage}")
+        self._writer = LogWriter.reopen(self._path, reader.header, scan.size, scan.crc, step)
+        return scan
+
+    def record(self, step: int, net: nn.Module, update: Update) -> None:
+        """Log the decided update of a step that is about to be applied to `net`."""
+        if self._writer is None and step == 0:
+            header = self._describe(net)
+            if is_logged(update, header.seed, 0, header.weights):
+                self._writer = LogWriter.create(self._path, header)
+        if self._writer is not None:
+            self._writer.append(update)
+
+    def commit(self) -> dict[str, int]:
+        """Put all that was recorded on the disk, and return what a checkpoint's record says of it."""
+        if self._writer is None:
+            return {}
+        size, crc = self._writer.commit()
+        return {"steplog_bytes": size, "steplog_crc": crc}
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._writer is not None:
+            self._writer.close()

@@ -1,0 +1,72 @@
+"""What a log holds and what it costs, beside the weights that it stands for."""
+
+from typing import Any
+
+import numpy as np
+
+from sidestep.steplog.flips import least_bits
+from sidestep.steplog.format import Header
+from sidestep.steplog.reader import LogReader
+from sidestep.ternary import packed_bytes
+from sidestep.update import Seeded
+
+__all__ = ["summary"]
+
+COSINE = 1.386  # 2 ln 2: a direction told in R bits has at most this much R / d of cosine^2
+
+
+def summary(reader: LogReader) -> dict[str, Any]:
+    """Return the facts about a log by name; entries that do not apply are None.
+
+    `cosine2_at_most` bounds how well a step's direction, told in the bits that a step takes here, can agree with any
+    gradient: 1.386 R / d, or 1.
+    """
+    probes = kept = flips = flip_steps = steps = 0
+    least = 0.0
+    header = reader.header
+    for step, update in reader.records():
+        steps = step + 1
+        if isinstance(update, Seeded):
+            probes += update.coefs.numel()
+            kept += int(np.count_nonzero(update.coefs.numpy()))
+        else:
+            flips += update.positions.numel()
+            flip_steps += 1
+            least += least_bits(update.positions.numel(), header.weights)
+    damage, scan = reader.damage, reader.scan()
+    packed = sum(packed_bytes(int(np.prod(shape, dtype=object))) for _, _, shape in header.parameters)
+    block_bits = 8.0 * (scan.size - len(header.to_bytes()))  # with heads and checksums
+    bits = block_bits / steps if steps else 0.0
+    return {
+        **_origin(header),
+        "weights": header.weights,
+        "parameters": len(header.parameters),
+        "steps": steps,
+        "blocks": scan.blocks,
+        "probes": probes or None,
+        "non_zero_share": kept / probes if probes else None,
+        "bits_per_probe": block_bits / probes if probes and not flips else None,
+        "flips": flips if flip_steps else None,
+        "bits_per_flip": block_bits / flips if flips and not probes else None,
+        "of_the_least_possible": block_bits / least if least and not probes else None,
+        "bits_per_step": bits,
+        "cosine2_at_most": min(1.0, COSINE * bits / header.weights),
+        "header_bytes": len(header.to_bytes()),
+        "bytes": scan.size,
+        "file_bytes": scan.file_size,
+        "packed_weights_bytes": packed,
+        "log_to_packed_weights": scan.size / packed if packed else None,
+        "damage": damage or scan.damage,
+    }
+
+
+def _origin(header: Header) -> dict[str, Any]:
+    return {
+        "rule": header.rule["name"],
+        "options": {name: value for name, value in header.rule.items() if name != "name"},
+        "data": header.data,
+        "module": header.module,
+        "seed": header.seed,
+        "noise": header.noise,
+        "sidestep": header.sidestep,
+    }

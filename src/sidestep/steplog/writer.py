@@ -1,0 +1,142 @@
+"""Writing a step log: append only, a block at a time, each on the disk before anything counts on it."""
+
+import os
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO, TypeGuard
+
+import torch
+from torch import Tensor
+
+from sidestep.checkpoint import write_bytes
+from sidestep.errors import CheckpointError, InputError
+from sidestep.probes import SparseProbes
+from sidestep.steplog.flips import encode_flips
+from sidestep.steplog.format import CRC, FLIPS, MOST_COEFS, MOST_STEPS, TRITS, BlockHead, Header
+from sidestep.steplog.statistics import statistics_to_bytes
+from sidestep.steplog.trits import encode_trits
+from sidestep.update import Flips, Seeded, Update
+
+__all__ = ["LogWriter", "Logged", "is_logged"]
+
+Logged = Seeded | Flips
+BLOCK_BYTES = 1 << 20  # about as many; then a block ends, whatever its number of steps
+
+
+def is_logged(update: Update, seed: int, step: int, weights: int) -> TypeGuard[Logged]:
+    """Say whether an update can be logged: flips, or one trit per probe that is drawn from the run's noise."""
+    if isinstance(update, Flips):
+        return True
+    if not isinstance(update, Seeded) or not 1 <= update.coefs.numel() <= MOST_COEFS:
+        return False
+    probes, noise, coefs = update.probes, update.probes.noise, update.coefs
+    if isinstance(probes, SparseProbes):
+        size = probes.weights
+    else:
+        size = sum(rows * columns for rows, columns in probes.shapes)
+    placed = (noise.seed, noise.substream, noise.step, size) == (seed, 0, step, weights)
+    return placed and coefs.shape == (probes.count,) and bool(((coefs == 0) | (coefs.abs() == 1)).all())
+
+
+class LogWriter:
+    """Appends steps to a log. `commit` ends a block and returns what a checkpoint may count on."""
+
+    def __init__(self, handle: BinaryIO, path: Path, header: Header, step: int, crc: int) -> None:
+        self._handle, self._path, self._header, self._crc = handle, path, header, crc
+        self._first, self._coefs, self._size = step, 0, 0.0
+        self._kept: list[Logged] = []
+        self._statistics: dict[str, Tensor] = {}  # written since the last block
+
+    @classmethod
+    def create(cls, path: Path, header: Header) -> "LogWriter":
+        """Begin a log with its header; an earlier file of that name is replaced.
+
+        Raises CheckpointError if the file cannot be written.
+        """
+        data = header.to_bytes()
+        write_bytes(path, data)  # whole or not at all: what is in a folder can be resumed
+        return cls.reopen(path, header, len(data), CRC.unpack(data[-CRC.size :])[0], 0)
+
+    @classmethod
+    def reopen(cls, path: Path, header: Header, size: int, crc: int, step: int) -> "LogWriter":
+        """Go on with a log whose first `size` bytes, with this CRC, hold the steps below `step`; the rest is cut off.
+
+        Raises CheckpointError if the file cannot be written.
+        """
+        with _explained(path):
+            handle = path.open("r+b")
+            handle.truncate(size)
+            handle.seek(size)
+        return cls(handle, path, header, step, crc)
+
+    def append(self, update: Update) -> None:
+        """Add the update of the next step.
+
+        Raises InputError for an update that cannot be logged, CheckpointError if the file cannot be written.
+        """
+        step = self._first + len(self._kept)
+        if not is_logged(update, self._header.seed, step, self._header.weights):
+            raise InputError(
+                f"the log holds trits and flips, but the update of step {step} is neither ({type(update).__name__})"
+            )
+        coefs = update.coefs.numel() if isinstance(update, Seeded) else 0
+        if self._kept and (type(update) is not type(self._kept[-1]) or self._coefs + coefs > MOST_COEFS):
+            self.commit()
+        self._kept.append(_on_cpu(update))
+        self._coefs += coefs
+        self._statistics |= {name: value.detach().cpu().clone() for name, value in update.statistics.items()}
+        self._size += _bytes(update)
+        if len(self._kept) == MOST_STEPS or self._size >= BLOCK_BYTES:
+            self.commit()
+
+    def commit(self) -> tuple[int, int]:
+        """Write what was appended, as a block, wait for the disk, and return the log's size and its CRC."""
+        if self._kept:
+            head, body = self._block()
+            data = head + body
+            self._crc = zlib.crc32(data, self._crc)
+            with _explained(self._path):
+                self._handle.write(data + CRC.pack(self._crc))
+                self._handle.flush()
+                os.fsync(self._handle.fileno())
+            self._first += len(self._kept)
+            self._kept, self._statistics, self._coefs, self._size = [], {}, 0, 0.0
+        return self._handle.tell(), self._crc
+
+    def close(self) -> None:
+        """Close the file; what was not committed is dropped."""
+        self._handle.close()
+
+    def _block(self) -> tuple[bytes, bytes]:
+        statistics = statistics_to_bytes(self._header, self._statistics)
+        trits = [update for update in self._kept if isinstance(update, Seeded)]
+        flips = [update for update in self._kept if isinstance(update, Flips)]
+        payload = encode_trits(trits) if trits else encode_flips(flips, self._header.weights)
+        kind = TRITS if trits else FLIPS
+        head = BlockHead(kind, self._first, len(self._kept), len(statistics), len(payload))
+        return head.to_bytes(), statistics + payload
+
+
+def _bytes(update: Logged) -> float:
+    """About how many bytes an update will take."""
+    return update.coefs.numel() * 0.2 if isinstance(update, Seeded) else update.positions.numel() * 1.6
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(
+            f"the step log {path} could not be written: {error.strerror}; what the last checkpoint counts on is kept, "
+            "continue with --resume"
+        ) from error
+
+
+def _on_cpu(update: Logged) -> Logged:
+    """What the log needs of an update, in memory of its own."""
+    if isinstance(update, Seeded):
+        return Seeded(update.coefs.detach().to("cpu", torch.int8, copy=True), update.probes)
+    return Flips(update.positions.to("cpu", torch.int64, copy=True), update.moves.to("cpu", torch.int8, copy=True))

@@ -1,0 +1,576 @@
+"""Step logs: what is written is what is read, replay is bitwise training, and damage costs only what lies behind it."""
+
+import dataclasses
+import itertools
+import json
+import math
+import os
+import shutil
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+import torch
+from torch import nn
+
+from sidestep import Options, checkpoint, load_run, train
+from sidestep.cli import main
+from sidestep.errors import CheckpointError, InputError
+from sidestep.nets.ternary import TernaryLinear, ternary_parameters
+from sidestep.noise import Noise
+from sidestep.probes import RankOneProbes, SparseProbes
+from sidestep.rules import RULES, Task
+from sidestep.steplog import Header, LogReader, LogWriter, rebuild, writer
+from sidestep.steplog.coder import TOTAL, AnsWriter, frequencies
+from sidestep.steplog.flips import least_bits
+from sidestep.steplog.format import digest_of
+from sidestep.training import Stopped
+from sidestep.training.progress import Silent
+from sidestep.update import Dense, Flips, Seeded
+from tests.reference.steplog_plain import PlainAns, read_log
+from tests.reference.steplog_sample import write_sample
+
+GOLDEN = Path(__file__).parent / "golden" / "steps.steplog"
+
+
+@dataclass(frozen=True)
+class Toy:
+    """Draws its updates from the noise; what it learns is nothing."""
+
+    name: ClassVar[str] = "toy"
+    summary: ClassVar[str] = "a rule for tests"
+    predictors: ClassVar[tuple[str, ...]] = ("forward",)
+    for_inference: ClassVar[tuple[str, ...]] = ()
+    kind: str = "sparse"
+    probes: int = 16
+    hidden: tuple[int, ...] = (12,)
+
+    def build(self, task, noise, examples, module):
+        sizes = [math.prod(task.image_shape), *self.hidden, task.classes]
+        layers = [TernaryLinear(a, b, bias=True) for a, b in itertools.pairwise(sizes)]
+        for index, layer in enumerate(layers):
+            layer.draw(noise.sub(index))
+        net = nn.Sequential(*layers)
+        net.register_buffer("schedule", torch.zeros(2, dtype=torch.float64))
+        return net
+
+    def units(self, net):
+        return {"net": [name for name, _ in net.named_parameters()]}
+
+    def optimizer(self, net):
+        return torch.optim.SGD(net.parameters(), lr=1.0)
+
+    def estimate(self, net, batch, noise):
+        pixels = int(batch.images.double().abs().sum())  # so that a step depends on its batch
+        schedule = net.schedule + torch.tensor([1.0, float(pixels)], dtype=torch.float64)
+        losses = {"toy: nothing": torch.tensor(1.0 + pixels % 7)}
+        return self.draw(net, noise, pixels % 1000 + int(net.schedule[1]) % 1000, {"schedule": schedule}, losses)
+
+    def draw(self, net, noise, extra, statistics, losses):
+        weights = sum(parameter.numel() for parameter in net.parameters())
+        if self.kind == "dense":
+            return Dense({}, statistics, losses)
+        if self.kind == "flips":
+            count = 3 + noise.step % 3
+            places = noise.stream("places").sub(extra).permutation(weights)[:count].sort().values
+            return Flips(places, noise.stream("moves").signs(count), statistics, losses)
+        steady = self.kind == "median"
+        density = 3 / weights if steady or noise.step % 16 < 8 else 5.5 / weights
+        count = self.probes if steady else self.probes + noise.step // 16 % 2
+        coefs = noise.stream("trits").sub(extra).integers(count, 3) - 1
+        if steady:
+            order = noise.stream("trits").sub(extra).permutation(count)
+            coefs = torch.where(order < count // 2, noise.stream("sign").signs(count), 0)
+        shapes = tuple((parameter.shape[0], parameter.numel() // parameter.shape[0]) for parameter in net.parameters())
+        probes = (
+            RankOneProbes(noise.stream("probes"), shapes, count)
+            if self.kind == "rank one"
+            else SparseProbes(noise.stream("probes"), weights, count, density, exclusive=self.kind == "exclusive")
+        )
+        return Seeded(coefs.float(), probes, statistics, losses)
+
+    def decide(self, net, update, optimizer):
+        return update
+
+    def apply(self, net, update, optimizer):
+        position, value = torch.empty(0, dtype=torch.int64), torch.empty(0)
+        if isinstance(update, Flips):
+            position, value = update.positions, -update.moves.long()
+        elif isinstance(update, Seeded):
+            position, value = update.probes.weighted_sum(update.coefs)
+        flat = torch.cat([parameter.flatten() for parameter in net.parameters()]).long()
+        flat[position] = (flat[position] - value.long()).clamp(-1, 1)
+        at = 0
+        for parameter in net.parameters():
+            parameter.copy_(flat[at : at + parameter.numel()].view_as(parameter))
+            at += parameter.numel()
+        for name, buffer in update.statistics.items():
+            net.get_buffer(name).copy_(buffer)
+
+    def predict(self, net, images, noise, start=0, names=None):
+        hidden = images.flatten(1)
+        for layer in net:
+            hidden = layer(hidden)
+        return {"forward": hidden.float().softmax(1)}
+
+    def watch(self, net):
+        return {}
+
+
+KINDS = ("sparse", "exclusive", "median", "rank one", "flips")
+each_kind = pytest.mark.parametrize("kind", KINDS)
+TASK = Task((1, 2, 3), ("a", "b"), (0.5,), (0.25,))
+
+
+@pytest.fixture(autouse=True)
+def toy_rule(monkeypatch):
+    monkeypatch.setitem(RULES, "toy", Toy)
+
+
+def made(path, kind="sparse", steps=40, commits=(10, 20, 30), seed=3, rule=None):
+    """Write a log of a net of 110 weights; return its net and the updates."""
+    rule = rule or Toy(kind)
+    net = rule.build(TASK, Noise(seed).stream("build"), None, None)
+    log = LogWriter.create(path, Header.of(net, rule, TASK, "nothing", seed, None))
+    optimizer, updates = rule.optimizer(net), []
+    for step in range(steps):
+        if step in commits:
+            log.commit()
+        schedule = {"schedule": net.schedule + step}
+        update = rule.draw(net, Noise(seed).stream("estimate").at(step), step, schedule, {})
+        log.append(update)
+        rule.apply(net, update, optimizer)
+        updates.append(update)
+    log.commit()
+    log.close()
+    return net, updates
+
+
+def same(one, other):
+    if isinstance(one, Flips):
+        return torch.equal(one.positions, other.positions) and torch.equal(one.moves, other.moves)
+    return one.probes == other.probes and torch.equal(one.coefs.long(), other.coefs.long())
+
+
+def digits(tmp_path, name="run", rule=None, **options):
+    given = {"epochs": 1, "out": tmp_path / name, **options}
+    return train(rule or Toy(), "digits", Options(**given))
+
+
+class StopAfter(Silent):
+    """Stops a run as a kill would: after a step, without a word."""
+
+    def __init__(self, step):
+        self.last = step
+        self.said = []
+
+    def step(self, step, examples):
+        if step == self.last:
+            raise RuntimeError("killed")
+
+    def notice(self, text):
+        self.said.append(text)
+
+
+class TestLog:
+    @each_kind
+    def test_gives_back_every_update_exactly(self, tmp_path, kind):
+        _, updates = made(tmp_path / "log", kind)
+        found = list(LogReader(tmp_path / "log").records())
+        assert [step for step, _ in found] == list(range(40))
+        assert all(same(one, other) for one, (_, other) in zip(updates, found, strict=True))
+
+    @each_kind
+    def test_is_read_by_a_plain_program_that_follows_the_document(self, tmp_path, kind):
+        _, updates = made(tmp_path / "log", kind, steps=25)
+        header, steps = read_log((tmp_path / "log").read_bytes())
+        assert header["seed"] == 3
+        assert len(steps) == 25
+        for update, found in zip(updates, steps, strict=True):
+            if kind == "flips":
+                moves = zip(update.positions.tolist(), update.moves.tolist(), strict=True)
+                assert found == list(moves)
+            else:
+                assert found["trits"] == update.coefs.long().tolist()
+                assert found["stream"] == update.probes.noise.stream_id
+                if kind != "rank one":
+                    assert found["density"] == update.probes.density
+
+    @each_kind
+    def test_rebuilds_the_weights_bit_for_bit(self, tmp_path, kind):
+        net, _ = made(tmp_path / "log", kind)
+        found = rebuild(tmp_path / "log")
+        assert digest_of(found.net) == digest_of(net)
+        assert torch.equal(found.net.schedule, net.schedule)
+        assert found.damage is None
+
+    @each_kind
+    def test_any_step_and_any_layer_can_be_had_alone(self, tmp_path, kind):
+        made(tmp_path / "short", kind, steps=17)
+        made(tmp_path / "log", kind)
+        assert digest_of(rebuild(tmp_path / "log", to_step=17).net) == digest_of(rebuild(tmp_path / "short").net)
+        whole = dict(rebuild(tmp_path / "log").net.named_parameters())
+        start = dict(rebuild(tmp_path / "log", to_step=0).net.named_parameters())
+        for only in ("0", "1.weight"):
+            found = rebuild(tmp_path / "log", only=only)
+            for name, parameter in found.net.named_parameters():
+                expected = whole if name in found.names else start
+                assert torch.equal(parameter, expected[name]), name
+            assert all(name.startswith(only) for name in found.names)
+
+    def test_holds_both_kinds_of_steps_in_turn(self, tmp_path):
+        rules, seed = (Toy("median"), Toy("flips")), 1
+        net = rules[0].build(TASK, Noise(seed).stream("build"), None, None)
+        log = LogWriter.create(tmp_path / "log", Header.of(net, rules[0], TASK, "x", seed, None))
+        updates = [rules[step // 3 % 2].draw(net, Noise(seed).at(step), 0, {}, {}) for step in range(12)]
+        for update in updates:
+            log.append(update)
+        log.commit()
+        reader = LogReader(tmp_path / "log")
+        assert all(same(one, other) for one, (_, other) in zip(updates, reader.records(), strict=True))
+        assert reader.scan().blocks == 4
+        assert reader.scan().flips == 6
+
+    def test_one_trit_per_probe_takes_less_than_its_entropy_bound(self, tmp_path):
+        made(tmp_path / "log", steps=500, commits=range(100, 500, 100), rule=Toy("median", probes=128, hidden=(64,)))
+        bits = 8 * (tmp_path / "log").stat().st_size
+        probes = sum(update.coefs.numel() for _, update in LogReader(tmp_path / "log").records())
+        head = len(LogReader(tmp_path / "log").header.to_bytes()) * 8
+        assert (bits - head) / probes <= 1.52
+
+    def test_flips_take_little_more_than_the_least_possible(self, tmp_path):
+        weights, noise, seed = 200_000, Noise(5), 5
+        header = Header({"name": "toy"}, {}, "x", seed, (("w", "int8", (weights,)),), (), "")
+        log = LogWriter.create(tmp_path / "log", header)
+        least = 0.0
+        for step, count in enumerate([400, 200, 20, 1, 0, 3000, 100_000, 199_999, 200_000]):
+            places = noise.at(step).permutation(weights)[:count].sort().values
+            log.append(Flips(places, noise.stream("m").at(step).signs(count)))
+            least += least_bits(count, weights)
+        size, _ = log.commit()
+        found = [update.positions.numel() for _, update in LogReader(tmp_path / "log").records()]
+        assert found == [400, 200, 20, 1, 0, 3000, 100_000, 199_999, 200_000]
+        assert 8 * (size - len(header.to_bytes())) < 1.01 * least
+
+    @pytest.mark.parametrize("limit", [{"MOST_STEPS": 15}, {"BLOCK_BYTES": 40}, {"MOST_COEFS": 16 * 10}])
+    def test_a_long_run_is_written_in_blocks(self, tmp_path, monkeypatch, limit):
+        for name, value in limit.items():
+            monkeypatch.setattr(writer, name, value)
+        made(tmp_path / "log", "median", commits=())
+        scan = LogReader(tmp_path / "log").scan()
+        assert scan.steps == 40
+        assert scan.blocks >= 3
+
+    def test_what_a_density_is_comes_back_to_the_last_bit(self, tmp_path):
+        _, updates = made(tmp_path / "log", "sparse")
+        densities = {update.probes.density for _, update in LogReader(tmp_path / "log").records()}
+        assert densities == {update.probes.density for update in updates}
+        assert len(densities) == 2
+
+    def test_the_bytes_are_those_of_the_golden_log(self, tmp_path):
+        """Another format needs a new FORMAT, a line in CHANGELOG.md, and a new file here."""
+        write_sample(tmp_path / "log")
+        assert (tmp_path / "log").read_bytes() == GOLDEN.read_bytes()
+        assert len(list(LogReader(GOLDEN).records())) == 26
+        assert len(read_log(GOLDEN.read_bytes())[1]) == 26
+
+
+class TestFrequencies:
+    def test_are_whole_and_sum_to_the_total(self):
+        for counts in ([0, 5], [1] * 300, [10**30, 1, 0], [7, 0, 0]):
+            found = frequencies(counts)
+            assert found.sum() == TOTAL
+            assert found.min() >= 1
+
+    def test_are_what_the_coder_uses(self):
+        """A plain decoder with these whole numbers reads what constriction wrote from floats."""
+        table = frequencies([3, 1, 0, 9, 2])
+        symbols = Noise(0).integers(500, 5).numpy()
+        coder = AnsWriter()
+        coder.put(symbols, table)
+        ans = PlainAns(coder.to_bytes())
+        assert [ans.get(table.tolist()) for _ in range(500)] == symbols.tolist()
+        assert ans.empty
+
+
+class TestDamage:
+    @each_kind
+    def test_all_whole_blocks_before_a_cut_are_used(self, tmp_path, kind):
+        rule = Toy(kind, probes=5, hidden=())
+        _, updates = made(tmp_path / "log", steps=24, commits=(2, 11), rule=rule)
+        data, cut = (tmp_path / "log").read_bytes(), tmp_path / "cut"
+        ends = [block.end for block in LogReader(tmp_path / "log").blocks()]
+        begin = len(LogReader(tmp_path / "log").header.to_bytes())
+        for size in range(len(data)):
+            cut.write_bytes(data[:size])
+            if size < begin:
+                with pytest.raises(CheckpointError):
+                    LogReader(cut)
+                continue
+            reader = LogReader(cut)
+            found = [update for _, update in reader.records()]
+            whole = sum(end <= size for end in ends)
+            assert len(found) == (0, 2, 11, 24)[whole]
+            assert all(same(one, other) for one, other in zip(updates, found, strict=False))
+            assert (reader.damage is None) == (size in (begin, *ends))
+
+    def test_blocks_out_of_order_are_found(self, tmp_path):
+        made(tmp_path / "log", "median", steps=12, commits=(3, 6, 9))
+        data, bad = (tmp_path / "log").read_bytes(), tmp_path / "bad"
+        ends = [block.end for block in LogReader(tmp_path / "log").blocks()]
+        begin = len(LogReader(tmp_path / "log").header.to_bytes())
+        head, *parts = (data[a:b] for a, b in zip((0, begin, *ends), (begin, *ends), strict=False))
+        for order in ((1, 0, 2, 3), (0, 0, 1, 2), (0, 2, 3), (0, 1, 3, 2), (3,)):
+            bad.write_bytes(head + b"".join(parts[index] for index in order))
+            reader = LogReader(bad)
+            right = sum(1 for _ in filter(lambda pair: pair[0] == pair[1], enumerate(order)))
+            assert len(list(reader.records())) <= 3 * right
+            assert reader.damage
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            (lambda d: b"x" + d[1:], "not a step log"),
+            (lambda d: d[:8] + (99).to_bytes(4, "little") + d[12:], "upgrade sidestep"),
+            (lambda d: d[:12] + (2**32 - 1).to_bytes(4, "little") + d[16:], "header has 4,294,967,295 bytes"),
+            (lambda d: d[:40] + b"?" + d[41:], "header .* is damaged"),
+            (lambda d: b"", "not a step log"),
+        ],
+    )
+    def test_a_damaged_header_is_refused(self, tmp_path, change, message):
+        made(tmp_path / "log")
+        (tmp_path / "log").write_bytes(change((tmp_path / "log").read_bytes()))
+        with pytest.raises(CheckpointError, match=message):
+            LogReader(tmp_path / "log")
+
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"noise": "dice/1"}, "dice/1"),
+            ({"start": "00"}, "not the one that the log starts from"),
+            ({"rule": {"name": "another"}}, "another"),
+            ({"rule": {"name": "toy", "hidden": [13]}}, "another net.*0.weight"),
+            ({"rule": {"name": "toy", "unknown": 1}}, "cannot be built"),
+            ({"module": "Mine"}, "--module"),
+        ],
+    )
+    def test_a_log_that_does_not_fit_is_refused(self, tmp_path, changes, message):
+        made(tmp_path / "log")
+        header = dataclasses.replace(LogReader(tmp_path / "log").header, **changes)
+        LogWriter.create(tmp_path / "log", header).close()
+        with pytest.raises((CheckpointError, InputError), match=message):
+            rebuild(tmp_path / "log")
+
+    def test_a_missing_log_and_a_step_beyond_it_are_told(self, tmp_path):
+        with pytest.raises(CheckpointError, match="there is no step log"):
+            rebuild(tmp_path / "log")
+        made(tmp_path / "log")
+        with pytest.raises(InputError, match="holds 40 steps"):
+            rebuild(tmp_path / "log", to_step=41)
+        with pytest.raises(InputError, match=r"no layer or parameter 'x'; it has: 0\.weight"):
+            rebuild(tmp_path / "log", only="x")
+
+    def test_what_cannot_be_logged_is_refused(self, tmp_path):
+        made(tmp_path / "log")
+        reader = LogReader(tmp_path / "log")
+        log = LogWriter.create(tmp_path / "log", reader.header)
+        probes = SparseProbes(Noise(3), 110, 2, 0.1)
+        for update in (
+            Dense({}),
+            Seeded(torch.tensor([0.5, 1.0]), probes),
+            Seeded(torch.tensor([1.0, float("nan")]), probes),
+            Seeded(torch.ones(2), dataclasses.replace(probes, noise=Noise(4))),
+            Seeded(torch.ones(2), dataclasses.replace(probes, weights=111)),
+        ):
+            with pytest.raises(InputError, match="step 0"):
+                log.append(update)
+        log.append(Flips(torch.tensor([5, 4]), torch.ones(2)))
+        with pytest.raises(InputError, match="ascending"):
+            log.commit()
+        log.close()
+
+
+class TestCommands:
+    def run(self, capsys, *words, status=None):
+        if status is None:
+            main(list(map(str, words)))
+        else:
+            with pytest.raises(SystemExit) as raised:
+                main(list(map(str, words)))
+            assert raised.value.code == status
+        return capsys.readouterr()
+
+    def test_replay_writes_what_training_wrote(self, tmp_path, capsys):
+        digits(tmp_path)
+        out = tmp_path / "again.safetensors"
+        self.run(capsys, "replay", tmp_path / "run", "--out", out)
+        trained, _ = checkpoint.load(tmp_path / "run/model.safetensors")
+        found, record = checkpoint.load(out)
+        assert found.keys() == trained.keys()
+        assert all(torch.equal(found[name], trained[name]) for name in found)
+        assert record["step"] == 10
+        error = self.run(capsys, "replay", tmp_path / "run", "--out", out, status=2).err
+        assert "--overwrite" in error
+        words = ("replay", tmp_path / "run/steps.steplog", "--only", "1", "--out", out, "--overwrite", "--json")
+        assert json.loads(self.run(capsys, *words).out)["parameters"] == ["1.weight", "1.bias"]
+        part, _ = checkpoint.load(out)
+        assert all(torch.equal(part[name], trained[name]) for name in ("1.weight", "1.bias"))
+        assert len(part) == 2
+
+    def test_steps_can_be_left_out(self, tmp_path, capsys):
+        digits(tmp_path)
+        said = self.run(capsys, "replay", tmp_path / "run", "--drop-steps", "3:5").out
+        assert "2 left out: experimental" in said
+        assert "FIRST:END" in self.run(capsys, "replay", tmp_path / "run", "--drop-steps", "5", status=2).err
+        assert "holds 10 steps" in self.run(capsys, "replay", tmp_path / "run", "--to-step", "11", status=2).err
+        assert "device" in self.run(capsys, "replay", tmp_path / "run", "--device", "abacus", status=2).err
+
+    @pytest.mark.parametrize("kind", ["sparse", "flips"])
+    def test_inspect_says_what_is_there(self, tmp_path, capsys, kind):
+        run = digits(tmp_path, rule=Toy(kind))
+        found = json.loads(self.run(capsys, "inspect", tmp_path / "run", "--json").out)
+        assert found["steps"] == run.step
+        assert found["damage"] is None
+        assert found["bytes"] == (tmp_path / "run/steps.steplog").stat().st_size
+        assert found["packed_weights_bytes"] == sum(-(-p.numel() // 5) for p in run.net.parameters())
+        assert (found["flips"] is None) == (kind == "sparse")
+        log = tmp_path / "run/steps.steplog"
+        log.write_bytes(log.read_bytes()[:-1])
+        assert "the last block is cut" in self.run(capsys, "inspect", log).out
+
+    def test_verify_finds_a_changed_weight(self, tmp_path, capsys):
+        digits(tmp_path)
+        run, log = tmp_path / "run", tmp_path / "run/steps.steplog"
+        assert "bit for bit" in self.run(capsys, "verify", log, run).out
+        for name in ("model.safetensors", "state.safetensors"):
+            tensors, record = checkpoint.load(run / name)
+            kept = (run / name).read_bytes()
+            weight = next(value for key, value in tensors.items() if key.endswith("1.weight"))
+            weight[3] = (weight[3] + 1) % 243
+            checkpoint.save(run / name, tensors, record)
+            assert f"1.weight in {name}" in self.run(capsys, "verify", log, run, status=2).err
+            (run / name).write_bytes(kept)
+        assert json.loads(self.run(capsys, "verify", log, run, "--json").out)["same"]
+
+
+class TestRuns:
+    @each_kind
+    def test_a_run_leaves_a_log_that_gives_its_weights(self, tmp_path, kind):
+        run = digits(tmp_path, rule=Toy(kind))
+        found = rebuild(tmp_path / "run" / "steps.steplog")
+        assert found.step == run.step
+        assert digest_of(found.net) == digest_of(run.net)
+        assert torch.equal(found.net.schedule, run.net.schedule)
+
+    def test_dense_updates_leave_none(self, tmp_path):
+        digits(tmp_path, rule=Toy("dense"))
+        assert not (tmp_path / "run" / "steps.steplog").exists()
+
+    @pytest.mark.parametrize("kind", ["sparse", "flips"])
+    @pytest.mark.parametrize("lost", ["nothing", "state", "state and metrics", "state and a tail"])
+    def test_a_killed_run_goes_on_to_the_same_bits(self, tmp_path, kind, lost):
+        rule = Toy(kind)
+        whole = digits(tmp_path, "whole", rule, epochs=3)
+        killed, options = StopAfter(25), Options(epochs=3, out=tmp_path / "run")
+        with pytest.raises(RuntimeError, match="killed"):
+            train(rule, "digits", options, progress=killed)
+        folder = tmp_path / "run"
+        if "state" in lost:
+            (folder / "state.safetensors").unlink()
+        if "metrics" in lost:
+            (folder / "metrics.jsonl").unlink()
+        if "tail" in lost:
+            log = folder / "steps.steplog"
+            log.write_bytes(log.read_bytes()[:-3])
+        listener = StopAfter(-1)
+        run = train(rule, "digits", dataclasses.replace(options, resume=True), progress=listener)
+        assert digest_of(run.net) == digest_of(whole.net)
+        assert torch.equal(run.net.schedule, whole.net.schedule)
+        assert (folder / "steps.steplog").stat().st_size
+        assert digest_of(rebuild(folder / "steps.steplog").net) == digest_of(whole.net)
+        assert bool(listener.said) == ("state" in lost)
+        if listener.said:
+            assert ("momentum" in listener.said[0]) == (kind == "flips")
+        if lost == "nothing":
+            assert (folder / "steps.steplog").read_bytes() == (tmp_path / "whole/steps.steplog").read_bytes()
+        if "metrics" not in lost:
+            lines = [
+                [
+                    {key: value for key, value in json.loads(line).items() if key != "seconds"}
+                    for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()
+                ]
+                for name in ("run", "whole")
+            ]
+            assert lines[0] == lines[1]
+
+    def test_a_log_can_be_cut_at_any_step_and_trained_on(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(writer, "MOST_STEPS", 1)  # a block for every step
+        whole = digits(tmp_path, epochs=2)
+        log = tmp_path / "run/steps.steplog"
+        blocks = list(LogReader(log).blocks())
+        for steps in (17, 13, 1):
+            (tmp_path / "run/state.safetensors").unlink()
+            log.write_bytes(log.read_bytes()[: blocks[steps - 1].end + 7])
+            run = digits(tmp_path, epochs=2, resume=True)
+            assert digest_of(run.net) == digest_of(whole.net), steps
+            assert [block.crc for block in LogReader(log).blocks()] == [block.crc for block in blocks]
+
+    def test_an_altered_log_stops_a_resumed_run_and_a_removed_one_does_not(self, tmp_path):
+        digits(tmp_path)
+        log = tmp_path / "run/steps.steplog"
+        data = log.read_bytes()
+        for changed in (data[:-1], data[:-9] + b"?" + data[-8:]):
+            log.write_bytes(changed)
+            with pytest.raises(CheckpointError, match="counts on"):
+                digits(tmp_path, epochs=2, resume=True)
+        log.unlink()
+        run = digits(tmp_path, epochs=2, resume=True)
+        assert run.step == 2 * steps_in(data, tmp_path)
+        assert not log.exists()
+
+    def test_a_log_of_another_run_is_not_trained_on(self, tmp_path):
+        digits(tmp_path, "one", seed=1)
+        digits(tmp_path, "two", Toy("median"), seed=1)
+        (tmp_path / "one/state.safetensors").unlink()
+        shutil.copy(tmp_path / "two/steps.steplog", tmp_path / "one/steps.steplog")
+        with pytest.raises(CheckpointError, match="another run"):
+            digits(tmp_path, "one", seed=1, resume=True)
+
+    def test_a_stop_commits_the_log_with_the_state(self, tmp_path):
+        class Stop(Silent):
+            def step(self, step, examples):
+                if step == 4:
+                    os.kill(os.getpid(), signal.SIGTERM)
+
+        with pytest.raises(Stopped):
+            train(Toy(), "digits", Options(epochs=1, out=tmp_path / "run"), progress=Stop())
+        _, record = checkpoint.load(tmp_path / "run/state.safetensors")
+        assert record["step"] == 4
+        assert record["steplog_bytes"] == (tmp_path / "run/steps.steplog").stat().st_size
+        assert LogReader(tmp_path / "run/steps.steplog").scan().steps == 4
+
+    def test_overwriting_a_run_removes_its_log(self, tmp_path):
+        digits(tmp_path)
+        digits(tmp_path, rule=Toy("dense"), overwrite=True)
+        assert not (tmp_path / "run/steps.steplog").exists()
+
+    def test_a_run_is_evaluated_from_packed_weights(self, tmp_path):
+        run = digits(tmp_path)
+        found = load_run(tmp_path / "run")
+        assert not dict(found.net.named_parameters())
+        assert ternary_parameters(run.net)
+        images = torch.arange(2 * 64, dtype=torch.float32).view(2, 1, 8, 8)
+        wanted = run.predict(images.to(getattr(torch, run.task.pixels)))
+        assert torch.equal(found.predict(images.to(getattr(torch, run.task.pixels))), wanted)
+
+    def test_trits_have_no_moving_average(self, tmp_path):
+        with pytest.raises(InputError, match=r"leave --average out"):
+            digits(tmp_path, average=0.9)
+        assert not (tmp_path / "run").exists()
+
+
+def steps_in(data, tmp_path):
+    (tmp_path / "copy").write_bytes(data)
+    return LogReader(tmp_path / "copy").scan().steps
