@@ -26,7 +26,7 @@ from sidestep.nets.ternarize import ternarize
 from sidestep.noise import Noise
 from sidestep.probes import SparseProbes
 
-BATCH, CHUNKS, DENSITIES = 1024, (1, 4, 16), (16, 4, 1)
+BATCH, CHUNKS, DENSITIES = 1024, (1, 4, 16, 64), (16, 4, 1)
 
 
 def plain_chunk(net: nn.Module, inputs: Tensor, labels: Tensor, probes: SparseProbes, size: int) -> Tensor:

@@ -11,7 +11,7 @@ from torch import nn
 
 from sidestep.errors import InputError, NonFiniteError
 from sidestep.measure import peak_allocation
-from sidestep.nets import tangent_columns, tangents
+from sidestep.nets import tangent_chain, tangent_columns, tangents
 from sidestep.nets.tangents import alignments
 from sidestep.nets.ternarize import ternarize
 from sidestep.nets.ternary import ternary_parameters
@@ -116,8 +116,9 @@ def test_sparse_probes_of_every_density_in_chains(hidden, norm, bias, monkeypatc
     for density in (0.0, 16 / count_of(net), 0.1):
         probes = sparse(net, density=density)
         wanted, wanted_loss = plain_alignments(net, inputs, labels, written_out(net, probes))
-        for cost in COSTS.values():
-            monkeypatch.setattr(tangents, "columns_cost", lambda *_, cost=cost: cost)
+        for kind, dense_above in (("columns", 2.0), ("tangents", 2.0), ("tangents", 0.0)):
+            monkeypatch.setattr(tangents, "columns_cost", lambda *_, kind=kind: COSTS[kind])
+            monkeypatch.setattr(tangent_chain, "DENSE_ABOVE", dense_above)
             alpha, loss = alignments(net, inputs, labels, probes)
             assert_equal_alphas(alpha, wanted)
             assert torch.allclose(loss, wanted_loss, rtol=1e-12, atol=0)
@@ -294,6 +295,16 @@ def test_the_mean_over_all_sign_vectors_is_the_gradient(norm):
     gradient = torch.cat([weight.grad.flatten() for weight in weights.values()])
     assert gradient.abs().max() > 1e-3
     assert torch.allclose(alpha @ rows.double() / len(rows), gradient, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("hidden", [1, 2, 3, 4])
+def test_probes_of_one_weight_each_find_the_gradient(hidden, path):
+    net, (inputs, labels) = mlp(hidden), batch_for()
+    weights = {name: weight.double().requires_grad_() for name, weight in ternary_parameters(net).items()}
+    F.cross_entropy(torch.func.functional_call(net, weights, (inputs,)), labels).backward()
+    gradient = torch.cat([weight.grad.flatten() for weight in weights.values()])
+    alpha, _ = alignments(net, inputs, labels, GivenProbes(torch.eye(len(gradient), dtype=torch.int64)))
+    assert_equal_alphas(alpha, gradient)
 
 
 @pytest.mark.parametrize("kind", ["1/d", "16/d", "0.1", "rank one"])

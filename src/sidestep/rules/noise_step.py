@@ -79,13 +79,13 @@ class NoiseStep:
     exclusive: bool = False
     """Draw probes without replacement, each with the same number of non-zeros: none is empty."""
     threshold: int | None = None
-    """Evidence, in probes, at which an accumulator moves its weight. Default: 3; 30 sqrt(K / 2) with rank-one, whose
+    """Evidence, in probes, at which an accumulator moves its weight. Default: 3; 10 sqrt(K / 2) with rank-one, whose
     probes each touch all weights."""
     flip_share: float = 0.002
     """Share of a layer's weights that flip per step, p; --decay lets it fall."""
-    momentum: float = 0.9
+    momentum: float = 0.95
     """Decay of the momentum of direct flips, beta."""
-    label_smoothing: float = 0.0
+    label_smoothing: float = 0.1
     """Share of a label that is spread over all classes, in local losses."""
     memory: int = 256
     """Memory for the tangents of weight probes, in MiB: more are carried at once if it is larger."""
@@ -243,7 +243,7 @@ class NoiseStep:
     def _threshold(self, probes: Probes) -> int:
         if self.threshold is not None:
             return self.threshold
-        return 3 if isinstance(probes, SparseProbes) else round(30 * math.sqrt(probes.count / 2))
+        return 3 if isinstance(probes, SparseProbes) else round(10 * math.sqrt(probes.count / 2))
 
     def _sparse(self, net: nn.Module, noise: Noise) -> SparseProbes:
         density, count = self._density(net)
