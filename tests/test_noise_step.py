@@ -255,7 +255,7 @@ class TestMoves:
 
     def test_accumulators_are_those_of_a_plain_loop(self):
         net = mlp()
-        optimizer = TernaryOptimizer(list(net.parameters()), 0.1)
+        optimizer = TernaryOptimizer([(list(net.parameters()), 0.1)])
         plain, evidence = weights_of(net), torch.zeros_like(weights_of(net))
         for step in range(30):
             probes = SparseProbes(Noise(3).at(step), len(plain), 12, 0.2)
@@ -273,7 +273,7 @@ class TestMoves:
     @pytest.mark.parametrize(("threshold", "dtype"), [(127, torch.int8), (128, torch.int16), (40_000, torch.int32)])
     def test_accumulators_are_as_wide_as_the_threshold_needs(self, threshold, dtype):
         net = mlp()
-        optimizer = TernaryOptimizer(list(net.parameters()), 0.1)
+        optimizer = TernaryOptimizer([(list(net.parameters()), 0.1)])
         accumulate(net, torch.ones(50, dtype=torch.int8), SparseProbes(Noise(0), 35, 50, 1.0), optimizer, threshold)
         assert {state["evidence"].dtype for state in optimizer.state.values()} == {dtype}
 
@@ -297,7 +297,7 @@ class TestFlips:
     def setup_method(self):
         self.net = ternary_mlp((1, 5, 4), (10,), 2, bias=False, local=False)  # 200 and 20 weights
         self.net.draw(Noise(0))
-        self.optimizer = TernaryOptimizer(list(self.net.parameters()), 0.05)
+        self.optimizer = TernaryOptimizer([(list(self.net.parameters()), 0.05)])
 
     def gradients(self, seed=1):
         return {n: Noise(seed).normal(t.numel()).view(t.shape) for n, t in self.net.named_parameters()}
@@ -321,6 +321,21 @@ class TestFlips:
             expected[best - offset] = 0
             torch.testing.assert_close(momentum, expected)
         assert ((weights[flips.positions] + flips.moves).abs() <= 1).all()
+
+    def test_a_layer_that_flips_less_than_one_weight_a_step_waits_until_one_is_due(self):
+        for group in self.optimizer.param_groups:
+            group["lr"] = 0.0125  # 2.5 of the stage's 200 weights, and a quarter of one of the head's 20
+        seen = [choose_flips(self.net, self.gradients(seed), self.optimizer, 0.9).positions for seed in range(8)]
+        assert [int((positions < 200).sum()) for positions in seen] == [2, 3] * 4
+        assert [int((positions >= 200).sum()) for positions in seen] == [0, 0, 0, 1] * 2
+
+    def test_heads_can_flip_at_a_share_of_their_own(self):
+        rule = NoiseStep(hidden=(20,), flip_share=0.01, head_share=0.1)
+        net = rule.build(TASK, Noise(0), None, None)  # 64 * 20 and 20 * 4 weights
+        batch = Batch(Noise(1).normal(8 * 64).view(8, 1, 8, 8), torch.arange(8) % 4)
+        optimizer = rule.optimizer(net)
+        flips = rule.decide(net, rule.estimate(net, batch, Noise(2)), optimizer)
+        assert [int((flips.positions < 1280).sum()), int((flips.positions >= 1280).sum())] == [12, 8]
 
     def test_momentum_builds_up(self):
         gradients = self.gradients()
@@ -411,7 +426,15 @@ class TestChoices:
 
     @pytest.mark.parametrize(
         "options",
-        [{"probes": 0}, {"tangents": 0}, {"density": 0.0}, {"threshold": 0}, {"momentum": 1.0}, {"memory": 0}],
+        [
+            {"probes": 0},
+            {"tangents": 0},
+            {"density": 0.0},
+            {"threshold": 0},
+            {"momentum": 1.0},
+            {"memory": 0},
+            {"head_share": 0.0},
+        ],
     )
     def test_values_that_cannot_work_are_refused(self, options):
         with pytest.raises(InputError, match=next(iter(options))):

@@ -24,8 +24,8 @@ class TernaryOptimizer(torch.optim.Optimizer):
     It has no step of its own: rules change trits through their updates.
     """
 
-    def __init__(self, parameters: list[Tensor], share: float) -> None:
-        super().__init__(parameters, {"lr": share})
+    def __init__(self, shares: list[tuple[list[Tensor], float]]) -> None:
+        super().__init__([{"params": parameters, "lr": share} for parameters, share in shares], {"lr": 0.0})
 
     def step(self, closure: Any = None) -> NoReturn:
         """Refuse: there is nothing that this could do without an update."""
@@ -40,8 +40,9 @@ def choose_flips(
     positions, moves, offset = [], [], 0
     for name, trits in ternary_parameters(net).items():
         if name in gradients:
-            momentum = _momentum(optimizer.state[trits], trits, gradients[name], beta)
-            inside = _largest(momentum, trits, shares[id(trits)])
+            state = optimizer.state[trits]
+            momentum = _momentum(state, trits, gradients[name], beta)
+            inside = _largest(momentum, trits, _count(state, shares[id(trits)] * trits.numel()))
             positions.append(inside + offset)
             moves.append(momentum.view(-1)[inside].sign().to(torch.int8))
             momentum.view(-1)[inside] = 0
@@ -58,11 +59,17 @@ def _momentum(state: dict[str, Any], trits: Tensor, gradient: Tensor, beta: floa
     return state["momentum"].mul_(beta).sub_(gradient / size)
 
 
-def _largest(momentum: Tensor, trits: Tensor, share: float) -> Tensor:
+def _count(state: dict[str, Any], wanted: float) -> int:
+    """Return a whole number of flips, and owe the rest to later steps: a small layer flips less than one a step."""
+    owed = state.get("owed", torch.zeros((), dtype=torch.float64)) + wanted
+    state["owed"] = owed - owed.floor()
+    return int(owed)
+
+
+def _largest(momentum: Tensor, trits: Tensor, count: int) -> Tensor:
     """Return the ascending places of the largest |v| that can move; ties go as torch.topk has them."""
     flat, weights = momentum.view(-1), trits.view(-1)
-    count = min(flat.numel(), round(share * flat.numel()))
     if not count:
         return torch.empty(0, dtype=torch.int64, device=flat.device)
-    largest = flat.abs().masked_fill_(flat * weights > 0, 0).topk(count)
+    largest = flat.abs().masked_fill_(flat * weights > 0, 0).topk(min(count, flat.numel()))
     return largest.indices[largest.values > 0].sort().values

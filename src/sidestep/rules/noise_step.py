@@ -83,6 +83,8 @@ class NoiseStep:
     probes each touch all weights."""
     flip_share: float = 0.002
     """Share of a layer's weights that flip per step, p; --decay lets it fall."""
+    head_share: float | None = None
+    """The same for the heads, which are small. Default: flip_share."""
     momentum: float = 0.95
     """Decay of the momentum of direct flips, beta."""
     label_smoothing: float = 0.1
@@ -102,6 +104,8 @@ class NoiseStep:
         if self.threshold is not None:
             check_range(1, 1 << 30, threshold=self.threshold)
         check_positive(1, flip_share=self.flip_share)
+        if self.head_share is not None:
+            check_positive(1, head_share=self.head_share)
         check_range(0, 0.9999, momentum=self.momentum)
         check_range(0, 0.99, label_smoothing=self.label_smoothing)
         check_range(1, 1 << 20, memory=self.memory)
@@ -153,7 +157,10 @@ class NoiseStep:
 
     def optimizer(self, net: nn.Module) -> torch.optim.Optimizer:
         """Make what keeps the momentum or the accumulators; it has no learning rate, but the share of flips."""
-        return TernaryOptimizer(list(ternary_parameters(net).values()), self.flip_share)
+        trits = ternary_parameters(net)
+        heads = [p for name, p in trits.items() if name.startswith("heads.")]
+        others = [p for name, p in trits.items() if not name.startswith("heads.")]
+        return TernaryOptimizer([(others, self.flip_share), (heads, self.head_share or self.flip_share)])
 
     def estimate(self, net: nn.Module, batch: Batch, noise: Noise) -> Update:
         """Return one number per probe, or a gradient, of the mean cross-entropy; exact or unbiased."""
