@@ -11,6 +11,11 @@ _MLP = {"hidden": (1024, 1024, 1024)}
 _SMALL = {"hidden": (256, 256)}
 _RECIPE = {"flip_share": 0.003, "momentum": 0.98, "label_smoothing": 0.1}
 _TRAIN = {"epochs": 20, "batch": 500, "decay": "cosine", "augment": "shift"}
+_CONV = {"net": "conv", "hidden": (32, 64, 128)}
+_CONV_RECIPE = {**_RECIPE, "flip_share": 0.004}
+_CONV_TRAIN = {"epochs": 6, "batch": 250, "decay": "cosine", "augment": "shift"}
+_DEEP = {"net": "conv", "hidden": (64, 128, 256, 256), "pooled": (1, 2, 3)}
+_DEEP_TRAIN = {"epochs": 6, "batch": 250, "decay": "cosine", "augment": "flip-crop"}
 _STEPS = {"estimator": "weight-probes", "bias": True}
 
 
@@ -26,7 +31,21 @@ def ternary_presets() -> Iterator[Preset]:
         {"epochs": 27, "batch": 1024}, "noise_step as its later notebook has it: probes double when the loss rises",
     )  # fmt: skip
     yield _noise_step("noise-step-best-mnist", {**_MLP, **_RECIPE}, _TRAIN, "our own ternary MLP: local losses, flips")
+    yield _noise_step(
+        "noise-step-best-mnist-conv", {**_CONV, **_CONV_RECIPE}, _CONV_TRAIN,
+        "our own ternary conv net: local losses, flips",
+    )  # fmt: skip
+    yield _noise_step(
+        "noise-step-small-log-mnist", {**_CONV, **_RECIPE, "flip_share": 0.00038, "head_share": 0.00062},
+        {**_CONV_TRAIN, "epochs": 2}, "a ternary conv net whose log of flips is smaller than its packed weights",
+    )  # fmt: skip
+    yield _noise_step(
+        "noise-step-best-cifar10", {**_DEEP, **_CONV_RECIPE}, _DEEP_TRAIN,
+        "our own ternary conv net: local losses, flips",
+    )  # fmt: skip
     yield _baseline("backprop-ternary-mnist", {"net": "mlp", **_MLP}, _TRAIN)
+    yield _baseline("backprop-ternary-mnist-conv", _CONV, _CONV_TRAIN)
+    yield _baseline("backprop-ternary-cifar10", _DEEP, _DEEP_TRAIN)
 
 
 def _noise_step(name: str, options: Mapping[str, Any], train: Mapping[str, Any], summary: str) -> Preset:
