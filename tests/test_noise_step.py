@@ -24,6 +24,7 @@ from sidestep.rules.density import advanced, density_and_count, first_density
 from sidestep.rules.flips import TernaryOptimizer, choose_flips
 from sidestep.rules.trits import accumulate, along_probes, move, sign_and_median, subtract
 from sidestep.update import Dense, Flips, Seeded
+from tests.reference.noise_step_plain import plain_step
 
 TASK = Task((1, 8, 8), tuple("abcd"), (0.0,), (1.0,))
 
@@ -447,6 +448,24 @@ class TestChoices:
             rule.apply(net, Dense({}), rule.optimizer(net))
         with pytest.raises(InputError, match="got Dense"):
             replace(rule, codec="trits").decide(net, Dense({}), rule.optimizer(net))
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_ten_steps_are_those_of_the_plain_reference(bias):
+    rule = NoiseStep(estimator="weight-probes", hidden=(8, 6), probes=32, density=0.02, bias=bias)
+    net, twin = (rule.build(TASK, Noise(0), None, None) for _ in range(2))
+    optimizer, noise = rule.optimizer(net), Noise(3).stream("estimate")
+    labels = torch.arange(16) % 4
+    images = (Noise(1).normal(16 * 64).view(16, 1, 8, 8) + labels[:, None, None, None]).double()
+    start = weights_of(net)
+    for step in range(10):
+        update = rule.decide(net, rule.estimate(net, Batch(images, labels), noise.at(step)), optimizer)
+        found = update.probes.entries()
+        rows = torch.zeros(32, len(start)).index_put_((found.probe, found.position), found.sign.float())
+        assert torch.equal(plain_step(twin, images, labels, rows), update.coefs.long())
+        rule.apply(net, update, optimizer)
+        assert torch.equal(weights_of(net), weights_of(twin))
+    assert not torch.equal(start, weights_of(net))
 
 
 def test_own_modules_become_ternary_and_train(tmp_path):

@@ -4,6 +4,8 @@ Nothing here is imported from the package. The engine of alignments is held to `
 `plain_step`. A probe is a flat tensor over all weights, parameters one after another.
 """
 
+import statistics
+
 import torch
 import torch.nn.functional as F
 
@@ -26,10 +28,9 @@ def plain_alignments(net, inputs, labels, probes, loss=F.cross_entropy):
 
 
 def plain_trits(alphas):
-    """tau_i = sgn(alpha_i) if |alpha_i| >= median_j |alpha_j| else 0; of two middle values the lower is the median."""
-    sizes = alphas.abs()
-    middle = sizes.sort().values[(len(sizes) - 1) // 2]
-    return torch.tensor([int(alpha.sign()) if alpha.abs() >= middle else 0 for alpha in alphas])
+    """tau_i = sgn(alpha_i) if |alpha_i| >= median_j |alpha_j| else 0; the median of an even number is the middle two's mean."""
+    middle = statistics.median(alphas.abs().tolist())
+    return torch.tensor([int(alpha.sign()) if abs(alpha.item()) >= middle else 0 for alpha in alphas])
 
 
 def plain_step(net, inputs, labels, probes):
