@@ -43,7 +43,8 @@ ENTRIES = {
     "cifar-ste": Entry("Adam-STE, the same conv net", "cifar10", ("--preset", "backprop-ternary-cifar10"), 3),
     "cifar-paper": Entry(
         "noise_step, the paper's rule, MLP", "cifar10",
-        ("--preset", "noise-step-paper-mnist", "--data", "cifar10", "--epochs", "28"), 129,
+        ("noise-step", "--estimator", "weight-probes", "--bias", "--hidden", "256", "256", "--probes", "128",
+         "--data", "cifar10", "--batch", "1024", "--epochs", "33"), 129,
     ),
     "cifar-linear": Entry("a linear classifier (float, Adam)", "cifar10", (*LINEAR, "--data", "cifar10"), 3),
 }  # fmt: skip
