@@ -68,10 +68,11 @@ class EverySign:
         self.table = torch.tensor(list(itertools.product([1, -1], repeat=bits)), dtype=torch.int8)
         self.count = len(self.table)
 
-    def factors(self, layer, device="cpu"):
+    def factors(self, layer, device="cpu", first=0, last=None):
         start = sum(rows + columns for rows, columns in self.shapes[:layer])
         rows, columns = self.shapes[layer]
-        return self.table[:, start : start + rows], self.table[:, start + rows : start + rows + columns]
+        table = self.table[first:last]
+        return table[:, start : start + rows], table[:, start + rows : start + rows + columns]
 
 
 class TestRankOne:

@@ -94,7 +94,17 @@ class TestSparse:
             out = torch.zeros(30, dtype=torch.int64)
             out[position] = value
             assert torch.equal(out, expected)
-            assert torch.equal(position, position.unique())
+            assert torch.equal(position, expected.nonzero()[:, 0])
+
+    def test_sums_in_chunks_are_the_same(self, monkeypatch):
+        sparse, rank_one = SparseProbes(Noise(5), 300, 40, 0.2), RankOneProbes(Noise(5), ((6, 9), (4, 3)), 40)
+        coefs = Noise(6).integers(40, 3) - 1
+        whole = [probes.weighted_sum(coefs) for probes in (sparse, rank_one)]
+        monkeypatch.setattr("sidestep.probes._CHUNK", 150)
+        for (position, value), probes in zip(whole, (sparse, rank_one), strict=True):
+            again = probes.weighted_sum(coefs)
+            assert torch.equal(position, again[0])
+            assert torch.equal(value, again[1])
 
     def test_steps_and_streams_give_other_probes(self):
         a, b = (SparseProbes(Noise(0).at(step), 1000, 5, 0.01).entries().position for step in (0, 1))

@@ -103,6 +103,22 @@ class TestLayers:
         with pytest.raises(RuntimeError, match="Missing key"):
             two.load_state_dict({"bias": state["bias"]})
 
+    def test_a_packed_layer_takes_other_weights_too(self):
+        one, two = drawn(TernaryLinear(13, 4, bias=True)), pack_layers(TernaryLinear(13, 4, bias=True))
+        x = Noise(1).normal(26).view(2, 13)
+        two.load_state_dict(one.state_dict())
+        assert torch.equal(one(x), two(x))
+        with pytest.raises(RuntimeError, match="packed in 11 bytes"):
+            two.load_state_dict({**one.state_dict(), "weight": torch.zeros(3, dtype=torch.uint8)})
+
+    @pytest.mark.parametrize("packed", [False, True])
+    def test_weights_that_a_layer_lacks_are_named(self, packed):
+        layer = TernaryLinear(13, 4)
+        if packed:
+            pack_layers(layer)
+        with pytest.raises(RuntimeError, match=r"Unexpected key\(s\) in state_dict: \"bias\""):
+            layer.load_state_dict(TernaryLinear(13, 4, bias=True).state_dict())
+
     def test_float_weights_can_stand_in_for_a_derivative(self):
         layer = drawn(TernaryLinear(5, 2)).double()
         x = Noise(0).normal(15).view(3, 5).double()

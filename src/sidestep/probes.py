@@ -19,6 +19,8 @@ from sidestep.noise import Noise
 __all__ = ["Entries", "Probes", "RankOneProbes", "SparseProbes"]
 
 MASK = 0xFFFFFFFF
+_CHUNK = 1 << 22  # elements of probes at a time
+_DENSE = 1 << 26  # up to so many weights, a sum of several chunks is kept as one vector of all of them
 ROUNDS = 8
 MIXERS = (0x9E3779B1, 0x85EBCA77, 0xC2B2AE3D)  # odd constants that spread the bits of a product
 
@@ -93,14 +95,35 @@ class SparseProbes:
         return Entries(probe.to(device), position, sign)
 
     def weighted_sum(self, coefs: Tensor) -> tuple[Tensor, Tensor]:
-        """Return `sum_i c_i nu_i` for whole-numbered coefs (K,), as ascending positions and their values, int64."""
+        """Return `sum_i c_i nu_i` for whole-numbered coefs (K,), as ascending positions and their values, int64.
+
+        Positions whose terms cancel are left out.
+        """
         if coefs.shape != (self.count,):
             raise InputError(f"there are {self.count} probes, got coefficients of shape {tuple(coefs.shape)}")
-        found = self.entries(device=coefs.device)
+        chunks = self._chunks()
+        if len(chunks) == 1 or self.weights > _DENSE:
+            position, value = self._part(coefs, *chunks[0])
+            for first, last in chunks[1:]:
+                more = self._part(coefs, first, last)
+                position, value = _merged(torch.cat([position, more[0]]), torch.cat([value, more[1]]))
+            return position[value != 0], value[value != 0]
+        total = torch.zeros(self.weights, dtype=torch.int64, device=coefs.device)
+        for first, last in chunks:
+            total.index_add_(0, *self._part(coefs, first, last))
+        position = total.nonzero()[:, 0]
+        return position, total[position]
+
+    def _part(self, coefs: Tensor, first: int, last: int) -> tuple[Tensor, Tensor]:
+        found = self.entries(first, last, coefs.device)
         values = coefs.to(torch.int64)[found.probe] * found.sign
         kept = values != 0
-        position, place = found.position[kept].unique(return_inverse=True)
-        return position, torch.zeros_like(position).index_add_(0, place, values[kept])
+        return _merged(found.position[kept], values[kept])
+
+    def _chunks(self) -> list[tuple[int, int]]:
+        """Ranges of probes with few non-zeros, so that a sum needs little memory beside its result."""
+        size = max(1, int(_CHUNK / max(1.0, self.density * self.weights)))
+        return [(first, min(first + size, self.count)) for first in range(0, self.count, size)]
 
 
 @dataclass(frozen=True)
@@ -123,28 +146,42 @@ class RankOneProbes:
         if not 1 <= self.count < 1 << 24:
             raise InputError(f"a step needs from 1 to 2**24 - 1 rank-one probes, got {self.count}")
 
-    def factors(self, layer: int, device: str | torch.device = "cpu") -> tuple[Tensor, Tensor]:
-        """Return A (K, rows) and B (K, columns) of a layer, int8."""
+    def factors(
+        self, layer: int, device: str | torch.device = "cpu", first: int = 0, last: int | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return A (probes, rows) and B (probes, columns) of a layer, int8, for probes `first` to `last` - 1."""
         rows, columns = self.shapes[layer]
         noise = self.noise.stream("rank one").sub(layer)
+        count = (self.count if last is None else last) - first
         return (
-            noise.stream("rows").signs(self.count * rows, device=device).view(self.count, rows),
-            noise.stream("columns").signs(self.count * columns, device=device).view(self.count, columns),
+            noise.stream("rows").signs(count * rows, first * rows, device).view(count, rows),
+            noise.stream("columns").signs(count * columns, first * columns, device).view(count, columns),
         )
 
     def weighted_sum(self, coefs: Tensor) -> tuple[Tensor, Tensor]:
         """Return `sum_i c_i nu_i` for coefs in {-1, 0, 1}, (K,), as ascending positions and values, int64."""
         sums = []
-        for layer in range(len(self.shapes)):
-            rows, columns = self.factors(layer, coefs.device)
-            weighted = rows.float() * coefs.float()[:, None]  # whole numbers below 2**24: float32 is exact
-            sums.append((weighted.T @ columns.float()).flatten().to(torch.int64))
+        for layer, shape in enumerate(self.shapes):
+            total = torch.zeros(shape, device=coefs.device)
+            size = max(1, _CHUNK // sum(shape))
+            for first in range(0, self.count, size):
+                last = min(first + size, self.count)
+                rows, columns = self.factors(layer, coefs.device, first, last)
+                weighted = rows.float() * coefs[first:last].float()[:, None]
+                total += weighted.T @ columns.float()  # whole numbers below 2**24: float32 is exact
+            sums.append(total.flatten().to(torch.int64))
         values = torch.cat(sums)
         position = values.nonzero()[:, 0]
         return position, values[position]
 
 
 Probes = SparseProbes | RankOneProbes
+
+
+def _merged(position: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    """Return every position once, ascending, with the sum of its values."""
+    position, place = position.unique(return_inverse=True)
+    return position, torch.zeros_like(position).index_add_(0, place, value)
 
 
 def _permute(index: Tensor, lap: Tensor, size: int, noise: Noise) -> Tensor:

@@ -28,7 +28,7 @@ def plain_alignments(net, inputs, labels, probes, loss=F.cross_entropy):
 
 
 def plain_trits(alphas):
-    """tau_i = sgn(alpha_i) if |alpha_i| >= median_j |alpha_j| else 0; the median of an even number is the middle two's mean."""
+    """tau_i = sgn(alpha_i) if |alpha_i| >= median_j |alpha_j| else 0; an even number's median lies between two."""
     middle = statistics.median(alphas.abs().tolist())
     return torch.tensor([int(alpha.sign()) if abs(alpha.item()) >= middle else 0 for alpha in alphas])
 

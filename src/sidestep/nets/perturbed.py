@@ -46,14 +46,13 @@ def rank_one_alignments(
     order = {name: index for index, (name, _) in enumerate(net.named_parameters())}
     found, loss = [], images.new_zeros(())
     for first in range(0, probes.count, batch):
-        chosen = slice(first, first + batch)
 
-        def perturb(name: str, layer: TernaryLayer, inputs: Tensor, outputs: Tensor, rows: slice = chosen) -> Tensor:
-            left, right = probes.factors(order[f"{name}.weight"], inputs.device)
-            added = _outer(layer, inputs, left[rows].to(inputs.dtype), right[rows].to(inputs.dtype))
+        def perturb(name: str, layer: TernaryLayer, inputs: Tensor, outputs: Tensor, first: int = first) -> Tensor:
+            left, right = probes.factors(order[f"{name}.weight"], inputs.device, first, first + batch)
+            added = _outer(layer, inputs, left.to(inputs.dtype), right.to(inputs.dtype))
             if layer.bias is not None:
-                left, right = probes.factors(order[f"{name}.bias"], inputs.device)
-                sign = (left[rows] * right[rows]).to(added.dtype)
+                left, right = probes.factors(order[f"{name}.bias"], inputs.device, first, first + batch)
+                sign = (left * right).to(added.dtype)
                 added = added + sign.view(len(sign), -1, *[1] * (added.ndim - 2))
             return added * layer.scale
 

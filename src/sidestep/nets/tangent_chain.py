@@ -27,7 +27,6 @@ __all__ = [
     "SparseDirect",
     "Step",
     "carry",
-    "factors_between",
     "read_chain",
     "walk",
 ]
@@ -154,11 +153,11 @@ class RankOneDirect:
     def at(self, index: int, step: Step, product: torch.dtype) -> Tensor:
         """Return the addition at linear layer `index`, (units, probes, batch): `scale a_i (b_i . x)`."""
         (weight, bias), inputs = self.places[index], step.inputs
-        rows, columns = factors_between(self.probes, weight, self.first, self.last, inputs.device)
+        rows, columns = self.probes.factors(weight, inputs.device, self.first, self.last)
         seen = (columns.to(product) @ inputs.to(product)).to(inputs.dtype).mul_(step.linear.scale)
         moved = rows.T[:, :, None].to(inputs.dtype) * seen
         if bias is not None:
-            rows, columns = factors_between(self.probes, bias, self.first, self.last, inputs.device)
+            rows, columns = self.probes.factors(bias, inputs.device, self.first, self.last)
             shift = (rows[:, :, None] * columns[:, None, :]).flatten(1)  # (probes, units)
             moved += shift.T[:, :, None].to(inputs.dtype) * step.linear.scale
         return moved
@@ -233,21 +232,6 @@ def carry(steps: Iterable[Step], direct: Direct, product: torch.dtype) -> tuple[
         outputs = step.outputs
         del step, added  # so that it is gone when the next one is made
     return cast(Tensor, outputs), cast(Tensor, tangent)
-
-
-def factors_between(
-    probes: RankOneProbes, layer: int, first: int, last: int, device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """Return rows `first` to `last` - 1 of `probes.factors(layer)`, without those before and behind."""
-    noise = probes.noise.stream("rank one").sub(layer)
-    rows, columns = probes.shapes[layer]
-    return _signs(noise.stream("rows"), first, last, rows, device), _signs(
-        noise.stream("columns"), first, last, columns, device
-    )
-
-
-def _signs(noise: Noise, first: int, last: int, width: int, device: torch.device) -> Tensor:
-    return noise.signs((last - first) * width, first * width, device).view(last - first, width)
 
 
 def _members(module: nn.Module) -> list[nn.Module] | None:

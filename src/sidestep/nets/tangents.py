@@ -24,7 +24,6 @@ from sidestep.nets.tangent_chain import (
     RankOneDirect,
     SparseDirect,
     carry,
-    factors_between,
     read_chain,
     walk,
 )
@@ -257,7 +256,7 @@ def _whole_probes(asked: _Asked, dtype: torch.dtype, first: int, last: int) -> d
     if isinstance(asked.probes, RankOneProbes):
         found = {}
         for layer, (name, weight) in enumerate(asked.weights.items()):
-            rows, columns = factors_between(asked.probes, layer, first, last, device)
+            rows, columns = asked.probes.factors(layer, device, first, last)
             found[name] = (rows.to(dtype)[:, :, None] * columns[:, None, :]).view(count, *weight.shape)
         return found
     entries = asked.probes.entries(first, last, device)

@@ -77,21 +77,26 @@ class TernaryLayer(nn.Module):
                 destination[prefix + name] = pack_trits(getattr(self, name))
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *rest: Any) -> None:
-        _, _, missing, _, errors = rest
-        for name in ("weight", "bias"):
-            parameter = getattr(self, name)
+        _, strict, missing, unexpected, errors = rest
+        known = {name for name in ("weight", "bias") if name in self.packed or getattr(self, name) is not None}
+        for name in sorted(known):
             key = prefix + name
-            if parameter is None:
-                continue
             if key not in state_dict:
                 missing.append(key)
                 continue
+            shape = self.shape if name == "weight" else self.shape[:1]
             try:
-                trits = unpack_trits(state_dict[key], parameter.numel())
+                trits = unpack_trits(state_dict[key], math.prod(shape))
             except InputError as error:
                 errors.append(f"{key}: {error}")
                 continue
-            parameter.data.copy_(trits.view_as(parameter))
+            if name in self.packed:
+                self.packed[name] = state_dict[key].detach().to(self.packed[name].device, copy=True)
+            else:
+                getattr(self, name).data.copy_(trits.view(shape))
+        if strict:
+            own = (key for key in state_dict if key.startswith(prefix) and "." not in key[len(prefix) :])
+            unexpected += [key for key in own if key[len(prefix) :] not in known]
 
     def extra_repr(self) -> str:
         """Return the shape, for printing."""

@@ -36,8 +36,10 @@ def ternary_presets() -> Iterator[Preset]:
         "our own ternary conv net: local losses, flips",
     )  # fmt: skip
     yield _noise_step(
-        "noise-step-small-log-mnist", {**_CONV, **_RECIPE, "flip_share": 0.00038, "head_share": 0.00062},
-        {**_CONV_TRAIN, "epochs": 2}, "a ternary conv net whose log of flips is smaller than its packed weights",
+        "noise-step-small-log-mnist",
+        {"hidden": (512, 512, 512), "flip_share": 0.00015, "head_share": 0.0015, "momentum": 0.99},
+        {"epochs": 10, "batch": 500, "decay": "cosine"},
+        "a ternary MLP whose log of flips is smaller than its packed weights",
     )  # fmt: skip
     yield _noise_step(
         "noise-step-best-cifar10", {**_DEEP, **_CONV_RECIPE}, _DEEP_TRAIN,
