@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from sidestep.nets.ternary import TernaryLinear
-from sidestep.noise import Noise
 from sidestep.probes import RankOneProbes
 
 __all__ = [
