@@ -10,7 +10,7 @@ import pytest
 
 from sidestep import data
 from sidestep.noise import Noise
-from sidestep.rules import Backprop, NoPropCT, NoPropDT, NoPropFM, Task
+from sidestep.rules import Backprop, NoiseStep, NoPropCT, NoPropDT, NoPropFM, Task
 from sidestep.training import Options
 from sidestep.training.loop import Loop
 from sidestep.training.options import Compute
@@ -30,6 +30,9 @@ CASES = {
     "noprop-fm velocity": NoPropFM(prediction="velocity", loss="paper", embedding="learned", dimension=6),
     "backprop chained-blocks": Backprop(blocks=3),
     "backprop mlp": Backprop(net="mlp", hidden=(32,)),
+    "backprop ternary": Backprop(net="mlp", hidden=(32,), ternary=True),
+    "noise-step": NoiseStep(hidden=(32, 32)),
+    "noise-step weight probes": NoiseStep(estimator="weight-probes", hidden=(32,), bias=True),
 }
 
 

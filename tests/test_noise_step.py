@@ -12,7 +12,7 @@ from torch.func import functional_call, jvp
 from torch.nn.functional import cross_entropy, layer_norm
 
 from sidestep import Options, data, train
-from sidestep.errors import InputError
+from sidestep.errors import InputError, NonFiniteError
 from sidestep.nets import ternary_conv_net, ternary_mlp, ternary_parameters
 from sidestep.nets.local import local_gradients
 from sidestep.nets.perturbed import activity_gradients, check_chain, rank_one_alignments, rank_one_shapes
@@ -126,6 +126,46 @@ class TestRankOne:
         net = ternary_own(lambda: nn.Sequential(nn.Flatten(), Residual()), (1, 8, 8), 4, False, False, Noise(0))
         with pytest.raises(InputError, match=r"stages.0.1.inner lies inside.*weight-probes"):
             check_chain(net)
+
+
+class Twice(nn.Sequential):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+class TestForeignChains:
+    def test_modules_that_stand_in_a_chain_twice_and_own_forwards_are_followed(self):
+        activation = nn.ReLU()
+        parts = (nn.Flatten(), nn.Linear(64, 6), activation, nn.Linear(6, 5), activation)
+        net = ternary_own(lambda: nn.Sequential(*parts), (1, 8, 8), 4, False, False, Noise(0)).double()
+        images, labels = Noise(1).normal(5 * 64).double().view(5, 1, 8, 8), torch.arange(5) % 4
+        _, loss = activity_gradients(net, images, labels, Noise(2), 1)
+        torch.testing.assert_close(loss, cross_entropy(net(images), labels))
+        cut = ternary_own(lambda: nn.Sequential(*parts), (1, 8, 8), 4, False, True, Noise(0))
+        assert [[type(part).__name__ for part in stage] for stage in cut.stages][1] == ["TernaryLinear", "ReLU"]
+        odd = ternary_own(lambda: Twice(nn.Flatten(), nn.Linear(64, 6)), (1, 8, 8), 4, False, False, Noise(0))
+        with pytest.raises(InputError, match=r"no nn.Sequential"):
+            check_chain(odd)
+
+    def test_a_local_loss_trains_one_layer(self):
+        own = nn.Sequential(nn.Flatten(), nn.Linear(64, 6), nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 4)))
+        with pytest.raises(InputError, match="part 2 of the module has 2 ternary layers"):
+            ternary_own(lambda: own, (1, 8, 8), 4, False, True, Noise(0))
+
+    def test_dropout_in_a_forward_pass_is_a_function_of_the_step(self):
+        class Noisy(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.inner = nn.Linear(64, 8)
+
+            def forward(self, x):
+                return nn.functional.dropout(self.inner(x.flatten(1)).relu(), 0.5)
+
+        rule = NoiseStep(estimator="weight-probes", codec="flips", probes=4)
+        net = rule.build(TASK, Noise(0), None, Noisy)
+        batch = Batch(Noise(1).normal(8 * 64).view(8, 1, 8, 8), torch.arange(8) % 4)
+        one, two = (rule.estimate(net, batch, Noise(2).at(3)) for _ in range(2))
+        assert torch.equal(one.coefs, two.coefs)
 
 
 class EverySignNoise:
@@ -353,6 +393,22 @@ class TestFlips:
         zero = {name: torch.zeros(t.shape) for name, t in self.net.named_parameters()}
         assert len(choose_flips(self.net, zero, self.optimizer, 0.9).positions) == 0
 
+    @pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
+    def test_a_gradient_that_is_not_finite_is_named_and_leaves_no_trace(self, wrong):
+        gradients = self.gradients()
+        name, trits = next(self.net.named_parameters())
+        gradients[name][0, 0] = wrong
+        with pytest.raises(NonFiniteError, match=f"gradient of {name} is not finite"):
+            choose_flips(self.net, gradients, self.optimizer, 0.9)
+        assert "momentum" not in self.optimizer.state[trits]
+
+    @pytest.mark.parametrize("factor", [1e-25, 1e25])
+    def test_the_size_of_the_gradient_does_not_matter(self, factor):
+        twin = TernaryOptimizer([(list(self.net.parameters()), 0.05)])
+        plain = choose_flips(self.net, self.gradients(), self.optimizer, 0.9)
+        scaled = {name: gradient * factor for name, gradient in self.gradients().items()}
+        assert torch.equal(plain.positions, choose_flips(self.net, scaled, twin, 0.9).positions)
+
     def test_the_optimiser_has_no_step_of_its_own(self):
         with pytest.raises(NotImplementedError):
             self.optimizer.step()
@@ -360,7 +416,7 @@ class TestFlips:
 
 class TestDensity:
     def test_two_stages_as_in_the_paper(self):
-        schedule, seen = torch.zeros(5, dtype=torch.float64), []
+        schedule, seen = torch.zeros(4), []
         for loss in (17.0, 2.5, 1.9, 2.4, 0.9, 3.0):
             seen.append(density_and_count("two-stage", schedule, 16e-4, 128, 1024, 10_000))
             schedule = advanced("two-stage", schedule, loss)
@@ -368,7 +424,7 @@ class TestDensity:
         assert {count for _, count in seen} == {128}
 
     def test_the_loss_triggered_schedule_halves_the_density_and_doubles_the_probes_when_the_loss_rises(self):
-        schedule, seen = torch.zeros(5, dtype=torch.float64), []
+        schedule, seen = torch.zeros(4), []
         for step in range(120):
             schedule = advanced("loss-triggered", schedule, [3.0, 2.0, 2.5, 2.4, 2.6, 2.7][step // 20])
             seen.append(density_and_count("loss-triggered", schedule, 0.01, 300, 1024, 250))

@@ -192,6 +192,26 @@ class TestTernarize:
         with pytest.raises(InputError, match=message):
             ternarize(module, Noise(0))
 
+    def test_a_layer_that_is_used_twice_stays_one_layer(self):
+        shared = nn.Linear(3, 3)
+        twin = ternarize(nn.Sequential(shared, nn.ReLU(), shared), Noise(0))
+        assert twin[0] is twin[2]
+        assert type(twin[0]) is TernaryLinear
+
+    def test_names_of_classes_mean_nothing_and_own_forwards_are_not_thrown_away(self):
+        class BatchNormFreeNet(nn.Sequential):
+            pass
+
+        class Doubled(nn.Linear):
+            def forward(self, x):
+                return 2 * super().forward(x)
+
+        assert type(ternarize(nn.Sequential(BatchNormFreeNet(nn.Linear(3, 3))), Noise(0))[0][0]) is TernaryLinear
+        with pytest.raises(InputError, match=r"layer 0 \(Doubled\).*exactly these types"):
+            ternarize(nn.Sequential(Doubled(3, 3)), Noise(0))
+        with pytest.raises(InputError, match="padding_idx"):
+            ternarize(nn.Sequential(nn.Embedding(3, 3, padding_idx=0)), Noise(0))
+
     def test_float_parameters_are_named_where_only_trits_are_allowed(self):
         with pytest.raises(InputError, match=r"0.weight has torch.float32 .*ternarize"):
             ternary_parameters(nn.Sequential(nn.Linear(2, 2)))

@@ -87,7 +87,8 @@ class SparseProbes:
         probe = torch.repeat_interleave(torch.arange(first, last), sizes)
         element = torch.arange(before, before + total)
         if self.exclusive:  # one permutation for all probes, and another one once every weight had its turn
-            lap, index = element // self.weights, element % self.weights
+            whole = self.weights - self.weights % max(1, round(self.density * self.weights))  # no probe on two laps
+            lap, index = element // whole, element % whole
         else:
             lap, index = probe, element - before - (sizes.cumsum(0) - sizes).repeat_interleave(sizes)
         position = _permute(index.to(device), lap.to(device), self.weights, self.noise.stream("places"))
@@ -187,6 +188,7 @@ def _merged(position: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
 def _permute(index: Tensor, lap: Tensor, size: int, noise: Noise) -> Tensor:
     """Return where permutation `lap` of 0 .. size-1 puts each index: a Feistel network on pairs (x // b, x % b).
 
+    Not all orders of a handful of places are equally likely; single places and pairs of them are.
     Pairs that fall outside of 0 .. size-1 go through the network again, which keeps it a permutation (Black and
     Rogaway, "Ciphers with arbitrary finite domains", 2002, cycle walking); with b = ceil(sqrt(size)) few do.
     """

@@ -109,7 +109,14 @@ def check_chain(net: TernaryNet) -> None:
             raise InputError(f"layer {name} ({type(layer).__name__}) takes no per-example probes; use weight-probes")
         if isinstance(layer, TernaryConv2d) and (layer.groups != 1 or isinstance(layer.padding, str)):
             raise InputError(f"layer {name} has groups or padding by name, which per-example probes do not support")
-    names = {id(layer) for _, layer in _leaves(net)}
+    seen: dict[int, str] = {}
+    for name, layer in _leaves(net):
+        if isinstance(layer, TernaryLayer) and id(layer) in seen:
+            raise InputError(
+                f"layer {name} is {seen[id(layer)]} again: per-example probes need each layer to be used once"
+            )
+        seen[id(layer)] = name
+    names = seen.keys()
     if missing := [n for n, m in net.named_modules() if isinstance(m, TernaryLayer) and id(m) not in names]:
         raise InputError(
             f"layer {missing[0]} lies inside a module that is no nn.Sequential, so per-example probes cannot follow "
@@ -147,8 +154,9 @@ def _leaves(net: TernaryNet) -> Iterator[tuple[str, nn.Module]]:
 
 
 def _flat(name: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    if isinstance(module, nn.Sequential):
-        for key, child in module.named_children():
+    if isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward:
+        for key, child in module._modules.items():  # unlike named_children(), with modules that stand there twice
+            assert child is not None
             yield from _flat(f"{name}.{key}", child)
     else:
         yield name, module

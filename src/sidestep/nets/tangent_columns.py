@@ -227,7 +227,7 @@ def _parts(bends: list[Bend], like: Tensor) -> tuple[Tensor, list[tuple[Tensor, 
             continue
         terms = [(bend.push(left), right) for left, right in terms]
         share = bend.inverse / -len(like)
-        terms.append((share.expand_as(like), diagonal))
+        terms.append((share.expand_as(like).clone(), diagonal))
         terms.append((bend.outputs * share, bend.outputs * diagonal))
         diagonal = diagonal * bend.inverse
     return diagonal, terms

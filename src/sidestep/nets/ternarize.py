@@ -12,13 +12,12 @@ from sidestep.noise import Noise
 __all__ = ["ternarize"]
 
 NORMS = (nn.LayerNorm, nn.GroupNorm, nn.InstanceNorm2d)  # taken over without their scales and shifts
-REFUSED = {
-    "BatchNorm": "its running statistics are floats that no probe moves; use nn.GroupNorm or nn.LayerNorm",
-    "Dropout": "a directional derivative needs one fixed net; leave it out",
-    "MultiheadAttention": "its weights are plain parameters; build attention from nn.Linear layers and a softmax",
-    "LSTM": "its weights are plain parameters; build the recurrence from nn.Linear layers",
-    "GRU": "its weights are plain parameters; build the recurrence from nn.Linear layers",
-    "ConvTranspose2d": "there is no ternary form of it yet; use nn.Upsample and nn.Conv2d",
+REFUSED: dict[type[nn.Module], str] = {
+    nn.modules.batchnorm._BatchNorm: "no probe moves its running statistics; use nn.GroupNorm or nn.LayerNorm",
+    nn.modules.dropout._DropoutNd: "a directional derivative needs one fixed net; leave it out",
+    nn.MultiheadAttention: "its weights are plain parameters; build attention from nn.Linear layers and a softmax",
+    nn.RNNBase: "its weights are plain parameters; build the recurrence from nn.Linear layers",
+    nn.modules.conv._ConvTransposeNd: "there is no ternary form of it yet; use nn.Upsample and nn.Conv2d",
 }
 
 
@@ -38,46 +37,52 @@ def ternarize(module: nn.Module, noise: Noise) -> nn.Module:
     if (replaced := _ternary_form("the module itself", twin)) is not None:
         twin = replaced
     else:
-        _replace_children(twin, "")
+        _replace_children(twin, "", {})
     for index, layer in enumerate(layer for layer in twin.modules() if isinstance(layer, TernaryLayer)):
         layer.draw(noise.sub(index))
     ternary_parameters(twin)
     return twin
 
 
-def _replace_children(module: nn.Module, prefix: str) -> None:
+def _replace_children(module: nn.Module, prefix: str, made: dict[int, nn.Module]) -> None:
+    """Replace what has a ternary form below `module`; `made` knows by id what took a layer's place elsewhere."""
     own = [name for name, _ in module.named_parameters(recurse=False)]
     if own and not isinstance(module, TernaryLayer):
         raise InputError(
             f"{prefix.rstrip('.') or 'the module itself'} ({type(module).__name__}) holds the parameter {own[0]} "
             "itself, which has no ternary form: put it into a linear, convolution or embedding layer"
         )
-    for name, child in module.named_children():
-        replaced = _ternary_form(prefix + name, child)
+    for name, child in list(module._modules.items()):
+        if child is None:
+            continue
+        replaced = made.get(id(child)) or _ternary_form(prefix + name, child)
         if replaced is not None:
+            made[id(child)] = replaced
             setattr(module, name, replaced)
         elif not isinstance(child, TernaryLayer):
-            _replace_children(child, f"{prefix}{name}.")
+            _replace_children(child, f"{prefix}{name}.", made)
 
 
 def _ternary_form(name: str, layer: nn.Module) -> nn.Module | None:
     """Return what takes the layer's place, or None if it stays."""
     kind = type(layer).__name__
     for refused, reason in REFUSED.items():
-        if refused in kind:
+        if isinstance(layer, refused):
             raise InputError(f"layer {name} ({kind}) cannot be ternary: {reason}")
-    if isinstance(layer, nn.Linear):
+    if type(layer) is nn.Linear:
         return TernaryLinear(layer.in_features, layer.out_features, layer.bias is not None)
-    if isinstance(layer, nn.Conv2d):
+    if type(layer) is nn.Conv2d:
         return _ternary_convolution(name, layer)
-    if isinstance(layer, nn.Embedding):
+    if type(layer) is nn.Embedding:
+        if layer.padding_idx is not None or layer.max_norm is not None:
+            raise InputError(f"layer {name} (Embedding) cannot be ternary with a padding_idx or a max_norm")
         return TernaryEmbedding(layer.num_embeddings, layer.embedding_dim)
     if isinstance(layer, NORMS):
         return _plain_norm(name, layer)
     if any(True for _ in layer.parameters(recurse=False)) and not isinstance(layer, TernaryLayer):
         raise InputError(
             f"layer {name} ({kind}) cannot be ternary: it has parameters of its own; there are ternary nn.Linear, "
-            "nn.Conv2d and nn.Embedding"
+            "nn.Conv2d and nn.Embedding, of exactly these types and without parametrisations, and norms"
         )
     return None
 

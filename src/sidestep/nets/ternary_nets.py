@@ -23,7 +23,7 @@ from sidestep.noise import Noise
 
 __all__ = ["ChannelsLast", "GridAverage", "TernaryNet", "ternary_conv_net", "ternary_mlp", "ternary_own"]
 
-SCHEDULE = 5  # numbers in a net's `schedule`
+SCHEDULE = 4  # numbers in a net's `schedule`
 _MOMENTUM = 0.02  # of running statistics: an average over some fifty batches
 
 
@@ -60,6 +60,7 @@ class GridAverage(nn.Module):
 
 
 @functools.lru_cache(maxsize=64)
+@torch.inference_mode(False)  # what is kept must serve training too
 def _windows(size: tuple[int, int], grid: tuple[int, int], dtype: torch.dtype, device: torch.device) -> Tensor:
     """The weight of every pixel in every window, (places, pixels)."""
     rows, columns = (torch.zeros(parts, length, dtype=torch.float64) for length, parts in zip(size, grid, strict=True))
@@ -86,7 +87,7 @@ class TernaryNet(nn.Module):
         if len(heads) not in (1, len(stages)):
             raise InputError(f"{len(stages)} stages need one head, or one each, got {len(heads)} heads")
         self.stages, self.heads = nn.ModuleList(stages), nn.ModuleList(heads)
-        self.register_buffer("schedule", torch.zeros(SCHEDULE, dtype=torch.float64))
+        self.register_buffer("schedule", torch.zeros(SCHEDULE))
 
     @property
     def local(self) -> bool:
@@ -202,6 +203,13 @@ def ternary_own(
             "local losses need a module in stages, an nn.Sequential with a ternary layer in several of its parts, got "
             f"one {type(path).__name__}; write it as one, or choose another estimator"
         )
+    for number, stage in enumerate(stages if local else [], start=1):
+        trained = [name for name, layer in stage.named_modules() if isinstance(layer, TernaryLayer)]
+        if len(trained) > 1:
+            raise InputError(
+                f"part {number} of the module has {len(trained)} ternary layers, and a local loss trains one: put the "
+                "layers into one nn.Sequential without parts of their own, or choose another estimator"
+            )
     image = torch.zeros(2, *image_shape)
     heads: list[nn.Module] = []
     for stage in stages:
@@ -213,7 +221,9 @@ def ternary_own(
 def _cut(path: nn.Module) -> list[nn.Module]:
     stages: list[nn.Sequential] = []
     full = True
-    for part in path.children() if isinstance(path, nn.Sequential) else [path]:
+    plain = isinstance(path, nn.Sequential) and type(path).forward is nn.Sequential.forward
+    for part in path._modules.values() if plain else [path]:  # with modules that stand there twice
+        assert part is not None
         trains = any(isinstance(layer, TernaryLayer) for layer in part.modules())
         if not stages or (trains and full):
             stages.append(nn.Sequential())

@@ -82,7 +82,8 @@ def check_range(low: float, high: float, **values: float) -> None:
     """Raise InputError for a hyper-parameter outside [low, high]."""
     for name, value in values.items():
         if not low <= value <= high:
-            raise InputError(f"{name} must lie between {low:g} and {high:g}, got {value}")
+            ends = " and ".join(f"{end:,}" if isinstance(end, int) else f"{end:g}" for end in (low, high))
+            raise InputError(f"{name} must lie between {ends}, got {value}")
 
 
 def check_choice(rule: Any) -> None:

@@ -17,7 +17,7 @@ from sidestep.errors import InputError
 __all__ = ["DensitySchedule", "advanced", "density_and_count", "first_density"]
 
 DensitySchedule = Literal["two-stage", "loss-triggered", "constant"]
-_STAGE, _SUM, _COUNT, _BEFORE = range(4)  # what the first numbers of a schedule mean; the fifth counts idle steps
+_STAGE, _SUM, _COUNT, _BEFORE = range(4)  # what the numbers of a schedule mean
 _WINDOW = 20
 _START = 16  # non-zeros per probe at first
 _BELOW = (2.0, 1.0)  # losses, in nats, that begin the next stage

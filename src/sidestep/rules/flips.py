@@ -7,11 +7,13 @@
 What is logged are the flips themselves, so the log can be replayed without data, whatever the gradient came from.
 """
 
+import math
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
 
+from sidestep.errors import NonFiniteError
 from sidestep.nets.ternary import ternary_parameters
 from sidestep.update import Flips
 
@@ -35,13 +37,17 @@ class TernaryOptimizer(torch.optim.Optimizer):
 def choose_flips(
     net: nn.Module, gradients: dict[str, Tensor], optimizer: torch.optim.Optimizer, beta: float, **rest: Any
 ) -> Flips:
-    """Advance the momentum by one gradient, and return the flips it asks for; `rest` goes on to the Flips."""
+    """Advance the momentum by one gradient, and return the flips it asks for; `rest` goes on to the Flips.
+
+    Raises:
+        NonFiniteError: naming the parameter, for a gradient with infinities or NaNs.
+    """
     shares = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
     positions, moves, offset = [], [], 0
     for name, trits in ternary_parameters(net).items():
         if name in gradients:
             state = optimizer.state[trits]
-            momentum = _momentum(state, trits, gradients[name], beta)
+            momentum = _momentum(name, state, trits, gradients[name], beta)
             inside = _largest(momentum, trits, _count(state, shares[id(trits)] * trits.numel()))
             positions.append(inside + offset)
             moves.append(momentum.view(-1)[inside].sign().to(torch.int8))
@@ -52,8 +58,16 @@ def choose_flips(
     return Flips(torch.cat([empty, *positions]), torch.cat([empty.to(torch.int8), *moves]), **rest)
 
 
-def _momentum(state: dict[str, Any], trits: Tensor, gradient: Tensor, beta: float) -> Tensor:
-    size = gradient.float().square().mean().sqrt_().clamp_min_(torch.finfo(torch.float32).tiny)
+def _momentum(name: str, state: dict[str, Any], trits: Tensor, gradient: Tensor, beta: float) -> Tensor:
+    gradient = gradient.float()
+    largest = gradient.abs().max().clamp_min_(torch.finfo(torch.float32).tiny)  # squares could overflow
+    size = (gradient / largest).square_().mean().sqrt_().mul_(largest)
+    if not bool(size.isfinite()):
+        raise NonFiniteError(
+            f"the gradient of {name} is not finite; try --precision float32, or look for extreme pixel values and for "
+            "functions in your module without a derivative at 0"
+        )
+    size.clamp_min_(torch.finfo(torch.float32).tiny)
     if "momentum" not in state:
         state["momentum"] = torch.zeros(trits.shape, dtype=torch.float32, device=trits.device)
     return state["momentum"].mul_(beta).sub_(gradient / size)
@@ -61,9 +75,9 @@ def _momentum(state: dict[str, Any], trits: Tensor, gradient: Tensor, beta: floa
 
 def _count(state: dict[str, Any], wanted: float) -> int:
     """Return a whole number of flips, and owe the rest to later steps: a small layer flips less than one a step."""
-    owed = state.get("owed", torch.zeros((), dtype=torch.float64)) + wanted
-    state["owed"] = owed - owed.floor()
-    return int(owed)
+    owed = state.get("owed", 0.0) + wanted
+    state["owed"] = owed - math.floor(owed)
+    return math.floor(owed)
 
 
 def _largest(momentum: Tensor, trits: Tensor, count: int) -> Tensor:

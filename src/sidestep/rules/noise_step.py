@@ -54,7 +54,7 @@ class NoiseStep:
     """Norm of the stages, without scales: over each example's features, or for local losses over the batch, with
     running statistics, which the log keeps too. Default: batch for local losses in conv nets, otherwise layer."""
     bias: bool = False
-    """Give every layer a ternary bias, as the paper has it."""
+    """Give every layer a ternary bias, as the paper has it (in a module of your own, the heads)."""
     estimator: Literal["local-losses", "weight-probes", "rank-one", "activity-probes"] = "local-losses"
     """What estimates the gradient: a local loss per stage; the paper's sparse weight probes; a rank-one probe per
     example; a random direction per example on every layer's outputs."""
@@ -109,8 +109,11 @@ class NoiseStep:
         check_range(0, 0.9999, momentum=self.momentum)
         check_range(0, 0.99, label_smoothing=self.label_smoothing)
         check_range(1, 1 << 20, memory=self.memory)
-        if self.density is not None:
-            check_positive(1, density=self.density)
+        if self.density is not None and not 0 < self.density <= 1:
+            raise InputError(
+                f"density must be in (0, 1], got {self.density:g}; the smallest useful value is 1/d, one over the "
+                "number of the net's weights"
+            )
         if self.norm == "batch" and (self.net == "mlp" or self.estimator != "local-losses"):
             raise InputError(
                 "a batch norm makes examples depend on each other, which probes do not allow for: norm = batch goes "
@@ -163,10 +166,15 @@ class NoiseStep:
         return TernaryOptimizer([(others, self.flip_share), (heads, self.head_share or self.flip_share)])
 
     def estimate(self, net: nn.Module, batch: Batch, noise: Noise) -> Update:
-        """Return one number per probe, or a gradient, of the mean cross-entropy; exact or unbiased."""
+        """Return the derivative along every probe, or a gradient, each up to a positive factor.
+
+        weight-probes: of the batch's mean cross-entropy, exact; activity-probes: an unbiased gradient of it; rank-one:
+        of each example's own; local-losses: exact gradients of each stage's smoothed loss.
+        """
         assert isinstance(net, TernaryNet)
         net.train()
-        with torch.no_grad(), kept_statistics(net) as changed:
+        seeded = noise.stream("module").torch_seeded(batch.images.device)  # for modules that draw in their forward pass
+        with torch.no_grad(), kept_statistics(net) as changed, seeded:
             if self.estimator == "weight-probes":
                 probes = self._sparse(net, noise)
                 coefs, loss = alignments(net, batch.images, batch.labels, probes, self.memory << 20)
@@ -268,7 +276,8 @@ class NoiseStep:
             after = advanced(self.schedule, before, float(list(losses.values())[-1]))
             if not torch.equal(after, before.cpu()):  # what does not change costs a log no bytes
                 statistics["schedule"] = after
-        return Seeded(coefs, probes, statistics, losses)
+        zero = (coefs == 0).float().mean()  # probes that are empty, or that the loss does not depend on
+        return Seeded(coefs, probes, statistics, {**losses, "net: zero alignments": zero})
 
 
 def _weights(net: nn.Module) -> int:
