@@ -5,6 +5,7 @@ import itertools
 import json
 import math
 import os
+import resource
 import shutil
 import signal
 from dataclasses import dataclass
@@ -25,7 +26,9 @@ from sidestep.rules import RULES, Task
 from sidestep.steplog import Header, LogReader, LogWriter, rebuild, writer
 from sidestep.steplog.coder import TOTAL, AnsWriter, frequencies
 from sidestep.steplog.flips import least_bits
-from sidestep.steplog.format import digest_of
+from sidestep.steplog.format import MOST_WORK
+from sidestep.steplog.header import digest_of
+from sidestep.steplog.trits import work_of
 from sidestep.training import Stopped
 from sidestep.training.progress import Silent
 from sidestep.update import Dense, Flips, Seeded
@@ -423,6 +426,13 @@ class TestCommands:
         digits(tmp_path)
         said = self.run(capsys, "replay", tmp_path / "run", "--drop-steps", "3:5").out
         assert "2 left out: experimental" in said
+        assert (
+            "begin at 10"
+            in self.run(capsys, "replay", tmp_path / "run", "--drop-steps", "10:999999999999", status=2).err
+        )
+        assert "9 left out" in self.run(capsys, "replay", tmp_path / "run", "--drop-steps", "1:999999999999").out
+        assert "0 or more" in self.run(capsys, "replay", tmp_path / "run", "--to-step", "-1", status=2).err
+        assert "not supported" in self.run(capsys, "replay", tmp_path / "run", "--device", "meta", status=2).err
         assert "FIRST:END" in self.run(capsys, "replay", tmp_path / "run", "--drop-steps", "5", status=2).err
         assert "holds 10 steps" in self.run(capsys, "replay", tmp_path / "run", "--to-step", "11", status=2).err
         assert "device" in self.run(capsys, "replay", tmp_path / "run", "--device", "abacus", status=2).err
@@ -439,6 +449,8 @@ class TestCommands:
         log = tmp_path / "run/steps.steplog"
         log.write_bytes(log.read_bytes()[:-1])
         assert "the last block is cut" in self.run(capsys, "inspect", log).out
+        assert "first 0 steps are used" in self.run(capsys, "replay", log, status=2).err
+        assert "damaged" not in self.run(capsys, "replay", log, "--to-step", "0").err
 
     def test_verify_finds_a_changed_weight(self, tmp_path, capsys):
         digits(tmp_path)
@@ -492,7 +504,7 @@ class TestRuns:
         assert digest_of(rebuild(folder / "steps.steplog").net) == digest_of(whole.net)
         assert bool(listener.said) == ("state" in lost)
         if listener.said:
-            assert ("momentum" in listener.said[0]) == (kind == "flips")
+            assert ("momentum" in listener.said[-1]) == (kind == "flips")
         if lost == "nothing":
             assert (folder / "steps.steplog").read_bytes() == (tmp_path / "whole/steps.steplog").read_bytes()
         if "metrics" not in lost:
@@ -512,6 +524,7 @@ class TestRuns:
         blocks = list(LogReader(log).blocks())
         for steps in (17, 13, 1):
             (tmp_path / "run/state.safetensors").unlink()
+            (tmp_path / "run/model.safetensors").unlink()
             log.write_bytes(log.read_bytes()[: blocks[steps - 1].end + 7])
             run = digits(tmp_path, epochs=2, resume=True)
             assert digest_of(run.net) == digest_of(whole.net), steps
@@ -569,6 +582,226 @@ class TestRuns:
         with pytest.raises(InputError, match=r"leave --average out"):
             digits(tmp_path, average=0.9)
         assert not (tmp_path / "run").exists()
+
+
+class TestHostile:
+    """What anybody may have written: refused at little cost."""
+
+    @pytest.mark.parametrize(
+        "probes",
+        [
+            SparseProbes(Noise(3), 110, 1 << 22, 1.0 - 2**-10),
+            SparseProbes(Noise(3), 110, 1 << 22, 0.5, exclusive=True),
+        ],
+    )
+    def test_work_within_the_limit_is_read(self, probes):
+        assert work_of(probes) <= MOST_WORK
+
+    @pytest.mark.parametrize("kind", ["sparse", "rank one"])
+    def test_steps_that_would_take_too_long_are_refused_by_writer_and_reader(self, tmp_path, monkeypatch, kind):
+        header = Header({"name": "toy"}, {}, "x", 3, (("w", "int8", (1 << 20,)),), (), "")
+        probes = SparseProbes(Noise(3), 1 << 20, 1 << 12, 1.0)
+        if kind == "rank one":
+            probes = RankOneProbes(Noise(3), ((1 << 10, 1 << 10),), 2_000_000)
+        update = Seeded(torch.zeros(probes.count), probes)
+        log = LogWriter.create(tmp_path / "log", header)
+        with pytest.raises(InputError, match="within limits"):
+            log.append(update)
+        monkeypatch.setattr(writer, "MOST_WORK", math.inf)
+        log.append(update)
+        log.commit()
+        log.close()
+        reader = LogReader(tmp_path / "log")
+        assert list(reader.records()) == []
+        assert "operations" in reader.damage
+
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {"rule": {"name": "toy", "hidden": [1 << 40]}},
+            {"rule": {"name": "toy", "hidden": [1 << 23, 1 << 23]}},
+            {"rule": {"name": "toy", "hidden": [1 << 24]}},
+            {"rule": {"name": "toy", "hidden": "abc"}},
+            {"rule": {"name": "toy", "hidden": [-3]}},
+            {"task": {**dataclasses.asdict(TASK), "image_shape": [1 << 20] * 3}},
+            {"task": {**dataclasses.asdict(TASK), "image_shape": [1.5, 2, 3]}},
+            {"task": {}},
+        ],
+    )
+    def test_a_header_that_asks_for_a_huge_net_is_refused_at_once(self, tmp_path, changes):
+        made(tmp_path / "log")
+        header = dataclasses.replace(LogReader(tmp_path / "log").header, **changes)
+        LogWriter.create(tmp_path / "log", header).close()
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        with pytest.raises(CheckpointError, match="cannot be built"):
+            rebuild(tmp_path / "log")
+        assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1 << 19  # kB
+
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {"data": 3},
+            {"start": None},
+            {"module": 1},
+            {"task": []},
+            {"sidestep": {}},
+            {"seed": True},
+            {"seed": -1},
+            {"training": "x"},
+            {"rule": {}},
+            {"parameters": (("w", "int8", (-1,)),)},
+            {"parameters": (("w", "int8", (1 << 40,)),)},
+            {"parameters": (("w", "int8", (1.5,)),)},
+            {"parameters": ((1, "int8", (2,)),)},
+            {"buffers": (("w", "nn", (2,)),)},
+            {"buffers": (("w", "float32", (1 << 30, 1 << 30)),)},
+        ],
+    )
+    def test_every_entry_of_a_header_is_checked(self, changes):
+        header = Header({"name": "toy"}, {}, "x", 3, (("w", "int8", (2,)),), (), "")
+        entries = {**dataclasses.asdict(dataclasses.replace(header, **changes)), "table": header.table}
+        if "parameters" not in changes:
+            assert Header.parse(json.dumps({**dataclasses.asdict(header), "table": header.table}).encode()) == header
+        with pytest.raises(CheckpointError, match="header is damaged"):
+            Header.parse(json.dumps(entries).encode())
+
+    def test_buffers_must_be_those_of_the_net(self, tmp_path):
+        made(tmp_path / "log")
+        for table in ((), (("schedule", "float64", (1,)),), (("schedule", "float32", (2,)),)):
+            header = dataclasses.replace(LogReader(tmp_path / "log").header, buffers=table)
+            LogWriter.create(tmp_path / "other", header).close()
+            with pytest.raises(CheckpointError, match=r"another net.*buffers"):
+                rebuild(tmp_path / "other")
+
+    def test_what_is_no_file_is_no_log(self, tmp_path):
+        os.mkfifo(tmp_path / "pipe")
+        for name in ("pipe", "."):
+            with pytest.raises(CheckpointError, match="no file"):
+                LogReader(tmp_path / name)
+
+    def test_inspect_shows_no_markup_and_no_escapes(self, tmp_path, capsys):
+        made(tmp_path / "log")
+        header = dataclasses.replace(LogReader(tmp_path / "log").header, data="[red]\x1b[2Jx[/nothing]")
+        LogWriter.create(tmp_path / "log", header).close()
+        main(["inspect", str(tmp_path / "log")])
+        said = capsys.readouterr().out
+        assert "\x1b" not in said
+        assert r"[red]\x1b[2Jx[/nothing]" in said
+
+    @pytest.mark.parametrize("hidden", [(3000, 2000), (12,) * 300])
+    def test_a_large_honest_net_is_within_its_budget(self, tmp_path, hidden):
+        net, _ = made(tmp_path / "log", steps=1, commits=(), rule=Toy(hidden=hidden))
+        assert digest_of(rebuild(tmp_path / "log").net) == digest_of(net)
+
+    def test_a_rule_of_the_library_is_within_its_budget(self, tmp_path):
+        digits(tmp_path, rule=RULES["noise-step"](), batch=512)
+        assert rebuild(tmp_path / "run/steps.steplog").buffers_step > 0
+
+
+class TestBuffers:
+    def test_a_step_within_a_block_says_whose_buffers_it_has(self, tmp_path, capsys):
+        made(tmp_path / "log")  # blocks end at 10, 20, 30, 40
+        for step, around in ((0, (0, 0)), (10, (10, 10)), (17, (10, 20)), (40, (40, 40))):
+            found = rebuild(tmp_path / "log", to_step=step)
+            assert (found.buffers_step, found.next_buffers_step) == around
+            assert found.stale_buffers == (("schedule",) if step == 17 else ())
+        main(["replay", str(tmp_path / "log"), "--to-step", "17"])
+        said = " ".join(capsys.readouterr().err.split())
+        assert "--to-step 10 or --to-step 20" in said
+        assert "are those of step 10" in said
+
+    def test_a_block_without_its_last_step_keeps_its_buffers(self, tmp_path):
+        net, _ = made(tmp_path / "log")
+        found = rebuild(tmp_path / "log", drop=range(39, 40))
+        assert found.skipped == 1
+        assert torch.equal(found.net.schedule, net.schedule)
+
+    def test_verify_compares_the_weights_alone_within_a_block(self, tmp_path, capsys):
+        digits(tmp_path)
+        (tmp_path / "run/model.safetensors").unlink()
+        tensors, record = checkpoint.load(tmp_path / "run/state.safetensors")
+        part = rebuild(tmp_path / "run/steps.steplog", to_step=7).net.state_dict()
+        tensors |= {f"net/{name}": value for name, value in part.items()}
+        tensors["net/schedule"] = torch.tensor([1.0, 2.0], dtype=torch.float64)
+        checkpoint.save(tmp_path / "run/state.safetensors", tensors, {**record, "step": 7})
+        main(["verify", str(tmp_path / "run"), str(tmp_path / "run")])
+        assert "not compared" in capsys.readouterr().out
+
+    def test_many_buffers_fit_and_too_many_are_found_at_the_first_step(self, tmp_path):
+        for size, fits in ((20_000, True), (3 << 20, False)):
+            header = Header(
+                {"name": "toy"}, {}, "x", 3, (("w", "int8", (110,)),), (("b", "float64", (size,)),), ""
+            )  # fmt: skip
+            log = LogWriter.create(tmp_path / "log", header)
+            values = {"b": torch.arange(size, dtype=torch.float64)}
+            update = Flips(torch.tensor([3]), torch.ones(1), values)
+            if not fits:
+                with pytest.raises(InputError, match="a log takes"):
+                    log.append(update)
+                continue
+            log.append(update)
+            log.commit()
+            [(_, found)] = LogReader(tmp_path / "log").records()
+            assert torch.equal(found.statistics["b"], values["b"])
+
+
+class TestLosses:
+    """Nothing that was trained is lost by --resume without being said."""
+
+    def killed(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(writer, "MOST_STEPS", 4)
+        with pytest.raises(RuntimeError, match="killed"):
+            train(Toy(), "digits", Options(epochs=3, out=tmp_path / "run"), progress=StopAfter(25))
+        (tmp_path / "run/state.safetensors").unlink()
+        return tmp_path / "run/steps.steplog"
+
+    @pytest.mark.parametrize("place", ["inside", "length"])
+    def test_a_log_that_is_damaged_inside_is_not_cut(self, tmp_path, monkeypatch, place):
+        log = self.killed(tmp_path, monkeypatch)
+        data, blocks = bytearray(log.read_bytes()), list(LogReader(log).blocks())
+        data[blocks[1].end + (30 if place == "inside" else 22)] ^= 64  # the third block's, or its length's high bytes
+        log.write_bytes(data)
+        with pytest.raises(CheckpointError, match=r"first 8 steps are good.*--to-step 8"):
+            digits(tmp_path, epochs=3, resume=True)
+        assert log.read_bytes() == data
+
+    def test_a_cut_tail_is_told(self, tmp_path, monkeypatch):
+        log = self.killed(tmp_path, monkeypatch)
+        log.write_bytes(log.read_bytes()[:-3])
+        listener = StopAfter(-1)
+        train(Toy(), "digits", Options(epochs=3, out=tmp_path / "run", resume=True), progress=listener)
+        assert "steps are kept" in listener.said[0]
+
+    @pytest.mark.parametrize("log", ["cut", "cut between blocks", "gone"])
+    def test_a_trained_model_is_not_removed(self, tmp_path, monkeypatch, log):
+        monkeypatch.setattr(writer, "MOST_STEPS", 4)
+        digits(tmp_path)
+        run, path = tmp_path / "run", tmp_path / "run/steps.steplog"
+        (run / "state.safetensors").unlink()
+        end = list(LogReader(path).blocks())[1].end
+        path.write_bytes(path.read_bytes()[: {"cut": -3, "gone": 0}.get(log, end)])
+        if log == "gone":
+            path.unlink()
+        kept = {file.name: file.read_bytes() for file in run.iterdir()}
+        with pytest.raises(CheckpointError, match="had finished"):
+            digits(tmp_path, epochs=2, resume=True)
+        assert kept == {file.name: file.read_bytes() for file in run.iterdir()}
+
+    def test_other_options_do_not_go_on_from_a_log(self, tmp_path):
+        digits(tmp_path, "one", batch=128)
+        digits(tmp_path, "two", batch=64)
+        shutil.copy(tmp_path / "one/steps.steplog", tmp_path / "two/steps.steplog")
+        for name in ("state", "model"):
+            (tmp_path / f"two/{name}.safetensors").unlink()
+        with pytest.raises(CheckpointError, match=r"another run.*training.*batch"):
+            digits(tmp_path, "two", batch=64, resume=True)
+
+    def test_a_log_that_is_gone_is_told(self, tmp_path):
+        digits(tmp_path)
+        (tmp_path / "run/steps.steplog").unlink()
+        listener = StopAfter(-1)
+        train(Toy(), "digits", Options(epochs=2, out=tmp_path / "run", resume=True), progress=listener)
+        assert "cannot be replayed" in listener.said[0]
 
 
 def steps_in(data, tmp_path):

@@ -85,8 +85,8 @@ def read_log(data):
     steps = []
     while source.rest():
         begin = source.at
-        magic, kind, zero, statistics, first, count, payload = source.unpack("4sBBHIII")
-        assert (magic, zero, first) == (b"STEP", 0, len(steps))
+        magic, kind, first, count, statistics, payload = source.unpack("4sIIIII")
+        assert (magic, first) == (b"STEP", len(steps))
         source.take(statistics)
         body = source.take(payload)
         crc = zlib.crc32(data[begin : source.at], crc)

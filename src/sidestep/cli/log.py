@@ -4,16 +4,17 @@ import time
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import tyro
 from torch import Tensor
 
 from sidestep import checkpoint
-from sidestep.cli.output import check_new, error_console, fail, show, show_json, show_table
+from sidestep.cli.output import check_new, error_console, fail, plain, show, show_json, show_table
 from sidestep.cli.train import module_from
 from sidestep.errors import CheckpointError, InputError
 from sidestep.steplog import LogReader, Replayed, rebuild, summary
 from sidestep.training.folder import RunFolder
+from sidestep.training.options import Compute
+from sidestep.training.resume import same_bits
 
 __all__ = ["inspect_command", "replay_command", "verify_command"]
 
@@ -64,22 +65,41 @@ def _replay(
     """
     if out:
         check_new(out, overwrite, (".safetensors",))
-    begun = time.perf_counter()
+    begun, where = time.perf_counter(), Compute.find(device, "float32").device
     made = module_from(module) if module else None
-    found = rebuild(_log(log), to_step=to_step, only=only, drop=_span(drop_steps), module=made, device=_device(device))
+    found = rebuild(_log(log), to_step=to_step, only=only, drop=_span(drop_steps), module=made, device=where)
     seconds = time.perf_counter() - begun
     if found.damage:
-        error_console.print(f"sidestep: {log} is damaged, all before is used: {found.damage}", markup=False)
+        _notice(f"{log} is damaged, its first {found.step:,} steps are used: {found.damage}")
+    _tell_stale(found)
     weights = _weights(found)
     if out:
         checkpoint.save(out, weights, {"kind": "model", "step": found.step})
     record = {"log": str(log), "steps": found.step, "skipped": found.skipped, "parameters": list(found.names)}
+    record |= {"buffers_step": found.buffers_step}
     if json:
         show_json({**record, "seconds": round(seconds, 3), "out": str(out) if out else None, "damage": found.damage})
-        return
-    dropped = f" ({found.skipped} left out: experimental)" if found.skipped else ""
-    show(f"{log}: {found.step:,} steps{dropped} replayed in {seconds:.2f} s, {len(found.names)} parameters")
-    show(f"written: {out}" if out else "nothing is written; --out FILE.safetensors keeps the weights")
+    else:
+        dropped = f" ({found.skipped} left out: experimental)" if found.skipped else ""
+        show(f"{log}: {found.step:,} steps{dropped} replayed in {seconds:.2f} s, {len(found.names)} parameters")
+        show(f"written: {out}" if out else "nothing is written; --out FILE.safetensors keeps the weights")
+    if found.damage:
+        raise SystemExit(2)
+
+
+def _notice(text: str) -> None:
+    error_console.print(f"sidestep: {text}", markup=False, soft_wrap=True)
+
+
+def _tell_stale(found: Replayed) -> None:
+    if found.stale_buffers:
+        names = ", ".join(found.stale_buffers[:4]) + ", ..." * (len(found.stale_buffers) > 4)
+        _notice(
+            f"the weights are those of step {found.step:,}, exactly, but the buffers ({names}) are those of step "
+            f"{found.buffers_step:,}: the log has "
+            f"them at the ends of its blocks only. For both, take the nearest: --to-step {found.buffers_step} or "
+            f"--to-step {found.next_buffers_step}"
+        )
 
 
 def _weights(found: Replayed) -> dict[str, Tensor]:
@@ -99,13 +119,6 @@ def _span(text: str | None) -> range:
     return range(int(first), int(end))
 
 
-def _device(name: str) -> torch.device:
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"device {name!r} is unknown or not there: use --device cpu") from error
-
-
 def _inspect(log: Annotated[Path, tyro.conf.Positional], /, json: bool = False) -> None:
     """Say what a step log holds, how large it is beside the packed weights, and whether it is damaged.
 
@@ -117,8 +130,8 @@ def _inspect(log: Annotated[Path, tyro.conf.Positional], /, json: bool = False) 
     if json:
         show_json({"log": str(log), **found})
         return
-    rows = [[name.replace("_", " "), _words(value)] for name, value in found.items() if value is not None]
-    show_table(str(log), ["what", "value"], rows)
+    rows = [[name.replace("_", " "), plain(_words(value))] for name, value in found.items() if value is not None]
+    show_table(plain(str(log)), ["what", "value"], rows)
     if found["damage"] is None:
         show("no damage")
 
@@ -147,22 +160,33 @@ def _verify(
         json: Print one JSON object.
     """
     wanted, step = _trained(run)
-    found = rebuild(_log(log), to_step=step, module=module_from(module) if module else None)
-    weights = found.net.state_dict()
-    different = [
-        f"{name} in {file}"
-        for file, tensors in wanted.items()
-        for name in sorted(weights.keys() | tensors.keys())
-        if name not in weights or name not in tensors or not _same(weights[name], tensors[name])
-    ]
+    path = _log(log)
+    damage = LogReader(path).scan().damage
+    if damage:
+        _notice(f"{log} is damaged: {damage}")
+    found = rebuild(path, to_step=step, module=module_from(module) if module else None)
+    different, stale = _different(found, wanted), found.stale_buffers
     if json:
-        show_json(
-            {"log": str(log), "run": str(run), "steps": found.step, "same": not different, "different": different}
-        )
+        record = {"log": str(log), "run": str(run), "steps": found.step, "same": not different, "different": different}
+        show_json({**record, "not_compared": list(stale), "damage": damage})
     if different:
         fail(f"{log} does not give the weights of {run} at step {found.step}: {', '.join(different[:8])}", 2)
     if not json:
         show(f"{log} gives the weights of {run} at step {found.step:,}, bit for bit: {', '.join(wanted)}")
+        if stale:
+            show(f"not compared, for the log has no buffers of step {found.step:,}: {', '.join(stale[:8])}")
+
+
+def _different(found: Replayed, wanted: dict[str, dict[str, Tensor]]) -> list[str]:
+    """Return what differs between a rebuilt net and a run's files; buffers that are of another step are left out."""
+    weights, different = found.net.state_dict(), []
+    for file, tensors in wanted.items():
+        for name in sorted((weights.keys() | tensors.keys()) - set(found.stale_buffers)):
+            if name not in weights or name not in tensors or weights[name].shape != tensors[name].shape:
+                different.append(f"{name} in {file}, which is of another net")
+            elif not same_bits(weights[name], tensors[name]):
+                different.append(f"{name} in {file}")
+    return different
 
 
 def _trained(path: Path) -> tuple[dict[str, dict[str, Tensor]], int | None]:
@@ -180,10 +204,3 @@ def _trained(path: Path) -> tuple[dict[str, dict[str, Tensor]], int | None]:
     if not found:
         raise CheckpointError(f"{path} has no weights to compare with; let it train on with --resume")
     return found, step
-
-
-def _same(one: Tensor, other: Tensor) -> bool:
-    if one.dtype != other.dtype or one.shape != other.shape:
-        return False
-    first, second = (tensor.cpu().contiguous().reshape(-1).view(torch.uint8) for tensor in (one, other))
-    return torch.equal(first, second)

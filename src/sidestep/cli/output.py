@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from sidestep.errors import InputError
 
-__all__ = ["check_new", "default_data_dir", "error_console", "fail", "show", "show_json", "show_table"]
+__all__ = ["check_new", "default_data_dir", "error_console", "fail", "plain", "show", "show_json", "show_table"]
 
 error_console = Console(stderr=True, highlight=False)
 
@@ -19,6 +20,15 @@ error_console = Console(stderr=True, highlight=False)
 def show(text: str) -> None:
     """Print text to standard output."""
     print(text.rstrip("\n"))
+
+
+def plain(text: str) -> str:
+    """Return text of unknown origin for a table: no markup, and control characters spelled out.
+
+    >>> plain("a\x1b[2J")
+    'a\\\\x1b[2J'
+    """
+    return escape("".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in text))
 
 
 def show_json(record: Mapping[str, Any]) -> None:

@@ -1,20 +1,55 @@
 """Learning rules, one file each; `RULES` is the one list of them."""
 
 from sidestep.rules.backprop import Backprop
+from sidestep.rules.direct_feedback_alignment import DirectFeedbackAlignment
+from sidestep.rules.evolution import Evolution
+from sidestep.rules.feedback_alignment import FeedbackAlignment
+from sidestep.rules.forward_forward import ForwardForward
+from sidestep.rules.forward_gradient import ForwardGradient
+from sidestep.rules.hebbian import Hebbian
+from sidestep.rules.local_loss import LocalLoss
 from sidestep.rules.neural_ode import NeuralODE
 from sidestep.rules.noise_step import NoiseStep
 from sidestep.rules.noprop_ct import NoPropCT
 from sidestep.rules.noprop_dt import NoPropDT
 from sidestep.rules.noprop_fm import NoPropFM
 from sidestep.rules.protocol import Batch, Rule, Task
+from sidestep.rules.spsa import SPSA
 
-__all__ = ["RULES", "Backprop", "Batch", "NeuralODE", "NoPropCT", "NoPropDT", "NoPropFM", "NoiseStep", "Rule", "Task"]
+__all__ = [
+    "RULES",
+    "SPSA",
+    "Backprop",
+    "Batch",
+    "DirectFeedbackAlignment",
+    "Evolution",
+    "FeedbackAlignment",
+    "ForwardForward",
+    "ForwardGradient",
+    "Hebbian",
+    "LocalLoss",
+    "NeuralODE",
+    "NoPropCT",
+    "NoPropDT",
+    "NoPropFM",
+    "NoiseStep",
+    "Rule",
+    "Task",
+]
 
 RULES: dict[str, type[Rule]] = {
     "noprop-dt": NoPropDT,
     "noprop-ct": NoPropCT,
     "noprop-fm": NoPropFM,
     "noise-step": NoiseStep,
+    "feedback-alignment": FeedbackAlignment,
+    "direct-feedback-alignment": DirectFeedbackAlignment,
+    "local-loss": LocalLoss,
+    "forward-forward": ForwardForward,
+    "hebbian": Hebbian,
+    "evolution": Evolution,
+    "spsa": SPSA,
+    "forward-gradient": ForwardGradient,
     "backprop": Backprop,
     "neural-ode": NeuralODE,
 }

@@ -1,9 +1,10 @@
 """Step logs: a trained model as the steps that made it (docs/step-log.md)."""
 
-from sidestep.steplog.format import Header
+from sidestep.steplog.header import Header
 from sidestep.steplog.reader import LogReader, Scan
 from sidestep.steplog.recorder import Recorder
-from sidestep.steplog.replay import Replayed, check_net, rebuild, replay
+from sidestep.steplog.replay import Replayed, rebuild, replay
+from sidestep.steplog.start import check_net
 from sidestep.steplog.summary import summary
 from sidestep.steplog.writer import LogWriter, is_logged
 

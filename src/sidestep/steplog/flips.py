@@ -17,7 +17,7 @@ import torch
 
 from sidestep.errors import InputError
 from sidestep.steplog.coder import AnsReader, AnsWriter, Frequencies, frequencies
-from sidestep.steplog.format import DamagedLogError, read_varint, varint
+from sidestep.steplog.format import MOST_FLIPS, DamagedLogError, read_varint, varint
 from sidestep.update import Flips
 
 __all__ = ["decode_flips", "encode_flips", "least_bits"]
@@ -66,7 +66,7 @@ def decode_flips(payload: bytes, steps: int, weights: int) -> list[Flips]:
         counts.append(count)
     words, at = read_varint(payload, at)
     plain = at + 4 * words
-    if sum(counts) > 8 * len(payload) or max(counts) > weights or plain > len(payload):
+    if sum(counts) > min(MOST_FLIPS, 8 * len(payload)) or max(counts) > weights or plain > len(payload):
         raise DamagedLogError("a block says that it has more flips than fit into it")
     needed = sum(count * (_low_bits(weights, count) + 1) for count in counts)
     if -(-needed // 8) != len(payload) - plain:

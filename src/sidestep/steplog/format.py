@@ -6,25 +6,14 @@ Every block's CRC goes on from that of the block before it, so blocks that were 
 as surely as changed bytes. Lengths and counts are compared with limits and with the file before memory is taken.
 """
 
-import dataclasses
-import hashlib
-import json
-import math
 import struct
-import zlib
 from dataclasses import dataclass
-from typing import Any
 
-import torch
-from torch import Tensor, nn
-
-from sidestep.errors import CheckpointError, InputError
-from sidestep.rules.protocol import Rule, Task
-from sidestep.version import __version__
+from sidestep.errors import CheckpointError
 
 __all__ = [
-    "FLIPS", "FORMAT", "MOST_COEFS", "MOST_STATISTICS", "MOST_STEPS", "NOISE", "TRITS",
-    "BlockHead", "DamagedLogError", "Header", "digest_of", "read_varint", "varint",
+    "FLIPS", "FORMAT", "MOST_COEFS", "MOST_FLIPS", "MOST_STATISTICS", "MOST_STEPS", "MOST_WEIGHTS", "MOST_WORK",
+    "NOISE", "TRITS", "BlockHead", "CutLogError", "DamagedLogError", "read_varint", "varint",
 ]  # fmt: skip
 
 MAGIC = b"\x8eSTEPLOG"
@@ -34,9 +23,12 @@ FRAME = struct.Struct("<8sII")  # magic, format, bytes of the header
 CRC = struct.Struct("<I")
 MOST_HEADER = 1 << 22  # bytes
 MOST_PAYLOAD = 1 << 26  # bytes
-MOST_STATISTICS = (1 << 16) - 1  # bytes
+MOST_STATISTICS = 1 << 24  # bytes
 MOST_STEPS = 1 << 12  # in a block
 MOST_COEFS = 1 << 22  # in a block
+MOST_FLIPS = 1 << 24  # in a block
+MOST_WORK = 1 << 31  # of a step: expected non-zeros of sparse probes, or the sides of rank-one probes, all drawn
+MOST_WEIGHTS = 1 << 34  # of a net; and as many elements of buffers
 TRITS, FLIPS = 1, 2  # kinds of blocks; a block of a kind that is not known here ends the reading
 
 
@@ -44,94 +36,13 @@ class DamagedLogError(CheckpointError):
     """A part of a log that does not say what it could have been written to say."""
 
 
-@dataclass(frozen=True)
-class Header:
-    """What it takes to rebuild the net that the steps start from."""
-
-    rule: dict[str, Any]  # name and hyper-parameters
-    task: dict[str, Any]
-    data: str
-    seed: int
-    parameters: tuple[tuple[str, str, tuple[int, ...]], ...]  # name, dtype, shape
-    buffers: tuple[tuple[str, str, tuple[int, ...]], ...]
-    start: str  # digest of the parameters before the first step
-    module: str | None = None  # name of the user's own image path
-    noise: str = NOISE
-    sidestep: str = __version__
-
-    @property
-    def weights(self) -> int:
-        """The number of weights, among which the positions of flips and probes count."""
-        return sum(math.prod(shape) for _, _, shape in self.parameters)
-
-    @property
-    def table(self) -> str:
-        """Digest of the parameters' names and shapes."""
-        return hashlib.blake2b(_canonical(self.parameters), digest_size=16).hexdigest()
-
-    def to_bytes(self) -> bytes:
-        """Return the file's beginning, up to the first block.
-
-        Raises InputError if that is longer than a header may be.
-        """
-        text = _canonical({**dataclasses.asdict(self), "table": self.table})
-        if len(text) > MOST_HEADER:
-            raise InputError(f"the log's header may have {MOST_HEADER:,} bytes, this net's has {len(text):,}")
-        frame = FRAME.pack(MAGIC, FORMAT, len(text)) + text
-        return frame + CRC.pack(zlib.crc32(frame))
-
-    @classmethod
-    def parse(cls, text: bytes) -> "Header":
-        """Return what `to_bytes` wrote as JSON; raises DamagedLogError for anything else."""
-        try:
-            entries = json.loads(text)
-            digest = entries.pop("table")
-            for name in ("parameters", "buffers"):
-                entries[name] = tuple((str(n), str(kind), tuple(map(int, s))) for n, kind, s in entries[name])
-            found = cls(**entries)
-            valid = isinstance(found.rule["name"], str) and 0 <= found.seed < 1 << 64 and 0 < found.weights < 1 << 62
-            valid = valid and all(side >= 0 for _, _, shape in found.parameters for side in shape)
-            if valid and digest == found.table:
-                return found
-            raise ValueError("its entries contradict each other")
-        except (
-            LookupError,
-            TypeError,
-            ValueError,
-            AttributeError,
-            OverflowError,
-            RecursionError,
-            RuntimeError,
-        ) as error:
-            raise DamagedLogError(f"the header is damaged ({error}), so nothing can be replayed: use a copy") from error
-
-    def differences(self, other: "Header") -> list[tuple[str, Any, Any]]:
-        """Return name, own value and other value of what two headers of one run have in common, where they differ."""
-        names = ("rule", "task", "seed", "module", "parameters", "buffers", "start", "noise")
-        mine, others = (json.loads(_canonical(dataclasses.asdict(header))) for header in (self, other))
-        return [(name, mine[name], others[name]) for name in names if mine[name] != others[name]]
-
-    @classmethod
-    def of(  # long: what a header holds
-        cls, net: nn.Module, rule: Rule, task: Task, data: str, seed: int, module: str | None
-    ) -> "Header":
-        """Describe a net that is about to take its first step."""
-        options = {field.name: getattr(rule, field.name) for field in dataclasses.fields(rule)}
-        return cls(
-            rule={"name": rule.name, **options},
-            task=dataclasses.asdict(task),
-            data=data,
-            seed=seed,
-            parameters=_table(dict(net.named_parameters())),
-            buffers=_table(dict(net.named_buffers())),
-            start=digest_of(net),
-            module=module,
-        )
+class CutLogError(DamagedLogError):
+    """The file ends within a block: what a kill leaves, if nothing follows."""
 
 
 @dataclass(frozen=True)
 class BlockHead:
-    """The 20 bytes that a block begins with."""
+    """The 24 bytes that a block begins with."""
 
     kind: int  # TRITS or FLIPS
     first: int  # step
@@ -139,36 +50,26 @@ class BlockHead:
     statistics: int  # bytes
     payload: int  # bytes
 
-    STRUCT = struct.Struct("<4sBBHIII")
+    STRUCT = struct.Struct("<4sIIIII")
     MAGIC = b"STEP"
 
     def to_bytes(self) -> bytes:
         """Return the head's bytes."""
-        return self.STRUCT.pack(self.MAGIC, self.kind, 0, self.statistics, self.first, self.steps, self.payload)
+        return self.STRUCT.pack(self.MAGIC, self.kind, self.first, self.steps, self.statistics, self.payload)
 
     @classmethod
     def parse(cls, data: bytes, first: int, left: int) -> "BlockHead":
         """Return a head; DamagedLogError unless it begins at step `first` and fits into the `left` bytes after it."""
-        magic, kind, zero, statistics, found, steps, payload = cls.STRUCT.unpack(data)
-        if magic != cls.MAGIC or zero:
+        magic, kind, found, steps, statistics, payload = cls.STRUCT.unpack(data)
+        if magic != cls.MAGIC:
             raise DamagedLogError("there is no block where one should begin")
         if found != first:
             raise DamagedLogError(f"step {first} should follow, but a block of steps from {found} does")
-        if not 1 <= steps <= MOST_STEPS or payload > MOST_PAYLOAD:
-            raise DamagedLogError(f"a block says that it has {steps} steps in {payload} bytes")
+        if not 1 <= steps <= MOST_STEPS or payload > MOST_PAYLOAD or statistics > MOST_STATISTICS:
+            raise DamagedLogError(f"a block says that it has {steps} steps in {payload} + {statistics} bytes")
         if statistics + payload + CRC.size > left:
-            raise DamagedLogError("the last block is cut")
+            raise CutLogError("the last block is cut")
         return cls(kind, first, steps, statistics, payload)
-
-
-def digest_of(net: nn.Module) -> str:
-    """Return a blake2b digest over the name, dtype, shape and bytes of every parameter, in order."""
-    digest = hashlib.blake2b(digest_size=16)
-    for name, parameter in net.named_parameters():
-        plain = parameter.detach().cpu().contiguous()
-        digest.update(_canonical([name, str(plain.dtype), list(plain.shape)]))
-        digest.update(plain.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def varint(value: int) -> bytes:
@@ -195,14 +96,3 @@ def read_varint(data: bytes, at: int) -> tuple[int, int]:
         if data[at + turn] < 128:
             return value, at + turn + 1
     raise DamagedLogError("a number in a block has no end")
-
-
-def _table(tensors: dict[str, Tensor]) -> tuple[tuple[str, str, tuple[int, ...]], ...]:
-    return tuple((name, str(t.dtype).removeprefix("torch."), tuple(t.shape)) for name, t in tensors.items())
-
-
-def _canonical(entry: Any) -> bytes:
-    try:
-        return json.dumps(entry, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False).encode()
-    except (TypeError, ValueError) as error:
-        raise InputError(f"the log's header must be plain JSON, got {error}") from error

@@ -11,6 +11,8 @@ from sidestep.update import Flips, Seeded
 
 __all__ = ["only_part"]
 
+_CHUNK = 1 << 22  # elements of probes at a time
+
 
 def only_part(update: Seeded | Flips, first: int, last: int) -> Seeded | Flips:
     """Return an update that does to weights `first` to `last` - 1 what the given one does, and nothing to others.
@@ -56,8 +58,13 @@ class _RankOnePart(RankOneProbes):
 
 
 def _one_layer(probes: RankOneProbes, layer: int, coefs: Tensor) -> tuple[Tensor, Tensor]:
-    left, right = probes.factors(layer, coefs.device)
-    total = ((left.float() * coefs.float()[:, None]).T @ right.float()).flatten().to(torch.int64)
+    shape = probes.shapes[layer]
+    sums, size = torch.zeros(shape, device=coefs.device), max(1, _CHUNK // sum(shape))
+    for first in range(0, probes.count, size):
+        last = min(first + size, probes.count)
+        left, right = probes.factors(layer, coefs.device, first, last)
+        sums += (left.float() * coefs[first:last].float()[:, None]).T @ right.float()
+    total = sums.flatten().to(torch.int64)
     position = total.nonzero()[:, 0]
     return position, total[position]
 

@@ -1,5 +1,6 @@
 """Reading a step log: block by block, each checked before it is used; damage ends the reading, not what came before."""
 
+import stat
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,12 +19,16 @@ from sidestep.steplog.format import (
     FRAME,
     MAGIC,
     MOST_HEADER,
+    MOST_PAYLOAD,
+    MOST_STATISTICS,
+    MOST_STEPS,
     NOISE,
     TRITS,
     BlockHead,
+    CutLogError,
     DamagedLogError,
-    Header,
 )
+from sidestep.steplog.header import Header
 from sidestep.steplog.statistics import read_statistics
 from sidestep.steplog.trits import decode_trits
 from sidestep.update import Flips, Seeded
@@ -53,6 +58,7 @@ class Scan:
     blocks: int
     steps_of: dict[int, int]  # kind of blocks -> their steps
     damage: str | None
+    cut: bool  # the damage is that the file ends within a block: what a kill leaves
 
     @property
     def flips(self) -> int:
@@ -71,7 +77,10 @@ class LogReader:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            self._size = path.stat().st_size
+            facts = path.stat()
+            if not stat.S_ISREG(facts.st_mode):
+                raise CheckpointError(f"{path} is no file, hence no step log")
+            self._size = facts.st_size
             with path.open("rb") as file:
                 self.header = self._read_header(file)
                 self._begin = file.tell()
@@ -82,12 +91,15 @@ class LogReader:
         except OSError as error:
             raise CheckpointError(f"cannot read the step log {path}: {error.strerror}") from error
         self.damage: str | None = None  # set when blocks() or records() met some
+        self._cut = False
 
     def _read_header(self, file: BinaryIO) -> Header:
         frame = file.read(FRAME.size)
         if len(frame) < FRAME.size or FRAME.unpack(frame)[0] != MAGIC:
             raise CheckpointError(f"{self.path} ({self._size} bytes) is not a step log, or its first bytes are damaged")
         _, version, length = FRAME.unpack(frame)
+        if not version:
+            raise CheckpointError(f"{self.path} has step-log format 0, which there never was: its beginning is damaged")
         if version > FORMAT:
             raise CheckpointError(
                 f"{self.path} has step-log format {version}, this Sidestep reads up to {FORMAT}: upgrade sidestep"
@@ -112,7 +124,7 @@ class LogReader:
 
     def blocks(self) -> Iterator[Block]:
         """Yield the blocks up to the end or to the first damage, which `damage` then describes."""
-        self.damage = None
+        self.damage, self._cut = None, False
         step, crc = 0, self._crc
         with self.path.open("rb") as file:
             file.seek(self._begin)
@@ -122,6 +134,7 @@ class LogReader:
                     block = self._read_block(file, step, crc)
                 except DamagedLogError as damage:
                     self.damage = f"{damage} (byte {at:,} of {self._size:,}, after {step:,} steps)"
+                    self._cut = isinstance(damage, CutLogError) and not self._goes_on(file, at, step)
                     return
                 if block is None:
                     return
@@ -133,7 +146,7 @@ class LogReader:
         if not data:
             return None
         if len(data) < BlockHead.STRUCT.size:
-            raise DamagedLogError("the last block is cut")
+            raise CutLogError("the last block is cut")
         head = BlockHead.parse(data, step, self._size - file.tell())
         statistics, payload, stored = file.read(head.statistics), file.read(head.payload), file.read(CRC.size)
         found = zlib.crc32(payload, zlib.crc32(statistics, zlib.crc32(data, crc)))
@@ -148,9 +161,10 @@ class LogReader:
     def records(self, last: int | None = None) -> Iterator[tuple[int, Seeded | Flips]]:
         """Yield every step and its update, up to step `last` - 1, the end, or the first damage.
 
-        A block's statistics come with its last step.
+        A block's statistics come with its last step. Blocks behind step `last` are not looked at.
         """
-        for block in self.blocks():
+        self.damage = None
+        for block in self.blocks() if last != 0 else ():
             try:
                 updates = self._decode(block)
             except DamagedLogError as damage:
@@ -160,6 +174,35 @@ class LogReader:
                 if last is not None and step >= last:
                     return
                 yield step, update
+            if last is not None and block.head.first + block.head.steps >= last:
+                return
+
+    def buffers_around(self, step: int) -> tuple[int, int]:
+        """Return the nearest steps, up to `step` and from it on, of which the log has the buffers.
+
+        Both are `step` if it has those. They stand at the ends of blocks; a block whose steps wrote none leaves them
+        as they were.
+        """
+        for block in self.blocks():
+            first, end = block.head.first, block.head.first + block.head.steps
+            if step < end:
+                return (first, end) if block.statistics and first < step else (step, step)
+        return step, step
+
+    def _goes_on(self, file: BinaryIO, at: int, step: int) -> bool:
+        """Whether a later block begins behind a block that seems cut: then its length was changed, and nothing cut."""
+        file.seek(at + 1)
+        if self._size - at > MOST_PAYLOAD + MOST_STATISTICS + (1 << 10):
+            return True
+        rest, size = file.read(), BlockHead.STRUCT.size
+        place = rest.find(BlockHead.MAGIC)
+        while place >= 0 and place + size <= len(rest):
+            _, kind, first, steps, *lengths = BlockHead.STRUCT.unpack_from(rest, place)
+            placed = step < first <= step + MOST_STEPS and 1 <= steps <= MOST_STEPS
+            if placed and kind in (TRITS, FLIPS) and sum(lengths) <= MOST_PAYLOAD + MOST_STATISTICS:
+                return True
+            place = rest.find(BlockHead.MAGIC, place + 1)
+        return False
 
     def _decode(self, block: Block) -> Sequence[Seeded | Flips]:
         head, weights = block.head, self.header.weights
@@ -174,7 +217,7 @@ class LogReader:
 
     def scan(self, last: int | None = None) -> Scan:
         """Check every block, or those below step `last`, without decoding it, and return what the log holds."""
-        steps, size, crc, self.damage = 0, self._begin, self._crc, None
+        steps, size, crc, self.damage, self._cut = 0, self._begin, self._crc, None, False
         blocks = 0
         steps_of: dict[int, int] = {}
         for block in self.blocks() if last != 0 else ():
@@ -184,4 +227,4 @@ class LogReader:
             steps, size, crc = steps + block.head.steps, block.end, block.crc
             if last is not None and steps >= last:
                 break
-        return Scan(steps, size, self._size, crc, blocks, steps_of, self.damage)
+        return Scan(steps, size, self._size, crc, blocks, steps_of, self.damage, self._cut)

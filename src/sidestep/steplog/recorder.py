@@ -9,9 +9,10 @@ from torch import nn
 
 from sidestep.errors import CheckpointError
 from sidestep.rules.protocol import Rule
-from sidestep.steplog.format import Header
+from sidestep.steplog.header import Header
 from sidestep.steplog.reader import LogReader, Scan
-from sidestep.steplog.replay import check_net, replay
+from sidestep.steplog.replay import replay
+from sidestep.steplog.start import check_net
 from sidestep.steplog.writer import LogWriter, is_logged
 from sidestep.update import Update
 
@@ -28,16 +29,20 @@ class Recorder:
     def __init__(self, path: Path, describe: Callable[[nn.Module], Header]) -> None:
         self._path, self._describe = path, describe
         self._writer: LogWriter | None = None
+        self._going_on: tuple[Header, int, int, int] | None = None
 
-    def resume(self, record: Mapping[str, Any]) -> None:
+    def resume(self, record: Mapping[str, Any]) -> bool:
         """Go on where a checkpoint stood; what the log holds beyond it is cut off.
 
-        Without a log in the record, or with the log taken away since, the run goes on without one.
+        Without a log in the record, or with the log taken away since, the run goes on without one. Nothing is cut
+        before `open`. Returns whether the log was taken away.
 
         Raises CheckpointError if the log is damaged before the place that the checkpoint counts on.
         """
-        if "steplog_bytes" not in record or not self._path.exists():
-            return
+        if "steplog_bytes" not in record:
+            return False
+        if not self._path.exists():
+            return True
         step, size, crc = int(record["step"]), int(record["steplog_bytes"]), int(record["steplog_crc"])
         reader = LogReader(self._path)
         scan = reader.scan(last=step)
@@ -47,12 +52,18 @@ class Recorder:
                 f"({scan.damage or f'{scan.steps:,} steps end at byte {scan.size:,}'}); bring the file back, or remove "
                 "it to train on without a log"
             )
-        self._writer = LogWriter.reopen(self._path, reader.header, size, crc, step)
+        self._going_on = (reader.header, size, crc, step)
+        return False
+
+    def open(self) -> None:
+        """Cut the log off where the run goes on, once it is known that it does."""
+        if self._going_on:
+            self._writer = LogWriter.reopen(self._path, *self._going_on)
 
     def resume_log(self, net: nn.Module, rule: Rule, optimizer: torch.optim.Optimizer) -> Scan | None:
-        """Replay the log, if there is one, into a net before its first step, and go on behind its last good block.
+        """Replay the log, if there is one, into a net before its first step, to go on behind its last good block.
 
-        Raises CheckpointError if the log is of another run.
+        Raises CheckpointError if the log is of another run, or is damaged otherwise than by being cut.
         """
         if not self._path.exists():
             return None
@@ -63,10 +74,17 @@ class Recorder:
                 f"{self._path} is of another run ({name}: {found} there, {given} here): use the log of this run"
             )
         scan = reader.scan()
+        if scan.damage and not scan.cut:
+            raise CheckpointError(
+                f"{self._path} is damaged: {scan.damage}. Its first {scan.steps:,} steps are good. Nothing was "
+                f"changed: keep a copy and bring an undamaged one back; or have the weights of those steps written, "
+                f"sidestep replay {self._path} --to-step {scan.steps} --out FILE.safetensors; "
+                "or begin anew with --overwrite"
+            )
         step = replay(net, rule, optimizer, reader)
         if step != scan.steps:
             raise CheckpointError(f"{self._path} cannot be replayed: {reader.damage}")
-        self._writer = LogWriter.reopen(self._path, reader.header, scan.size, scan.crc, step)
+        self._going_on = (reader.header, scan.size, scan.crc, step)
         return scan
 
     def record(self, step: int, net: nn.Module, update: Update) -> None:

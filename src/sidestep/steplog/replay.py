@@ -1,24 +1,20 @@
 """Replay: the net after any number of logged steps, without data, bit for bit."""
 
-from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from sidestep.errors import CheckpointError, InputError, SidestepError
+from sidestep.errors import InputError
 from sidestep.nets.own import ImagePath
-from sidestep.noise import Noise
-from sidestep.rules import RULES
-from sidestep.rules.protocol import Rule, Task
-from sidestep.steplog.format import Header, digest_of
+from sidestep.rules.protocol import Rule
 from sidestep.steplog.only import only_part
 from sidestep.steplog.reader import LogReader
+from sidestep.steplog.start import untrained
 from sidestep.update import Flips, Seeded
 
-__all__ = ["Replayed", "check_net", "rebuild", "replay", "untrained"]
+__all__ = ["Replayed", "rebuild", "replay"]
 
 
 @dataclass(frozen=True)
@@ -30,6 +26,13 @@ class Replayed:
     names: tuple[str, ...]  # parameters that were rebuilt; the others are as they were before training
     skipped: int  # steps that were left out on request
     damage: str | None  # why the replay ended before the file did
+    buffers_step: int  # the step that the buffers belong to: the log has them at the ends of its blocks
+    next_buffers_step: int  # the next step of which it has them; `step`, as buffers_step, if they are right
+
+    @property
+    def stale_buffers(self) -> tuple[str, ...]:
+        """Names of the buffers that belong to `buffers_step` instead of `step`, or may do so; the weights are exact."""
+        return () if self.buffers_step == self.step else tuple(name for name, _ in self.net.named_buffers())
 
 
 def rebuild(  # long: a log, and five ways to use less than all of it
@@ -37,7 +40,7 @@ def rebuild(  # long: a log, and five ways to use less than all of it
     *,
     to_step: int | None = None,
     only: str | None = None,
-    drop: Collection[int] = (),
+    drop: range = range(0),
     module: ImagePath | None = None,
     device: str | torch.device = "cpu",
 ) -> Replayed:
@@ -56,20 +59,32 @@ def rebuild(  # long: a log, and five ways to use less than all of it
         InputError: for a step beyond the log, or a layer that the net does not have.
     """
     reader = LogReader(path)
+    _check_span(reader, to_step, drop)
     rule, net = untrained(reader.header, module)
     net = net.to(device)
-    if to_step is not None:
-        scan = reader.scan(to_step)
-        if to_step < 0 or scan.steps < to_step:
-            raise InputError(
-                f"--to-step {to_step} is beyond {path}, which holds {scan.steps:,} steps"
-                + (f" before its damage: {scan.damage}" if scan.damage else "")
-            )
     names = _named(net, only)
     part = _range(net, names) if only else None
-    skipped = set(drop)
-    step = replay(net, rule, rule.optimizer(net), reader, last=to_step, part=part, skipped=skipped)
-    return Replayed(net, step, names, len([s for s in skipped if 0 <= s < step]), reader.damage)
+    step = replay(net, rule, rule.optimizer(net), reader, last=to_step, part=part, skipped=drop)
+    damage, skipped = reader.damage, len(range(drop.start, min(step, drop.stop)))
+    return Replayed(net, step, names, skipped, damage, *reader.buffers_around(step))
+
+
+def _check_span(reader: LogReader, to_step: int | None, drop: range) -> None:
+    if to_step is not None and to_step < 0:
+        raise InputError(f"the number of steps to take is 0 or more, got {to_step}")
+    if drop and (drop.start < 0 or drop.step != 1):
+        raise InputError(f"steps to leave out are a range of steps from 0 on, got {drop}")
+    if to_step is None and not drop:
+        return
+    scan = reader.scan(to_step)
+    if to_step is not None and scan.steps < to_step:
+        raise InputError(
+            f"step {to_step} is beyond {reader.path}, which holds {scan.steps:,} steps"
+            + (f" before its damage: {scan.damage}" if scan.damage else "")
+        )
+    most = scan.steps if to_step is None else to_step
+    if drop and drop.start >= most:
+        raise InputError(f"the steps to leave out begin at {drop.start}, but only steps below {most} are replayed")
 
 
 def replay(  # long: what a replay depends on
@@ -80,7 +95,7 @@ def replay(  # long: what a replay depends on
     *,
     last: int | None = None,
     part: tuple[int, int] | None = None,
-    skipped: Collection[int] = (),
+    skipped: range = range(0),
 ) -> int:
     """Apply logged steps to a net that stands before the first of them; return how many steps it has then taken."""
     device = next(net.parameters()).device
@@ -89,62 +104,11 @@ def replay(  # long: what a replay depends on
         if step not in skipped:
             moved = _to(update, device)
             rule.apply(net, moved if part is None else only_part(moved, *part), optimizer)
+        else:  # a block's buffers come with its last step, but belong to all of it
+            for name, value in update.statistics.items():
+                net.get_buffer(name).copy_(value)
         done = step + 1
     return done
-
-
-def untrained(header: Header, module: ImagePath | None) -> tuple[Rule, nn.Module]:
-    """Return the rule and the net that a log starts from.
-
-    Raises:
-        CheckpointError: if the rule is unknown here, or the net that it builds is another one.
-        InputError: if the run was trained with a module of the user's own and none is given.
-    """
-    if header.module and module is None:
-        raise InputError(
-            f"the log is of a run with a module of its own ({header.module}): give it, --module FILE.py:Name"
-        )
-    options = {key: tuple(v) if isinstance(v, list) else v for key, v in header.rule.items()}
-    name = options.pop("name")
-    if name not in RULES:
-        raise CheckpointError(f"the log is of the rule {name!r}, which is not there; there are: {', '.join(RULES)}")
-    try:
-        rule = RULES[name](**options)
-        task = _task(header.task)
-        net = rule.build(task, Noise(header.seed).stream("build"), None, module)
-    except (SidestepError, LookupError, TypeError, ValueError) as error:
-        raise CheckpointError(f"the net of the log's header cannot be built: {error}") from error
-    check_net(header, net)
-    return rule, net
-
-
-def check_net(header: Header, net: nn.Module) -> None:
-    """Raise CheckpointError unless a net, before its first step, is the one that the log starts from."""
-    found = replace(
-        header,
-        parameters=tuple((n, str(p.dtype).removeprefix("torch."), tuple(p.shape)) for n, p in net.named_parameters()),
-    )
-    if found.table != header.table:
-        pairs = list(zip(header.parameters, found.parameters, strict=False))
-        other = next(
-            (f"{a[0]} {list(a[2])} there, {b[0]} {list(b[2])} here" for a, b in pairs if a != b), "their number"
-        )
-        raise CheckpointError(
-            f"the log is of another net: it has {len(header.parameters)} parameters, this one {len(found.parameters)}; "
-            f"the first that differs: {other}. Give the module and the options that the log was made with"
-        )
-    if digest_of(net) != header.start:
-        raise CheckpointError(
-            f"the untrained net is not the one that the log starts from (its weights' digest is not {header.start}): "
-            "other code draws it now, or the rule starts from the training images; use the version that wrote the log, "
-            f"sidestep {header.sidestep}"
-        )
-
-
-def _task(entries: dict[str, Any]) -> Task:
-    channels, height, width = entries["image_shape"]
-    lists = {name: tuple(entries[name]) for name in ("class_names", "mean", "std")}
-    return Task((channels, height, width), pixels=entries["pixels"], **lists)
 
 
 def _named(net: nn.Module, only: str | None) -> tuple[str, ...]:

@@ -18,10 +18,10 @@ from sidestep.errors import InputError
 from sidestep.noise import Noise
 from sidestep.probes import Probes, RankOneProbes, SparseProbes
 from sidestep.steplog.coder import TOTAL, AnsReader, AnsWriter, Frequencies, frequencies
-from sidestep.steplog.format import MOST_COEFS, DamagedLogError, read_varint, varint
+from sidestep.steplog.format import MOST_COEFS, MOST_WORK, DamagedLogError, read_varint, varint
 from sidestep.update import Seeded
 
-__all__ = ["decode_trits", "encode_trits"]
+__all__ = ["decode_trits", "encode_trits", "work_of"]
 
 SPARSE, EXCLUSIVE, RANK_ONE = 0, 1, 2
 INDEPENDENT, EQUALLY_MANY = 0, 1
@@ -95,6 +95,17 @@ def decode_trits(payload: bytes, steps: int, noise: Noise, weights: int) -> list
             found.append(Seeded(row, moved))
     coder.finish()
     return found
+
+
+def work_of(probes: Probes) -> float:
+    """Return about how many elements replay draws for a step: expected non-zeros, or rows and columns, of all probes.
+
+    >>> work_of(SparseProbes(Noise(0), weights=10_000_000, count=1024, density=0.1))
+    1024000000.0
+    """
+    if isinstance(probes, SparseProbes):
+        return probes.count * max(1.0, probes.density * probes.weights)
+    return float(probes.count * sum(rows + columns for rows, columns in probes.shapes))
 
 
 def _alike(probes: Probes) -> Probes:
@@ -188,6 +199,8 @@ def _read_run(payload: bytes, at: int, noise: Noise, weights: int) -> tuple[Run,
         plus, at = read_varint(payload, at)
     except (struct.error, IndexError, InputError) as error:
         raise DamagedLogError(f"the probes of a block cannot be read: {error}") from error
+    if not work_of(probes) <= MOST_WORK:
+        raise DamagedLogError(f"a step of a block would take more than {MOST_WORK:,} operations")
     most = steps * first if coding == EQUALLY_MANY else steps * count - first
     if coding > EQUALLY_MANY or plus > most or (coding == EQUALLY_MANY and first > count):
         raise DamagedLogError("the trits of a block are counted wrongly")
@@ -203,6 +216,6 @@ def _read_shapes(payload: bytes, at: int, weights: int) -> tuple[tuple[tuple[int
         rows, at = read_varint(payload, at)
         columns, at = read_varint(payload, at)
         shapes.append((rows, columns))
-    if sum(rows * columns for rows, columns in shapes) != weights:
+    if min(map(min, shapes), default=0) < 1 or sum(rows * columns for rows, columns in shapes) != weights:
         raise DamagedLogError(f"the matrices of rank-one probes do not have the net's {weights} weights")
     return tuple(shapes), at

@@ -14,9 +14,10 @@ from sidestep.checkpoint import write_bytes
 from sidestep.errors import CheckpointError, InputError
 from sidestep.probes import SparseProbes
 from sidestep.steplog.flips import encode_flips
-from sidestep.steplog.format import CRC, FLIPS, MOST_COEFS, MOST_STEPS, TRITS, BlockHead, Header
+from sidestep.steplog.format import CRC, FLIPS, MOST_COEFS, MOST_FLIPS, MOST_STEPS, MOST_WORK, TRITS, BlockHead
+from sidestep.steplog.header import Header
 from sidestep.steplog.statistics import statistics_to_bytes
-from sidestep.steplog.trits import encode_trits
+from sidestep.steplog.trits import encode_trits, work_of
 from sidestep.update import Flips, Seeded, Update
 
 __all__ = ["LogWriter", "Logged", "is_logged"]
@@ -26,12 +27,17 @@ BLOCK_BYTES = 1 << 20  # about as many; then a block ends, whatever its number o
 
 
 def is_logged(update: Update, seed: int, step: int, weights: int) -> TypeGuard[Logged]:
-    """Say whether an update can be logged: flips, or one trit per probe that is drawn from the run's noise."""
+    """Say whether an update can be logged: flips, or one trit per probe that is drawn from the run's noise.
+
+    Steps that would take more than 2^31 operations to replay, or have more than 2^24 flips, cannot.
+    """
     if isinstance(update, Flips):
-        return True
+        return update.positions.numel() <= MOST_FLIPS
     if not isinstance(update, Seeded) or not 1 <= update.coefs.numel() <= MOST_COEFS:
         return False
     probes, noise, coefs = update.probes, update.probes.noise, update.coefs
+    if work_of(probes) > MOST_WORK:
+        return False
     if isinstance(probes, SparseProbes):
         size = probes.weights
     else:
@@ -45,7 +51,7 @@ class LogWriter:
 
     def __init__(self, handle: BinaryIO, path: Path, header: Header, step: int, crc: int) -> None:
         self._handle, self._path, self._header, self._crc = handle, path, header, crc
-        self._first, self._coefs, self._size = step, 0, 0.0
+        self._first, self._coefs, self._flips, self._size = step, 0, 0, 0.0
         self._kept: list[Logged] = []
         self._statistics: dict[str, Tensor] = {}  # written since the last block
 
@@ -79,14 +85,18 @@ class LogWriter:
         step = self._first + len(self._kept)
         if not is_logged(update, self._header.seed, step, self._header.weights):
             raise InputError(
-                f"the log holds trits and flips, but the update of step {step} is neither ({type(update).__name__})"
+                f"the log holds trits and flips, within limits, but the update of step {step} is neither "
+                f"({type(update).__name__})"
             )
         coefs = update.coefs.numel() if isinstance(update, Seeded) else 0
-        if self._kept and (type(update) is not type(self._kept[-1]) or self._coefs + coefs > MOST_COEFS):
+        flips = update.positions.numel() if isinstance(update, Flips) else 0
+        full = self._coefs + coefs > MOST_COEFS or self._flips + flips > MOST_FLIPS
+        if self._kept and (full or type(update) is not type(self._kept[-1])):
             self.commit()
+        statistics = self._statistics | {n: value.detach().cpu().clone() for n, value in update.statistics.items()}
+        statistics_to_bytes(self._header, statistics)  # too large or of another shape: found at once
         self._kept.append(_on_cpu(update))
-        self._coefs += coefs
-        self._statistics |= {name: value.detach().cpu().clone() for name, value in update.statistics.items()}
+        self._coefs, self._flips, self._statistics = self._coefs + coefs, self._flips + flips, statistics
         self._size += _bytes(update)
         if len(self._kept) == MOST_STEPS or self._size >= BLOCK_BYTES:
             self.commit()
@@ -102,7 +112,7 @@ class LogWriter:
                 self._handle.flush()
                 os.fsync(self._handle.fileno())
             self._first += len(self._kept)
-            self._kept, self._statistics, self._coefs, self._size = [], {}, 0, 0.0
+            self._kept, self._statistics, self._coefs, self._flips, self._size = [], {}, 0, 0, 0.0
         return self._handle.tell(), self._crc
 
     def close(self) -> None:

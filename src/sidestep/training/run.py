@@ -24,7 +24,7 @@ from sidestep.training.folder import RunFolder
 from sidestep.training.loop import Loop
 from sidestep.training.options import Compute, Options
 from sidestep.training.progress import Progress, Silent
-from sidestep.training.resume import take_up
+from sidestep.training.resume import followed, take_up
 from sidestep.training.state import AVERAGE, State
 from sidestep.training.stopping import Stopped, stop_on_signals
 from sidestep.version import __version__
@@ -138,8 +138,8 @@ def train(  # long: rule, data and options, and three hooks for own code
     recorder = None
     if folder:
         folder.prepare(config, options.resume, options.overwrite)
-        own, name = _module_name(module), data.name
-        recorder = Recorder(folder.log_file, lambda net: Header.of(net, rule, task, name, options.seed, own))
+        own, name, same = _module_name(module), data.name, followed(options, len(data.train))
+        recorder = Recorder(folder.log_file, lambda net: Header.of(net, rule, task, name, options.seed, own, same))
         kept_metrics = take_up(folder, options, state, rule, recorder, progress)
     loop = Loop(rule, data, options, compute, folder, recorder)
     if state.step > loop.total_steps:
@@ -147,8 +147,9 @@ def train(  # long: rule, data and options, and three hooks for own code
             f"{options.out} has been trained for {state.step} steps already, more than the {loop.total_steps} of "
             f"{options.epochs} epochs; give more --epochs"
         )
-    if folder and options.resume:
+    if folder and recorder and options.resume:
         folder.take_over(config, finished=state.step == loop.total_steps)
+        recorder.open()
     with stop_on_signals() as stop:
         loop.run(state, kept_metrics, progress, stop)
     if stop.requested:

@@ -1,0 +1,86 @@
+"""Random directions in the space of a net's weights, made from the seed wherever they are needed.
+
+Every parameter has a stream of its own, by name, so that layers of one shape never share noise; every pair or tangent
+has a substream.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from sidestep.nets.precision import at_least_float32
+from sidestep.nets.staged import StagedNet
+from sidestep.noise import Noise
+
+__all__ = ["Directions", "Distribution", "paired_logits", "weighted_directions"]
+
+Distribution = Literal["rademacher", "gaussian"]
+
+
+@dataclass(frozen=True)
+class Directions:
+    """Fair signs or standard normal values: mean 0, variance 1, independent.
+
+    >>> directions = Directions(Noise(0))
+    >>> directions.draw("weight", (2, 3), 0, torch.zeros(1)).abs().tolist()
+    [[1.0, 1.0, 1.0], [1.0, 1.0, 1.0]]
+    """
+
+    noise: Noise  # stands at the step
+    distribution: Distribution = "rademacher"
+
+    def draw(self, name: str, shape: Sequence[int], index: int, like: Tensor) -> Tensor:
+        """Return direction `index` of what is called `name`, in the dtype and on the device of `like`."""
+        noise, count = self.noise.stream(name).sub(index), math.prod(shape)
+        if self.distribution == "rademacher":
+            return noise.signs(count, device=like.device).to(like.dtype).view(tuple(shape))
+        return noise.normal(count, device=like.device).to(like.dtype).view(tuple(shape))
+
+
+def paired_logits(
+    net: StagedNet, images: Tensor, directions: Directions, index: int, eps: float
+) -> tuple[Tensor, Tensor]:
+    """Return the logits at `w + eps nu` and at `w - eps nu`, nu being direction `index` of all weights.
+
+    Shifted weights exist for one layer at a time; the net's own are only read.
+    """
+    sides = [images, images]
+    for prefix, part in _parts(net):
+        weights = dict(part.named_parameters())
+        steps = {name: directions.draw(prefix + name, w.shape, index, w).mul_(eps) for name, w in weights.items()}
+        for side, sign in enumerate((1, -1)):
+            shifted = {name: torch.add(w, steps[name], alpha=sign) for name, w in weights.items()}
+            sides[side] = functional_call(part, shifted, (sides[side],))
+    plus, minus = (at_least_float32(side) for side in sides)
+    return plus, minus
+
+
+def weighted_directions(net: nn.Module, directions: Directions, coefs: Tensor) -> dict[str, Tensor]:
+    """Return parameter name -> `sum_i c_i nu_i`, one direction in memory at a time."""
+    sums = {}
+    for name, parameter in net.named_parameters():
+        total = torch.zeros_like(parameter)
+        for index, coef in enumerate(coefs.tolist()):
+            total.add_(directions.draw(name, parameter.shape, index, parameter), alpha=coef)
+        sums[name] = total.detach()
+    return sums
+
+
+def _parts(net: StagedNet) -> Iterator[tuple[str, nn.Module]]:
+    for index, stage in enumerate(net.stages):
+        yield from _leaves(f"stages.{index}.", stage)
+    yield "", nn.Flatten()
+    yield "readout.", net.readout
+
+
+def _leaves(prefix: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    if type(module) is not nn.Sequential:
+        yield prefix, module
+        return
+    for name, child in module.named_children():
+        yield from _leaves(f"{prefix}{name}.", child)

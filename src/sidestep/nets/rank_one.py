@@ -1,0 +1,197 @@
+"""Many members of a population in one forward pass: weights shifted by rank-one directions, without making them.
+
+    (W +- eps a b^T) x + (c0 +- eps c) = W x + c0  +-  eps (a (b . x) + c)
+
+so every example, or group of examples, can have directions of its own, for the price of inner products. The estimate
+`sum_k f_k a_k b_k^T` is one matrix product. Source: Sarkar et al., "Evolution strategies at the hyperscale" (2025).
+
+With columns taken from the input, b = x / |x|: an example's loss changes with W only through W x, hence its gradient is
+`delta x^T`, and noise in b that is orthogonal to x is noise and nothing else. This is node perturbation.
+"""
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sidestep.errors import InputError
+from sidestep.nets.directions import Directions
+from sidestep.nets.staged import StagedNet
+
+__all__ = ["Factors", "Members", "check_rank_one", "rank_one_logits", "weighted_rank_one"]
+
+Layer: TypeAlias = nn.Linear | nn.Conv2d
+
+
+@dataclass(frozen=True)
+class Members:
+    """Who evaluates what: `groups` of `size` examples, and `pairs` antithetic pairs for each.
+
+    The batch of a pass is ordered by (sign, pair, group, example); a direction's number is pair * groups + group.
+    """
+
+    pairs: int
+    groups: int
+    size: int
+
+    @property
+    def count(self) -> int:
+        """The number of pairs in all, K."""
+        return self.pairs * self.groups
+
+    @property
+    def examples(self) -> int:
+        """The number of examples."""
+        return self.groups * self.size
+
+
+@dataclass(frozen=True)
+class Factors:
+    """The directions of one layer: `a b^T` for its weight, and the bias's."""
+
+    rows: Tensor  # a: (K, outputs)
+    columns: Tensor  # b: (K, inputs), or (examples, inputs) where all pairs of an example share it
+    bias: Tensor | None  # (K, outputs), if there is a bias
+
+
+def check_rank_one(net: nn.Module, input_columns: bool) -> None:
+    """Raise InputError for layers that rank-one directions have no definition for."""
+    for name, layer in net.named_modules():
+        kind = type(layer).__name__
+        known = isinstance(layer, nn.Linear | nn.Conv2d)
+        if not known and any(True for _ in layer.parameters(recurse=False)):
+            raise InputError(f"layer {name} ({kind}) takes no rank-1 noise; use noise_kind = full-rank")
+        if isinstance(layer, nn.Conv2d):
+            if input_columns:
+                raise InputError(f"layer {name} ({kind}) sees many inputs per example; use columns = drawn")
+            if layer.groups != 1 or isinstance(layer.padding, str) or layer.padding_mode != "zeros":
+                raise InputError(
+                    f"layer {name} has groups or padding other than by numbers; use noise_kind = full-rank"
+                )
+
+
+def rank_one_logits(
+    net: StagedNet,
+    images: Tensor,
+    members: Members,
+    directions: Directions,
+    eps: float,
+    input_columns: bool = False,
+    multiply_late: bool = False,
+) -> tuple[Tensor, dict[str, Factors]]:  # long: who, what and how
+    """Return logits (2, K, size, classes), at + and - the noise, and layer name -> its directions.
+
+    Args:
+        net: of linear and convolutional layers, and others without parameters.
+        images: (groups * size, channels, height, width).
+        members: the population.
+        directions: where the noise comes from.
+        eps: size of the noise.
+        input_columns: b = x / |x| in place of drawn columns.
+        multiply_late: let the first layer see every example once; only for nets that are a chain from there on.
+    """
+    found: dict[str, Factors] = {}
+    signed = torch.tensor([eps, -eps], dtype=images.dtype, device=images.device).view(2, 1, 1, 1)
+
+    def hook_for(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
+        def hook(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            assert isinstance(layer, nn.Linear | nn.Conv2d)
+            if input_columns and name in found:
+                raise InputError(f"layer {name} is used twice; use columns = drawn")
+            if name not in found:
+                make = _from_inputs if input_columns else _drawn
+                found[name] = make(name, layer, inputs[0], members, directions)
+            moved = (_at_input if input_columns else _along)(layer, inputs[0], found[name], members)
+            if len(output) == members.examples:
+                output = output.repeat(2 * members.pairs, *[1] * (output.ndim - 1))
+            return output + (signed * moved).reshape(output.shape)
+
+        return hook
+
+    with ExitStack() as stack:
+        for name, layer in net.named_modules():
+            if isinstance(layer, nn.Linear | nn.Conv2d):
+                stack.callback(layer.register_forward_hook(hook_for(name)).remove)
+        logits = net(images if multiply_late else images.repeat(2 * members.pairs, 1, 1, 1))
+    return logits.view(2, members.count, members.size, -1), found
+
+
+def weighted_rank_one(factors: dict[str, Factors], coefs: Tensor) -> dict[str, Tensor]:
+    """Return parameter name -> `sum_k f_k nu_k`; a weight of more than two dimensions comes as a matrix."""
+    sums = {}
+    for name, layer in factors.items():
+        rows = layer.rows * coefs[:, None]
+        if layer.bias is not None:
+            sums[f"{name}.bias"] = (layer.bias * coefs[:, None]).sum(dim=0)
+        if len(layer.columns) < len(rows):
+            rows = rows.view(-1, len(layer.columns), rows.shape[1]).sum(dim=0)
+        sums[f"{name}.weight"] = (rows.T @ layer.columns).to(coefs.dtype)
+    return sums
+
+
+def _drawn(name: str, layer: Layer, inputs: Tensor, members: Members, directions: Directions) -> Factors:
+    outputs, columns = len(layer.weight), layer.weight[0].numel()
+    return Factors(
+        directions.draw(f"{name}.rows", (members.count, outputs), 0, inputs),
+        directions.draw(f"{name}.columns", (members.count, columns), 0, inputs),
+        None if layer.bias is None else directions.draw(f"{name}.bias", (members.count, outputs), 0, inputs),
+    )
+
+
+def _from_inputs(name: str, layer: Layer, inputs: Tensor, members: Members, directions: Directions) -> Factors:
+    if inputs.ndim != 2:
+        raise InputError(f"layer {name} sees many inputs per example; use columns = drawn")
+    inverse = 1 / _length(inputs, layer)
+    columns = inputs * inverse
+    if len(inputs) != members.examples:  # what the two members of a pair saw
+        columns, inverse = (part.view(2, members.count, -1).mean(dim=0) for part in (columns, inverse))
+    rows = directions.draw(f"{name}.rows", (members.count, len(layer.weight)), 0, inputs)
+    bias = None if layer.bias is None else rows * inverse.repeat(members.count // len(inverse), 1)
+    return Factors(rows, columns, bias)
+
+
+def _at_input(layer: Layer, inputs: Tensor, factors: Factors, members: Members) -> Tensor:
+    """`a |x|`, (1 or 2, K, 1, outputs)."""
+    length = _length(inputs, layer)
+    if len(inputs) == members.examples:
+        length = length.repeat(members.pairs, 1)
+    return factors.rows[:, None] * length.view(-1, members.count, 1, 1)
+
+
+def _length(inputs: Tensor, layer: Layer) -> Tensor:
+    """`|x|`, (batch, 1), where a bias is the weight of one more input that is 1."""
+    return (inputs.square().sum(dim=1, keepdim=True) + (layer.bias is not None)).sqrt().clamp_min(1e-12)
+
+
+def _along(layer: Layer, inputs: Tensor, factors: Factors, members: Members) -> Tensor:
+    """`a (b . x) + c`, (1 or 2, K, examples and places of a group, outputs), or for a convolution in its layout."""
+    if isinstance(layer, nn.Conv2d):
+        return _along_convolution(layer, inputs, factors, members)
+    if len(inputs) == members.examples:
+        sides = inputs.view(members.groups, members.size, -1)
+        columns = factors.columns.view(members.pairs, members.groups, -1).permute(1, 2, 0)
+        products = (sides @ columns).permute(2, 0, 1).reshape(1, members.count, members.size, 1)
+    else:
+        sides = inputs.reshape(2, members.count, -1, inputs.shape[-1])
+        products = sides @ factors.columns[:, :, None]
+    moved = products * factors.rows[:, None]
+    return moved if factors.bias is None else moved + factors.bias[:, None]
+
+
+def _along_convolution(layer: nn.Conv2d, inputs: Tensor, factors: Factors, members: Members) -> Tensor:
+    """The same for kernels: b is a kernel of one output channel, applied by one grouped convolution."""
+    _, channels, height, width = inputs.shape
+    kernels = factors.columns.view(members.count, *layer.weight.shape[1:])
+    sides = inputs.reshape(2, members.count, members.size, channels, height, width).transpose(1, 2)
+    together = sides.reshape(2 * members.size, members.count * channels, height, width)
+    assert not isinstance(layer.padding, str)
+    products = F.conv2d(together, kernels, None, layer.stride, layer.padding, layer.dilation, members.count)
+    products = products.view(2, members.size, members.count, 1, *products.shape[2:]).transpose(1, 2)
+    moved = products * factors.rows[:, None, :, None, None]
+    if factors.bias is not None:
+        moved = moved + factors.bias[:, None, :, None, None]
+    return moved.reshape(2, members.count, members.size, -1)  # signed as the others are; reshaped by the caller

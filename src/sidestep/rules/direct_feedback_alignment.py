@@ -1,0 +1,130 @@
+"""Direct feedback alignment: the output's error goes straight to every stage through a fixed random matrix.
+
+    e = dL/dlogits          dL/dh_l := B_l^T e          dL/dW_l := (dh_l/dW_l)^T B_l^T e
+
+The last layer has its ordinary gradient, and within a stage (layer, norm, ReLU) there is ordinary back-propagation; no
+error passes from one stage to another, so all stages can be updated at once. Source: Nøkland, "Direct feedback
+alignment provides learning in deep neural networks" (2016), section 2, equation 6.
+"""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from sidestep.data import Split
+from sidestep.nets.layerwise import LayerwiseNet, check_hidden, layerwise_net, layerwise_own, shapes_of
+from sidestep.nets.own import ImagePath
+from sidestep.nets.precision import at_least_float32, full_precision
+from sidestep.nets.units import kept_statistics
+from sidestep.noise import Noise
+from sidestep.rules.dense import adamw, apply_dense, check_choice, check_positive, check_range, gradients_of
+from sidestep.rules.protocol import Batch, Task
+from sidestep.update import Dense, Update
+
+__all__ = ["DirectFeedbackAlignment"]
+
+
+@dataclass(frozen=True)
+class DirectFeedbackAlignment:
+    """Train every stage with the output's error, carried there by a fixed random matrix, with AdamW."""
+
+    net: Literal["mlp", "conv"] = "mlp"
+    """Network: dense layers with ReLU, or 3 x 3 convolutions with ReLU, the first ones pooled."""
+    hidden: tuple[int, ...] = (512, 512)
+    """Widths of the MLP's hidden layers, or channels of the conv net's stages."""
+    norm: Literal["none", "layer", "batch"] = "batch"
+    """Norm before each ReLU: none, over an example's features, or over the batch with running statistics."""
+    label_smoothing: float = 0.0
+    """Share of a label that is spread over all classes."""
+    learning_rate: float = 1e-3
+    """Step size of AdamW."""
+    weight_decay: float = 1e-3
+    """Decoupled weight decay of AdamW."""
+
+    name: ClassVar[str] = "direct-feedback-alignment"
+    summary: ClassVar[str] = "The output's error goes straight to every stage through a fixed random matrix"
+    predictors: ClassVar[tuple[str, ...]] = ("forward",)
+    for_inference: ClassVar[tuple[str, ...]] = ()
+
+    def __post_init__(self) -> None:
+        check_choice(self)
+        check_hidden(self.hidden)
+        check_positive(100, learning_rate=self.learning_rate)
+        check_range(0, 1, weight_decay=self.weight_decay)
+        check_range(0, 0.99, label_smoothing=self.label_smoothing)
+
+    def build(self, task: Task, noise: Noise, examples: Split | None, module: ImagePath | None) -> nn.Module:
+        """Make the net and its feedback; a module of the user's, an nn.Sequential, takes the place of the stages."""
+        if module is not None:
+            net = layerwise_own(module, task.image_shape, task.classes, False, noise)
+        else:
+            with noise.stream("layers").torch_seeded():
+                net = layerwise_net(self.net, task.image_shape, self.hidden, task.classes, self.norm, False)
+        for index, shape in enumerate(shapes_of(net.stages, task.image_shape)):
+            size = torch.Size(shape).numel()
+            drawn = noise.stream("feedback").sub(index).normal(task.classes * size).view(task.classes, size)
+            net.register_buffer(f"feedback_{index}", drawn / size**0.5)  # (classes, features), rows of length 1
+        return net
+
+    def units(self, net: nn.Module) -> dict[str, list[str]]:
+        """Return the one unit, all parameters: every stage needs the output's error."""
+        return {"net": [name for name, _ in net.named_parameters()]}
+
+    def optimizer(self, net: nn.Module) -> torch.optim.Optimizer:
+        """Make AdamW, which takes the arbitrary length of B_l out again."""
+        return adamw(net, self.units(net), self.learning_rate, self.weight_decay)
+
+    def estimate(self, net: nn.Module, batch: Batch, noise: Noise) -> Update:
+        """Return each stage's gradient under the error that its feedback matrix brings, and the head's own."""
+        assert isinstance(net, LayerwiseNet)
+        net.train()
+        device = batch.images.device
+        with kept_statistics(net) as changed, noise.stream("module").torch_seeded(device):
+            outputs, inputs = [], batch.images
+            for stage in net.stages:
+                outputs.append(stage(inputs))
+                inputs = outputs[-1].detach()
+            logits = at_least_float32(net.heads[-1](inputs))
+            loss = cross_entropy(logits, batch.labels, label_smoothing=self.label_smoothing)
+            statistics = changed()
+            error = torch.autograd.grad(loss, logits, retain_graph=True)[0]  # (batch, classes)
+            gradients = gradients_of(loss, _parameters(net.heads, "heads"))
+            for index, output in enumerate(outputs):
+                wanted = _parameters(net.stages[index], f"stages.{index}")
+                gradients |= gradients_of(_agreement(output, error, net.get_buffer(f"feedback_{index}")), wanted)
+        return Dense(gradients, statistics, {"net: cross-entropy": loss.detach()})
+
+    def decide(self, net: nn.Module, update: Update, optimizer: torch.optim.Optimizer) -> Update:
+        """Return the update as it is."""
+        return update
+
+    def apply(self, net: nn.Module, update: Update, optimizer: torch.optim.Optimizer) -> None:
+        """Take one AdamW step along the gradient."""
+        apply_dense(net, update, optimizer)
+
+    def predict(
+        self, net: nn.Module, images: Tensor, noise: Noise, start: int = 0, names: Collection[str] | None = None
+    ) -> dict[str, Tensor]:
+        """Return the softmax of the net's output."""
+        net.eval()
+        with torch.no_grad():
+            return {"forward": net(images).softmax(dim=1)}
+
+    def watch(self, net: nn.Module) -> dict[str, float]:
+        """Return nothing."""
+        return {}
+
+
+def _agreement(output: Tensor, error: Tensor, feedback: Tensor) -> Tensor:
+    """`sum <h_l, e B_l>`, whose derivative by h_l, (batch, ...), is the error that the matrix brings."""
+    with full_precision(output):
+        brought = error @ feedback.to(error.dtype)  # (batch, features)
+        return (at_least_float32(output).flatten(1) * brought).sum()
+
+
+def _parameters(module: nn.Module, prefix: str) -> dict[str, Tensor]:
+    return {f"{prefix}.{name}": parameter for name, parameter in module.named_parameters()}

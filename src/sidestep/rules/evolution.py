@@ -1,0 +1,178 @@
+"""Evolution strategies: try antithetic pairs of weights, and move along the noise by how the loss differed.
+
+    g = 1/K sum_i (F(w + eps nu_i) - F(w - eps nu_i)) / (2 eps) nu_i
+
+F is the loss of a member of the population, its z-score or its centred rank; it may be any function of the outputs.
+With rank-1 noise, nu = a b^T in every layer, each example has members of its own: W x +- eps a (b . x), in one pass.
+Sources: Salimans et al., "Evolution strategies as a scalable alternative to reinforcement learning" (2017), section 2;
+Sarkar et al., "Evolution strategies at the hyperscale" (2025), for rank-1 noise.
+"""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from sidestep.data import Split
+from sidestep.errors import InputError
+from sidestep.nets.directions import Directions, Distribution, paired_logits, weighted_directions
+from sidestep.nets.own import ImagePath
+from sidestep.nets.precision import full_precision
+from sidestep.nets.rank_one import Members, check_rank_one, rank_one_logits, weighted_rank_one
+from sidestep.nets.staged import StagedNet, check_layers
+from sidestep.nets.units import kept_statistics
+from sidestep.noise import Noise
+from sidestep.rules.dense import apply_dense, check_choice, check_positive, check_range
+from sidestep.rules.forward_only import (
+    OBJECTIVES,
+    Fitness,
+    fitness_of,
+    losses_under,
+    make_net,
+    make_optimizer,
+    probabilities,
+)
+from sidestep.rules.protocol import Batch, Task
+from sidestep.update import Dense, Update
+
+__all__ = ["Evolution"]
+
+
+@dataclass(frozen=True)
+class Evolution:
+    """Train by antithetic pairs of weight noise, from forward passes alone; the loss need not be differentiable."""
+
+    hidden: tuple[int, ...] = (128, 64)
+    """Widths of the MLP's hidden layers."""
+    norm: bool = True
+    """Layer norm without parameters after every hidden layer: one size of noise then suits all layers."""
+    noise_kind: Literal["rank-1", "full-rank"] = "rank-1"
+    """Noise of a weight matrix: a b^T, or an independent value for every weight."""
+    columns: Literal["drawn", "input"] = "drawn"
+    """What b is in rank-1 noise: drawn like a, or the example's own input divided by its length, the only direction in
+    which its loss changes (node perturbation; per = example)."""
+    distribution: Distribution = "rademacher"
+    """Fair signs, or normal values, which cost more to draw."""
+    per: Literal["example", "group"] = "example"
+    """Who has pairs of its own: every example (rank-1), or every group of examples."""
+    group: int = 8
+    """Examples in a group, with per = group; the batch must be a multiple of it."""
+    population: int = 16
+    """Members of the population of each example or group: an even number, two to a pair."""
+    eps: float = 0.01
+    """Size of the noise."""
+    fitness: Fitness = "raw"
+    """What counts of a member's loss: the loss, its z-score, or its centred rank among all members of the step."""
+    objective: str = "cross-entropy"
+    """What is made small: cross-entropy, or accuracy (the share of errors), or one that was added in Python."""
+    optimizer_kind: Literal["adamw", "sgd"] = "adamw"
+    """Optimiser: AdamW, or SGD with momentum 0.9."""
+    learning_rate: float = 3e-3
+    """Step size."""
+    weight_decay: float = 0.0
+    """Weight decay of the optimiser."""
+
+    name: ClassVar[str] = "evolution"
+    summary: ClassVar[str] = "Evolution strategies: antithetic weight noise, full-rank or rank-1 per example"
+    predictors: ClassVar[tuple[str, ...]] = ("forward",)
+    for_inference: ClassVar[tuple[str, ...]] = ()
+
+    def __post_init__(self) -> None:
+        check_choice(self)
+        check_range(1, 1 << 20, group=self.group)
+        check_range(2, 1 << 20, population=self.population)
+        check_positive(100, eps=self.eps, learning_rate=self.learning_rate)
+        check_range(0, 1, weight_decay=self.weight_decay)
+        if self.population % 2:
+            raise InputError(f"population must be even, since members come in antithetic pairs, got {self.population}")
+        if self.objective not in OBJECTIVES:
+            raise InputError(f"objective must be one of {', '.join(OBJECTIVES)}, got {self.objective!r}")
+        if self.per == "example" and self.noise_kind == "full-rank":
+            raise InputError(
+                "full-rank noise for every example is as large as all weights times the batch; use per = group, or "
+                "noise_kind = rank-1"
+            )
+        if self.columns == "input" and (self.per, self.noise_kind) != ("example", "rank-1"):
+            raise InputError("columns = input needs an input for every direction: noise_kind = rank-1, per = example")
+
+    def build(self, task: Task, noise: Noise, examples: Split | None, module: ImagePath | None) -> nn.Module:
+        """Make the MLP; a module of the user's takes the place of its hidden layers."""
+        net = make_net(task, self.hidden, self.norm, noise, module)
+        check_layers(net, pairs=True)
+        if self.noise_kind == "rank-1":
+            check_rank_one(net, self.columns == "input")
+        return net
+
+    def units(self, net: nn.Module) -> dict[str, list[str]]:
+        """Return the one unit: all parameters."""
+        return {"net": [name for name, _ in net.named_parameters()]}
+
+    def optimizer(self, net: nn.Module) -> torch.optim.Optimizer:
+        """Make AdamW or SGD."""
+        return make_optimizer(self.optimizer_kind, net, self.units(net), self.learning_rate, self.weight_decay)
+
+    def estimate(self, net: nn.Module, batch: Batch, noise: Noise) -> Update:
+        """Return the estimate as gradients; in float32, since rounding the difference of two losses would drown it."""
+        assert isinstance(net, StagedNet)
+        net.train()
+        size = 1 if self.per == "example" else self.group
+        if len(batch.labels) % size:
+            raise InputError(f"the batch must be a multiple of group = {size}, got {len(batch.labels)} examples")
+        members = Members(self.population // 2, len(batch.labels) // size, size)
+        directions = Directions(noise.stream("directions"), self.distribution)
+        with torch.no_grad(), kept_statistics(net) as changed:
+            way = self._rank_one if self.noise_kind == "rank-1" else self._full_rank
+            gradients, losses = way(net, batch, members, directions)
+            return Dense(gradients, changed(), {f"net: {self.objective}": losses.mean()})
+
+    def decide(self, net: nn.Module, update: Update, optimizer: torch.optim.Optimizer) -> Update:
+        """Return the update as it is."""
+        return update
+
+    def apply(self, net: nn.Module, update: Update, optimizer: torch.optim.Optimizer) -> None:
+        """Take one step of the optimiser."""
+        apply_dense(net, update, optimizer)
+
+    def predict(
+        self, net: nn.Module, images: Tensor, noise: Noise, start: int = 0, names: Collection[str] | None = None
+    ) -> dict[str, Tensor]:
+        """Return the softmax of the net's output."""
+        return probabilities(net, images)
+
+    def watch(self, net: nn.Module) -> dict[str, float]:
+        """Return nothing."""
+        return {}
+
+    def _rank_one(
+        self, net: StagedNet, batch: Batch, members: Members, directions: Directions
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        with full_precision(batch.images):
+            logits, factors = rank_one_logits(
+                net, batch.images, members, directions, self.eps, self.columns == "input", multiply_late=net.chain
+            )
+            labels = batch.labels.view(members.groups, members.size).expand(2, members.pairs, -1, -1).reshape(-1)
+            losses = losses_under(self.objective, logits.flatten(0, 2), labels).view(2, members.count, members.size)
+            losses = losses.mean(dim=2)
+            coefs = self._coefs(losses)
+        found = weighted_rank_one(factors, coefs)  # under autocast, if there is one: nothing is subtracted here
+        return {name: found[name].view(p.shape) for name, p in net.named_parameters()}, losses
+
+    def _full_rank(
+        self, net: StagedNet, batch: Batch, members: Members, directions: Directions
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        images = batch.images.unflatten(0, (members.groups, members.size))
+        labels = batch.labels.view(members.groups, members.size)
+        losses = batch.images.new_empty(2, members.count)
+        with full_precision(batch.images):
+            for index in range(members.count):
+                group = index % members.groups
+                for side, logits in enumerate(paired_logits(net, images[group], directions, index, self.eps)):
+                    losses[side, index] = losses_under(self.objective, logits, labels[group]).mean()
+        return weighted_directions(net, directions, self._coefs(losses)), losses
+
+    def _coefs(self, losses: Tensor) -> Tensor:
+        """`(F+ - F-) / (2 eps K)` for every pair, (K,), from the losses (2, K)."""
+        plus, minus = fitness_of(losses, self.fitness)
+        return (plus - minus) / (2 * self.eps * len(plus))

@@ -1,0 +1,142 @@
+"""Forward-forward: every stage learns to be active for an image with its label, and quiet for it with a wrong one.
+
+    L_l = softplus(a (t - g_l(x, y))) + softplus(a (g_l(x, y') - t))        with a threshold t
+    L_l = softplus(a (g_l(x, y') - g_l(x, y)))                              without one (the default)
+
+y' is never y, h_(l-1) is data, and g is the mean square of a stage's features; two forward passes take the place of
+forward and backward. To predict, all labels are tried, and the one with the most goodness wins; or a linear layer reads
+the features of the image alone. The label is shown in the input, or is the index of a group of features. Sources:
+Hinton, "The forward-forward algorithm" (2022), equation 1 and section 3.3; the loss without a threshold: Lee and Song,
+"SymBa" (2023). See `sidestep.nets.goodness` for what else differs.
+"""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from sidestep.data import Split
+from sidestep.errors import InputError
+from sidestep.nets.goodness import GoodnessNet, goodness_loss, wrong_labels
+from sidestep.nets.layerwise import check_hidden
+from sidestep.nets.own import ImagePath
+from sidestep.nets.precision import at_least_float32
+from sidestep.noise import Noise
+from sidestep.rules.dense import adamw, apply_dense, check_choice, check_positive, check_range, gradients_of
+from sidestep.rules.protocol import Batch, Task
+from sidestep.update import Dense, Update
+
+__all__ = ["ForwardForward"]
+
+
+@dataclass(frozen=True)
+class ForwardForward:
+    """Train every stage to tell true labels from wrong ones by its activity, with AdamW."""
+
+    net: Literal["mlp", "conv"] = "mlp"
+    """Network: dense layers with ReLU, or 3 x 3 convolutions with ReLU, the first ones pooled."""
+    hidden: tuple[int, ...] = (512, 512)
+    """Widths of the MLP's hidden layers, or channels of the conv net's stages."""
+    label: Literal["input", "head"] = "input"
+    """Where the label is: a pattern in a further channel of the input, or a group of features in every stage."""
+    negatives: Literal["hard", "uniform"] = "hard"
+    """Wrong labels: those that the linear read-out takes for likely, or any."""
+    threshold: float = 0.0
+    """Goodness t that true labels are to pass and wrong ones to stay below (1 is a good one); 0 compares the two with
+    each other."""
+    sharpness: float = 4.0
+    """Factor a on differences of goodness."""
+    learning_rate: float = 1e-3
+    """Step size of AdamW."""
+    weight_decay: float = 1e-3
+    """Decoupled weight decay of AdamW."""
+
+    name: ClassVar[str] = "forward-forward"
+    summary: ClassVar[str] = "Stages that are active for true labels and quiet for wrong ones; two forward passes"
+    predictors: ClassVar[tuple[str, ...]] = ("goodness", "readout")
+    for_inference: ClassVar[tuple[str, ...]] = ()
+
+    def __post_init__(self) -> None:
+        check_choice(self)
+        check_hidden(self.hidden)
+        check_positive(100, learning_rate=self.learning_rate, sharpness=self.sharpness)
+        check_range(0, 1, weight_decay=self.weight_decay)
+        check_range(0, 1000, threshold=self.threshold)
+
+    def build(self, task: Task, noise: Noise, examples: Split | None, module: ImagePath | None) -> nn.Module:
+        """Make the net; it has no place for a module of the user's."""
+        if module is not None:
+            raise InputError(
+                "forward-forward has no definition for the layers of a module of your own: a stage must be a layer "
+                "with ReLU whose length can be taken off; use --net and --hidden, or train the module by local losses"
+            )
+        if task.classes < 2:
+            raise InputError("forward-forward needs two classes or more: a single label has no wrong one")
+        return GoodnessNet(self.net, task.image_shape, self.hidden, task.classes, self.label == "input", noise)
+
+    def units(self, net: nn.Module) -> dict[str, list[str]]:
+        """Return one unit per stage, and the read-out."""
+        names = [name for name, _ in net.named_parameters()]
+        stages = {f"stage {i}": [n for n in names if n.startswith(f"stages.{i}.")] for i in range(len(self.hidden))}
+        return {**stages, "readout": [n for n in names if n.startswith("readout.")]}
+
+    def optimizer(self, net: nn.Module) -> torch.optim.Optimizer:
+        """Make AdamW."""
+        return adamw(net, self.units(net), self.learning_rate, self.weight_decay)
+
+    def estimate(self, net: nn.Module, batch: Batch, noise: Noise) -> Update:
+        """Return the gradient of each stage's goodness loss, and of the read-out's cross-entropy."""
+        assert isinstance(net, GoodnessNet)
+        net.train()
+        labels, parameters, units = batch.labels, dict(net.named_parameters()), self.units(net)
+        logits = net(batch.images)
+        readout = cross_entropy(logits, labels)
+        gradients = gradients_of(readout, {name: parameters[name] for name in units["readout"]})
+        likely = logits.detach() if self.negatives == "hard" else torch.zeros_like(logits.detach())
+        wrong = wrong_labels(labels, likely, noise.stream("negatives"))
+        if self.label == "input":
+            inputs = torch.cat([net.shown(batch.images, labels), net.shown(batch.images, wrong)])
+        else:
+            inputs = batch.images
+        losses = {}
+        for (unit, names), outputs in zip(units.items(), net.stage_outputs(inputs), strict=False):
+            loss = goodness_loss(*self._pair(net, outputs, labels, wrong), self.threshold, self.sharpness)
+            losses[f"{unit}: goodness"] = loss.detach()
+            gradients |= gradients_of(loss, {name: parameters[name] for name in names})
+        return Dense(gradients, {}, {**losses, "readout: cross-entropy": readout.detach()})
+
+    def decide(self, net: nn.Module, update: Update, optimizer: torch.optim.Optimizer) -> Update:
+        """Return the update as it is."""
+        return update
+
+    def apply(self, net: nn.Module, update: Update, optimizer: torch.optim.Optimizer) -> None:
+        """Take one AdamW step along the gradients."""
+        apply_dense(net, update, optimizer)
+
+    def predict(
+        self, net: nn.Module, images: Tensor, noise: Noise, start: int = 0, names: Collection[str] | None = None
+    ) -> dict[str, Tensor]:
+        """Return the softmax of every label's goodness, tried one after another, and of the linear read-out."""
+        assert isinstance(net, GoodnessNet)
+        net.eval()
+        found = {}
+        with torch.no_grad():
+            for name in self.predictors if names is None else names:
+                logits = self.sharpness * net.every_goodness(images) if name == "goodness" else net(images)
+                found[name] = at_least_float32(logits).softmax(dim=1)
+        return found
+
+    def watch(self, net: nn.Module) -> dict[str, float]:
+        """Return nothing: each stage's loss is logged anyway."""
+        return {}
+
+    def _pair(self, net: GoodnessNet, outputs: Tensor, labels: Tensor, wrong: Tensor) -> tuple[Tensor, Tensor]:
+        """The goodness of the true and of the wrong labels, (batch,) each."""
+        goodness = net.goodness(outputs)
+        if self.label == "input":
+            right, other = goodness.chunk(2)
+            return right, other
+        return goodness.gather(1, labels[:, None])[:, 0], goodness.gather(1, wrong[:, None])[:, 0]

@@ -1,0 +1,192 @@
+"""Forward gradients: how the loss changes along random directions, by forward-mode differentiation.
+
+    weights:     g = (grad L . v) v                           v: a direction of all weights
+    activities:  g_W = 1/B sum_b alpha_b u_b x_b^T            u_b: on every layer's outputs; alpha_b: d loss_b along u_b
+    local:       the same, with losses of its own for every layer, or group of a layer's units: u_b is as short as they
+
+All are unbiased; the mean over K tangents has 1/K of the variance. Sources: Baydin et al., "Gradients without
+backpropagation" (2022), algorithm 1; Ren et al., "Scaling forward gradient with local losses" (2022), sections 3 and 4.
+"""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, jvp
+from torch.nn.functional import cross_entropy
+
+from sidestep.data import Split
+from sidestep.nets.activity import activity_pass, at_layer, check_activity, cotangent, output_gradients, tangent_of
+from sidestep.nets.directions import Directions, Distribution
+from sidestep.nets.own import ImagePath
+from sidestep.nets.staged import GroupHeads, StagedNet
+from sidestep.nets.units import kept_statistics
+from sidestep.noise import Noise
+from sidestep.rules.dense import apply_dense, check_choice, check_positive, check_range
+from sidestep.rules.forward_only import make_net, make_optimizer, probabilities
+from sidestep.rules.protocol import Batch, Task
+from sidestep.update import Dense, Update
+
+__all__ = ["ForwardGradient"]
+
+Found = tuple[dict[str, Tensor], dict[str, Tensor]]  # gradients and losses, by name
+
+
+@dataclass(frozen=True)
+class ForwardGradient:
+    """Train by directional derivatives along random directions of weights or activities."""
+
+    kind: Literal["local", "activities", "weights"] = "local"
+    """What is perturbed: every layer's outputs under losses of its own, all layers' outputs, or all weights."""
+    tangents: int = 4
+    """Directions per step, K."""
+    groups: int = 16
+    """With kind = local: groups of units per layer, each with a head and a loss of its own; a divisor of the widths."""
+    hidden: tuple[int, ...] = (512, 512)
+    """Widths of the MLP's hidden layers."""
+    norm: bool = True
+    """Norm without parameters after every hidden layer: over the layer, or with kind = local over each group."""
+    distribution: Distribution = "rademacher"
+    """Fair signs, or normal values."""
+    optimizer_kind: Literal["adamw", "sgd"] = "adamw"
+    """Optimiser: AdamW, or SGD with momentum 0.9."""
+    learning_rate: float = 2e-3
+    """Step size."""
+    weight_decay: float = 0.0
+    """Weight decay of the optimiser."""
+
+    name: ClassVar[str] = "forward-gradient"
+    summary: ClassVar[str] = "Forward gradients: along random weights, activities, or activities under local losses"
+    predictors: ClassVar[tuple[str, ...]] = ("forward",)
+    for_inference: ClassVar[tuple[str, ...]] = ()
+
+    def __post_init__(self) -> None:
+        check_choice(self)
+        check_range(1, 100_000, tangents=self.tangents, groups=self.groups)
+        check_positive(100, learning_rate=self.learning_rate)
+        check_range(0, 1, weight_decay=self.weight_decay)
+
+    def build(self, task: Task, noise: Noise, examples: Split | None, module: ImagePath | None) -> nn.Module:
+        """Make the MLP; a module of the user's takes the place of its hidden layers, with one head per stage."""
+        net = make_net(task, self.hidden, self.norm, noise, module, self.groups if self.kind == "local" else 0)
+        if self.kind != "weights":
+            for stage in net.stages:
+                check_activity(stage)
+        if self.kind == "local":
+            for stage in net.stages:
+                at_layer(stage)
+        return net
+
+    def units(self, net: nn.Module) -> dict[str, list[str]]:
+        """Return every stage with its head, and the read-out, for local losses; otherwise the one unit."""
+        names = [name for name, _ in net.named_parameters()]
+        if self.kind != "local":
+            return {"net": names}
+        units: dict[str, list[str]] = {}
+        for name in names:
+            part, number = name.split(".")[:2]
+            units.setdefault("read-out" if part == "readout" else f"stage {number}", []).append(name)
+        return units
+
+    def optimizer(self, net: nn.Module) -> torch.optim.Optimizer:
+        """Make AdamW or SGD, with one parameter group per unit."""
+        return make_optimizer(self.optimizer_kind, net, self.units(net), self.learning_rate, self.weight_decay)
+
+    def estimate(self, net: nn.Module, batch: Batch, noise: Noise) -> Update:
+        """Return the mean estimate of the tangents, as gradients."""
+        assert isinstance(net, StagedNet)
+        net.train()
+        directions = Directions(noise.stream("directions"), self.distribution)
+        way = {"weights": _along_weights, "activities": _along_activities, "local": _along_local}[self.kind]
+        with torch.no_grad(), kept_statistics(net) as changed:
+            gradients, losses = way(net, batch, directions, range(self.tangents), noise.stream("module"))
+            return Dense(gradients, changed(), losses)
+
+    def decide(self, net: nn.Module, update: Update, optimizer: torch.optim.Optimizer) -> Update:
+        """Return the update as it is."""
+        return update
+
+    def apply(self, net: nn.Module, update: Update, optimizer: torch.optim.Optimizer) -> None:
+        """Take one step of the optimiser."""
+        apply_dense(net, update, optimizer)
+
+    def predict(
+        self, net: nn.Module, images: Tensor, noise: Noise, start: int = 0, names: Collection[str] | None = None
+    ) -> dict[str, Tensor]:
+        """Return the softmax of the read-out."""
+        return probabilities(net, images)
+
+    def watch(self, net: nn.Module) -> dict[str, float]:
+        """Return nothing."""
+        return {}
+
+
+def _along_weights(net: StagedNet, batch: Batch, directions: Directions, tangents: range, noise: Noise) -> Found:
+    """`(grad L . v) v` over all weights."""
+    weights = {name: parameter.detach() for name, parameter in net.named_parameters()}
+    sums = {name: torch.zeros_like(weight) for name, weight in weights.items()}
+
+    def loss_at(values: dict[str, Tensor]) -> Tensor:
+        with noise.torch_seeded(batch.images.device):  # dropout: one mask for all tangents
+            return cross_entropy(functional_call(net, values, (batch.images,)), batch.labels)
+
+    for index in tangents:
+        along = {name: directions.draw(name, weight.shape, index, weight) for name, weight in weights.items()}
+        loss, derivative = jvp(loss_at, (weights,), (along,))[:2]
+        for name, v in along.items():
+            sums[name] += v * (derivative / len(tangents))
+    return sums, {"net: cross-entropy": loss}
+
+
+def _along_activities(net: StagedNet, batch: Batch, directions: Directions, tangents: range, noise: Noise) -> Found:
+    """All layers' outputs at once; the read-out needs no direction, since its cotangent is known."""
+    stages = nn.Sequential(*net.stages)
+    sums: dict[str, Tensor] = {}
+    for index in tangents:
+        with noise.torch_seeded(batch.images.device):
+            features, tangent, seen = activity_pass(stages, batch.images, "stages", directions, index)
+        features = features.flatten(1)
+        upstream, loss = cotangent(net.readout(features), batch.labels)
+        moved = tangent.flatten(1) @ net.readout.weight.T.to(tangent.dtype)
+        alpha = (upstream * moved).sum(dim=1) / (len(features) * len(tangents))
+        for name, layer in seen.items():
+            along = layer.direction * alpha.to(layer.direction.dtype).view(-1, *[1] * (layer.direction.ndim - 1))
+            for whole, gradient in _named(name, output_gradients(layer.layer, layer.inputs, along)).items():
+                sums[whole] = sums[whole] + gradient if whole in sums else gradient
+    exact = output_gradients(net.readout, features, upstream / len(features))
+    return sums | _named("readout", exact), {"net: cross-entropy": loss}
+
+
+def _along_local(net: StagedNet, batch: Batch, directions: Directions, tangents: range, noise: Noise) -> Found:
+    """One stage after another, each under the losses of its own heads; the read-out is trained on the last one.
+
+    A stage's layer runs once: its tangents start behind it, and end in one product.
+    """
+    gradients: dict[str, Tensor] = {}
+    losses: dict[str, Tensor] = {}
+    inputs, batch_size = batch.images, len(batch.labels)
+    for number, (stage, head) in enumerate(zip(net.stages, net.heads, strict=True)):
+        assert isinstance(head, GroupHeads)
+        before, (name, layer), after = at_layer(stage)
+        seen = before(inputs)
+        outputs, along = layer(seen), torch.zeros(())
+        labels = batch.labels[:, None].expand(-1, len(head.weight))
+        for index in tangents:
+            direction = directions.draw(f"stages.{number}.{name}", outputs.shape, index, outputs)
+            with noise.sub(number).torch_seeded(outputs.device):
+                features, tangent = tangent_of(after, outputs, direction)
+            upstream, losses[f"stage {number}: cross-entropy"] = cotangent(head(features), labels)
+            alpha = (upstream * head.linear(tangent)).sum(dim=2) / (batch_size * len(tangents))  # (batch, groups)
+            along = along + direction.view(*alpha.shape, -1) * alpha[:, :, None]
+        gradients |= _named(f"stages.{number}.{name}", output_gradients(layer, seen, along.view(outputs.shape)))
+        gradients |= _named(f"heads.{number}", head.gradients(features, upstream / batch_size))
+        inputs = features
+    features = inputs.flatten(1)
+    upstream, losses["read-out: cross-entropy"] = cotangent(net.readout(features), batch.labels)
+    return gradients | _named("readout", output_gradients(net.readout, features, upstream / batch_size)), losses
+
+
+def _named(prefix: str, gradients: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {f"{prefix}.{name}": gradient for name, gradient in gradients.items()}

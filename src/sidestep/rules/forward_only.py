@@ -1,0 +1,91 @@
+"""What the rules share that estimate gradients by forward passes: nets, optimisers, objectives and fitness."""
+
+from collections.abc import Callable, Mapping
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sidestep.errors import InputError
+from sidestep.nets.own import ImagePath
+from sidestep.nets.staged import StagedNet, check_layers, staged_mlp, staged_own
+from sidestep.noise import Noise
+from sidestep.rules.dense import adamw
+from sidestep.rules.protocol import Task
+
+__all__ = ["OBJECTIVES", "Fitness", "fitness_of", "losses_under", "make_net", "make_optimizer", "probabilities"]
+
+Fitness = Literal["raw", "z-score", "ranks"]
+
+
+def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    return F.cross_entropy(logits, labels, reduction="none")
+
+
+def _errors(logits: Tensor, labels: Tensor) -> Tensor:
+    return (logits.argmax(dim=1) != labels).to(logits.dtype)
+
+
+# (logits (n, classes), labels (n,)) -> (n,), to be made small; need not be differentiable. Add your own by name.
+OBJECTIVES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"cross-entropy": _cross_entropy, "accuracy": _errors}
+
+
+def losses_under(objective: str, logits: Tensor, labels: Tensor) -> Tensor:
+    """Return one loss per example, (n,), or raise InputError if the objective gives another shape."""
+    losses = OBJECTIVES[objective](logits, labels)
+    if not isinstance(losses, Tensor) or losses.shape != labels.shape:
+        shape = tuple(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
+        raise InputError(
+            f"objective {objective!r} must give one loss per example, shape {tuple(labels.shape)}, got {shape}; "
+            "leave out the mean over the batch"
+        )
+    return losses
+
+
+def fitness_of(losses: Tensor, kind: Fitness) -> Tensor:
+    """Return the members' losses as they are, with mean 0 and variance 1, or as ranks from -1/2 to 1/2.
+
+    Members with equal losses share the mean of their ranks, so any increasing function of the loss gives the same.
+
+    >>> fitness_of(torch.tensor([[3.0, 100.0], [1.0, 3.0]]), "ranks").tolist()
+    [[0.0, 0.5], [-0.5, 0.0]]
+    """
+    if kind == "z-score":
+        return (losses - losses.mean()) / losses.std(correction=0).clamp_min(1e-12)
+    if kind == "ranks":
+        _, place, counts = losses.unique(return_inverse=True, return_counts=True)
+        middle = counts.cumsum(0) - (counts + 1) / 2  # mean rank of equal losses, from 0
+        return (middle / max(1, losses.numel() - 1) - 0.5)[place].to(losses.dtype)
+    return losses
+
+
+def make_net(
+    task: Task, hidden: tuple[int, ...], norm: bool, noise: Noise, module: ImagePath | None, groups: int = 0
+) -> StagedNet:
+    """Make the MLP, or a net around a module of the user's; with `groups` above 0 the stages have local heads."""
+    if module is not None:
+        net = staged_own(module, task.image_shape, task.classes, groups > 0, noise.stream("own"))
+    else:
+        with noise.stream("layers").torch_seeded():
+            net = staged_mlp(task.image_shape, hidden, task.classes, norm, groups)
+    check_layers(net)
+    return net
+
+
+def make_optimizer(
+    kind: str, net: nn.Module, units: Mapping[str, list[str]], learning_rate: float, weight_decay: float
+) -> torch.optim.Optimizer:
+    """Make AdamW, or SGD with momentum 0.9, with one parameter group per unit."""
+    if kind == "adamw":
+        return adamw(net, units, learning_rate, weight_decay)
+    parameters = dict(net.named_parameters())
+    groups = [{"params": [parameters[name] for name in names]} for names in units.values()]
+    return torch.optim.SGD(groups, lr=learning_rate, momentum=0.9, weight_decay=weight_decay)
+
+
+def probabilities(net: nn.Module, images: Tensor) -> dict[str, Tensor]:
+    """Return the one reading `forward`: the softmax of the net's output."""
+    net.eval()
+    with torch.no_grad():
+        return {"forward": net(images).softmax(dim=1)}

@@ -1,0 +1,127 @@
+"""Hebbian learning: stages follow the correlations of their inputs, and a linear read-out learns the labels.
+
+    Delta W of a stage: Oja's, Sanger's, or soft winner-take-all (equations in `sidestep.nets.hebbian`)
+    read-out:           Delta V = (onehot(y) - softmax(V h + c)) h^T          the delta rule
+
+The stages never see a label or an error; the read-out, of all stages' features, is trained at the same time. Minus
+Delta W stands in the place of a gradient, so an optimiser's step along it has the rule's own fixed points. Sources: Oja
+(1982), Sanger (1989), Journé et al., "Hebbian deep learning without feedback" (2023).
+"""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from sidestep.data import Split
+from sidestep.errors import InputError
+from sidestep.nets.hebbian import HebbianNet, hebbian_change
+from sidestep.nets.layerwise import check_hidden
+from sidestep.nets.own import ImagePath
+from sidestep.nets.precision import at_least_float32
+from sidestep.nets.units import kept_statistics
+from sidestep.noise import Noise
+from sidestep.rules.dense import adamw, apply_dense, check_choice, check_positive, check_range, gradients_of
+from sidestep.rules.protocol import Batch, Task
+from sidestep.update import Dense, Update
+
+__all__ = ["Hebbian"]
+
+
+@dataclass(frozen=True)
+class Hebbian:
+    """Train stages by correlation, without labels, and a linear read-out by the delta rule, with AdamW."""
+
+    net: Literal["mlp", "conv"] = "mlp"
+    """Network: dense stages, or convolutions, 5 x 5 and then 3 x 3, pooled."""
+    hidden: tuple[int, ...] = (512, 512)
+    """Units of the MLP's stages, or channels of the conv net's."""
+    kind: Literal["winner", "against", "oja", "sanger"] = "winner"
+    """Rule of the stages: soft winner-take-all, the same with the other units driven away, Oja's subspace, or Sanger's
+    ordered components."""
+    temperature: float = 0.1
+    """Temperature T of the soft winner-take-all: small ones let one unit win."""
+    learning_rate: float = 1e-3
+    """Step size of AdamW."""
+    weight_decay: float = 1e-3
+    """Decoupled weight decay of AdamW on the read-out; the stages' rules bound their weights themselves."""
+
+    name: ClassVar[str] = "hebbian"
+    summary: ClassVar[str] = "Oja's, Sanger's or soft winner-take-all stages without labels, and a linear read-out"
+    predictors: ClassVar[tuple[str, ...]] = ("readout",)
+    for_inference: ClassVar[tuple[str, ...]] = ()
+
+    def __post_init__(self) -> None:
+        check_choice(self)
+        check_hidden(self.hidden)
+        check_positive(100, learning_rate=self.learning_rate)
+        check_positive(1e6, temperature=self.temperature)
+        check_range(0, 1, weight_decay=self.weight_decay)
+
+    def build(self, task: Task, noise: Noise, examples: Split | None, module: ImagePath | None) -> nn.Module:
+        """Make the net; it has no place for a module of the user's."""
+        if module is not None:
+            raise InputError(
+                "hebbian has no definition for the layers of a module of your own: its stages are linear layers or "
+                "convolutions without a bias; use --net and --hidden, or train the module by local losses"
+            )
+        stages = noise.stream("stages")
+        with noise.stream("readout").torch_seeded():
+            return HebbianNet(self.net, task.image_shape, self.hidden, task.classes, self.kind, stages)
+
+    def units(self, net: nn.Module) -> dict[str, list[str]]:
+        """Return one unit per stage, and the read-out."""
+        names = [name for name, _ in net.named_parameters()]
+        stages = {f"stage {i}": [n for n in names if n.startswith(f"stages.{i}.")] for i in range(len(self.hidden))}
+        return {**stages, "readout": [n for n in names if n.startswith("readout.")]}
+
+    def optimizer(self, net: nn.Module) -> torch.optim.Optimizer:
+        """Make AdamW, without weight decay on the stages: it would move their fixed points."""
+        optimizer = adamw(net, self.units(net), self.learning_rate, self.weight_decay)
+        for group in optimizer.param_groups[:-1]:
+            group["weight_decay"] = 0.0
+        return optimizer
+
+    def estimate(self, net: nn.Module, batch: Batch, noise: Noise) -> Update:
+        """Return minus each stage's Hebbian change, and the gradient of the read-out's cross-entropy."""
+        assert isinstance(net, HebbianNet)
+        net.train()
+        gradients, losses = {}, {}
+        with kept_statistics(net) as changed:
+            with torch.no_grad():
+                inputs, features = net.seen(batch.images)
+            statistics = changed()
+            for index, (stage, seen) in enumerate(zip(net.stages, inputs, strict=True)):
+                layer: nn.Linear | nn.Conv2d = stage.layer  # type: ignore[assignment]
+                change = hebbian_change(self.kind, layer, seen, self.temperature)
+                gradients[f"stages.{index}.layer.weight"] = -change
+                losses[f"stage {index}: change"] = change.square().mean().sqrt()
+            loss = cross_entropy(at_least_float32(net.readout(features)), batch.labels)
+            readout = {f"readout.{name}": parameter for name, parameter in net.readout.named_parameters()}
+            gradients |= gradients_of(loss, readout)
+        return Dense(gradients, statistics, {**losses, "readout: cross-entropy": loss.detach()})
+
+    def decide(self, net: nn.Module, update: Update, optimizer: torch.optim.Optimizer) -> Update:
+        """Return the update as it is."""
+        return update
+
+    def apply(self, net: nn.Module, update: Update, optimizer: torch.optim.Optimizer) -> None:
+        """Take one AdamW step along the changes."""
+        apply_dense(net, update, optimizer)
+
+    def predict(
+        self, net: nn.Module, images: Tensor, noise: Noise, start: int = 0, names: Collection[str] | None = None
+    ) -> dict[str, Tensor]:
+        """Return the softmax of the read-out."""
+        net.eval()
+        with torch.no_grad():
+            return {"readout": net(images).softmax(dim=1)}
+
+    def watch(self, net: nn.Module) -> dict[str, float]:
+        """Return the mean length of each stage's weight rows, which the rules draw towards 1."""
+        assert isinstance(net, HebbianNet)
+        rows = [stage.layer.weight.detach().flatten(1) for stage in net.stages]  # type: ignore[union-attr, operator]
+        return {f"stage {i}: mean length of weights": float(w.norm(dim=1).mean()) for i, w in enumerate(rows)}

@@ -1,0 +1,144 @@
+"""Local losses: every stage has a head and a loss of its own, and no derivative passes between stages.
+
+    L_l = (1 - s) CE(V_l h_l, y) + s |C(P_l h_l) - C(Y)|^2 / n^2          h_(l-1) is data
+
+C is the matrix of the cosines between the examples of a batch, after their mean is taken off, and Y the one-hot labels:
+examples of one class are to look alike. Source: Nøkland and Eidnes, "Training neural networks with local error signals"
+(2019), section 2 (`predsim`; its s is 0.99, since the similarity term is small).
+"""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, normalize, one_hot
+
+from sidestep.data import Split
+from sidestep.nets.layerwise import LayerwiseNet, check_hidden, layerwise_net, layerwise_own, shapes_of
+from sidestep.nets.own import ImagePath
+from sidestep.nets.precision import at_least_float32, full_precision
+from sidestep.nets.units import kept_statistics
+from sidestep.noise import Noise
+from sidestep.rules.dense import adamw, apply_dense, check_choice, check_positive, check_range, gradients_of
+from sidestep.rules.protocol import Batch, Task
+from sidestep.update import Dense, Update
+
+__all__ = ["LocalLoss"]
+
+
+@dataclass(frozen=True)
+class LocalLoss:
+    """Train every stage of a net on the loss of its own head, with AdamW."""
+
+    net: Literal["mlp", "conv"] = "mlp"
+    """Network: dense layers with ReLU, or 3 x 3 convolutions with ReLU, the first ones pooled."""
+    hidden: tuple[int, ...] = (512, 512)
+    """Widths of the MLP's hidden layers, or channels of the conv net's stages."""
+    norm: Literal["none", "layer", "batch"] = "batch"
+    """Norm before each ReLU: none, over an example's features, or over the batch with running statistics."""
+    similarity: float = 0.0
+    """Share s of the similarity loss (0.99 in the paper); 0 leaves it and its projections out."""
+    label_smoothing: float = 0.1
+    """Share of a label that is spread over all classes, in the cross-entropies."""
+    learning_rate: float = 1e-3
+    """Step size of AdamW."""
+    weight_decay: float = 1e-3
+    """Decoupled weight decay of AdamW."""
+
+    name: ClassVar[str] = "local-loss"
+    summary: ClassVar[str] = "A head and a loss per stage; no derivative passes between stages"
+    predictors: ClassVar[tuple[str, ...]] = ("forward", "heads")
+    for_inference: ClassVar[tuple[str, ...]] = ()
+
+    def __post_init__(self) -> None:
+        check_choice(self)
+        check_hidden(self.hidden)
+        check_positive(100, learning_rate=self.learning_rate)
+        check_range(0, 1, weight_decay=self.weight_decay)
+        check_range(0, 0.99, label_smoothing=self.label_smoothing)
+        check_range(0, 0.9999, similarity=self.similarity)
+
+    def build(self, task: Task, noise: Noise, examples: Split | None, module: ImagePath | None) -> nn.Module:
+        """Make the net; a module of the user's, an nn.Sequential, takes the place of its stages."""
+        if module is not None:
+            net = layerwise_own(module, task.image_shape, task.classes, True, noise)
+        else:
+            with noise.stream("layers").torch_seeded():
+                net = layerwise_net(self.net, task.image_shape, self.hidden, task.classes, self.norm, True)
+        if self.similarity:
+            with noise.stream("projections").torch_seeded():
+                widths = [shape[0] for shape in shapes_of(net.stages, task.image_shape)]
+                net.projections = nn.ModuleList(nn.Linear(width, width, bias=False) for width in widths)
+        return net
+
+    def units(self, net: nn.Module) -> dict[str, list[str]]:
+        """Return one unit per stage, with its head."""
+        assert isinstance(net, LayerwiseNet)
+        names = [name for name, _ in net.named_parameters()]
+        return {f"stage {i}": [n for n in names if int(n.split(".")[1]) == i] for i in range(len(net.stages))}
+
+    def optimizer(self, net: nn.Module) -> torch.optim.Optimizer:
+        """Make AdamW."""
+        return adamw(net, self.units(net), self.learning_rate, self.weight_decay)
+
+    def estimate(self, net: nn.Module, batch: Batch, noise: Noise) -> Update:
+        """Return the gradient of each stage's own loss; one stage's activations at a time are kept."""
+        assert isinstance(net, LayerwiseNet)
+        net.train()
+        parameters, losses = dict(net.named_parameters()), {}
+        gradients: dict[str, Tensor] = {}
+        inputs, device = batch.images, batch.images.device
+        with kept_statistics(net) as changed, noise.stream("module").torch_seeded(device):
+            for index, (unit, names) in enumerate(self.units(net).items()):
+                outputs = net.stages[index](inputs)
+                logits = at_least_float32(net.heads[index](outputs))
+                loss = cross_entropy(logits, batch.labels, label_smoothing=self.label_smoothing)
+                losses[f"{unit}: cross-entropy"] = loss.detach()
+                if self.similarity:
+                    alike = _similarity_loss(net.projections[index], outputs, logits.shape[1], batch.labels)  # type: ignore
+                    losses[f"{unit}: similarity"] = alike.detach()
+                    loss = (1 - self.similarity) * loss + self.similarity * alike
+                gradients |= gradients_of(loss, {name: parameters[name] for name in names})
+                inputs = outputs.detach()
+            return Dense(gradients, changed(), losses)
+
+    def decide(self, net: nn.Module, update: Update, optimizer: torch.optim.Optimizer) -> Update:
+        """Return the update as it is."""
+        return update
+
+    def apply(self, net: nn.Module, update: Update, optimizer: torch.optim.Optimizer) -> None:
+        """Take one AdamW step along the gradients."""
+        apply_dense(net, update, optimizer)
+
+    def predict(
+        self, net: nn.Module, images: Tensor, noise: Noise, start: int = 0, names: Collection[str] | None = None
+    ) -> dict[str, Tensor]:
+        """Return the softmax of the last head's logits, and of the sum of all heads'."""
+        assert isinstance(net, LayerwiseNet)
+        net.eval()
+        wanted = self.predictors if names is None else names
+        with torch.no_grad():
+            logits = net.every_logits(images) if "heads" in wanted else [net(images)]
+            found = {"forward": logits[-1], "heads": torch.stack(logits).sum(dim=0)}
+            return {name: found[name].softmax(dim=1) for name in wanted}
+
+    def watch(self, net: nn.Module) -> dict[str, float]:
+        """Return nothing: each stage's loss is logged anyway."""
+        return {}
+
+
+def _similarity_loss(projection: nn.Module, outputs: Tensor, classes: int, labels: Tensor) -> Tensor:
+    """The mean squared difference between the cosines of projected features and those of labels, ()."""
+    if outputs.ndim > 2:  # of maps, the deviation over places says how strongly a channel responds
+        outputs = at_least_float32(outputs).flatten(2).std(dim=2)
+    features = at_least_float32(projection(outputs))
+    with full_precision(features):
+        found, wanted = (_cosines(rows) for rows in (features, one_hot(labels, classes).to(features.dtype)))
+        return (found - wanted).square().mean()
+
+
+def _cosines(rows: Tensor) -> Tensor:
+    centred = normalize(rows - rows.mean(dim=1, keepdim=True), dim=1)
+    return centred @ centred.T  # (batch, batch)

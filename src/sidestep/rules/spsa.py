@@ -1,0 +1,114 @@
+"""SPSA: one antithetic pair of noise on all weights at once, made from the seed and never stored.
+
+    g = (L(w + eps nu) - L(w - eps nu)) / (2 eps) nu                nu: fair signs or normal values, a mean over `pairs`
+
+Its expectation is the gradient up to a bias of order eps^2. Sources: Spall, "Multivariate stochastic approximation
+using a simultaneous perturbation gradient approximation" (1992), equation 2.2; Malladi et al., "Fine-tuning language
+models with just forward passes" (2023), algorithm 1 (MeZO). MeZO shifts the weights in place and back, which leaves
+rounding errors in them; here shifted weights exist beside the net's own, one layer at a time.
+"""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from sidestep.data import Split
+from sidestep.errors import InputError
+from sidestep.nets.directions import Directions, Distribution, paired_logits, weighted_directions
+from sidestep.nets.own import ImagePath
+from sidestep.nets.precision import full_precision
+from sidestep.nets.staged import StagedNet, check_layers
+from sidestep.nets.units import kept_statistics
+from sidestep.noise import Noise
+from sidestep.rules.dense import apply_dense, check_choice, check_positive, check_range
+from sidestep.rules.forward_only import OBJECTIVES, losses_under, make_net, make_optimizer, probabilities
+from sidestep.rules.protocol import Batch, Task
+from sidestep.update import Dense, Update
+
+__all__ = ["SPSA"]
+
+
+@dataclass(frozen=True)
+class SPSA:
+    """Train by simultaneous perturbation: two forward passes a step, whatever the number of weights."""
+
+    hidden: tuple[int, ...] = (64,)
+    """Widths of the MLP's hidden layers."""
+    norm: bool = True
+    """Layer norm without parameters after every hidden layer."""
+    pairs: int = 1
+    """Antithetic pairs per step."""
+    distribution: Distribution = "rademacher"
+    """Fair signs, or normal values (MeZO's)."""
+    eps: float = 1e-3
+    """Size of the noise."""
+    objective: str = "cross-entropy"
+    """What is made small: cross-entropy, or accuracy (the share of errors), or one that was added in Python."""
+    optimizer_kind: Literal["sgd", "adamw"] = "sgd"
+    """Optimiser: SGD with momentum 0.9, or AdamW."""
+    learning_rate: float = 1e-3
+    """Step size."""
+    weight_decay: float = 0.0
+    """Weight decay of the optimiser."""
+
+    name: ClassVar[str] = "spsa"
+    summary: ClassVar[str] = "Simultaneous perturbation (SPSA, MeZO): one antithetic pair on all weights a step"
+    predictors: ClassVar[tuple[str, ...]] = ("forward",)
+    for_inference: ClassVar[tuple[str, ...]] = ()
+
+    def __post_init__(self) -> None:
+        check_choice(self)
+        check_range(1, 1 << 20, pairs=self.pairs)
+        check_positive(100, eps=self.eps, learning_rate=self.learning_rate)
+        check_range(0, 1, weight_decay=self.weight_decay)
+        if self.objective not in OBJECTIVES:
+            raise InputError(f"objective must be one of {', '.join(OBJECTIVES)}, got {self.objective!r}")
+
+    def build(self, task: Task, noise: Noise, examples: Split | None, module: ImagePath | None) -> nn.Module:
+        """Make the MLP; a module of the user's takes the place of its hidden layers."""
+        net = make_net(task, self.hidden, self.norm, noise, module)
+        check_layers(net, pairs=True)
+        return net
+
+    def units(self, net: nn.Module) -> dict[str, list[str]]:
+        """Return the one unit: all parameters."""
+        return {"net": [name for name, _ in net.named_parameters()]}
+
+    def optimizer(self, net: nn.Module) -> torch.optim.Optimizer:
+        """Make SGD or AdamW."""
+        return make_optimizer(self.optimizer_kind, net, self.units(net), self.learning_rate, self.weight_decay)
+
+    def estimate(self, net: nn.Module, batch: Batch, noise: Noise) -> Update:
+        """Return the estimate as gradients; in float32, since rounding the difference of two losses would drown it."""
+        assert isinstance(net, StagedNet)
+        net.train()
+        directions = Directions(noise.stream("directions"), self.distribution)
+        losses = []
+        with torch.no_grad(), kept_statistics(net) as changed, full_precision(batch.images):
+            for index in range(self.pairs):
+                sides = paired_logits(net, batch.images, directions, index, self.eps)
+                losses.append(torch.stack([losses_under(self.objective, side, batch.labels).mean() for side in sides]))
+            both = torch.stack(losses, dim=1)  # (2, pairs)
+            gradients = weighted_directions(net, directions, (both[0] - both[1]) / (2 * self.eps * self.pairs))
+            return Dense(gradients, changed(), {f"net: {self.objective}": both.mean()})
+
+    def decide(self, net: nn.Module, update: Update, optimizer: torch.optim.Optimizer) -> Update:
+        """Return the update as it is."""
+        return update
+
+    def apply(self, net: nn.Module, update: Update, optimizer: torch.optim.Optimizer) -> None:
+        """Take one step of the optimiser."""
+        apply_dense(net, update, optimizer)
+
+    def predict(
+        self, net: nn.Module, images: Tensor, noise: Noise, start: int = 0, names: Collection[str] | None = None
+    ) -> dict[str, Tensor]:
+        """Return the softmax of the net's output."""
+        return probabilities(net, images)
+
+    def watch(self, net: nn.Module) -> dict[str, float]:
+        """Return nothing."""
+        return {}

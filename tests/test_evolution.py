@@ -1,0 +1,378 @@
+"""Evolution strategies and SPSA: unbiased, antithetic, blind to monotone transforms, and equal to plain loops."""
+
+import itertools
+import math
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.func import functional_call
+
+from sidestep import Options, data, train
+from sidestep.errors import InputError
+from sidestep.nets.directions import Directions, paired_logits, weighted_directions
+from sidestep.nets.rank_one import Members, rank_one_logits, weighted_rank_one
+from sidestep.nets.staged import staged_mlp
+from sidestep.noise import Noise
+from sidestep.rules import Batch, Task
+from sidestep.rules.evolution import Evolution
+from sidestep.rules.forward_only import OBJECTIVES, fitness_of
+from sidestep.rules.spsa import SPSA
+
+TASK = Task((1, 4, 4), tuple("abc"), (0.0,), (1.0,))
+RULES = {
+    "example": Evolution(hidden=(8, 6)),
+    "input": Evolution(hidden=(8, 6), columns="input"),
+    "group": Evolution(hidden=(8, 6), per="group", group=4),
+    "full-rank": Evolution(hidden=(8, 6), per="group", group=4, noise_kind="full-rank", population=4),
+    "spsa": SPSA(hidden=(8,), pairs=2),
+}
+each_rule = pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
+
+
+def batch(size=8, seed=0):
+    noise = Noise(seed).stream("batch")
+    return Batch(noise.normal(size * 16).view(size, 1, 4, 4), noise.stream("labels").integers(size, 3))
+
+
+def doubles(size=8):
+    given = batch(size)
+    return Batch(given.images.double(), given.labels)
+
+
+def build(rule, module=None):
+    return rule.build(TASK, Noise(0), None, module)
+
+
+def estimate(rule, net, given=None, step=0):
+    return rule.estimate(net, given or batch(), Noise(0).stream("estimate").at(step))
+
+
+def true_gradient(net, given):
+    loss = F.cross_entropy(net(given.images), given.labels)
+    parameters = dict(net.named_parameters())
+    return dict(zip(parameters, torch.autograd.grad(loss, list(parameters.values())), strict=True))
+
+
+@dataclass
+class GivenSigns:
+    """Directions read off one sign vector, in the order in which they are asked for first."""
+
+    signs: tuple[int, ...]
+
+    def __post_init__(self):
+        self.drawn, self.used = {}, 0
+
+    def draw(self, name, shape, index, like):
+        if (name, index) not in self.drawn:
+            count = math.prod(shape)
+            values = self.signs[self.used : self.used + count]
+            self.drawn[name, index] = torch.tensor(values, dtype=like.dtype).view(tuple(shape))
+            self.used += count
+        return self.drawn[name, index].clone()
+
+
+def sign_vectors(count):
+    return itertools.product((-1, 1), repeat=count)
+
+
+def tiny():
+    """2 inputs, 1 hidden unit, 2 classes: 3 + 4 parameters; ReLU away from its kink."""
+    with Noise(3).torch_seeded():
+        net = staged_mlp((1, 1, 2), (1,), 2, norm=False).double()
+    net.stages[0][1].bias.data.fill_(2.0)
+    images = torch.tensor([[0.3, -0.8]], dtype=torch.float64).view(1, 1, 1, 2)
+    return net, Batch(images, torch.tensor([1]))
+
+
+class TestUnbiased:
+    def test_full_rank_over_all_sign_vectors(self):
+        net, given = tiny()
+        eps, sums = 1e-5, {}
+        for signs in sign_vectors(7):
+            directions = GivenSigns(signs)
+            sides = paired_logits(net, given.images, directions, 0, eps)
+            plus, minus = (F.cross_entropy(side, given.labels) for side in sides)
+            for name, part in weighted_directions(net, directions, ((plus - minus) / (2 * eps)).view(1)).items():
+                sums[name] = sums.get(name, 0) + part / 2**7
+        for name, gradient in true_gradient(net, given).items():
+            torch.testing.assert_close(sums[name], gradient, rtol=1e-7, atol=1e-9)
+
+    @pytest.mark.parametrize(("input_columns", "count"), [(False, 10), (True, 3)], ids=["drawn", "input"])
+    def test_rank_one_over_all_sign_vectors(self, input_columns, count):
+        net, given = tiny()  # rows 1 + 2, columns 2 + 1, biases 1 + 2: 9 signs; or rows alone
+        count -= 0 if input_columns else 1
+        eps, sums = 1e-5, {}
+        for signs in sign_vectors(count):
+            directions = GivenSigns(signs)
+            with torch.no_grad():
+                logits, factors = rank_one_logits(net, given.images, Members(1, 1, 1), directions, eps, input_columns)
+                assert directions.used == count
+                plus, minus = (F.cross_entropy(side.flatten(0, 1), given.labels) for side in logits)
+                for name, part in weighted_rank_one(factors, ((plus - minus) / (2 * eps)).view(1)).items():
+                    sums[name] = sums.get(name, 0) + part / 2**count
+        for name, gradient in true_gradient(net, given).items():
+            torch.testing.assert_close(sums[name], gradient, rtol=1e-7, atol=1e-9)
+
+    def test_the_bias_of_spsa_falls_with_the_square_of_eps(self):
+        net, given = tiny()
+        exact = torch.cat([g.flatten() for g in true_gradient(net, given).values()])
+        errors = []
+        sizes = (0.02, 0.01, 0.005)
+        for eps in sizes:
+            total = torch.zeros_like(exact)
+            for signs in sign_vectors(7):
+                directions = GivenSigns(signs)
+                sides = paired_logits(net, given.images, directions, 0, eps)
+                plus, minus = (F.cross_entropy(side, given.labels) for side in sides)
+                found = weighted_directions(net, directions, ((plus - minus) / (2 * eps)).view(1))
+                total += torch.cat([part.flatten() for part in found.values()]).detach() / 2**7
+            errors.append(float((total - exact).norm()))
+        for (larger, smaller), (big, small) in zip(itertools.pairwise(sizes), itertools.pairwise(errors), strict=True):
+            assert math.log(big / small) / math.log(larger / smaller) == pytest.approx(2, abs=0.05)
+
+
+def own_conv():
+    return nn.Sequential(nn.Conv2d(1, 3, 3, padding=1, stride=2), nn.GroupNorm(1, 3, affine=False), nn.Tanh())
+
+
+class TestRankOneAgainstALoop:
+    @pytest.mark.parametrize(
+        ("rule", "module"),
+        [
+            (RULES["example"], None),
+            (RULES["group"], None),
+            (replace(RULES["example"], distribution="gaussian"), None),
+            (RULES["group"], own_conv),
+            (replace(RULES["example"], fitness="z-score"), own_conv),
+        ],
+        ids=["example", "group", "gaussian", "conv group", "conv example"],
+    )
+    def test_every_member_is_the_net_at_shifted_weights(self, rule, module):
+        given, size = doubles(), 1 if rule.per == "example" else rule.group
+        net = build(rule, module).double()
+        found = estimate(rule, net, given)
+        members = Members(rule.population // 2, len(given.labels) // size, size)
+        directions = Directions(Noise(0).stream("estimate").stream("directions"), rule.distribution)
+        layers = {n: m for n, m in net.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)}
+        noise = {}
+        for name, layer in layers.items():
+            outputs, columns = layer.weight.shape[0], layer.weight[0].numel()
+            rows = directions.draw(f"{name}.rows", (members.count, outputs), 0, layer.weight)
+            across = directions.draw(f"{name}.columns", (members.count, columns), 0, layer.weight)
+            noise[f"{name}.weight"] = torch.einsum("ko,ki->koi", rows, across).view(-1, *layer.weight.shape)
+            noise[f"{name}.bias"] = directions.draw(f"{name}.bias", (members.count, outputs), 0, layer.weight)
+        losses = torch.zeros(2, members.count, dtype=torch.float64)
+        for side, member in itertools.product((0, 1), range(members.count)):
+            step = rule.eps * (1 - 2 * side)
+            shifted = {n: p + step * noise[n][member] for n, p in net.named_parameters()}
+            rows = slice((member % members.groups) * size, (member % members.groups + 1) * size)
+            logits = functional_call(net, shifted, (given.images[rows],))
+            losses[side, member] = F.cross_entropy(logits, given.labels[rows]).detach()
+        plus, minus = fitness_of(losses, rule.fitness)
+        coefs = (plus - minus) / (2 * rule.eps * members.count)
+        assert coefs.abs().max() > 0
+        for name in found.gradients:
+            plain = torch.einsum("k,k...->...", coefs, noise[name])
+            torch.testing.assert_close(found.gradients[name], plain, rtol=1e-8, atol=1e-10)
+
+    def test_multiplying_after_the_first_layer_changes_nothing(self):
+        net, given = build(RULES["group"]).double(), doubles()
+        members, directions = Members(3, 2, 4), Directions(Noise(1))
+        with torch.no_grad():
+            one, two = (
+                rank_one_logits(net, given.images, members, directions, 0.1, multiply_late=late)[0]
+                for late in (True, False)
+            )
+        torch.testing.assert_close(one, two)
+
+    def test_input_columns_shift_the_weights_along_the_input(self):
+        net, given = build(RULES["input"]).double(), doubles(1)
+        directions, first = Directions(Noise(1)), build(RULES["input"]).double().stages[0][1]
+        seen = []
+        hook = net.stages[0][1].register_forward_hook(lambda layer, inputs, output: seen.append(output))
+        with torch.no_grad():
+            logits, factors = rank_one_logits(net, given.images, Members(1, 1, 1), directions, 0.1, True)
+        hook.remove()
+        length = (given.images.square().sum() + 1).sqrt()
+        rows = factors["stages.0.1"].rows
+        torch.testing.assert_close(factors["stages.0.1"].columns[0], given.images.flatten() / length)
+        shifted = first.weight + 0.1 * rows.T @ factors["stages.0.1"].columns
+        bias = first.bias + 0.1 * factors["stages.0.1"].bias[0]
+        moved = F.linear(given.images.flatten(1), shifted, bias)
+        torch.testing.assert_close(moved - seen[0][:1], 0.1 * length * rows)
+        assert logits.shape == (2, 1, 1, 3)
+
+
+class TestFitness:
+    def test_ranks_ignore_increasing_functions_of_the_loss(self, monkeypatch):
+        rule = replace(RULES["group"], fitness="ranks")
+        net = build(rule).double()
+        before = estimate(rule, net, doubles()).gradients
+        rule_one = replace(rule, per="example", population=4)
+        before_one = estimate(rule_one, net, doubles()).gradients
+        plain = OBJECTIVES["cross-entropy"]
+        monkeypatch.setitem(OBJECTIVES, "cross-entropy", lambda x, y: 5 * plain(x, y) - 3)
+        after = estimate(rule, net, doubles()).gradients
+        assert all(torch.equal(before[name], after[name]) for name in before)
+        monkeypatch.setitem(OBJECTIVES, "cross-entropy", lambda x, y: plain(x, y).exp())  # a mean over one example
+        after = estimate(rule_one, net, doubles()).gradients
+        assert all(torch.equal(before_one[name], after[name]) for name in before_one)
+
+    def test_z_scores_ignore_scale_and_shift(self):
+        losses = Noise(0).normal(20).view(2, 10).double()
+        torch.testing.assert_close(fitness_of(losses, "z-score"), fitness_of(7 * losses + 2, "z-score"))
+        assert float(fitness_of(losses, "z-score").square().mean()) == pytest.approx(1)
+
+    def test_equal_losses_share_their_rank_and_give_no_direction(self):
+        assert fitness_of(torch.ones(2, 3), "ranks").abs().max() == 0
+        assert fitness_of(torch.ones(2, 3), "z-score").abs().max() == 0
+        assert fitness_of(torch.tensor([[0.0, 1.0], [1.0, 5.0]]), "ranks").tolist()[0][0] == -0.5
+
+    def test_errors_are_counted_without_a_derivative(self):
+        rule = Evolution(hidden=(8,), objective="accuracy", per="group", group=8, population=64, eps=0.3)
+        update = estimate(rule, build(rule))
+        assert any(gradient.abs().max() > 0 for gradient in update.gradients.values())
+        assert 0 <= update.losses["net: accuracy"] <= 1
+
+
+class TestNoise:
+    @each_rule
+    def test_pairs_are_exactly_opposite(self, rule):
+        """At weights of zero and inputs of one, the outputs of the first layer are the noise itself."""
+        net, given = build(rule), Batch(torch.ones(8, 1, 4, 4), batch().labels)
+        with torch.no_grad():
+            for parameter in net.parameters():
+                parameter.zero_()
+        outputs = []
+        layer = net.stages[0][1]
+        forward = net.stages[0][2].register_forward_hook(lambda module, inputs, output: outputs.append(inputs[0]))
+        estimate(rule, net, given)
+        forward.remove()
+        plus, minus = outputs[0].chunk(2) if len(outputs) == 1 else (torch.cat(outputs[::2]), torch.cat(outputs[1::2]))
+        assert plus.abs().max() > 0
+        assert torch.equal(plus, -minus)
+        assert layer.weight.abs().max() == 0
+
+    def test_layers_of_one_shape_do_not_share_noise(self):
+        with Noise(0).torch_seeded():
+            net = staged_mlp((1, 2, 2), (4, 4, 4), 4, norm=True)
+        _, factors = rank_one_logits(net, torch.ones(8, 1, 2, 2), Members(2, 8, 1), Directions(Noise(0)), 0.1)
+        for one, two in itertools.combinations(factors.values(), 2):
+            for kind in ("rows", "columns", "bias"):
+                assert not torch.equal(getattr(one, kind), getattr(two, kind))
+        found = weighted_directions(net, Directions(Noise(0)), torch.ones(1))
+        for one, two in itertools.combinations([g for name, g in found.items() if name.endswith("weight")], 2):
+            assert not torch.equal(one, two)
+
+    def test_pairs_and_steps_do_not_share_noise(self):
+        net = build(RULES["spsa"])
+        draws = [weighted_directions(net, Directions(Noise(0).at(step)), torch.tensor(c)) for step, c in
+                 ((0, [1.0, 0.0]), (0, [0.0, 1.0]), (1, [1.0, 0.0]))]  # fmt: skip
+        for one, two in itertools.combinations(draws, 2):
+            assert not torch.equal(one["readout.weight"], two["readout.weight"])
+
+
+class TestCommon:
+    @each_rule
+    def test_estimate_writes_nothing_and_repeats(self, rule):
+        net = build(rule)
+        before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+        state = torch.get_rng_state()
+        first, second, other = (estimate(rule, net, step=step).gradients for step in (3, 3, 4))
+        assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
+        assert all(parameter.grad is None for parameter in net.parameters())
+        assert first.keys() == dict(net.named_parameters()).keys()
+        assert all(torch.equal(first[name], second[name]) for name in first)
+        assert any(not torch.equal(first[name], other[name]) for name in first)
+        assert torch.equal(state, torch.get_rng_state())
+        assert not net.stages[0][1]._forward_hooks
+
+    @each_rule
+    def test_runs_repeat(self, rule):
+        runs = [train(rule, "digits", Options(epochs=1, batch=256)) for _ in range(2)]
+        one, two = (run.net.state_dict() for run in runs)
+        assert all(torch.equal(one[name], two[name]) for name in one)
+
+    def test_a_module_of_the_user_s_is_trained(self):
+        module = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.LayerNorm(32, elementwise_affine=False), nn.ReLU())
+        for rule in (Evolution(columns="input"), SPSA()):
+            run = train(rule, "digits", Options(epochs=2, batch=256), module=module)
+            assert run.net.readout.weight.shape == (10, 32)
+
+    def test_sgd_can_be_taken(self):
+        rule = Evolution(optimizer_kind="sgd")
+        assert isinstance(rule.optimizer(build(rule)), torch.optim.SGD)
+
+
+class TestBadInput:
+    @pytest.mark.parametrize(
+        ("kind", "options", "says"),
+        [
+            (Evolution, {"population": 5}, "even"),
+            (Evolution, {"population": 0}, "population"),
+            (Evolution, {"eps": 0}, "eps"),
+            (Evolution, {"eps": -1.0}, "eps"),
+            (Evolution, {"eps": float("nan")}, "eps"),
+            (Evolution, {"group": 0}, "group"),
+            (Evolution, {"objective": "beauty"}, "objective must be one of"),
+            (Evolution, {"fitness": "best"}, "fitness"),
+            (Evolution, {"noise_kind": "full-rank"}, "per = group"),
+            (Evolution, {"columns": "input", "per": "group"}, "per = example"),
+            (SPSA, {"pairs": 0}, "pairs"),
+            (SPSA, {"eps": 0.0}, "eps"),
+            (SPSA, {"objective": "beauty"}, "objective must be one of"),
+            (SPSA, {"learning_rate": 0}, "learning_rate"),
+        ],
+    )
+    def test_hyper_parameters_that_cannot_work(self, kind, options, says):
+        with pytest.raises(InputError, match=says):
+            kind(**options)
+
+    @pytest.mark.parametrize("rule", [RULES["example"], RULES["spsa"]], ids=["evolution", "spsa"])
+    def test_batch_norm_and_dropout_are_refused(self, rule):
+        for layer, says in ((nn.BatchNorm2d(1), "GroupNorm"), (nn.Dropout(), "leave it out")):
+            with pytest.raises(InputError, match=says):
+                build(rule, nn.Sequential(layer, nn.Flatten(), nn.Linear(16, 4)))
+
+    def test_layers_without_rank_one_noise_are_named(self):
+        module = nn.Sequential(nn.Flatten(), nn.LayerNorm(16), nn.Linear(16, 4))
+        with pytest.raises(InputError, match=r"LayerNorm.*full-rank"):
+            build(RULES["example"], module)
+        build(RULES["full-rank"], module)
+        with pytest.raises(InputError, match="columns = drawn"):
+            build(RULES["input"], nn.Conv2d(1, 2, 3))
+        with pytest.raises(InputError, match="at least one unit"):
+            build(Evolution(hidden=()))
+
+    def test_a_batch_that_does_not_divide_into_groups(self):
+        with pytest.raises(InputError, match="multiple of group = 4"):
+            estimate(RULES["group"], build(RULES["group"]), batch(10))
+
+    @each_rule
+    def test_objectives_of_the_wrong_shape(self, rule, monkeypatch):
+        monkeypatch.setitem(OBJECTIVES, "cross-entropy", lambda logits, labels: F.cross_entropy(logits, labels))
+        with pytest.raises(InputError, match="one loss per example"):
+            estimate(rule, build(rule))
+
+
+LEARN = {
+    "rank-1": (Evolution(), 0.782),
+    "rank-1 input": (Evolution(columns="input"), 0.900),
+    "rank-1 group": (Evolution(per="group", group=4, population=32, learning_rate=0.01), 0.868),
+    "rank-1 ranks": (Evolution(fitness="ranks", per="group", group=4, population=32, learning_rate=0.01), 0.856),
+    "rank-1 accuracy": (
+        Evolution(objective="accuracy", eps=0.05, per="group", group=4, population=64, learning_rate=0.01),
+        0.547,
+    ),
+    "full-rank": (Evolution(noise_kind="full-rank", per="group", group=128, population=32, hidden=(32,)), 0.691),
+    "spsa": (SPSA(hidden=(32,), pairs=8, optimizer_kind="adamw", learning_rate=0.01), 0.743),
+}
+
+
+@pytest.mark.parametrize(("rule", "least"), LEARN.values(), ids=LEARN)
+def test_it_learns_the_digits(rule, least):
+    """`least` is five points under the mean test accuracy of seeds 0, 1 and 2."""
+    assert train(rule, data.load("digits"), Options(epochs=12)).result["test_accuracy"] > least

@@ -1,0 +1,299 @@
+"""Forward gradients: exact derivatives, unbiased over all sign vectors, local where they should be."""
+
+import itertools
+import math
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from sidestep import Options, data, train
+from sidestep.errors import InputError
+from sidestep.nets.activity import output_gradients
+from sidestep.nets.directions import Directions
+from sidestep.nets.staged import GroupHeads
+from sidestep.noise import Noise
+from sidestep.rules import Batch, Task
+from sidestep.rules import forward_gradient as module_under_test
+from sidestep.rules.forward_gradient import ForwardGradient
+
+TASK = Task((1, 4, 4), tuple("abc"), (0.0,), (1.0,))
+RULES = {
+    "weights": ForwardGradient(kind="weights", hidden=(8, 6), tangents=2),
+    "activities": ForwardGradient(kind="activities", hidden=(8, 6), tangents=1),
+    "local": ForwardGradient(hidden=(8, 6), groups=2, tangents=1),
+}
+each_rule = pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
+
+
+def batch(size=8, seed=0):
+    noise = Noise(seed).stream("batch")
+    return Batch(noise.normal(size * 16).view(size, 1, 4, 4), noise.stream("labels").integers(size, 3))
+
+
+def build(rule, module=None):
+    return rule.build(TASK, Noise(0), None, module)
+
+
+def estimate(rule, net, given=None, step=0):
+    return rule.estimate(net, given or batch(), Noise(0).stream("estimate").at(step))
+
+
+def gradients_of(loss, net):
+    parameters = dict(net.named_parameters())
+    found = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
+    return {name: g for name, g in zip(parameters, found, strict=True) if g is not None}
+
+
+def local_losses(net, given):
+    """The sum of every stage's own loss, with the data cut between stages, by autograd."""
+    inputs, total = given.images, 0
+    for stage, head in zip(net.stages, net.heads, strict=True):
+        outputs = stage(inputs.detach())
+        logits = head(outputs)
+        per_group = [F.cross_entropy(logits[:, group], given.labels) for group in range(logits.shape[1])]
+        total, inputs = total + sum(per_group), outputs
+    return total + F.cross_entropy(net.readout(inputs.detach().flatten(1)), given.labels)
+
+
+def tiny(rule, hidden, images):
+    rule = replace(rule, hidden=hidden, tangents=1)
+    net = rule.build(Task((1, 1, 2), ("a", "b"), (0.0,), (1.0,)), Noise(3), None, None).double()
+    noise = Noise(5)
+    return (
+        rule,
+        net,
+        Batch(noise.normal(images * 2).double().view(images, 1, 1, 2), noise.stream("y").integers(images, 2)),
+    )
+
+
+def average_over_all_signs(rule, net, given, count, monkeypatch):
+    """The mean of `estimate` over every sign vector, dealt out in the order in which directions are drawn."""
+
+    @dataclass
+    class Dealt:
+        used: int = 0
+
+        def draw(self, name, shape, index, like):
+            values = signs[self.used : self.used + math.prod(shape)]
+            self.used += math.prod(shape)
+            return torch.tensor(values, dtype=like.dtype).view(tuple(shape))
+
+    made = []
+    monkeypatch.setattr(module_under_test, "Directions", lambda *_: made.append(Dealt()) or made[-1])
+    sums = {}
+    for signs in itertools.product((-1, 1), repeat=count):  # noqa: B007 (Dealt reads it)
+        for name, gradient in estimate(rule, net, given).gradients.items():
+            sums[name] = sums.get(name, 0) + gradient / 2**count
+    assert {dealt.used for dealt in made} == {count}
+    return sums
+
+
+class TestUnbiased:
+    """Exactly, over all sign vectors, in float64."""
+
+    def test_weights(self, monkeypatch):
+        rule, net, given = tiny(RULES["weights"], (1,), 3)
+        found = average_over_all_signs(rule, net, given, 7, monkeypatch)
+        for name, gradient in gradients_of(F.cross_entropy(net(given.images), given.labels), net).items():
+            torch.testing.assert_close(found[name], gradient, rtol=1e-12, atol=1e-14)
+
+    def test_activities(self, monkeypatch):
+        rule, net, given = tiny(RULES["activities"], (3, 2), 2)
+        found = average_over_all_signs(rule, net, given, 10, monkeypatch)
+        wanted = gradients_of(F.cross_entropy(net(given.images), given.labels), net)
+        assert wanted["stages.0.1.weight"].abs().max() > 0
+        for name, gradient in wanted.items():
+            torch.testing.assert_close(found[name], gradient, rtol=1e-12, atol=1e-14)
+
+    def test_local(self, monkeypatch):
+        rule, net, given = tiny(replace(RULES["local"], norm=False), (4, 2), 2)
+        found = average_over_all_signs(rule, net, given, 12, monkeypatch)
+        wanted = gradients_of(local_losses(net, given), net)
+        assert wanted["stages.1.0.weight"].abs().max() > 0
+        for name, gradient in wanted.items():
+            torch.testing.assert_close(found[name], gradient, rtol=1e-12, atol=1e-14)
+
+
+class TestDerivatives:
+    def test_activities_are_a_plain_jvp_of_every_example(self):
+        rule, given = replace(RULES["activities"], distribution="gaussian"), batch()
+        net = build(rule).double()
+        given = Batch(given.images.double(), given.labels)
+        found = estimate(rule, net, given).gradients
+        directions = Directions(Noise(0).stream("estimate").stream("directions"), "gaussian")
+        like = given.images
+        one, two = (directions.draw(f"stages.{i}.{j}", (8, w), 0, like) for i, j, w in ((0, 1, 8), (1, 0, 6)))
+
+        def losses(step):
+            hidden = net.stages[0][1](given.images.flatten(1))
+            hidden = net.stages[0][3](net.stages[0][2](hidden + step * one))
+            last = net.stages[1][2](net.stages[1][1](net.stages[1][0](hidden) + step * two))
+            return F.cross_entropy(net.readout(last), given.labels, reduction="none")
+
+        alpha = torch.func.jvp(losses, (torch.zeros((), dtype=torch.float64),), (torch.ones((), dtype=torch.float64),))[
+            1
+        ]
+        plain = torch.einsum("b,bo,bi->oi", alpha, one, given.images.flatten(1)) / 8
+        torch.testing.assert_close(found["stages.0.1.weight"], plain)
+        torch.testing.assert_close(found["stages.1.0.bias"], (alpha[:, None] * two).mean(dim=0))
+
+    def test_the_read_out_and_the_heads_are_exact(self):
+        for kind in ("activities", "local"):
+            net, given = build(RULES[kind]).double(), batch()
+            given = Batch(given.images.double(), given.labels)
+            loss = local_losses(net, given) if kind == "local" else F.cross_entropy(net(given.images), given.labels)
+            wanted, found = gradients_of(loss, net), estimate(RULES[kind], net, given).gradients
+            for name in wanted:
+                if name.startswith(("readout", "heads")):
+                    torch.testing.assert_close(found[name], wanted[name])
+
+    @pytest.mark.parametrize(
+        ("layer", "shape"),
+        [
+            (nn.Linear(3, 4), (5, 3)),
+            (nn.Linear(3, 4), (5, 6, 3)),
+            (nn.Conv2d(4, 6, 3, stride=2, padding=1, groups=2), (2, 4, 7, 5)),
+        ],
+        ids=["linear", "places", "convolution"],
+    )
+    def test_a_layer_s_gradient_from_that_of_its_outputs(self, layer, shape):
+        inputs = Noise(1).normal(math.prod(shape)).view(shape)
+        outputs = layer(inputs)
+        upstream = Noise(2).normal(outputs.numel()).view(outputs.shape)
+        wanted = torch.autograd.grad(outputs, [layer.weight, layer.bias], upstream)
+        with torch.no_grad():
+            found = output_gradients(layer, inputs, upstream)
+        torch.testing.assert_close(found["weight"], wanted[0], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(found["bias"], wanted[1], rtol=1e-4, atol=1e-5)
+
+    @each_rule
+    def test_more_tangents_are_the_mean_of_single_ones(self, rule):
+        net = build(rule).double()
+        given = Batch(batch().images.double(), batch().labels)
+        many = estimate(replace(rule, tangents=3), net, given).gradients
+        directions = Directions(Noise(0).stream("estimate").stream("directions"))
+        ways = {"weights": "_along_weights", "activities": "_along_activities", "local": "_along_local"}
+        way = getattr(module_under_test, ways[rule.kind])
+        with torch.no_grad():
+            single = [way(net, given, directions, range(index, index + 1), Noise(0))[0] for index in range(3)]
+        for name, gradient in many.items():
+            torch.testing.assert_close(gradient, sum(found[name] for found in single) / 3)
+
+
+class TestLocality:
+    def test_a_stage_s_gradient_does_not_depend_on_later_stages_and_heads(self):
+        net = build(RULES["local"])
+        before = estimate(RULES["local"], net).gradients
+        with torch.no_grad():
+            for name, parameter in net.named_parameters():
+                if name.startswith(("stages.1", "heads.1", "readout")):
+                    parameter.add_(1.0)
+        after = estimate(RULES["local"], net).gradients
+        for name in before:
+            assert torch.equal(before[name], after[name]) == name.startswith(("stages.0", "heads.0")), name
+
+    def test_a_group_s_gradient_does_not_depend_on_the_other_groups(self):
+        net = build(RULES["local"])
+        before = estimate(RULES["local"], net).gradients["stages.0.1.weight"]
+        with torch.no_grad():
+            net.stages[0][1].weight[4:].mul_(2.0)
+            net.heads[0].weight[1].mul_(3.0)
+        after = estimate(RULES["local"], net).gradients["stages.0.1.weight"]
+        assert torch.equal(before[:4], after[:4])
+        assert not torch.equal(before[4:], after[4:])
+
+    def test_units(self):
+        units = RULES["local"].units(build(RULES["local"]))
+        assert list(units) == ["stage 0", "stage 1", "read-out"]
+        assert units["stage 1"] == ["stages.1.0.weight", "stages.1.0.bias", "heads.1.weight", "heads.1.bias"]
+
+
+class TestCommon:
+    @each_rule
+    def test_estimate_writes_nothing_and_repeats(self, rule):
+        net = build(rule)
+        before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+        state = torch.get_rng_state()
+        first, second, other = (estimate(rule, net, step=step).gradients for step in (3, 3, 4))
+        assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
+        assert first.keys() == dict(net.named_parameters()).keys()
+        assert all(torch.equal(first[name], second[name]) for name in first)
+        assert any(not torch.equal(first[name], other[name]) for name in first)
+        assert torch.equal(state, torch.get_rng_state())
+        assert not net.stages[0][1]._forward_hooks
+
+    @each_rule
+    def test_runs_repeat(self, rule):
+        runs = [train(rule, "digits", Options(epochs=1, batch=256)) for _ in range(2)]
+        one, two = (run.net.state_dict() for run in runs)
+        assert all(torch.equal(one[name], two[name]) for name in one)
+
+    @each_rule
+    def test_a_module_of_the_user_s_is_trained_with_dropout(self, rule):
+        module = nn.Sequential(
+            nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Dropout(0.1), nn.Linear(32, 16), nn.ReLU()
+        )
+        run = train(rule, "digits", Options(epochs=1, batch=256), module=module)
+        assert len(run.net.heads) == (2 if rule.kind == "local" else 0)
+
+    def test_layers_of_one_shape_do_not_share_directions(self, monkeypatch):
+        seen = []
+        plain = Directions.draw
+        monkeypatch.setattr(Directions, "draw", lambda *given: seen.append(plain(*given)) or seen[-1])
+        rule = replace(RULES["activities"], hidden=(8, 8))
+        estimate(rule, build(rule))
+        assert [one.shape for one in seen] == [(8, 8), (8, 8)]
+        assert not torch.equal(*seen)
+
+
+class TestBadInput:
+    @pytest.mark.parametrize(
+        ("options", "says"),
+        [
+            ({"tangents": 0}, "tangents"),
+            ({"groups": 0}, "groups"),
+            ({"kind": "backward"}, "kind"),
+            ({"learning_rate": float("nan")}, "learning_rate"),
+            ({"weight_decay": -1}, "weight_decay"),
+        ],
+    )
+    def test_hyper_parameters_that_cannot_work(self, options, says):
+        with pytest.raises(InputError, match=says):
+            ForwardGradient(**options)
+
+    def test_widths_that_do_not_divide_into_groups(self):
+        with pytest.raises(InputError, match="do not divide into 16 groups"):
+            build(ForwardGradient(hidden=(40,)))
+        with pytest.raises(InputError, match="divide"):
+            GroupHeads(5, 3, 2)
+
+    @each_rule
+    def test_batch_norm_is_refused(self, rule):
+        module = nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.BatchNorm1d(8))
+        with pytest.raises(InputError, match=r"nn.GroupNorm or nn.LayerNorm"):
+            build(rule, module)
+
+    def test_layers_and_modules_that_a_kind_is_not_defined_for(self):
+        with pytest.raises(InputError, match=r"LayerNorm.*kind = weights"):
+            build(RULES["activities"], nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.LayerNorm(8)))
+        with pytest.raises(InputError, match=r"nn\.Sequential"):
+            build(RULES["local"], nn.Flatten)
+        nested = nn.Sequential(nn.Flatten(), nn.Sequential(nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 8)))
+        with pytest.raises(InputError, match="one linear or convolutional layer each"):
+            build(RULES["local"], nested)
+
+
+LEARN = {
+    "local": (ForwardGradient(hidden=(128, 128), learning_rate=0.003), 0.910),
+    "activities": (ForwardGradient(kind="activities", hidden=(128, 128), learning_rate=0.001), 0.892),
+    "weights": (ForwardGradient(kind="weights", hidden=(16,), tangents=16, learning_rate=0.01), 0.792),
+}
+
+
+@pytest.mark.parametrize(("rule", "least"), LEARN.values(), ids=LEARN)
+def test_it_learns_the_digits(rule, least):
+    """`least` is five points under the mean test accuracy of seeds 0, 1 and 2."""
+    assert train(rule, data.load("digits"), Options(epochs=12)).result["test_accuracy"] > least
