@@ -32,7 +32,7 @@ from sidestep.steplog.trits import work_of
 from sidestep.training import Stopped
 from sidestep.training.progress import Silent
 from sidestep.update import Dense, Flips, Seeded
-from tests.reference.replay_plain import rebuilt
+from tests.reference.replay_plain import rebuilt, start_weights
 from tests.reference.steplog_plain import PlainAns, read_log
 from tests.reference.steplog_sample import write_sample
 
@@ -217,7 +217,8 @@ class TestLog:
         weights = torch.cat([parameter.flatten() for parameter in net.parameters()])
         data, buffers = (tmp_path / "run/steps.steplog").read_bytes(), {}
         assert rebuilt(data) == weights.tolist()
-        read_log(data, buffers)
+        header, _ = read_log(data, buffers)
+        assert start_weights(header) != weights.tolist()
         assert all(found == net.get_buffer(name).numpy().tobytes() for name, found in buffers.items())
         assert ("schedule" in buffers) == (options.get("schedule") == "loss-triggered")
 
