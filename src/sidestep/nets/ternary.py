@@ -34,6 +34,8 @@ class TernaryLayer(nn.Module):
 
     def __init__(self, shape: tuple[int, ...], bias: int, scale: float) -> None:
         super().__init__()
+        if min(shape) < 1:
+            raise InputError(f"a ternary layer needs one input and one output or more, got weights of shape {shape}")
         self.shape, self.scale = shape, scale
         self.weight: Tensor | None = _trits(shape)
         self.bias: Tensor | None = _trits((bias,)) if bias else None
@@ -196,4 +198,4 @@ def _trits(shape: tuple[int, ...]) -> nn.Parameter:
 
 
 def _scale(given: float | None, fan_in: int) -> float:
-    return math.sqrt(1.5 / fan_in) if given is None else given
+    return math.sqrt(1.5 / max(1, fan_in)) if given is None else given  # without inputs, the layer refuses

@@ -109,11 +109,6 @@ class NoiseStep:
         check_range(0, 0.9999, momentum=self.momentum)
         check_range(0, 0.99, label_smoothing=self.label_smoothing)
         check_range(1, 1 << 20, memory=self.memory)
-        if self.density is not None and not 0 < self.density <= 1:
-            raise InputError(
-                f"density must be in (0, 1], got {self.density:g}; the smallest useful value is 1/d, one over the "
-                "number of the net's weights"
-            )
         if self.norm == "batch" and (self.net == "mlp" or self.estimator != "local-losses"):
             raise InputError(
                 "a batch norm makes examples depend on each other, which probes do not allow for: norm = batch goes "

@@ -55,6 +55,8 @@ class RunFolder:
                     f"{self.path} holds a run already; continue it with --resume, replace it with --overwrite, "
                     "or choose another --out"
                 )
+        elif resume and self.log_file.exists():
+            return  # the log alone: its header, not config.toml, tells whether it is of this run
         elif self.path.exists() and any(not _temporary(entry) for entry in self.path.iterdir()):
             raise InputError(
                 f"{self.path} is not empty and not a run's folder (it has no config.toml); choose another --out"
