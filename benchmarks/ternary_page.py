@@ -30,7 +30,7 @@ class Entry:
     forwards: float
 
 
-LINEAR = ("backprop", "--net", "mlp", "--hidden", "--epochs", "10", "--batch", "500", "--decay", "cosine")
+LINEAR = ("backprop", "--net", "linear", "--epochs", "10", "--batch", "500", "--decay", "cosine")
 ENTRIES = {
     "paper": Entry("noise_step, the paper's", "mnist", ("--preset", "noise-step-paper-mnist", "--epochs", "28"), 129),
     "mlp": Entry("noise-step, MLP", "mnist", ("--preset", "noise-step-best-mnist"), 2),
