@@ -20,6 +20,7 @@ from torch.nn.functional import cross_entropy
 from sidestep.data import Split
 from sidestep.nets.activity import activity_pass, at_layer, check_activity, cotangent, output_gradients, tangent_of
 from sidestep.nets.directions import Directions, Distribution
+from sidestep.nets.forward_mode import forward_mode
 from sidestep.nets.own import ImagePath
 from sidestep.nets.staged import GroupHeads, StagedNet
 from sidestep.nets.units import kept_statistics
@@ -100,7 +101,7 @@ class ForwardGradient:
         net.train()
         directions = Directions(noise.stream("directions"), self.distribution)
         way = {"weights": _along_weights, "activities": _along_activities, "local": _along_local}[self.kind]
-        with torch.no_grad(), kept_statistics(net) as changed:
+        with torch.no_grad(), kept_statistics(net) as changed, forward_mode(net):
             gradients, losses = way(net, batch, directions, range(self.tangents), noise.stream("module"))
             return Dense(gradients, changed(), losses)
 
