@@ -309,6 +309,17 @@ class TestCommon:
         assert not net.stages[0][1]._forward_hooks
 
     @each_rule
+    def test_a_module_that_draws_repeats_and_leaves_torch_s_generator_alone(self, rule):
+        class Noisy(nn.Module):
+            def forward(self, values):
+                return F.dropout(values.flatten(1), 0.5)  # no layer, so it cannot be refused
+
+        net, state = build(rule, Noisy), torch.get_rng_state()
+        first, second = (estimate(rule, net).gradients for _ in range(2))
+        assert all(torch.equal(first[name], second[name]) for name in first)
+        assert torch.equal(state, torch.get_rng_state())
+
+    @each_rule
     def test_runs_repeat(self, rule):
         runs = [train(rule, "digits", Options(epochs=1, batch=256)) for _ in range(2)]
         one, two = (run.net.state_dict() for run in runs)
@@ -395,6 +406,18 @@ class TestBadInput:
     def test_a_batch_that_does_not_divide_into_groups(self):
         with pytest.raises(InputError, match="multiple of group = 4"):
             estimate(RULES["group"], build(RULES["group"]), batch(10))
+
+    @each_rule
+    def test_objectives_that_count_need_no_floats(self, rule, monkeypatch):
+        found = []
+        for wrong in (
+            lambda x, y: x.argmax(dim=1) != y,
+            lambda x, y: (x.argmax(dim=1) != y).long(),
+            OBJECTIVES["accuracy"],
+        ):
+            monkeypatch.setitem(OBJECTIVES, "cross-entropy", wrong)
+            found.append(estimate(replace(rule, eps=0.5), build(rule)).gradients)
+        assert all(torch.equal(found[0][name], other[name]) for other in found for name in other)
 
     @each_rule
     def test_objectives_of_the_wrong_shape(self, rule, monkeypatch):

@@ -122,7 +122,8 @@ class Evolution:
             raise InputError(f"the batch must be a multiple of group = {size}, got {len(batch.labels)} examples")
         members = Members(self.population // 2, len(batch.labels) // size, size)
         directions = Directions(noise.stream("directions"), self.distribution)
-        with torch.no_grad(), kept_statistics(net) as changed:
+        drawing = noise.stream("module").torch_seeded(batch.images.device)  # modules of the user's that draw repeat
+        with torch.no_grad(), kept_statistics(net) as changed, drawing:
             way = self._rank_one if self.noise_kind == "rank-1" else self._full_rank
             gradients, losses = way(net, batch, members, directions)
             return Dense(gradients, changed(), {f"net: {self.objective}": losses.mean()})

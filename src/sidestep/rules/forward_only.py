@@ -78,7 +78,7 @@ def losses_under(objective: str, logits: Tensor, labels: Tensor) -> Tensor:
             f"objective {objective!r} must give one loss per example, shape {tuple(labels.shape)}, got {shape}; "
             "leave out the mean over the batch"
         )
-    return losses
+    return losses.to(logits.dtype)  # counts and comparisons are no floats yet
 
 
 def fitness_of(losses: Tensor, kind: Fitness) -> Tensor:

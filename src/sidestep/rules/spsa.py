@@ -86,7 +86,8 @@ class SPSA:
         net.train()
         directions = Directions(noise.stream("directions"), self.distribution)
         losses = []
-        with torch.no_grad(), kept_statistics(net) as changed, full_precision(batch.images):
+        drawing = noise.stream("module").torch_seeded(batch.images.device)  # modules of the user's that draw repeat
+        with torch.no_grad(), kept_statistics(net) as changed, full_precision(batch.images), drawing:
             for index in range(self.pairs):
                 sides = paired_logits(net, batch.images, directions, index, self.eps)
                 losses.append(torch.stack([losses_under(self.objective, side, batch.labels).mean() for side in sides]))
