@@ -102,10 +102,10 @@ class Backprop:
             raise InputError("norm is for net = mlp without ternary weights; the other nets have norms of their own")
         check_range(0, 100, deep_supervision=self.deep_supervision)
         check_range(1, 1_000_000, accumulate=self.accumulate)
-        if self.deep_supervision and self.net != "chained-blocks" and (self.net == "linear" or len(self.hidden) < 2):
+        if self.deep_supervision and (self.net == "linear" or (self.net != "chained-blocks" and len(self.hidden) < 2)):
             raise InputError(
-                f"deep_supervision puts a loss on every stage below the last, and net = {self.net} with hidden = "
-                f"{self.hidden} has none; give it two hidden layers or more"
+                "deep_supervision puts a loss on every stage below the last, and this net has none; take net = mlp or "
+                "conv with two stages (hidden) or more, or chained-blocks"
             )
         if self.activation_checkpointing and (self.net == "linear" or (self.net == "mlp" and not self._in_stages)):
             raise InputError(
