@@ -25,7 +25,7 @@ def forward_mode(net: nn.Module) -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         if any(isinstance(layer, nn.RNNBase) for layer in net.modules()):
-            stack.enter_context(torch.backends.mkldnn.flags(enabled=False))  # type: ignore[no-untyped-call]
+            stack.enter_context(torch.backends.mkldnn.flags(enabled=False))
         try:
             yield
         except NotImplementedError as error:
