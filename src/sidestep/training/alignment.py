@@ -23,6 +23,7 @@ from sidestep.update import Dense, Seeded, Update
 __all__ = ["MEASURES", "SPLIT", "Allowance", "Watch", "check_measurable", "check_watch", "compare", "held_batch"]
 
 SPLIT = "alignment"  # under which split the numbers stand in a run's metrics
+SHARE = "share of the time"
 MEASURES = {field.name: field.name.replace("_", " ") for field in fields(Alignment) if field.name != "elements"}
 _ESTIMATES = 2  # in one look during training: the least that tells noise from signal
 _FIRST = 2 * (_ESTIMATES + 2)  # steps that the first look is taken to cost, before one has been timed
@@ -90,25 +91,34 @@ def _gradients(net: nn.Module, update: Update) -> dict[str, Tensor]:
 class Allowance:
     """Lets looks happen only while all of them together have taken at most a share of the time.
 
-    A look is allowed if it can be paid for from the time that has gone by, at the price of the dearest so far (the
-    first one: of `guess` steps). So the share is kept at every moment, unless a look costs more than any before it.
+    A look is allowed if it can be paid for from the time since the last one, and all together from the time since the
+    beginning, at the price of the dearest so far (the first one: of `guess` steps). So looks are spread over the run,
+    and the share is kept at every moment, unless a look costs more than any before it; that is then made up for.
     """
 
     def __init__(self, share: float, guess: float, clock: Callable[[], float] = time.perf_counter) -> None:
         self.share, self.guess, self.clock = share, guess, clock
-        self.begun, self.steps, self.spent, self.dearest = clock(), 0, 0.0, 0.0
+        self.begun = self.last = clock()
+        self.steps, self.spent, self.dearest = 0, 0.0, 0.0
 
     def allows(self) -> bool:
         """Count one step, and say whether a look may follow it."""
         self.steps += 1
-        gone = self.clock() - self.begun
+        now = self.clock()
+        gone = now - self.begun
         price = self.dearest or self.guess * (gone - self.spent) / self.steps
-        return self.spent + price <= self.share * gone
+        return price <= self.share * (now - self.last) and self.spent + price <= self.share * gone
+
+    @property
+    def taken(self) -> float:
+        """The share of the time so far that looks have taken."""
+        return self.spent / max(1e-9, self.clock() - self.begun)
 
     def pay(self, seconds: float) -> None:
         """Note what a look has taken."""
         self.spent += seconds
         self.dearest = max(self.dearest, seconds)
+        self.last = self.clock()
 
 
 def check_watch(rule: Rule, data: DataSet, options: Options) -> None:
@@ -149,3 +159,4 @@ class Watch:
                 if math.isfinite(value):
                     log.write(state.step, SPLIT, f"{tensor}: {name}", value, state.seconds)
         self.allowance.pay(self.allowance.clock() - begun)
+        log.write(state.step, SPLIT, SHARE, self.allowance.taken, state.seconds)
