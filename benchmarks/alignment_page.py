@@ -46,6 +46,7 @@ from sidestep.training.alignment import check_measurable, held_batch
 from sidestep.update import Seeded, Update
 
 ESTIMATES = 16
+WEAK = 0.06
 ADAM = {"optimizer_kind": "adamw"}
 
 
@@ -179,8 +180,8 @@ def matrices(record: dict, least: int) -> list[float | None]:
     return [found["cosine"] for found in record["tensors"].values() if found["elements"] >= least][:2]
 
 
-def rules_table(data: str, seeds: list[int], runs: Path) -> tuple[str, list[tuple[str, float, float, float]]]:
-    """Return the table as Markdown, and (name, cosine before, after, accuracy)."""
+def rules_table(data: str, seeds: list[int], runs: Path) -> tuple[str, list[tuple[str, float, float, float, bool]]]:
+    """Return the table as Markdown, and (name, cosine before, after, accuracy, whether it is no MLP)."""
     lines = [
         "| rule | test % | cos, untrained | cos, trained | first hidden | second hidden | signal to noise, trained |",
         "|---|---|---|---|---|---|---|",
@@ -200,7 +201,7 @@ def rules_table(data: str, seeds: list[int], runs: Path) -> tuple[str, list[tupl
         noise = [one["end"]["whole"]["signal_to_noise"] for one in found]
         lines.append(f"| {name} | {spread(tests, 2)} | {spread(start, 3)} | {spread(end, 3)} | {by_layer[0]} "
                      f"| {by_layer[1]} | {spread(noise, 3) if None not in noise else 'no noise'} |")  # fmt: skip
-        points.append((name, mean(start), mean(end), mean(tests)))
+        points.append((name, mean(start), mean(end), mean(tests), other))
     return "\n".join(lines), points
 
 
@@ -217,6 +218,21 @@ def rank_correlation(one: list[float], other: list[float]) -> float:
     return product / math.sqrt(sum(x * x for x in a) * sum(y * y for y in b))
 
 
+def over_training(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """Return the first two hidden matrices' cosines: untrained, over training, and at the end."""
+    record, curves = json.loads((folder / "alignment.json").read_text()), alignment_curves(folder)
+    start, end = record["start"], record["end"]
+    names = [name for name, found in start["tensors"].items() if found["elements"] >= SETTINGS["mnist"][0] ** 2][:2]
+    return {
+        name: [
+            (0, start["tensors"][name]["cosine"]),
+            *curves.get(name, ()),
+            (end["step"], end["tensors"][name]["cosine"]),
+        ]
+        for name in names
+    }
+
+
 def draw(theory: list[tuple[float, float]], found: dict[str, list], runs: Path, path: Path) -> None:
     """Plot measured cosines against theory, over training, and beside accuracy."""
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(14, 4.2))
@@ -224,15 +240,14 @@ def draw(theory: list[tuple[float, float]], found: dict[str, list], runs: Path, 
     left.loglog([0.01, 1], [0.01, 1], color="grey", linewidth=0.8)
     left.set(xlabel="cosine, theory", ylabel="cosine, measured", title="untrained nets, digits")
     for colour, name in (("C0", "feedback-alignment"), ("C1", "direct-feedback-alignment"), ("C2", "local-losses")):
-        curves = {k: v for k, v in alignment_curves(runs / f"mnist-{name}-0").items() if k.endswith("weight")}
-        hidden = [key for key in curves if key.startswith("stages") and key.split(".")[2] in ("0", "1")][:3:2]
-        for style, key in zip(("-", "--"), hidden, strict=False):
-            middle.plot(*zip(*curves[key], strict=True), style, color=colour, label=f"{name}, {key}", linewidth=1)
+        for style, (key, points) in zip(("-", "--"), over_training(runs / f"mnist-{name}-0").items(), strict=False):
+            label = f"{name}, {key}"
+            middle.plot(*zip(*points, strict=True), style, color=colour, label=label, linewidth=1, marker=".", ms=2)
     middle.set(xlabel="step", ylabel="cosine", title="over training, MNIST, seed 0")
     middle.legend(fontsize=6)
     for colour, (data, points) in zip(("#0b5cad", "#c2571a"), found.items(), strict=False):
         right.plot([p[2] for p in points], [p[3] for p in points], "o", color=colour, label=data, markersize=4)
-        for name, _, cosine, accuracy in points:
+        for name, _, cosine, accuracy, _ in points:
             right.annotate(name, (cosine, accuracy), fontsize=4.5, color=colour)
     right.set(xlabel="cosine of the trained net, all tensors", ylabel="test accuracy, %", title="beside accuracy")
     right.legend(fontsize=7)
@@ -265,10 +280,12 @@ def main() -> None:
     for name in given.data:
         table, found[name] = rules_table(name, given.seeds, given.runs)
         print(f"\n{name}\n\n{table}")
-        for which, index in (("untrained", 1), ("trained", 2)):
-            points = found[name]
-            value = rank_correlation([p[index] for p in points], [p[3] for p in points]) if len(points) > 2 else 0
-            print(f"rank correlation of accuracy with the {which} net's cosine, {len(points)} rules: {value:+.2f}")
+        dense = [point for point in found[name] if not point[4]]
+        learning = [point for point in dense if point[2] > WEAK]
+        for some, points in (("all MLPs", dense), (f"those with a trained cosine above {WEAK}", learning)):
+            for which, index in (("untrained", 1), ("trained", 2)):
+                value = rank_correlation([p[index] for p in points], [p[3] for p in points]) if len(points) > 2 else 0
+                print(f"{some}, {len(points)} rules: rank correlation of accuracy, {which} cosine: {value:+.2f}")
     draw(theory, found, given.runs, Path(__file__).resolve().parents[1] / "docs" / "results" / "alignment.png")
 
 
