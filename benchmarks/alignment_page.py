@@ -199,8 +199,8 @@ def rules_table(data: str, seeds: list[int], runs: Path) -> tuple[str, list[tupl
         other = isinstance(rules(1)[name], NoPropDT | NoPropCT | NoPropFM | NeuralODE)  # whose nets have other layers
         by_layer = ["-", "-"] if other else [spread([layer[i] for layer in layers], 3) for i in (0, 1)]
         noise = [one["end"]["whole"]["signal_to_noise"] for one in found]
-        lines.append(f"| {name} | {len(found)} | {spread(tests, 2)} | {spread(start, 3)} | {spread(end, 3)} "
-                     f"| {by_layer[0]} | {by_layer[1]} | {spread(noise, 3) if None not in noise else 'no noise'} |")  # fmt: skip
+        cells = [name, str(len(found)), spread(tests, 2), spread(start, 3), spread(end, 3), *by_layer]
+        lines.append(f"| {' | '.join(cells)} | {'no noise' if None in noise else spread(noise, 3)} |")
         points.append((name, mean(start), mean(end), mean(tests), other))
     return "\n".join(lines), points
 
