@@ -21,6 +21,7 @@ from sidestep.rules import (
     ForwardGradient,
     Hebbian,
     LocalLoss,
+    Measurable,
     NeuralODE,
     NoiseStep,
     NoPropCT,
@@ -146,6 +147,21 @@ def test_estimate_writes_neither_weights_nor_buffers_and_repeats(rule):
     assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
     assert all(torch.equal(first[name], second[name]) for name in first | second)
     assert all(parameter.grad is None for parameter in net.parameters())
+
+
+def test_the_true_gradient_leaves_the_net_as_it_was_or_there_is_a_reason_for_none(rule):
+    if not isinstance(rule, Measurable):
+        assert rule.no_true_gradient
+        return
+    net = build(rule)
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    modes = [module.training for module in net.modules()]
+    parameters, true = dict(net.named_parameters()), rule.true_gradients(net, batch())
+    assert true
+    assert all(gradient.shape == parameters[name].shape for name, gradient in true.items())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
+    assert modes == [module.training for module in net.modules()]
+    assert all(parameter.grad is None for parameter in parameters.values())
 
 
 def test_the_units_hold_every_parameter_once(rule):

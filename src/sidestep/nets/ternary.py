@@ -26,6 +26,7 @@ __all__ = [
     "pack_layers",
     "packed_size",
     "ternary_parameters",
+    "unpack_layers",
 ]
 
 
@@ -65,6 +66,14 @@ class TernaryLayer(nn.Module):
             if parameter is not None:
                 self.packed[name] = pack_trits(parameter)
                 setattr(self, name, None)
+
+    def unpack(self) -> None:
+        """Keep the trits as int8 parameters again, as they are trained."""
+        for name, packed in self.packed.items():
+            shape = self.shape if name == "weight" else self.shape[:1]
+            trits = unpack_trits(packed, math.prod(shape)).view(shape)
+            setattr(self, name, nn.Parameter(trits, requires_grad=False))
+        self.packed = {}
 
     def _apply(self, fn: Any, recurse: bool = True) -> "TernaryLayer":
         super()._apply(fn, recurse)
@@ -185,6 +194,14 @@ def pack_layers(net: nn.Module) -> nn.Module:
     for layer in net.modules():
         if isinstance(layer, TernaryLayer):
             layer.pack()
+    return net
+
+
+def unpack_layers(net: nn.Module) -> nn.Module:
+    """Undo `pack_layers`, in place. Returns the net."""
+    for layer in net.modules():
+        if isinstance(layer, TernaryLayer):
+            layer.unpack()
     return net
 
 

@@ -32,6 +32,7 @@ from sidestep.noise import Noise
 from sidestep.rules.dense import adamw, apply_dense, check_choice, check_positive, check_range, gradients_of
 from sidestep.rules.labels import embedding_for, learns
 from sidestep.rules.protocol import Batch, Task
+from sidestep.rules.true_gradient import end_to_end
 from sidestep.update import Dense, Update
 
 __all__ = ["Backprop"]
@@ -183,6 +184,10 @@ class Backprop:
                     for name, value in statistics.items():
                         net.get_buffer(name).copy_(value)
         return Dense(gradients, statistics, losses)
+
+    def true_gradients(self, net: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """Return the gradient of the mean cross-entropy; a chain's as it predicts: z_0 = 0, running statistics."""
+        return end_to_end(net, batch, net, running=isinstance(net, ChainedBlocks))
 
     def decide(self, net: nn.Module, update: Update, optimizer: torch.optim.Optimizer) -> Update:
         """Return the update as it is."""

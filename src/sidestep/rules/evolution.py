@@ -35,6 +35,7 @@ from sidestep.rules.forward_only import (
     probabilities,
 )
 from sidestep.rules.protocol import Batch, Task
+from sidestep.rules.true_gradient import end_to_end
 from sidestep.update import Dense, Update
 
 __all__ = ["Evolution"]
@@ -127,6 +128,10 @@ class Evolution:
             way = self._rank_one if self.noise_kind == "rank-1" else self._full_rank
             gradients, losses = way(net, batch, members, directions)
             return Dense(gradients, changed(), {f"net: {self.objective}": losses.mean()})
+
+    def true_gradients(self, net: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """Return the gradient of the net's mean cross-entropy."""
+        return end_to_end(net, batch, net)
 
     def decide(self, net: nn.Module, update: Update, optimizer: torch.optim.Optimizer) -> Update:
         """Return the update as it is."""

@@ -28,6 +28,7 @@ from sidestep.noise import Noise
 from sidestep.rules.dense import apply_dense, check_choice, check_positive, check_range
 from sidestep.rules.forward_only import check_named, make_net, make_optimizer, probabilities
 from sidestep.rules.protocol import Batch, Task
+from sidestep.rules.true_gradient import end_to_end
 from sidestep.update import Dense, Update
 
 __all__ = ["ForwardGradient"]
@@ -106,6 +107,10 @@ class ForwardGradient:
         with torch.no_grad(), kept_statistics(net) as changed, forward_mode(net):
             gradients, losses = way(net, batch, directions, range(self.tangents), noise.stream("module"))
             return Dense(gradients, changed(), losses)
+
+    def true_gradients(self, net: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """Return the gradient of the net's mean cross-entropy."""
+        return end_to_end(net, batch, net)
 
     def decide(self, net: nn.Module, update: Update, optimizer: torch.optim.Optimizer) -> Update:
         """Return the update as it is."""

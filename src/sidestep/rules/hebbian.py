@@ -56,6 +56,7 @@ class Hebbian:
     summary: ClassVar[str] = "Oja's, Sanger's or soft winner-take-all stages without labels, and a linear read-out"
     predictors: ClassVar[tuple[str, ...]] = ("readout",)
     for_inference: ClassVar[tuple[str, ...]] = ()
+    no_true_gradient: ClassVar[str] = "its stages follow the correlations of their inputs and estimate no gradient"
 
     def __post_init__(self) -> None:
         check_choice(self)

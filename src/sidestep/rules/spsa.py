@@ -25,6 +25,7 @@ from sidestep.noise import Noise
 from sidestep.rules.dense import apply_dense, check_choice, check_positive, check_range
 from sidestep.rules.forward_only import check_named, losses_under, make_net, make_optimizer, probabilities
 from sidestep.rules.protocol import Batch, Task
+from sidestep.rules.true_gradient import end_to_end
 from sidestep.update import Dense, Update
 
 __all__ = ["SPSA"]
@@ -94,6 +95,10 @@ class SPSA:
             both = torch.stack(losses, dim=1)  # (2, pairs)
             gradients = weighted_directions(net, directions, (both[0] - both[1]) / (2 * self.eps * self.pairs))
             return Dense(gradients, changed(), {f"net: {self.objective}": both.mean()})
+
+    def true_gradients(self, net: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """Return the gradient of the net's mean cross-entropy."""
+        return end_to_end(net, batch, net)
 
     def decide(self, net: nn.Module, update: Update, optimizer: torch.optim.Optimizer) -> Update:
         """Return the update as it is."""

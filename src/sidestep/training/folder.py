@@ -103,6 +103,7 @@ class RunFolder:
         saved, given = _flat(self.config()), _flat(_without_none(config))
         free = {"train.epochs", "train.checkpoint_seconds", "train.device", "train.precision", "data.data_dir"}
         free |= {"versions.sidestep", "versions.torch", "versions.threads"}  # other bits, but the run can go on
+        free |= {"train.align"}  # changes nothing but the metrics
         free |= {"data.validation"}  # what counts is how many images it left, which is compared
         if given.get("train.decay") != "none" or given.get("train.warmup"):
             free -= {"train.epochs"}  # the learning rate follows from it, at every step
