@@ -1,7 +1,20 @@
-"""What is measured of a run: memory and the processor."""
+"""What is measured of a run: memory, operations, bytes exchanged, and the processor."""
 
 from sidestep.measure.allocations import PeakAllocation, peak_allocation
-from sidestep.measure.memory import keep_freed_memory, peak_memory_bytes
-from sidestep.measure.processor import has_bfloat16
+from sidestep.measure.exchange import update_bytes
+from sidestep.measure.memory import keep_freed_memory, peak_memory_bytes, restart_peak_memory
+from sidestep.measure.operations import Operations, count_operations
+from sidestep.measure.processor import has_bfloat16, processor_name
 
-__all__ = ["PeakAllocation", "has_bfloat16", "keep_freed_memory", "peak_allocation", "peak_memory_bytes"]
+__all__ = [
+    "Operations",
+    "PeakAllocation",
+    "count_operations",
+    "has_bfloat16",
+    "keep_freed_memory",
+    "peak_allocation",
+    "peak_memory_bytes",
+    "processor_name",
+    "restart_peak_memory",
+    "update_bytes",
+]
