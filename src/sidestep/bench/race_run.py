@@ -253,4 +253,4 @@ def _load_kernels(device: torch.device) -> None:
     """Run a convolution and a product forth and back: the libraries' own memory is none of a rule's."""
     images, kernel = torch.ones(2, 3, 8, 8, device=device), nn.Parameter(torch.ones(4, 3, 3, 3, device=device))
     weight = nn.Parameter(torch.ones(10, 4 * 36, device=device))
-    (conv2d(images, kernel).flatten(1) @ weight.T).sum().backward()  # type: ignore[no-untyped-call]
+    (conv2d(images, kernel).flatten(1) @ weight.T).sum().backward()
