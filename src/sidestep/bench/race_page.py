@@ -25,7 +25,7 @@ NOTES = (
     "--every says otherwise; (2 of 3) where only some runs reached it. The clock runs during steps, with the making of "
     "their batches; evaluation is left out, and there are no checkpoints.",
     "ms a step: median over all steps of a run, then over runs; images/s follows from it.",
-    "x: ratio to the baseline's run of the same seed, pair by pair: the median, and in brackets the least and the most.",
+    "x: ratio to the baseline's run of the same seed, pair by pair: the median, in brackets the least and the most.",
     "memory: the most that the process held during the steps before the first evaluation, over what it held when net, "
     "optimiser and data were there, less the optimiser's state; on a GPU torch's own count. A few MiB are there "
     "whatever the rule does.",

@@ -36,8 +36,8 @@ def count_operations(one_thread: bool = True) -> Iterator[Operations]:
 
     by the formulas of `torch.utils.flop_counter`, and for products with vectors alike, as the operations reach the
     kernels: on the way back of autograd, in custom functions, recomputed under checkpointing, in forward mode, and
-    under `vmap` and `jvp`, all as it is executed. **Nothing else is counted**: sums, activations, norms, noise, and
-    what optimisers do; nor what a single kernel of someone's own does inside.
+    under `vmap` and `jvp`, all as it is executed (so also torch's products with a tangent of zeros). **Nothing else is
+    counted**: sums, activations, norms, noise, and what optimisers do; nor what a kernel of someone's own does inside.
 
     Like `peak_allocation`, the count follows the thread that entered, so while it counts torch has one thread, and
     units that could run at once run one after another, which changes no count.
