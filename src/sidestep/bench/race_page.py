@@ -37,16 +37,18 @@ NOTES = (
     "what is decided, which is enough for a machine that follows. Plain arrays, not compressed.",
 )
 _STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; color: #1d2327; background: #fff; max-width: 78rem; margin: 2rem auto 4rem;
+body { font: 16px/1.5 system-ui, sans-serif; color: #1d2327; background: #fff; max-width: 86rem; margin: 2rem auto 4rem;
        padding: 0 1.5rem }
 h1 { font-size: 1.7rem; margin-bottom: .3rem } h2 { margin-top: 2.4rem; border-bottom: 1px solid #d8dde2 }
 pre { background: #f3f5f7; border-radius: 6px; padding: .7rem 1rem; white-space: pre-wrap; font: 14px/1.45 monospace }
 .said { border-left: 4px solid #0072b2; background: #f0f6fb; padding: .5rem 1rem; margin: 1rem 0 }
 .said p { margin: .35rem 0 } .wide { overflow-x: auto }
-table { border-collapse: collapse; font-size: 13.5px; font-variant-numeric: tabular-nums }
-th { text-align: left; vertical-align: bottom; border-bottom: 2px solid #90989f; background: #fafbfc }
-th, td { padding: .28rem .6rem; white-space: nowrap } td { border-bottom: 1px solid #e6e9ec; text-align: right }
-td:first-child { text-align: left; font-weight: 600; white-space: normal; min-width: 9rem; overflow-wrap: anywhere }
+table { border-collapse: collapse; font-size: 13px; font-variant-numeric: tabular-nums }
+th { text-align: right; vertical-align: bottom; border-bottom: 2px solid #90989f; background: #fafbfc }
+th, td { padding: .28rem .5rem; white-space: nowrap }
+td small { display: block; color: #59636b } td { border-bottom: 1px solid #e6e9ec; text-align: right }
+th:first-child, td:first-child { text-align: left; font-weight: 600; white-space: normal }
+td:first-child { min-width: 9rem; overflow-wrap: anywhere }
 tr.baseline td { background: #fff6e0 } td.words { text-align: left; white-space: normal }
 figure { margin: 1.4rem 0 } figure img { width: 100%; max-width: 60rem } figcaption { font-weight: 600 }
 details { margin: .8rem 0 } li { margin: .3rem 0 } .small { color: #59636b; font-size: 14px }
@@ -128,9 +130,17 @@ def _table(table: Table, baseline: str) -> str:
     lines = []
     for row in table.rows:
         kinds = [' class="words"' if table.columns[i] in ("how", "why") else "" for i in range(len(row))]
-        cells = "".join(f"<td{kind}>{escape(word)}</td>" for kind, word in zip(kinds, row, strict=True))
+        cells = "".join(f"<td{kind}>{_cell(word)}</td>" for kind, word in zip(kinds, row, strict=True))
         lines.append(f'<tr class="baseline">{cells}</tr>' if row[0] == baseline else f"<tr>{cells}</tr>")
     title = f"<p><b>{escape(table.title)}</b></p>" if table.title else ""
     return (
         f'{title}<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
     )
+
+
+def _cell(word: str) -> str:
+    """Return a cell's words; what stands in brackets behind a number goes below it."""
+    number, bracket, spread = word.partition(" (")
+    if bracket and number.replace(".", "").replace(",", "").isdigit():
+        return f"{escape(number)}<small>{escape(spread.removesuffix(')'))}</small>"
+    return escape(word)

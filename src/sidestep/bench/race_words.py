@@ -66,7 +66,7 @@ def _verdict(  # long: what a verdict is about
     threshold: float | None,
 ) -> str:
     if not own:
-        return f"{rule} itself is more than a point below the best accuracy here, or did not finish."
+        return f"No entry of {rule} is within a point of the best accuracy here, or none finished."
     gains = [each for each in bests if each.gains]
     kept = [each.measure.superlative for each in bests if not each.gains]
     if not gains:
