@@ -359,7 +359,8 @@ def test_tables_say_what_was_reached_and_what_failed():
     assert all(len(row) == len(main_table.columns) for row in main_table.rows)
     assert (rows[1][1], rows[1][3], rows[1][6], rows[1][8]) == ("2 of 3", "5 (1 of 2)", "0.375 (0.25–0.5)", "2 MiB")
     assert rows[2][2] == "not run"
-    assert reached.rows[0][1:4] == ["4", "5", "not reached"]
+    assert reached.columns == ["rule", "50 %", "80 %"]  # nobody reached more
+    assert reached.rows == [["base", "4", "5"], ["new", "4", "5 (1 of 2)"], ["gone", "-", "-"]]
     assert failed.rows == [["new", "3", "killed", "a / b"]]
 
 

@@ -79,12 +79,12 @@ def _row(
 def _thresholds(
     records: Sequence[Mapping[str, Any]], data: str, labels: Sequence[str], threshold: float | None
 ) -> Table:
-    wanted = sorted({*THRESHOLDS, *filter(None, [threshold])})
+    runs = {label: finished(records, data, label) for label in labels}
+    every = [run for of_one in runs.values() for run in of_one]
+    passed = [each for each in THRESHOLDS if any(value_of(run, "seconds_to", each) is not None for run in every)]
+    wanted = sorted({*passed, *filter(None, [threshold])})
     columns = ["rule", *(f"{100 * each:g} %" for each in wanted)]
-    rows = []
-    for label in labels:
-        runs = finished(records, data, label)
-        rows.append([label, *(_reached(runs, each) if runs else "-" for each in wanted)])
+    rows = [[label, *(_reached(runs[label], each) if runs[label] else "-" for each in wanted)] for label in labels]
     return Table(f"{data}: seconds of training until a validation accuracy was measured", columns, rows)
 
 
