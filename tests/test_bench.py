@@ -493,7 +493,7 @@ def test_a_stopped_comparison_keeps_what_was_done(stripes, monkeypatch, tmp_path
     with pytest.raises(SystemExit) as ended:
         main(words)
     assert ended.value.code == 130
-    assert "1 runs are kept" in capsys.readouterr().err
+    assert "finished runs are kept in o (1)" in capsys.readouterr().err
     monkeypatch.setattr(race_module, "run_apart", in_here)
     main(words)
     assert len((tmp_path / "o" / "bench.jsonl").read_text().splitlines()) == 4

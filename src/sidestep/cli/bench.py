@@ -127,7 +127,7 @@ class _Begin:
         write_report(report, folder, asked)
         if stopped is not None:
             fail(
-                f"stopped; {len(report.records)} runs are kept in {self.out}, the one under way is not. Continue with: "
+                f"stopped; finished runs are kept in {self.out} ({len(report.records)}), the one under way is lost. Go on with: "
                 f"{command.replace(' --overwrite', '')}",
                 128 + stopped.signal_number,
             )
