@@ -127,8 +127,8 @@ class _Begin:
         write_report(report, folder, asked)
         if stopped is not None:
             fail(
-                f"stopped; finished runs are kept in {self.out} ({len(report.records)}), the one under way is lost. Go on with: "
-                f"{command.replace(' --overwrite', '')}",
+                f"stopped; finished runs are kept in {self.out} ({len(report.records)}), the one under way is lost. "
+                f"Go on with: {command.replace(' --overwrite', '')}",
                 128 + stopped.signal_number,
             )
         self._print(report)
