@@ -9,6 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from sidestep.bench.start import start
 from sidestep.data import DataSet, Split, standardise
 from sidestep.errors import InputError
 from sidestep.nets.continuous import Schedule
@@ -21,7 +22,7 @@ from sidestep.nets.weight_study import (
     squared_gradients,
 )
 from sidestep.noise import Noise
-from sidestep.rules.protocol import Rule, Task
+from sidestep.rules.protocol import Rule
 from sidestep.training import Compute, Options
 from sidestep.training.evaluate import accuracies
 from sidestep.training.loop import Loop
@@ -122,7 +123,7 @@ def study_weights(  # long: what is trained, and how it is looked at
     nets: dict[str, Any] = {}
     training: dict[str, Any] = {}
     for name, rule in rules.items():
-        state, loop = _start(rule, data, options)
+        state, loop = start(rule, data, options)
         if not nets:
             nets["untrained"] = look.at(rule, state.net, data, options)
         if steps:
@@ -137,13 +138,6 @@ def study_weights(  # long: what is trained, and how it is looked at
                   for name, rule in rules.items()},
         "times": bin_centres(look.bins).tolist(), "nets": nets, "training": training,
     }  # fmt: skip
-
-
-def _start(rule: Rule, data: DataSet, options: Options) -> tuple[State, Loop]:
-    """Return a new net with its optimiser, and the loop that trains it: as `train` starts them."""
-    compute = Compute.find(options.device, options.precision)
-    net = rule.build(Task.of(data), Noise(options.seed).stream("build"), data.train, None).to(compute.device)
-    return State(net, rule.optimizer(net)), Loop(rule, data.to(compute.device), options, compute, None)
 
 
 def _train(loop: Loop, state: State, steps: int, told: Callable[[int], None]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from sidestep.cli.align import align_command
+from sidestep.cli.bench import bench_command
 from sidestep.cli.lists import data_command, rules_command
 from sidestep.cli.log import inspect_command, replay_command, verify_command
 from sidestep.cli.output import fail, show
@@ -30,6 +31,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "rules": rules_command,
     "presets": presets_command,
     "data": data_command,
+    "bench": bench_command,
     "reproduce": reproduce_command,
     "study": study_command,
 }
@@ -49,6 +51,7 @@ commands:
   rules             the learning rules
   presets           named recipes for `sidestep train --preset NAME`, among them every cell of NoProp's tables
   data              the data sets; `sidestep data show NAME --out grid.png` makes a picture of one
+  bench             rules side by side: accuracy, time, memory and bytes, e.g.: sidestep bench --rules all --to 0.96
   reproduce TABLE   train a table of the NoProp paper, e.g.: sidestep reproduce noprop-table1 --budget tiny
   study NAME        an experiment that asks why, e.g.: sidestep study noprop-blocks
 

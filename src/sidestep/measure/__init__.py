@@ -1,18 +1,25 @@
-"""What is measured of a run: memory, the processor, and how estimates agree with the true gradient."""
+"""What is measured: memory, operations, bytes exchanged, the processor, agreement with the true gradient."""
 
 from sidestep.measure.alignment import WHOLE, Alignment, Comparison, effective_probes
 from sidestep.measure.allocations import PeakAllocation, peak_allocation
-from sidestep.measure.memory import keep_freed_memory, peak_memory_bytes
-from sidestep.measure.processor import has_bfloat16
+from sidestep.measure.exchange import update_bytes
+from sidestep.measure.memory import keep_freed_memory, peak_memory_bytes, restart_peak_memory
+from sidestep.measure.operations import Operations, count_operations
+from sidestep.measure.processor import has_bfloat16, processor_name
 
 __all__ = [
     "WHOLE",
     "Alignment",
     "Comparison",
+    "Operations",
     "PeakAllocation",
+    "count_operations",
     "effective_probes",
     "has_bfloat16",
     "keep_freed_memory",
     "peak_allocation",
     "peak_memory_bytes",
+    "processor_name",
+    "restart_peak_memory",
+    "update_bytes",
 ]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-__all__ = ["keep_freed_memory", "peak_memory_bytes"]
+__all__ = ["keep_freed_memory", "peak_memory_bytes", "restart_peak_memory"]
 
 # glibc's malloc.h
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -2, -3, -8
@@ -28,6 +28,27 @@ def peak_memory_bytes(device: str | torch.device = "cpu") -> int:
     if sys.platform == "win32":
         return _peak_on_windows()
     return _peak_on_linux() or _peak_of_getrusage()
+
+
+def restart_peak_memory(device: str | torch.device = "cpu") -> int:
+    """Let `peak_memory_bytes` begin anew, and return the bytes in use now, to be taken from it.
+
+    On Linux and on CUDA the peak from now on is exact. Elsewhere a process's peak cannot be reset: the number returned
+    is the peak so far, so that what is taken above it later is what the process grew by, and at most too small.
+
+    >>> before = restart_peak_memory()
+    >>> peak_memory_bytes() >= before > 10_000_000
+    True
+    """
+    device = torch.device(device)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return int(torch.cuda.memory_allocated(device))
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # sets VmHWM to VmRSS
+    except OSError:
+        return peak_memory_bytes(device)
+    return _status_on_linux("VmRSS")
 
 
 def keep_freed_memory() -> bool:
@@ -55,11 +76,16 @@ def keep_freed_memory() -> bool:
 
 def _peak_on_linux() -> int:
     """VmHWM of this process, or 0; unlike ru_maxrss it does not begin with what the parent had in use."""
+    return _status_on_linux("VmHWM")
+
+
+def _status_on_linux(name: str) -> int:
+    """Return a line of the process's status in bytes, or 0."""
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
     except OSError:
         return 0
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")), 0)
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:")), 0)
 
 
 def _peak_of_getrusage() -> int:

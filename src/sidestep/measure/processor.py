@@ -1,11 +1,23 @@
-"""What the processor is fast at."""
+"""What the processor is called, and fast at."""
 
+import platform
 import sys
 from pathlib import Path
 
 import torch
 
-__all__ = ["has_bfloat16"]
+__all__ = ["has_bfloat16", "processor_name"]
+
+
+def processor_name(device: str | torch.device = "cpu") -> str:
+    """Return what the device calls itself, for a report: a GPU's name, or the processor's model."""
+    device = torch.device(device)
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    cpu = Path("/proc/cpuinfo")
+    lines = cpu.read_text(errors="replace").splitlines() if cpu.exists() else []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else platform.processor() or platform.machine()
 
 
 def has_bfloat16(device: str | torch.device = "cpu") -> bool:

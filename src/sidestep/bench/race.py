@@ -1,0 +1,165 @@
+"""A comparison of rules: every run in a fresh process, round by round, each seed over all entries in rotating order."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from sidestep.bench.apart import FAILED, run_apart
+from sidestep.bench.entries import Entry
+from sidestep.bench.race_records import RaceFolder
+from sidestep.bench.race_run import Budget, RunPlan, measure_counts, measure_run
+from sidestep.data import load
+from sidestep.errors import InputError
+from sidestep.measure import processor_name
+from sidestep.training import Compute
+from sidestep.training.stopping import StopRequest
+from sidestep.version import __version__
+
+__all__ = ["Race", "RaceWatch", "check_race", "race_order", "run_race", "settings"]
+
+
+@dataclass(frozen=True)
+class Race:
+    """What is compared, on what, and how long."""
+
+    entries: tuple[Entry, ...]
+    data: tuple[str, ...]
+    budget: Budget
+    seeds: int = 3
+    seed: int = 0  # the first
+    common: Mapping[str, Any] = field(default_factory=dict)  # training options of all entries
+    every: int | None = None  # steps between two evaluations; None for an epoch
+    device: str = "auto"
+    data_dir: Path | None = None
+    validation: float = 0.1
+    image_size: int | None = None
+
+    def plan(self, entry: Entry, data: str, seed: int, forward_equivalents: float | None = None) -> RunPlan:
+        """Return what one run is made of."""
+        return RunPlan(
+            entry, data, seed, self.budget, self.common, self.every, self.device, self.data_dir, self.validation,
+            self.image_size, forward_equivalents,
+        )  # fmt: skip
+
+
+class RaceWatch(Protocol):
+    """Receives the events of a comparison; the command line draws a progress bar from them."""
+
+    def begin(self, done: int, total: int, line: str) -> None:
+        """A run begins, after `done` of `total`."""
+        ...
+
+    def progress(self, share: float, news: str) -> None:
+        """The run has spent this share of its budget."""
+        ...
+
+    def end(self, record: Mapping[str, Any]) -> None:
+        """The run has ended, one way or another."""
+        ...
+
+
+def race_order(race: Race) -> Iterator[tuple[int, str, Entry]]:
+    """Yield (seed, data, entry) in the order of the runs: round by round, each begun one entry further on.
+
+    So what drifts in a machine (its temperature, its other work) meets all entries alike, and the runs of one seed, of
+    which ratios are taken, lie close together.
+    """
+    for number in range(race.seeds):
+        at = number % len(race.entries)
+        for data in race.data:
+            for entry in (*race.entries[at:], *race.entries[:at]):
+                yield race.seed + number, data, entry
+
+
+def check_race(race: Race) -> None:
+    """Raise InputError for what cannot work: numbers, devices, data that are not there or that an entry is not for."""
+    if not 1 <= race.seeds <= 1000:
+        raise InputError(f"--seeds must lie between 1 and 1000, got {race.seeds}; 3 give a spread")
+    if race.every is not None and race.every < 1:
+        raise InputError(f"--every counts steps between two evaluations, so it must be 1 or more, got {race.every}")
+    if not race.data or len(set(race.data)) < len(race.data):
+        raise InputError(f"--data must name data sets, each once, got {', '.join(race.data) or 'none'}")
+    _check_options(race)
+    Compute.find(race.device, "auto")
+    for name in race.data:
+        for entry in race.entries:
+            if entry.data not in (None, name):
+                raise InputError(
+                    f"{entry.label} is a preset for {entry.data}, not for {name}; give --data {entry.data}"
+                )
+        found = load(name, data_dir=race.data_dir, validation=race.validation, size=race.image_size)
+        if not len(found.validation):
+            raise InputError(
+                f"accuracy over time is read on a validation split, and {name} has none; give --validation"
+            )
+
+
+def _check_options(race: Race) -> None:
+    for entry in race.entries:
+        options = entry.training(race.common)
+        planned = options.decay != "none" or options.warmup
+        if planned and race.budget.epochs is None and race.budget.forward_passes is None:
+            raise InputError(
+                f"{entry.label}: with decay or warmup the learning rate depends on the number of steps, which a budget "
+                "in seconds does not tell; give --epochs or --forward-passes, too"
+            )
+
+
+def settings(race: Race) -> dict[str, Any]:
+    """Return everything that a comparison's numbers depend on, but for the seeds."""
+    device = Compute.find(race.device, "auto").device
+    entries = {}
+    for entry in race.entries:
+        options = dataclasses.asdict(entry.training(race.common))
+        unused = ("epochs", "seed", "device", "checkpoint_seconds", "out", "resume", "overwrite")
+        trained = {key: value for key, value in options.items() if key not in unused}
+        entries[entry.label] = {"rule": entry.rule, **dataclasses.asdict(entry.make()), "training": trained}
+    return {
+        "rules": entries,
+        "data": list(race.data),
+        "budget": dataclasses.asdict(race.budget),
+        "every": race.every,
+        "validation": race.validation,
+        "image_size": race.image_size,
+        "machine": {"device": str(device), "processor": processor_name(device), "threads": torch.get_num_threads()},
+        "versions": {"sidestep": __version__, "torch": torch.__version__},
+    }
+
+
+def run_race(race: Race, folder: RaceFolder, watch: RaceWatch, stop: StopRequest, retry: bool = False) -> None:
+    """Take all runs that are not done, and keep their records in the folder.
+
+    Args:
+        race: what is compared.
+        folder: where it is kept; its runs are not run again.
+        watch: told of the progress.
+        stop: asked while a run goes on, which is then lost; all others are kept.
+        retry: whether runs that failed are tried again.
+
+    Raises:
+        Stopped: when a stop was requested.
+    """
+    order, done = list(race_order(race)), folder.done(retry)
+    counts = {(record["entry"], record["data"]): record["counts"] for record in folder.records if "counts" in record}
+    threads = torch.get_num_threads()
+    for number, (seed, data, entry) in enumerate(order):
+        if (entry.label, data, seed) in done:
+            continue
+        watch.begin(number, len(order), f"{entry.label} on {data}, seed {seed}")
+        if (entry.label, data) not in counts:
+            counts[entry.label, data] = _counted(race.plan(entry, data, seed), stop, threads)
+        counted = counts[entry.label, data]
+        plan = race.plan(entry, data, seed, counted.get("forward_equivalents"))
+        found = run_apart(measure_run, plan, lambda news: watch.progress(*news), stop, threads)
+        kind = {"rule": entry.rule, "entry": entry.label, "data": data, "seed": seed, "place": number}
+        record = {**kind, **found, **({} if FAILED in found and FAILED in counted else {"counts": counted})}
+        folder.add(record)
+        watch.end(record)
+
+
+def _counted(plan: RunPlan, stop: StopRequest, threads: int) -> dict[str, Any]:
+    return run_apart(measure_counts, plan, lambda news: None, stop, threads)

@@ -1,0 +1,146 @@
+"""The pages of a comparison: bench.md, and bench.html with everything in one file."""
+
+import base64
+import io
+import sys
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any
+
+from sidestep import checkpoint
+from sidestep.bench.race import Race
+from sidestep.bench.race_figures import race_figures
+from sidestep.bench.race_numbers import common_threshold
+from sidestep.bench.race_records import RaceFolder
+from sidestep.bench.race_tables import race_tables
+from sidestep.bench.race_words import sentences
+from sidestep.bench.study_report import Table
+
+__all__ = ["NOTES", "Report", "write_report"]
+
+NOTES = (
+    "accuracy: mean test accuracy at the end of each run, with its standard error in brackets; validation accuracy "
+    "where the data have no test split. With --to it is that of the moment at which a run stopped.",
+    "s to: median seconds of training until that validation accuracy was measured, which is once an epoch unless "
+    "--every says otherwise; (2 of 3) where only some runs reached it. The clock runs during steps, with the making of "
+    "their batches; evaluation is left out, and there are no checkpoints.",
+    "ms a step: median over all steps of a run, then over runs; images/s follows from it.",
+    "x: ratio to the baseline's run of the same seed, pair by pair: the median, in brackets the least and the most.",
+    "memory: the most that the process held during the steps before the first evaluation, over what it held when net, "
+    "optimiser and data were there, less the optimiser's state; on a GPU torch's own count. A few MiB are there "
+    "whatever the rule does.",
+    "tensors: the most that tensors took in one step, counted to the byte; on a CPU with one thread, where units that "
+    "could run at once run in turn.",
+    "forward passes: operations of one estimate over those of one prediction of the same batch by the default reading, "
+    "counted in matrix products and convolutions; norms, activations, noise and optimisers are not counted.",
+    "exchange: bytes of one step's estimate, which machines with different images would exchange; decided: bytes of "
+    "what is decided, which is enough for a machine that follows. Plain arrays, not compressed.",
+)
+_STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; color: #1d2327; background: #fff; max-width: 86rem; margin: 2rem auto 4rem;
+       padding: 0 1.5rem }
+h1 { font-size: 1.7rem; margin-bottom: .3rem } h2 { margin-top: 2.4rem; border-bottom: 1px solid #d8dde2 }
+pre { background: #f3f5f7; border-radius: 6px; padding: .7rem 1rem; white-space: pre-wrap; font: 14px/1.45 monospace }
+.said { border-left: 4px solid #0072b2; background: #f0f6fb; padding: .5rem 1rem; margin: 1rem 0 }
+.said p { margin: .35rem 0 } .wide { overflow-x: auto }
+table { border-collapse: collapse; font-size: 13px; font-variant-numeric: tabular-nums }
+th { text-align: right; vertical-align: bottom; border-bottom: 2px solid #90989f; background: #fafbfc }
+th, td { padding: .28rem .5rem; white-space: nowrap }
+td small { display: block; color: #59636b } td { border-bottom: 1px solid #e6e9ec; text-align: right }
+th:first-child, td:first-child { text-align: left; font-weight: 600; white-space: normal }
+td:first-child { min-width: 9rem; overflow-wrap: anywhere }
+tr.baseline td { background: #fff6e0 } td.words { text-align: left; white-space: normal }
+figure { margin: 1.4rem 0 } figure img { width: 100%; max-width: 60rem } figcaption { font-weight: 600 }
+details { margin: .8rem 0 } li { margin: .3rem 0 } .small { color: #59636b; font-size: 14px }
+"""
+
+
+class Report:
+    """What a comparison says: for every data set its sentences and its tables, and how it was made."""
+
+    def __init__(self, race: Race, records: Sequence[Mapping[str, Any]], baseline: str, command: str) -> None:
+        seeds = range(race.seed, race.seed + race.seeds)
+        self.records = [record for record in records if record["seed"] in seeds]
+        self.race, self.baseline, self.command = race, baseline, command
+        self.labels = [entry.label for entry in race.entries]
+        self.said: dict[str, list[str]] = {}
+        self.tables: dict[str, list[Table]] = {}
+        for data in race.data:
+            threshold = common_threshold(self.records, data, baseline, race.budget.accuracy)
+            rules = {entry.label: entry.rule for entry in race.entries}
+            self.said[data] = sentences(self.records, data, rules, baseline, threshold)
+            self.tables[data] = race_tables(self.records, data, self.labels, baseline, threshold)
+
+    def where(self, asked: Mapping[str, Any]) -> str:
+        """Return a line about the machine, the versions and the runs."""
+        machine, versions = asked["machine"], asked["versions"]
+        wanted = self.race.seeds * len(self.race.data) * len(self.labels)
+        precisions = sorted({record["precision"] for record in self.records if "precision" in record})
+        budget = {"epochs": self.race.budget.epochs, "seconds": self.race.budget.seconds,
+                  "forward passes": self.race.budget.forward_passes}  # fmt: skip
+        spent = ", or ".join(f"{value:g} {name}" for name, value in budget.items() if value is not None)
+        until = f", or {100 * self.race.budget.accuracy:g} % of validation" if self.race.budget.accuracy else ""
+        return (
+            f"{len(self.records)} of {wanted} runs, until {spent}{until}; {machine['device']}, {machine['processor']}, "
+            f"{machine['threads']} threads, {', '.join(precisions) or 'nothing yet'}; sidestep {versions['sidestep']}, "
+            f"torch {versions['torch']}, Python {sys.version.split()[0]}."
+        )
+
+
+def write_report(report: Report, folder: RaceFolder, asked: Mapping[str, Any]) -> None:
+    """Write bench.md and bench.html into the folder, each in one move."""
+    parts = ["# What does it gain, and what does it take?", f"    {report.command}", report.where(asked)]
+    for data in report.race.data:
+        parts += [f"## {data}", *report.said[data], *(table.markdown() for table in report.tables[data])]
+    parts += ["## How to read it", "\n".join(f"- {note}" for note in NOTES)]
+    checkpoint.write_text(folder.page_file, "\n\n".join(parts) + "\n")
+    checkpoint.write_text(folder.html_file, _html(report, asked))
+
+
+def _html(report: Report, asked: Mapping[str, Any]) -> str:
+    parts = []
+    for data in report.race.data:
+        main, *more = report.tables[data]
+        parts.append(f"<h2>{escape(data)}</h2>")
+        parts.append(f'<div class="said">{"".join(f"<p>{escape(line)}</p>" for line in report.said[data])}</div>')
+        parts.append(_table(main, report.baseline))
+        for caption, figure in race_figures(report.records, data, report.labels, report.baseline):
+            buffer = io.BytesIO()
+            figure.savefig(buffer, format="png", dpi=150)
+            picture = base64.b64encode(buffer.getvalue()).decode()
+            parts.append(
+                f'<figure><figcaption>{escape(caption)}</figcaption><img alt="{escape(caption)}" '
+                f'src="data:image/png;base64,{picture}"></figure>'
+            )
+        parts += [_table(table, report.baseline) for table in more]
+    notes = "".join(f"<li>{escape(note)}</li>" for note in NOTES)
+    return (
+        '<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{escape(report.command)}</title>\n<style>{_STYLE}</style>\n"
+        "<h1>What does it gain, and what does it take?</h1>\n"
+        f"<pre>{escape(report.command)}</pre>\n<p class='small'>{escape(report.where(asked))}</p>\n"
+        + "\n".join(parts)
+        + f"\n<h2>How to read it</h2>\n<ul class='small'>{notes}</ul>\n</html>\n"
+    )
+
+
+def _table(table: Table, baseline: str) -> str:
+    head = "".join(f"<th>{escape(column)}</th>" for column in table.columns)
+    lines = []
+    for row in table.rows:
+        kinds = [' class="words"' if table.columns[i] in ("how", "why") else "" for i in range(len(row))]
+        cells = "".join(f"<td{kind}>{_cell(word)}</td>" for kind, word in zip(kinds, row, strict=True))
+        lines.append(f'<tr class="baseline">{cells}</tr>' if row[0] == baseline else f"<tr>{cells}</tr>")
+    title = f"<p><b>{escape(table.title)}</b></p>" if table.title else ""
+    return (
+        f'{title}<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
+    )
+
+
+def _cell(word: str) -> str:
+    """Return a cell's words; what stands in brackets behind a number goes below it."""
+    number, bracket, spread = word.partition(" (")
+    if bracket and number.replace(".", "").replace(",", "").isdigit():
+        return f"{escape(number)}<small>{escape(spread.removesuffix(')'))}</small>"
+    return escape(word)
