@@ -1,8 +1,8 @@
 """What a learning rule is: a handful of functions around one small value, the Update."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -11,9 +11,9 @@ from sidestep.data import Split
 from sidestep.errors import InputError
 from sidestep.nets.own import ImagePath
 from sidestep.noise import Noise
-from sidestep.update import Update
+from sidestep.update import Dense, Update
 
-__all__ = ["Batch", "Rule", "Task"]
+__all__ = ["Batch", "Rule", "Task", "UnitByUnit"]
 
 
 @dataclass(frozen=True)
@@ -101,4 +101,20 @@ class Rule(Protocol):
 
     def watch(self, net: nn.Module) -> dict[str, float]:
         """Return numbers worth watching, logged once an epoch, such as the smallest distance between embeddings."""
+        ...
+
+
+@runtime_checkable
+class UnitByUnit(Protocol):
+    """What a rule has besides, whose units can take their steps one after another: less memory, the same numbers.
+
+    The updates have named gradients: those of other kinds are logged, a whole step at a time.
+    """
+
+    def estimates(self, net: nn.Module, batch: Batch, noise: Noise) -> Iterator[tuple[str, Dense]]:
+        """Yield each unit's name and update; the loop applies it before it asks for the next one.
+
+        Merged they are what `estimate` returns: nothing may be computed from another unit that was applied already. To
+        take one unit's memory at a time, let go of what was yielded before the next is made.
+        """
         ...
