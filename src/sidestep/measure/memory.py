@@ -1,13 +1,17 @@
 """How much memory a run has needed, and keeping it instead of asking the system for it again at each step."""
 
+import contextlib
 import ctypes
 import platform
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-__all__ = ["keep_freed_memory", "peak_memory_bytes"]
+__all__ = ["Growth", "keep_freed_memory", "memory_growth", "peak_memory_bytes"]
 
 # glibc's malloc.h
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -2, -3, -8
@@ -28,6 +32,34 @@ def peak_memory_bytes(device: str | torch.device = "cpu") -> int:
     if sys.platform == "win32":
         return _peak_on_windows()
     return _peak_on_linux() or _peak_of_getrusage()
+
+
+@dataclass
+class Growth:
+    """What `memory_growth` found; `bytes` is 0 until its block ends."""
+
+    bytes: int = 0
+
+
+@contextmanager
+def memory_growth(device: str | torch.device = "cpu") -> Iterator[Growth]:
+    """Measure the most memory in use at any time inside, over that in use at entry, as `peak_memory_bytes` counts it.
+
+    On the CPU this is what the process grows by, with all that the operations and the allocator take beside the
+    tensors; see `peak_allocation` for the tensors alone. Linux forgets the earlier peak at entry; elsewhere the process
+    must not have had a higher one before, so use a fresh process.
+    """
+    device, growth = torch.device(device), Growth()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = int(torch.cuda.memory_allocated(device))
+    else:
+        _forget_peak_on_linux()
+        before = peak_memory_bytes()
+    try:
+        yield growth
+    finally:
+        growth.bytes = max(0, peak_memory_bytes(device) - before)
 
 
 def keep_freed_memory() -> bool:
@@ -60,6 +92,12 @@ def _peak_on_linux() -> int:
     except OSError:
         return 0
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")), 0)
+
+
+def _forget_peak_on_linux() -> None:
+    """Set VmHWM to what the process has in memory now."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
 
 
 def _peak_of_getrusage() -> int:
