@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
+from sidestep.cli.fit_memory import fit_memory_command
 from sidestep.cli.lists import data_command, rules_command
 from sidestep.cli.log import inspect_command, replay_command, verify_command
 from sidestep.cli.output import fail, show
@@ -30,6 +31,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "data": data_command,
     "reproduce": reproduce_command,
     "study": study_command,
+    "fit-memory": fit_memory_command,
 }
 HELP = """\
 usage: sidestep COMMAND ...
@@ -47,6 +49,7 @@ commands:
   presets           named recipes for `sidestep train --preset NAME`, among them every cell of NoProp's tables
   data              the data sets; `sidestep data show NAME --out grid.png` makes a picture of one
   reproduce TABLE   train a table of the NoProp paper, e.g.: sidestep reproduce noprop-table1 --budget tiny
+  fit-memory        which ways to train fit into a budget of memory, e.g.: sidestep fit-memory --budget 512MiB
   study NAME        an experiment that asks why, e.g.: sidestep study noprop-blocks
 
 options:

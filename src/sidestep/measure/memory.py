@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-__all__ = ["Growth", "keep_freed_memory", "memory_growth", "peak_memory_bytes"]
+__all__ = ["Growth", "free_memory_bytes", "keep_freed_memory", "memory_growth", "peak_memory_bytes"]
 
 # glibc's malloc.h
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -2, -3, -8
@@ -92,6 +92,18 @@ def _peak_on_linux() -> int:
     except OSError:
         return 0
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")), 0)
+
+
+def free_memory_bytes(device: str | torch.device = "cpu") -> int | None:
+    """Return how much memory can still be had on a device, in bytes, or None where the system does not say."""
+    device = torch.device(device)
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
 
 
 def _forget_peak_on_linux() -> None:
