@@ -27,6 +27,8 @@ __all__ = [
 def gradients_of(loss: Tensor, wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return name -> gradient of `loss`, for the tensors that are trained and take part; the others are left out."""
     trained = {name: tensor for name, tensor in wanted.items() if tensor.requires_grad}
+    if not trained:
+        return {}
     with full_precision(loss):  # or autocast would round what the forward pass computed in float32
         found = torch.autograd.grad(loss, list(trained.values()), allow_unused=True)
     return {name: gradient for name, gradient in zip(trained, found, strict=True) if gradient is not None}
