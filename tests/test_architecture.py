@@ -22,7 +22,7 @@ ROOMS = (
     ("rules",),
     ("nets",),
     ("data", "measure"),
-    ("noise", "probes", "ternary", "update"),
+    ("noise", "probes", "tensorfile", "ternary", "update"),
     ("errors", "version"),
 )
 LEVEL = {name: len(ROOMS) - index for index, room in enumerate(ROOMS) for name in room}

@@ -140,16 +140,17 @@ class TestAverage:
         loop, state = started(average=0.9)
         for _ in range(3):
             loop.take_step(state)
-        before = weights(state.net)
+        before, average = weights(state.net), {name: value.clone() for name, value in state.average.items()}
 
         def fail():
             with state.averaged() as net:
-                assert same(weights(net), state.average)
+                assert same(weights(net), average)
                 raise ZeroDivisionError
 
         with pytest.raises(ZeroDivisionError):
             fail()
         assert same(weights(state.net), before)
+        assert same(state.average, average)
 
     def test_what_is_evaluated_during_training_is_the_average(self):
         seen = []

@@ -7,24 +7,25 @@ data goes to a temporary file in the same folder, is flushed to the disk, and ta
 import contextlib
 import errno
 import hashlib
+import itertools
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load as parse_safetensors
-from safetensors.torch import save as serialise_safetensors
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from sidestep.errors import CheckpointError, InputError
+from sidestep.tensorfile import layout, raw_bytes
 
 __all__ = [
     "TEMPORARY_PREFIX",
     "load",
+    "opened",
     "optimizer_tensors",
     "restore_optimizer",
     "save",
@@ -34,6 +35,7 @@ __all__ = [
 
 TEMPORARY_PREFIX = ".partial."  # what a killed writer leaves; who takes over the folder may remove it
 FORMAT = 1  # raised when an older Sidestep could not read the file any more
+_MAPPED = 1 << 26  # bytes of a file that may have been read before it is mapped anew, which frees their memory
 METADATA_KEY = "sidestep"  # a single key, since safetensors may write several in any order
 ADVICE = "use a copy or an earlier checkpoint, or train anew with --overwrite"
 
@@ -43,11 +45,14 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
 
     Raises CheckpointError when the disk is full or the folder cannot be written to.
     """
-    path = Path(path)
+    _write(Path(path), [data], len(data))
+
+
+def _write(path: Path, parts: Iterable[bytes | memoryview], size: int) -> None:
     temporary = path.with_name(f"{TEMPORARY_PREFIX}{path.name}.{os.getpid()}")
     try:
         with open(temporary, "wb") as file:
-            file.write(data)
+            file.writelines(parts)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -55,7 +60,7 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         if isinstance(error, OSError):
-            raise CheckpointError(_why_unwritten(path, len(data), error)) from error
+            raise CheckpointError(_why_unwritten(path, size, error)) from error
         raise
     _sync_folder(path.parent)
 
@@ -66,7 +71,7 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
 
 
 def save(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:
-    """Commit named tensors and a JSON record to one safetensors file, atomically.
+    """Commit named tensors and a JSON record to one safetensors file, atomically; one tensor at a time is in use.
 
     Values, shapes and dtypes come back as they are; strides and devices do not (tensors are written from
     contiguous CPU memory), and names that share memory come back as separate tensors. Raises InputError if
@@ -76,9 +81,11 @@ def save(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], record: Ma
         text = json.dumps(record)
     except (TypeError, ValueError) as error:
         raise InputError(f"a checkpoint's record must be plain JSON (no tensors, no sets), got {error}") from error
-    plain = _plain(tensors)
-    header = {"format": FORMAT, "digest": _digest(plain, text), "record": json.loads(text)}
-    write_bytes(path, serialise_safetensors(plain, metadata={METADATA_KEY: json.dumps(header)}))
+    header = {"format": FORMAT, "digest": _digest(tensors, text), "record": json.loads(text)}
+    kinds = {name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()}
+    head, places = layout(kinds, {METADATA_KEY: json.dumps(header)})
+    data = (raw_bytes(tensors[name]) for name in places)
+    _write(Path(path), itertools.chain([head], data), sum(tensor.nbytes for tensor in tensors.values()))
 
 
 def load(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -86,22 +93,51 @@ def load(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> tu
 
     Raises CheckpointError if the file is missing, damaged, not of this kind, or of a newer format.
     """
+    tensors, record = opened(path)
+    return {name: tensor.to(device, copy=True) for name, tensor in tensors.items()}, record
+
+
+def opened(path: str | os.PathLike[str]) -> tuple[Mapping[str, Tensor], dict[str, Any]]:
+    """As `load`, but a tensor is in memory from when it is asked for until it is let go of: copy what you keep."""
     path = Path(path)
     try:
-        data = path.read_bytes()
+        tensors = _Stored(path)
+        record = _verified_record(path, tensors, tensors.metadata)
     except FileNotFoundError as error:
         raise CheckpointError(f"there is no checkpoint {path}: check the path, or train first") from error
     except OSError as error:
         raise CheckpointError(f"cannot read the checkpoint {path}: {error.strerror}") from error
-    try:
-        tensors = parse_safetensors(data)
-        file_header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
     except (SafetensorError, LookupError, RuntimeError, TypeError, ValueError, OverflowError) as error:
         raise CheckpointError(
-            f"{path} ({len(data)} bytes) is cut short, damaged or not a safetensors file ({error}): {ADVICE}"
+            f"{path} ({path.stat().st_size} bytes) is cut short, damaged or not a safetensors file ({error}): {ADVICE}"
         ) from error
-    record = _verified_record(path, tensors, file_header.get("__metadata__"))
-    return {name: tensor.to(device) for name, tensor in tensors.items()}, record
+    return tensors, record
+
+
+class _Stored(Mapping[str, Tensor]):
+    """The tensors of a safetensors file: views of the file, which is mapped anew from time to time."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._file, self._read = path, safe_open(path, "pt"), 0
+        self._names, self.metadata = dict.fromkeys(self._file.keys()), self._file.metadata()
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self._names:
+            raise KeyError(name)
+        if self._read > _MAPPED:
+            self._file, self._read = safe_open(self._path, "pt"), 0
+        tensor: Tensor = self._file.get_tensor(name)
+        self._read += tensor.nbytes
+        return tensor
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -127,27 +163,38 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tenso
 
 
 def restore_optimizer(
-    optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], record: Mapping[str, Any]
+    optimizer: torch.optim.Optimizer,
+    tensors: Mapping[str, Tensor],
+    record: Mapping[str, Any],
+    settled: Callable[[], None] = lambda: None,
 ) -> None:
     """Put back, bit for bit, the state that `optimizer_tensors` took; the given tensors are copied.
+
+    One parameter group follows the other, and `settled` is called after each.
 
     Raises CheckpointError if the record is of another class of optimizer or of other parameters.
     """
     parameters = _parameters(optimizer)
     _check_same_optimizer(optimizer, parameters, tensors, record)
-    state: dict[int, dict[str, Any]] = {}
-    for name in record["tensors"]:
-        index, key = name.split(".", 1)
-        state.setdefault(int(index), {})[key] = _like_parameter(tensors[name], parameters[int(index)])
-    for name, value in record["values"].items():
-        index, key = name.split(".", 1)
-        state.setdefault(int(index), {})[key] = value
     current = optimizer.state_dict()["param_groups"]
     groups = [
         {key: _as_before(value, group.get(key)) for key, value in saved.items()}
         for group, saved in zip(current, record["groups"], strict=True)
     ]
-    optimizer.load_state_dict({"state": state, "param_groups": groups})
+    optimizer.state.clear()
+    for group in groups:
+        before = dict(optimizer.state)  # loading one group's state would remove the others'
+        state: dict[int, dict[str, Any]] = {index: {} for index in group["params"]}
+        for name in (*record["tensors"], *record["values"]):
+            place, key = name.split(".", 1)
+            if int(place) in state and name in record["values"]:
+                state[int(place)][key] = record["values"][name]
+            elif int(place) in state:
+                state[int(place)][key] = _like_parameter(tensors[name], parameters[int(place)])
+        state = {index: entries for index, entries in state.items() if entries}
+        optimizer.load_state_dict({"state": state, "param_groups": groups})
+        optimizer.state.update(before)
+        settled()
 
 
 def _why_unwritten(path: Path, size: int, error: OSError) -> str:
@@ -173,19 +220,6 @@ def _sync_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
-def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Contiguous CPU tensors; a second view of one storage is copied, since safetensors refuses aliases."""
-    plain: dict[str, Tensor] = {}
-    storages: set[int] = set()
-    for name, tensor in tensors.items():
-        copy = tensor.detach().to("cpu").contiguous()
-        if copy.untyped_storage().data_ptr() in storages:
-            copy = copy.clone()
-        storages.add(copy.untyped_storage().data_ptr())
-        plain[name] = copy
-    return plain
-
-
 def _digest(tensors: Mapping[str, Tensor], text: str) -> str:
     """A blake2b hash over the format, the record, and each tensor's name, dtype, shape and bytes, by name."""
     digest = hashlib.blake2b(digest_size=32)
@@ -193,7 +227,7 @@ def _digest(tensors: Mapping[str, Tensor], text: str) -> str:
     for name in sorted(tensors):
         tensor = tensors[name]
         digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+        digest.update(raw_bytes(tensor))
     return digest.hexdigest()
 
 

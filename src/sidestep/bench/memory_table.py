@@ -2,18 +2,16 @@
 
 import json
 import math
-import multiprocessing
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from sidestep.bench.step_cost import in_fresh_process
 from sidestep.bench.study_report import Table
 from sidestep.data import names
-from sidestep.errors import InputError, SidestepError
+from sidestep.errors import InputError
 from sidestep.measure import peak_allocation
 from sidestep.noise import Noise
 from sidestep.rules import RULES, Batch, Task
@@ -112,13 +110,8 @@ def with_earlier(record: Mapping[str, Any], path: Path) -> dict[str, Any]:
 
 def _apart(preset: Preset, device: str, steps: int) -> dict[str, Any]:
     """Return the peak, measured in a fresh process, or why there is none."""
-    try:
-        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-            return {"bytes": pool.submit(training_peak, preset, device, "auto", steps).result(), "failed": None}
-    except BrokenProcessPool:
-        return {"bytes": None, "failed": "the process was killed, for instance for lack of memory"}
-    except (SidestepError, MemoryError, RuntimeError) as error:
-        return {"bytes": None, "failed": f"{type(error).__name__}: {error}".splitlines()[0]}
+    peak, failed = in_fresh_process(training_peak, preset, device, "auto", steps)
+    return {"bytes": peak, "failed": failed}
 
 
 def memory_text(record: Mapping[str, Any]) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 from sidestep.cli.align import align_command
 from sidestep.cli.bench import bench_command
+from sidestep.cli.fit_memory import fit_memory_command
 from sidestep.cli.lists import data_command, rules_command
 from sidestep.cli.log import inspect_command, replay_command, verify_command
 from sidestep.cli.output import fail, show
@@ -34,6 +35,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "bench": bench_command,
     "reproduce": reproduce_command,
     "study": study_command,
+    "fit-memory": fit_memory_command,
 }
 HELP = """\
 usage: sidestep COMMAND ...
@@ -53,6 +55,7 @@ commands:
   data              the data sets; `sidestep data show NAME --out grid.png` makes a picture of one
   bench             rules side by side: accuracy, time, memory and bytes, e.g.: sidestep bench --rules all --to 0.96
   reproduce TABLE   train a table of the NoProp paper, e.g.: sidestep reproduce noprop-table1 --budget tiny
+  fit-memory        which ways to train fit into a budget of memory, e.g.: sidestep fit-memory --budget 512MiB
   study NAME        an experiment that asks why, e.g.: sidestep study noprop-blocks
 
 options:

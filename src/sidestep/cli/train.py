@@ -22,7 +22,7 @@ from sidestep.rules.presets import Preset, find_preset, presets_for
 from sidestep.training import Options, Run, Stopped, train
 from sidestep.training.folder import RunFolder
 
-__all__ = ["module_from", "train_command"]
+__all__ = ["last_value", "module_from", "rule_named", "train_command"]
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def train_command(arguments: list[str]) -> None:
         return
     name, rest, preset = _what_to_train(arguments)
     plain = RULES[name](), Options(), DataOptions(), Extra()
-    budget = _last_value(rest, "--budget")
+    budget = last_value(rest, "--budget")
     if budget and not preset:
         raise InputError("--budget chooses the values of a preset: give --preset NAME, too")
     if preset and budget and budget in preset.budgets:
@@ -89,17 +89,13 @@ def train_command(arguments: list[str]) -> None:
 
 def _what_to_train(arguments: list[str]) -> tuple[str, list[str], Preset | None]:
     """Return the rule's name, the options, and the preset that these name, if any."""
-    named = _last_value(arguments, "--preset")
+    named = last_value(arguments, "--preset")
     preset = find_preset(named) if named else None
     if arguments[0].startswith("-"):
         if preset is None:
             raise InputError(f"give a rule ({', '.join(RULES)}) or --preset NAME before {arguments[0]}")
         return preset.rule, arguments, preset
-    name = arguments[0]
-    if name not in RULES:
-        near = difflib.get_close_matches(name, RULES, 1)
-        hint = f"did you mean {near[0]}? " if near else ""
-        raise InputError(f"unknown rule {name!r}: {hint}There are: {', '.join(RULES)}")
+    name = rule_named(arguments[0])
     if preset and preset.rule != name:
         raise InputError(
             f"preset {preset.name} is for the rule {preset.rule}, not {name}; {_others(preset.data, name)}"
@@ -107,7 +103,16 @@ def _what_to_train(arguments: list[str]) -> tuple[str, list[str], Preset | None]
     return name, arguments[1:], preset
 
 
-def _last_value(arguments: Sequence[str], option: str) -> str | None:
+def rule_named(name: str) -> str:
+    """Return the name of a rule, or raise InputError for another one."""
+    if name not in RULES:
+        near = difflib.get_close_matches(name, RULES, 1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise InputError(f"unknown rule {name!r}: {hint}There are: {', '.join(RULES)}")
+    return name
+
+
+def last_value(arguments: Sequence[str], option: str) -> str | None:
     """Return the last value that an option is given, before the options are parsed: the defaults depend on it."""
     found = [b for a, b in itertools.pairwise(arguments) if a == option]
     found += [word.partition("=")[2] for word in arguments if word.startswith(f"{option}=")]

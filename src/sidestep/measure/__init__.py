@@ -3,7 +3,14 @@
 from sidestep.measure.alignment import WHOLE, Alignment, Comparison, effective_probes
 from sidestep.measure.allocations import PeakAllocation, peak_allocation
 from sidestep.measure.exchange import update_bytes
-from sidestep.measure.memory import keep_freed_memory, peak_memory_bytes, restart_peak_memory
+from sidestep.measure.memory import (
+    Growth,
+    free_memory_bytes,
+    keep_freed_memory,
+    memory_growth,
+    peak_memory_bytes,
+    restart_peak_memory,
+)
 from sidestep.measure.operations import Operations, count_operations
 from sidestep.measure.processor import has_bfloat16, processor_name
 
@@ -11,12 +18,15 @@ __all__ = [
     "WHOLE",
     "Alignment",
     "Comparison",
+    "Growth",
     "Operations",
     "PeakAllocation",
     "count_operations",
     "effective_probes",
+    "free_memory_bytes",
     "has_bfloat16",
     "keep_freed_memory",
+    "memory_growth",
     "peak_allocation",
     "peak_memory_bytes",
     "processor_name",

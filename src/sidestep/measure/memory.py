@@ -3,11 +3,21 @@
 import ctypes
 import platform
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-__all__ = ["keep_freed_memory", "peak_memory_bytes", "restart_peak_memory"]
+__all__ = [
+    "Growth",
+    "free_memory_bytes",
+    "keep_freed_memory",
+    "memory_growth",
+    "peak_memory_bytes",
+    "restart_peak_memory",
+]
 
 # glibc's malloc.h
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -2, -3, -8
@@ -51,6 +61,29 @@ def restart_peak_memory(device: str | torch.device = "cpu") -> int:
     return _status_on_linux("VmRSS")
 
 
+@dataclass
+class Growth:
+    """What `memory_growth` found; `bytes` is 0 until its block ends."""
+
+    bytes: int = 0
+
+
+@contextmanager
+def memory_growth(device: str | torch.device = "cpu") -> Iterator[Growth]:
+    """Measure the most memory in use at any time inside, over that in use at entry, as `peak_memory_bytes` counts it.
+
+    On the CPU this is what the process grows by, with all that the operations and the allocator take beside the
+    tensors; see `peak_allocation` for the tensors alone. Linux forgets the earlier peak at entry; elsewhere the process
+    must not have had a higher one before, so use a fresh process.
+    """
+    device, growth = torch.device(device), Growth()
+    before = restart_peak_memory(device)
+    try:
+        yield growth
+    finally:
+        growth.bytes = max(0, peak_memory_bytes(device) - before)
+
+
 def keep_freed_memory() -> bool:
     """Let the C library keep freed memory for the next allocation; returns whether it could.
 
@@ -86,6 +119,18 @@ def _status_on_linux(name: str) -> int:
     except OSError:
         return 0
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:")), 0)
+
+
+def free_memory_bytes(device: str | torch.device = "cpu") -> int | None:
+    """Return how much memory can still be had on a device, in bytes, or None where the system does not say."""
+    device = torch.device(device)
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
 
 
 def _peak_of_getrusage() -> int:

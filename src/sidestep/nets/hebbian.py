@@ -21,7 +21,7 @@ from sidestep.nets.layerwise import check_hidden
 from sidestep.nets.precision import at_least_float32, full_precision
 from sidestep.noise import Noise
 
-__all__ = ["HebbianKind", "HebbianNet", "HebbianStage", "hebbian_change"]
+__all__ = ["HebbianKind", "HebbianNet", "HebbianStage", "for_readout", "hebbian_change"]
 
 HebbianKind = Literal["winner", "against", "oja", "sanger"]
 _MOMENTUM = 0.02  # of running statistics: an average over some fifty batches
@@ -51,6 +51,12 @@ def hebbian_change(kind: HebbianKind, layer: nn.Linear | nn.Conv2d, inputs: Tens
             together = rows.T @ rows / len(rows)  # (units, units)
             pull = (together.tril() if kind == "sanger" else together) @ flat
     return drawn - pull.view_as(weight)
+
+
+def for_readout(features: Tensor) -> Tensor:
+    """Return what the read-out gets of a stage's features: as rows, of maps the averages of 2 x 2 regions."""
+    parts = adaptive_avg_pool2d(features, min(2, *features.shape[2:])) if features.ndim > 2 else features
+    return parts.flatten(1)
 
 
 def _soft_winner(rows: Tensor, temperature: float, against: bool) -> Tensor:
@@ -144,8 +150,7 @@ class HebbianNet(nn.Module):
         for stage in self.stages:
             seen, images = stage(images)
             inputs.append(seen)
-            parts = adaptive_avg_pool2d(images, min(2, *images.shape[2:])) if images.ndim > 2 else images
-            found.append(parts.flatten(1))
+            found.append(for_readout(images))
         return inputs, torch.cat(found, dim=1)
 
     def forward(self, images: Tensor) -> Tensor:

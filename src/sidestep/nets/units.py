@@ -69,17 +69,22 @@ if hasattr(os, "register_at_fork"):
 
 
 @contextmanager
-def kept_statistics(net: nn.Module) -> Iterator[Callable[[], dict[str, Tensor]]]:
+def kept_statistics(net: nn.Module, prefix: str = "") -> Iterator[Callable[[], dict[str, Tensor]]]:
     """Leave the net's buffers as they were, and hand out what the code inside makes of them.
 
     Batch norm in training writes its running statistics during the forward pass. An estimate must write nothing, so it
     runs in here and calls the yielded function after the forward pass: that returns name -> new value of each buffer
     that changed, for `apply` to write. The old values are put back when the block ends.
+
+    Args:
+        net: the net, or one unit of it.
+        prefix: what the names in the whole net begin with, where it is one unit.
     """
     before = {name: buffer.clone() for name, buffer in net.named_buffers()}
 
     def changed() -> dict[str, Tensor]:
-        return {name: buffer.clone() for name, buffer in net.named_buffers() if not torch.equal(buffer, before[name])}
+        found = ((name, buffer) for name, buffer in net.named_buffers() if not torch.equal(buffer, before[name]))
+        return {prefix + name: buffer.clone() for name, buffer in found}
 
     try:
         yield changed

@@ -1,6 +1,6 @@
 """What the rules with dense gradients share: named gradients in, one optimiser step out."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -20,15 +20,28 @@ __all__ = [
     "check_positive",
     "check_range",
     "gradients_of",
+    "merged",
 ]
 
 
 def gradients_of(loss: Tensor, wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return name -> gradient of `loss`, for the tensors that are trained and take part; the others are left out."""
     trained = {name: tensor for name, tensor in wanted.items() if tensor.requires_grad}
+    if not trained:
+        return {}
     with full_precision(loss):  # or autocast would round what the forward pass computed in float32
         found = torch.autograd.grad(loss, list(trained.values()), allow_unused=True)
     return {name: gradient for name, gradient in zip(trained, found, strict=True) if gradient is not None}
+
+
+def merged(parts: Iterable[tuple[str, Dense]]) -> Dense:
+    """Return one update of all units, from each unit's own."""
+    whole = Dense({}, {}, {})
+    for _, part in parts:
+        whole.gradients.update(part.gradients)
+        whole.statistics.update(part.statistics)
+        whole.losses.update(part.losses)
+    return whole
 
 
 def adamw(

@@ -10,7 +10,7 @@ Hinton, "The forward-forward algorithm" (2022), equation 1 and section 3.3; the 
 "SymBa" (2023). See `sidestep.nets.goodness` for what else differs.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -25,7 +25,7 @@ from sidestep.nets.layerwise import check_hidden
 from sidestep.nets.own import ImagePath
 from sidestep.nets.precision import at_least_float32
 from sidestep.noise import Noise
-from sidestep.rules.dense import adamw, apply_dense, check_choice, check_positive, check_range, gradients_of
+from sidestep.rules.dense import adamw, apply_dense, check_choice, check_positive, check_range, gradients_of, merged
 from sidestep.rules.protocol import Batch, Task
 from sidestep.update import Dense, Update
 
@@ -92,24 +92,31 @@ class ForwardForward:
 
     def estimate(self, net: nn.Module, batch: Batch, noise: Noise) -> Update:
         """Return the gradient of each stage's goodness loss, and of the read-out's cross-entropy."""
+        return merged(self.estimates(net, batch, noise))
+
+    def estimates(self, net: nn.Module, batch: Batch, noise: Noise) -> Iterator[tuple[str, Dense]]:
+        """Yield the read-out's update, then one stage's after another, whose input comes from the stages as they were.
+
+        The read-out is first: what it takes for likely, by a pass without derivatives, are the hard negatives.
+        """
         assert isinstance(net, GoodnessNet)
         net.train()
         labels, parameters, units = batch.labels, dict(net.named_parameters()), self.units(net)
         logits = net(batch.images)
-        readout = cross_entropy(logits, labels)
-        gradients = gradients_of(readout, {name: parameters[name] for name in units["readout"]})
+        loss = cross_entropy(logits, labels)
+        readout = {name: parameters[name] for name in units["readout"]}
+        yield "readout", Dense(gradients_of(loss, readout), {}, {"readout: cross-entropy": loss.detach()})
         likely = logits.detach() if self.negatives == "hard" else torch.zeros_like(logits.detach())
         wrong = wrong_labels(labels, likely, noise.stream("negatives"))
         if self.label == "input":
             inputs = torch.cat([net.shown(batch.images, labels), net.shown(batch.images, wrong)])
         else:
             inputs = batch.images
-        losses = {}
         for (unit, names), outputs in zip(units.items(), net.stage_outputs(inputs), strict=False):
             loss = goodness_loss(*self._pair(net, outputs, labels, wrong), self.threshold, self.sharpness)
-            losses[f"{unit}: goodness"] = loss.detach()
-            gradients |= gradients_of(loss, {name: parameters[name] for name in names})
-        return Dense(gradients, {}, {**losses, "readout: cross-entropy": readout.detach()})
+            del outputs
+            found = {name: parameters[name] for name in names}
+            yield unit, Dense(gradients_of(loss, found), {}, {f"{unit}: goodness": loss.detach()})
 
     def decide(self, net: nn.Module, update: Update, optimizer: torch.optim.Optimizer) -> Update:
         """Return the update as it is."""

@@ -9,7 +9,7 @@ so an optimiser's step along it has the rule's own fixed points. Sources: Oja (1
 "Hebbian deep learning without feedback" (2023).
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -19,13 +19,13 @@ from torch.nn.functional import cross_entropy
 
 from sidestep.data import Split
 from sidestep.errors import InputError
-from sidestep.nets.hebbian import HebbianNet, hebbian_change
+from sidestep.nets.hebbian import HebbianNet, for_readout, hebbian_change
 from sidestep.nets.layerwise import check_hidden
 from sidestep.nets.own import ImagePath
 from sidestep.nets.precision import at_least_float32
 from sidestep.nets.units import kept_statistics
 from sidestep.noise import Noise
-from sidestep.rules.dense import adamw, apply_dense, check_choice, check_positive, check_range, gradients_of
+from sidestep.rules.dense import adamw, apply_dense, check_choice, check_positive, check_range, gradients_of, merged
 from sidestep.rules.protocol import Batch, Task
 from sidestep.update import Dense, Update
 
@@ -92,26 +92,31 @@ class Hebbian:
 
     def estimate(self, net: nn.Module, batch: Batch, noise: Noise) -> Update:
         """Return minus each stage's Hebbian change, and the gradient of the read-out's cross-entropy."""
+        return merged(self.estimates(net, batch, noise))
+
+    def estimates(self, net: nn.Module, batch: Batch, noise: Noise) -> Iterator[tuple[str, Dense]]:
+        """Yield one stage's update after another, and then the read-out's; each sees the stages as they were."""
         assert isinstance(net, HebbianNet)
         net.train()
-        gradients, losses = {}, {}
-        with kept_statistics(net) as changed:
-            with torch.no_grad():
-                inputs, features = net.seen(batch.images)
-            statistics = changed()
-            for index, (stage, seen) in enumerate(zip(net.stages, inputs, strict=True)):
-                layer: nn.Linear | nn.Conv2d = stage.layer  # type: ignore[assignment]
-                change = hebbian_change(self.kind, layer, seen, self.temperature)
-                gradients[f"stages.{index}.layer.weight"] = -change
-                losses[f"stage {index}: change"] = change.square().mean().sqrt()
-            loss = cross_entropy(at_least_float32(net.readout(features)), batch.labels)
-            readout = {f"readout.{name}": parameter for name, parameter in net.readout.named_parameters()}
-            learned = gradients_of(loss, readout)
-        if self.unsupervised_steps == 0:
-            gradients |= learned
-        elif noise.step >= self.unsupervised_steps:
-            gradients = learned
-        return Dense(gradients, statistics, {**losses, "readout: cross-entropy": loss.detach()})
+        features, images = [], batch.images
+        stages_learn = self.unsupervised_steps == 0 or noise.step < self.unsupervised_steps
+        for index, stage in enumerate(net.stages):
+            with kept_statistics(stage, f"stages.{index}.") as changed, torch.no_grad():
+                seen, images = stage(images)
+                features.append(for_readout(images))
+                statistics = changed()
+            layer: nn.Linear | nn.Conv2d = stage.layer  # type: ignore[assignment]
+            change = hebbian_change(self.kind, layer, seen, self.temperature)
+            losses = {f"stage {index}: change": change.square().mean().sqrt()}
+            moves = {f"stages.{index}.layer.weight": -change} if stages_learn else {}
+            update = Dense(moves, statistics, losses)
+            del seen, change, moves
+            yield f"stage {index}", update
+            del update  # before the next one's activations are made
+        loss = cross_entropy(at_least_float32(net.readout(torch.cat(features, dim=1))), batch.labels)
+        readout = {f"readout.{name}": parameter for name, parameter in net.readout.named_parameters()}
+        learned = gradients_of(loss, readout) if noise.step >= self.unsupervised_steps else {}
+        yield "readout", Dense(learned, {}, {"readout: cross-entropy": loss.detach()})
 
     def decide(self, net: nn.Module, update: Update, optimizer: torch.optim.Optimizer) -> Update:
         """Return the update as it is."""

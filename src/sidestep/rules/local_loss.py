@@ -7,7 +7,7 @@ examples of one class are to look alike. Source: Nøkland and Eidnes, "Training 
 (2019), section 2 (`predsim`; its s is 0.99, since the similarity term is small).
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -21,7 +21,7 @@ from sidestep.nets.own import ImagePath
 from sidestep.nets.precision import at_least_float32, full_precision
 from sidestep.nets.units import kept_statistics
 from sidestep.noise import Noise
-from sidestep.rules.dense import adamw, apply_dense, check_choice, check_positive, check_range, gradients_of
+from sidestep.rules.dense import adamw, apply_dense, check_choice, check_positive, check_range, gradients_of, merged
 from sidestep.rules.protocol import Batch, Task
 from sidestep.rules.true_gradient import end_to_end
 from sidestep.update import Dense, Update
@@ -86,24 +86,36 @@ class LocalLoss:
 
     def estimate(self, net: nn.Module, batch: Batch, noise: Noise) -> Update:
         """Return the gradient of each stage's own loss; one stage's activations at a time are kept."""
+        return merged(self.estimates(net, batch, noise))
+
+    def estimates(self, net: nn.Module, batch: Batch, noise: Noise) -> Iterator[tuple[str, Dense]]:
+        """Yield one stage's update after another; a stage's input comes from the stages as they were."""
         assert isinstance(net, LayerwiseNet)
         net.train()
-        parameters, losses = dict(net.named_parameters()), {}
-        gradients: dict[str, Tensor] = {}
-        inputs, device = batch.images, batch.images.device
-        with kept_statistics(net) as changed, noise.stream("module").torch_seeded(device):
-            for index, (unit, names) in enumerate(self.units(net).items()):
+        inputs, parameters = batch.images, dict(net.named_parameters())
+        for index, (unit, names) in enumerate(self.units(net).items()):
+            own = noise.stream("module").sub(index)  # for modules of the user's that draw from torch's own generator
+            with kept_statistics(net.stages[index], f"stages.{index}.") as changed, own.torch_seeded(inputs.device):
                 outputs = net.stages[index](inputs)
-                logits = at_least_float32(net.heads[index](outputs))
-                loss = cross_entropy(logits, batch.labels, label_smoothing=self.label_smoothing)
-                losses[f"{unit}: cross-entropy"] = loss.detach()
-                if self.similarity:
-                    alike = _similarity_loss(net.projections[index], outputs, logits.shape[1], batch.labels)  # type: ignore
-                    losses[f"{unit}: similarity"] = alike.detach()
-                    loss = (1 - self.similarity) * loss + self.similarity * alike
-                gradients |= gradients_of(loss, {name: parameters[name] for name in names})
                 inputs = outputs.detach()
-            return Dense(gradients, changed(), losses)
+                loss, terms = self._loss(net, index, outputs, batch.labels)
+                del outputs
+                gradients = gradients_of(loss, {name: parameters[name] for name in names})
+                update = Dense(gradients, changed(), {f"{unit}: {term}": value for term, value in terms.items()})
+            del gradients
+            yield unit, update
+            del update  # before the next one's activations are made
+
+    def _loss(self, net: LayerwiseNet, index: int, outputs: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return a stage's loss, (), and its terms."""
+        logits = at_least_float32(net.heads[index](outputs))
+        loss = cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
+        losses = {"cross-entropy": loss.detach()}
+        if self.similarity:
+            alike = _similarity_loss(net.projections[index], outputs, logits.shape[1], labels)  # type: ignore
+            losses["similarity"] = alike.detach()
+            loss = (1 - self.similarity) * loss + self.similarity * alike
+        return loss, losses
 
     def true_gradients(self, net: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """Return the gradient of the last head's mean cross-entropy through all stages, without smoothing."""

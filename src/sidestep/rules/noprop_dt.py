@@ -9,7 +9,7 @@ The last term, or another denoising loss in its place (`loss`), reaches block t 
 reach the read-out and the embedding, which are trained on the mean of L_t over the blocks.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar, Literal, NamedTuple
@@ -160,8 +160,28 @@ class NoPropDT:
         losses = {name: loss for share in (*shares, shared) for name, loss in share.losses.items()}
         if shared.embedding is not None:
             parts = [share.embedding for share in shares if share.embedding is not None]
-            gradients["embedding"] = torch.stack(parts).mean(dim=0) + shared.embedding
+            gradients["embedding"] = sum(parts, torch.zeros_like(parts[0])) / blocks + shared.embedding
         return Dense(gradients, statistics, losses)
+
+    def estimates(self, net: nn.Module, batch: Batch, noise: Noise) -> Iterator[tuple[str, Dense]]:
+        """Yield one block's update after another, and then that of what the blocks share."""
+        assert isinstance(net, DenoisingStack)  # made by build
+        blocks, total = len(net.blocks), torch.zeros_like(net.embedding)
+        net.train()
+        for index in range(blocks):
+            yield f"block {index + 1}", self._alone(net, index, batch, noise.sub(index), total)
+        shared = self._shared_share(net, batch, noise.sub(blocks))
+        if shared.embedding is not None:
+            shared.gradients["embedding"] = total / blocks + shared.embedding
+        yield _SHARED, Dense(shared.gradients, {}, shared.losses)
+
+    def _alone(self, net: DenoisingStack, index: int, batch: Batch, noise: Noise, total: Tensor) -> Dense:
+        """Return the update of block `index`; what it asks of the embedding is added to `total`."""
+        with kept_statistics(net.block(index), f"blocks.{index}.") as changed:
+            share = self._block_share(net, index, batch, noise)
+            if share.embedding is not None:
+                total += share.embedding
+            return Dense(share.gradients, changed(), share.losses)
 
     def _block_share(self, net: DenoisingStack, index: int, batch: Batch, noise: Noise) -> _Share:
         """Return the gradients of block `index` alone: of its denoising loss, batch mean."""
@@ -213,7 +233,7 @@ class NoPropDT:
     def apply(self, net: nn.Module, update: Update, optimizer: torch.optim.Optimizer) -> None:
         """Take one AdamW step along the gradients; put the embedding back to norm 1 where that is wanted."""
         apply_dense(net, update, optimizer)
-        if self.unit_norm:
+        if self.unit_norm and isinstance(update, Dense) and "embedding" in update.gradients:
             project_rows(net)
 
     def predict(

@@ -1,6 +1,6 @@
 """What a learning rule is: a handful of functions around one small value, the Update."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
@@ -11,9 +11,9 @@ from sidestep.data import DataSet, Split
 from sidestep.errors import InputError
 from sidestep.nets.own import ImagePath
 from sidestep.noise import Noise
-from sidestep.update import Update
+from sidestep.update import Dense, Update
 
-__all__ = ["Batch", "Measurable", "Rule", "Task"]
+__all__ = ["Batch", "Measurable", "Rule", "Task", "UnitByUnit"]
 
 
 @dataclass(frozen=True)
@@ -121,5 +121,21 @@ class Measurable(Protocol):
         """Return the gradient of the default reading's mean cross-entropy, end to end, by parameter name.
 
         Parameters that the reading does not depend on, such as heads beside the last, are left out.
+        """
+        ...
+
+
+@runtime_checkable
+class UnitByUnit(Protocol):
+    """What a rule has besides, whose units can take their steps one after another: less memory, the same numbers.
+
+    The updates have named gradients: those of other kinds are logged, a whole step at a time.
+    """
+
+    def estimates(self, net: nn.Module, batch: Batch, noise: Noise) -> Iterator[tuple[str, Dense]]:
+        """Yield each unit's name and update; the loop applies it before it asks for the next one.
+
+        Merged they are what `estimate` returns: nothing may be computed from another unit that was applied already. To
+        take one unit's memory at a time, let go of what was yielded before the next is made.
         """
         ...

@@ -1,17 +1,19 @@
 """Accuracy of a net on a split, by each of its rule's readings. Labels are compared with, never shown to the net."""
 
-from collections.abc import Iterator, Sequence
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, get_type_hints
 
 import torch
 from torch import Tensor, nn
 
 from sidestep.data import DataSet, Split, standardise
-from sidestep.errors import NonFiniteError
+from sidestep.errors import InputError, NonFiniteError
 from sidestep.noise import Noise
 from sidestep.rules.protocol import Rule, Task
 from sidestep.training.options import Compute
 
-__all__ = ["accuracies", "predictions"]
+__all__ = ["accuracies", "predictions", "with_inference"]
 
 _BATCH = 500
 
@@ -69,3 +71,22 @@ def accuracies(  # long: an accuracy depends on these seven
             right[name] += int((found[name].argmax(dim=1) == labels).sum())
         start += size
     return {name: count / max(1, len(split)) for name, count in right.items()}
+
+
+def with_inference(rule: Rule, changes: Mapping[str, Any]) -> Rule:
+    """Return the rule with new values of hyper-parameters that only predictions depend on (`rule.for_inference`)."""
+    for name in changes:
+        if name not in rule.for_inference:
+            known = ", ".join(rule.for_inference) or "there are none"
+            raise InputError(f"{rule.name} has no setting {name!r} that can change after training; it has: {known}")
+    kinds = get_type_hints(type(rule))
+    return dataclasses.replace(rule, **{name: _as_kind(name, value, kinds[name]) for name, value in changes.items()})
+
+
+def _as_kind(name: str, value: Any, kind: Any) -> Any:
+    """Return a number as its field has it: 200.0 is a whole number, and 1 a float; choices are checked by the rule."""
+    if kind not in (int, float):
+        return value
+    if isinstance(value, bool) or not isinstance(value, int | float) or (kind is int and value != int(value)):
+        raise InputError(f"{name} must be a {'whole ' if kind is int else ''}number, got {value!r}")
+    return kind(value)

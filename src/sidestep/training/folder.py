@@ -103,7 +103,7 @@ class RunFolder:
         saved, given = _flat(self.config()), _flat(_without_none(config))
         free = {"train.epochs", "train.checkpoint_seconds", "train.device", "train.precision", "data.data_dir"}
         free |= {"versions.sidestep", "versions.torch", "versions.threads"}  # other bits, but the run can go on
-        free |= {"train.align"}  # changes nothing but the metrics
+        free |= {"train.align", "train.units"}  # the one changes nothing but the metrics, the other the rounding
         free |= {"data.validation"}  # what counts is how many images it left, which is compared
         if given.get("train.decay") != "none" or given.get("train.warmup"):
             free -= {"train.epochs"}  # the learning rate follows from it, at every step
@@ -122,9 +122,11 @@ class RunFolder:
 
     def load_state(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """Return the last checkpoint's tensors and record, or None if the run was stopped before the first one."""
-        if not self.state_file.exists():
-            return None
-        return checkpoint.load(self.state_file)
+        return checkpoint.load(self.state_file) if self.state_file.exists() else None
+
+    def open_state(self) -> tuple[Mapping[str, Tensor], dict[str, Any]] | None:
+        """As `load_state`, with tensors that are read when they are asked for; copy what you keep."""
+        return checkpoint.opened(self.state_file) if self.state_file.exists() else None
 
     def metrics_until(self, step: int) -> int:
         """Return how many bytes of the metrics belong to the steps up to `step`: whole lines from the beginning on."""

@@ -1,6 +1,7 @@
 """The one training loop: batch -> estimate -> decide -> apply, for every rule alike."""
 
 import time
+from collections.abc import Iterator
 from contextlib import ExitStack
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 from sidestep.data import DataSet, batch_indices, crop_and_flip, standardise, steps_per_epoch
 from sidestep.errors import NonFiniteError
 from sidestep.noise import Noise
-from sidestep.rules.protocol import Batch, Rule
+from sidestep.rules.protocol import Batch, Rule, UnitByUnit
 from sidestep.steplog import Recorder
 from sidestep.training.alignment import Watch
 from sidestep.training.evaluate import accuracies
@@ -18,6 +19,7 @@ from sidestep.training.options import Compute, Options
 from sidestep.training.progress import Progress
 from sidestep.training.state import State
 from sidestep.training.stopping import StopRequest
+from sidestep.update import Update
 
 __all__ = ["Loop"]
 
@@ -57,6 +59,8 @@ class Loop:
             if self.recorder:
                 stack.callback(self.recorder.close)
             watch = Watch(self.rule, self.data, self.options, self.compute) if log and self.options.align else None
+            if state.files:
+                stack.callback(state.files.close)
             progress.begin(self.total_steps, self.steps_per_epoch, state.step)
             saved = time.perf_counter()
             begun = saved - state.seconds
@@ -80,23 +84,38 @@ class Loop:
                 self._save(state, log)
 
     def take_step(self, state: State) -> None:
-        """Take one training step."""
-        noise = self.noise.stream("estimate").at(state.step)
-        with self.compute.autocast():
-            update = self.rule.estimate(state.net, self.batch(state.step), noise)
-        names = list(update.losses)
-        losses = torch.stack([update.losses[name].float() for name in names]).cpu().double()  # one transfer for all
-        self._check_finite(names, losses, state)
+        """Take one training step, of all units at once or of one after another."""
         state.set_rate(self.options.rate_factor(state.step, self.total_steps))
-        decided = self.rule.decide(state.net, update, state.optimizer)
-        if self.recorder:
-            self.recorder.record(state.step, state.net, decided)
-        self.rule.apply(state.net, decided, state.optimizer)
-        if self.options.average:
-            state.move_average(self.options.average)
-        for name, loss in zip(names, losses, strict=True):
-            state.sums[name] = state.sums[name] + loss if name in state.sums else loss
+        for unit, update in self._updates(state):
+            names = list(update.losses)
+            losses = torch.stack([update.losses[name].float() for name in names]).cpu().double()  # one transfer for all
+            self._check_finite(names, losses, state)
+            decided = self.rule.decide(state.net, update, state.optimizer)
+            if self.recorder and unit is None:  # no log keeps the updates of single units, which are dense
+                self.recorder.record(state.step, state.net, decided)
+            self.rule.apply(state.net, decided, state.optimizer)
+            del update, decided  # before the next unit's are made
+            if self.options.average:
+                state.move_average(self.options.average, unit and self.rule.units(state.net).get(unit, []))
+            if unit:
+                state.put_away(unit)
+            for name, loss in zip(names, losses, strict=True):
+                state.sums[name] = state.sums[name] + loss if name in state.sums else loss
         state.step += 1
+
+    def _updates(self, state: State) -> Iterator[tuple[str | None, Update]]:
+        """Return the update of this step, for no unit in particular, or each unit's: made when it is asked for."""
+        batch, noise = self.batch(state.step), self.noise.stream("estimate").at(state.step)
+        if self.options.units == "together" or not isinstance(self.rule, UnitByUnit):
+            with self.compute.autocast():
+                return iter([(None, self.rule.estimate(state.net, batch, noise))])
+        each = self.rule.estimates(state.net, batch, noise)
+
+        def following() -> tuple[str, Update] | None:
+            with self.compute.autocast():  # for the estimate alone, which a generator would not leave in between
+                return next(each, None)
+
+        return iter(following, None)
 
     def batch(self, step: int) -> Batch:
         """Return the training batch of a step: a function of the seed and the step alone."""
@@ -129,7 +148,7 @@ class Loop:
     def _save(self, state: State, log: MetricsLog | None) -> None:
         if self.folder is None or log is None or state.saved_step == state.step:
             return
-        broken = [name for name, parameter in state.net.named_parameters() if not bool(parameter.isfinite().all())]
+        broken = state.not_finite()
         if broken:
             raise NonFiniteError(
                 f"after step {state.step}, {len(broken)} parameters are not finite (first: {broken[0]}); "

@@ -42,6 +42,9 @@ class Options:
     0.05; the numbers are written to metrics.jsonl. 0 for none."""
     device: str = "auto"
     """Where to compute: auto (a CUDA GPU if there is one, else cpu), cpu, cuda, cuda:1, mps."""
+    units: Literal["together", "in-turn", "one-resident"] = "together"
+    """How the parts of a net that train without the others take their steps: all together; one after another, with one
+    unit's activations and gradients at a time; or so that only one unit's weights and optimiser are in memory, too."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Precision of matrix products and convolutions; auto takes bfloat16 where the processor is built for it."""
     checkpoint_seconds: float = 60.0
@@ -74,6 +77,8 @@ class Options:
             raise InputError(f"align must lie in [0, 0.05], a share of the time, got {self.align}")
         if self.precision not in ("auto", "float32", "bfloat16"):
             raise InputError(f"precision must be auto, float32 or bfloat16, got {self.precision!r}")
+        if self.units not in ("together", "in-turn", "one-resident"):
+            raise InputError(f"units must be together, in-turn or one-resident, got {self.units!r}")
         if self.resume and self.overwrite:
             raise InputError("resume and overwrite contradict each other: give one of the two")
 

@@ -43,7 +43,7 @@ def take_up(
     """
     if not options.resume:
         return 0
-    found = folder.load_state()
+    found = folder.open_state()
     if found:
         state.restore(*found)
         if recorder.resume(found[1]):

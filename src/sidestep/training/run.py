@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from sidestep import checkpoint
 from sidestep.data import DataSet, Split, load
 from sidestep.errors import CheckpointError, InputError
-from sidestep.measure import keep_freed_memory, peak_memory_bytes
+from sidestep.measure import peak_memory_bytes
 from sidestep.nets.own import ImagePath
 from sidestep.nets.ternary import pack_layers
 from sidestep.noise import Noise
@@ -20,7 +20,7 @@ from sidestep.rules import RULES
 from sidestep.rules.protocol import Rule, Task
 from sidestep.steplog import Header, Recorder
 from sidestep.training.alignment import check_watch
-from sidestep.training.evaluate import accuracies, predictions
+from sidestep.training.evaluate import accuracies, predictions, with_inference
 from sidestep.training.folder import RunFolder
 from sidestep.training.loop import Loop
 from sidestep.training.options import Compute, Options
@@ -28,6 +28,7 @@ from sidestep.training.progress import Progress, Silent
 from sidestep.training.resume import followed, take_up
 from sidestep.training.state import AVERAGE, State
 from sidestep.training.stopping import Stopped, stop_on_signals
+from sidestep.training.units import begin_units, place_units
 from sidestep.version import __version__
 
 __all__ = ["Run", "load_run", "train"]
@@ -97,7 +98,8 @@ def train(  # long: rule, data and options, and three hooks for own code
     """Train a net by a rule, and evaluate it.
 
     On Linux, this tells the C library to keep freed memory for the rest of the process (`measure.keep_freed_memory`),
-    which saves a fifth of the time. The train accuracy is counted on the first 10,000 images of the split.
+    which saves a fifth of the time, unless units take their steps one after another, to save memory. The train
+    accuracy is counted on the first 10,000 images of the split.
 
     Args:
         rule: one of `sidestep.rules`, with its hyper-parameters.
@@ -123,7 +125,7 @@ def train(  # long: rule, data and options, and three hooks for own code
         data = load(data)
     compute = Compute.find(options.device, options.precision)
     check_watch(rule, data, options)
-    keep_freed_memory()
+    begin_units(rule, options.units, compute.device)
     task = Task.of(data)
     folder = RunFolder(Path(options.out)) if options.out else None
     options = dataclasses.replace(options, epochs=options.epochs_for(len(data.train)))
@@ -139,6 +141,8 @@ def train(  # long: rule, data and options, and three hooks for own code
     recorder = None
     if folder:
         folder.prepare(config, options.resume, options.overwrite)
+    place_units(state, rule, options.units, folder.path if folder else None)
+    if folder:
         own, name, same = _module_name(module), data.name, followed(options, len(data.train))
         recorder = Recorder(folder.log_file, lambda net: Header.of(net, rule, task, name, options.seed, own, same))
         kept_metrics = take_up(folder, options, state, rule, recorder, progress)
@@ -157,7 +161,7 @@ def train(  # long: rule, data and options, and three hooks for own code
         raise Stopped(f"stopped after step {state.step} of {loop.total_steps}", state.step, stop.signal_number)
     state.adopt_average()
     if folder:
-        folder.save_model(net.state_dict())  # before the test split is touched: it may turn out to be damaged
+        folder.save_model(state.weights())  # before the test split is touched: it may turn out to be damaged
     run = Run(rule, net, task, compute, options.seed, state.step, {}, folder.path if folder else None)
     run.result = _result(run, loop, state, data, progress)
     if folder:
@@ -258,7 +262,7 @@ def load_run(
             f"{path} was trained with a module of its own ({config['module']['name']}): give it, "
             "load_run(path, module=...) or --module file.py:Name"
         )
-    rule = _with_inference(rule, inference or {})
+    rule = with_inference(rule, inference or {})
     net = rule.build(known, Noise(seed).stream("build"), None, module)
     weights, step = _weights(folder)
     try:
@@ -267,24 +271,6 @@ def load_run(
         raise CheckpointError(f"the weights in {path} do not fit the net of its config.toml: {error}") from error
     net = pack_layers(net).to(compute.device)
     return Run(rule, net, known, compute, seed, step, {}, Path(path))
-
-
-def _with_inference(rule: Rule, changes: Mapping[str, Any]) -> Rule:
-    for name in changes:
-        if name not in rule.for_inference:
-            known = ", ".join(rule.for_inference) or "there are none"
-            raise InputError(f"{rule.name} has no setting {name!r} that can change after training; it has: {known}")
-    kinds = get_type_hints(type(rule))
-    return dataclasses.replace(rule, **{name: _as_kind(name, value, kinds[name]) for name, value in changes.items()})
-
-
-def _as_kind(name: str, value: Any, kind: Any) -> Any:
-    """Return a number as its field has it: 200.0 is a whole number, and 1 a float; choices are checked by the rule."""
-    if kind not in (int, float):
-        return value
-    if isinstance(value, bool) or not isinstance(value, int | float) or (kind is int and value != int(value)):
-        raise InputError(f"{name} must be a {'whole ' if kind is int else ''}number, got {value!r}")
-    return kind(value)
 
 
 def _weights(folder: RunFolder) -> tuple[dict[str, Tensor], int]:

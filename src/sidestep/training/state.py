@@ -1,6 +1,6 @@
 """What changes while training: the net, the optimiser, the position, and the average of the weights."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from sidestep import checkpoint
 from sidestep.errors import CheckpointError, InputError
+from sidestep.training.unit_files import UnitFiles
 
 __all__ = ["AVERAGE", "State"]
 
@@ -27,6 +28,7 @@ class State:
     sums: dict[str, Tensor] = field(default_factory=dict)  # of each loss over this epoch, float64, on the CPU
     average: dict[str, Tensor] = field(default_factory=dict)  # of the weights, by name; empty if none is kept
     saved_step: int = -1
+    files: UnitFiles | None = None  # where units are while they do not train; None: in memory, like all else
 
     def __post_init__(self) -> None:
         self.rates = [group["lr"] for group in self.optimizer.param_groups]  # before a checkpoint is restored
@@ -49,30 +51,73 @@ class State:
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate * factor
 
-    def move_average(self, decay: float) -> None:
+    def keep_in_files(self, files: UnitFiles) -> None:
+        """Move all units into files, from now on and as they come to have more (moments, averages)."""
+        self.files = files
+        files.release_after_use(self.net)
+        self.put_away(*files.units)
+
+    def put_away(self, *units: str) -> None:
+        """Move what units have in memory of their own into their files, if there are any, and release all pages."""
+        if self.files is None:
+            return
+        parameters = dict(self.net.named_parameters())
+        for unit in units:
+            names = self.files.units.get(unit, [])
+            for name, view in self.files.moved(unit, {name: parameters[name].data for name in names}).items():
+                parameters[name].data = view
+            averages = {name: self.average[name] for name in names if name in self.average}
+            self.average.update(self.files.moved(unit, averages))
+            moments = {
+                f"{name} {key}": value
+                for name in names
+                for key, value in self.optimizer.state.get(parameters[name], {}).items()
+                if isinstance(value, Tensor) and value.ndim
+            }
+            for label, view in self.files.moved(unit, moments).items():
+                name, key = label.split(" ")
+                self.optimizer.state[parameters[name]][key] = view
+        self.files.release()
+
+    def release(self) -> None:
+        """Let the system take back the pages of units that are in files."""
+        if self.files:
+            self.files.release()
+
+    def move_average(self, decay: float, names: Iterable[str] | None = None) -> None:
         """Take one step of the weights' average, `w <- a w + (1 - a) w_step`; a is smaller in the first steps.
 
         `a = min(decay, (1 + step) / (10 + step))`, so that the random weights of the start are soon forgotten.
+
+        Args:
+            decay: the most that a can be.
+            names: of the parameters, if not all.
         """
         weight = min(decay, (1 + self.step) / (10 + self.step))
+        parameters = dict(self.net.named_parameters())
         with torch.no_grad():
-            for name, parameter in self.net.named_parameters():
+            for name in parameters if names is None else names:
                 if name not in self.average:
-                    self.average[name] = parameter.detach().clone()
-                self.average[name].lerp_(parameter, 1 - weight)
+                    self.average[name] = parameters[name].detach().clone()
+                self.average[name].lerp_(parameters[name], 1 - weight)
 
     @contextmanager
     def averaged(self) -> Iterator[nn.Module]:
         """The net with its averaged weights, or as it is if none are kept; afterwards it is as before."""
-        parameters = dict(self.net.named_parameters())
-        kept = {name: parameters[name].detach().clone() for name in self.average}
-        self.adopt_average()
+        self._swap_average()
         try:
             yield self.net
         finally:
-            with torch.no_grad():
-                for name, value in kept.items():
-                    parameters[name].copy_(value)
+            self._swap_average()
+
+    def _swap_average(self) -> None:
+        parameters = dict(self.net.named_parameters())
+        with torch.no_grad():
+            for name, value in self.average.items():
+                kept = parameters[name].detach().clone()
+                parameters[name].copy_(value)
+                value.copy_(kept)
+                self.release()
 
     def adopt_average(self) -> None:
         """Put the averaged weights, if any are kept, into the net for good."""
@@ -80,28 +125,74 @@ class State:
         with torch.no_grad():
             for name, value in self.average.items():
                 parameters[name].copy_(value)
+                self.release()
 
-    def tensors(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Return everything as named tensors and a JSON record."""
+    def not_finite(self) -> list[str]:
+        """Return the names of parameters that hold an infinity or no number."""
+        found = []
+        for name, parameter in self.net.named_parameters():
+            if not bool(parameter.isfinite().all()):
+                found.append(name)
+            self.release()
+        return found
+
+    def weights(self) -> Mapping[str, Tensor]:
+        """Return the net's parameters and buffers by name, to be looked at one after another."""
+        return self._passing(self.net.state_dict())
+
+    def _passing(self, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        return self.files.passing(tensors) if self.files else tensors
+
+    def tensors(self) -> tuple[Mapping[str, Tensor], dict[str, Any]]:
+        """Return everything as named tensors, to be looked at one after another, and a JSON record."""
         moments, record = checkpoint.optimizer_tensors(self.optimizer)
         tensors = {f"net/{name}": tensor for name, tensor in self.net.state_dict().items()}
         tensors.update({f"optimizer/{name}": tensor for name, tensor in moments.items()})
         tensors.update({f"sum/{name}": tensor for name, tensor in self.sums.items()})
         tensors.update({f"{AVERAGE}{name}": tensor for name, tensor in self.average.items()})
-        return tensors, {"step": self.step, "seconds": self.seconds, "optimizer": record}
+        return self._passing(tensors), {"step": self.step, "seconds": self.seconds, "optimizer": record}
 
-    def restore(self, tensors: dict[str, Tensor], record: dict[str, Any]) -> None:
-        """Take over what `tensors` returned earlier."""
+    def restore(self, tensors: Mapping[str, Tensor], record: dict[str, Any]) -> None:
+        """Take over copies of what `tensors` returned earlier, one unit after another where units are in files."""
+        units = self.files.units if self.files else {}
 
-        def part(prefix: str) -> dict[str, Tensor]:
-            return {name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+        def part(prefix: str) -> dict[str, str]:
+            return {name[len(prefix) :]: name for name in tensors if name.startswith(prefix)}
 
-        try:
-            self.net.load_state_dict(part("net/"))
-        except RuntimeError as error:
-            raise CheckpointError(f"the checkpoint belongs to another net: {error}") from error
-        checkpoint.restore_optimizer(self.optimizer, part("optimizer/"), record["optimizer"])
-        self.sums = part("sum/")
-        self.average = {name: tensor.to(self.net_device) for name, tensor in part(AVERAGE).items()}
+        net, average, self.average = part("net/"), part(AVERAGE), {}
+        own, moved = self.net.state_dict().keys(), {name for names in units.values() for name in names}
+        if net.keys() != own:
+            different = ", ".join(sorted(net.keys() ^ own)[:8])
+            raise CheckpointError(f"the checkpoint belongs to another net: one of the two does not have {different}")
+        for unit, names in {**units, "": [name for name in own if name not in moved]}.items():
+            try:
+                self.net.load_state_dict({name: tensors[net[name]] for name in names}, strict=False)
+            except RuntimeError as error:
+                raise CheckpointError(f"the checkpoint belongs to another net: {error}") from error
+            self.average.update({n: tensors[average[n]].to(self.net_device, copy=True) for n in names if n in average})
+            self.put_away(unit)
+        checkpoint.restore_optimizer(
+            self.optimizer, _Under("optimizer/", tensors), record["optimizer"], lambda: self.put_away(*units)
+        )
+        self.sums = {name: tensors[stored].clone() for name, stored in part("sum/").items()}
         self.step = self.saved_step = int(record["step"])
         self.seconds = float(record["seconds"])
+
+
+class _Under(Mapping[str, Tensor]):
+    """The tensors whose names begin with a prefix, by the rest of the name."""
+
+    def __init__(self, prefix: str, tensors: Mapping[str, Tensor]) -> None:
+        self._prefix, self._tensors = prefix, tensors
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._tensors[self._prefix + name]
+
+    def __contains__(self, name: object) -> bool:
+        return f"{self._prefix}{name}" in self._tensors
+
+    def __iter__(self) -> Iterator[str]:
+        return (name.removeprefix(self._prefix) for name in self._tensors if name.startswith(self._prefix))
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)

@@ -1,0 +1,114 @@
+"""What training steps cost, memory and seconds: steps of the loop on random images, in a process of its own."""
+
+import math
+import multiprocessing
+import statistics
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from torch import nn
+
+from sidestep.data import DataSet, Split
+from sidestep.errors import SidestepError
+from sidestep.measure import memory_growth
+from sidestep.noise import Noise
+from sidestep.rules import Rule, Task
+from sidestep.training import Compute, Options
+from sidestep.training.loop import Loop
+from sidestep.training.state import State
+from sidestep.training.units import begin_units, place_units
+
+__all__ = ["Cost", "Work", "begun", "in_fresh_process", "step_cost", "warm_up"]
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Work:
+    """Training steps that are to be measured."""
+
+    rule: Rule
+    image_shape: tuple[int, int, int]  # channels, height, width
+    classes: int
+    batch: int
+    units: str = "together"
+    device: str = "cpu"
+    precision: str = "float32"
+
+
+class Cost(NamedTuple):
+    """What a few steps cost."""
+
+    bytes: int  # the most memory in use over that before the net was made, see `memory_growth`
+    seconds: float  # of a step, median without the first
+
+
+def begun(work: Work) -> tuple[Loop, State]:
+    """Return the training loop, on as many random images as a batch has, and its state before the first step."""
+    channels, classes = work.image_shape[0], tuple(str(index) for index in range(work.classes))
+    noise, pixels = Noise(0).stream("images"), work.batch * math.prod(work.image_shape)
+    images = noise.integers(pixels, 256).to(torch.uint8).view(work.batch, *work.image_shape)
+    train = Split(images, noise.stream("labels").integers(work.batch, work.classes))
+    none = Split(images[:0], train.labels[:0])
+    data = DataSet("random images", train, none, classes, (0.5,) * channels, (0.29,) * channels)
+    compute = Compute.find(work.device, work.precision)
+    options = Options(batch=work.batch, units=work.units, epochs=1)  # type: ignore[arg-type]
+    task = Task(data.image_shape, data.class_names, data.mean, data.std)
+    net = work.rule.build(task, Noise(0).stream("build"), train, None).to(compute.device)
+    state = State(net, work.rule.optimizer(net))
+    place_units(state, work.rule, work.units, None)
+    return Loop(work.rule, data.to(compute.device), options, compute, None), state
+
+
+def step_cost(work: Work, steps: int = 3) -> Cost:
+    """Make the net, take a first step and then `steps` more, and return what that cost; for a process of its own.
+
+    The memory is that of weights, optimiser, gradients, activations and a batch of images, and on a CPU of all that the
+    operations and the allocator take beside them.
+    """
+    compute = Compute.find(work.device, work.precision)
+    begin_units(work.rule, work.units, compute.device)
+    warm_up(compute)
+    seconds = []
+    with memory_growth(compute.device) as growth:
+        loop, state = begun(work)
+        for _ in range(1 + steps):
+            before = time.perf_counter()
+            loop.take_step(state)
+            seconds.append(time.perf_counter() - before)  # a step reads its loss, so it waits for a GPU
+        if state.files:
+            state.files.close()
+    return Cost(growth.bytes, statistics.median(seconds[1:]))
+
+
+def warm_up(compute: Compute) -> None:
+    """Train a tiny net, so that the libraries which that needs are in memory already."""
+    with Noise(0).torch_seeded():
+        net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(72, 4))
+    net = net.to(compute.device)
+    optimizer = torch.optim.AdamW(net.parameters(), fused=True)
+    with compute.autocast():
+        loss = net(torch.ones(16, 3, 8, 8, device=compute.device)).float().square().mean()
+    loss.backward()
+    optimizer.step()
+
+
+def in_fresh_process(function: Callable[..., T], *arguments: Any) -> tuple[T | None, str | None]:
+    """Return what a function returns in a process of its own, or None and why it failed there.
+
+    Args:
+        function: of a module, so that the other process finds it.
+        arguments: of the function.
+    """
+    try:
+        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+            return pool.submit(function, *arguments).result(), None
+    except BrokenProcessPool:
+        return None, "the process was killed, for instance for lack of memory"
+    except (SidestepError, MemoryError, RuntimeError) as error:
+        return None, f"{type(error).__name__}: {error}".splitlines()[0]

@@ -1,0 +1,143 @@
+"""`sidestep fit-memory`: which rules and modes fit into a budget of memory, and when backprop is the better choice."""
+
+import dataclasses
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from sidestep.bench.fit_memory import (
+    Way,
+    fit_memory,
+    fit_record,
+    fit_table,
+    parse_bytes,
+    small_batches,
+    verdict,
+)
+from sidestep.bench.step_cost import Work
+from sidestep.cli.output import error_console, fail, show, show_json, show_table
+from sidestep.cli.train import last_value, rule_named
+from sidestep.data import names
+from sidestep.errors import InputError
+from sidestep.rules import RULES, Backprop, Rule
+from sidestep.training import Compute
+
+__all__ = ["fit_memory_command"]
+
+_HELP = """\
+Say which ways to train a net fit into a budget of memory: the rule with its units together, in turn, or one resident,
+and back-propagation over the same net, plain, with activation checkpointing, and in micro-batches. Each way takes a few
+steps on random images, in a process of its own; nothing is downloaded or kept.
+"""
+_MICRO = (2, 4, 8, 16, 32)
+
+
+@dataclass(frozen=True)
+class FitOptions:
+    """What is to fit, and where."""
+
+    budget: str = ""
+    """Memory for the net, optimiser, gradients and activations, without Python, torch and the data: 512MiB, 2GB."""
+    rule: str = "noprop-dt"
+    """The rule; its own options, such as --blocks, can be given too."""
+    data: str = "cifar10"
+    """Name of the data set whose image shape and number of classes are taken."""
+    image_size: int | None = None
+    """Height and width of the images, where the data set has several."""
+    batch: int = 128
+    """Images per step."""
+    device: str = "auto"
+    """Where to compute: auto, cpu, cuda, cuda:1, mps."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Precision of matrix products and convolutions."""
+    json: bool = False
+    """Print the result as one JSON object on the last line of standard output."""
+
+
+def fit_memory_command(arguments: list[str]) -> None:
+    """Parse the options, measure, and print what fits."""
+    kind = RULES[rule_named(last_value(arguments, "--rule") or "noprop-dt")]
+    rule, given = _parse(kind, arguments)
+    if not given.budget:
+        raise InputError("give the memory that training may take, for instance --budget 512MiB")
+    budget = parse_bytes(given.budget)
+    ways = _ways(rule, given)
+    rows = fit_memory(ways, budget, _tell)
+    asked = {key: value for key, value in dataclasses.asdict(given).items() if key not in ("json", "budget")}
+    hyper = {field.name: getattr(rule, field.name) for field in dataclasses.fields(rule)}
+    if given.json:
+        show_json(fit_record(rows, budget, {**asked, "options": hyper}))
+    else:
+        table = fit_table(rows, budget)
+        show_table(table.title, table.columns, table.rows)
+        show("\n".join(["", *(f"{row.label}: {row.why}" for row in rows if row.why), verdict(rows, budget)]))
+        show("A step is one update of all weights from one batch; what it teaches differs between rules.")
+    if not any(row.fits(budget) for row in rows):
+        fail(verdict(rows, budget), 1)
+
+
+def _parse(kind: type[Rule], arguments: list[str]) -> tuple[Rule, FitOptions]:
+    def collect(
+        options: Annotated[FitOptions, tyro.conf.arg(name="")], rule: Annotated[Any, tyro.conf.arg(name="")]
+    ) -> tuple[Rule, FitOptions]:
+        return rule, options
+
+    collect.__annotations__["rule"] = Annotated[kind, tyro.conf.arg(name="")]
+    collect.__defaults__ = (FitOptions(), kind())
+    return tyro.cli(collect, prog="sidestep fit-memory", description=_HELP, args=arguments)
+
+
+def _ways(rule: Rule, given: FitOptions) -> list[Way]:
+    """Return the rule's own ways, and back-propagation's over the same net."""
+    known = {known.name: known for known in names()}
+    if given.data not in known:
+        raise InputError(f"data must be the name of a known set ({', '.join(known)}), got {given.data!r}")
+    small_batches(given.batch)
+    found = known[given.data]
+    shape = found.image_shape(given.image_size or found.sizes[0])
+    compute = Compute.find(given.device, given.precision)
+    plain = Work(
+        rule, shape, len(found.class_names), given.batch, device=str(compute.device), precision=compute.precision
+    )
+    own = [
+        Way(f"{rule.name}, {units}", dataclasses.replace(plain, units=units))
+        for units in ("together", "in-turn", "one-resident")
+    ]
+    return own + _baselines(rule, plain)
+
+
+def _baselines(rule: Rule, work: Work) -> list[Way]:
+    """Return back-propagation over the net that the rule trains, as far as its options say which it is."""
+    own, ours = ({field.name for field in dataclasses.fields(kind)} for kind in (rule, Backprop))
+    values = {name: getattr(rule, name) for name in own & ours}
+    if "blocks" not in own:  # one block, which the rule runs many times; or layers
+        values |= {"blocks": 1} if "path" in own else {"net": values.get("net", "mlp")}
+    label, ways = "backprop", []
+    for checkpointing in (False, True):
+        changed = _made(lambda on=checkpointing: Backprop(**{**values, "activation_checkpointing": on}))  # type: ignore
+        if changed is None:
+            continue
+        label = "backprop, checkpointed" if checkpointing else "backprop"
+        if not (rule.name == "backprop" and changed == rule):
+            ways.append(Way(label, dataclasses.replace(work, rule=changed), own=False))
+        if "accumulate" in ours:
+            for micro in itertools.takewhile(lambda count: work.batch >= 2 * count, _MICRO):
+                cut = dataclasses.replace(changed, accumulate=micro)  # type: ignore[call-arg]
+                inner = dataclasses.replace(work, rule=cut)
+                ways.append(Way(f"{label}, {micro} micro-batches", inner, False, micro, label))
+    return ways
+
+
+def _made(make: Callable[[], Backprop]) -> Backprop | None:
+    try:
+        return make()
+    except InputError:  # checkpointing needs blocks; other nets go without
+        return None
+
+
+def _tell(line: str) -> None:
+    if error_console.is_terminal:
+        error_console.print(line)
