@@ -118,6 +118,8 @@ class Dropout(nn.Module):
         """Return the values under a mask of `dropout_mask`, rectified first where that is wanted."""
         if not self.rectify:
             return values * mask
+        if torch.compiler.is_compiling():  # which fuses by itself
+            return values.relu() * mask
         return _RectifiedDropout.apply(values, mask, dropout_scale(self.rate, values.dtype))
 
     def extra_repr(self) -> str:

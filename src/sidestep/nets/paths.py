@@ -150,5 +150,6 @@ def takes_channels_last(path: nn.Module) -> bool:
 def _lay_channels_last(module: nn.Module) -> None:
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d):  # channels last, in which convolutions run fastest
-            # one input channel fits both orders and torch would take the other: say it by the strides
-            layer.weight.data = layer.weight.data.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+            # the strides of one input channel fit both orders, and torch would take the other: a clone's say which
+            inner = layer.weight.data.permute(0, 2, 3, 1).clone(memory_format=torch.contiguous_format)
+            layer.weight.data = inner.permute(0, 3, 1, 2)
