@@ -135,18 +135,29 @@ def test_training_steps_go_the_same_way():
         torch.testing.assert_close(ends[1][name], value, rtol=1e-6, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
 
 
+@pytest.fixture
+def threads():
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
 class TestChoice:
-    def test_small_images_on_a_cpu_go_together_large_ones_block_by_block(self):
+    def test_on_a_cpu_small_images_go_together_where_there_is_one_thread(self, threads):
         cpu = torch.device("cpu")
+        threads(1)
         assert choose_way((1, 8, 8), cpu) == "together"
         assert choose_way((3, 32, 32), cpu) == "per block"
         with torch.autocast("cpu", torch.bfloat16):
             assert choose_way((1, 8, 8), cpu) == "per block"
+        threads(2)
+        assert choose_way((1, 8, 8), cpu) == "per block"
 
     def test_all_go_together_on_a_gpu(self):
         assert choose_way((3, 32, 32), torch.device("cuda")) == "together"
 
-    def test_the_rule_goes_the_way_that_the_net_says(self, monkeypatch):
+    def test_the_rule_goes_the_way_that_the_net_says(self, monkeypatch, threads):
+        threads(1)
         rule, net, batch = built(*CASES["figure-6"])
         gone = []
         for name in ("_together", "_block_share"):

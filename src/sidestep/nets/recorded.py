@@ -21,7 +21,7 @@ Function: TypeAlias = Callable[..., tuple[Tensor, ...]]
 def _graph(function: Function, inputs: tuple[Tensor, ...]) -> Function:
     if inputs[0].device.type != "cuda":
         return function
-    graphed: Function = torch.cuda.make_graphed_callables(function, inputs)  # type: ignore[no-untyped-call]
+    graphed: Any = torch.cuda.make_graphed_callables(function, inputs)
     return graphed
 
 

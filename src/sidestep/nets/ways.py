@@ -13,11 +13,12 @@ _FEW_PIXELS = 16 * 16
 def choose_way(image_shape: tuple[int, int, int], device: torch.device) -> str:
     """Return the fastest way on this machine (docs/decisions/006-blocks-together.md).
 
-    On a GPU, `together`: a tenth of the kernels to start. On a CPU, `together` for images up to 16 x 16 in float32,
-    where threads wait for the interpreter's lock and not for arithmetic; `per block` for larger ones, whose grouped
-    convolutions are slower than one convolution per core, and in bfloat16.
+    On a GPU, `together`: a quarter of the operations to start. On a CPU, `per block`: a convolution of one block keeps
+    a core busy, and cores need not wait for one another. Where torch has one thread there are no cores to share out,
+    and small images (up to 16 x 16), in float32, gain a little by going together.
     """
     if device.type != "cpu":
         return "together"
     small = image_shape[1] * image_shape[2] <= _FEW_PIXELS
-    return "together" if small and not torch.is_autocast_enabled("cpu") else "per block"
+    alone = torch.get_num_threads() == 1 and not torch.is_autocast_enabled("cpu")
+    return "together" if small and alone else "per block"
