@@ -10,9 +10,12 @@ torch's FlopCounterMode (products and convolutions, forward and back; nothing el
 
 import argparse
 import statistics
+import sys
 from pathlib import Path
 
 import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.machine import (
     DTYPES,

@@ -87,7 +87,7 @@ class DenoisingStack(nn.Module):
         """Return how the blocks' losses and gradients are computed on `device`: one of `nets.ways.WAYS`."""
         if not self._stackable:
             return "per block"
-        return choose_way(self.image_shape, device) if self._way == "auto" else self._way
+        return choose_way(device) if self._way == "auto" else self._way
 
     def set_way(self, way: str) -> None:
         """Choose the way by hand, or leave it to the machine again with `auto`: for benchmarks and tests.
