@@ -162,6 +162,35 @@ class NoPropDT:
             gradients["embedding"] = sum(parts, torch.zeros_like(parts[0])) / blocks + shared.embedding
         return Dense(gradients, statistics, losses)
 
+    def _block_share(self, net: DenoisingStack, index: int, batch: Batch, noise: Noise) -> _Share:
+        """Return the gradients of block `index` alone: of its denoising loss, batch mean."""
+        block, device = net.block(index), batch.images.device
+        generator = noise.generator(device)
+        latent = _latent(net, batch.labels, index, generator)
+        with masks_from(generator):
+            if net.together:
+                logits = block(batch.images, latent)
+            else:  # a module of the user's may draw from torch's own generator
+                with noise.stream("module").torch_seeded(device):
+                    logits = block(batch.images, latent)
+        weight = logits.new_tensor(float(net.loss_weights(self.eta)[index]))
+        loss = denoising_loss(
+            self.loss, logits, net.embedding, batch.labels, weight, self.largest_weight, self.label_smoothing
+        ).mean()
+        wanted = {f"blocks.{index}.{name}": parameter for name, parameter in block.named_parameters()}
+        gradients = gradients_of(loss, {**wanted, "embedding": net.embedding})
+        return _Share({f"block {index + 1}: denoising": loss.detach()}, gradients, gradients.pop("embedding", None))
+
+    def _shared_share(self, net: DenoisingStack, batch: Batch, noise: Noise) -> _Share:
+        """Return the gradients of the terms that no block sees: `CE(p_out(z_T), y) + KL(q(z_0 | y) || N(0, I))`."""
+        last = _latent(net, batch.labels, len(net.blocks), noise.generator(batch.images.device))
+        entropy = readout_loss(net.readout, net.embedding, last, batch.labels)
+        divergence = start_divergence(net.label_embedding(batch.labels), net.alpha_bar[0])
+        wanted = {name: parameter for name, parameter in net.named_parameters() if not name.startswith("blocks.")}
+        found = gradients_of(entropy + divergence, wanted)
+        losses = {f"{_SHARED}: cross-entropy": entropy.detach(), f"{_SHARED}: KL": divergence.detach()}
+        return _Share(losses, found, found.pop("embedding", None))
+
     def _shares(
         self, net: DenoisingStack, batch: Batch, noise: Noise, way: str
     ) -> tuple[list[_Share], dict[str, Tensor]]:
@@ -196,35 +225,6 @@ class NoPropDT:
             gradients = {name: gradient.clone() for name, gradient in gradients.items()}
         names = {f"block {index + 1}: denoising": loss for index, loss in enumerate(losses.detach())}
         return [_Share(names, run.by_block(gradients), embedding)], run.by_block(run.statistics)
-
-    def _block_share(self, net: DenoisingStack, index: int, batch: Batch, noise: Noise) -> _Share:
-        """Return the gradients of block `index` alone: of its denoising loss, batch mean."""
-        block, device = net.block(index), batch.images.device
-        generator = noise.generator(device)
-        latent = _latent(net, batch.labels, index, generator)
-        with masks_from(generator):
-            if net.together:
-                logits = block(batch.images, latent)
-            else:  # a module of the user's may draw from torch's own generator
-                with noise.stream("module").torch_seeded(device):
-                    logits = block(batch.images, latent)
-        weight = logits.new_tensor(float(net.loss_weights(self.eta)[index]))
-        loss = denoising_loss(
-            self.loss, logits, net.embedding, batch.labels, weight, self.largest_weight, self.label_smoothing
-        ).mean()
-        wanted = {f"blocks.{index}.{name}": parameter for name, parameter in block.named_parameters()}
-        gradients = gradients_of(loss, {**wanted, "embedding": net.embedding})
-        return _Share({f"block {index + 1}: denoising": loss.detach()}, gradients, gradients.pop("embedding", None))
-
-    def _shared_share(self, net: DenoisingStack, batch: Batch, noise: Noise) -> _Share:
-        """Return the gradients of the terms that no block sees: `CE(p_out(z_T), y) + KL(q(z_0 | y) || N(0, I))`."""
-        last = _latent(net, batch.labels, len(net.blocks), noise.generator(batch.images.device))
-        entropy = readout_loss(net.readout, net.embedding, last, batch.labels)
-        divergence = start_divergence(net.label_embedding(batch.labels), net.alpha_bar[0])
-        wanted = {name: parameter for name, parameter in net.named_parameters() if not name.startswith("blocks.")}
-        found = gradients_of(entropy + divergence, wanted)
-        losses = {f"{_SHARED}: cross-entropy": entropy.detach(), f"{_SHARED}: KL": divergence.detach()}
-        return _Share(losses, found, found.pop("embedding", None))
 
     def decide(self, net: nn.Module, update: Update, optimizer: torch.optim.Optimizer) -> Update:
         """Return the update as it is."""
