@@ -14,6 +14,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -214,6 +215,7 @@ def dropout_scale(rate: float, dtype: torch.dtype = torch.float32) -> float:
     return _keep_and_scale(rate, dtype)[1]
 
 
+@lru_cache
 def _keep_and_scale(rate: float, dtype: torch.dtype) -> tuple[int, float]:
     """How many of the 65536 values of 16 bits keep an element, and the scale that makes the mean one."""
     keep = 65536 - round(rate * 65536) if 0.0 <= rate < 1.0 else 0

@@ -191,6 +191,30 @@ class NoPropDT:
         losses = {f"{_SHARED}: cross-entropy": entropy.detach(), f"{_SHARED}: KL": divergence.detach()}
         return _Share(losses, found, found.pop("embedding", None))
 
+    def decide(self, net: nn.Module, update: Update, optimizer: torch.optim.Optimizer) -> Update:
+        """Return the update as it is."""
+        return update
+
+    def apply(self, net: nn.Module, update: Update, optimizer: torch.optim.Optimizer) -> None:
+        """Take one AdamW step along the gradients; put the embedding back to norm 1 where that is wanted."""
+        apply_dense(net, update, optimizer)
+        if self.unit_norm:
+            project_rows(net)
+
+    def predict(
+        self, net: nn.Module, images: Tensor, noise: Noise, start: int = 0, names: Collection[str] | None = None
+    ) -> dict[str, Tensor]:
+        """Return class probabilities by each sampler, by block 1 alone, and by the mean of the blocks."""
+        assert isinstance(net, DenoisingStack)  # made by build
+        net.eval()
+        with torch.no_grad():
+            return stack_predictions(net, images, noise, start, self.draws, names or self.predictors)
+
+    def watch(self, net: nn.Module) -> dict[str, float]:
+        """Return the smallest norm and distance of the class embeddings, which would shrink in a collapse."""
+        assert isinstance(net, DenoisingStack)  # made by build
+        return embedding_distances(net.embedding)
+
     def _shares(
         self, net: DenoisingStack, batch: Batch, noise: Noise, way: str
     ) -> tuple[list[_Share], dict[str, Tensor]]:
@@ -225,30 +249,6 @@ class NoPropDT:
             gradients = {name: gradient.clone() for name, gradient in gradients.items()}
         names = {f"block {index + 1}: denoising": loss for index, loss in enumerate(losses.detach())}
         return [_Share(names, run.by_block(gradients), embedding)], run.by_block(run.statistics)
-
-    def decide(self, net: nn.Module, update: Update, optimizer: torch.optim.Optimizer) -> Update:
-        """Return the update as it is."""
-        return update
-
-    def apply(self, net: nn.Module, update: Update, optimizer: torch.optim.Optimizer) -> None:
-        """Take one AdamW step along the gradients; put the embedding back to norm 1 where that is wanted."""
-        apply_dense(net, update, optimizer)
-        if self.unit_norm:
-            project_rows(net)
-
-    def predict(
-        self, net: nn.Module, images: Tensor, noise: Noise, start: int = 0, names: Collection[str] | None = None
-    ) -> dict[str, Tensor]:
-        """Return class probabilities by each sampler, by block 1 alone, and by the mean of the blocks."""
-        assert isinstance(net, DenoisingStack)  # made by build
-        net.eval()
-        with torch.no_grad():
-            return stack_predictions(net, images, noise, start, self.draws, names or self.predictors)
-
-    def watch(self, net: nn.Module) -> dict[str, float]:
-        """Return the smallest norm and distance of the class embeddings, which would shrink in a collapse."""
-        assert isinstance(net, DenoisingStack)  # made by build
-        return embedding_distances(net.embedding)
 
 
 def _latent(net: DenoisingStack, labels: Tensor, level: int, generator: torch.Generator) -> Tensor:
