@@ -10,6 +10,7 @@ import argparse
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
@@ -30,7 +31,7 @@ class Entry:
     forwards: float
 
 
-LINEAR = ("backprop", "--net", "mlp", "--hidden", "--epochs", "10", "--batch", "500", "--decay", "cosine")
+LINEAR = ("backprop", "--net", "linear", "--epochs", "10", "--batch", "500", "--decay", "cosine")
 ENTRIES = {
     "paper": Entry("noise_step, the paper's", "mnist", ("--preset", "noise-step-paper-mnist", "--epochs", "28"), 129),
     "mlp": Entry("noise-step, MLP", "mnist", ("--preset", "noise-step-best-mnist"), 2),
@@ -50,12 +51,12 @@ ENTRIES = {
 }  # fmt: skip
 
 
-def train(name: str, seed: int, folder: Path) -> None:
+def train(name: str, arguments: Sequence[str], seed: int, folder: Path) -> None:
     """Run one entry with one seed, or what is left of it."""
     if (folder / "result.json").exists():
         return
     again = ["--resume"] if (folder / "config.toml").exists() else []
-    command = [sys.executable, "-m", "sidestep", "train", *ENTRIES[name].arguments, "--validation", "0.05"]
+    command = [sys.executable, "-m", "sidestep", "train", *arguments, "--validation", "0.05"]
     print(f"{name} seed {seed}", flush=True)
     subprocess.run([*command, "--seed", str(seed), "--out", str(folder), *again], check=True)
 
@@ -149,7 +150,7 @@ def main() -> None:
     if not given.draw:
         for seed in given.seeds:
             for name in given.only:
-                train(name, seed, given.runs / f"{name}-{seed}")
+                train(name, ENTRIES[name].arguments, seed, given.runs / f"{name}-{seed}")
     found = {
         name: [c for seed in given.seeds if (c := read(given.runs / f"{name}-{seed}"))] for name in ENTRIES
     }  # fmt: skip

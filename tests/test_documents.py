@@ -17,6 +17,7 @@ import pytest
 from nbclient import NotebookClient
 
 import sidestep
+from sidestep.rules import RULES
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
@@ -164,6 +165,27 @@ def test_nothing_names_places_of_another_machine():
             words += re.findall(r"(?i)\bissues? #?\d+\b", line)
             found += [f"{path.relative_to(ROOT)}:{number}: {word}" for word in words]
     assert not found, "\n".join(found)
+
+
+PARTS = ("When to use it", "Cost and memory", "What it cannot do", "Measured")
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_every_rule_has_a_page_with_its_equation_its_limits_and_a_measured_row(name):
+    text = (ROOT / "docs" / "rules" / f"{name}.md").read_text(encoding="utf-8")
+    title, *parts = re.split(r"^## ", text, flags=re.M)
+    assert title.startswith(f"# {name}\n")
+    assert re.search(r"^    \S.*[=:].*\S", title, re.M), "an equation, indented, before the first heading"
+    found = {part.split("\n", 1)[0]: part.split("\n", 1)[1] for part in parts}
+    assert [heading for heading in found if heading in PARTS] == list(PARTS)
+    for heading in PARTS:
+        assert len(found[heading].split()) > 10, heading
+    assert re.search(r"\d\d\.\d|\.\d\d\d", found["Measured"])
+    assert f"rules/{name}.md" in (ROOT / "docs" / "rules-compared.md").read_text(encoding="utf-8")
+
+
+def test_no_page_is_of_a_rule_that_is_not_there():
+    assert {path.stem for path in (ROOT / "docs" / "rules").glob("*.md")} == set(RULES)
 
 
 def test_the_version_is_the_same_everywhere():

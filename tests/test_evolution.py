@@ -11,14 +11,16 @@ from torch import nn
 from torch.func import functional_call
 
 from sidestep import Options, data, train
+from sidestep.checkpoint import optimizer_tensors, restore_optimizer
 from sidestep.errors import InputError
-from sidestep.nets.directions import Directions, paired_logits, weighted_directions
-from sidestep.nets.rank_one import Members, rank_one_logits, weighted_rank_one
+from sidestep.nets.directions import Directions, weighted_directions
+from sidestep.nets.rank_one import Members, rank_one_logits
 from sidestep.nets.staged import staged_mlp
 from sidestep.noise import Noise
 from sidestep.rules import Batch, Task
 from sidestep.rules.evolution import Evolution
-from sidestep.rules.forward_only import OBJECTIVES, fitness_of
+from sidestep.rules.forward_gradient import ForwardGradient
+from sidestep.rules.forward_only import OBJECTIVES, OPTIMIZERS, fitness_of
 from sidestep.rules.spsa import SPSA
 
 TASK = Task((1, 4, 4), tuple("abc"), (0.0,), (1.0,))
@@ -87,51 +89,67 @@ def tiny():
     return net, Batch(images, torch.tensor([1]))
 
 
+PAIR = {"eps": 1e-5, "population": 2}  # the population of one pair
+OVER_ALL_SIGNS = {  # rule, and the signs that one step draws for the tiny net: 7 weights; or rows, columns, biases
+    "spsa": (SPSA(eps=1e-5), 7),
+    "full-rank": (Evolution(noise_kind="full-rank", per="group", group=1, **PAIR), 7),
+    "rank-1": (Evolution(**PAIR), 9),
+    "rank-1 group": (Evolution(per="group", group=1, **PAIR), 9),
+    "rank-1 input": (Evolution(columns="input", **PAIR), 3),
+}
+
+
+def mean_over_all_signs(rule, count, monkeypatch):
+    """The mean of what `estimate` gives for the tiny net, over every sign vector."""
+    net, given = tiny()
+    drawn, sums = [], {}
+    monkeypatch.setattr(f"{type(rule).__module__}.Directions", lambda *_: drawn.append(GivenSigns(signs)) or drawn[-1])
+    for signs in sign_vectors(count):  # noqa: B007 (the line above reads it)
+        for name, part in estimate(rule, net, given).gradients.items():
+            sums[name] = sums.get(name, 0) + part / 2**count
+    assert {directions.used for directions in drawn} == {count}
+    return sums
+
+
 class TestUnbiased:
-    def test_full_rank_over_all_sign_vectors(self):
-        net, given = tiny()
-        eps, sums = 1e-5, {}
-        for signs in sign_vectors(7):
-            directions = GivenSigns(signs)
-            sides = paired_logits(net, given.images, directions, 0, eps)
-            plus, minus = (F.cross_entropy(side, given.labels) for side in sides)
-            for name, part in weighted_directions(net, directions, ((plus - minus) / (2 * eps)).view(1)).items():
-                sums[name] = sums.get(name, 0) + part / 2**7
-        for name, gradient in true_gradient(net, given).items():
-            torch.testing.assert_close(sums[name], gradient, rtol=1e-7, atol=1e-9)
+    @pytest.mark.parametrize(("rule", "count"), OVER_ALL_SIGNS.values(), ids=OVER_ALL_SIGNS)
+    def test_the_mean_over_all_sign_vectors_is_the_gradient(self, rule, count, monkeypatch):
+        found = mean_over_all_signs(rule, count, monkeypatch)
+        exact = true_gradient(*tiny())
+        assert found.keys() == exact.keys()
+        for name, gradient in exact.items():
+            torch.testing.assert_close(found[name], gradient, rtol=1e-7, atol=1e-9)
 
-    @pytest.mark.parametrize(("input_columns", "count"), [(False, 10), (True, 3)], ids=["drawn", "input"])
-    def test_rank_one_over_all_sign_vectors(self, input_columns, count):
-        net, given = tiny()  # rows 1 + 2, columns 2 + 1, biases 1 + 2: 9 signs; or rows alone
-        count -= 0 if input_columns else 1
-        eps, sums = 1e-5, {}
-        for signs in sign_vectors(count):
-            directions = GivenSigns(signs)
-            with torch.no_grad():
-                logits, factors = rank_one_logits(net, given.images, Members(1, 1, 1), directions, eps, input_columns)
-                assert directions.used == count
-                plus, minus = (F.cross_entropy(side.flatten(0, 1), given.labels) for side in logits)
-                for name, part in weighted_rank_one(factors, ((plus - minus) / (2 * eps)).view(1)).items():
-                    sums[name] = sums.get(name, 0) + part / 2**count
-        for name, gradient in true_gradient(net, given).items():
-            torch.testing.assert_close(sums[name], gradient, rtol=1e-7, atol=1e-9)
-
-    def test_the_bias_of_spsa_falls_with_the_square_of_eps(self):
-        net, given = tiny()
-        exact = torch.cat([g.flatten() for g in true_gradient(net, given).values()])
-        errors = []
-        sizes = (0.02, 0.01, 0.005)
+    @pytest.mark.parametrize("name", ["spsa", "full-rank"])
+    def test_the_bias_falls_with_the_square_of_eps(self, name, monkeypatch):
+        exact = torch.cat([gradient.flatten() for gradient in true_gradient(*tiny()).values()])
+        errors, sizes = [], (0.02, 0.01, 0.005)
         for eps in sizes:
-            total = torch.zeros_like(exact)
-            for signs in sign_vectors(7):
-                directions = GivenSigns(signs)
-                sides = paired_logits(net, given.images, directions, 0, eps)
-                plus, minus = (F.cross_entropy(side, given.labels) for side in sides)
-                found = weighted_directions(net, directions, ((plus - minus) / (2 * eps)).view(1))
-                total += torch.cat([part.flatten() for part in found.values()]).detach() / 2**7
-            errors.append(float((total - exact).norm()))
+            found = mean_over_all_signs(replace(OVER_ALL_SIGNS[name][0], eps=eps), 7, monkeypatch)
+            errors.append(float((torch.cat([part.flatten() for part in found.values()]) - exact).norm()))
         for (larger, smaller), (big, small) in zip(itertools.pairwise(sizes), itertools.pairwise(errors), strict=True):
             assert math.log(big / small) / math.log(larger / smaller) == pytest.approx(2, abs=0.05)
+
+    @pytest.mark.parametrize("rule", [SPSA(hidden=(8,), pairs=3), replace(RULES["full-rank"], population=6)])
+    def test_more_pairs_are_the_mean_of_what_each_pair_says(self, rule):
+        """By a plain loop over shifted copies of the net."""
+        net, given = build(rule).double(), doubles()
+        directions = Directions(Noise(0).stream("estimate").stream("directions"))
+        size = len(given.labels) if isinstance(rule, SPSA) else rule.group
+        groups = [slice(first, first + size) for first in range(0, len(given.labels), size)]
+        wanted = {name: 0 for name, _ in net.named_parameters()}
+        for index in range(3 * len(groups)):
+            rows = groups[index % len(groups)]
+            noise = {n: directions.draw(n, p.shape, index, p) for n, p in net.named_parameters()}
+            losses = []
+            for sign in (1, -1):
+                shifted = {n: p.detach() + sign * rule.eps * noise[n] for n, p in net.named_parameters()}
+                losses.append(F.cross_entropy(functional_call(net, shifted, (given.images[rows],)), given.labels[rows]))
+            for name, direction in noise.items():
+                wanted[name] += (losses[0] - losses[1]) / (2 * rule.eps) * direction / (3 * len(groups))
+        found = estimate(rule, net, given).gradients
+        for name, gradient in found.items():
+            torch.testing.assert_close(gradient, wanted[name], rtol=1e-6, atol=1e-9)
 
 
 def own_conv():
@@ -291,6 +309,17 @@ class TestCommon:
         assert not net.stages[0][1]._forward_hooks
 
     @each_rule
+    def test_a_module_that_draws_repeats_and_leaves_torch_s_generator_alone(self, rule):
+        class Noisy(nn.Module):
+            def forward(self, values):
+                return F.dropout(values.flatten(1), 0.5)  # no layer, so it cannot be refused
+
+        net, state = build(rule, Noisy), torch.get_rng_state()
+        first, second = (estimate(rule, net).gradients for _ in range(2))
+        assert all(torch.equal(first[name], second[name]) for name in first)
+        assert torch.equal(state, torch.get_rng_state())
+
+    @each_rule
     def test_runs_repeat(self, rule):
         runs = [train(rule, "digits", Options(epochs=1, batch=256)) for _ in range(2)]
         one, two = (run.net.state_dict() for run in runs)
@@ -302,9 +331,33 @@ class TestCommon:
             run = train(rule, "digits", Options(epochs=2, batch=256), module=module)
             assert run.net.readout.weight.shape == (10, 32)
 
-    def test_sgd_can_be_taken(self):
-        rule = Evolution(optimizer_kind="sgd")
-        assert isinstance(rule.optimizer(build(rule)), torch.optim.SGD)
+    @pytest.mark.parametrize("kind", OPTIMIZERS)
+    def test_every_optimiser_goes_on_from_its_saved_state_with_the_same_bits(self, kind):
+        rule = SPSA(hidden=(8,), optimizer_kind=kind, learning_rate=0.01, weight_decay=0.01)
+        net, twin = build(rule), build(rule)
+        optimizer, again = rule.optimizer(net), rule.optimizer(twin)
+        for step in range(2):
+            rule.apply(net, estimate(rule, net, step=step), optimizer)
+        twin.load_state_dict(net.state_dict())
+        restore_optimizer(again, *optimizer_tensors(optimizer))
+        before = net.readout.weight.detach().clone()
+        update = estimate(rule, net, step=2)
+        rule.apply(net, update, optimizer)
+        rule.apply(twin, update, again)
+        assert not torch.equal(net.readout.weight, before)
+        assert all(torch.equal(p, q) for p, q in zip(net.parameters(), twin.parameters(), strict=True))
+
+    def test_an_optimiser_of_one_s_own_can_be_named(self, monkeypatch):
+        class Half(torch.optim.SGD):
+            pass
+
+        monkeypatch.setitem(OPTIMIZERS, "half", Half)
+        for rule in (
+            Evolution(optimizer_kind="half"),
+            SPSA(optimizer_kind="half"),
+            ForwardGradient(optimizer_kind="half"),
+        ):
+            assert isinstance(rule.optimizer(build(rule)), Half)
 
 
 class TestBadInput:
@@ -321,6 +374,9 @@ class TestBadInput:
             (Evolution, {"fitness": "best"}, "fitness"),
             (Evolution, {"noise_kind": "full-rank"}, "per = group"),
             (Evolution, {"columns": "input", "per": "group"}, "per = example"),
+            (Evolution, {"optimizer_kind": "lbfgs"}, "optimizer_kind must be one of adamw"),
+            (SPSA, {"optimizer_kind": ""}, "optimizer_kind must be one of adamw"),
+            (ForwardGradient, {"optimizer_kind": "muon"}, "optimizer_kind must be one of adamw"),
             (SPSA, {"pairs": 0}, "pairs"),
             (SPSA, {"eps": 0.0}, "eps"),
             (SPSA, {"objective": "beauty"}, "objective must be one of"),
@@ -350,6 +406,18 @@ class TestBadInput:
     def test_a_batch_that_does_not_divide_into_groups(self):
         with pytest.raises(InputError, match="multiple of group = 4"):
             estimate(RULES["group"], build(RULES["group"]), batch(10))
+
+    @each_rule
+    def test_objectives_that_count_need_no_floats(self, rule, monkeypatch):
+        found = []
+        for wrong in (
+            lambda x, y: x.argmax(dim=1) != y,
+            lambda x, y: (x.argmax(dim=1) != y).long(),
+            OBJECTIVES["accuracy"],
+        ):
+            monkeypatch.setitem(OBJECTIVES, "cross-entropy", wrong)
+            found.append(estimate(replace(rule, eps=0.5), build(rule)).gradients)
+        assert all(torch.equal(found[0][name], other[name]) for other in found for name in other)
 
     @each_rule
     def test_objectives_of_the_wrong_shape(self, rule, monkeypatch):

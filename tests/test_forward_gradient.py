@@ -183,6 +183,51 @@ class TestDerivatives:
             torch.testing.assert_close(gradient, sum(found[name] for found in single) / 3)
 
 
+class Attention(nn.Module):
+    """Rows of the image attend to each other; or a recurrent layer reads them."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.kind = kind
+        if kind == "attention":
+            self.layer = nn.MultiheadAttention(4, 2, batch_first=True)
+        else:
+            self.layer = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}[kind](4, 5, batch_first=True)
+
+    def forward(self, images):
+        rows = images.flatten(1).view(len(images), 4, 4)
+        given = (rows, rows, rows) if self.kind == "attention" else (rows,)
+        more = {"need_weights": False} if self.kind == "attention" else {}
+        return self.layer(*given, **more)[0].flatten(1)
+
+
+class TestLayersOfTheUserS:
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+    @pytest.mark.parametrize("kind", ["attention", "lstm", "gru", "rnn"])
+    def test_attention_and_recurrent_layers_have_exact_derivatives(self, kind, dtype):
+        rule = replace(RULES["weights"], tangents=1)
+        net, given = build(rule, lambda: Attention(kind)).to(dtype), batch()
+        given = Batch(given.images.to(dtype), given.labels)
+        found = estimate(rule, net, given).gradients
+        directions = Directions(Noise(0).stream("estimate").stream("directions"))
+        along = {name: directions.draw(name, p.shape, 0, p) for name, p in net.named_parameters()}
+        exact = gradients_of(F.cross_entropy(net(given.images), given.labels), net)
+        alpha = sum((exact[name] * along[name]).sum() for name in exact)
+        assert alpha.abs() > 1e-3
+        for name, v in along.items():
+            torch.testing.assert_close(found[name], alpha * v, rtol=1e-3, atol=1e-6)
+
+    def test_an_operation_without_a_derivative_is_named_with_what_to_do(self, monkeypatch):
+        net = build(RULES["weights"])
+
+        def refuse(features):
+            raise NotImplementedError("Trying to use forward AD with odd_kernel that does not support it because ...")
+
+        monkeypatch.setattr(net.readout, "forward", refuse)
+        with pytest.raises(InputError, match=r"odd_kernel.*spsa or evolution"):
+            estimate(RULES["weights"], net)
+
+
 class TestLocality:
     def test_a_stage_s_gradient_does_not_depend_on_later_stages_and_heads(self):
         net = build(RULES["local"])

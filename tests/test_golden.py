@@ -10,7 +10,24 @@ import pytest
 
 from sidestep import data
 from sidestep.noise import Noise
-from sidestep.rules import Backprop, NoiseStep, NoPropCT, NoPropDT, NoPropFM, Task
+from sidestep.rules import (
+    RULES,
+    SPSA,
+    Backprop,
+    DirectFeedbackAlignment,
+    Evolution,
+    FeedbackAlignment,
+    ForwardForward,
+    ForwardGradient,
+    Hebbian,
+    LocalLoss,
+    NeuralODE,
+    NoiseStep,
+    NoPropCT,
+    NoPropDT,
+    NoPropFM,
+    Task,
+)
 from sidestep.training import Options
 from sidestep.training.loop import Loop
 from sidestep.training.options import Compute
@@ -31,6 +48,18 @@ CASES = {
     "backprop chained-blocks": Backprop(blocks=3),
     "backprop mlp": Backprop(net="mlp", hidden=(32,)),
     "backprop ternary": Backprop(net="mlp", hidden=(32,), ternary=True),
+    "backprop linear": Backprop(net="linear"),
+    "backprop accumulated": Backprop(net="mlp", hidden=(32, 16), norm="batch", accumulate=4),
+    "backprop deep supervision": Backprop(net="mlp", hidden=(32, 16), deep_supervision=0.3),
+    "neural-ode": NeuralODE(steps=4),
+    "feedback-alignment": FeedbackAlignment(hidden=(32, 16)),
+    "direct-feedback-alignment": DirectFeedbackAlignment(hidden=(32, 16)),
+    "local-loss": LocalLoss(hidden=(32, 16), similarity=0.5),
+    "forward-forward": ForwardForward(hidden=(32, 16)),
+    "hebbian": Hebbian(hidden=(32, 16)),
+    "evolution": Evolution(hidden=(16,)),
+    "spsa": SPSA(hidden=(16,), pairs=4),
+    "forward-gradient": ForwardGradient(hidden=(32, 16)),
     "noise-step": NoiseStep(hidden=(32, 32)),
     "noise-step weight probes": NoiseStep(estimator="weight-probes", hidden=(32,), bias=True),
 }
@@ -50,6 +79,10 @@ def losses(rule):
         for name, value in state.sums.items():
             found.setdefault(name, []).append(float(value))
     return found
+
+
+def test_every_rule_has_a_golden_curve():
+    assert {rule.name for rule in CASES.values()} == set(RULES)
 
 
 @pytest.mark.parametrize("case", CASES)

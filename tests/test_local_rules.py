@@ -231,12 +231,24 @@ class TestHebbian:
         torch.testing.assert_close(found["readout.weight"], (error.T @ features / 24).detach())
         torch.testing.assert_close(found["readout.bias"], error.mean(dim=0).detach())
 
+    def test_stages_can_learn_first_and_then_stand_still(self):
+        rule = Hebbian(hidden=(20, 12), unsupervised_steps=3)
+        net = build(rule)
+        optimizer, moved = rule.optimizer(net), []
+        for step in range(6):
+            before = {name: parameter.detach().clone() for name, parameter in net.named_parameters()}
+            update = rule.estimate(net, batch(), Noise(0).at(step))
+            rule.apply(net, update, optimizer)
+            moved.append({n.split(".")[0] for n, p in net.named_parameters() if not torch.equal(p, before[n])})
+            assert len(update.losses) == 3  # what is watched stays the same
+        assert moved == [{"stages"}] * 3 + [{"readout"}] * 3
+
     def test_stages_have_no_weight_decay(self):
         rule = HEBBIAN[0]
         assert [group["weight_decay"] for group in rule.optimizer(build(rule)).param_groups] == [0, 0, 1e-3]
 
     @pytest.mark.parametrize(
-        "wrong", [{"hidden": ()}, {"hidden": (0,)}, {"kind": "hebb"}, {"temperature": 0.0}, {"weight_decay": 2.0}]
+        "wrong", [{"hidden": ()}, {"hidden": (0,)}, {"kind": "hebb"}, {"temperature": 0.0}, {"unsupervised_steps": -1}]
     )
     def test_bad_input_is_refused_by_name(self, wrong):
         with pytest.raises(InputError, match=next(iter(wrong))):

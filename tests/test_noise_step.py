@@ -438,9 +438,11 @@ class TestDensity:
         with pytest.raises(InputError, match=r"1/d = 0.001"):
             first_density(given, 1000)
 
-    def test_a_density_under_one_weight_is_refused_before_training(self):
-        with pytest.raises(InputError, match="smallest useful value"):
-            NoiseStep(density=1e-9).build(TASK, Noise(0), None, None)
+    @pytest.mark.parametrize("given", [0.0, 1.5, 1e-9, float("nan")])
+    @pytest.mark.parametrize("estimator", ["weight-probes", "local-losses"])
+    def test_such_densities_are_refused_before_training(self, given, estimator):
+        with pytest.raises(InputError, match=r"for the 544 weights of this net is 1/d = 0.0018"):
+            NoiseStep(density=given, estimator=estimator, hidden=(8,)).build(TASK, Noise(0), None, None)
 
 
 class TestChoices:
@@ -487,7 +489,6 @@ class TestChoices:
         [
             {"probes": 0},
             {"tangents": 0},
-            {"density": 0.0},
             {"threshold": 0},
             {"momentum": 1.0},
             {"memory": 0},

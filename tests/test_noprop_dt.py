@@ -258,7 +258,7 @@ def test_own_modules_with_torch_s_dropout_repeat_and_leave_the_global_generator_
         ({"embedding": "two-hot"}, "one-hot, orthogonal, learned, prototype, got 'two-hot'"),
         ({"readout": "magic"}, "softmax, radial, nearest, got 'magic'"),
         ({"smallest_alpha_bar": 0.0}, "smallest_alpha_bar must lie between"),
-        ({"smallest_alpha_bar": 0.9, "largest_alpha_bar": 0.1}, "rise|between"),
+        ({"smallest_alpha_bar": 0.9, "largest_alpha_bar": 0.1}, r"two values in \(0, 1\) that rise, got \[0.9, 0.1\]"),
         ({"draws": 0}, "draws must lie between 1"),
     ],
 )

@@ -21,6 +21,7 @@ from sidestep.rules import (
     ForwardGradient,
     Hebbian,
     LocalLoss,
+    Measurable,
     NeuralODE,
     NoiseStep,
     NoPropCT,
@@ -49,6 +50,13 @@ SMALL = {
     "backprop mlp": Backprop(net="mlp", hidden=(32,)),
     "backprop conv": Backprop(net="conv", hidden=(8, 8)),
     "backprop ternary": Backprop(net="mlp", hidden=(32,), ternary=True),
+    "backprop linear": Backprop(net="linear"),
+    "backprop mlp batch norm": Backprop(net="mlp", hidden=(32, 16), norm="batch"),
+    "backprop accumulated": Backprop(net="mlp", hidden=(32, 16), norm="layer", accumulate=4),
+    "backprop deep supervision": Backprop(blocks=1, deep_supervision=0.3),
+    "backprop deep conv": Backprop(
+        net="conv", hidden=(8, 8), deep_supervision=0.3, activation_checkpointing=True, accumulate=2
+    ),
     "neural-ode": NeuralODE(steps=4),
     "noise-step": NoiseStep(hidden=(48, 32)),
     "noise-step conv": NoiseStep(net="conv", hidden=(8, 8), bias=True),
@@ -139,6 +147,21 @@ def test_estimate_writes_neither_weights_nor_buffers_and_repeats(rule):
     assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
     assert all(torch.equal(first[name], second[name]) for name in first | second)
     assert all(parameter.grad is None for parameter in net.parameters())
+
+
+def test_the_true_gradient_leaves_the_net_as_it_was_or_there_is_a_reason_for_none(rule):
+    if not isinstance(rule, Measurable):
+        assert rule.no_true_gradient
+        return
+    net = build(rule)
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    modes = [module.training for module in net.modules()]
+    parameters, true = dict(net.named_parameters()), rule.true_gradients(net, batch())
+    assert true
+    assert all(gradient.shape == parameters[name].shape for name, gradient in true.items())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
+    assert modes == [module.training for module in net.modules()]
+    assert all(parameter.grad is None for parameter in parameters.values())
 
 
 def test_the_units_hold_every_parameter_once(rule):
@@ -337,6 +360,8 @@ def test_apply_does_not_mind_in_which_order_a_gradient_lies_in_memory(layout):
         (NoPropFM(steps=10, draws=2), 0.893),
         (Backprop(blocks=3), 0.936),
         (Backprop(net="mlp"), 0.922),
+        (Backprop(net="linear"), 0.789),
+        (Backprop(net="mlp", norm="batch", deep_supervision=0.3), 0.931),
         (NeuralODE(), 0.891),
         (Backprop(net="mlp", ternary=True), 0.926),
         (NoiseStep(), 0.918),
@@ -353,6 +378,8 @@ def test_apply_does_not_mind_in_which_order_a_gradient_lies_in_memory(layout):
         "noprop-fm",
         "backprop",
         "backprop mlp",
+        "backprop linear",
+        "backprop deep supervision",
         "neural-ode",
         "backprop ternary",
         "noise-step",

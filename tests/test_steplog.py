@@ -32,6 +32,7 @@ from sidestep.steplog.trits import work_of
 from sidestep.training import Stopped
 from sidestep.training.progress import Silent
 from sidestep.update import Dense, Flips, Seeded
+from tests.reference.replay_plain import rebuilt, start_weights
 from tests.reference.steplog_plain import PlainAns, read_log
 from tests.reference.steplog_sample import write_sample
 
@@ -200,6 +201,26 @@ class TestLog:
                 assert found["stream"] == update.probes.noise.stream_id
                 if kind != "rank one":
                     assert found["density"] == update.probes.density
+
+    @pytest.mark.parametrize("options", [
+        {"estimator": "weight-probes", "probes": 6, "schedule": "loss-triggered"},
+        {"estimator": "weight-probes", "probes": 5, "exclusive": True, "density": 0.01, "schedule": "constant"},
+        {"estimator": "weight-probes", "probes": 3, "density": 1.0, "schedule": "constant"},
+        {"estimator": "rank-one", "update": "clamped-sum"},
+        {"estimator": "rank-one", "threshold": 20},
+        {"estimator": "local-losses", "update": "accumulators", "density": 0.5, "threshold": 2},
+        {"estimator": "local-losses", "flip_share": 0.02},
+    ], ids=str)  # fmt: skip
+    def test_a_plain_program_rebuilds_a_trained_net_by_the_document(self, tmp_path, options):
+        rule = RULES["noise-step"](hidden=(3, 2), bias=True, **options)
+        net = digits(tmp_path, rule=rule, batch=256, epochs=1).net
+        weights = torch.cat([parameter.flatten() for parameter in net.parameters()])
+        data, buffers = (tmp_path / "run/steps.steplog").read_bytes(), {}
+        assert rebuilt(data) == weights.tolist()
+        header, _ = read_log(data, buffers)
+        assert start_weights(header) != weights.tolist()
+        assert all(found == net.get_buffer(name).numpy().tobytes() for name, found in buffers.items())
+        assert ("schedule" in buffers) == (options.get("schedule") == "loss-triggered")
 
     @each_kind
     def test_rebuilds_the_weights_bit_for_bit(self, tmp_path, kind):
@@ -481,7 +502,9 @@ class TestRuns:
         assert not (tmp_path / "run" / "steps.steplog").exists()
 
     @pytest.mark.parametrize("kind", ["sparse", "flips"])
-    @pytest.mark.parametrize("lost", ["nothing", "state", "state and metrics", "state and a tail"])
+    @pytest.mark.parametrize(
+        "lost", ["nothing", "state", "state and metrics", "state and a tail", "state, metrics and config"]
+    )
     def test_a_killed_run_goes_on_to_the_same_bits(self, tmp_path, kind, lost):
         rule = Toy(kind)
         whole = digits(tmp_path, "whole", rule, epochs=3)
@@ -493,6 +516,9 @@ class TestRuns:
             (folder / "state.safetensors").unlink()
         if "metrics" in lost:
             (folder / "metrics.jsonl").unlink()
+        if "config" in lost:
+            (folder / "config.toml").unlink()
+            assert [file.name for file in folder.iterdir()] == ["steps.steplog"]
         if "tail" in lost:
             log = folder / "steps.steplog"
             log.write_bytes(log.read_bytes()[:-3])
@@ -795,6 +821,17 @@ class TestLosses:
             (tmp_path / f"two/{name}.safetensors").unlink()
         with pytest.raises(CheckpointError, match=r"another run.*training.*batch"):
             digits(tmp_path, "two", batch=64, resume=True)
+
+    def test_the_options_that_differ_are_named_alone(self, tmp_path):
+        digits(tmp_path, "one", Toy("sparse"))
+        (tmp_path / "two").mkdir()
+        shutil.copy(tmp_path / "one/steps.steplog", tmp_path / "two/steps.steplog")
+        message = r"is of another run \(rule.kind: sparse there, flips here\): use"
+        with pytest.raises(CheckpointError, match=message):
+            digits(tmp_path, "two", Toy("flips"), resume=True)
+        assert [file.name for file in (tmp_path / "two").iterdir()] == ["steps.steplog"]
+        with pytest.raises(InputError, match=r"no config.toml"):
+            digits(tmp_path, "two", Toy("sparse"))
 
     def test_a_log_that_is_gone_is_told(self, tmp_path):
         digits(tmp_path)

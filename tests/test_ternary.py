@@ -154,6 +154,18 @@ class OwnParameter(nn.Module):
         self.gain = nn.Parameter(torch.ones(3))
 
 
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.rows, self.out = nn.Embedding(5, 3), nn.Linear(3, 5, bias=False)
+        self.out.weight = self.rows.weight
+
+
+class DoubledNorm(nn.LayerNorm):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
 class TestTernarize:
     def test_it_leaves_the_module_alone_and_makes_a_ternary_twin(self):
         module = nn.Sequential(
@@ -186,6 +198,12 @@ class TestTernarize:
             (OwnParameter(), r"the module itself \(OwnParameter\).*parameters of its own"),
             (nn.Sequential(nn.ReLU()), "no ternary weights"),
             (nn.Sequential(nn.Linear(3, 3), nn.PReLU()), r"layer 1 \(PReLU\)"),
+            (nn.Sequential(nn.Conv1d(3, 3, 1)), r"layer 0 \(Conv1d\).*use nn.Conv2d"),
+            (nn.Sequential(nn.LazyLinear(3)), r"layer 0 \(LazyLinear\).*run the module on a batch first"),
+            (nn.Sequential(nn.Linear(3, 3), Tied()), r"1.out.weight and 1.rows.weight are one parameter"),
+            (nn.Sequential(torch.nn.utils.spectral_norm(nn.Linear(3, 3))), r"layer 0 \(Linear\).*remove them first"),
+            (nn.Sequential(nn.Linear(3, 3), DoubledNorm(3)), r"layer 1 \(DoubledNorm\).*parameters of its own"),
+            (nn.Sequential(nn.Linear(0, 3)), r"one input and one output or more, got weights of shape \(3, 0\)"),
         ],
     )
     def test_it_names_the_layer_that_it_cannot_turn_and_says_what_to_do(self, module, message):
@@ -197,6 +215,13 @@ class TestTernarize:
         twin = ternarize(nn.Sequential(shared, nn.ReLU(), shared), Noise(0))
         assert twin[0] is twin[2]
         assert type(twin[0]) is TernaryLinear
+
+    def test_norms_lose_their_scales_and_shifts_and_nothing_else(self):
+        norms = [nn.LayerNorm(6, eps=0.1), nn.RMSNorm(6, eps=0.2), nn.GroupNorm(2, 6, eps=0.3)]
+        twin = ternarize(nn.Sequential(nn.Linear(4, 6), *norms), Noise(0))
+        assert [name for name, _ in twin.named_parameters()] == ["0.weight", "0.bias"]
+        x = Noise(1).normal(12).view(2, 6)
+        assert all(torch.allclose(own(x), norm(x), atol=1e-6) for own, norm in zip(twin[1:], norms, strict=True))
 
     def test_names_of_classes_mean_nothing_and_own_forwards_are_not_thrown_away(self):
         class BatchNormFreeNet(nn.Sequential):

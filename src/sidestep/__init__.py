@@ -7,7 +7,7 @@
 """
 
 from sidestep import data, nets, noise, rules
-from sidestep.training import Options, Run, load_run, train
+from sidestep.training import Options, Run, align, load_run, train
 from sidestep.version import __version__
 
-__all__ = ["Options", "Run", "__version__", "data", "load_run", "nets", "noise", "rules", "train"]
+__all__ = ["Options", "Run", "__version__", "align", "data", "load_run", "nets", "noise", "rules", "train"]

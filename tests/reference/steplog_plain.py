@@ -1,10 +1,12 @@
 """A step log read by plain Python, one symbol at a time, from docs/step-log.md alone."""
 
 import json
+import math
 import struct
 import zlib
 
 ONE = 1 << 24
+WIDTHS = {"float32": 4, "float64": 8, "int64": 8}  # of the buffers in the tests
 
 
 class PlainAns:
@@ -68,8 +70,8 @@ def shares(counts):
     return found
 
 
-def read_log(data):
-    """Return the header and, per step, {trits, stream, ...} or [(position, move), ...]."""
+def read_log(data, buffers=None):
+    """Return the header and, per step, {trits, stream, ...} or [(position, move), ...]; puts bytes into `buffers`."""
     source = Bytes(data)
     magic, version, length = source.unpack("8sII")
     assert (magic, version) == (b"\x8eSTEPLOG", 1)
@@ -78,16 +80,18 @@ def read_log(data):
     assert source.unpack("I") == (crc,)
     weights = 0
     for _, _, shape in header["parameters"]:
-        size = 1
-        for side in shape:
-            size *= side
-        weights += size
+        weights += math.prod(shape)
     steps = []
     while source.rest():
         begin = source.at
         magic, kind, first, count, statistics, payload = source.unpack("4sIIIII")
         assert (magic, first) == (b"STEP", len(steps))
-        source.take(statistics)
+        values = Bytes(source.take(statistics))
+        while values.rest():
+            name, dtype, shape = header["buffers"][values.number()]
+            found = values.take(math.prod(shape) * WIDTHS[dtype])
+            if buffers is not None:
+                buffers[name] = found
         body = source.take(payload)
         crc = zlib.crc32(data[begin : source.at], crc)
         assert source.unpack("I") == (crc,)
@@ -100,6 +104,7 @@ def read_trits(source):
     for _ in range(source.number()):
         run = {"steps": source.number()}
         kind, run["stream"] = source.unpack("BI")
+        run["kind"] = kind
         run["count"] = source.number()
         if kind < 2:
             (run["density"],) = source.unpack("d")

@@ -142,9 +142,7 @@ def study_weights(  # long: what is trained, and how it is looked at
 def _start(rule: Rule, data: DataSet, options: Options) -> tuple[State, Loop]:
     """Return a new net with its optimiser, and the loop that trains it: as `train` starts them."""
     compute = Compute.find(options.device, options.precision)
-    pixels = str(data.train.images.dtype).removeprefix("torch.")
-    task = Task(data.image_shape, tuple(data.class_names), tuple(data.mean), tuple(data.std), pixels)
-    net = rule.build(task, Noise(options.seed).stream("build"), data.train, None).to(compute.device)
+    net = rule.build(Task.of(data), Noise(options.seed).stream("build"), data.train, None).to(compute.device)
     return State(net, rule.optimizer(net)), Loop(rule, data.to(compute.device), options, compute, None)
 
 

@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
+from sidestep.cli.align import align_command
 from sidestep.cli.lists import data_command, rules_command
 from sidestep.cli.log import inspect_command, replay_command, verify_command
 from sidestep.cli.output import fail, show
@@ -22,6 +23,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "train": train_command,
     "eval": eval_command,
     "predict": predict_command,
+    "align": align_command,
     "replay": replay_command,
     "inspect": inspect_command,
     "verify": verify_command,
@@ -40,6 +42,7 @@ commands:
   train RULE        train a net by a learning rule, e.g.: sidestep train noprop-dt --data mnist --out runs/a
   eval RUN          accuracy of a trained run by every sampler, e.g.: sidestep eval runs/a
   predict RUN FILE  classes of the images in a file, e.g.: sidestep predict runs/a images.npz
+  align RULE | RUN  how well a rule's estimates point along the true gradient, layer by layer, untrained or in a run
   replay LOG        rebuild a trained net from its step log, e.g.: sidestep replay runs/a --out model.safetensors
   inspect LOG       what a step log holds, and its size beside the packed weights
   verify LOG RUN    replay a step log and compare with the weights of a run, bit for bit

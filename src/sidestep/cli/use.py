@@ -18,7 +18,7 @@ from sidestep.errors import InputError
 from sidestep.training import Run, load_run
 from sidestep.training.folder import RunFolder
 
-__all__ = ["eval_command", "predict_command"]
+__all__ = ["check_cut", "check_task", "data_of", "eval_command", "predict_command"]
 
 
 def eval_command(arguments: list[str]) -> None:
@@ -76,10 +76,10 @@ def _evaluate(
         json: Print one JSON object.
     """
     trained = _load(run, module, device, set)
-    found = _data_of(run, data, data_dir)
-    _check_task(trained, found, known=found.name in {known.name for known in names()})
+    found = data_of(run, data, data_dir)
+    check_task(trained, found, known=found.name in {known.name for known in names()})
     if split != "test":
-        _check_cut(run, found, own=data is None)
+        check_cut(run, found, own=data is None, instead="evaluate on --split test")
     part = found.test if split == "test" else found.validation if split == "validation" else found.train
     if not len(part):
         raise InputError(f"{found.name} has no {split} images; choose another --split")
@@ -97,7 +97,8 @@ def _evaluate(
     show_table(title, ["by", "accuracy"], rows)
 
 
-def _data_of(run: Path, data: str | None, data_dir: Path | None) -> DataSet:
+def data_of(run: Path, data: str | None, data_dir: Path | None) -> DataSet:
+    """Return the data set of that name, or the one that a run was trained on."""
     saved = RunFolder(run).config().get("data", {})
     directory = data_dir or default_data_dir() or (Path(saved["data_dir"]) if "data_dir" in saved else None)
     name = data or saved.get("name", "arrays")
@@ -109,7 +110,7 @@ def _data_of(run: Path, data: str | None, data_dir: Path | None) -> DataSet:
     )
 
 
-def _check_task(trained: Run, found: DataSet, known: bool) -> None:
+def check_task(trained: Run, found: DataSet, known: bool) -> None:
     """Refuse data of another kind; classes of a file that are only numbered are taken to be those trained on."""
     if tuple(found.image_shape) != trained.task.image_shape:
         raise InputError(
@@ -130,14 +131,14 @@ def _check_task(trained: Run, found: DataSet, known: bool) -> None:
     trained.task.check_pixels(found.train.images)
 
 
-def _check_cut(run: Path, found: DataSet, own: bool) -> None:
+def check_cut(run: Path, found: DataSet, own: bool, instead: str) -> None:
     """Refuse to call images a validation split that the net was trained on."""
     saved = RunFolder(run).config().get("data", {})
     wanted = (saved.get("train_images"), saved.get("validation_images"))
     if own and wanted != (len(found.train), len(found.validation)):
         raise InputError(
             f"the run was trained on {wanted[0]} images and validated on {wanted[1]}, but {found.name} is now cut into "
-            f"{len(found.train)} and {len(found.validation)}: evaluate on --split test"
+            f"{len(found.train)} and {len(found.validation)}: {instead}"
         )
 
 

@@ -17,7 +17,10 @@ __all__ = ["MLP", "ChainedBlocks"]
 
 
 class MLP(nn.Module):
-    """Dense layers with ReLU between them; (batch, channels, height, width) -> logits (batch, classes)."""
+    """Dense layers with ReLU between them; (batch, channels, height, width) -> logits (batch, classes).
+
+    Without hidden layers this is a linear classifier.
+    """
 
     def __init__(self, image_shape: tuple[int, int, int], hidden: tuple[int, ...], classes: int) -> None:
         super().__init__()
@@ -81,12 +84,18 @@ class ChainedBlocks(nn.Module):
 
     def forward(self, images: Tensor, latent: Tensor | None = None) -> Tensor:
         """Return the class logits, (batch, classes), from z_0 = `latent`, (batch, dimension), or from 0."""
+        return self.every_logits(images, latent)[-1]
+
+    def every_logits(self, images: Tensor, latent: Tensor | None = None) -> list[Tensor]:
+        """Return every block's own logits, then those that `forward` gives."""
         if latent is None:
             latent = self.embedding.new_zeros(len(images), self.dimension)
+        found = []
         for block, weight in zip(self.blocks, self.mixing.tanh(), strict=True):
             if self.activation_checkpointing and self.training:
                 logits = checkpoint(repeatable(block), images, latent, use_reentrant=False)
             else:
                 logits = block(images, latent)
+            found.append(logits)
             latent = (1 - weight) * latent + weight * expected_embedding(logits, self.embedding)
-        return self.readout(latent, self.embedding)
+        return [*found, self.readout(latent, self.embedding)]

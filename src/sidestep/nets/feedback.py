@@ -8,7 +8,8 @@ Liao, Leibo and Poggio, "How important is weight symmetry in backpropagation?" (
 without weight transport" (2019).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
@@ -18,7 +19,7 @@ from torch.nn.grad import conv2d_input
 from sidestep.errors import InputError
 from sidestep.noise import Noise
 
-__all__ = ["FeedbackKind", "FeedbackLayer", "check_layers", "with_feedback"]
+__all__ = ["FeedbackKind", "FeedbackLayer", "check_layers", "exact_errors", "with_feedback"]
 
 FeedbackKind = Literal["random", "sign-symmetric", "kolen-pollack"]
 
@@ -35,7 +36,7 @@ class FeedbackLayer(nn.Module):
 
     def __init__(self, layer: nn.Linear | nn.Conv2d, kind: FeedbackKind, noise: Noise) -> None:
         super().__init__()
-        self.layer, self.kind = layer, kind
+        self.layer, self.kind, self.exact = layer, kind, False
         if kind == "sign-symmetric":
             return
         with noise.torch_seeded():
@@ -54,8 +55,8 @@ class FeedbackLayer(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Return what the layer gives; its derivative by the inputs goes through `matrix()`."""
-        outputs = self.layer(inputs.detach())
-        if not inputs.requires_grad:
+        outputs = self.layer(inputs if self.exact else inputs.detach())
+        if self.exact or not inputs.requires_grad:
             return outputs
         return _CarriedBack.apply(outputs, inputs, self._back(inputs.shape))
 
@@ -99,6 +100,19 @@ def check_layers(net: nn.Module) -> None:
                 f"layer {name} (Conv2d) pads with {layer.padding_mode}, {layer.padding!r}; feedback needs a number of "
                 "zeros, for instance padding=1"
             )
+
+
+@contextmanager
+def exact_errors(net: nn.Module) -> Iterator[None]:
+    """Inside, errors come back through the weights: the gradient is the true one, to measure feedback against."""
+    layers = [layer for layer in net.modules() if isinstance(layer, FeedbackLayer)]
+    for layer in layers:
+        layer.exact = True
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.exact = False
 
 
 def with_feedback(net: nn.Module, kind: FeedbackKind, noise: Noise) -> None:

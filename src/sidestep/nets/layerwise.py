@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from sidestep.errors import InputError
+from sidestep.nets.heads import logits_of_heads
 from sidestep.nets.own import ImagePath, image_paths
 from sidestep.nets.precision import at_least_float32
 from sidestep.nets.ternary_nets import ChannelsLast, GridAverage
@@ -47,11 +48,7 @@ class LayerwiseNet(nn.Module):
 
     def every_logits(self, images: Tensor) -> list[Tensor]:
         """Return the logits of every head, from the first stage on."""
-        found = []
-        for stage, head in zip(self.stages, self.heads, strict=True):
-            images = stage(images)
-            found.append(at_least_float32(head(images)))
-        return found
+        return logits_of_heads(self.stages, self.heads, images)
 
 
 def layerwise_net(

@@ -49,6 +49,7 @@ def cosine_alpha_bar(blocks: int, offset: float = 0.008, low: float = 1e-3, high
     """
     if blocks < 1:
         raise InputError(f"blocks must be at least 1, got {blocks}")
+    _check_clip(low, high)
     time = torch.linspace(1, 0, blocks + 1, dtype=torch.float64)
     squared = torch.cos((time + offset) / (1 + offset) * math.pi / 2) ** 2
     alpha_bar = (squared / squared[-1]).clamp(low, high)
@@ -69,7 +70,7 @@ def readable_alpha_bar(blocks: int, classes: int, low: float = 1e-3, high: float
     """
     if blocks < 1:
         raise InputError(f"blocks must be at least 1, got {blocks}")
-    check_alpha_bar(torch.tensor([low, high], dtype=torch.float64))
+    _check_clip(low, high)
     start, end = (math.log(level / (1 - level)) for level in (low, high))
     log_snr = torch.linspace(start, end, 4001, dtype=torch.float64)
     spread = torch.linspace(-8, 8, 401, dtype=torch.float64)  # x - delta: few points are enough wherever delta lies
@@ -81,6 +82,14 @@ def readable_alpha_bar(blocks: int, classes: int, low: float = 1e-3, high: float
     alpha_bar = torch.sigmoid(torch.cat([log_snr[:1], log_snr[places], log_snr[-1:]]))
     check_alpha_bar(alpha_bar)
     return alpha_bar.float()
+
+
+def _check_clip(low: float, high: float) -> None:
+    if not 0 < low < high < 1:
+        raise InputError(
+            f"alpha_bar is clipped to [smallest, largest], two values in (0, 1) that rise, got [{low:g}, {high:g}]; "
+            "for instance [0.001, 0.999]"
+        )
 
 
 def check_alpha_bar(alpha_bar: Tensor) -> None:

@@ -11,21 +11,23 @@ from sidestep.noise import Noise
 
 __all__ = ["ternarize"]
 
-NORMS = (nn.LayerNorm, nn.GroupNorm, nn.InstanceNorm2d)  # taken over without their scales and shifts
-REFUSED: dict[type[nn.Module], str] = {
+NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.InstanceNorm2d)  # taken over without their scales and shifts
+REFUSED: dict[type, str] = {
     nn.modules.batchnorm._BatchNorm: "no probe moves its running statistics; use nn.GroupNorm or nn.LayerNorm",
     nn.modules.dropout._DropoutNd: "a directional derivative needs one fixed net; leave it out",
     nn.MultiheadAttention: "its weights are plain parameters; build attention from nn.Linear layers and a softmax",
     nn.RNNBase: "its weights are plain parameters; build the recurrence from nn.Linear layers",
     nn.modules.conv._ConvTransposeNd: "there is no ternary form of it yet; use nn.Upsample and nn.Conv2d",
+    nn.Conv1d: "there is no ternary form of it; use nn.Conv2d on (batch, channels, 1, length)",
+    nn.modules.lazy.LazyModuleMixin: "its shape is not known yet; run the module on a batch first, or give its sizes",
 }
 
 
 def ternarize(module: nn.Module, noise: Noise) -> nn.Module:
     """Return a copy of `module` whose linear, convolution and embedding layers hold only trits, drawn from `noise`.
 
-    Layer, group and instance norms lose their scales and shifts. Modules of the user's stay, if they have no parameters
-    of their own outside of such layers.
+    Layer, RMS, group and instance norms lose their scales and shifts. Modules of the user's stay, if they have no
+    parameters of their own outside of such layers.
 
     Raises:
         InputError: naming the layer that has no ternary form, and what to do.
@@ -33,6 +35,7 @@ def ternarize(module: nn.Module, noise: Noise) -> nn.Module:
     >>> ternarize(nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)), Noise(0))[0].weight.dtype
     torch.int8
     """
+    _check_kept(module)
     twin = copy.deepcopy(module)
     if (replaced := _ternary_form("the module itself", twin)) is not None:
         twin = replaced
@@ -42,6 +45,30 @@ def ternarize(module: nn.Module, noise: Noise) -> nn.Module:
         layer.draw(noise.sub(index))
     ternary_parameters(twin)
     return twin
+
+
+def _check_kept(module: nn.Module) -> None:
+    """Raise InputError for what a layer has and its ternary form would drop without a word: hooks, shared weights."""
+    seen: dict[int, str] = {}
+    for name, layer in module.named_modules():
+        kind = type(layer).__name__
+        replaced = isinstance(layer, (nn.Linear, nn.Conv2d, nn.Embedding, *NORMS))
+        if replaced and (layer._forward_pre_hooks or layer._forward_hooks) and not _is_lazy(layer):
+            raise InputError(
+                f"layer {name or 'the module itself'} ({kind}) cannot be ternary: it has hooks, as weight or spectral "
+                "norm leave them, which a ternary layer does not run; remove them first"
+            )
+        for own, parameter in layer.named_parameters(recurse=False):
+            here = f"{name}.{own}".lstrip(".")
+            if seen.setdefault(id(parameter), here) != here:
+                raise InputError(
+                    f"{here} and {seen[id(parameter)]} are one parameter, and would become two: use one layer in both "
+                    "places, or give each layer weights of its own"
+                )
+
+
+def _is_lazy(layer: nn.Module) -> bool:
+    return isinstance(layer, nn.modules.lazy.LazyModuleMixin)
 
 
 def _replace_children(module: nn.Module, prefix: str, made: dict[int, nn.Module]) -> None:
@@ -77,12 +104,13 @@ def _ternary_form(name: str, layer: nn.Module) -> nn.Module | None:
         if layer.padding_idx is not None or layer.max_norm is not None:
             raise InputError(f"layer {name} (Embedding) cannot be ternary with a padding_idx or a max_norm")
         return TernaryEmbedding(layer.num_embeddings, layer.embedding_dim)
-    if isinstance(layer, NORMS):
+    if type(layer) in NORMS:
         return _plain_norm(name, layer)
     if any(True for _ in layer.parameters(recurse=False)) and not isinstance(layer, TernaryLayer):
         raise InputError(
             f"layer {name} ({kind}) cannot be ternary: it has parameters of its own; there are ternary nn.Linear, "
-            "nn.Conv2d and nn.Embedding, of exactly these types and without parametrisations, and norms"
+            "nn.Conv2d and nn.Embedding, of exactly these types and without parametrisations, and "
+            f"{', '.join(norm.__name__ for norm in NORMS)} without theirs"
         )
     return None
 
@@ -98,6 +126,8 @@ def _ternary_convolution(name: str, layer: nn.Conv2d) -> nn.Module:
 def _plain_norm(name: str, layer: nn.Module) -> nn.Module:
     if isinstance(layer, nn.LayerNorm):
         return nn.LayerNorm(layer.normalized_shape, layer.eps, elementwise_affine=False)
+    if isinstance(layer, nn.RMSNorm):
+        return nn.RMSNorm(list(layer.normalized_shape), layer.eps, elementwise_affine=False)
     if isinstance(layer, nn.GroupNorm):
         return nn.GroupNorm(layer.num_groups, layer.num_channels, layer.eps, affine=False)
     assert isinstance(layer, nn.InstanceNorm2d)

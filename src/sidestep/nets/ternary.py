@@ -26,6 +26,7 @@ __all__ = [
     "pack_layers",
     "packed_size",
     "ternary_parameters",
+    "unpack_layers",
 ]
 
 
@@ -34,6 +35,8 @@ class TernaryLayer(nn.Module):
 
     def __init__(self, shape: tuple[int, ...], bias: int, scale: float) -> None:
         super().__init__()
+        if min(shape) < 1:
+            raise InputError(f"a ternary layer needs one input and one output or more, got weights of shape {shape}")
         self.shape, self.scale = shape, scale
         self.weight: Tensor | None = _trits(shape)
         self.bias: Tensor | None = _trits((bias,)) if bias else None
@@ -63,6 +66,14 @@ class TernaryLayer(nn.Module):
             if parameter is not None:
                 self.packed[name] = pack_trits(parameter)
                 setattr(self, name, None)
+
+    def unpack(self) -> None:
+        """Keep the trits as int8 parameters again, as they are trained."""
+        for name, packed in self.packed.items():
+            shape = self.shape if name == "weight" else self.shape[:1]
+            trits = unpack_trits(packed, math.prod(shape)).view(shape)
+            setattr(self, name, nn.Parameter(trits, requires_grad=False))
+        self.packed = {}
 
     def _apply(self, fn: Any, recurse: bool = True) -> "TernaryLayer":
         super()._apply(fn, recurse)
@@ -186,6 +197,14 @@ def pack_layers(net: nn.Module) -> nn.Module:
     return net
 
 
+def unpack_layers(net: nn.Module) -> nn.Module:
+    """Undo `pack_layers`, in place. Returns the net."""
+    for layer in net.modules():
+        if isinstance(layer, TernaryLayer):
+            layer.unpack()
+    return net
+
+
 def packed_size(net: nn.Module) -> int:
     """Return the bytes that the net's trits take, five to a byte, each layer on its own."""
     return sum(packed_bytes(parameter.numel()) for parameter in ternary_parameters(net).values())
@@ -196,4 +215,4 @@ def _trits(shape: tuple[int, ...]) -> nn.Parameter:
 
 
 def _scale(given: float | None, fan_in: int) -> float:
-    return math.sqrt(1.5 / fan_in) if given is None else given
+    return math.sqrt(1.5 / max(1, fan_in)) if given is None else given  # without inputs, the layer refuses

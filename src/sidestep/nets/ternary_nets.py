@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from sidestep.errors import InputError
+from sidestep.nets.heads import logits_of_heads
 from sidestep.nets.own import ImagePath, image_paths
 from sidestep.nets.precision import at_least_float32
 from sidestep.nets.ternarize import ternarize
@@ -112,12 +113,7 @@ class TernaryNet(nn.Module):
 
     def every_logits(self, images: Tensor) -> list[Tensor]:
         """Return the logits of every head, from the first stage on."""
-        found = []
-        for stage, head in itertools.zip_longest(self.stages, self.heads if self.local else []):
-            images = stage(images)
-            if head is not None:
-                found.append(at_least_float32(head(images)))
-        return found if self.local else [at_least_float32(self.heads[-1](images))]
+        return logits_of_heads(self.stages, self.heads, images)
 
 
 def ternary_mlp(

@@ -13,7 +13,7 @@ from sidestep.rules.noise_step import NoiseStep
 from sidestep.rules.noprop_ct import NoPropCT
 from sidestep.rules.noprop_dt import NoPropDT
 from sidestep.rules.noprop_fm import NoPropFM
-from sidestep.rules.protocol import Batch, Rule, Task
+from sidestep.rules.protocol import Batch, Measurable, Rule, Task
 from sidestep.rules.spsa import SPSA
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "ForwardGradient",
     "Hebbian",
     "LocalLoss",
+    "Measurable",
     "NeuralODE",
     "NoPropCT",
     "NoPropDT",

@@ -1,7 +1,11 @@
 """Back-propagation, the baseline: one unit, the whole net, trained end to end on the cross-entropy of its output.
 
-`g = d CE(f(x), y) / d theta` by reverse-mode differentiation (Rumelhart, Hinton, Williams 1986); with activation
-checkpointing (Chen et al. 2016) only the blocks' inputs are kept and the rest is computed again on the way back.
+    g = d/dtheta [ CE(f(x), y) + c sum_l CE(f_l(x), y) ]
+
+by reverse-mode differentiation (Rumelhart, Hinton, Williams 1986); c = 0 but with deep supervision, where f_l is what
+block or stage l says by itself (Lee et al., "Deeply-supervised nets", 2015, equation 3, with its hinge losses as
+cross-entropies). Two ways to less memory: activation checkpointing keeps the inputs of blocks or stages only, and
+computes the rest again on the way back (Chen et al. 2016); accumulation takes g as the mean over parts of the batch.
 """
 
 from collections.abc import Collection
@@ -17,15 +21,18 @@ from sidestep.errors import InputError
 from sidestep.nets.baselines import MLP, ChainedBlocks
 from sidestep.nets.dropout import masks_from
 from sidestep.nets.embeddings import embedding_distances
+from sidestep.nets.heads import logits_of_heads
+from sidestep.nets.layerwise import LayerwiseNet, layerwise_net
 from sidestep.nets.own import ImagePath, image_paths
 from sidestep.nets.paths import path_maker
 from sidestep.nets.straight_through import float_twin
-from sidestep.nets.ternary_nets import ternary_conv_net, ternary_mlp
+from sidestep.nets.ternary_nets import TernaryNet, ternary_conv_net, ternary_mlp
 from sidestep.nets.units import kept_statistics
 from sidestep.noise import Noise
 from sidestep.rules.dense import adamw, apply_dense, check_choice, check_positive, check_range, gradients_of
 from sidestep.rules.labels import embedding_for, learns
 from sidestep.rules.protocol import Batch, Task
+from sidestep.rules.true_gradient import end_to_end
 from sidestep.update import Dense, Update
 
 __all__ = ["Backprop"]
@@ -35,12 +42,16 @@ __all__ = ["Backprop"]
 class Backprop:
     """Train the whole net end to end by back-propagation, with AdamW."""
 
-    net: Literal["chained-blocks", "mlp", "conv"] = "chained-blocks"
-    """Network: the NoProp paper's blocks in a chain, dense layers, or the stages of noise-step's conv net."""
+    net: Literal["chained-blocks", "mlp", "conv", "linear"] = "chained-blocks"
+    """Network: the NoProp paper's blocks in a chain, dense layers, the stages of noise-step's conv net, or a linear
+    classifier of the pixels."""
     blocks: int = 10
     """Number of chained blocks (the NoProp paper's T)."""
     hidden: tuple[int, ...] = (256, 256)
     """Widths of the MLP's hidden layers, or channels of the conv net's stages."""
+    norm: Literal["none", "layer", "batch"] = "none"
+    """Norm before each ReLU of the MLP, as in the nets of local-loss and feedback-alignment: none, over an example's
+    features, or over the batch with running statistics. The conv net has batch norm."""
     pooled: tuple[int, ...] | None = None
     """Stages of the conv net that pool, from 1. Default: the first ones, while a feature map has 9 rows or more."""
     ternary: bool = False
@@ -54,15 +65,22 @@ class Backprop:
     """Image path of the blocks: the NoProp paper's (Figure 6), pooled for images beyond 64 x 64, or a ResNet-9."""
     label_smoothing: float = 0.0
     """Share of a label that is spread over all classes."""
+    deep_supervision: float = 0.0
+    """Weight c of the losses of all blocks, or of all stages but the last; every stage of an MLP or conv net then has a
+    head."""
     activation_checkpointing: bool = False
-    """Keep only the blocks' inputs for the backward pass and compute the rest again: less memory, more time."""
+    """Keep only the inputs of blocks or stages for the backward pass and compute the rest again: less memory, more
+    time."""
+    accumulate: int = 1
+    """Parts of a batch that are computed one after another, their gradients summed: less memory. The same gradient, but
+    for batch norm, which sees each part by itself."""
     learning_rate: float = 1e-3
     """Step size of AdamW."""
     weight_decay: float = 1e-3
     """Decoupled weight decay of AdamW."""
 
     name: ClassVar[str] = "backprop"
-    summary: ClassVar[str] = "Back-propagation through the whole net, with or without activation checkpointing"
+    summary: ClassVar[str] = "Back-propagation: plain, checkpointed, accumulated, deeply supervised; linear classifier"
     predictors: ClassVar[tuple[str, ...]] = ("forward",)
     for_inference: ClassVar[tuple[str, ...]] = ()
 
@@ -79,25 +97,45 @@ class Backprop:
             raise InputError("embedding, dimension and path are the chain's; use them with net = chained-blocks")
         if self.net != "conv" and self.pooled is not None:
             raise InputError("pooled is for net = conv, whose stages it counts")
-        if self.ternary and self.net == "chained-blocks":
+        if self.ternary and self.net not in ("mlp", "conv"):
             raise InputError("ternary weights are there for the nets of noise-step; use them with net = mlp or conv")
-        if self.activation_checkpointing and self.net != "chained-blocks":
-            raise InputError("activation_checkpointing needs blocks to checkpoint; use it with net = chained-blocks")
+        if self.norm != "none" and (self.net != "mlp" or self.ternary):
+            raise InputError("norm is for net = mlp without ternary weights; the other nets have norms of their own")
+        check_range(0, 100, deep_supervision=self.deep_supervision)
+        check_range(1, 1_000_000, accumulate=self.accumulate)
+        if self.deep_supervision and (self.net == "linear" or (self.net != "chained-blocks" and len(self.hidden) < 2)):
+            raise InputError(
+                "deep_supervision puts a loss on every stage below the last, and this net has none; take net = mlp or "
+                "conv with two stages (hidden) or more, or chained-blocks"
+            )
+        if self.activation_checkpointing and (self.net == "linear" or (self.net == "mlp" and not self._in_stages)):
+            raise InputError(
+                "activation_checkpointing leaves out what lies inside blocks or stages, and between dense layers and "
+                "ReLUs nothing does; use it with net = chained-blocks or conv, or with a norm"
+            )
+
+    @property
+    def _in_stages(self) -> bool:
+        return self.ternary or self.norm != "none"
 
     def build(self, task: Task, noise: Noise, examples: Split | None, module: ImagePath | None) -> nn.Module:
         """Make the net; a module of the user's takes the place of the blocks' image path."""
         if self.net != "chained-blocks" and module is not None:
             raise InputError("a module of your own is an image path of blocks; use it with net = chained-blocks")
+        heads = self.deep_supervision > 0
         if self.ternary or self.net == "conv":
             shape, classes = task.image_shape, task.classes
             if self.net == "mlp":
-                stages = ternary_mlp(shape, self.hidden, classes, bias=False, local=False)
+                stages = ternary_mlp(shape, self.hidden, classes, bias=False, local=heads)
             else:
-                stages = ternary_conv_net(shape, self.hidden, classes, False, False, self.pooled, "batch")
+                stages = ternary_conv_net(shape, self.hidden, classes, False, heads, self.pooled, "batch")
             return float_twin(stages, noise.stream("layers"), self.ternary)
-        if self.net == "mlp":
+        if self.net == "mlp" and (self.norm != "none" or heads):
+            with noise.stream("layers").torch_seeded():
+                return layerwise_net("mlp", task.image_shape, self.hidden, task.classes, self.norm, heads)
+        if self.net in ("mlp", "linear"):
             with noise.stream("blocks").torch_seeded():
-                return MLP(task.image_shape, self.hidden, task.classes)
+                return MLP(task.image_shape, self.hidden if self.net == "mlp" else (), task.classes)
         rows = embedding_for(self.embedding, self.dimension, False, task, noise.stream("embedding"), examples)
         given = path_maker(self.path, task.image_shape, norm=True) if module is None else module
         paths = image_paths(given, self.blocks, noise.stream("paths"))
@@ -120,24 +158,36 @@ class Backprop:
         return adamw(net, self.units(net), self.learning_rate, self.weight_decay)
 
     def estimate(self, net: nn.Module, batch: Batch, noise: Noise) -> Update:
-        """Return the gradient of the batch's mean cross-entropy."""
+        """Return the gradient of the batch's mean loss, as the mean of its parts."""
         net.train()
-        generator = noise.generator(batch.images.device)
-        inputs = [batch.images]
+        device, size = batch.images.device, self._part_size(net, len(batch.labels))
+        generator = noise.generator(device)
+        given = [batch.images, batch.labels]
         if isinstance(net, ChainedBlocks):
             start = net.embedding.new_empty(len(batch.labels), net.dimension)
-            inputs.append(start.normal_(generator=generator))
+            given.append(start.normal_(generator=generator))
+        gradients: dict[str, Tensor] = {}
+        losses: dict[str, Tensor] = {}
+        statistics: dict[str, Tensor] = {}
         with (
             kept_statistics(net) as changed,
             masks_from(generator),
-            noise.stream("module").torch_seeded(
-                batch.images.device
-            ),  # for modules of the user's that draw from torch's own generator
+            noise.stream("module").torch_seeded(device),  # for modules of the user's that draw from torch's generator
         ):
-            loss = cross_entropy(net(*inputs), batch.labels, label_smoothing=self.label_smoothing)
-            statistics = changed()  # before the way back, where checkpointed blocks run, and count, a second time
-            gradients = gradients_of(loss, dict(net.named_parameters()))
-        return Dense(gradients, statistics, {"net: cross-entropy": loss.detach()})
+            for part in zip(*(tensor.split(size) for tensor in given), strict=True):
+                loss, terms = self._losses(net, *part)
+                statistics = changed()  # before the way back, where checkpointed blocks run, and count, a second time
+                found = gradients_of(loss / self.accumulate, dict(net.named_parameters()))
+                gradients = {name: gradients[name] + g if gradients else g for name, g in found.items()}
+                losses = {name: losses.get(name, 0) + term.detach() / self.accumulate for name, term in terms.items()}
+                with torch.no_grad():
+                    for name, value in statistics.items():
+                        net.get_buffer(name).copy_(value)
+        return Dense(gradients, statistics, losses)
+
+    def true_gradients(self, net: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """Return the gradient of the mean cross-entropy; a chain's as it predicts: z_0 = 0, running statistics."""
+        return end_to_end(net, batch, net, running=isinstance(net, ChainedBlocks))
 
     def decide(self, net: nn.Module, update: Update, optimizer: torch.optim.Optimizer) -> Update:
         """Return the update as it is."""
@@ -160,3 +210,34 @@ class Backprop:
         if isinstance(net, ChainedBlocks) and learns(self.embedding):
             return embedding_distances(net.embedding)
         return {}
+
+    def _part_size(self, net: nn.Module, examples: int) -> int:
+        if examples % self.accumulate:
+            raise InputError(
+                f"the batch must be a multiple of accumulate = {self.accumulate}, got {examples} examples; change one "
+                "of them"
+            )
+        size = examples // self.accumulate
+        if size == 1 and examples > 1 and any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in net.modules()):
+            raise InputError(f"accumulate = {self.accumulate} leaves parts of one example, and batch norm needs two")
+        return size
+
+    def _losses(
+        self, net: nn.Module, images: Tensor, labels: Tensor, start: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss to be differentiated, shape (), and its terms by name."""
+        if isinstance(net, ChainedBlocks):
+            every = net.every_logits(images, start)
+        elif isinstance(net, LayerwiseNet | TernaryNet):
+            every = logits_of_heads(net.stages, net.heads, images, self.activation_checkpointing)
+        else:
+            every = [net(images)]
+        loss = cross_entropy(every[-1], labels, label_smoothing=self.label_smoothing)
+        terms = {"net: cross-entropy": loss}
+        if self.deep_supervision:
+            kind = "block" if isinstance(net, ChainedBlocks) else "stage"
+            for index, logits in enumerate(every[:-1]):
+                term = cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
+                terms[f"net: cross-entropy of {kind} {index}"] = term
+                loss = loss + self.deep_supervision * term
+        return loss, terms

@@ -23,6 +23,7 @@ from sidestep.nets.units import kept_statistics
 from sidestep.noise import Noise
 from sidestep.rules.dense import adamw, apply_dense, check_choice, check_positive, check_range, gradients_of
 from sidestep.rules.protocol import Batch, Task
+from sidestep.rules.true_gradient import end_to_end
 from sidestep.update import Dense, Update
 
 __all__ = ["DirectFeedbackAlignment"]
@@ -97,6 +98,10 @@ class DirectFeedbackAlignment:
                 wanted = _parameters(net.stages[index], f"stages.{index}")
                 gradients |= gradients_of(_agreement(output, error, net.get_buffer(f"feedback_{index}")), wanted)
         return Dense(gradients, statistics, {"net: cross-entropy": loss.detach()})
+
+    def true_gradients(self, net: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """Return the gradient of the net's mean cross-entropy."""
+        return end_to_end(net, batch, net)
 
     def decide(self, net: nn.Module, update: Update, optimizer: torch.optim.Optimizer) -> Update:
         """Return the update as it is."""

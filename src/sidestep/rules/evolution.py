@@ -26,8 +26,8 @@ from sidestep.nets.units import kept_statistics
 from sidestep.noise import Noise
 from sidestep.rules.dense import apply_dense, check_choice, check_positive, check_range
 from sidestep.rules.forward_only import (
-    OBJECTIVES,
     Fitness,
+    check_named,
     fitness_of,
     losses_under,
     make_net,
@@ -35,6 +35,7 @@ from sidestep.rules.forward_only import (
     probabilities,
 )
 from sidestep.rules.protocol import Batch, Task
+from sidestep.rules.true_gradient import end_to_end
 from sidestep.update import Dense, Update
 
 __all__ = ["Evolution"]
@@ -67,8 +68,9 @@ class Evolution:
     """What counts of a member's loss: the loss, its z-score, or its centred rank among all members of the step."""
     objective: str = "cross-entropy"
     """What is made small: cross-entropy, or accuracy (the share of errors), or one that was added in Python."""
-    optimizer_kind: Literal["adamw", "sgd"] = "adamw"
-    """Optimiser: AdamW, or SGD with momentum 0.9."""
+    optimizer_kind: str = "adamw"
+    """Optimiser: adamw, sgd (with momentum 0.9), plain-sgd, adam, rmsprop, adagrad, adadelta, adafactor, adamax, nadam,
+    radam or asgd, as torch.optim has them; or one that was added in Python."""
     learning_rate: float = 3e-3
     """Step size."""
     weight_decay: float = 0.0
@@ -87,8 +89,7 @@ class Evolution:
         check_range(0, 1, weight_decay=self.weight_decay)
         if self.population % 2:
             raise InputError(f"population must be even, since members come in antithetic pairs, got {self.population}")
-        if self.objective not in OBJECTIVES:
-            raise InputError(f"objective must be one of {', '.join(OBJECTIVES)}, got {self.objective!r}")
+        check_named(self.objective, self.optimizer_kind)
         if self.per == "example" and self.noise_kind == "full-rank":
             raise InputError(
                 "full-rank noise for every example is as large as all weights times the batch; use per = group, or "
@@ -110,7 +111,7 @@ class Evolution:
         return {"net": [name for name, _ in net.named_parameters()]}
 
     def optimizer(self, net: nn.Module) -> torch.optim.Optimizer:
-        """Make AdamW or SGD."""
+        """Make the optimiser."""
         return make_optimizer(self.optimizer_kind, net, self.units(net), self.learning_rate, self.weight_decay)
 
     def estimate(self, net: nn.Module, batch: Batch, noise: Noise) -> Update:
@@ -122,10 +123,15 @@ class Evolution:
             raise InputError(f"the batch must be a multiple of group = {size}, got {len(batch.labels)} examples")
         members = Members(self.population // 2, len(batch.labels) // size, size)
         directions = Directions(noise.stream("directions"), self.distribution)
-        with torch.no_grad(), kept_statistics(net) as changed:
+        drawing = noise.stream("module").torch_seeded(batch.images.device)  # modules of the user's that draw repeat
+        with torch.no_grad(), kept_statistics(net) as changed, drawing:
             way = self._rank_one if self.noise_kind == "rank-1" else self._full_rank
             gradients, losses = way(net, batch, members, directions)
             return Dense(gradients, changed(), {f"net: {self.objective}": losses.mean()})
+
+    def true_gradients(self, net: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """Return the gradient of the net's mean cross-entropy."""
+        return end_to_end(net, batch, net)
 
     def decide(self, net: nn.Module, update: Update, optimizer: torch.optim.Optimizer) -> Update:
         """Return the update as it is."""

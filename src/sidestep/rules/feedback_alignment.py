@@ -16,13 +16,14 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, cross_entropy
 
 from sidestep.data import Split
-from sidestep.nets.feedback import FeedbackLayer, with_feedback
+from sidestep.nets.feedback import FeedbackLayer, exact_errors, with_feedback
 from sidestep.nets.layerwise import check_hidden, layerwise_net, layerwise_own
 from sidestep.nets.own import ImagePath
 from sidestep.nets.units import kept_statistics
 from sidestep.noise import Noise
 from sidestep.rules.dense import adamw, apply_dense, check_choice, check_positive, check_range, gradients_of
 from sidestep.rules.protocol import Batch, Task
+from sidestep.rules.true_gradient import end_to_end
 from sidestep.update import Dense, Update
 
 __all__ = ["FeedbackAlignment"]
@@ -89,6 +90,11 @@ class FeedbackAlignment:
             for name in _feedback_layers(net):
                 gradients[f"{name}.feedback"] = gradients[f"{name}.layer.weight"].clone()
         return Dense(gradients, statistics, {"net: cross-entropy": loss.detach()})
+
+    def true_gradients(self, net: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """Return the gradient of the mean cross-entropy, whose errors come back through the weights."""
+        with exact_errors(net):
+            return end_to_end(net, batch, net)
 
     def decide(self, net: nn.Module, update: Update, optimizer: torch.optim.Optimizer) -> Update:
         """Return the update as it is."""

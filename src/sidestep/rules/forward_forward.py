@@ -58,6 +58,9 @@ class ForwardForward:
     summary: ClassVar[str] = "Stages that are active for true labels and quiet for wrong ones; two forward passes"
     predictors: ClassVar[tuple[str, ...]] = ("goodness", "readout")
     for_inference: ClassVar[tuple[str, ...]] = ()
+    no_true_gradient: ClassVar[str] = (
+        "a label is predicted by trying all, and its stages estimate gradients of their own goodness, not of that"
+    )
 
     def __post_init__(self) -> None:
         check_choice(self)

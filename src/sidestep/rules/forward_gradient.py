@@ -20,13 +20,15 @@ from torch.nn.functional import cross_entropy
 from sidestep.data import Split
 from sidestep.nets.activity import activity_pass, at_layer, check_activity, cotangent, output_gradients, tangent_of
 from sidestep.nets.directions import Directions, Distribution
+from sidestep.nets.forward_mode import forward_mode
 from sidestep.nets.own import ImagePath
 from sidestep.nets.staged import GroupHeads, StagedNet
 from sidestep.nets.units import kept_statistics
 from sidestep.noise import Noise
 from sidestep.rules.dense import apply_dense, check_choice, check_positive, check_range
-from sidestep.rules.forward_only import make_net, make_optimizer, probabilities
+from sidestep.rules.forward_only import check_named, make_net, make_optimizer, probabilities
 from sidestep.rules.protocol import Batch, Task
+from sidestep.rules.true_gradient import end_to_end
 from sidestep.update import Dense, Update
 
 __all__ = ["ForwardGradient"]
@@ -50,8 +52,9 @@ class ForwardGradient:
     """Norm without parameters after every hidden layer: over the layer, or with kind = local over each group."""
     distribution: Distribution = "rademacher"
     """Fair signs, or normal values."""
-    optimizer_kind: Literal["adamw", "sgd"] = "adamw"
-    """Optimiser: AdamW, or SGD with momentum 0.9."""
+    optimizer_kind: str = "adamw"
+    """Optimiser: adamw, sgd (with momentum 0.9), plain-sgd, adam, rmsprop, adagrad, adadelta, adafactor, adamax, nadam,
+    radam or asgd, as torch.optim has them; or one that was added in Python."""
     learning_rate: float = 2e-3
     """Step size."""
     weight_decay: float = 0.0
@@ -67,6 +70,7 @@ class ForwardGradient:
         check_range(1, 100_000, tangents=self.tangents, groups=self.groups)
         check_positive(100, learning_rate=self.learning_rate)
         check_range(0, 1, weight_decay=self.weight_decay)
+        check_named("cross-entropy", self.optimizer_kind)
 
     def build(self, task: Task, noise: Noise, examples: Split | None, module: ImagePath | None) -> nn.Module:
         """Make the MLP; a module of the user's takes the place of its hidden layers, with one head per stage."""
@@ -91,7 +95,7 @@ class ForwardGradient:
         return units
 
     def optimizer(self, net: nn.Module) -> torch.optim.Optimizer:
-        """Make AdamW or SGD, with one parameter group per unit."""
+        """Make the optimiser, with one parameter group per unit."""
         return make_optimizer(self.optimizer_kind, net, self.units(net), self.learning_rate, self.weight_decay)
 
     def estimate(self, net: nn.Module, batch: Batch, noise: Noise) -> Update:
@@ -100,9 +104,13 @@ class ForwardGradient:
         net.train()
         directions = Directions(noise.stream("directions"), self.distribution)
         way = {"weights": _along_weights, "activities": _along_activities, "local": _along_local}[self.kind]
-        with torch.no_grad(), kept_statistics(net) as changed:
+        with torch.no_grad(), kept_statistics(net) as changed, forward_mode(net):
             gradients, losses = way(net, batch, directions, range(self.tangents), noise.stream("module"))
             return Dense(gradients, changed(), losses)
+
+    def true_gradients(self, net: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """Return the gradient of the net's mean cross-entropy."""
+        return end_to_end(net, batch, net)
 
     def decide(self, net: nn.Module, update: Update, optimizer: torch.optim.Optimizer) -> Update:
         """Return the update as it is."""

@@ -1,6 +1,7 @@
 """What the rules share that estimate gradients by forward passes: nets, optimisers, objectives and fitness."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Literal
 
 import torch
@@ -11,10 +12,19 @@ from sidestep.errors import InputError
 from sidestep.nets.own import ImagePath
 from sidestep.nets.staged import StagedNet, check_layers, staged_mlp, staged_own
 from sidestep.noise import Noise
-from sidestep.rules.dense import adamw
 from sidestep.rules.protocol import Task
 
-__all__ = ["OBJECTIVES", "Fitness", "fitness_of", "losses_under", "make_net", "make_optimizer", "probabilities"]
+__all__ = [
+    "OBJECTIVES",
+    "OPTIMIZERS",
+    "Fitness",
+    "check_named",
+    "fitness_of",
+    "losses_under",
+    "make_net",
+    "make_optimizer",
+    "probabilities",
+]
 
 Fitness = Literal["raw", "z-score", "ranks"]
 
@@ -31,6 +41,34 @@ def _errors(logits: Tensor, labels: Tensor) -> Tensor:
 OBJECTIVES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"cross-entropy": _cross_entropy, "accuracy": _errors}
 
 
+# (parameter groups, lr, weight_decay) -> optimiser: those of torch.optim that step along a gradient, for weights of any
+# shape. Add your own by name.
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "adamw": partial(torch.optim.AdamW, fused=True),
+    "adam": partial(torch.optim.Adam, fused=True),
+    "sgd": partial(torch.optim.SGD, momentum=0.9),
+    "plain-sgd": torch.optim.SGD,
+    "rmsprop": torch.optim.RMSprop,
+    "adagrad": torch.optim.Adagrad,
+    "adadelta": torch.optim.Adadelta,
+    "adafactor": torch.optim.Adafactor,
+    "adamax": torch.optim.Adamax,
+    "nadam": torch.optim.NAdam,
+    "radam": torch.optim.RAdam,
+    "asgd": torch.optim.ASGD,
+}
+
+
+def check_named(objective: str, optimizer_kind: str) -> None:
+    """Raise InputError for the name of an objective or optimiser that is not there."""
+    for field, given, known in (
+        ("objective", objective, OBJECTIVES),
+        ("optimizer_kind", optimizer_kind, OPTIMIZERS),
+    ):
+        if given not in known:
+            raise InputError(f"{field} must be one of {', '.join(known)}, got {given!r}")
+
+
 def losses_under(objective: str, logits: Tensor, labels: Tensor) -> Tensor:
     """Return one loss per example, (n,), or raise InputError if the objective gives another shape."""
     losses = OBJECTIVES[objective](logits, labels)
@@ -40,7 +78,7 @@ def losses_under(objective: str, logits: Tensor, labels: Tensor) -> Tensor:
             f"objective {objective!r} must give one loss per example, shape {tuple(labels.shape)}, got {shape}; "
             "leave out the mean over the batch"
         )
-    return losses
+    return losses.to(logits.dtype)  # counts and comparisons are no floats yet
 
 
 def fitness_of(losses: Tensor, kind: Fitness) -> Tensor:
@@ -76,12 +114,10 @@ def make_net(
 def make_optimizer(
     kind: str, net: nn.Module, units: Mapping[str, list[str]], learning_rate: float, weight_decay: float
 ) -> torch.optim.Optimizer:
-    """Make AdamW, or SGD with momentum 0.9, with one parameter group per unit."""
-    if kind == "adamw":
-        return adamw(net, units, learning_rate, weight_decay)
+    """Make the optimiser of that name, with one parameter group per unit."""
     parameters = dict(net.named_parameters())
     groups = [{"params": [parameters[name] for name in names]} for names in units.values()]
-    return torch.optim.SGD(groups, lr=learning_rate, momentum=0.9, weight_decay=weight_decay)
+    return OPTIMIZERS[kind](groups, lr=learning_rate, weight_decay=weight_decay)
 
 
 def probabilities(net: nn.Module, images: Tensor) -> dict[str, Tensor]:

@@ -3,9 +3,10 @@
     Delta W of a stage: Oja's, Sanger's, or soft winner-take-all (equations in `sidestep.nets.hebbian`)
     read-out:           Delta V = (onehot(y) - softmax(V h + c)) h^T          the delta rule
 
-The stages never see a label or an error; the read-out, of all stages' features, is trained at the same time. Minus
-Delta W stands in the place of a gradient, so an optimiser's step along it has the rule's own fixed points. Sources: Oja
-(1982), Sanger (1989), Journé et al., "Hebbian deep learning without feedback" (2023).
+The stages never see a label or an error; the read-out, of all stages' features, is trained at the same time, or after
+them (`unsupervised_steps`: the steps of one pass over the data, say). Minus Delta W stands in the place of a gradient,
+so an optimiser's step along it has the rule's own fixed points. Sources: Oja (1982), Sanger (1989), Journé et al.,
+"Hebbian deep learning without feedback" (2023).
 """
 
 from collections.abc import Collection
@@ -44,6 +45,8 @@ class Hebbian:
     ordered components."""
     temperature: float = 0.1
     """Temperature T of the soft winner-take-all: small ones let one unit win."""
+    unsupervised_steps: int = 0
+    """Steps in which the stages learn alone; then they stand still and the read-out learns. 0: both learn all along."""
     learning_rate: float = 1e-3
     """Step size of AdamW."""
     weight_decay: float = 1e-3
@@ -53,6 +56,7 @@ class Hebbian:
     summary: ClassVar[str] = "Oja's, Sanger's or soft winner-take-all stages without labels, and a linear read-out"
     predictors: ClassVar[tuple[str, ...]] = ("readout",)
     for_inference: ClassVar[tuple[str, ...]] = ()
+    no_true_gradient: ClassVar[str] = "its stages follow the correlations of their inputs and estimate no gradient"
 
     def __post_init__(self) -> None:
         check_choice(self)
@@ -60,6 +64,7 @@ class Hebbian:
         check_positive(100, learning_rate=self.learning_rate)
         check_positive(1e6, temperature=self.temperature)
         check_range(0, 1, weight_decay=self.weight_decay)
+        check_range(0, 1_000_000_000, unsupervised_steps=self.unsupervised_steps)
 
     def build(self, task: Task, noise: Noise, examples: Split | None, module: ImagePath | None) -> nn.Module:
         """Make the net; it has no place for a module of the user's."""
@@ -101,7 +106,11 @@ class Hebbian:
                 losses[f"stage {index}: change"] = change.square().mean().sqrt()
             loss = cross_entropy(at_least_float32(net.readout(features)), batch.labels)
             readout = {f"readout.{name}": parameter for name, parameter in net.readout.named_parameters()}
-            gradients |= gradients_of(loss, readout)
+            learned = gradients_of(loss, readout)
+        if self.unsupervised_steps == 0:
+            gradients |= learned
+        elif noise.step >= self.unsupervised_steps:
+            gradients = learned
         return Dense(gradients, statistics, {**losses, "readout: cross-entropy": loss.detach()})
 
     def decide(self, net: nn.Module, update: Update, optimizer: torch.optim.Optimizer) -> Update:

@@ -23,6 +23,7 @@ from sidestep.nets.units import kept_statistics
 from sidestep.noise import Noise
 from sidestep.rules.dense import adamw, apply_dense, check_choice, check_positive, check_range, gradients_of
 from sidestep.rules.protocol import Batch, Task
+from sidestep.rules.true_gradient import end_to_end
 from sidestep.update import Dense, Update
 
 __all__ = ["LocalLoss"]
@@ -103,6 +104,10 @@ class LocalLoss:
                 gradients |= gradients_of(loss, {name: parameters[name] for name in names})
                 inputs = outputs.detach()
             return Dense(gradients, changed(), losses)
+
+    def true_gradients(self, net: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """Return the gradient of the last head's mean cross-entropy through all stages, without smoothing."""
+        return end_to_end(net, batch, net)
 
     def decide(self, net: nn.Module, update: Update, optimizer: torch.optim.Optimizer) -> Update:
         """Return the update as it is."""

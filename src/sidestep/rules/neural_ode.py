@@ -14,7 +14,7 @@ that is not small with a few steps: the block knows t by sines of up to 1000 t, 
 """
 
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -33,6 +33,7 @@ from sidestep.noise import Noise
 from sidestep.rules.dense import adamw, apply_dense, check_choice, check_positive, check_range, gradients_of
 from sidestep.rules.labels import embedding_for, make_denoiser, project_rows, readout_loss
 from sidestep.rules.protocol import Batch, Task
+from sidestep.rules.true_gradient import end_to_end
 from sidestep.update import Dense, Update
 
 __all__ = ["NeuralODE"]
@@ -150,6 +151,17 @@ class NeuralODE:
         else:
             found = odeint_adjoint(field, latent, times, adjoint_params=tuple(adjoint), **given, **back)
         return found[-1]
+
+    def true_gradients(self, net: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """Return the gradient of the reading `from zero`, through the solver's own steps."""
+        assert isinstance(net, Denoiser)  # made by build
+
+        def logits_of(images: Tensor) -> Tensor:
+            held = net.block.prepare(images)
+            last = replace(self, gradient="direct")._flow(net, held, net.embedding.new_zeros(len(held), net.dimension))
+            return net.readout(last, net.embedding)
+
+        return end_to_end(net, batch, logits_of, running=True)
 
     def decide(self, net: nn.Module, update: Update, optimizer: torch.optim.Optimizer) -> Update:
         """Return the update as it is."""

@@ -18,10 +18,11 @@ from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from sidestep.data import Split
 from sidestep.errors import InputError, NonFiniteError
-from sidestep.nets.local import local_gradients
+from sidestep.nets.local import floating, local_gradients
 from sidestep.nets.own import ImagePath
 from sidestep.nets.perturbed import activity_gradients, check_chain, rank_one_alignments, rank_one_shapes
 from sidestep.nets.tangents import alignments
@@ -34,7 +35,8 @@ from sidestep.rules.dense import check_choice, check_positive, check_range
 from sidestep.rules.density import DensitySchedule, advanced, density_and_count, first_density
 from sidestep.rules.flips import TernaryOptimizer, choose_flips
 from sidestep.rules.protocol import Batch, Task
-from sidestep.rules.trits import accumulate, along_probes, move, sign_and_median, subtract
+from sidestep.rules.trits import accumulate, along_probes, as_gradients, move, sign_and_median, subtract
+from sidestep.rules.true_gradient import end_to_end
 from sidestep.update import Dense, Flips, Seeded, Update
 
 __all__ = ["NoiseStep"]
@@ -109,11 +111,6 @@ class NoiseStep:
         check_range(0, 0.9999, momentum=self.momentum)
         check_range(0, 0.99, label_smoothing=self.label_smoothing)
         check_range(1, 1 << 20, memory=self.memory)
-        if self.density is not None and not 0 < self.density <= 1:
-            raise InputError(
-                f"density must be in (0, 1], got {self.density:g}; the smallest useful value is 1/d, one over the "
-                "number of the net's weights"
-            )
         if self.norm == "batch" and (self.net == "mlp" or self.estimator != "local-losses"):
             raise InputError(
                 "a batch norm makes examples depend on each other, which probes do not allow for: norm = batch goes "
@@ -196,13 +193,18 @@ class NoiseStep:
             update = self._seeded(net, along_probes(net, gradients, probes), probes, losses)
             return replace(update, statistics={**changed(), **update.statistics})
 
+    def true_gradients(self, net: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """Return the gradient of the last head's mean cross-entropy by the trits, taken for real numbers."""
+        weights = {name: leaf.requires_grad_() for name, leaf in floating(net, batch.images).items()}
+        return end_to_end(net, batch, lambda images: functional_call(net, weights, (images,)), weights)
+
     def decide(self, net: nn.Module, update: Update, optimizer: torch.optim.Optimizer) -> Update:
         """Return sign and median over all probes of the step, or the flips that the momentum asks for."""
         if self.choices[0] == "trits":
             if not isinstance(update, Seeded):
                 raise InputError(f"trits are made of one number per probe (Seeded), got {type(update).__name__}")
             return replace(update, coefs=sign_and_median(update.coefs))
-        gradients = _as_gradients(net, update) if isinstance(update, Seeded) else update.gradients  # type: ignore
+        gradients = as_gradients(net, update) if isinstance(update, Seeded) else update.gradients  # type: ignore
         kept = {"statistics": update.statistics, "losses": update.losses}
         return choose_flips(net, gradients, optimizer, self.momentum, **kept)
 
@@ -282,17 +284,3 @@ class NoiseStep:
 
 def _weights(net: nn.Module) -> int:
     return sum(trits.numel() for trits in ternary_parameters(net).values())
-
-
-def _as_gradients(net: nn.Module, update: Seeded) -> dict[str, Tensor]:
-    """The estimate `sum_i alpha_i nu_i` by parameter name, in float32."""
-    parameters = ternary_parameters(net)
-    probes, coefs = update.probes, update.coefs.float()
-    if isinstance(probes, SparseProbes):
-        found = probes.entries(device=coefs.device)
-        flat = coefs.new_zeros(probes.weights).index_add_(0, found.position, coefs[found.probe] * found.sign)
-        parts = flat.split([trits.numel() for trits in parameters.values()])
-    else:
-        factors = [probes.factors(layer, coefs.device) for layer in range(len(probes.shapes))]
-        parts = tuple((left.float() * coefs[:, None]).T @ right.float() for left, right in factors)
-    return {name: part.view(trits.shape) for (name, trits), part in zip(parameters.items(), parts, strict=True)}

@@ -37,6 +37,7 @@ from sidestep.rules.labels import (
     start_divergence,
 )
 from sidestep.rules.protocol import Batch, Task
+from sidestep.rules.true_gradient import end_to_end
 from sidestep.update import Dense, Update
 
 __all__ = ["NoPropCT"]
@@ -167,6 +168,17 @@ class NoPropCT:
             "read-out: cross-entropy": readout_loss(net.readout, net.embedding, last, labels),
             "read-out: KL": start_divergence(target, ends[0]),
         }
+
+    def true_gradients(self, net: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """Return the gradient of the reading `ddim`, through all of its steps, from z_0 = 0."""
+        assert isinstance(net, Denoiser)  # made by build
+        schedule = _schedule(net)
+
+        def logits_of(images: Tensor) -> Tensor:
+            walk = Walker(net, images, lambda outputs, _z, _time: outputs, Noise(0), 0, self.steps)  # ddim has no rate
+            return net.readout(walk.ddim(schedule, walk.zero()), net.embedding)
+
+        return end_to_end(net, batch, logits_of, running=True)
 
     def decide(self, net: nn.Module, update: Update, optimizer: torch.optim.Optimizer) -> Update:
         """Return the update as it is."""

@@ -25,7 +25,7 @@ from sidestep.nets.own import ImagePath, image_paths
 from sidestep.nets.paths import path_maker
 from sidestep.nets.readouts import make_readout
 from sidestep.nets.recorded import recorded_logits
-from sidestep.nets.samplers import stack_predictions
+from sidestep.nets.samplers import ddim_chain, stack_predictions
 from sidestep.nets.schedules import cosine_alpha_bar, readable_alpha_bar
 from sidestep.nets.stack import DenoisingStack
 from sidestep.nets.together import BlocksTogether, drawn_masks
@@ -34,6 +34,7 @@ from sidestep.noise import Noise
 from sidestep.rules.dense import adamw, apply_dense, check_choice, check_positive, check_range, gradients_of
 from sidestep.rules.labels import embedding_for, learns, project_rows, readout_loss, start_divergence
 from sidestep.rules.protocol import Batch, Task
+from sidestep.rules.true_gradient import end_to_end
 from sidestep.update import Dense, Update
 
 __all__ = ["NoPropDT"]
@@ -190,6 +191,15 @@ class NoPropDT:
         found = gradients_of(entropy + divergence, wanted)
         losses = {f"{_SHARED}: cross-entropy": entropy.detach(), f"{_SHARED}: KL": divergence.detach()}
         return _Share(losses, found, found.pop("embedding", None))
+
+    def true_gradients(self, net: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """Return the gradient of the reading `ddim`, through all blocks of the chain, from z_0 = 0."""
+        assert isinstance(net, DenoisingStack)  # made by build
+
+        def logits_of(images: Tensor) -> Tensor:
+            return net.readout(ddim_chain(net, net.image_features(images)).latent, net.embedding)
+
+        return end_to_end(net, batch, logits_of, running=True)
 
     def decide(self, net: nn.Module, update: Update, optimizer: torch.optim.Optimizer) -> Update:
         """Return the update as it is."""

@@ -33,6 +33,7 @@ from sidestep.noise import Noise
 from sidestep.rules.dense import OPTIMIZERS, apply_dense, check_choice, check_positive, check_range, gradients_of
 from sidestep.rules.labels import block_units, embedding_for, learns, make_denoiser, project_rows, readout_loss
 from sidestep.rules.protocol import Batch, Task
+from sidestep.rules.true_gradient import end_to_end
 from sidestep.update import Dense, Update
 
 __all__ = ["NoPropFM"]
@@ -165,6 +166,16 @@ class NoPropFM:
             losses["read-out: anchor"] = readout_loss(net.readout, net.embedding, landing, labels)
         return losses
 
+    def true_gradients(self, net: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """Return the gradient of the reading `euler`, through all of its steps, from z_0 = 0."""
+        assert isinstance(net, Denoiser)  # made by build
+
+        def logits_of(images: Tensor) -> Tensor:
+            walk = self._walker(net, images, Noise(0), 0)
+            return net.readout(walk.euler(walk.zero()), net.embedding)
+
+        return end_to_end(net, batch, logits_of, running=True)
+
     def decide(self, net: nn.Module, update: Update, optimizer: torch.optim.Optimizer) -> Update:
         """Return the update as it is."""
         return update
@@ -181,15 +192,8 @@ class NoPropFM:
         """Return class probabilities by each solver, and by the first step alone: where the flow first points."""
         assert isinstance(net, Denoiser)  # made by build
         net.eval()
-
-        def velocity(outputs: Tensor, latent: Tensor, time: Tensor) -> Tensor:
-            if self.prediction == "velocity":
-                return _velocity(net, outputs)
-            return (net.label_estimate(outputs) - latent) / (1 - time).clamp_min(_REST)
-
         with torch.no_grad():
-            last = 1.0 if self.prediction == "velocity" else 1 - _REST
-            walk = Walker(net, images, velocity, noise, start, self.steps, last)
+            walk = self._walker(net, images, noise, start)
             readings: dict[str, Callable[[], Tensor]] = {
                 "euler": lambda: walk.read([walk.euler(walk.zero())]),
                 "euler from noise": lambda: walk.read([walk.euler(walk.normal(0, 0))]),
@@ -199,6 +203,15 @@ class NoPropFM:
                 "first step": lambda: walk.read([walk.rate(walk.zero(), walk.times[:1])]),
             }
             return walk.wanted(names or self.predictors, readings)
+
+    def _walker(self, net: Denoiser, images: Tensor, noise: Noise, start: int) -> Walker:
+        def velocity(outputs: Tensor, latent: Tensor, time: Tensor) -> Tensor:
+            if self.prediction == "velocity":
+                return _velocity(net, outputs)
+            return (net.label_estimate(outputs) - latent) / (1 - time).clamp_min(_REST)
+
+        last = 1.0 if self.prediction == "velocity" else 1 - _REST
+        return Walker(net, images, velocity, noise, start, self.steps, last)
 
     def watch(self, net: nn.Module) -> dict[str, float]:
         """Return the smallest norm and distance of the class embeddings, which would shrink in a collapse."""

@@ -2,18 +2,18 @@
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
-from sidestep.data import Split
+from sidestep.data import DataSet, Split
 from sidestep.errors import InputError
 from sidestep.nets.own import ImagePath
 from sidestep.noise import Noise
 from sidestep.update import Update
 
-__all__ = ["Batch", "Rule", "Task"]
+__all__ = ["Batch", "Measurable", "Rule", "Task"]
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,12 @@ class Task:
     mean: tuple[float, ...]  # per channel
     std: tuple[float, ...]
     pixels: str = "uint8"  # or float32: the dtype of the images, which says what one unit of a pixel is
+
+    @classmethod
+    def of(cls, data: DataSet) -> "Task":
+        """Return what a net has to know of a data set."""
+        pixels = str(data.train.images.dtype).removeprefix("torch.")
+        return cls(data.image_shape, tuple(data.class_names), tuple(data.mean), tuple(data.std), pixels)
 
     @property
     def classes(self) -> int:
@@ -101,4 +107,19 @@ class Rule(Protocol):
 
     def watch(self, net: nn.Module) -> dict[str, float]:
         """Return numbers worth watching, logged once an epoch, such as the smallest distance between embeddings."""
+        ...
+
+
+@runtime_checkable
+class Measurable(Protocol):
+    """What a rule may have besides: the gradient that its estimates can be measured against. It is never trained on.
+
+    A rule without it may say why in a class variable `no_true_gradient`, a sentence that errors show.
+    """
+
+    def true_gradients(self, net: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """Return the gradient of the default reading's mean cross-entropy, end to end, by parameter name.
+
+        Parameters that the reading does not depend on, such as heads beside the last, are left out.
+        """
         ...

@@ -10,13 +10,12 @@ rounding errors in them; here shifted weights exist beside the net's own, one la
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from sidestep.data import Split
-from sidestep.errors import InputError
 from sidestep.nets.directions import Directions, Distribution, paired_logits, weighted_directions
 from sidestep.nets.own import ImagePath
 from sidestep.nets.precision import full_precision
@@ -24,8 +23,9 @@ from sidestep.nets.staged import StagedNet, check_layers
 from sidestep.nets.units import kept_statistics
 from sidestep.noise import Noise
 from sidestep.rules.dense import apply_dense, check_choice, check_positive, check_range
-from sidestep.rules.forward_only import OBJECTIVES, losses_under, make_net, make_optimizer, probabilities
+from sidestep.rules.forward_only import check_named, losses_under, make_net, make_optimizer, probabilities
 from sidestep.rules.protocol import Batch, Task
+from sidestep.rules.true_gradient import end_to_end
 from sidestep.update import Dense, Update
 
 __all__ = ["SPSA"]
@@ -47,8 +47,9 @@ class SPSA:
     """Size of the noise."""
     objective: str = "cross-entropy"
     """What is made small: cross-entropy, or accuracy (the share of errors), or one that was added in Python."""
-    optimizer_kind: Literal["sgd", "adamw"] = "sgd"
-    """Optimiser: SGD with momentum 0.9, or AdamW."""
+    optimizer_kind: str = "sgd"
+    """Optimiser: adamw, sgd (with momentum 0.9), plain-sgd, adam, rmsprop, adagrad, adadelta, adafactor, adamax, nadam,
+    radam or asgd, as torch.optim has them; or one that was added in Python."""
     learning_rate: float = 1e-3
     """Step size."""
     weight_decay: float = 0.0
@@ -64,8 +65,7 @@ class SPSA:
         check_range(1, 1 << 20, pairs=self.pairs)
         check_positive(100, eps=self.eps, learning_rate=self.learning_rate)
         check_range(0, 1, weight_decay=self.weight_decay)
-        if self.objective not in OBJECTIVES:
-            raise InputError(f"objective must be one of {', '.join(OBJECTIVES)}, got {self.objective!r}")
+        check_named(self.objective, self.optimizer_kind)
 
     def build(self, task: Task, noise: Noise, examples: Split | None, module: ImagePath | None) -> nn.Module:
         """Make the MLP; a module of the user's takes the place of its hidden layers."""
@@ -78,7 +78,7 @@ class SPSA:
         return {"net": [name for name, _ in net.named_parameters()]}
 
     def optimizer(self, net: nn.Module) -> torch.optim.Optimizer:
-        """Make SGD or AdamW."""
+        """Make the optimiser."""
         return make_optimizer(self.optimizer_kind, net, self.units(net), self.learning_rate, self.weight_decay)
 
     def estimate(self, net: nn.Module, batch: Batch, noise: Noise) -> Update:
@@ -87,13 +87,18 @@ class SPSA:
         net.train()
         directions = Directions(noise.stream("directions"), self.distribution)
         losses = []
-        with torch.no_grad(), kept_statistics(net) as changed, full_precision(batch.images):
+        drawing = noise.stream("module").torch_seeded(batch.images.device)  # modules of the user's that draw repeat
+        with torch.no_grad(), kept_statistics(net) as changed, full_precision(batch.images), drawing:
             for index in range(self.pairs):
                 sides = paired_logits(net, batch.images, directions, index, self.eps)
                 losses.append(torch.stack([losses_under(self.objective, side, batch.labels).mean() for side in sides]))
             both = torch.stack(losses, dim=1)  # (2, pairs)
             gradients = weighted_directions(net, directions, (both[0] - both[1]) / (2 * self.eps * self.pairs))
             return Dense(gradients, changed(), {f"net: {self.objective}": both.mean()})
+
+    def true_gradients(self, net: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """Return the gradient of the net's mean cross-entropy."""
+        return end_to_end(net, batch, net)
 
     def decide(self, net: nn.Module, update: Update, optimizer: torch.optim.Optimizer) -> Update:
         """Return the update as it is."""

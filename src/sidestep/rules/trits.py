@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from sidestep.errors import InputError
 from sidestep.nets.ternary import ternary_parameters
 from sidestep.probes import Probes, SparseProbes
+from sidestep.update import Seeded
 
-__all__ = ["accumulate", "along_probes", "move", "sign_and_median", "subtract"]
+__all__ = ["accumulate", "along_probes", "as_gradients", "move", "sign_and_median", "subtract"]
 
 
 def sign_and_median(coefs: Tensor) -> Tensor:
@@ -38,6 +39,20 @@ def along_probes(net: nn.Module, gradients: dict[str, Tensor], probes: SparsePro
     )  # fmt: skip
     found = probes.entries(device=flat.device)
     return flat.new_zeros(probes.count).index_add_(0, found.probe, flat[found.position] * found.sign)
+
+
+def as_gradients(net: nn.Module, update: Seeded) -> dict[str, Tensor]:
+    """Return the estimate `sum_i alpha_i nu_i` by parameter name, in float32."""
+    parameters = ternary_parameters(net)
+    probes, coefs = update.probes, update.coefs.float()
+    if isinstance(probes, SparseProbes):
+        found = probes.entries(device=coefs.device)
+        flat = coefs.new_zeros(probes.weights).index_add_(0, found.position, coefs[found.probe] * found.sign)
+        parts = flat.split([trits.numel() for trits in parameters.values()])
+    else:
+        factors = [probes.factors(layer, coefs.device) for layer in range(len(probes.shapes))]
+        parts = tuple((left.float() * coefs[:, None]).T @ right.float() for left, right in factors)
+    return {name: part.view(trits.shape) for (name, trits), part in zip(parameters.items(), parts, strict=True)}
 
 
 def subtract(net: nn.Module, trits: Tensor, probes: Probes) -> None:

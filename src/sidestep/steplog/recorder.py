@@ -71,7 +71,7 @@ class Recorder:
         check_net(reader.header, net)
         for name, given, found in own.differences(reader.header):
             raise CheckpointError(
-                f"{self._path} is of another run ({name}: {found} there, {given} here): use the log of this run"
+                f"{self._path} is of another run ({_words(name, given, found)}): use the log of this run"
             )
         scan = reader.scan()
         if scan.damage and not scan.cut:
@@ -107,3 +107,11 @@ class Recorder:
         """Close the file."""
         if self._writer is not None:
             self._writer.close()
+
+
+def _words(name: str, given: Any, found: Any) -> str:
+    """Say where two entries of headers differ; of groups of entries, which of them do."""
+    if not (isinstance(given, dict) and isinstance(found, dict)):
+        return f"{name}: {found} there, {given} here"
+    keys = [key for key in sorted(given.keys() | found.keys()) if given.get(key) != found.get(key)]
+    return "; ".join(f"{name}.{key}: {found.get(key)} there, {given.get(key)} here" for key in keys)

@@ -1,8 +1,21 @@
 """Training: the loop, its options, the run's folder, and the run that comes out."""
 
+from sidestep.training.align import Aligned, align, alignment_curves
 from sidestep.training.options import Compute, Options
 from sidestep.training.progress import Progress, Silent
 from sidestep.training.run import Run, load_run, train
 from sidestep.training.stopping import Stopped
 
-__all__ = ["Compute", "Options", "Progress", "Run", "Silent", "Stopped", "load_run", "train"]
+__all__ = [
+    "Aligned",
+    "Compute",
+    "Options",
+    "Progress",
+    "Run",
+    "Silent",
+    "Stopped",
+    "align",
+    "alignment_curves",
+    "load_run",
+    "train",
+]

@@ -55,6 +55,8 @@ class RunFolder:
                     f"{self.path} holds a run already; continue it with --resume, replace it with --overwrite, "
                     "or choose another --out"
                 )
+        elif resume and self.log_file.exists():
+            return  # the log alone: its header, not config.toml, tells whether it is of this run
         elif self.path.exists() and any(not _temporary(entry) for entry in self.path.iterdir()):
             raise InputError(
                 f"{self.path} is not empty and not a run's folder (it has no config.toml); choose another --out"
@@ -101,6 +103,7 @@ class RunFolder:
         saved, given = _flat(self.config()), _flat(_without_none(config))
         free = {"train.epochs", "train.checkpoint_seconds", "train.device", "train.precision", "data.data_dir"}
         free |= {"versions.sidestep", "versions.torch", "versions.threads"}  # other bits, but the run can go on
+        free |= {"train.align"}  # changes nothing but the metrics
         free |= {"data.validation"}  # what counts is how many images it left, which is compared
         if given.get("train.decay") != "none" or given.get("train.warmup"):
             free -= {"train.epochs"}  # the learning rate follows from it, at every step

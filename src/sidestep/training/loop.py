@@ -11,6 +11,7 @@ from sidestep.errors import NonFiniteError
 from sidestep.noise import Noise
 from sidestep.rules.protocol import Batch, Rule
 from sidestep.steplog import Recorder
+from sidestep.training.alignment import Watch
 from sidestep.training.evaluate import accuracies
 from sidestep.training.folder import MetricsLog, RunFolder
 from sidestep.training.options import Compute, Options
@@ -55,6 +56,7 @@ class Loop:
             log = stack.enter_context(self.folder.metrics(kept_metrics)) if self.folder else None
             if self.recorder:
                 stack.callback(self.recorder.close)
+            watch = Watch(self.rule, self.data, self.options, self.compute) if log and self.options.align else None
             progress.begin(self.total_steps, self.steps_per_epoch, state.step)
             saved = time.perf_counter()
             begun = saved - state.seconds
@@ -63,6 +65,8 @@ class Loop:
                 self.take_step(state)
                 state.seconds = time.perf_counter() - begun
                 progress.step(state.step, self.options.batch)
+                if watch and log:
+                    watch.after_step(state, log)
                 if state.step % self.steps_per_epoch == 0:
                     self._end_epoch(state, log, progress)
                     state.seconds = time.perf_counter() - begun

@@ -37,6 +37,9 @@ class Options:
     average: float = 0.0
     """Decay a of a moving average of the weights, `w <- a w + (1 - a) w_step`, which is what is evaluated and kept
     as the model (with the running statistics of the weights themselves); 0 for none."""
+    align: float = 0.0
+    """Most share of the time that measuring how well the rule's estimates point along the true gradient may take, up to
+    0.05; the numbers are written to metrics.jsonl. 0 for none."""
     device: str = "auto"
     """Where to compute: auto (a CUDA GPU if there is one, else cpu), cpu, cuda, cuda:1, mps."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -67,6 +70,8 @@ class Options:
             raise InputError(f"warmup must lie in [0, 1), a share of all steps, got {self.warmup}")
         if not 0 <= self.average < 1:
             raise InputError(f"average must lie in [0, 1), for instance 0.999 (0 for none), got {self.average}")
+        if not 0 <= self.align <= 0.05:
+            raise InputError(f"align must lie in [0, 0.05], a share of the time, got {self.align}")
         if self.precision not in ("auto", "float32", "bfloat16"):
             raise InputError(f"precision must be auto, float32 or bfloat16, got {self.precision!r}")
         if self.resume and self.overwrite:

@@ -19,6 +19,7 @@ from sidestep.noise import Noise
 from sidestep.rules import RULES
 from sidestep.rules.protocol import Rule, Task
 from sidestep.steplog import Header, Recorder
+from sidestep.training.alignment import check_watch
 from sidestep.training.evaluate import accuracies, predictions
 from sidestep.training.folder import RunFolder
 from sidestep.training.loop import Loop
@@ -121,9 +122,9 @@ def train(  # long: rule, data and options, and three hooks for own code
         source = source or {"name": data}
         data = load(data)
     compute = Compute.find(options.device, options.precision)
+    check_watch(rule, data, options)
     keep_freed_memory()
-    pixels = str(data.train.images.dtype).removeprefix("torch.")
-    task = Task(data.image_shape, tuple(data.class_names), tuple(data.mean), tuple(data.std), pixels)
+    task = Task.of(data)
     folder = RunFolder(Path(options.out)) if options.out else None
     options = dataclasses.replace(options, epochs=options.epochs_for(len(data.train)))
     sizes = {"train_images": len(data.train), "validation_images": len(data.validation)}
@@ -181,7 +182,6 @@ def _result(run: Run, loop: Loop, state: State, data: DataSet, progress: Progres
             split = None
         only = [best] if name == "train" else None
         shares[name] = run.evaluate(split, only) if split is not None and len(split) else None
-    default = {f"{name}_accuracy": share[best] if share else None for name, share in shares.items()}
     return {
         "rule": run.rule.name,
         "data": data.name,
@@ -191,7 +191,7 @@ def _result(run: Run, loop: Loop, state: State, data: DataSet, progress: Progres
         "seconds": round(state.seconds, 3),
         "parameters": sum(parameter.numel() for parameter in run.net.parameters()),
         "peak_memory_bytes": peak_memory_bytes(run.compute.device),
-        **default,
+        **{f"{name}_accuracy": share[best] if share else None for name, share in shares.items()},
         "readings": shares["test"] or shares["validation"],
         "device": str(run.compute.device),
         "precision": run.compute.precision,

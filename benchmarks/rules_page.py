@@ -1,0 +1,106 @@
+"""Train every rule on MNIST, or only what is missing, and print the table of docs/rules-compared.md.
+
+    python -m benchmarks.rules_page --runs runs/rules --seeds 0 1 2 [--only spsa evolution] [--draw]
+
+Each run is a process of its own, one after another, on one core: OMP_NUM_THREADS=1. A twentieth of the training images
+is kept aside; all choices were made on it. Processor seconds are those of the whole process, evaluation included.
+"""
+
+import argparse
+import json
+import resource
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean, stdev
+
+from benchmarks.ternary_page import read, train
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line of the table: how it is trained, and the test accuracy that was asked for beforehand."""
+
+    title: str
+    net: str
+    arguments: tuple[str, ...]
+    target: float | None = None
+
+
+TWELVE = ("--epochs", "12", "--augment", "shift")
+WIDE = ("--net", "mlp", "--hidden", "512", "512")
+INPUT = ("--columns", "input", "--learning-rate", "3e-3", "--batch", "1024", "--epochs", "60")
+ENTRIES = {
+    "linear": Entry("a linear classifier", "784-10", ("backprop", "--net", "linear", "--epochs", "12")),
+    "backprop": Entry("backprop", "512-512", ("backprop", *WIDE, *TWELVE)),
+    "backprop-norm": Entry("backprop, batch norm", "512-512", ("backprop", *WIDE, "--norm", "batch", *TWELVE)),
+    "deep": Entry(
+        "backprop, deep supervision", "512-512",
+        ("backprop", *WIDE, "--norm", "batch", "--deep-supervision", "0.3", *TWELVE),
+    ),
+    "ll": Entry("local-loss", "512-512", ("local-loss", *TWELVE), 98.5),
+    "dfa": Entry("direct-feedback-alignment", "512-512", ("direct-feedback-alignment", *TWELVE), 98.0),
+    "fa": Entry("feedback-alignment", "512-512", ("feedback-alignment", *TWELVE), 97.8),
+    "ff": Entry(
+        "forward-forward, label as a head", "512-512",
+        ("forward-forward", "--label", "head", "--threshold", "1", "--epochs", "5", "--augment", "shift"), 97.0,
+    ),
+    "fg": Entry("forward-gradient, local", "512-512", ("forward-gradient", "--epochs", "28", "--batch", "256"), 97.5),
+    "heb": Entry("hebbian, and a linear read-out", "512-512", ("hebbian", "--epochs", "16"), 96.0),
+    "evo": Entry("evolution, rank-1 along the input", "128-64", ("evolution", *INPUT), 96.0),
+    "spsa": Entry("spsa", "64", ("spsa", "--epochs", "12")),
+    "backprop-small": Entry(
+        "backprop, layer norm", "128-64",
+        ("backprop", "--net", "mlp", "--hidden", "128", "64", "--norm", "layer", "--epochs", "12"),
+    ),
+}  # fmt: skip
+
+
+def timed(name: str, seed: int, folder: Path) -> None:
+    """Run one entry, and write down its processor seconds."""
+    if (folder / "result.json").exists():
+        return
+    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
+    arguments = (*ENTRIES[name].arguments, "--data", "mnist", "--decay", "cosine")
+    train(name, arguments, seed, folder)
+    spent = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before
+    (folder / "processor.json").write_text(json.dumps(spent))
+
+
+def row(entry: Entry, folders: list[Path]) -> str | None:
+    """Return a line of the table, or None without any finished run."""
+    found = [(folder, curve) for folder in folders if (curve := read(folder))]
+    if not found:
+        return None
+    tests = [100 * curve.test for _, curve in found]
+    error = f" ({stdev(tests) / len(tests) ** 0.5:.2f})" if len(tests) > 1 else ""
+    best = [100 * curve.epochs[-1][2] for _, curve in found]
+    times = [json.loads(path.read_text()) for folder, _ in found if (path := folder / "processor.json").exists()]
+    seconds = f"{mean(times):.0f}" if times else "-"
+    target = "" if entry.target is None else f"{entry.target:.1f}: {'met' if mean(tests) >= entry.target else 'missed'}"
+    return (
+        f"| {entry.title} | {entry.net} | {len(found)} | {mean(tests):.2f}{error} | {mean(best):.2f} "
+        f"| {100 * mean(curve.train for _, curve in found):.2f} | {seconds} | {target} |"
+    )
+
+
+def main() -> None:
+    """Parse the options, train what is missing, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=Path, required=True)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--only", nargs="+", default=list(ENTRIES), choices=list(ENTRIES))
+    parser.add_argument("--draw", action="store_true", help="train nothing; the table of what is there")
+    given = parser.parse_args()
+    for seed in given.seeds if not given.draw else ():
+        for name in given.only:
+            timed(name, seed, given.runs / f"{name}-{seed}")
+    print("| rule | hidden layers | seeds | test % (s.e.) | validation % | train % | processor seconds | target |")
+    print("|---|---|---|---|---|---|---|---|")
+    for name in given.only:
+        line = row(ENTRIES[name], [given.runs / f"{name}-{seed}" for seed in given.seeds])
+        if line:
+            print(line)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,145 @@
+"""`sidestep align RULE` and `sidestep align RUN`: how well a rule's estimates point along the true gradient."""
+
+import difflib
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from sidestep import checkpoint
+from sidestep.bench.alignment_report import alignment_figure, alignment_table
+from sidestep.cli.output import check_new, default_data_dir, error_console, show, show_json, show_table
+from sidestep.cli.train import module_from
+from sidestep.cli.use import check_cut, data_of
+from sidestep.data import load
+from sidestep.errors import InputError
+from sidestep.rules import RULES, Measurable
+from sidestep.training import Aligned, Options, align, alignment_curves, load_run
+
+__all__ = ["align_command"]
+
+_HELP = f"""\
+usage: sidestep align RULE [OPTIONS]    an untrained net
+       sidestep align RUN [OPTIONS]     the net of a trained run, as its folder holds it
+
+rules: {", ".join(name for name, kind in RULES.items() if issubclass(kind, Measurable))}
+
+Estimates the gradient of one batch of validation images several times, each with noise of its own, and compares with
+the true one. `sidestep align RULE --help` explains the options of a rule. To measure while training, give
+`sidestep train` the option --align 0.05.
+"""
+
+
+@dataclass(frozen=True)
+class Look:
+    """What to measure, and where to write it."""
+
+    estimates: int = 8
+    """Estimates of the one batch, each with noise of its own."""
+    batch: int = 128
+    """Images, the first ones of the validation split."""
+    out: Path | None = None
+    """Draw the cosines there (.png), for a run trained with --align also those over training."""
+    module: str | None = None
+    """Image path of your own, FILE.py:NAME."""
+    device: str = "auto"
+    """Where to compute: auto (a CUDA GPU if there is one, else cpu), cpu, cuda, cuda:1, mps."""
+    data_dir: Path | None = None
+    """Folder that is looked in before anything is downloaded. Default: the variable SIDESTEP_DATA."""
+    overwrite: bool = False
+    """Let --out replace a file that exists."""
+    json: bool = False
+    """Print one JSON object; numbers that are infinite or do not exist are null."""
+
+
+@dataclass(frozen=True)
+class Untrained:
+    """Which images, and which net."""
+
+    data: str = "digits"
+    """Name of a data set (`sidestep data` lists them), a .npz file, or a folder with one folder of images per class."""
+    validation: float = 0.1
+    """Share of the training split kept aside for validation."""
+    image_size: int | None = None
+    """Height and width of the images: 28, 64 or 128 for bloodmnist; image folders are resized to it."""
+    seed: int = 0
+    """Seed of the initial weights and the noise."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Precision of the estimates; the true gradient is in float32."""
+
+
+def align_command(arguments: list[str]) -> None:
+    """Parse the options, measure, and print the table."""
+    if not arguments or arguments[0] in ("-h", "--help"):
+        show(_HELP)
+    elif arguments[0] in RULES:
+        _align_rule(arguments[0], arguments[1:])
+    elif Path(arguments[0]).is_dir():
+        _align_run(Path(arguments[0]), arguments[1:])
+    else:
+        near = difflib.get_close_matches(arguments[0], RULES, 1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise InputError(f"{arguments[0]!r} is neither a rule nor the folder of a run: {hint}rules: {', '.join(RULES)}")
+
+
+def _align_rule(name: str, arguments: list[str]) -> None:
+    def collect(
+        rule: Annotated[Any, tyro.conf.arg(name="")],
+        given: Annotated[Untrained, tyro.conf.arg(name="")],
+        look: Annotated[Look, tyro.conf.arg(name="")],
+    ) -> tuple[Any, Untrained, Look]:
+        return rule, given, look
+
+    collect.__annotations__["rule"] = Annotated[RULES[name], tyro.conf.arg(name="")]
+    collect.__defaults__ = (RULES[name](), Untrained(), Look())
+    about = f"Measure how well the estimates of {name} point along the true gradient, in an untrained net."
+    rule, given, look = tyro.cli(collect, prog=f"sidestep align {name}", description=about, args=arguments)
+    _check(look)
+    data = load(
+        given.data,
+        data_dir=look.data_dir or default_data_dir(),
+        validation=given.validation,
+        size=given.image_size,
+        progress=error_console.is_terminal,
+    )
+    options = Options(batch=look.batch, seed=given.seed, device=look.device, precision=given.precision)
+    module = module_from(look.module) if look.module else None
+    _report(align(rule, data, options, estimates=look.estimates, module=module), look, {})
+
+
+def _align_run(folder: Path, arguments: list[str]) -> None:
+    about = "Measure how well the estimates of a run's rule point along the true gradient, in its net as it stands."
+    look = tyro.cli(Look, prog=f"sidestep align {folder}", description=about, args=arguments)
+    _check(look)
+    # never from the run's own configuration: looking at somebody's run must not run their code
+    run = load_run(folder, module=module_from(look.module) if look.module else None, device=look.device)
+    data = data_of(folder, None, look.data_dir)
+    check_cut(
+        folder, data, own=True, instead="bring the data back as they were, since images that were trained on do not do"
+    )
+    found = align(run, data, Options(batch=look.batch), estimates=look.estimates)
+    _report(found, look, alignment_curves(folder))
+
+
+def _check(look: Look) -> None:
+    if look.out:
+        check_new(look.out, look.overwrite, (".png",))
+
+
+def _report(found: Aligned, look: Look, curves: dict[str, list[tuple[int, float]]]) -> None:
+    if look.out:
+        buffer = io.BytesIO()
+        alignment_figure(found, curves).savefig(buffer, format="png")
+        checkpoint.write_bytes(look.out, buffer.getvalue())
+    if look.json:
+        show_json({**found.record(), "training": curves})
+        return
+    table = alignment_table(found)
+    show_table(table.title, table.columns, table.rows)
+    if found.left_out:
+        show(f"left out, since the loss does not depend on them or the rule does not estimate them: "
+             f"{', '.join(found.left_out)}")  # fmt: skip
+    if look.out:
+        show(f"written: {look.out}")

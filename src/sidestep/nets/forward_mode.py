@@ -1,0 +1,38 @@
+"""Where forward-mode differentiation runs: attention by its plain kernel, recurrent layers by torch's own code."""
+
+import re
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import torch
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from sidestep.errors import InputError
+
+__all__ = ["forward_mode"]
+
+
+@contextmanager
+def forward_mode(net: nn.Module) -> Iterator[None]:
+    """Let `net` run inside with tangents.
+
+    The fast kernels of attention have no forward-mode derivative, so the plain one is taken; nor has oneDNN's LSTM, so
+    nets with recurrent layers run without oneDNN.
+
+    Raises InputError for an operation that torch has no such derivative of; it says what to do.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        if any(isinstance(layer, nn.RNNBase) for layer in net.modules()):
+            stack.enter_context(torch.backends.mkldnn.flags(enabled=False))
+        try:
+            yield
+        except NotImplementedError as error:
+            found = re.search(r"forward AD with (\S+)", str(error))
+            if found is None:
+                raise
+            raise InputError(
+                f"the net's operation {found[1]} has no forward-mode derivative in torch {torch.__version__}; write "
+                "the layer of others, or train by spsa or evolution (noise_kind = full-rank), which need none"
+            ) from error

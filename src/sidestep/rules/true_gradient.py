@@ -1,0 +1,53 @@
+"""The gradient that rules are measured against: that of the loss a net is judged by, end to end, by reverse mode."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from sidestep.nets.precision import full_precision
+from sidestep.nets.units import kept_statistics
+from sidestep.noise import Noise
+from sidestep.rules.dense import gradients_of
+from sidestep.rules.protocol import Batch
+
+__all__ = ["end_to_end"]
+
+
+def end_to_end(
+    net: nn.Module,
+    batch: Batch,
+    logits_of: Callable[[Tensor], Tensor],
+    wanted: Mapping[str, Tensor] | None = None,
+    running: bool = False,
+) -> dict[str, Tensor]:
+    """Return name -> `d CE(logits_of(images), labels) / d theta`, the batch's mean, without autocast or dropout.
+
+    Args:
+        net: its statistics, and its modules' modes, are afterwards as they were.
+        batch: images and labels.
+        logits_of: the default reading as logits, (batch, ...) -> (batch, classes), differentiable.
+        wanted: tensors that the logits depend on, by name; by default the net's parameters.
+        running: batch norm by its running statistics, as when predicting, and not by those of the batch.
+    """
+    device = batch.images.device
+    drawn = Noise(0).stream("module").torch_seeded(device)  # for modules of the user's that draw
+    with _modes(net, running), kept_statistics(net), full_precision(batch.images), drawn, torch.enable_grad():
+        loss = cross_entropy(logits_of(batch.images), batch.labels)
+        return gradients_of(loss, dict(net.named_parameters()) if wanted is None else wanted)
+
+
+@contextmanager
+def _modes(net: nn.Module, running: bool) -> Iterator[None]:
+    before = [(module, module.training) for module in net.modules()]
+    net.train(not running)
+    for module, _ in before:
+        if "Dropout" in type(module).__name__:
+            module.eval()
+    try:
+        yield
+    finally:
+        for module, mode in before:
+            module.training = mode

@@ -1,0 +1,128 @@
+"""`align`: how well a rule's estimates point along the true gradient, for an untrained net or a trained run."""
+
+import json
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from sidestep.data import DataSet, load
+from sidestep.errors import CheckpointError, InputError
+from sidestep.measure import WHOLE, Alignment
+from sidestep.nets.own import ImagePath
+from sidestep.nets.ternary import unpack_layers
+from sidestep.noise import Noise
+from sidestep.rules.protocol import Rule, Task
+from sidestep.training.alignment import SPLIT, check_measurable, compare, held_batch
+from sidestep.training.folder import RunFolder
+from sidestep.training.options import Compute, Options
+from sidestep.training.run import Run
+
+__all__ = ["Aligned", "align", "alignment_curves"]
+
+
+@dataclass(frozen=True)
+class Aligned:
+    """A rule's estimates beside the true gradient of one batch."""
+
+    rule: str
+    data: str
+    seed: int
+    step: int
+    """Training steps that the net has behind it."""
+    images: int
+    """Size of the batch."""
+    estimates: int
+    """How many estimates were made of it, each with noise of its own."""
+    tensors: dict[str, Alignment]
+    """By parameter name, for the parameters that have both an estimate and a true gradient."""
+    whole: Alignment
+    """All of these as one vector."""
+    left_out: tuple[str, ...]
+    """Parameters that the loss of the net's default reading does not depend on, or that the rule does not estimate."""
+
+    def record(self) -> dict[str, Any]:
+        """Return everything for JSON, with None in place of numbers that are infinite or do not exist."""
+
+        def finite(found: Alignment) -> dict[str, float | None]:
+            return {key: value if math.isfinite(value) else None for key, value in asdict(found).items()}
+
+        tensors = {name: finite(found) for name, found in self.tensors.items()}
+        return {**asdict(self), "tensors": tensors, "whole": finite(self.whole), "left_out": list(self.left_out)}
+
+
+def align(
+    what: Rule | Run,
+    data: DataSet | str = "digits",
+    options: Options | None = None,
+    *,
+    estimates: int = 8,
+    module: ImagePath | None = None,
+) -> Aligned:
+    """Measure how well a rule's estimates point along the true gradient on a batch of validation images.
+
+    The true gradient is that of the mean cross-entropy of the net's default reading, end to end, by reverse mode. It
+    and all estimates are of the same images, so that what is measured is the rule and not the choice of the batch;
+    back-propagation of a net without noise has a cosine of exactly 1.
+
+    Args:
+        what: a rule, whose untrained net is measured, or a run, whose net is measured as it stands.
+        data: a data set, or the name of one; for a run, the one that it was trained on.
+        options: batch, and for a rule seed, device and precision; the rest is not used.
+        estimates: how many to make of the one batch, each with noise of its own.
+        module: for a rule, an image path of your own, as in `train`.
+
+    Raises:
+        InputError: for a rule without a true gradient, or too few images or estimates.
+
+    >>> from sidestep import align, rules
+    >>> round(align(rules.Backprop(net="mlp"), "digits", estimates=1).whole.cosine, 6)
+    1.0
+    """
+    options = options or Options()
+    if not 1 <= estimates <= 1_000_000:
+        raise InputError(f"estimates must be at least 1, got {estimates}")
+    data = load(data) if isinstance(data, str) else data
+    if isinstance(what, Run):
+        rule, net, compute, seed, step = what.rule, what.net, what.compute, what.seed, what.step
+        check_measurable(rule)
+        unpack_layers(net)
+    else:
+        rule, compute, seed, step = what, Compute.find(options.device, options.precision), options.seed, 0
+        check_measurable(rule)
+        net = _untrained(rule, data, seed, compute, module)
+    batch = held_batch(data.validation, data, options.batch, compute)
+    compared = compare(rule, net, batch, Noise(seed).stream("alignment").at(step), estimates, compute)
+    found = compared.result()
+    if not found:
+        raise InputError(f"{rule.name} estimates nothing that the loss of its net depends on")
+    left_out = tuple(name for name, _ in net.named_parameters() if name not in found)
+    whole = found.pop(WHOLE)
+    return Aligned(rule.name, data.name, seed, step, len(batch.labels), estimates, found, whole, left_out)
+
+
+def _untrained(rule: Rule, data: DataSet, seed: int, compute: Compute, module: ImagePath | None) -> nn.Module:
+    task = Task.of(data)
+    return rule.build(task, Noise(seed).stream("build"), data.train, module).to(compute.device)
+
+
+def alignment_curves(folder: Path, measure: str = "cosine") -> dict[str, list[tuple[int, float]]]:
+    """Return tensor -> (step, value) over the training of a run that was started with `align`, or nothing.
+
+    Raises:
+        CheckpointError: if the run's metrics cannot be read.
+    """
+    curves: dict[str, list[tuple[int, float]]] = {}
+    file = RunFolder(folder).metrics_file
+    if not file.exists():
+        return curves
+    try:
+        for line in map(json.loads, file.read_text(encoding="utf-8").splitlines()):
+            tensor, _, name = line["name"].rpartition(": ")
+            if line["split"] == SPLIT and name == measure:
+                curves.setdefault(tensor, []).append((int(line["step"]), float(line["value"])))
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{file} is damaged: {error}") from error
+    return curves

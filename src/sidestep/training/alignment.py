@@ -1,0 +1,162 @@
+"""Measuring a rule's estimates against the true gradient, on one held batch, at a bounded share of training's time."""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import fields
+
+import torch
+from torch import Tensor, nn
+
+from sidestep.data import DataSet, Split, standardise
+from sidestep.errors import InputError
+from sidestep.measure import Alignment, Comparison
+from sidestep.noise import Noise
+from sidestep.rules import RULES
+from sidestep.rules.protocol import Batch, Measurable, Rule, Task
+from sidestep.rules.trits import as_gradients
+from sidestep.training.folder import MetricsLog
+from sidestep.training.options import Compute, Options
+from sidestep.training.state import State
+from sidestep.update import Dense, Seeded, Update
+
+__all__ = ["MEASURES", "SPLIT", "Allowance", "Watch", "check_measurable", "check_watch", "compare", "held_batch"]
+
+SPLIT = "alignment"  # under which split the numbers stand in a run's metrics
+SHARE = "share of the time"
+MEASURES = {field.name: field.name.replace("_", " ") for field in fields(Alignment) if field.name != "elements"}
+_ESTIMATES = 2  # in one look during training: the least that tells noise from signal
+_FIRST = 2 * (_ESTIMATES + 2)  # steps that the first look is taken to cost, before one has been timed
+
+
+def check_measurable(rule: Rule) -> Measurable:
+    """Return the rule as one whose estimates can be measured.
+
+    Raises:
+        InputError: if it has no true gradient; says why, and which rules have one.
+    """
+    if isinstance(rule, Measurable):
+        return rule
+    why = getattr(rule, "no_true_gradient", "it has no method true_gradients (see sidestep.rules.Measurable)")
+    known = ", ".join(name for name, kind in RULES.items() if issubclass(kind, Measurable))
+    raise InputError(f"{rule.name} cannot be compared with the true gradient: {why}; the rules that can: {known}")
+
+
+def held_size(split: Split, size: int) -> int:
+    """Return the size of a batch that is held from a validation split, or raise InputError if it is below two."""
+    size = min(size, len(split))
+    if size < 2:
+        raise InputError(
+            f"measuring alignment needs a batch of at least 2 images that are not trained on, got {size}; keep some "
+            "aside with --validation 0.1, and take a --batch of 2 or more"
+        )
+    return size
+
+
+def held_batch(split: Split, task: DataSet | Task, size: int, compute: Compute) -> Batch:
+    """Return the first images of a validation split, at most `size`, which training never sees.
+
+    Raises:
+        InputError: if there are fewer than two.
+    """
+    size = held_size(split, size)
+    images = standardise(split.images[:size].to(compute.device), task.mean, task.std)
+    return Batch(images.contiguous(memory_format=torch.channels_last), split.labels[:size].to(compute.device))
+
+
+def compare(  # long: what an estimate depends on
+    rule: Rule, net: nn.Module, batch: Batch, noise: Noise, estimates: int, compute: Compute
+) -> Comparison:
+    """Return how several estimates from one batch, each with noise of its own, agree with that batch's true gradient.
+
+    The net is left bitwise as it was. Estimates are those before `decide`, in the precision of training; the gradient
+    is in float32.
+    """
+    compared = Comparison(check_measurable(rule).true_gradients(net, batch))
+    for index in range(estimates):
+        with compute.autocast():
+            update = rule.estimate(net, batch, noise.stream(f"estimate {index}"))
+        compared.add(_gradients(net, update))
+    return compared
+
+
+def _gradients(net: nn.Module, update: Update) -> dict[str, Tensor]:
+    if isinstance(update, Dense):
+        return update.gradients
+    if isinstance(update, Seeded):
+        return as_gradients(net, update)
+    raise InputError(f"an estimate must be gradients or numbers along probes, got {type(update).__name__}")
+
+
+class Allowance:
+    """Lets looks happen only while all of them together have taken at most a share of the time.
+
+    A look is allowed if it can be paid for from the time since the last one, and all together from the time since the
+    beginning, at the price of the dearest so far (the first one: of `guess` steps). So looks are spread over the run,
+    and the share is kept at every moment, unless a look costs more than any before it; that is then made up for.
+    """
+
+    def __init__(self, share: float, guess: float, clock: Callable[[], float] = time.perf_counter) -> None:
+        self.share, self.guess, self.clock = share, guess, clock
+        self.begun = self.last = clock()
+        self.steps, self.spent, self.dearest = 0, 0.0, 0.0
+
+    def allows(self) -> bool:
+        """Count one step, and say whether a look may follow it."""
+        self.steps += 1
+        now = self.clock()
+        gone = now - self.begun
+        price = self.dearest or self.guess * (gone - self.spent) / self.steps
+        return price <= self.share * (now - self.last) and self.spent + price <= self.share * gone
+
+    @property
+    def taken(self) -> float:
+        """The share of the time so far that looks have taken."""
+        return self.spent / max(1e-9, self.clock() - self.begun)
+
+    def pay(self, seconds: float) -> None:
+        """Note what a look has taken."""
+        self.spent += seconds
+        self.dearest = max(self.dearest, seconds)
+        self.last = self.clock()
+
+
+def check_watch(rule: Rule, data: DataSet, options: Options) -> None:
+    """Raise InputError if alignment is to be measured while training, and cannot be."""
+    if not options.align:
+        return
+    check_measurable(rule)
+    held_size(data.validation, options.batch)
+    if options.out is None:
+        raise InputError("align writes its numbers to the metrics.jsonl of a run's folder: give one (out), or align=0")
+
+
+class Watch:
+    """Writes the alignment of a run's estimates to its metrics, now and then, and leaves training's bits alone.
+
+    Args:
+        rule: the rule, which must be measurable.
+        data: where the held batch comes from: the validation split.
+        options: batch, seed, and the share of the time.
+        compute: device and precision.
+    """
+
+    def __init__(self, rule: Rule, data: DataSet, options: Options, compute: Compute) -> None:
+        self.rule, self.compute = rule, compute
+        self.batch = held_batch(data.validation, data, options.batch, compute)
+        self.noise = Noise(options.seed).stream("alignment")
+        self.allowance = Allowance(options.align, _FIRST)
+
+    def after_step(self, state: State, log: MetricsLog) -> None:
+        """Measure, and write the numbers, if time allows."""
+        if not self.allowance.allows():
+            return
+        begun = self.allowance.clock()
+        compared = compare(self.rule, state.net, self.batch, self.noise.at(state.step), _ESTIMATES, self.compute)
+        for tensor, alignment in compared.result().items():
+            for field, name in MEASURES.items():
+                value = getattr(alignment, field)
+                if math.isfinite(value):
+                    log.write(state.step, SPLIT, f"{tensor}: {name}", value, state.seconds)
+        self.allowance.pay(self.allowance.clock() - begun)
+        log.write(state.step, SPLIT, SHARE, self.allowance.taken, state.seconds)
