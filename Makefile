@@ -7,11 +7,11 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench docs clean
+.PHONY: help demo test lint bench bench-gpu docs clean
 .NOTPARALLEL:
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(VENV)/stamp-run  ## train NoProp and backprop on small digits, compare them, show a prediction
 	$(BIN)/python examples/demo.py
@@ -24,8 +24,12 @@ lint: $(VENV)/stamp-test  ## format, lint and type checks only
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-bench: $(VENV)/stamp-run  ## time a NoProp step against the plain float32 loop
+bench: $(VENV)/stamp-bench  ## time a NoProp step and the engines against plain loops and the machine (minutes)
 	$(BIN)/python -m benchmarks.noprop_step
+	$(BIN)/python -m pytest benchmarks/micro -c benchmarks/micro/pytest.ini
+
+bench-gpu: $(VENV)/stamp-run  ## measure everything that wants a GPU, in under ten minutes
+	$(BIN)/python -m benchmarks.gpu --out runs/gpu
 
 docs: $(VENV)/stamp-docs  ## build docs/ and the reference of the Python interface into site/
 	$(BIN)/python docs/build.py site
@@ -42,6 +46,10 @@ $(VENV)/stamp-run: pyproject.toml | $(VENV)/stamp-venv
 
 $(VENV)/stamp-test: pyproject.toml | $(VENV)/stamp-venv
 	$(PIP) install --quiet -e '.[test]'
+	@touch $@
+
+$(VENV)/stamp-bench: pyproject.toml | $(VENV)/stamp-venv
+	$(PIP) install --quiet -e '.[bench]'
 	@touch $@
 
 $(VENV)/stamp-docs: pyproject.toml | $(VENV)/stamp-venv

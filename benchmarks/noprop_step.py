@@ -1,85 +1,91 @@
-"""Time one training step of NoProp-DT, all ten blocks at batch 128, against the plain float32 loop, in one process.
+"""Time a training step of NoProp-DT against the plain float32 loop, against backprop, and against the machine.
 
-    python benchmarks/noprop_step.py [--data mnist] [--repeats 5] [--steps 5]
+    python -m benchmarks.noprop_step [--data cifar10] [--blocks 10] [--batch 128] [--repeats 5] [--steps 2]
 
-The plain loop is first timed as it runs alone; then the two alternate, so that drift of the machine hits both, with
-freed memory kept for both, which the fast path does and the plain loop gains from. Prints medians and spread.
+The plain loop is first timed as it runs alone. Then it, NoProp and backprop through the same chained blocks take turns,
+so that drift of the machine hits all, with freed memory kept for all. Prints medians and spread, and which share of the
+machine's own rate of matrix products, in the precision used, the whole step reaches: its operations are counted by
+torch's FlopCounterMode (products and convolutions, forward and back; nothing else counts).
 """
 
 import argparse
 import statistics
 import sys
-import time
 from pathlib import Path
 
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from sidestep import Options, rules
-from sidestep.data import DataSet, Split, load
+from benchmarks.machine import (
+    DTYPES,
+    SHAPES,
+    Ratio,
+    Roof,
+    add_clock,
+    alternating,
+    count_flops,
+    made_up,
+    ready,
+    use_clock,
+)
+from sidestep.data import load
 from sidestep.measure import keep_freed_memory
-from sidestep.noise import Noise
-from sidestep.rules import Task
-from sidestep.training.loop import Loop
+from sidestep.rules import Backprop, NoPropDT
 from sidestep.training.options import Compute
-from sidestep.training.state import State
 from tests.reference.noprop_plain import PlainNoProp
 
-SHAPES = {"mnist": (1, 28), "cifar10": (3, 32), "digits": (1, 8)}
 
-
-def made_up(name: str) -> DataSet:
-    """Return random images in the shape of the named set: a step costs the same on them."""
-    channels, size = SHAPES[name]
-    noise = Noise(0)
-    images = noise.integers(1280 * channels * size * size, 256).to(torch.uint8).view(1280, channels, size, size)
-    split = Split(images, noise.stream("labels").integers(1280, 10))
-    return DataSet(name, split, split, tuple("0123456789"), (0.5,) * channels, (0.3,) * channels)
-
-
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Time and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="mnist", choices=SHAPES)
     parser.add_argument("--data-dir", type=Path)
+    parser.add_argument("--blocks", type=int, default=10)
+    parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=5)
-    parser.add_argument("--precision", default="auto")
-    given = parser.parse_args()
-    data = load(given.data, data_dir=given.data_dir) if given.data_dir else made_up(given.data)
-    rule, options, compute = rules.NoPropDT(), Options(), Compute.find("cpu", given.precision)
-    task = Task(data.image_shape, tuple(data.class_names), tuple(data.mean), tuple(data.std))
-    net = rule.build(task, Noise(0).stream("build"), None, None)
-    loop, state = Loop(rule, data, options, compute, None), State(net, rule.optimizer(net))
-    plain = PlainNoProp(data.image_shape[0], data.image_shape[1], data.classes)
+    parser.add_argument("--steps", type=int, default=2)
+    parser.add_argument("--precision", default="auto", choices=("auto", *DTYPES))
+    parser.add_argument("--matrix", type=int, default=2048, help="side of the matrices whose product is timed")
+    add_clock(parser)
+    given = parser.parse_args(arguments)
+    use_clock(given.clock, given.threads)
+    data = load(given.data, data_dir=given.data_dir) if given.data_dir else made_up(given.data, 10 * given.batch)
+    compute, blocks = Compute.find("cpu", given.precision), given.blocks
+    loop, state = ready(NoPropDT(blocks=blocks), data, compute, batch=given.batch)
+    chain, chain_state = ready(Backprop(blocks=blocks), data, compute, batch=given.batch)
+    plain = PlainNoProp(data.image_shape[0], data.image_shape[1], data.classes, blocks)
     batches = [loop.batch(step) for step in range(given.steps)]
+    images = [batch.images.contiguous() for batch in batches]
 
-    def fast_seconds() -> float:
-        begun = time.perf_counter()
+    def plain_steps() -> None:
+        for batch, pixels in zip(batches, images, strict=True):
+            plain.step(pixels, batch.labels)
+
+    def steps(one, its_state) -> None:
         for _ in range(given.steps):
-            loop.take_step(state)
-        return (time.perf_counter() - begun) / given.steps
+            one.take_step(its_state)
 
-    def plain_seconds() -> float:
-        begun = time.perf_counter()
-        for batch in batches:
-            plain.step(batch.images.contiguous(), batch.labels)
-        return (time.perf_counter() - begun) / given.steps
-
-    plain_seconds()
-    before = [plain_seconds() for _ in range(given.repeats)]  # as it runs without us
+    roof = Roof.measure(DTYPES[compute.precision], size=given.matrix)
+    (before,) = alternating([plain_steps], given.repeats)  # as it runs without us
     keep_freed_memory()
-    fast_seconds()
-    pairs = [(plain_seconds(), fast_seconds()) for _ in range(given.repeats)]
-    ratios = [p / f for p, f in pairs]
-    kept, fast = (statistics.median(column) for column in zip(*pairs, strict=True))
-    print(f"device: {torch.get_num_threads()} threads, {compute.precision}; {given.data} shapes, batch 128, 10 blocks")
-    print(f"plain float32 loop: {statistics.median(before):.3f} s a step; with freed memory kept: {kept:.3f} s a step")
-    print(f"sidestep: {fast:.3f} s a step")
-    print(f"ratio to the plain loop as it runs alone: {statistics.median(before) / fast:.2f}x")
-    print(f"ratio, alternating, with freed memory kept for both: {statistics.median(ratios):.2f}x "
-          f"(from {min(ratios):.2f}x to {max(ratios):.2f}x, {given.repeats} pairs)")  # fmt: skip
+    runs = [plain_steps, lambda: steps(loop, state), lambda: steps(chain, chain_state)]
+    kept, fast, backprop = alternating(runs, given.repeats)
+    after = Roof.measure(DTYPES[compute.precision], size=given.matrix)
+    roof = Roof(max(roof.flops, after.flops), max(roof.bandwidth, after.bandwidth))
+    flops, chain_flops = count_flops(loop, state), count_flops(chain, chain_state)
+    step = [statistics.median(column) / given.steps for column in (before, kept, fast, backprop)]
+    print(f"device: {torch.get_num_threads()} threads, {given.clock} clock, {compute.precision}; {given.data} shapes, "
+          f"batch {given.batch}, {blocks} blocks, {state.net.way(compute.device)}")  # fmt: skip
+    print(f"machine: {roof} ({compute.precision}, {given.matrix} x {given.matrix}; measured in this run)")
+    print(f"plain float32 loop: {step[0]:.3f} s a step; with freed memory kept: {step[1]:.3f} s a step")
+    print(f"sidestep: {step[2]:.3f} s a step; backprop through the same blocks: {step[3]:.3f} s a step")
+    print(f"ratio to the plain loop as it runs alone: {step[0] / step[2]:.2f}x")
+    print(f"ratio, alternating, with freed memory kept for both: {Ratio.of(kept, fast)}, {given.repeats} pairs")
+    print(f"cost of a NoProp step over a backprop step: {Ratio.of(fast, backprop)}, {given.repeats} pairs")
+    print(f"operations of a step: {flops / 1e9:,.1f} GFLOP (backprop {chain_flops / 1e9:,.1f}), by FlopCounterMode; "
+          f"share of the machine's matrix rate: {flops / step[2] / roof.flops:.0%}, "
+          f"backprop {chain_flops / step[3] / roof.flops:.0%}")  # fmt: skip
 
 
 if __name__ == "__main__":

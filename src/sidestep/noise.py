@@ -14,13 +14,14 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from sidestep.errors import InputError
 
-__all__ = ["Noise", "dropout_mask"]
+__all__ = ["Noise", "dropout_mask", "dropout_scale"]
 
 MASK = 0xFFFFFFFF
 MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
@@ -176,8 +177,14 @@ class Noise:
                 torch.cuda.set_rng_state(on_gpu, device)
 
     def _torch_seed(self) -> int:
-        low, high = self.words(2).tolist()
-        return int(low | high >> 1 << 32)
+        # words 0 and 1 in Python's integers: 80 tensor operations for two words would take longer
+        words, key = [0, self.substream, self.step, self.stream_id], [self.seed & MASK, self.seed >> 32]
+        for _ in range(ROUNDS):
+            products = MULTIPLIERS[0] * words[0], MULTIPLIERS[1] * words[2]
+            first, third = products[1] >> 32 ^ words[1] ^ key[0], products[0] >> 32 ^ words[3] ^ key[1]
+            words = [first, products[1] & MASK, third, products[0] & MASK]
+            key = [(part + step) & MASK for part, step in zip(key, KEY_STEPS, strict=True)]
+        return words[0] | words[1] >> 1 << 32
 
 
 def dropout_mask(
@@ -203,6 +210,12 @@ def dropout_mask(
     return kept.to(dtype).mul_(scale).view(tuple(shape))
 
 
+def dropout_scale(rate: float, dtype: torch.dtype = torch.float32) -> float:
+    """The value of those elements of a `dropout_mask` that are kept, as `dtype` rounds it."""
+    return _keep_and_scale(rate, dtype)[1]
+
+
+@lru_cache
 def _keep_and_scale(rate: float, dtype: torch.dtype) -> tuple[int, float]:
     """How many of the 65536 values of 16 bits keep an element, and the scale that makes the mean one."""
     keep = 65536 - round(rate * 65536) if 0.0 <= rate < 1.0 else 0

@@ -9,7 +9,7 @@ from sidestep.errors import InputError
 from sidestep.nets.paths import path_maker, takes_channels_last
 from sidestep.nets.precision import at_least_float32
 
-__all__ = ["Block", "LatentPath", "feature_count", "image_features"]
+__all__ = ["Block", "ImageLatentPath", "LatentPath", "feature_count", "image_features"]
 
 _FEATURES = 256
 

@@ -1,16 +1,17 @@
 """Dropout whose masks come from a generator that the caller names, so that they repeat and cost little."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sidestep.errors import InputError
-from sidestep.noise import dropout_mask
+from sidestep.noise import dropout_mask, dropout_scale
 
-__all__ = ["Dropout", "masks_from", "repeatable"]
+__all__ = ["Dropout", "map_masks", "masks_from", "repeatable"]
 
 _generator: ContextVar[torch.Generator | None] = ContextVar("dropout_generator", default=None)
 
@@ -49,32 +50,78 @@ def repeatable(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return run
 
 
+def map_masks(shape: Sequence[int], rate: float, generators: Sequence[torch.Generator], dtype: torch.dtype) -> Tensor:
+    """Return masks of feature maps, (batch, generators * channels, height, width): each generator's own, side by side.
+
+    Drawn and laid out channels last, whatever the layout of the values, so that a mask depends on its generator alone.
+
+    Args:
+        shape: of one generator's values, (batch, channels, height, width).
+        rate: the share of zeros.
+        generators: one for each unit.
+        dtype: of the values.
+    """
+    batch, channels, height, width = shape
+    drawn = [dropout_mask((batch, height, width, channels), rate, one, dtype) for one in generators]
+    return (drawn[0] if len(drawn) == 1 else torch.cat(drawn, dim=3)).permute(0, 3, 1, 2)
+
+
+class _RectifiedDropout(torch.autograd.Function):
+    """`y = mask * max(x, 0)`, in place. Only y is kept for the way back: it is positive where x and the mask are."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, mask: Tensor, scale: float) -> Tensor:
+        values.relu_().mul_(mask)
+        ctx.mark_dirty(values)
+        ctx.save_for_backward(values)
+        ctx.scale = scale
+        return values
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        (kept,) = ctx.saved_tensors
+        return torch.ops.aten.threshold_backward(gradients[0], kept, 0).mul_(ctx.scale), None, None
+
+
 class Dropout(nn.Module):
     """Set each element to 0 with probability `rate` and scale the others by 1 / (1 - rate), while training.
 
     The difference to `torch.nn.Dropout`: the mask comes from the generator named by `masks_from`, not from a hidden
     global state, and costs 16 random bits an element.
+
+    Args:
+        rate: the share of zeros.
+        rectify: first replace negative values by 0 (ReLU), in place. Done in one, neither the mask nor what ReLU gave
+            is kept for the way back.
     """
 
-    def __init__(self, rate: float = 0.2) -> None:
+    def __init__(self, rate: float = 0.2, rectify: bool = False) -> None:
         super().__init__()
         if not 0 <= rate < 1:
             raise InputError(f"a dropout rate must lie in [0, 1), got {rate}")
-        self.rate = rate
+        self.rate, self.rectify = rate, rectify
 
     def forward(self, values: Tensor) -> Tensor:
-        """Return the masked values, of the shape given; in evaluation they pass unchanged."""
+        """Return the masked values, of the shape given; in evaluation they pass unmasked."""
         if not self.training or self.rate == 0:
-            return values
+            return values.relu_() if self.rectify else values
         generator = _generator.get()
         if generator is None:
             raise InputError("Dropout in training needs a generator: run it inside `with masks_from(generator):`")
-        mask = dropout_mask(values.shape, self.rate, generator, values.dtype)
-        if values.is_contiguous(memory_format=torch.channels_last):  # a mask has no order: lay it out as the values
-            batch, channels, height, width = values.shape
-            mask = mask.view(batch, height, width, channels).permute(0, 3, 1, 2)
-        return values * mask
+        if values.dim() == 4:
+            mask = map_masks(values.shape, self.rate, [generator], values.dtype)
+        else:
+            mask = dropout_mask(values.shape, self.rate, generator, values.dtype)
+        return self.masked(values, mask)
+
+    def masked(self, values: Tensor, mask: Tensor) -> Tensor:
+        """Return the values under a mask of `dropout_mask`, rectified first where that is wanted."""
+        if not self.rectify:
+            return values * mask
+        if torch.compiler.is_compiling():  # which fuses by itself
+            return values.relu() * mask
+        return _RectifiedDropout.apply(values, mask, dropout_scale(self.rate, values.dtype))
 
     def extra_repr(self) -> str:
         """Return the rate, for printing."""
-        return f"rate={self.rate}"
+        return f"rate={self.rate}, rectify={self.rectify}"

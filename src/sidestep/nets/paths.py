@@ -10,7 +10,7 @@ from sidestep.errors import InputError
 from sidestep.nets.dropout import Dropout
 from sidestep.nets.precision import at_least_float32
 
-__all__ = ["PATHS", "ConvPath", "PooledPath", "ResidualPath", "path_maker", "takes_channels_last"]
+__all__ = ["PATHS", "ConvPath", "PooledPath", "Residual", "ResidualPath", "path_maker", "takes_channels_last"]
 
 PATHS: tuple[str, ...] = ("auto", "figure-6", "pooled", "resnet-9")
 _FEATURES = 256
@@ -34,9 +34,9 @@ class ConvPath(nn.Module):
             )
         # the paper's ReLU stands before the pooling; the two commute, and this way ReLU has a quarter of the elements
         self.convolutions = nn.Sequential(
-            nn.Conv2d(channels, 32, 3, padding=1), nn.MaxPool2d(2), nn.ReLU(inplace=True), Dropout(0.2),
-            nn.Conv2d(32, 64, 3, padding=1), nn.ReLU(inplace=True), Dropout(0.2),
-            nn.Conv2d(64, 128, 3, padding=1), nn.MaxPool2d(2), nn.ReLU(inplace=True), Dropout(0.2),
+            nn.Conv2d(channels, 32, 3, padding=1), nn.MaxPool2d(2), *_relu_and_dropout(),
+            nn.Conv2d(32, 64, 3, padding=1), *_relu_and_dropout(),
+            nn.Conv2d(64, 128, 3, padding=1), nn.MaxPool2d(2), *_relu_and_dropout(),
         )  # fmt: skip
         _lay_channels_last(self)
         self.dense = nn.Linear(128 * (height // 4) * (width // 4), features)
@@ -63,7 +63,7 @@ class PooledPath(nn.Module):
             )
         layers: list[nn.Module] = []
         for inputs, outputs in ((channels, 32), (32, 64), (64, 128)):
-            layers += [nn.Conv2d(inputs, outputs, 3, padding=1), nn.MaxPool2d(2), nn.ReLU(inplace=True), Dropout(0.2)]
+            layers += [nn.Conv2d(inputs, outputs, 3, padding=1), nn.MaxPool2d(2), *_relu_and_dropout()]
         self.convolutions = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(4))
         _lay_channels_last(self)
         self.dense = nn.Linear(128 * 16, features)
@@ -74,17 +74,24 @@ class PooledPath(nn.Module):
         return self.norm(at_least_float32(self.dense(self.convolutions(images).flatten(1))))
 
 
+def _relu_and_dropout() -> tuple[nn.Module, nn.Module]:
+    return nn.Identity(), Dropout(0.2, rectify=True)  # two places, as the layers after it are called by number
+
+
 def _unit(inputs: int, outputs: int) -> nn.Sequential:
     convolution = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
     return nn.Sequential(convolution, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True))
 
 
-class _Residual(nn.Module):
+class Residual(nn.Module):
+    """Two units whose output is added to what goes in."""
+
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.inner = nn.Sequential(_unit(channels, channels), _unit(channels, channels))
 
     def forward(self, values: Tensor) -> Tensor:
+        """Return the sum, of the shape given."""
         return values + self.inner(values)
 
 
@@ -102,9 +109,9 @@ class ResidualPath(nn.Module):
             raise InputError(f"the ResNet-9 path halves images three times and needs 8 x 8, got {height} x {breadth}")
         self.layers = nn.Sequential(
             _unit(channels, width),
-            _unit(width, 2 * width), nn.MaxPool2d(2), _Residual(2 * width),
+            _unit(width, 2 * width), nn.MaxPool2d(2), Residual(2 * width),
             _unit(2 * width, 4 * width), nn.MaxPool2d(2),
-            _unit(4 * width, 8 * width), nn.MaxPool2d(2), _Residual(8 * width),
+            _unit(4 * width, 8 * width), nn.MaxPool2d(2), Residual(8 * width),
             nn.AdaptiveMaxPool2d(1), nn.Flatten(),
         )  # fmt: skip
         _lay_channels_last(self)
@@ -144,4 +151,6 @@ def takes_channels_last(path: nn.Module) -> bool:
 def _lay_channels_last(module: nn.Module) -> None:
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d):  # channels last, in which convolutions run fastest
-            layer.weight.data = layer.weight.data.contiguous(memory_format=torch.channels_last)
+            # the strides of one input channel fit both orders, and torch would take the other: a clone's say which
+            inner = layer.weight.data.permute(0, 2, 3, 1).clone(memory_format=torch.contiguous_format)
+            layer.weight.data = inner.permute(0, 3, 1, 2)

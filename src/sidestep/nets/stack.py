@@ -2,13 +2,16 @@
 
 from functools import partial
 
+import torch
 from torch import Tensor, nn
 
 from sidestep.errors import InputError
 from sidestep.nets.blocks import Block
 from sidestep.nets.embeddings import expected_embedding
 from sidestep.nets.schedules import check_alpha_bar, signal_to_noise
+from sidestep.nets.together import can_go_together
 from sidestep.nets.units import run_units
+from sidestep.nets.ways import WAYS, choose_way
 
 __all__ = ["DenoisingStack"]
 
@@ -49,8 +52,9 @@ class DenoisingStack(nn.Module):
                 f"{len(paths)} image paths need a schedule of {len(paths) + 1} values, got {len(alpha_bar)}"
             )
         classes, dimension = embedding.shape
-        self.image_shape, self.together = image_shape, together
+        self.image_shape, self.together, self._way = image_shape, together, "auto"
         self.blocks = nn.ModuleList(Block(path, image_shape, dimension, classes, image_latent) for path in paths)
+        self._stackable = together and can_go_together(list(self.blocks))
         self.readout = readout
         if learn_embedding:
             self.embedding = nn.Parameter(embedding.clone())
@@ -78,6 +82,24 @@ class DenoisingStack(nn.Module):
         module = self.blocks[index]
         assert isinstance(module, Block)  # for the type checker: a ModuleList does not say what it holds
         return module
+
+    def way(self, device: torch.device) -> str:
+        """Return how the blocks' losses and gradients are computed on `device`: one of `nets.ways.WAYS`."""
+        if not self._stackable:
+            return "per block"
+        return choose_way(device) if self._way == "auto" else self._way
+
+    def set_way(self, way: str) -> None:
+        """Choose the way by hand, or leave it to the machine again with `auto`: for benchmarks and tests.
+
+        Raises:
+            InputError: for a way that does not exist, or that these blocks cannot go.
+        """
+        if way not in ("auto", *WAYS):
+            raise InputError(f"the way must be auto, {', '.join(WAYS)}, got {way!r}")
+        if way not in ("auto", "per block") and not self._stackable:
+            raise InputError(f"blocks around a module of your own can go one way, per block, got {way!r}")
+        self._way = way
 
     def label_estimate(self, logits: Tensor) -> Tensor:
         """Return `uhat = softmax(logits) W`, (batch, classes) -> (batch, dimension)."""

@@ -80,8 +80,9 @@ def apply_dense(net: nn.Module, update: Update, optimizer: torch.optim.Optimizer
             parameter.grad = gradient
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        for name, value in update.statistics.items():
-            buffers[name].copy_(value)
+        for dtype in {value.dtype for value in update.statistics.values()}:  # one operation for all of a kind
+            same = {name: value for name, value in update.statistics.items() if value.dtype == dtype}
+            torch._foreach_copy_([buffers[name] for name in same], list(same.values()))
 
 
 def check_positive(most: float, /, **values: float) -> None:

@@ -24,9 +24,11 @@ from sidestep.nets.losses import check_loss, check_smoothing, denoising_loss
 from sidestep.nets.own import ImagePath, image_paths
 from sidestep.nets.paths import path_maker
 from sidestep.nets.readouts import make_readout
+from sidestep.nets.recorded import recorded_logits
 from sidestep.nets.samplers import ddim_chain, stack_predictions
 from sidestep.nets.schedules import cosine_alpha_bar, readable_alpha_bar
 from sidestep.nets.stack import DenoisingStack
+from sidestep.nets.together import BlocksTogether, drawn_masks
 from sidestep.nets.units import kept_statistics, run_units
 from sidestep.noise import Noise
 from sidestep.rules.dense import adamw, apply_dense, check_choice, check_positive, check_range, gradients_of
@@ -151,10 +153,8 @@ class NoPropDT:
         assert isinstance(net, DenoisingStack)  # made by build
         blocks = len(net.blocks)
         net.train()
-        with kept_statistics(net) as changed:
-            tasks = [partial(self._block_share, net, index, batch, noise.sub(index)) for index in range(blocks)]
-            shares = run_units(tasks, batch.images.device, net.together)
-            statistics = changed()
+        way = net.way(batch.images.device)
+        shares, statistics = self._shares(net, batch, noise, way)
         shared = self._shared_share(net, batch, noise.sub(blocks))
         gradients = {name: gradient for share in (*shares, shared) for name, gradient in share.gradients.items()}
         losses = {name: loss for share in (*shares, shared) for name, loss in share.losses.items()}
@@ -187,9 +187,7 @@ class NoPropDT:
         """Return the gradients of block `index` alone: of its denoising loss, batch mean."""
         block, device = net.block(index), batch.images.device
         generator = noise.generator(device)
-        normal = torch.empty(len(batch.labels), net.dimension, dtype=net.embedding.dtype, device=device)
-        normal.normal_(generator=generator)
-        latent = net.noised_label(batch.labels, index, normal)
+        latent = _latent(net, batch.labels, index, generator)
         with masks_from(generator):
             if net.together:
                 logits = block(batch.images, latent)
@@ -206,10 +204,7 @@ class NoPropDT:
 
     def _shared_share(self, net: DenoisingStack, batch: Batch, noise: Noise) -> _Share:
         """Return the gradients of the terms that no block sees: `CE(p_out(z_T), y) + KL(q(z_0 | y) || N(0, I))`."""
-        device, blocks = batch.images.device, len(net.blocks)
-        normal = torch.empty(len(batch.labels), net.dimension, dtype=net.embedding.dtype, device=device)
-        normal.normal_(generator=noise.generator(device))
-        last = net.noised_label(batch.labels, blocks, normal)
+        last = _latent(net, batch.labels, len(net.blocks), noise.generator(batch.images.device))
         entropy = readout_loss(net.readout, net.embedding, last, batch.labels)
         divergence = start_divergence(net.label_embedding(batch.labels), net.alpha_bar[0])
         wanted = {name: parameter for name, parameter in net.named_parameters() if not name.startswith("blocks.")}
@@ -249,3 +244,44 @@ class NoPropDT:
         """Return the smallest norm and distance of the class embeddings, which would shrink in a collapse."""
         assert isinstance(net, DenoisingStack)  # made by build
         return embedding_distances(net.embedding)
+
+    def _shares(
+        self, net: DenoisingStack, batch: Batch, noise: Noise, way: str
+    ) -> tuple[list[_Share], dict[str, Tensor]]:
+        """Return the blocks' shares, each computed by itself or all in one pass, and the new statistics."""
+        if way != "per block":
+            return self._together(net, batch, noise, way)
+        tasks = [partial(self._block_share, net, index, batch, noise.sub(index)) for index in range(len(net.blocks))]
+        with kept_statistics(net) as changed:
+            return run_units(tasks, batch.images.device, net.together), changed()
+
+    def _together(
+        self, net: DenoisingStack, batch: Batch, noise: Noise, way: str
+    ) -> tuple[list[_Share], dict[str, Tensor]]:
+        """Return the blocks' shares as one, computed in one pass, and the new statistics; equal to rounding."""
+        count, labels = len(net.blocks), batch.labels
+        generators = [noise.sub(index).generator(batch.images.device) for index in range(count)]
+        latents = torch.stack([_latent(net, labels, index, one) for index, one in enumerate(generators)])
+        run, masks = BlocksTogether.copied([net.block(index) for index in range(count)]), drawn_masks(generators)
+        if way == "together":
+            logits = run.logits(batch.images, latents, masks)
+        else:
+            logits = recorded_logits(run, way, batch.images, latents, masks)
+        weights = net.loss_weights(self.eta).to(logits).repeat_interleave(len(labels))
+        each = denoising_loss(
+            self.loss, logits.flatten(0, 1), net.embedding, labels.repeat(count), weights, self.largest_weight,
+            self.label_smoothing,
+        )  # fmt: skip
+        losses = each.view(count, -1).mean(dim=1)
+        gradients = gradients_of(losses.sum(), {**run.weights, "embedding": net.embedding})
+        embedding = gradients.pop("embedding", None)
+        if way == "graph":  # which writes its gradients to the same place again
+            gradients = {name: gradient.clone() for name, gradient in gradients.items()}
+        names = {f"block {index + 1}: denoising": loss for index, loss in enumerate(losses.detach())}
+        return [_Share(names, run.by_block(gradients), embedding)], run.by_block(run.statistics)
+
+
+def _latent(net: DenoisingStack, labels: Tensor, level: int, generator: torch.Generator) -> Tensor:
+    """Return a draw of z_level, (batch, dimension)."""
+    normal = torch.empty(len(labels), net.dimension, dtype=net.embedding.dtype, device=labels.device)
+    return net.noised_label(labels, level, normal.normal_(generator=generator))

@@ -1,0 +1,115 @@
+"""The benchmarks run, at tiny sizes, and say what they promise; operations are counted as a hand would."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import engines, gpu, noprop_step
+from benchmarks.machine import Ratio, Roof, alternating, count_flops, made_up, ready, use_clock
+from sidestep.rules import NoPropDT
+from sidestep.training.options import Compute
+
+CPU = Compute.find("cpu", "float32")
+
+
+@pytest.fixture(autouse=True)
+def wall_clock():
+    yield
+    use_clock("wall")
+
+
+def test_operations_of_a_step_are_counted_as_by_hand():
+    """Two for each weight and position: forward, for the weights, and for the inputs, but images need no gradient."""
+    batch, size, classes, blocks = 16, 8, 10, 2
+    convolutions = [(1, 32, size), (32, 64, size // 2), (64, 128, size // 2)]
+    forward = [2 * batch * 9 * a * b * side**2 for a, b, side in convolutions]
+    dense = [(128 * 4, 256), (classes, 256), (256, 256), (256, 256), (512, 256), (256, 128), (128, classes)]
+    forward += [2 * batch * a * b for a, b in dense]
+    forward += [2 * batch * classes * classes]  # the expected embedding, whose rows are fixed
+    block = 3 * sum(forward) - forward[0] - forward[len(convolutions) + 1] - forward[-1]
+    readout = 2 * 2 * batch * classes * classes
+    loop, state = ready(NoPropDT(blocks=blocks), made_up("digits", 64), CPU, batch=batch)
+    assert count_flops(loop, state) == blocks * block + readout
+    assert torch.get_num_threads() >= 1
+
+
+def test_ratios_and_roofs():
+    assert str(Ratio.of([2.0, 6.0, 4.0], [1.0, 2.0, 4.0])) == "2.00x (from 1.00x to 3.00x)"
+    roof = Roof(flops=100.0, bandwidth=10.0)
+    assert roof.seconds(flops=200) == 2.0
+    assert roof.seconds(flops=200, moved=30) == 3.0
+    measured = Roof.measure(size=64, tries=2)
+    assert measured.flops > 0
+    assert measured.bandwidth > 0
+
+
+def test_runs_take_turns():
+    order = []
+    columns = alternating([lambda: order.append("a"), lambda: order.append("b")], 2)
+    assert order == ["a", "b"] * 3  # once to warm up
+    assert [len(column) for column in columns] == [2, 2]
+
+
+def test_a_step_is_timed_against_plain_backprop_and_the_machine(capsys):
+    noprop_step.main(["--data", "digits", "--blocks", "2", "--batch", "8", "--repeats", "2", "--steps", "1",
+                      "--matrix", "64", "--precision", "float32"])  # fmt: skip
+    said = capsys.readouterr().out
+    for words in ("ratio, alternating", "cost of a NoProp step over a backprop step", "GB/s", "matrix rate"):
+        assert words in said
+
+
+def test_the_ways_are_timed_against_one_another(capsys):
+    engines.main(["--data", "digits", "--blocks", "2", "--batch", "8", "--repeats", "2", "--precision", "float32"])
+    said = capsys.readouterr().out
+    assert "| digits | 2 | together |" in said
+
+
+def test_all_that_is_wanted_from_a_gpu_runs_without_one(tmp_path, capsys):
+    parts = [name for name in gpu.PARTS if name not in ("compiled", "to 93")]
+    gpu.main(["--out", str(tmp_path), "--device", "cpu", "--tiny", "--only", *parts])
+    lines = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
+    assert [line["part"] for line in lines] == parts
+    assert not any("failed" in line for line in lines)
+    found = {line["part"]: line for line in lines}
+    assert all(found["noise"]["equal"].values())
+    assert found["together"]["losses apart from per block"] < 1e-4
+    assert found["graph"]["losses apart from per block"] < 1e-4
+    assert found["paper"]["projected minutes"] == pytest.approx(
+        50_000 // 16 * 150 * found["paper"]["seconds a step"] / 60
+    )
+
+
+def test_a_part_that_breaks_is_written_down_and_the_others_go_on(tmp_path, monkeypatch):
+    def breaks(command, **_):
+        if "machine" in command:
+            raise subprocess.TimeoutExpired(command, 1)
+        return subprocess.CompletedProcess(command, 1, "", "out of memory")
+
+    monkeypatch.setattr(gpu.subprocess, "run", breaks)
+    gpu.main(["--out", str(tmp_path), "--device", "cpu", "--only", "noise", "machine", "paper"])
+    lines = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
+    assert [line["part"] for line in lines] == ["noise", "machine", "paper"]
+    assert "out of memory" in lines[0]["failed"]
+    assert "not done after" in lines[1]["failed"]
+
+
+@pytest.mark.slow
+def test_the_long_run_is_taken_up_again(tmp_path):
+    for _ in range(2):
+        gpu.main(["--out", str(tmp_path), "--device", "cpu", "--tiny", "--only", "to 93"])
+    lines = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
+    assert lines[1]["epochs"] >= lines[0]["epochs"] > 0
+
+
+@pytest.mark.slow
+def test_micro_benchmarks_print_ratios_and_shares():
+    pytest.importorskip("pytest_benchmark")
+    root = Path(__file__).resolve().parents[1]
+    command = [sys.executable, "-m", "pytest", "benchmarks/micro", "-c", "benchmarks/micro/pytest.ini", "-k", "trit"]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
+    assert "of the roof" in done.stdout
+    assert "trit packing" in done.stdout
