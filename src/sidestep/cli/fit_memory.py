@@ -125,7 +125,7 @@ def _baselines(rule: Rule, work: Work) -> list[Way]:
             ways.append(Way(label, dataclasses.replace(work, rule=changed), own=False))
         if "accumulate" in ours:
             for micro in itertools.takewhile(lambda count: work.batch >= 2 * count, _MICRO):
-                cut = dataclasses.replace(changed, accumulate=micro)  # type: ignore[call-arg]
+                cut = dataclasses.replace(changed, accumulate=micro)
                 inner = dataclasses.replace(work, rule=cut)
                 ways.append(Way(f"{label}, {micro} micro-batches", inner, False, micro, label))
     return ways
