@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from sidestep.data import Split
+from sidestep.data import Split, standardise
 from sidestep.errors import InputError
 from sidestep.nets.hebbian import HebbianNet, hebbian_change
 from sidestep.nets.layerwise import check_hidden
@@ -30,13 +30,16 @@ from sidestep.update import Dense, Update
 
 __all__ = ["Hebbian"]
 
+_FITTED = 1000  # images that the whitening of patches is taken from
+_PATCHES = 4096  # of a batch that a stage learns from at most: patches of one image are much alike
+
 
 @dataclass(frozen=True)
 class Hebbian:
     """Train stages by correlation, without labels, and a linear read-out by the delta rule, with AdamW."""
 
     net: Literal["mlp", "conv"] = "mlp"
-    """Network: dense stages, or convolutions, 5 x 5 and then 3 x 3, pooled."""
+    """Network: dense stages, or stages that see patches: of the image, whitened, and then of pooled features."""
     hidden: tuple[int, ...] = (512, 512)
     """Units of the MLP's stages, or channels of the conv net's."""
     kind: Literal["winner", "against", "oja", "sanger"] = "winner"
@@ -44,6 +47,8 @@ class Hebbian:
     ordered components."""
     temperature: float = 0.1
     """Temperature T of the soft winner-take-all: small ones let one unit win."""
+    stage_steps: int | None = None
+    """Steps in which the stages learn; then they rest, and only the read-out learns on. Default: all."""
     learning_rate: float = 1e-3
     """Step size of AdamW."""
     weight_decay: float = 1e-3
@@ -60,6 +65,8 @@ class Hebbian:
         check_positive(100, learning_rate=self.learning_rate)
         check_positive(1e6, temperature=self.temperature)
         check_range(0, 1, weight_decay=self.weight_decay)
+        if self.stage_steps is not None:
+            check_range(0, 10**9, stage_steps=self.stage_steps)
 
     def build(self, task: Task, noise: Noise, examples: Split | None, module: ImagePath | None) -> nn.Module:
         """Make the net; it has no place for a module of the user's."""
@@ -70,7 +77,11 @@ class Hebbian:
             )
         stages = noise.stream("stages")
         with noise.stream("readout").torch_seeded():
-            return HebbianNet(self.net, task.image_shape, self.hidden, task.classes, self.kind, stages)
+            net = HebbianNet(self.net, task.image_shape, self.hidden, task.classes, self.kind, stages)
+        if examples is not None and self.net == "conv":
+            some = noise.stream("whitening").permutation(len(examples))[:_FITTED].to(examples.images.device)
+            net.fit(standardise(examples.images[some], task.mean, task.std).to("cpu"))
+        return net
 
     def units(self, net: nn.Module) -> dict[str, list[str]]:
         """Return one unit per stage, and the read-out."""
@@ -95,8 +106,11 @@ class Hebbian:
                 inputs, features = net.seen(batch.images)
             statistics = changed()
             for index, (stage, seen) in enumerate(zip(net.stages, inputs, strict=True)):
-                layer: nn.Linear | nn.Conv2d = stage.layer  # type: ignore[assignment]
-                change = hebbian_change(self.kind, layer, seen, self.temperature)
+                layer: nn.Linear = stage.layer  # type: ignore[assignment]
+                if self.stage_steps is not None and noise.step >= self.stage_steps:
+                    losses[f"stage {index}: change"] = seen.new_zeros(())
+                    continue
+                change = hebbian_change(self.kind, layer, _some(seen, noise.sub(index)), self.temperature)
                 gradients[f"stages.{index}.layer.weight"] = -change
                 losses[f"stage {index}: change"] = change.square().mean().sqrt()
             loss = cross_entropy(at_least_float32(net.readout(features)), batch.labels)
@@ -125,3 +139,10 @@ class Hebbian:
         assert isinstance(net, HebbianNet)
         rows = [stage.layer.weight.detach().flatten(1) for stage in net.stages]  # type: ignore[union-attr, operator]
         return {f"stage {i}: mean length of weights": float(w.norm(dim=1).mean()) for i, w in enumerate(rows)}
+
+
+def _some(rows: Tensor, noise: Noise) -> Tensor:
+    """All rows, or a random choice where there are many, (up to 4096, inputs)."""
+    if len(rows) <= _PATCHES:
+        return rows
+    return rows[noise.stream("patches").integers(_PATCHES, len(rows), device=rows.device)]
