@@ -5,7 +5,7 @@
     winner   Delta w_k = r_k (x - y_k w_k)               r = softmax(y / T)
     against  the same, with minus r_k for all units but the strongest
 
-with y = W x; of convolutions, x are the patches, and all places are averaged. Sources: Oja, "Simplified neuron model as
+with y = W x; in a conv net, x are patches. Sources: Oja, "Simplified neuron model as
 a principal component analyzer" (1982) and its subspace form (1989); Sanger, "Optimal unsupervised learning in a
 single-layer linear feedforward neural network" (1989); Moraitis et al., "SoftHebb" (2022), for `winner`; Journé et al.,
 "Hebbian deep learning without feedback" (2023), equations 1 and 2, for `against`.
@@ -30,30 +30,27 @@ _MOMENTUM = 0.02  # of running statistics: an average over some fifty batches
 _GRID = 4  # rows and columns of averages that the read-out sees of a map, at most
 
 
-def hebbian_change(kind: HebbianKind, layer: nn.Linear | nn.Conv2d, inputs: Tensor, temperature: float) -> Tensor:
-    """Return Delta W, of the weight's shape, averaged over examples and places.
+def hebbian_change(kind: HebbianKind, layer: nn.Linear, inputs: Tensor, temperature: float) -> Tensor:
+    """Return Delta W, of the weight's shape, averaged over the rows of `inputs`.
 
     Args:
         kind: which rule.
-        layer: a linear layer or convolution without a bias.
-        inputs: what the layer sees, (batch, ...).
+        layer: a linear layer without a bias.
+        inputs: what the layer sees, (examples or patches, inputs).
         temperature: T of the soft winner-take-all.
     """
-    weight = layer.weight.detach().requires_grad_()
-    with torch.enable_grad(), full_precision(inputs):
-        outputs = torch.func.functional_call(layer, {"weight": weight}, (at_least_float32(inputs),))
-        rows = outputs.detach().movedim(1, -1).flatten(0, -2)  # (examples x places, units)
-        wins = kind in ("winner", "against")
-        response = _soft_winner(rows, temperature, kind == "against") if wins else rows
-        shaped = response.view(outputs.movedim(1, -1).shape).movedim(-1, 1)
-        drawn = torch.autograd.grad((outputs * shaped).sum(), weight)[0] / len(rows)  # the mean of response x^T
-        flat = weight.detach().flatten(1)
-        if wins:
-            pull = (response * rows).mean(dim=0)[:, None] * flat
+    weight = layer.weight.detach()  # (units, inputs)
+    with torch.no_grad(), full_precision(inputs):
+        inputs = at_least_float32(inputs)
+        answers = inputs @ weight.T  # (rows, units)
+        if kind in ("winner", "against"):
+            response = _soft_winner(answers, temperature, kind == "against")
+            pull = (response * answers).sum(dim=0)[:, None] * weight
         else:
-            together = rows.T @ rows / len(rows)  # (units, units)
-            pull = (together.tril() if kind == "sanger" else together) @ flat
-    return drawn - pull.view_as(weight)
+            response = answers
+            together = answers.T @ answers  # (units, units)
+            pull = (together.tril() if kind == "sanger" else together) @ weight
+        return (response.T @ inputs - pull) / len(inputs)
 
 
 def _soft_winner(rows: Tensor, temperature: float, against: bool) -> Tensor:
