@@ -9,7 +9,7 @@ __all__ = ["staged_presets"]
 
 _CONV = {"net": "conv", "hidden": (64, 128, 256), "label_smoothing": 0.1, "learning_rate": 3e-3}
 _TRAIN = {"batch": 128, "decay": "cosine", "warmup": 0.1, "augment": "flip-crop"}
-_PATCHES = {"net": "conv", "hidden": (400,), "stage_steps": 300, "learning_rate": 2e-3}
+_PATCHES = {"net": "conv", "hidden": (400,), "stage_steps": 350}
 
 
 def staged_presets() -> Iterator[Preset]:
@@ -23,7 +23,7 @@ def staged_presets() -> Iterator[Preset]:
         "back-propagation on the net of local-loss-cifar10, for about as much processor time",
     )  # fmt: skip
     yield _preset(
-        "hebbian-cifar10", "hebbian", _PATCHES, {"batch": 128, "decay": "cosine", "epochs": 5},
+        "hebbian-cifar10", "hebbian", _PATCHES, {"batch": 128, "decay": "cosine", "augment": "flip", "epochs": 6},
         "soft winner-take-all on whitened patches, and a linear read-out",
         reading="readout",
     )  # fmt: skip
