@@ -9,6 +9,7 @@ from sidestep import Options, data, train
 from sidestep.errors import InputError
 from sidestep.nets.hebbian import hebbian_change
 from sidestep.nets.layerwise import layerwise_net, layerwise_own
+from sidestep.nets.patches import Patches
 from sidestep.noise import Noise
 from sidestep.rules.hebbian import Hebbian
 from sidestep.rules.local_loss import LocalLoss
@@ -204,15 +205,60 @@ class TestHebbian:
                     wanted[k] += y[k] * (x - sum(y[j] * weight[j] for j in others))
         torch.testing.assert_close(hebbian_change(kind, layer, rows, 0.5), wanted / 7)
 
-    @pytest.mark.parametrize("kind", ["winner", "oja", "sanger"])
-    def test_a_convolution_s_change_is_a_linear_layer_s_on_patches(self, kind):
-        layer = nn.Conv2d(2, 3, 3, padding=1, bias=False, dtype=torch.float64)
-        images = Noise(9).normal(4 * 2 * 25).view(4, 2, 5, 5).double()
-        patches = nn.functional.unfold(images, 3, padding=1).transpose(1, 2).reshape(-1, 18)
-        twin = nn.Linear(18, 3, bias=False, dtype=torch.float64)
-        twin.weight = nn.Parameter(layer.weight.detach().flatten(1))
-        found = hebbian_change(kind, layer, images, 0.5)
-        torch.testing.assert_close(found.flatten(1), hebbian_change(kind, twin, patches, 0.5))
+    def test_patches_are_evened_one_by_one(self):
+        images = Noise(9).normal(4 * 2 * 49).view(4, 2, 7, 7).double()
+        found = Patches(2, 3, 2, whitened=False)(images)
+        cut = nn.functional.unfold(images, 3, stride=2).transpose(1, 2)  # channels outermost there, innermost here
+        cut = cut.unflatten(2, (2, 9)).transpose(2, 3).flatten(2)
+        spread = (cut.var(dim=2, correction=0, keepdim=True) + 0.02).sqrt()
+        torch.testing.assert_close(found, (cut - cut.mean(dim=2, keepdim=True)) / spread)
+        torch.testing.assert_close(Patches(2, 3, 2, False)(5 * images + 3), found, atol=0.15, rtol=0)
+
+    def test_whitened_patches_vary_alike_in_all_directions_but_for_the_ridge(self):
+        images = Noise(9).normal(200 * 2 * 36).view(200, 2, 6, 6).double().cumsum(dim=3)  # neighbours go together
+        plain, patches = Patches(2, 3, 1, False)(images).flatten(0, 1), Patches(2, 3, 1, True).double()
+        patches.fit(images)
+        rows = patches(images).flatten(0, 1)
+        torch.testing.assert_close(rows.mean(dim=0), torch.zeros(18).double(), atol=1e-6, rtol=0)
+        variances = torch.linalg.eigvalsh(plain.T.cov(correction=0))
+        wanted = (variances / (variances + 0.1)).sort().values
+        torch.testing.assert_close(torch.linalg.eigvalsh(rows.T.cov(correction=0)), wanted, atol=1e-5, rtol=0)
+
+    def test_the_whitening_is_taken_from_the_training_images_and_kept(self):
+        digits = data.load("digits")
+        task = Task(digits.image_shape, digits.class_names, digits.mean, digits.std)
+        rule = Hebbian(net="conv", hidden=(6,))
+        plain, fitted = (rule.build(task, Noise(0), examples, None).state_dict() for examples in (None, digits.train))
+        assert {name for name in plain if not torch.equal(plain[name], fitted[name])} == {
+            "stages.0.before.0.mean", "stages.0.before.0.matrix",
+        }  # fmt: skip
+        assert not any(
+            "matrix" in name for name in Hebbian(net="conv", kind="oja").build(task, Noise(0), None, None).state_dict()
+        )
+
+    @pytest.mark.parametrize("kind", ["winner", "sanger"])
+    def test_a_stage_learns_from_some_of_many_patches(self, kind, monkeypatch):
+        rule = Hebbian(net="conv", hidden=(4,), kind=kind)
+        net = build(rule)
+        every = estimate(rule, net).gradients["stages.0.layer.weight"]
+        monkeypatch.setattr("sidestep.rules.hebbian._PATCHES", 200)  # of 24 x 16
+        some = estimate(rule, net).gradients["stages.0.layer.weight"]
+        agreement = torch.nn.functional.cosine_similarity(some.flatten(), every.flatten(), dim=0)
+        assert 0.7 < agreement < 0.9999
+
+    @pytest.mark.parametrize("net", ["mlp", "conv"])
+    def test_stages_rest_after_their_steps(self, net):
+        rule = Hebbian(net=net, hidden=(8, 6), stage_steps=1)
+        made, readout = build(rule), {"readout.weight", "readout.bias"}
+        first, second = (rule.estimate(made, batch(), Noise(0).at(step)) for step in (0, 1))
+        assert first.gradients.keys() - readout == set(rule.units(made)["stage 0"] + rule.units(made)["stage 1"])
+        assert second.gradients.keys() == readout
+        assert [float(second.losses[f"stage {index}: change"]) for index in range(2)] == [0, 0]
+        optimizer = rule.optimizer(made)
+        rule.apply(made, first, optimizer)
+        before = made.stages[0].layer.weight.clone()
+        rule.apply(made, second, optimizer)
+        assert torch.equal(made.stages[0].layer.weight, before)  # AdamW's momentum does not move them either
 
     @each_hebbian
     def test_labels_reach_the_read_out_and_nothing_else(self, rule):
@@ -232,7 +278,7 @@ class TestHebbian:
         torch.testing.assert_close(found["readout.bias"], error.mean(dim=0).detach())
 
     def test_stages_can_learn_first_and_then_stand_still(self):
-        rule = Hebbian(hidden=(20, 12), unsupervised_steps=3)
+        rule = Hebbian(hidden=(20, 12), stage_steps=3, readout_from=3)
         net = build(rule)
         optimizer, moved = rule.optimizer(net), []
         for step in range(6):
@@ -248,7 +294,16 @@ class TestHebbian:
         assert [group["weight_decay"] for group in rule.optimizer(build(rule)).param_groups] == [0, 0, 1e-3]
 
     @pytest.mark.parametrize(
-        "wrong", [{"hidden": ()}, {"hidden": (0,)}, {"kind": "hebb"}, {"temperature": 0.0}, {"unsupervised_steps": -1}]
+        "wrong",
+        [
+            {"hidden": ()},
+            {"hidden": (0,)},
+            {"kind": "hebb"},
+            {"temperature": 0.0},
+            {"weight_decay": 2.0},
+            {"stage_steps": -1},
+            {"readout_from": -1},
+        ],
     )
     def test_bad_input_is_refused_by_name(self, wrong):
         with pytest.raises(InputError, match=next(iter(wrong))):
@@ -266,6 +321,7 @@ class TestHebbian:
         (LocalLoss(similarity=0.9), 0.931),
         (LocalLoss(net="conv", hidden=(8, 16)), 0.902),
         (Hebbian(), 0.921),
+        (Hebbian(net="conv", hidden=(64,)), 0.92),
         (Hebbian(kind="oja", hidden=(64,)), 0.866),
         (Hebbian(kind="sanger", hidden=(64,)), 0.841),
     ],

@@ -20,6 +20,7 @@ from sidestep.noise import Noise
 from sidestep.rules import Backprop, Batch, NoPropDT
 from sidestep.training import Stopped
 from sidestep.training.folder import RunFolder
+from sidestep.training.loop import Loop
 from sidestep.training.options import Compute
 
 QUICK = Backprop(net="mlp", hidden=(16,))
@@ -318,6 +319,18 @@ def test_augmentation_is_a_function_of_the_seed_and_changes_training():
     weights = [run.net.state_dict()["layers.0.weight"] for run in (plain, first, second)]
     assert torch.equal(weights[1], weights[2])
     assert not torch.equal(weights[0], weights[1])
+
+
+def test_flips_alone_mirror_some_images_and_move_none():
+    digits, compute = data.load("digits"), Compute.find("cpu", "float32")
+    plain, flipped = (
+        Loop(QUICK, digits, Options(augment=how), compute, None).batch(0).images for how in ("none", "flip")
+    )
+    kept, mirrored = (
+        [torch.equal(a, b) for a, b in zip(flipped, each, strict=True)] for each in (plain, plain.flip(3))
+    )
+    assert all(a or b for a, b in zip(kept, mirrored, strict=True))
+    assert 40 < sum(mirrored) < 88  # of 128
 
 
 def test_prediction_refuses_other_shapes_and_unknown_readings():

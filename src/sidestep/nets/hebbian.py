@@ -5,7 +5,7 @@
     winner   Delta w_k = r_k (x - y_k w_k)               r = softmax(y / T)
     against  the same, with minus r_k for all units but the strongest
 
-with y = W x; of convolutions, x are the patches, and all places are averaged. Sources: Oja, "Simplified neuron model as
+with y = W x; in a conv net, x are patches. Sources: Oja, "Simplified neuron model as
 a principal component analyzer" (1982) and its subspace form (1989); Sanger, "Optimal unsupervised learning in a
 single-layer linear feedforward neural network" (1989); Moraitis et al., "SoftHebb" (2022), for `winner`; Journé et al.,
 "Hebbian deep learning without feedback" (2023), equations 1 and 2, for `against`.
@@ -15,48 +15,42 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import adaptive_avg_pool2d, max_pool2d, one_hot
+from torch.nn.functional import one_hot
 
 from sidestep.nets.layerwise import check_hidden
+from sidestep.nets.patches import Patches
 from sidestep.nets.precision import at_least_float32, full_precision
+from sidestep.nets.ternary_nets import GridAverage
 from sidestep.noise import Noise
 
-__all__ = ["HebbianKind", "HebbianNet", "HebbianStage", "for_readout", "hebbian_change"]
+__all__ = ["HebbianKind", "HebbianNet", "HebbianStage", "hebbian_change"]
 
 HebbianKind = Literal["winner", "against", "oja", "sanger"]
 _MOMENTUM = 0.02  # of running statistics: an average over some fifty batches
+_GRID = 4  # rows and columns of averages that the read-out sees of a map, at most
 
 
-def hebbian_change(kind: HebbianKind, layer: nn.Linear | nn.Conv2d, inputs: Tensor, temperature: float) -> Tensor:
-    """Return Delta W, of the weight's shape, averaged over examples and places.
+def hebbian_change(kind: HebbianKind, layer: nn.Linear, inputs: Tensor, temperature: float) -> Tensor:
+    """Return Delta W, of the weight's shape, averaged over the rows of `inputs`.
 
     Args:
         kind: which rule.
-        layer: a linear layer or convolution without a bias.
-        inputs: what the layer sees, (batch, ...).
+        layer: a linear layer without a bias.
+        inputs: what the layer sees, (examples or patches, inputs).
         temperature: T of the soft winner-take-all.
     """
-    weight = layer.weight.detach().requires_grad_()
-    with torch.enable_grad(), full_precision(inputs):
-        outputs = torch.func.functional_call(layer, {"weight": weight}, (at_least_float32(inputs),))
-        rows = outputs.detach().movedim(1, -1).flatten(0, -2)  # (examples x places, units)
-        wins = kind in ("winner", "against")
-        response = _soft_winner(rows, temperature, kind == "against") if wins else rows
-        shaped = response.view(outputs.movedim(1, -1).shape).movedim(-1, 1)
-        drawn = torch.autograd.grad((outputs * shaped).sum(), weight)[0] / len(rows)  # the mean of response x^T
-        flat = weight.detach().flatten(1)
-        if wins:
-            pull = (response * rows).mean(dim=0)[:, None] * flat
+    weight = layer.weight.detach()  # (units, inputs)
+    with torch.no_grad(), full_precision(inputs):
+        inputs = at_least_float32(inputs)
+        answers = inputs @ weight.T  # (rows, units)
+        if kind in ("winner", "against"):
+            response = _soft_winner(answers, temperature, kind == "against")
+            pull = (response * answers).sum(dim=0)[:, None] * weight
         else:
-            together = rows.T @ rows / len(rows)  # (units, units)
-            pull = (together.tril() if kind == "sanger" else together) @ flat
-    return drawn - pull.view_as(weight)
-
-
-def for_readout(features: Tensor) -> Tensor:
-    """Return what the read-out gets of a stage's features: as rows, of maps the averages of 2 x 2 regions."""
-    parts = adaptive_avg_pool2d(features, min(2, *features.shape[2:])) if features.ndim > 2 else features
-    return parts.flatten(1)
+            response = answers
+            together = answers.T @ answers  # (units, units)
+            pull = (together.tril() if kind == "sanger" else together) @ weight
+        return (response.T @ inputs - pull) / len(inputs)
 
 
 def _soft_winner(rows: Tensor, temperature: float, against: bool) -> Tensor:
@@ -65,44 +59,48 @@ def _soft_winner(rows: Tensor, temperature: float, against: bool) -> Tensor:
 
 
 class HebbianStage(nn.Module):
-    """Standardised inputs, a layer that learns by correlation, and features made of its answers.
+    """Evened inputs, a layer that learns by correlation, and features made of its answers.
 
-        u = W standard(x)          winner: relu(standard(u))          oja, sanger: both halves of standard(u)
+        u = W before(x)      MLP: relu(standard(u))      patches: relu(u - mean of u over units)      both: oja, sanger
 
-    Inputs are standardised per example in an MLP and per channel in a conv net, answers per unit over the batch.
+    Inputs are standardised per example in an MLP; in a conv net they are patches, evened and whitened. Principal
+    components have no sign, so for them features are relu(u) and relu(-u).
 
     Args:
-        layer: a linear layer or convolution without a bias.
+        before: what is done to inputs; gives (batch, inputs), or (batch, places, inputs).
+        layer: a linear layer without a bias.
         halves: whether features are relu(u) and relu(-u), for units whose sign means nothing.
-        pooled: whether features of a conv net are pooled.
+        places: rows and columns of patches; None in an MLP.
     """
 
-    def __init__(self, layer: nn.Linear | nn.Conv2d, halves: bool, pooled: bool = False) -> None:
+    def __init__(
+        self, before: nn.Module, layer: nn.Linear, halves: bool, places: tuple[int, int] | None = None
+    ) -> None:
         super().__init__()
-        inputs, outputs = layer.weight.shape[1], layer.weight.shape[0]
-        self.layer, self.halves, self.pooled = layer, halves, pooled
-        self.before: nn.Module
-        self.after: nn.Module
-        if isinstance(layer, nn.Linear):
-            self.before = nn.LayerNorm(inputs, elementwise_affine=False)
-            self.after = nn.BatchNorm1d(outputs, momentum=_MOMENTUM, affine=False)
-        else:
-            self.before = nn.BatchNorm2d(inputs, momentum=_MOMENTUM, affine=False)
-            self.after = nn.BatchNorm2d(outputs, momentum=_MOMENTUM, affine=False)
+        self.before, self.layer, self.halves, self.places = before, layer, halves, places
+        norm = nn.BatchNorm1d(layer.out_features, momentum=_MOMENTUM, affine=False)
+        self.after = norm if places is None else nn.Identity()
 
     def forward(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
-        """Return what the layer sees, and the features."""
-        seen = self.before(inputs.flatten(1) if isinstance(self.layer, nn.Linear) else inputs)
+        """Return what the layer sees, and the features: (batch, units), or (batch, units, height, width)."""
+        seen = self.before(inputs)
         answers = self.after(self.layer(seen))
-        features = torch.cat([answers, -answers], dim=1).relu() if self.halves else answers.relu()
-        return seen, max_pool2d(features, 2) if self.pooled else features
+        if self.halves:
+            features = torch.cat([answers, -answers], dim=-1).relu()
+        elif self.places:  # the triangle of Coates et al.: at a place, only units that answer above the mean speak
+            features = answers.sub_(answers.mean(dim=-1, keepdim=True)).relu_()
+        else:
+            features = answers.relu()
+        return seen, features.unflatten(1, self.places).movedim(-1, 1) if self.places else features
 
 
 class HebbianNet(nn.Module):
     """Hebbian stages, and a linear read-out of all their features; images -> logits (batch, classes).
 
+    The read-out of a conv net sees averages of features over a grid of up to 4 x 4 places, standardised.
+
     Args:
-        net: `mlp`, or `conv`: 5 x 5 and then 3 x 3 convolutions, pooled while a map has 4 rows or more.
+        net: `mlp`, or `conv`: patches of 6 x 6 of the image, or of 5 x 5 below 16 x 16; 3 x 3 of pooled features.
         image_shape: (channels, height, width).
         hidden: units or channels of the stages.
         classes: number of classes.
@@ -122,35 +120,39 @@ class HebbianNet(nn.Module):
         super().__init__()
         check_hidden(hidden)
         halves = kind in ("oja", "sanger")
-        size = min(image_shape[1:])
-        inputs = torch.Size(image_shape).numel() if net == "mlp" else image_shape[0]
-        self.stages, features = nn.ModuleList(), 0
+        self.stages, self.summaries, shape, features = nn.ModuleList(), nn.ModuleList(), image_shape, 0
         for index, outputs in enumerate(hidden):
-            layer: nn.Linear | nn.Conv2d
+            places = None
             if net == "mlp":
-                layer, pooled, places = nn.Linear(inputs, outputs, bias=False), False, 1
+                inputs = torch.Size(shape).numel()
+                before = nn.Sequential(nn.Flatten(), nn.LayerNorm(inputs, elementwise_affine=False))
             else:
-                side = 5 if index == 0 else 3
-                layer, pooled = nn.Conv2d(inputs, outputs, side, padding=side // 2, bias=False), size >= 4
-                size = size // 2 if pooled else size
-                places = min(2, size) ** 2
-            weight = layer.weight
-            drawn = noise.sub(index).normal(weight.numel()).view_as(weight) / weight[0].numel() ** 0.5
+                before, inputs, places = _before_patches(shape, first=index == 0, whitened=not halves)
+            layer = nn.Linear(inputs, outputs, bias=False)
+            drawn = noise.sub(index).normal(layer.weight.numel()).view_as(layer.weight) / inputs**0.5
             layer.weight = nn.Parameter(drawn)
-            self.stages.append(HebbianStage(layer, halves, pooled))
-            inputs = outputs * (1 + halves)
-            features += inputs * places
+            self.stages.append(HebbianStage(before, layer, halves, places))
+            shape = (outputs * (1 + halves), *(places or (1, 1)))
+            summary, size = _summary(shape) if places else (nn.Identity(), shape[0])
+            self.summaries.append(summary)
+            features += size
         self.readout = nn.Linear(features, classes)
         nn.init.zeros_(self.readout.weight)
         nn.init.zeros_(self.readout.bias)
 
+    def fit(self, images: Tensor) -> None:
+        """Take the whitening of the first stage's patches from standardised images; in an MLP there is none."""
+        before = self.stages[0].before[-1]  # type: ignore[index]
+        if isinstance(before, Patches):
+            before.fit(images)
+
     def seen(self, images: Tensor) -> tuple[list[Tensor], Tensor]:
-        """Return what each stage's layer sees, and all features that the read-out gets, (batch, features)."""
+        """Return what each stage's layer sees, as rows, and all features that the read-out gets, (batch, features)."""
         inputs, found = [], []
-        for stage in self.stages:
+        for stage, summary in zip(self.stages, self.summaries, strict=True):
             seen, images = stage(images)
-            inputs.append(seen)
-            found.append(for_readout(images))
+            inputs.append(seen.flatten(0, -2))
+            found.append(summary(images))
         return inputs, torch.cat(found, dim=1)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -158,3 +160,28 @@ class HebbianNet(nn.Module):
         with torch.no_grad():
             features = self.seen(images)[1]
         return at_least_float32(self.readout(features))
+
+
+def _before_patches(
+    shape: tuple[int, int, int], first: bool, whitened: bool
+) -> tuple[nn.Sequential, int, tuple[int, int]]:
+    """What cuts an image, or a stage's features, into patches; their size, and how many there are."""
+    (channels, *size), layers = shape, list[nn.Module]()
+    if first:
+        side, stride = (6, 2) if min(size) >= 16 else (5, 1)
+    else:
+        side, stride = 3, 1
+        if min(size) >= 4:
+            layers.append(nn.MaxPool2d(2))
+            size = [length // 2 for length in size]
+        layers.append(nn.BatchNorm2d(channels, momentum=_MOMENTUM, affine=False))
+    patches = Patches(channels, min(side, *size), stride, whitened and first)
+    return nn.Sequential(*layers, patches), patches.size, patches.places(*size)
+
+
+def _summary(shape: tuple[int, int, int]) -> tuple[nn.Module, int]:
+    """Standardised averages over a grid, and how many they are."""
+    grid = (min(_GRID, shape[1]), min(_GRID, shape[2]))
+    size = shape[0] * grid[0] * grid[1]
+    norm = nn.BatchNorm1d(size, momentum=_MOMENTUM, affine=False)
+    return nn.Sequential(GridAverage(grid), nn.Flatten(), norm), size

@@ -4,9 +4,9 @@
     read-out:           Delta V = (onehot(y) - softmax(V h + c)) h^T          the delta rule
 
 The stages never see a label or an error; the read-out, of all stages' features, is trained at the same time, or after
-them (`unsupervised_steps`: the steps of one pass over the data, say). Minus Delta W stands in the place of a gradient,
-so an optimiser's step along it has the rule's own fixed points. Sources: Oja (1982), Sanger (1989), Journé et al.,
-"Hebbian deep learning without feedback" (2023).
+them (`stage_steps` and `readout_from`: the steps of one pass over the data, say). Minus Delta W stands in the place of
+a gradient, so an optimiser's step along it has the rule's own fixed points. Sources: Oja (1982), Sanger (1989), Journé
+et al., "Hebbian deep learning without feedback" (2023).
 """
 
 from collections.abc import Collection, Iterator
@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from sidestep.data import Split
+from sidestep.data import Split, standardise
 from sidestep.errors import InputError
-from sidestep.nets.hebbian import HebbianNet, for_readout, hebbian_change
+from sidestep.nets.hebbian import HebbianNet, hebbian_change
 from sidestep.nets.layerwise import check_hidden
 from sidestep.nets.own import ImagePath
 from sidestep.nets.precision import at_least_float32
@@ -31,13 +31,16 @@ from sidestep.update import Dense, Update
 
 __all__ = ["Hebbian"]
 
+_FITTED = 1000  # images that the whitening of patches is taken from
+_PATCHES = 4096  # of a batch that a stage learns from at most: patches of one image are much alike
+
 
 @dataclass(frozen=True)
 class Hebbian:
     """Train stages by correlation, without labels, and a linear read-out by the delta rule, with AdamW."""
 
     net: Literal["mlp", "conv"] = "mlp"
-    """Network: dense stages, or convolutions, 5 x 5 and then 3 x 3, pooled."""
+    """Network: dense stages, or stages that see patches: of the image, whitened, and then of pooled features."""
     hidden: tuple[int, ...] = (512, 512)
     """Units of the MLP's stages, or channels of the conv net's."""
     kind: Literal["winner", "against", "oja", "sanger"] = "winner"
@@ -45,8 +48,10 @@ class Hebbian:
     ordered components."""
     temperature: float = 0.1
     """Temperature T of the soft winner-take-all: small ones let one unit win."""
-    unsupervised_steps: int = 0
-    """Steps in which the stages learn alone; then they stand still and the read-out learns. 0: both learn all along."""
+    stage_steps: int | None = None
+    """Steps in which the stages learn; then they rest, and only the read-out learns on. Default: all."""
+    readout_from: int = 0
+    """Step from which the read-out learns; with stage_steps the same, the stages learn first and the read-out after."""
     learning_rate: float = 1e-3
     """Step size of AdamW."""
     weight_decay: float = 1e-3
@@ -64,7 +69,9 @@ class Hebbian:
         check_positive(100, learning_rate=self.learning_rate)
         check_positive(1e6, temperature=self.temperature)
         check_range(0, 1, weight_decay=self.weight_decay)
-        check_range(0, 1_000_000_000, unsupervised_steps=self.unsupervised_steps)
+        check_range(0, 10**9, readout_from=self.readout_from)
+        if self.stage_steps is not None:
+            check_range(0, 10**9, stage_steps=self.stage_steps)
 
     def build(self, task: Task, noise: Noise, examples: Split | None, module: ImagePath | None) -> nn.Module:
         """Make the net; it has no place for a module of the user's."""
@@ -75,7 +82,11 @@ class Hebbian:
             )
         stages = noise.stream("stages")
         with noise.stream("readout").torch_seeded():
-            return HebbianNet(self.net, task.image_shape, self.hidden, task.classes, self.kind, stages)
+            net = HebbianNet(self.net, task.image_shape, self.hidden, task.classes, self.kind, stages)
+        if examples is not None and self.net == "conv":
+            some = noise.stream("whitening").permutation(len(examples))[:_FITTED].to(examples.images.device)
+            net.fit(standardise(examples.images[some], task.mean, task.std).to("cpu"))
+        return net
 
     def units(self, net: nn.Module) -> dict[str, list[str]]:
         """Return one unit per stage, and the read-out."""
@@ -99,24 +110,28 @@ class Hebbian:
         assert isinstance(net, HebbianNet)
         net.train()
         features, images = [], batch.images
-        stages_learn = self.unsupervised_steps == 0 or noise.step < self.unsupervised_steps
-        for index, stage in enumerate(net.stages):
-            with kept_statistics(stage, f"stages.{index}.") as changed, torch.no_grad():
+        resting = self.stage_steps is not None and noise.step >= self.stage_steps
+        for index, (stage, summary) in enumerate(zip(net.stages, net.summaries, strict=True)):
+            own = (kept_statistics(stage, f"stages.{index}."), kept_statistics(summary, f"summaries.{index}."))
+            with own[0] as of_stage, own[1] as of_summary, torch.no_grad():
                 seen, images = stage(images)
-                features.append(for_readout(images))
-                statistics = changed()
-            layer: nn.Linear | nn.Conv2d = stage.layer  # type: ignore[assignment]
-            change = hebbian_change(self.kind, layer, seen, self.temperature)
+                features.append(summary(images))
+                statistics = {**of_stage(), **of_summary()}
+            layer: nn.Linear = stage.layer  # type: ignore[assignment]
+            rows = _some(seen.flatten(0, -2), noise.sub(index))
+            change = torch.zeros_like(layer.weight) if resting else self._change(layer, rows)
             losses = {f"stage {index}: change": change.square().mean().sqrt()}
-            moves = {f"stages.{index}.layer.weight": -change} if stages_learn else {}
-            update = Dense(moves, statistics, losses)
-            del seen, change, moves
+            update = Dense({} if resting else {f"stages.{index}.layer.weight": -change}, statistics, losses)
+            del seen, rows, change
             yield f"stage {index}", update
             del update  # before the next one's activations are made
         loss = cross_entropy(at_least_float32(net.readout(torch.cat(features, dim=1))), batch.labels)
         readout = {f"readout.{name}": parameter for name, parameter in net.readout.named_parameters()}
-        learned = gradients_of(loss, readout) if noise.step >= self.unsupervised_steps else {}
+        learned = gradients_of(loss, readout) if noise.step >= self.readout_from else {}
         yield "readout", Dense(learned, {}, {"readout: cross-entropy": loss.detach()})
+
+    def _change(self, layer: nn.Linear, rows: Tensor) -> Tensor:
+        return hebbian_change(self.kind, layer, rows, self.temperature)
 
     def decide(self, net: nn.Module, update: Update, optimizer: torch.optim.Optimizer) -> Update:
         """Return the update as it is."""
@@ -139,3 +154,10 @@ class Hebbian:
         assert isinstance(net, HebbianNet)
         rows = [stage.layer.weight.detach().flatten(1) for stage in net.stages]  # type: ignore[union-attr, operator]
         return {f"stage {i}: mean length of weights": float(w.norm(dim=1).mean()) for i, w in enumerate(rows)}
+
+
+def _some(rows: Tensor, noise: Noise) -> Tensor:
+    """All rows, or a random choice where there are many, (up to 4096, inputs)."""
+    if len(rows) <= _PATCHES:
+        return rows
+    return rows[noise.stream("patches").integers(_PATCHES, len(rows), device=rows.device)]

@@ -6,12 +6,13 @@ from sidestep.errors import InputError
 from sidestep.rules.improved_presets import improved_presets
 from sidestep.rules.paper_presets import paper_presets
 from sidestep.rules.preset import Changes, PaperCell, Preset
+from sidestep.rules.staged_presets import staged_presets
 from sidestep.rules.ternary_presets import ternary_presets
 
 __all__ = ["PRESETS", "Changes", "PaperCell", "Preset", "find_preset", "presets_for"]
 
 PRESETS: dict[str, Preset] = {
-    preset.name: preset for preset in (*paper_presets(), *improved_presets(), *ternary_presets())
+    preset.name: preset for preset in (*paper_presets(), *improved_presets(), *ternary_presets(), *staged_presets())
 }
 
 

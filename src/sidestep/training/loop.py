@@ -122,8 +122,9 @@ class Loop:
         train = self.data.train
         rows = batch_indices(self.noise.stream("order"), step, len(train), self.options.batch).to(train.labels.device)
         images = standardise(train.images[rows], self.data.mean, self.data.std)
-        if self.options.augment == "flip-crop":
-            images = crop_and_flip(images, self.noise.stream("augment").at(step))
+        if self.options.augment in ("flip", "flip-crop"):
+            padding = 4 if self.options.augment == "flip-crop" else 0
+            images = crop_and_flip(images, self.noise.stream("augment").at(step), padding)
         elif self.options.augment == "shift":
             images = crop_and_flip(images, self.noise.stream("augment").at(step), padding=1, flip=False, edge=True)
         return Batch(images.contiguous(memory_format=torch.channels_last), train.labels[rows])

@@ -27,9 +27,9 @@ class Options:
     """Images per step, at most the whole split; what does not fill a batch is left out of that epoch."""
     seed: int = 0
     """Seed of everything random: initial weights, order of the images, noise, dropout."""
-    augment: Literal["none", "flip-crop", "shift"] = "none"
-    """Random horizontal flips and crops of the training images, for photographs, or random shifts by up to one pixel
-    either way, for digits and other drawings (the papers use none)."""
+    augment: Literal["none", "flip", "flip-crop", "shift"] = "none"
+    """Random horizontal flips of the training images, or flips and crops, for photographs, or random shifts by up to
+    one pixel either way, for digits and other drawings (the papers use none)."""
     decay: Literal["none", "cosine", "linear"] = "none"
     """How the learning rate falls to 0 over the run: not at all (the NoProp paper), as half a cosine, or in a line."""
     warmup: float = 0.0
@@ -65,8 +65,8 @@ class Options:
             raise InputError(f"seed must lie between 0 and 2^63 - 1, got {self.seed}")
         if not (math.isfinite(self.checkpoint_seconds) and self.checkpoint_seconds > 0):
             raise InputError(f"checkpoint_seconds must be above 0, got {self.checkpoint_seconds}")
-        if self.augment not in ("none", "flip-crop", "shift"):
-            raise InputError(f"augment must be none, flip-crop or shift, got {self.augment!r}")
+        if self.augment not in ("none", "flip", "flip-crop", "shift"):
+            raise InputError(f"augment must be none, flip, flip-crop or shift, got {self.augment!r}")
         if self.decay not in ("none", "cosine", "linear"):
             raise InputError(f"decay must be none, cosine or linear, got {self.decay!r}")
         if not 0 <= self.warmup < 1:

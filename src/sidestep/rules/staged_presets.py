@@ -1,0 +1,41 @@
+"""Presets for CIFAR-10 of rules that train a net in stages, and the baseline with the same net and augmentation."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from sidestep.rules.preset import Changes, Preset
+
+__all__ = ["staged_presets"]
+
+_CONV = {"net": "conv", "hidden": (64, 128, 256), "label_smoothing": 0.1, "learning_rate": 3e-3}
+_TRAIN = {"batch": 128, "decay": "cosine", "warmup": 0.1, "augment": "flip-crop"}
+_PATCHES = {"net": "conv", "hidden": (400,), "stage_steps": 350}
+
+
+def staged_presets() -> Iterator[Preset]:
+    """Yield the presets."""
+    yield _preset(
+        "local-loss-cifar10", "local-loss", _CONV, {**_TRAIN, "epochs": 6},
+        "a small conv net, each stage by a head of its own",
+    )  # fmt: skip
+    yield _preset(  # an epoch takes half as long again as with local losses
+        "backprop-conv-cifar10", "backprop", _CONV, {**_TRAIN, "epochs": 4},
+        "back-propagation on the net of local-loss-cifar10, for about as much processor time",
+    )  # fmt: skip
+    yield _preset(
+        "hebbian-cifar10", "hebbian", _PATCHES, {"batch": 128, "decay": "cosine", "augment": "flip", "epochs": 6},
+        "soft winner-take-all on whitened patches, and a linear read-out",
+        reading="readout",
+    )  # fmt: skip
+
+
+def _preset(  # long: a preset's own fields
+    name: str,
+    rule: str,
+    options: Mapping[str, Any],
+    train: Mapping[str, Any],
+    summary: str,
+    reading: str = "forward",
+) -> Preset:
+    budgets = {"tiny": Changes({"epochs": 2}), "cpu": Changes()}
+    return Preset(name, "cifar10", rule, options, train, summary, reading, budgets=budgets)
