@@ -119,7 +119,7 @@ def claims() -> list[Claim]:
 def measured(claim: Claim, data: DataSet, seed: int) -> Alignment:
     """Return the alignment of untrained nets' estimates, over the tensors that the claim is about."""
     net = claim.rule.build(Task.of(data), Noise(seed).stream("build"), data.train, None)
-    batch = held_batch(data.validation, data, claim.batch, Compute.find("cpu", "float32"))
+    batch = held_batch(claim.rule, data.validation, data, claim.batch, Compute.find("cpu", "float32"))
     true = check_measurable(claim.rule).true_gradients(net, batch)
     compared = Comparison({name: g for name, g in true.items() if name.startswith(claim.prefix)})
     for index in range(ESTIMATES):

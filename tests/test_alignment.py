@@ -357,6 +357,22 @@ def test_options_of_a_run_may_be_resumed_with_and_without(tmp_path):
     assert run.step == 15
 
 
+DIVIDING = {
+    "parts": Backprop(net="mlp", hidden=(8,), accumulate=32),
+    "groups": Evolution(hidden=(8,), per="group", group=32, population=2),
+}
+
+
+@pytest.mark.parametrize("rule", DIVIDING.values(), ids=DIVIDING)
+def test_the_held_batch_divides_as_the_batch_of_training_does(rule, tmp_path, monkeypatch):
+    """The digits have 144 validation images, which do not divide by 32."""
+    assert align(rule, "digits", Options(batch=256), estimates=1).images == 128
+    assert align(replace(rule, **{rule.batch_multiple[0]: 1}), "digits", Options(batch=256), estimates=1).images == 144
+    monkeypatch.setattr(Allowance, "allows", lambda self: True)
+    train(rule, "digits", Options(epochs=1, batch=256, align=0.05, out=tmp_path / "run"))
+    assert len(alignment_curves(tmp_path / "run")["all"]) == 5
+
+
 @pytest.mark.parametrize("share", [-0.01, 0.06, float("nan")])
 def test_shares_of_the_time_out_of_range_are_refused(share):
     with pytest.raises(InputError, match=r"align must lie in \[0, 0.05\]"):
@@ -395,8 +411,8 @@ def test_bad_input_is_refused(tmp_path):
         train(rule, "digits", Options(epochs=1, align=0.01))
     with pytest.raises(InputError, match="estimates must be at least 1, got 0"):
         align(rule, "digits", estimates=0)
-    with pytest.raises(InputError, match="multiple of group = 7"):
-        align(Evolution(hidden=(8,), per="group", group=7), "digits", Options(batch=16))
+    with pytest.raises(InputError, match="at least 200 images that are not trained on, for group = 200, got 144"):
+        align(Evolution(hidden=(8,), per="group", group=200), "digits", Options(batch=400))
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
     with pytest.raises(CheckpointError, match="damaged"):
         alignment_curves(tmp_path)

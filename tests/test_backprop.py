@@ -103,6 +103,13 @@ class TestAccumulation:
         with pytest.raises(InputError, match="multiple of accumulate = 3, got 256"):
             train(replace(rule, accumulate=3), data.load("digits"), Options(epochs=1, batch=256))
 
+    def test_such_a_batch_leaves_no_folder_behind(self, tmp_path):
+        rule = Backprop(net="mlp", hidden=(8,), accumulate=3)
+        with pytest.raises(InputError, match="multiple of accumulate = 3, got 128 examples; change one of them"):
+            train(rule, "digits", Options(epochs=1, batch=128, out=tmp_path / "run"))
+        assert not (tmp_path / "run").exists()
+        train(rule, "digits", Options(epochs=1, batch=129, out=tmp_path / "run"))
+
     def test_parts_of_one_example_are_refused_where_batch_norm_needs_two(self):
         rule = Backprop(net="conv", hidden=(4, 6), accumulate=24)
         with pytest.raises(InputError, match="batch norm needs two"):

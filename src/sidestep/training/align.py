@@ -93,7 +93,7 @@ def align(
         rule, compute, seed, step = what, Compute.find(options.device, options.precision), options.seed, 0
         check_measurable(rule)
         net = _untrained(rule, data, seed, compute, module)
-    batch = held_batch(data.validation, data, options.batch, compute)
+    batch = held_batch(rule, data.validation, data, options.batch, compute)
     compared = compare(rule, net, batch, Noise(seed).stream("alignment").at(step), estimates, compute)
     found = compared.result()
     if not found:
