@@ -20,7 +20,7 @@ from sidestep.errors import InputError
 from sidestep.nets.directions import Directions, Distribution, paired_logits, weighted_directions
 from sidestep.nets.own import ImagePath
 from sidestep.nets.precision import full_precision
-from sidestep.nets.rank_one import Members, check_rank_one, rank_one_logits, weighted_rank_one
+from sidestep.nets.rank_one import Members, check_rank_one, check_repeats, rank_one_logits, weighted_rank_one
 from sidestep.nets.staged import StagedNet, check_layers
 from sidestep.nets.units import kept_statistics
 from sidestep.noise import Noise
@@ -109,6 +109,8 @@ class Evolution:
         check_layers(net, pairs=True)
         if self.noise_kind == "rank-1":
             check_rank_one(net, self.columns == "input")
+            if module is not None:
+                check_repeats(net, task.image_shape)
         return net
 
     def units(self, net: nn.Module) -> dict[str, list[str]]:
