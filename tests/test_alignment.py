@@ -409,6 +409,10 @@ def test_bad_input_is_refused(tmp_path):
     assert not (tmp_path / "run").exists()
     with pytest.raises(InputError, match=r"metrics\.jsonl"):
         train(rule, "digits", Options(epochs=1, align=0.01))
+    for units in ("in-turn", "one-resident"):
+        with pytest.raises(InputError, match=f"all units at once, which units = {units} is to avoid"):
+            train(LocalLoss(hidden=(8,)), "digits", Options(epochs=1, align=0.05, units=units, out=tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
     with pytest.raises(InputError, match="estimates must be at least 1, got 0"):
         align(rule, "digits", estimates=0)
     with pytest.raises(InputError, match="at least 200 images that are not trained on, for group = 200, got 144"):

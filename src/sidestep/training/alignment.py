@@ -135,6 +135,11 @@ def check_watch(rule: Rule, data: DataSet, options: Options) -> None:
         return
     check_measurable(rule)
     held_size(rule, data.validation, options.batch)
+    if options.units != "together":
+        raise InputError(
+            f"align makes estimates and gradients of all units at once, which units = {options.units} is to avoid; use "
+            "units = together, or leave align out"
+        )
     if options.out is None:
         raise InputError("align writes its numbers to the metrics.jsonl of a run's folder: give one (out), or align=0")
 
