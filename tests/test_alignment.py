@@ -413,13 +413,42 @@ def test_bad_input_is_refused(tmp_path):
         with pytest.raises(InputError, match=f"all units at once, which units = {units} is to avoid"):
             train(LocalLoss(hidden=(8,)), "digits", Options(epochs=1, align=0.05, units=units, out=tmp_path / "run"))
     assert not (tmp_path / "run").exists()
-    with pytest.raises(InputError, match="estimates must be at least 1, got 0"):
+    with pytest.raises(InputError, match="estimates must lie between 1 and 1,000,000, got 0"):
         align(rule, "digits", estimates=0)
+    with pytest.raises(InputError, match="estimates must lie between 1 and 1,000,000, got 2000000"):
+        align(rule, "digits", estimates=2_000_000)
     with pytest.raises(InputError, match="at least 200 images that are not trained on, for group = 200, got 144"):
         align(Evolution(hidden=(8,), per="group", group=200), "digits", Options(batch=400))
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
     with pytest.raises(CheckpointError, match="damaged"):
         alignment_curves(tmp_path)
+
+
+def test_a_run_is_measured_on_the_data_that_it_was_trained_on(tmp_path):
+    run = train(Backprop(net="mlp", hidden=(8,)), "digits", Options(epochs=0, out=tmp_path / "run"))
+    digits = data.load("digits")
+    small = data.Split(digits.train.images[:, :, :4, :4], digits.train.labels)
+    for changed, words in (
+        ({"train": small, "validation": small}, r"shape \(1, 4, 4\), but .* trained on \(1, 8, 8\)"),
+        ({"class_names": tuple("abcdefghij")}, "has the classes a, b"),
+        ({"class_names": digits.class_names[:9]}, "9 classes"),
+        ({"train": data.Split(digits.train.images.float(), digits.train.labels)}, "trained on uint8 pixels"),
+    ):
+        with pytest.raises(InputError, match=words):
+            align(run, replace(digits, **changed))
+    with pytest.raises(InputError, match="cut into 1005 and 432: bring the data back"):
+        align(load_run(tmp_path / "run"), data.load("digits", validation=0.3))
+    assert align(run, digits, estimates=1).images == 128
+
+
+def test_curves_of_every_measure_can_be_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(Allowance, "allows", lambda self: True)
+    rule = Evolution(hidden=(8,), population=2)
+    train(rule, "digits", Options(epochs=1, batch=256, align=0.05, out=tmp_path / "run"))
+    for measure in ("cosine", "norm_ratio", "norm ratio", "signal_to_noise"):
+        assert len(alignment_curves(tmp_path / "run", measure)["all"]) == 5, measure
+    with pytest.raises(InputError, match=r"measure must be one of cosine, spread.*got 'beauty'"):
+        alignment_curves(tmp_path / "run", "beauty")
 
 
 # The command ----------------------------------------------------------------------------------------------------------
