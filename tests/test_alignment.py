@@ -161,8 +161,33 @@ def test_numbers_that_do_not_exist_are_not_made_up():
     assert math.isnan(found["zero"].norm_ratio)
     assert found["one"].cosine == 1
     assert math.isnan(found["one"].effective_probes)  # there is no other direction
-    assert math.isnan(found["some"].cosine)
-    assert found["some"].norm_ratio == 0
+    assert (found["some"].cosine, found["some"].norm_ratio) == (
+        0,
+        0,
+    )  # one that says nothing, not one that is not there
+
+
+def test_estimates_of_zeros_count_in_the_cosine_as_in_the_norm_ratio():
+    true = normal(6)
+    found = compared(true, true, 0 * true, true, 0 * true)
+    assert (found.cosine, found.norm_ratio) == (pytest.approx(0.5), pytest.approx(0.5))
+    assert found.spread == pytest.approx(1 / math.sqrt(3))
+
+
+def test_all_estimates_have_the_names_of_the_first():
+    comparison = Comparison({"a": torch.ones(2), "b": torch.ones(2)})
+    comparison.add({"a": torch.ones(2), "other": torch.ones(1)})
+    for later in ({"a": torch.ones(2), "b": torch.ones(2)}, {"b": torch.ones(2)}, {}):
+        with pytest.raises(InputError, match="all estimates must have the tensors of the first one; estimate 2"):
+            comparison.add(later)
+    comparison.add({"a": torch.ones(2)})
+    assert comparison.estimates == 2
+    empty = Comparison({"a": torch.ones(2)})
+    empty.add({})
+    with pytest.raises(InputError, match="first one"):
+        empty.add({"a": torch.ones(2)})
+    with pytest.raises(InputError, match="no gradient can be called 'all'"):
+        Comparison({WHOLE: torch.ones(2)})
 
 
 def test_a_gradient_that_is_rounding_only_has_no_direction():
