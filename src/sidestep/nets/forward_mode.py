@@ -26,7 +26,9 @@ def forward_mode(net: nn.Module) -> Iterator[None]:
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         if any(isinstance(layer, nn.RNNBase) for layer in net.modules()):
             stack.enter_context(torch.backends.mkldnn.flags(enabled=False))
-            stack.enter_context(torch.backends.cudnn.flags(enabled=False))
+            # not by its `flags`, which would also set the precision of all products
+            stack.callback(setattr, torch.backends.cudnn, "enabled", torch.backends.cudnn.enabled)
+            torch.backends.cudnn.enabled = False
         try:
             yield
         except NotImplementedError as error:
