@@ -8,6 +8,7 @@ the validation images (a twentieth of the training images, kept aside from all r
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -51,14 +52,16 @@ ENTRIES = {
 }  # fmt: skip
 
 
-def train(name: str, arguments: Sequence[str], seed: int, folder: Path) -> None:
-    """Run one entry with one seed, or what is left of it."""
+def train(name: str, arguments: Sequence[str], seed: int, folder: Path, threads: int | None = None) -> None:
+    """Run one entry with one seed, or what is left of it, on so many threads (by default as many as torch takes)."""
     if (folder / "result.json").exists():
         return
     again = ["--resume"] if (folder / "config.toml").exists() else []
     command = [sys.executable, "-m", "sidestep", "train", *arguments, "--validation", "0.05"]
     print(f"{name} seed {seed}", flush=True)
-    subprocess.run([*command, "--seed", str(seed), "--out", str(folder), *again], check=True)
+    limit = {} if threads is None else {"OMP_NUM_THREADS": str(threads)}
+    command += ["--seed", str(seed), "--out", str(folder), *again]
+    subprocess.run(command, check=True, env={**os.environ, **limit})
 
 
 @dataclass(frozen=True)

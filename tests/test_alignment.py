@@ -161,8 +161,33 @@ def test_numbers_that_do_not_exist_are_not_made_up():
     assert math.isnan(found["zero"].norm_ratio)
     assert found["one"].cosine == 1
     assert math.isnan(found["one"].effective_probes)  # there is no other direction
-    assert math.isnan(found["some"].cosine)
-    assert found["some"].norm_ratio == 0
+    assert (found["some"].cosine, found["some"].norm_ratio) == (
+        0,
+        0,
+    )  # one that says nothing, not one that is not there
+
+
+def test_estimates_of_zeros_count_in_the_cosine_as_in_the_norm_ratio():
+    true = normal(6)
+    found = compared(true, true, 0 * true, true, 0 * true)
+    assert (found.cosine, found.norm_ratio) == (pytest.approx(0.5), pytest.approx(0.5))
+    assert found.spread == pytest.approx(1 / math.sqrt(3))
+
+
+def test_all_estimates_have_the_names_of_the_first():
+    comparison = Comparison({"a": torch.ones(2), "b": torch.ones(2)})
+    comparison.add({"a": torch.ones(2), "other": torch.ones(1)})
+    for later in ({"a": torch.ones(2), "b": torch.ones(2)}, {"b": torch.ones(2)}, {}):
+        with pytest.raises(InputError, match="all estimates must have the tensors of the first one; estimate 2"):
+            comparison.add(later)
+    comparison.add({"a": torch.ones(2)})
+    assert comparison.estimates == 2
+    empty = Comparison({"a": torch.ones(2)})
+    empty.add({})
+    with pytest.raises(InputError, match="first one"):
+        empty.add({"a": torch.ones(2)})
+    with pytest.raises(InputError, match="no gradient can be called 'all'"):
+        Comparison({WHOLE: torch.ones(2)})
 
 
 def test_a_gradient_that_is_rounding_only_has_no_direction():
@@ -357,6 +382,22 @@ def test_options_of_a_run_may_be_resumed_with_and_without(tmp_path):
     assert run.step == 15
 
 
+DIVIDING = {
+    "parts": Backprop(net="mlp", hidden=(8,), accumulate=32),
+    "groups": Evolution(hidden=(8,), per="group", group=32, population=2),
+}
+
+
+@pytest.mark.parametrize("rule", DIVIDING.values(), ids=DIVIDING)
+def test_the_held_batch_divides_as_the_batch_of_training_does(rule, tmp_path, monkeypatch):
+    """The digits have 144 validation images, which do not divide by 32."""
+    assert align(rule, "digits", Options(batch=256), estimates=1).images == 128
+    assert align(replace(rule, **{rule.batch_multiple[0]: 1}), "digits", Options(batch=256), estimates=1).images == 144
+    monkeypatch.setattr(Allowance, "allows", lambda self: True)
+    train(rule, "digits", Options(epochs=1, batch=256, align=0.05, out=tmp_path / "run"))
+    assert len(alignment_curves(tmp_path / "run")["all"]) == 5
+
+
 @pytest.mark.parametrize("share", [-0.01, 0.06, float("nan")])
 def test_shares_of_the_time_out_of_range_are_refused(share):
     with pytest.raises(InputError, match=r"align must lie in \[0, 0.05\]"):
@@ -393,13 +434,46 @@ def test_bad_input_is_refused(tmp_path):
     assert not (tmp_path / "run").exists()
     with pytest.raises(InputError, match=r"metrics\.jsonl"):
         train(rule, "digits", Options(epochs=1, align=0.01))
-    with pytest.raises(InputError, match="estimates must be at least 1, got 0"):
+    for units in ("in-turn", "one-resident"):
+        with pytest.raises(InputError, match=f"all units at once, which units = {units} is to avoid"):
+            train(LocalLoss(hidden=(8,)), "digits", Options(epochs=1, align=0.05, units=units, out=tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(InputError, match="estimates must lie between 1 and 1,000,000, got 0"):
         align(rule, "digits", estimates=0)
-    with pytest.raises(InputError, match="multiple of group = 7"):
-        align(Evolution(hidden=(8,), per="group", group=7), "digits", Options(batch=16))
+    with pytest.raises(InputError, match="estimates must lie between 1 and 1,000,000, got 2000000"):
+        align(rule, "digits", estimates=2_000_000)
+    with pytest.raises(InputError, match="at least 200 images that are not trained on, for group = 200, got 144"):
+        align(Evolution(hidden=(8,), per="group", group=200), "digits", Options(batch=400))
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
     with pytest.raises(CheckpointError, match="damaged"):
         alignment_curves(tmp_path)
+
+
+def test_a_run_is_measured_on_the_data_that_it_was_trained_on(tmp_path):
+    run = train(Backprop(net="mlp", hidden=(8,)), "digits", Options(epochs=0, out=tmp_path / "run"))
+    digits = data.load("digits")
+    small = data.Split(digits.train.images[:, :, :4, :4], digits.train.labels)
+    for changed, words in (
+        ({"train": small, "validation": small}, r"shape \(1, 4, 4\), but .* trained on \(1, 8, 8\)"),
+        ({"class_names": tuple("abcdefghij")}, "has the classes a, b"),
+        ({"class_names": digits.class_names[:9]}, "9 classes"),
+        ({"train": data.Split(digits.train.images.float(), digits.train.labels)}, "trained on uint8 pixels"),
+    ):
+        with pytest.raises(InputError, match=words):
+            align(run, replace(digits, **changed))
+    with pytest.raises(InputError, match="cut into 1006 and 431: bring the data back"):
+        align(load_run(tmp_path / "run"), data.load("digits", validation=0.3))
+    assert align(run, digits, estimates=1).images == 128
+
+
+def test_curves_of_every_measure_can_be_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(Allowance, "allows", lambda self: True)
+    rule = Evolution(hidden=(8,), population=2)
+    train(rule, "digits", Options(epochs=1, batch=256, align=0.05, out=tmp_path / "run"))
+    for measure in ("cosine", "norm_ratio", "norm ratio", "signal_to_noise"):
+        assert len(alignment_curves(tmp_path / "run", measure)["all"]) == 5, measure
+    with pytest.raises(InputError, match=r"measure must be one of cosine, spread.*got 'beauty'"):
+        alignment_curves(tmp_path / "run", "beauty")
 
 
 # The command ----------------------------------------------------------------------------------------------------------

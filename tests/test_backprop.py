@@ -1,5 +1,6 @@
 """Back-propagation's own family: accumulated, deeply supervised, checkpointed; and the linear classifier."""
 
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -11,7 +12,7 @@ from sidestep.errors import InputError
 from sidestep.nets import masks_from
 from sidestep.nets.heads import logits_of_heads
 from sidestep.noise import Noise
-from sidestep.rules import Backprop, Batch, LocalLoss, Task
+from sidestep.rules import Backprop, Batch, DirectFeedbackAlignment, FeedbackAlignment, LocalLoss, Task
 
 TASK = Task((1, 8, 8), tuple("abcd"), (0.0,), (1.0,))
 WITHOUT_BATCH_NORM = {
@@ -90,10 +91,20 @@ class TestAccumulation:
             {n: b.double() for n, b in moved.items()},
         )
 
-    def test_dropout_and_starts_of_the_chain_are_drawn_for_every_example(self):
-        rule = Backprop(blocks=2, accumulate=4)
+    def test_dropout_and_starts_of_the_chain_are_drawn_for_every_example(self, monkeypatch):
+        """Four parts with the same images: they differ in what is drawn, and in nothing else."""
+        rule, quarter = Backprop(blocks=2, accumulate=4), batch(6, torch.float32)
+        given = Batch(quarter.images.repeat(4, 1, 1, 1), quarter.labels.repeat(4))
         net = rule.build(TASK, Noise(0), None, None)
-        one, two = (estimate(rule, net, batch(dtype=torch.float32)).gradients for _ in range(2))
+        features, starts, plain = [], [], net.every_logits  # the image path sees the images alone: its masks differ
+        net.blocks[0].image.register_forward_hook(lambda path, inputs, output: features.append(output))
+        monkeypatch.setattr(net, "every_logits", lambda images, start: starts.append(start) or plain(images, start))
+        one = estimate(rule, net, given).gradients
+        for drawn in (features, starts):
+            assert len(drawn) == 4
+            for first, second in itertools.combinations(drawn, 2):
+                assert not torch.equal(first, second)
+        two = estimate(rule, net, given).gradients
         assert all(torch.equal(one[name], two[name]) for name in one)
 
     def test_a_batch_that_does_not_divide_is_refused_with_what_to_do(self):
@@ -102,6 +113,13 @@ class TestAccumulation:
             estimate(rule, build(rule))
         with pytest.raises(InputError, match="multiple of accumulate = 3, got 256"):
             train(replace(rule, accumulate=3), data.load("digits"), Options(epochs=1, batch=256))
+
+    def test_such_a_batch_leaves_no_folder_behind(self, tmp_path):
+        rule = Backprop(net="mlp", hidden=(8,), accumulate=3)
+        with pytest.raises(InputError, match="multiple of accumulate = 3, got 128 examples; change one of them"):
+            train(rule, "digits", Options(epochs=1, batch=128, out=tmp_path / "run"))
+        assert not (tmp_path / "run").exists()
+        train(rule, "digits", Options(epochs=1, batch=129, out=tmp_path / "run"))
 
     def test_parts_of_one_example_are_refused_where_batch_norm_needs_two(self):
         rule = Backprop(net="conv", hidden=(4, 6), accumulate=24)
@@ -207,10 +225,15 @@ class TestLinear:
         torch.testing.assert_close(found["layers.0.bias"], error.mean(dim=0).detach())
 
 
-def test_with_a_norm_the_net_is_that_of_the_other_rules_with_the_same_weights():
-    one, two = build(Backprop(net="mlp", hidden=(12, 9), norm="batch")), build(LocalLoss(hidden=(12, 9)))
-    for name, tensor in one.stages.state_dict().items():
-        assert torch.equal(tensor, two.stages.state_dict()[name])
+@pytest.mark.parametrize("norm", ["layer", "batch"])
+def test_with_a_norm_the_net_is_that_of_the_other_rules_with_the_same_weights(norm):
+    one = build(Backprop(net="mlp", hidden=(12, 9), norm=norm))
+    for kind in (FeedbackAlignment, DirectFeedbackAlignment):
+        two = build(kind(hidden=(12, 9), norm=norm)).state_dict()
+        same = {name.replace(".layer.", "."): w for name, w in two.items() if "feedback" not in name}
+        assert_same(same, one.state_dict())
+    stages = build(LocalLoss(hidden=(12, 9), norm=norm)).stages  # its first head is drawn before the last
+    assert_same(stages.state_dict(), one.stages.state_dict())
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from torch.func import functional_call
 from sidestep import Options, data, train
 from sidestep.checkpoint import optimizer_tensors, restore_optimizer
 from sidestep.errors import InputError
-from sidestep.nets.directions import Directions, weighted_directions
+from sidestep.nets.directions import Directions, paired_logits, weighted_directions
 from sidestep.nets.rank_one import Members, rank_one_logits
 from sidestep.nets.staged import staged_mlp
 from sidestep.noise import Noise
@@ -50,6 +50,13 @@ def build(rule, module=None):
 
 def estimate(rule, net, given=None, step=0):
     return rule.estimate(net, given or batch(), Noise(0).stream("estimate").at(step))
+
+
+class Noisy(nn.Module):
+    """Draws in its forward pass, but is no layer that could be refused by its kind."""
+
+    def forward(self, values):
+        return F.dropout(values.flatten(1), 0.5)
 
 
 def true_gradient(net, given):
@@ -308,16 +315,30 @@ class TestCommon:
         assert torch.equal(state, torch.get_rng_state())
         assert not net.stages[0][1]._forward_hooks
 
-    @each_rule
-    def test_a_module_that_draws_repeats_and_leaves_torch_s_generator_alone(self, rule):
-        class Noisy(nn.Module):
-            def forward(self, values):
-                return F.dropout(values.flatten(1), 0.5)  # no layer, so it cannot be refused
-
+    @pytest.mark.parametrize("name", ["full-rank", "spsa"])
+    def test_a_module_that_draws_repeats_and_leaves_torch_s_generator_alone(self, name):
+        rule = RULES[name]
         net, state = build(rule, Noisy), torch.get_rng_state()
-        first, second = (estimate(rule, net).gradients for _ in range(2))
+        first, second, other = (estimate(rule, net, step=step).gradients for step in (0, 0, 1))
         assert all(torch.equal(first[name], second[name]) for name in first)
+        assert any(not torch.equal(first[name], other[name]) for name in first)
         assert torch.equal(state, torch.get_rng_state())
+
+    def test_a_module_that_draws_draws_the_same_for_both_members_of_a_pair(self):
+        net, images = build(SPSA(), lambda: nn.Sequential(Noisy(), nn.Linear(16, 8), Noisy())), batch().images
+        directions = Directions(Noise(0))
+        with torch.no_grad():
+            pairs = [paired_logits(net, images, directions, index, 0.0) for index in (0, 1)]
+            near = paired_logits(net, images, directions, 0, 1e-6)
+        for plus, minus in pairs:
+            assert torch.equal(plus, minus)
+        assert not torch.equal(pairs[0][0], pairs[1][0])  # each pair has masks of its own
+        torch.testing.assert_close(near[0], near[1], rtol=0, atol=1e-4)
+
+    @pytest.mark.parametrize("name", ["example", "input", "group"])
+    def test_a_module_that_draws_is_refused_with_rank_one_noise(self, name):
+        with pytest.raises(InputError, match=r"draws random numbers.*full-rank"):
+            build(RULES[name], Noisy)
 
     @each_rule
     def test_runs_repeat(self, rule):

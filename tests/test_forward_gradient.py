@@ -13,6 +13,7 @@ from sidestep import Options, data, train
 from sidestep.errors import InputError
 from sidestep.nets.activity import output_gradients
 from sidestep.nets.directions import Directions
+from sidestep.nets.forward_mode import forward_mode
 from sidestep.nets.staged import GroupHeads
 from sidestep.noise import Noise
 from sidestep.rules import Batch, Task
@@ -216,6 +217,13 @@ class TestLayersOfTheUserS:
         assert alpha.abs() > 1e-3
         for name, v in along.items():
             torch.testing.assert_close(found[name], alpha * v, rtol=1e-3, atol=1e-6)
+
+    def test_recurrent_layers_run_without_cudnn_and_others_with_it(self):
+        before = torch.backends.cudnn.enabled
+        for net, enabled in ((Attention("lstm"), False), (Attention("attention"), before)):
+            with forward_mode(net):
+                assert torch.backends.cudnn.enabled == enabled
+        assert torch.backends.cudnn.enabled == before
 
     def test_an_operation_without_a_derivative_is_named_with_what_to_do(self, monkeypatch):
         net = build(RULES["weights"])

@@ -12,7 +12,7 @@ from sidestep import checkpoint
 from sidestep.bench.alignment_report import alignment_figure, alignment_table
 from sidestep.cli.output import check_new, default_data_dir, error_console, show, show_json, show_table
 from sidestep.cli.train import module_from
-from sidestep.cli.use import check_cut, data_of
+from sidestep.cli.use import data_of
 from sidestep.data import load
 from sidestep.errors import InputError
 from sidestep.rules import RULES, Measurable
@@ -115,11 +115,7 @@ def _align_run(folder: Path, arguments: list[str]) -> None:
     _check(look)
     # never from the run's own configuration: looking at somebody's run must not run their code
     run = load_run(folder, module=module_from(look.module) if look.module else None, device=look.device)
-    data = data_of(folder, None, look.data_dir)
-    check_cut(
-        folder, data, own=True, instead="bring the data back as they were, since images that were trained on do not do"
-    )
-    found = align(run, data, Options(batch=look.batch), estimates=look.estimates)
+    found = align(run, data_of(folder, None, look.data_dir), Options(batch=look.batch), estimates=look.estimates)
     _report(found, look, alignment_curves(folder))
 
 

@@ -13,12 +13,13 @@ from torch import Tensor
 from sidestep import checkpoint
 from sidestep.cli.output import check_new, default_data_dir, error_console, show, show_json, show_table
 from sidestep.cli.train import module_from
-from sidestep.data import DataSet, load, names, read_images
+from sidestep.data import DataSet, load, read_images
 from sidestep.errors import InputError
 from sidestep.training import Run, load_run
+from sidestep.training.data_of_run import check_cut, check_task
 from sidestep.training.folder import RunFolder
 
-__all__ = ["check_cut", "check_task", "data_of", "eval_command", "predict_command"]
+__all__ = ["data_of", "eval_command", "predict_command"]
 
 
 def eval_command(arguments: list[str]) -> None:
@@ -77,9 +78,9 @@ def _evaluate(
     """
     trained = _load(run, module, device, set)
     found = data_of(run, data, data_dir)
-    check_task(trained, found, known=found.name in {known.name for known in names()})
-    if split != "test":
-        check_cut(run, found, own=data is None, instead="evaluate on --split test")
+    check_task(trained.task, found)
+    if split != "test" and data is None:
+        check_cut(run, found, instead="evaluate on --split test")
     part = found.test if split == "test" else found.validation if split == "validation" else found.train
     if not len(part):
         raise InputError(f"{found.name} has no {split} images; choose another --split")
@@ -108,38 +109,6 @@ def data_of(run: Path, data: str | None, data_dir: Path | None) -> DataSet:
     return load(
         name, data_dir=directory, validation=saved.get("validation", 0.1), size=size, progress=error_console.is_terminal
     )
-
-
-def check_task(trained: Run, found: DataSet, known: bool) -> None:
-    """Refuse data of another kind; classes of a file that are only numbered are taken to be those trained on."""
-    if tuple(found.image_shape) != trained.task.image_shape:
-        raise InputError(
-            f"{found.name} has images of shape {tuple(found.image_shape)}, but the net was trained on "
-            f"{trained.task.image_shape} (channels, height, width); give data of that shape with --data"
-        )
-    if found.classes != trained.task.classes:
-        raise InputError(
-            f"{found.name} has {found.classes} classes, but the net was trained on {trained.task.classes}; "
-            "give data with the same classes with --data"
-        )
-    numbered = not known and all(name.isdecimal() for name in found.class_names)
-    if tuple(found.class_names) != trained.task.class_names and not numbered:
-        raise InputError(
-            f"{found.name} has the classes {', '.join(found.class_names[:10])}, but the net was trained on "
-            f"{', '.join(trained.task.class_names[:10])}; give data with the same classes with --data"
-        )
-    trained.task.check_pixels(found.train.images)
-
-
-def check_cut(run: Path, found: DataSet, own: bool, instead: str) -> None:
-    """Refuse to call images a validation split that the net was trained on."""
-    saved = RunFolder(run).config().get("data", {})
-    wanted = (saved.get("train_images"), saved.get("validation_images"))
-    if own and wanted != (len(found.train), len(found.validation)):
-        raise InputError(
-            f"the run was trained on {wanted[0]} images and validated on {wanted[1]}, but {found.name} is now cut into "
-            f"{len(found.train)} and {len(found.validation)}: {instead}"
-        )
 
 
 def _predict(

@@ -8,6 +8,8 @@ from statistics import stdev
 import torch
 from torch import Tensor
 
+from sidestep.errors import InputError
+
 __all__ = ["WHOLE", "Alignment", "Comparison", "effective_probes"]
 
 WHOLE = "all"  # the name of all compared tensors taken as one vector
@@ -25,7 +27,7 @@ class Alignment:
     elements: int
     """Number of elements, d."""
     cosine: float
-    """Mean of `<e, g> / (|e| |g|)`, in [-1, 1]; 1 is the direction of the gradient."""
+    """Mean of `<e, g> / (|e| |g|)`, in [-1, 1]; 1 is the direction of the gradient. An e of zeros counts as 0."""
     spread: float
     """Standard deviation of that cosine over the estimates; 0 for a single one."""
     sign_agreement: float
@@ -95,7 +97,10 @@ class Comparison:
     Sums are in float64; of the estimates only their mean is kept, so there may be any number of them.
 
     Args:
-        true: name -> gradient. Estimates are compared on the names that they share with it.
+        true: name -> gradient. Estimates are compared on the names that the first of them shares with it.
+
+    Raises:
+        InputError: if a gradient has the name `WHOLE`.
 
     >>> compared = Comparison({"weight": torch.tensor([3.0, 4.0])})
     >>> compared.add({"weight": torch.tensor([4.0, 3.0])})
@@ -104,6 +109,8 @@ class Comparison:
     """
 
     def __init__(self, true: Mapping[str, Tensor]) -> None:
+        if WHOLE in true:
+            raise InputError(f"no gradient can be called {WHOLE!r}, which means all of them; name it otherwise")
         self._true = {name: gradient.detach().double() for name, gradient in true.items()}
         dtypes = [gradient.dtype for gradient in true.values() if gradient.is_floating_point()]
         self._unit = max((torch.finfo(dtype).eps for dtype in dtypes), default=torch.finfo(torch.float32).eps)
@@ -111,10 +118,20 @@ class Comparison:
         self.estimates = 0
 
     def add(self, estimate: Mapping[str, Tensor]) -> None:
-        """Compare one estimate, by name; names that the true gradient lacks are left out."""
+        """Compare one estimate, by name; names that the true gradient lacks are left out.
+
+        Raises:
+            InputError: if the names are others than those of the first estimate.
+        """
         names = [name for name in self._true if name in estimate]
-        if not self._sums:
+        if not self.estimates:
             self._begin(names)
+        others = sorted({*names} ^ {*self._sums} - {WHOLE})
+        if others:
+            raise InputError(
+                f"all estimates must have the tensors of the first one; estimate {self.estimates + 1} has not, or the "
+                f"first one had not: {', '.join(others)}"
+            )
         self.estimates += 1
         looks = {name: self._look(name, estimate[name]) for name in names}
         if looks:
@@ -153,9 +170,8 @@ class Comparison:
         if not sums.squared:
             return
         sums.ratios.append(math.sqrt(look.squared / sums.squared))
-        if look.squared:
-            cosine = look.product / math.sqrt(look.squared * sums.squared)
-            sums.cosines.append(min(1.0, max(-1.0, cosine)))
+        cosine = look.product / math.sqrt(look.squared * sums.squared) if look.squared else 0.0
+        sums.cosines.append(min(1.0, max(-1.0, cosine)))
         if look.both:
             sums.agreement.append(look.equal / look.both)
 

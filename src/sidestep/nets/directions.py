@@ -6,6 +6,7 @@ has a substream.
 
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,6 +21,7 @@ from sidestep.noise import Noise
 __all__ = ["Directions", "Distribution", "paired_logits", "weighted_directions"]
 
 Distribution = Literal["rademacher", "gaussian"]
+_DRAWLESS = (nn.Conv2d, nn.Flatten, nn.GroupNorm, nn.LayerNorm, nn.Linear, nn.ReLU, nn.Tanh)  # seeding takes time
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,8 @@ def paired_logits(
 ) -> tuple[Tensor, Tensor]:
     """Return the logits at `w + eps nu` and at `w - eps nu`, nu being direction `index` of all weights.
 
-    Shifted weights exist for one layer at a time; the net's own are only read.
+    Shifted weights exist for one layer at a time; the net's own are only read. Modules that draw from torch's generator
+    draw the same on both sides, or the difference would measure what they drew.
     """
     sides = [images, images]
     for prefix, part in _parts(net):
@@ -55,9 +58,18 @@ def paired_logits(
         steps = {name: directions.draw(prefix + name, w.shape, index, w).mul_(eps) for name, w in weights.items()}
         for side, sign in enumerate((1, -1)):
             shifted = {name: torch.add(w, steps[name], alpha=sign) for name, w in weights.items()}
-            sides[side] = functional_call(part, shifted, (sides[side],))
+            with _seeded(part, directions, prefix, index, images.device):
+                sides[side] = functional_call(part, shifted, (sides[side],))
     plus, minus = (at_least_float32(side) for side in sides)
     return plus, minus
+
+
+def _seeded(
+    part: nn.Module, directions: Directions, prefix: str, index: int, device: torch.device
+) -> AbstractContextManager[None]:
+    if type(part) in _DRAWLESS:
+        return nullcontext()
+    return directions.noise.stream("module").stream(prefix).sub(index).torch_seeded(device)
 
 
 def weighted_directions(net: nn.Module, directions: Directions, coefs: Tensor) -> dict[str, Tensor]:

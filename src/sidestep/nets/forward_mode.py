@@ -17,8 +17,8 @@ __all__ = ["forward_mode"]
 def forward_mode(net: nn.Module) -> Iterator[None]:
     """Let `net` run inside with tangents.
 
-    The fast kernels of attention have no forward-mode derivative, so the plain one is taken; nor has oneDNN's LSTM, so
-    nets with recurrent layers run without oneDNN.
+    The fast kernels of attention have no forward-mode derivative, so the plain one is taken; nor have oneDNN's LSTM and
+    cuDNN's recurrent layers, so nets with such layers run without the two.
 
     Raises InputError for an operation that torch has no such derivative of; it says what to do.
     """
@@ -26,6 +26,9 @@ def forward_mode(net: nn.Module) -> Iterator[None]:
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         if any(isinstance(layer, nn.RNNBase) for layer in net.modules()):
             stack.enter_context(torch.backends.mkldnn.flags(enabled=False))
+            # not by its `flags`, which would also set the precision of all products
+            stack.callback(setattr, torch.backends.cudnn, "enabled", torch.backends.cudnn.enabled)
+            torch.backends.cudnn.enabled = False
         try:
             yield
         except NotImplementedError as error:

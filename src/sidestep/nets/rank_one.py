@@ -9,6 +9,7 @@ With columns taken from the input, b = x / |x|: an example's loss changes with W
 `delta x^T`, and noise in b that is orthogonal to x is noise and nothing else. This is node perturbation.
 """
 
+import math
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -21,8 +22,10 @@ from torch import Tensor, nn
 from sidestep.errors import InputError
 from sidestep.nets.directions import Directions
 from sidestep.nets.staged import StagedNet
+from sidestep.nets.units import kept_statistics
+from sidestep.noise import Noise
 
-__all__ = ["Factors", "Members", "check_rank_one", "rank_one_logits", "weighted_rank_one"]
+__all__ = ["Factors", "Members", "check_rank_one", "check_repeats", "rank_one_logits", "weighted_rank_one"]
 
 Layer: TypeAlias = nn.Linear | nn.Conv2d
 
@@ -72,6 +75,26 @@ def check_rank_one(net: nn.Module, input_columns: bool) -> None:
                 raise InputError(
                     f"layer {name} has groups or padding other than by numbers; use noise_kind = full-rank"
                 )
+
+
+def check_repeats(net: nn.Module, image_shape: tuple[int, int, int]) -> None:
+    """Raise InputError for a net that draws in its forward pass: in one batch, the members of a pair draw differently.
+
+    It is found by two passes of the same images in training mode, under two seeds of torch's generators.
+    """
+    noise = Noise(0).stream("repeats")
+    images = noise.normal(16 * math.prod(image_shape)).view(16, *image_shape)
+    net.train()
+    logits = []
+    for index in range(2):
+        with torch.no_grad(), kept_statistics(net), noise.sub(index).torch_seeded():
+            logits.append(net(images))
+    if not torch.equal(*logits):
+        raise InputError(
+            "the module draws random numbers in its forward pass, and with rank-1 noise the two members of a pair, "
+            "which are in one batch, would draw differently: their difference would measure the draws; leave the draws "
+            "out, or use noise_kind = full-rank with per = group"
+        )
 
 
 def rank_one_logits(

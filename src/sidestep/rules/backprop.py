@@ -115,6 +115,11 @@ class Backprop:
             )
 
     @property
+    def batch_multiple(self) -> tuple[str, int]:
+        """What the size of a batch must be a multiple of: the number of its parts."""
+        return "accumulate", self.accumulate
+
+    @property
     def _in_stages(self) -> bool:
         return self.ternary or self.norm != "none"
 

@@ -100,6 +100,14 @@ def check_range(low: float, high: float, **values: float) -> None:
             raise InputError(f"{name} must lie between {ends}, got {value}")
 
 
+def check_multiple(examples: int, name: str, value: int) -> None:
+    """Raise InputError for a batch whose size is not a multiple of the hyper-parameter of that name and value."""
+    if examples % value:
+        raise InputError(
+            f"the batch must be a multiple of {name} = {value}, got {examples} examples; change one of them"
+        )
+
+
 def check_choice(rule: Any) -> None:
     """Raise InputError for a dataclass field annotated as a Literal that holds none of its values."""
     kinds = get_type_hints(type(rule))

@@ -20,11 +20,11 @@ from sidestep.errors import InputError
 from sidestep.nets.directions import Directions, Distribution, paired_logits, weighted_directions
 from sidestep.nets.own import ImagePath
 from sidestep.nets.precision import full_precision
-from sidestep.nets.rank_one import Members, check_rank_one, rank_one_logits, weighted_rank_one
+from sidestep.nets.rank_one import Members, check_rank_one, check_repeats, rank_one_logits, weighted_rank_one
 from sidestep.nets.staged import StagedNet, check_layers
 from sidestep.nets.units import kept_statistics
 from sidestep.noise import Noise
-from sidestep.rules.dense import apply_dense, check_choice, check_positive, check_range
+from sidestep.rules.dense import apply_dense, check_choice, check_multiple, check_positive, check_range
 from sidestep.rules.forward_only import (
     Fitness,
     check_named,
@@ -98,12 +98,19 @@ class Evolution:
         if self.columns == "input" and (self.per, self.noise_kind) != ("example", "rank-1"):
             raise InputError("columns = input needs an input for every direction: noise_kind = rank-1, per = example")
 
+    @property
+    def batch_multiple(self) -> tuple[str, int]:
+        """What the size of a batch must be a multiple of: the size of a group."""
+        return "group", 1 if self.per == "example" else self.group
+
     def build(self, task: Task, noise: Noise, examples: Split | None, module: ImagePath | None) -> nn.Module:
         """Make the MLP; a module of the user's takes the place of its hidden layers."""
         net = make_net(task, self.hidden, self.norm, noise, module)
         check_layers(net, pairs=True)
         if self.noise_kind == "rank-1":
             check_rank_one(net, self.columns == "input")
+            if module is not None:
+                check_repeats(net, task.image_shape)
         return net
 
     def units(self, net: nn.Module) -> dict[str, list[str]]:
@@ -118,9 +125,8 @@ class Evolution:
         """Return the estimate as gradients; in float32, since rounding the difference of two losses would drown it."""
         assert isinstance(net, StagedNet)
         net.train()
-        size = 1 if self.per == "example" else self.group
-        if len(batch.labels) % size:
-            raise InputError(f"the batch must be a multiple of group = {size}, got {len(batch.labels)} examples")
+        check_multiple(len(batch.labels), *self.batch_multiple)
+        size = self.batch_multiple[1]
         members = Members(self.population // 2, len(batch.labels) // size, size)
         directions = Directions(noise.stream("directions"), self.distribution)
         drawing = noise.stream("module").torch_seeded(batch.images.device)  # modules of the user's that draw repeat

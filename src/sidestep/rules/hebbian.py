@@ -51,7 +51,8 @@ class Hebbian:
     stage_steps: int | None = None
     """Steps in which the stages learn; then they rest, and only the read-out learns on. Default: all."""
     readout_from: int = 0
-    """Step from which the read-out learns; with stage_steps the same, the stages learn first and the read-out after."""
+    """Step from which the read-out learns; with stage_steps the same, the stages learn first and the read-out after. In
+    a run of no more steps it stays at zero, where all classes are equally likely."""
     learning_rate: float = 1e-3
     """Step size of AdamW."""
     weight_decay: float = 1e-3

@@ -13,7 +13,7 @@ from sidestep.nets.own import ImagePath
 from sidestep.noise import Noise
 from sidestep.update import Dense, Update
 
-__all__ = ["Batch", "Measurable", "Rule", "Task", "UnitByUnit"]
+__all__ = ["Batch", "Dividing", "Measurable", "Rule", "Task", "UnitByUnit"]
 
 
 @dataclass(frozen=True)
@@ -122,6 +122,16 @@ class Measurable(Protocol):
 
         Parameters that the reading does not depend on, such as heads beside the last, are left out.
         """
+        ...
+
+
+@runtime_checkable
+class Dividing(Protocol):
+    """What a rule has besides, which divides a batch into equal parts or groups: what its size is a multiple of."""
+
+    @property
+    def batch_multiple(self) -> tuple[str, int]:
+        """The name and the value of the hyper-parameter that the size of a batch must be a multiple of."""
         ...
 
 

@@ -6,16 +6,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from sidestep.data import DataSet, load
 from sidestep.errors import CheckpointError, InputError
 from sidestep.measure import WHOLE, Alignment
 from sidestep.nets.own import ImagePath
 from sidestep.nets.ternary import unpack_layers
 from sidestep.noise import Noise
+from sidestep.rules.dense import check_range
 from sidestep.rules.protocol import Rule, Task
-from sidestep.training.alignment import SPLIT, check_measurable, compare, held_batch
+from sidestep.training.alignment import MEASURES, SPLIT, check_measurable, compare, held_batch
+from sidestep.training.data_of_run import check_cut, check_task
 from sidestep.training.folder import RunFolder
 from sidestep.training.options import Compute, Options
 from sidestep.training.run import Run
@@ -69,32 +69,27 @@ def align(
 
     Args:
         what: a rule, whose untrained net is measured, or a run, whose net is measured as it stands.
-        data: a data set, or the name of one; for a run, the one that it was trained on.
+        data: a data set, or the name of one; for a run, the one that it was trained on, cut as it was.
         options: batch, and for a rule seed, device and precision; the rest is not used.
         estimates: how many to make of the one batch, each with noise of its own.
         module: for a rule, an image path of your own, as in `train`.
 
     Raises:
-        InputError: for a rule without a true gradient, or too few images or estimates.
+        InputError: for a rule without a true gradient, too few images or estimates, or data of another kind than a run
+            was trained on; for a run in a folder, also for data that are cut into splits in another way.
 
     >>> from sidestep import align, rules
     >>> round(align(rules.Backprop(net="mlp"), "digits", estimates=1).whole.cosine, 6)
     1.0
     """
     options = options or Options()
-    if not 1 <= estimates <= 1_000_000:
-        raise InputError(f"estimates must be at least 1, got {estimates}")
+    check_range(1, 1_000_000, estimates=estimates)
     data = load(data) if isinstance(data, str) else data
-    if isinstance(what, Run):
-        rule, net, compute, seed, step = what.rule, what.net, what.compute, what.seed, what.step
-        check_measurable(rule)
-        unpack_layers(net)
-    else:
-        rule, compute, seed, step = what, Compute.find(options.device, options.precision), options.seed, 0
-        check_measurable(rule)
-        net = _untrained(rule, data, seed, compute, module)
-    batch = held_batch(data.validation, data, options.batch, compute)
-    compared = compare(rule, net, batch, Noise(seed).stream("alignment").at(step), estimates, compute)
+    check_measurable(what.rule if isinstance(what, Run) else what)
+    run = _as_trained(what, data) if isinstance(what, Run) else _untrained(what, data, options, module)
+    rule, net, seed, step = run.rule, run.net, run.seed, run.step
+    batch = held_batch(rule, data.validation, run.task, options.batch, run.compute)
+    compared = compare(rule, net, batch, Noise(seed).stream("alignment").at(step), estimates, run.compute)
     found = compared.result()
     if not found:
         raise InputError(f"{rule.name} estimates nothing that the loss of its net depends on")
@@ -103,17 +98,37 @@ def align(
     return Aligned(rule.name, data.name, seed, step, len(batch.labels), estimates, found, whole, left_out)
 
 
-def _untrained(rule: Rule, data: DataSet, seed: int, compute: Compute, module: ImagePath | None) -> nn.Module:
-    task = Task.of(data)
-    return rule.build(task, Noise(seed).stream("build"), data.train, module).to(compute.device)
+def _as_trained(run: Run, data: DataSet) -> Run:
+    """The run, its layers unpacked, if these are the data that it was trained on."""
+    check_task(run.task, data)
+    if run.folder:
+        instead = "bring the data back as they were, since images that were trained on do not do"
+        check_cut(run.folder, data, instead)
+    unpack_layers(run.net)
+    return run
+
+
+def _untrained(rule: Rule, data: DataSet, options: Options, module: ImagePath | None) -> Run:
+    """What a run is before its first step."""
+    task, compute = Task.of(data), Compute.find(options.device, options.precision)
+    net = rule.build(task, Noise(options.seed).stream("build"), data.train, module).to(compute.device)
+    return Run(rule, net, task, compute, options.seed, 0, {})
 
 
 def alignment_curves(folder: Path, measure: str = "cosine") -> dict[str, list[tuple[int, float]]]:
     """Return tensor -> (step, value) over the training of a run that was started with `align`, or nothing.
 
+    Args:
+        folder: the run's.
+        measure: a field of `Alignment` but `elements`, or its name in the metrics: signal_to_noise, signal to noise.
+
     Raises:
         CheckpointError: if the run's metrics cannot be read.
+        InputError: for a measure that there is not.
     """
+    measure = MEASURES.get(measure, measure)
+    if measure not in MEASURES.values():
+        raise InputError(f"measure must be one of {', '.join(MEASURES)}, got {measure!r}")
     curves: dict[str, list[tuple[int, float]]] = {}
     file = RunFolder(folder).metrics_file
     if not file.exists():

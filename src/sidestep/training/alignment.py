@@ -13,7 +13,7 @@ from sidestep.errors import InputError
 from sidestep.measure import Alignment, Comparison
 from sidestep.noise import Noise
 from sidestep.rules import RULES
-from sidestep.rules.protocol import Batch, Measurable, Rule, Task
+from sidestep.rules.protocol import Batch, Dividing, Measurable, Rule, Task
 from sidestep.rules.trits import as_gradients
 from sidestep.training.folder import MetricsLog
 from sidestep.training.options import Compute, Options
@@ -42,24 +42,32 @@ def check_measurable(rule: Rule) -> Measurable:
     raise InputError(f"{rule.name} cannot be compared with the true gradient: {why}; the rules that can: {known}")
 
 
-def held_size(split: Split, size: int) -> int:
-    """Return the size of a batch that is held from a validation split, or raise InputError if it is below two."""
-    size = min(size, len(split))
-    if size < 2:
+def held_size(rule: Rule, split: Split, size: int) -> int:
+    """Return how many images of a validation split a rule's held batch has, at most `size`.
+
+    Raises:
+        InputError: if there are fewer than two, or than the rule divides a batch into.
+    """
+    name, multiple = rule.batch_multiple if isinstance(rule, Dividing) else ("", 1)
+    most = min(size, len(split))
+    found = most - most % multiple  # a validation split has the size it has: only training's batch must divide exactly
+    if found < 2:
+        least = max(2, multiple)
+        why = f", for {name} = {multiple}" if multiple > 1 else ""
         raise InputError(
-            f"measuring alignment needs a batch of at least 2 images that are not trained on, got {size}; keep some "
-            "aside with --validation 0.1, and take a --batch of 2 or more"
+            f"measuring alignment needs a batch of at least {least} images that are not trained on{why}, got {most}; "
+            f"keep some aside with --validation 0.1, and take a --batch of {least} or more"
         )
-    return size
+    return found
 
 
-def held_batch(split: Split, task: DataSet | Task, size: int, compute: Compute) -> Batch:
+def held_batch(rule: Rule, split: Split, task: DataSet | Task, size: int, compute: Compute) -> Batch:
     """Return the first images of a validation split, at most `size`, which training never sees.
 
     Raises:
-        InputError: if there are fewer than two.
+        InputError: if there are fewer than two, or than the rule divides a batch into.
     """
-    size = held_size(split, size)
+    size = held_size(rule, split, size)
     images = standardise(split.images[:size].to(compute.device), task.mean, task.std)
     return Batch(images.contiguous(memory_format=torch.channels_last), split.labels[:size].to(compute.device))
 
@@ -126,7 +134,12 @@ def check_watch(rule: Rule, data: DataSet, options: Options) -> None:
     if not options.align:
         return
     check_measurable(rule)
-    held_size(data.validation, options.batch)
+    held_size(rule, data.validation, options.batch)
+    if options.units != "together":
+        raise InputError(
+            f"align makes estimates and gradients of all units at once, which units = {options.units} is to avoid; use "
+            "units = together, or leave align out"
+        )
     if options.out is None:
         raise InputError("align writes its numbers to the metrics.jsonl of a run's folder: give one (out), or align=0")
 
@@ -143,7 +156,7 @@ class Watch:
 
     def __init__(self, rule: Rule, data: DataSet, options: Options, compute: Compute) -> None:
         self.rule, self.compute = rule, compute
-        self.batch = held_batch(data.validation, data, options.batch, compute)
+        self.batch = held_batch(rule, data.validation, data, options.batch, compute)
         self.noise = Noise(options.seed).stream("alignment")
         self.allowance = Allowance(options.align, _FIRST)
 

@@ -17,7 +17,8 @@ from sidestep.nets.own import ImagePath
 from sidestep.nets.ternary import pack_layers
 from sidestep.noise import Noise
 from sidestep.rules import RULES
-from sidestep.rules.protocol import Rule, Task
+from sidestep.rules.dense import check_multiple
+from sidestep.rules.protocol import Dividing, Rule, Task
 from sidestep.steplog import Header, Recorder
 from sidestep.training.alignment import check_watch
 from sidestep.training.evaluate import accuracies, predictions, with_inference
@@ -124,6 +125,8 @@ def train(  # long: rule, data and options, and three hooks for own code
         source = source or {"name": data}
         data = load(data)
     compute = Compute.find(options.device, options.precision)
+    if isinstance(rule, Dividing):
+        check_multiple(min(options.batch, len(data.train)), *rule.batch_multiple)
     check_watch(rule, data, options)
     begin_units(rule, options.units, compute.device)
     task = Task.of(data)

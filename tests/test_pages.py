@@ -1,0 +1,97 @@
+"""The scripts of the pages make the tables that they say, of made-up runs."""
+
+import json
+
+import pytest
+
+from benchmarks import alignment_page, rules_page, ternary_page
+from benchmarks.rules_page import Entry
+
+
+def made_up_run(folder, test, validation, seconds=None):
+    folder.mkdir()
+    result = {"test_accuracy": test, "train_accuracy": 0.99, "seconds": 3.0, "steps": 20, "parameters": 7}
+    (folder / "result.json").write_text(json.dumps(result))
+    lines = [
+        {"step": step, "split": "validation", "name": "accuracy", "value": value, "seconds": 1.0}
+        for step, value in ((10, 0.1), (20, validation))
+    ]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    if seconds is not None:
+        (folder / "processor.json").write_text(json.dumps(seconds))
+    return folder
+
+
+class TestRulesPage:
+    def test_a_row_has_means_over_seeds_and_whether_the_target_was_met(self, tmp_path):
+        folders = [made_up_run(tmp_path / "0", 0.97, 0.96, 50), made_up_run(tmp_path / "1", 0.99, 0.98, 70)]
+        folders.append(tmp_path / "not there")
+        assert rules_page.row(Entry("a rule", "8-8", (), 98.0), folders) == (
+            "| a rule | 8-8 | 2 | 98.00 (1.00) | 97.00 | 99.00 | 60 | 98.0: met |"
+        )
+        assert rules_page.row(Entry("a rule", "8-8", (), 98.1), folders).endswith("98.1: missed |")
+        assert rules_page.row(Entry("a rule", "8-8", ()), folders[2:]) is None
+
+    def test_one_seed_has_no_error_and_a_resumed_run_no_seconds(self, tmp_path):
+        line = rules_page.row(Entry("a rule", "8-8", ()), [made_up_run(tmp_path / "0", 0.97, 0.96)])
+        assert line == "| a rule | 8-8 | 1 | 97.00 | 96.00 | 99.00 | - |  |"
+
+    @pytest.mark.parametrize("resumed", [False, True])
+    def test_runs_have_the_setting_that_the_page_states(self, tmp_path, monkeypatch, resumed):
+        asked = []
+        monkeypatch.setattr(
+            ternary_page.subprocess, "run", lambda command, check, env: asked.append((command, env["OMP_NUM_THREADS"]))
+        )
+        if resumed:
+            (tmp_path / "config.toml").write_text("")
+        rules_page.timed("spsa", 3, tmp_path)
+        (command, threads), text = asked[0], " ".join(asked[0][0])
+        assert threads == "1"
+        assert (
+            "train spsa --epochs 12 --data mnist --decay cosine --precision float32 --validation 0.05 --seed 3" in text
+        )
+        assert ("--resume" in command) == resumed
+        assert (tmp_path / "processor.json").exists() != resumed
+
+
+def aligned(cosine, noise=None):
+    tensors = {f"stages.{i}.weight": {"cosine": cosine + 0.1 * i, "elements": 64 * 64} for i in range(2)}
+    tensors["stages.0.bias"] = {"cosine": 0.7, "elements": 64}
+    return {"tensors": tensors, "whole": {"cosine": cosine, "signal_to_noise": noise}}
+
+
+class TestAlignmentPage:
+    def test_the_table_has_a_row_for_every_rule_with_runs(self, tmp_path):
+        for name, seed, test in (("backprop", 0, 0.9), ("backprop", 1, 0.92), ("NoProp-DT-3-blocks", 0, 0.95)):
+            folder = tmp_path / f"digits-{name}-{seed}"
+            folder.mkdir()
+            record = {
+                "start": aligned(0.1),
+                "end": aligned(0.5 + 0.1 * seed, 2.0 if "DT" in name else None),
+                "test": test,
+            }
+            (folder / "alignment.json").write_text(json.dumps(record))
+        table, points = alignment_page.rules_table("digits", [0, 1, 2], tmp_path)
+        assert table.splitlines()[2:] == [
+            "| backprop | 2 | 91.00 ± 1.41 | 0.100 ± 0.000 "
+            "| 0.550 ± 0.071 | 0.550 ± 0.071 | 0.650 ± 0.071 | no noise |",
+            "| NoProp-DT, 3 blocks | 1 | 95.00 | 0.100 | 0.500 | - | - | 2.000 |",
+        ]
+        assert [(name, other) for name, *_, other in points] == [("backprop", False), ("NoProp-DT, 3 blocks", True)]
+        assert points[0][1:4] == pytest.approx((0.1, 0.55, 91))
+
+    def test_rank_correlation(self):
+        assert alignment_page.rank_correlation([1, 2, 3], [10, 20, 900]) == pytest.approx(1)
+        assert alignment_page.rank_correlation([1, 2, 3], [3, 2, 1]) == pytest.approx(-1)
+        assert alignment_page.ranks([5, 1, 5, 0]) == [2.5, 1, 2.5, 0]
+        # ranks 0, 1, 2, 3 beside 1, 0, 3, 2: 1 - 6 * 4 / (4 * 15)
+        assert alignment_page.rank_correlation([1, 2, 3, 4], [2, 1, 4, 3]) == pytest.approx(0.6)
+
+    def test_theory_is_measured_once(self, tmp_path, monkeypatch):
+        calls = []
+        monkeypatch.setattr(
+            alignment_page, "theory_table", lambda data, seeds: calls.append(seeds) or ("| table |", [[0.1, 0.2]])
+        )
+        for seeds in ([0], [0], [0, 1]):
+            assert alignment_page.theory_beside(tmp_path, seeds) == ("| table |", [[0.1, 0.2]])
+        assert calls == [[0], [0, 1]]
