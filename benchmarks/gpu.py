@@ -11,11 +11,13 @@ where it was stopped. Everything else runs on made-up images of the same shape, 
 
 import argparse
 import json
+import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -152,6 +154,17 @@ def preset(key: str) -> Part:
     return run
 
 
+def said_until_the_end(process: "subprocess.Popen[str]", seconds: float, patience: float = 20) -> str:
+    """Return what a process writes to standard error; it is asked to end after `seconds`, and then made to."""
+    # asked, a run finishes the step under way and writes a checkpoint
+    for limit, end in ((seconds, process.terminate), (patience, process.kill)):
+        try:
+            return process.communicate(timeout=limit)[1]
+        except subprocess.TimeoutExpired:
+            end()
+    return process.communicate()[1]
+
+
 def to_93(given: Setting) -> dict[str, Any]:
     """Train our preset on CIFAR-10 until the time is up; say when validation first passed 93 %."""
     one, folder = find_preset(PRESET), given.out / "to-93"
@@ -160,12 +173,11 @@ def to_93(given: Setting) -> dict[str, Any]:
     where = ["--data-dir", str(given.data_dir)] if given.data_dir else []
     command = [sys.executable, "-m", "sidestep", "train", one.rule, *recipe, *where,
                "--device", given.device, "--checkpoint-seconds", "20", "--out", str(folder), *again]  # fmt: skip
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    try:
-        _, said = process.communicate(timeout=given.seconds)
-    except subprocess.TimeoutExpired:
-        process.send_signal(signal.SIGTERM)  # the step under way is finished, and a checkpoint written
-        _, said = process.communicate(timeout=60)
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            said = said_until_the_end(process, given.seconds)
+        finally:
+            process.kill()
     if not (folder / "metrics.jsonl").exists():
         return {"failed": said[-800:]}
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -189,13 +201,25 @@ PARTS: dict[str, tuple[Part, float]] = {  # name -> what it does, and its time l
 }
 
 
+def run_with_all_it_starts(command: list[str], limit: float) -> "subprocess.CompletedProcess[str]":
+    """As `subprocess.run` with a time limit, but nothing that the command has started outlives it."""
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, start_new_session=True) as process:
+        try:
+            said, errors = process.communicate(timeout=limit)
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+    return subprocess.CompletedProcess(command, process.returncode, said, errors)
+
+
 def run_apart(name: str, limit: float, given: argparse.Namespace) -> dict[str, Any]:
     """Run a part in a process of its own; return its result, or what became of it."""
     command = [sys.executable, "-m", "benchmarks.gpu", "--out", str(given.out), "--device", given.device,
                "--one", name, "--limit", str(limit)]  # fmt: skip
     command += ["--data-dir", str(given.data_dir)] if given.data_dir else []
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=limit + 30)
+        done = run_with_all_it_starts(command, limit + 30)
     except subprocess.TimeoutExpired:
         return {"failed": f"not done after {limit + 30:.0f} s"}
     try:

@@ -4,15 +4,15 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
+from sidestep.bench.start import start
 from sidestep.data import DataSet, Split
+from sidestep.measure import count_operations
 from sidestep.noise import Noise
-from sidestep.rules import Task
 from sidestep.rules.protocol import Rule
 from sidestep.training import Options
 from sidestep.training.loop import Loop
@@ -34,10 +34,9 @@ def made_up(name: str, count: int = 1280) -> DataSet:
 
 def ready(rule: Rule, data: DataSet, compute: Compute, **options: Any) -> tuple[Loop, State]:
     """Return a loop and its state, before the first step."""
-    task = Task(data.image_shape, tuple(data.class_names), tuple(data.mean), tuple(data.std))
-    data = replace(data, train=Split(data.train.images.to(compute.device), data.train.labels.to(compute.device)))
-    net = rule.build(task, Noise(0).stream("build"), data.train, None).to(compute.device)
-    return Loop(rule, data, Options(**options), compute, None), State(net, rule.optimizer(net))
+    where: Any = {"device": str(compute.device), "precision": compute.precision}
+    state, loop = start(rule, data, Options(**where, **options))
+    return loop, state
 
 
 def finish(device: torch.device) -> None:
@@ -130,20 +129,16 @@ class Roof:
 
 
 def count_flops(loop: Loop, state: State) -> int:
-    """Return the floating-point operations of one step's estimate: torch's FlopCounterMode.
+    """Return the floating-point operations of one step's estimate, in matrix products and convolutions.
 
-    It counts matrix products and convolutions, forward and back, and only in the thread that it is entered in: blocks
-    run one after another while it counts.
+    They are counted as they reach the kernels, so not in a recorded or compiled pass: blocks run one by one meanwhile.
     """
-    threads = torch.get_num_threads()
     if hasattr(state.net, "set_way"):
         state.net.set_way("per block")
     try:
-        torch.set_num_threads(1)
-        with FlopCounterMode(display=False) as counter, loop.compute.autocast():
+        with count_operations() as counted, loop.compute.autocast():
             loop.rule.estimate(state.net, loop.batch(0), loop.noise.stream("estimate"))
     finally:
-        torch.set_num_threads(threads)
         if hasattr(state.net, "set_way"):
             state.net.set_way("auto")
-    return counter.get_total_flops()
+    return counted.count

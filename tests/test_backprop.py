@@ -9,6 +9,7 @@ from torch.nn.functional import cross_entropy, one_hot
 
 from sidestep import Options, data, train
 from sidestep.errors import InputError
+from sidestep.measure import peak_allocation
 from sidestep.nets import masks_from
 from sidestep.nets.heads import logits_of_heads
 from sidestep.noise import Noise
@@ -59,6 +60,28 @@ class TestAccumulation:
         whole, summed = estimate(rule, net), estimate(replace(rule, accumulate=parts), net)
         assert_same(summed.gradients, whole.gradients)
         assert_same(summed.losses, whole.losses)
+
+    @pytest.mark.parametrize("parts", [2, 3, 6])
+    def test_beside_the_sum_there_is_one_gradient(self, parts):
+        rule, given = Backprop(net="mlp", hidden=(400, 400, 400), accumulate=parts), batch(dtype=torch.float32)
+        net = rule.build(TASK, Noise(0), None, None)
+        size = sum(4 * parameter.numel() for parameter in net.parameters())
+        peaks = []
+        for each in (replace(rule, accumulate=1), rule):
+            with peak_allocation() as peak:
+                estimate(each, net, given)
+            peaks.append(peak.bytes)
+        assert 1.0 < peaks[0] / size < 1.25  # activations of 24 images are next to nothing
+        assert 2.0 < peaks[1] / size < 2.25
+
+    def test_where_activations_are_most_it_takes_less(self):
+        rule, given = Backprop(net="mlp", hidden=(100, 100)), batch(3000, torch.float32)
+        net, peaks = rule.build(TASK, Noise(0), None, None), []
+        for each in (rule, replace(rule, accumulate=4)):
+            with peak_allocation() as peak:
+                estimate(each, net, given)
+            peaks.append(peak.bytes)
+        assert peaks[1] < 0.4 * peaks[0]
 
     def test_one_part_is_in_memory_at_a_time(self):
         rule, sizes = Backprop(net="mlp", hidden=(12,), accumulate=4), []

@@ -7,7 +7,9 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from typing import get_args, get_type_hints
 
 import numpy
 import pytest
@@ -25,9 +27,10 @@ from sidestep.bench.race_run import Budget, RunPlan, measure_counts, measure_run
 from sidestep.bench.race_tables import race_tables
 from sidestep.bench.race_words import sentences
 from sidestep.cli import main
+from sidestep.cli.bench import _bench, _names
 from sidestep.errors import InputError, NonFiniteError
 from sidestep.rules import RULES
-from sidestep.training import Stopped
+from sidestep.training import Options, Stopped
 from sidestep.training.stopping import StopRequest
 
 SMALL = "backprop:net=mlp,hidden=8"
@@ -107,6 +110,24 @@ def test_entries_are_cut_at_commas_and_options_belong_to_the_rule_before():
     assert checkpointed.make().dimension is None
 
 
+def test_spaces_cut_like_commas():
+    words = ["backprop evolution:hidden=128 64,  population=32\nspsa"]
+    assert [e.label for e in read_entries(words)] == ["backprop", "evolution:hidden=128,64,population=32", "spsa"]
+
+
+def test_data_sets_are_cut_at_spaces_but_a_path_with_one_is_whole(tmp_path):
+    (tmp_path / "my images").mkdir()
+    assert _names(("digits mnist, cifar10", "my images", "a,b")) == (
+        "digits", "mnist", "cifar10", "my images", "a", "b"
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["augment", "decay", "precision"])
+def test_the_command_takes_every_value_that_training_takes(name):
+    taken = {value for part in get_args(get_type_hints(_bench)[name]) for value in get_args(part)}
+    assert taken == set(get_args(get_type_hints(Options)[name]))
+
+
 def test_all_is_every_rule_and_a_preset_is_its_rules_options():
     assert [entry.rule for entry in read_entries(["all"])] == list(RULES)
     (entry,) = read_entries(["noprop-dt-bloodmnist"])
@@ -133,6 +154,7 @@ def test_all_is_every_rule_and_a_preset_is_its_rules_options():
         (["backprop:net"], "is no option"),
         (["blocks=3,backprop"], "before any rule"),
         (["backprop:seed=3"], "no option 'seed'"),
+        (["backprop:align=0.01"], "no option 'align'"),
         ([], "nothing to compare"),
     ],
 )
@@ -182,6 +204,7 @@ def test_every_round_runs_all_entries_and_begins_one_further_on():
         ({"common": {"decay": "cosine"}, "budget": Budget(seconds=3)}, "does not tell"),
         ({"entries": tuple(read_entries(["spsa:warmup=0.1"])), "budget": Budget(seconds=3)}, "does not tell"),
         ({"validation": 0.0}, "has none"),
+        ({"entries": tuple(read_entries(["backprop:units=in-turn"]))}, "backprop:units=in-turn: units = in-turn needs"),
     ],
 )
 def test_a_comparison_that_cannot_work(change, message):
@@ -223,7 +246,6 @@ def test_a_run_measures_finite_numbers_and_its_curve_excludes_evaluation(stripes
     assert found["images_per_second"] == pytest.approx(30 / found["seconds_per_step"])
     assert 0 <= found["test_accuracy"] <= 1
     assert found["validation_accuracy"] == found["curve"][-1][2]
-    assert found["peak_memory_bytes"] >= 0
     parameters = 25 * 8 + 8 + 8 * 5 + 5
     assert found["optimizer_bytes"] == 2 * 4 * parameters + 4 * 4  # two moments, and a step count per tensor
     json.dumps(found, allow_nan=False)
@@ -260,6 +282,45 @@ def test_a_run_trains_as_train_does(stripes):
     found = run_of(stripes, Budget(epochs=3), common={"batch": 30, "decay": "cosine", "average": 0.5})
     for name in ("test_accuracy", "validation_accuracy"):
         assert found[name] == usual.result[name]
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_the_memory_of_a_run_is_that_of_its_steps(stripes):
+    """A fresh process, since what an earlier test has freed would be used again."""
+    plan = RunPlan(read_entries(["backprop:net=mlp,hidden=100000"])[0], stripes, 0, Budget(epochs=1, seconds=1e-6))
+    found = run_apart(measure_run, plan, lambda news: None, StopRequest(), 1)
+    gradients = 4 * (25 * 100_000 + 100_000 + 5 * 100_000 + 5)
+    assert gradients < found["peak_memory_bytes"] < 20 * gradients
+
+
+@pytest.mark.parametrize("units", ["in-turn", "one-resident"])
+def test_units_take_their_turns_in_a_run_and_leave_no_files(stripes, units, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    threads, ways = torch.get_num_threads(), []
+    usual = race_module.measure_run.__globals__["start"]
+
+    def seen(rule, data, options):
+        state, loop = usual(rule, data, options)
+        ways.append((loop.options.units, state.files is not None))
+        return state, loop
+
+    monkeypatch.setitem(race_module.measure_run.__globals__, "start", seen)
+    torch.set_num_threads(1)
+    try:
+        one, other = (
+            run_of(stripes, Budget(epochs=1), f"local-loss:hidden=16,8,units={way}") for way in ("together", units)
+        )
+    finally:
+        torch.set_num_threads(threads)
+    assert ways == [("together", False), (units, units == "one-resident")]
+    for name in ("test_accuracy", "validation_accuracy"):
+        assert one[name] == other[name]
+    counted = measure_counts(
+        RunPlan(read_entries([f"local-loss:hidden=16,8,units={units}"])[0], stripes, 0, Budget(epochs=1)), print
+    )
+    assert counted["units"] == 2
+    assert list((tmp_path / "temporary").iterdir()) == []
 
 
 def test_a_step_is_counted(stripes):
@@ -364,6 +425,19 @@ def test_tables_say_what_was_reached_and_what_failed():
     assert failed.rows == [["new", "3", "killed", "a / b"]]
 
 
+def test_numbers_are_written_without_powers_of_ten():
+    runs = [made_up("base", 0, 0.9997, 1023 << 20), made_up("new", 0, 1234.4, 1023 << 10, seconds=0.004)]
+    table, *_ = race_tables(runs, "d", ["base", "new"], "base", 0.8)
+    words = [word for row in table.rows for word in row]
+    assert {"1,000", "1,234,400", "1,235", "1,023 MiB"} <= set(words)
+    assert [word for word in words if "e+" in word] == []
+
+
+def test_where_no_accuracy_was_reached_no_table_says_when():
+    runs = [{**made_up("base", 0), "reached": {"0.5": None}}]
+    assert len(race_tables(runs, "d", ["base"], "base", None)) == 1
+
+
 # --- failures and processes --------------------------------------------------------------------------------------
 
 
@@ -454,6 +528,31 @@ def test_a_rule_that_fails_is_recorded_and_the_others_go_on(stripes, here, tmp_p
     report = Report(race, folder.records, SMALL, "sidestep bench")
     write_report(report, folder, settings(race))
     assert "runs that failed" in folder.page_file.read_text()
+
+
+def test_a_count_that_fails_is_shown_and_tried_again(stripes, monkeypatch, tmp_path):
+    race, counted = a_race(stripes, SMALL, seeds=3), []
+
+    def failing(work, given, told, stop, threads=None):
+        if work is measure_counts:
+            counted.append(given.seed)
+            if len(counted) == 1:
+                return {"failed": {"kind": "killed", "why": "by the system"}}
+        return in_here(work, given, told, stop)
+
+    monkeypatch.setattr(race_module, "run_apart", failing)
+    folder = RaceFolder(tmp_path / "out", settings(race))
+    run_race(race, folder, Quiet(), StopRequest())
+    assert counted == [0, 1]  # and the third run takes over what the second has counted
+    assert [("failed" in record, "failed" in record["counts"]) for record in folder.records] == [
+        (False, True), (False, False), (False, False)
+    ]  # fmt: skip
+    tables = Report(race, folder.records, SMALL, "sidestep bench").tables[stripes]
+    assert tables[-1].rows == [[SMALL, "0", "killed, while a step was counted", "by the system"]]
+    again = RaceFolder(tmp_path / "out", settings(race))
+    run_race(race, again, Quiet(), StopRequest(), retry=True)
+    assert counted == [0, 1]
+    assert all("failed" not in record["counts"] for record in again.records)
 
 
 def test_a_loss_that_is_not_finite_is_a_failure_of_that_run(stripes, here, tmp_path):

@@ -1,8 +1,10 @@
 """The benchmarks run, at tiny sizes, and say what they promise; operations are counted as a hand would."""
 
 import json
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -33,8 +35,9 @@ def test_operations_of_a_step_are_counted_as_by_hand():
     block = 3 * sum(forward) - forward[0] - forward[len(convolutions) + 1] - forward[-1]
     readout = 2 * 2 * batch * classes * classes
     loop, state = ready(NoPropDT(blocks=blocks), made_up("digits", 64), CPU, batch=batch)
+    threads = torch.get_num_threads()
     assert count_flops(loop, state) == blocks * block + readout
-    assert torch.get_num_threads() >= 1
+    assert torch.get_num_threads() == threads
 
 
 def test_ratios_and_roofs():
@@ -84,17 +87,52 @@ def test_all_that_is_wanted_from_a_gpu_runs_without_one(tmp_path, capsys):
 
 
 def test_a_part_that_breaks_is_written_down_and_the_others_go_on(tmp_path, monkeypatch):
-    def breaks(command, **_):
+    def breaks(command, limit):
         if "machine" in command:
-            raise subprocess.TimeoutExpired(command, 1)
+            raise subprocess.TimeoutExpired(command, limit)
         return subprocess.CompletedProcess(command, 1, "", "out of memory")
 
-    monkeypatch.setattr(gpu.subprocess, "run", breaks)
+    monkeypatch.setattr(gpu, "run_with_all_it_starts", breaks)
     gpu.main(["--out", str(tmp_path), "--device", "cpu", "--only", "noise", "machine", "paper"])
     lines = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
     assert [line["part"] for line in lines] == ["noise", "machine", "paper"]
     assert "out of memory" in lines[0]["failed"]
     assert "not done after" in lines[1]["failed"]
+
+
+STARTS_ANOTHER = """
+import subprocess, sys, time
+command = [sys.executable, "-c", "import time; print('here', flush=True); time.sleep(300)"]
+process = subprocess.Popen(command, stdout=subprocess.PIPE)
+process.stdout.readline()
+open(sys.argv[1], "w").write(str(process.pid))
+time.sleep(300)
+"""
+
+
+def running(process):
+    """Whether a process is there and has not ended."""
+    status = Path(f"/proc/{process}/stat")
+    return status.exists() and status.read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_what_a_part_has_started_does_not_outlive_it(tmp_path):
+    with pytest.raises(subprocess.TimeoutExpired):
+        gpu.run_with_all_it_starts([sys.executable, "-c", STARTS_ANOTHER, str(tmp_path / "pid")], 3)
+    started = (tmp_path / "pid").read_text()
+    for _ in range(50):
+        if not running(started):
+            return
+        time.sleep(0.1)
+    pytest.fail(f"process {started} still runs")
+
+
+def test_a_run_that_does_not_stop_when_asked_is_made_to():
+    stubborn = "import signal, sys, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(300)"
+    with subprocess.Popen([sys.executable, "-c", stubborn], stderr=subprocess.PIPE, text=True) as process:
+        assert gpu.said_until_the_end(process, 1, patience=0.2) == ""
+    assert process.returncode == -signal.SIGKILL
 
 
 @pytest.mark.slow

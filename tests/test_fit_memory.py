@@ -9,8 +9,20 @@ from sidestep.bench import fit_memory as module
 from sidestep.bench.fit_memory import Line, Row, Way, fit_memory, fit_table, parse_bytes, small_batches, verdict
 from sidestep.bench.step_cost import Cost, Work, in_fresh_process, step_cost
 from sidestep.cli import main
+from sidestep.cli.fit_memory import FitOptions, _ways
 from sidestep.errors import InputError
-from sidestep.rules import Backprop, LocalLoss, NoPropDT
+from sidestep.rules import (
+    RULES,
+    SPSA,
+    Backprop,
+    DirectFeedbackAlignment,
+    FeedbackAlignment,
+    Hebbian,
+    LocalLoss,
+    NoiseStep,
+    NoPropDT,
+)
+from sidestep.rules.protocol import UnitByUnit
 
 MIB = 1 << 20
 SHAPE = (1, 8, 8)
@@ -38,11 +50,11 @@ def test_budgets_that_are_none(text):
 
 
 def test_a_line_through_two_batches_gives_the_others():
-    line = Line.through(16, Cost(1160, 0.26), 32, Cost(1320, 0.42))
-    assert line.at(128) == (1000 + 128 * 10, pytest.approx(0.1 + 128 * 0.01))
-    assert line.at(128, micro=8) == (1000 + 16 * 10, pytest.approx(8 * 0.1 + 128 * 0.01))
+    line = Line.through(16, Cost(1160, 0.26, 50), 32, Cost(1320, 0.42, 50))
+    assert line.at(128) == (1000 + 128 * 10, pytest.approx(0.1 + 128 * 0.01), 50)
+    assert line.at(128, micro=8) == (1000 + 16 * 10 + 50, pytest.approx(8 * 0.1 + 128 * 0.01), 50)
     falling = Line.through(16, Cost(200, 0.2), 32, Cost(180, 0.1))  # noise: never less with more images
-    assert falling.at(128) == (180, pytest.approx(0.1))
+    assert falling.at(128) == (180, pytest.approx(0.1), 0)
 
 
 def test_small_batches():
@@ -74,6 +86,14 @@ class TestVerdict:
         assert "of those of back-propagation none fits, the least is backprop (300" in verdict(rows, 150 * MIB)
         rows = [row("a", 300, 1), row("backprop", 100, 9, own=False)]
         assert "of the rule's own ways none fits, the least is a (300" in verdict(rows, 150 * MIB)
+
+    def test_the_other_kind_was_not_measured(self):
+        missing = Row("backprop", False, why="not there: it cannot")
+        said = verdict([row("a", 100, 9), missing], 150 * MIB)
+        assert said == (
+            "a (100 MiB, 9 s a step) is the best that fits. There is nothing to compare it with: back-propagation was "
+            "not measured."
+        )
 
     def test_nothing_was_measured(self):
         assert verdict([Row("a", True, why="it cannot")], 1) == "Nothing could be measured."
@@ -111,8 +131,8 @@ def test_ways_are_predicted_and_measured(measured):
     )
     assert measured == [8, 16, 8, 8, 16, 64, 64]  # all are predicted first
     assert told[-2:] == ["a: batch 64", "c: batch 64"]
-    assert rows[0].predicted == (164 * MIB, pytest.approx(1.64))
-    assert rows[0].measured == (169 * MIB, pytest.approx(1.64))
+    assert rows[0].predicted == (164 * MIB, pytest.approx(1.64), 0)
+    assert rows[0].measured == (169 * MIB, pytest.approx(1.64), 0)
     assert rows[0].error == pytest.approx(164 / 169 - 1)
     assert rows[1] == Row("b", True, why="failed with a batch of 8: MemoryError: none left")
     table = fit_table(rows, 200 * MIB)
@@ -126,19 +146,28 @@ def test_a_rule_that_cannot_is_said_and_not_measured(measured):
     assert measured == []
 
 
-@pytest.mark.parametrize(("budget", "chosen"), [(120, 4), (110, 8), (1, 8), (500, 2)])
+@pytest.mark.parametrize(("budget", "chosen"), [(122, 4), (110, 8), (1, 8), (500, 2)])
 def test_as_few_micro_batches_as_fit_are_measured(measured, budget, chosen):
     ways = [way("plain", own=False)]
     ways += [way(f"{k}", NoPropDT(blocks=k), own=False, micro=k, like="plain") for k in (2, 4, 8)]
     rows = fit_memory(ways, budget * MIB, lambda _: None)
     assert measured == [8, 16, 64, 64]
     assert [r.label for r in rows[1:] if r.measured] == [str(chosen)]
-    assert rows[2].predicted == (116 * MIB, pytest.approx(4.64))
+    assert rows[2].predicted == (116 * MIB, pytest.approx(4.64), 0)
+
+
+def test_where_a_cut_does_not_fit_after_all_the_next_is_measured(measured):
+    ways = [way("plain", own=False)]
+    ways += [way(f"{k}", NoPropDT(blocks=k), own=False, micro=k, like="plain") for k in (2, 4, 8)]
+    rows = fit_memory(ways, 117 * MIB, lambda _: None)  # 4 are predicted to take 116, and take 121
+    assert [r.label for r in rows[1:] if r.measured] == ["4", "8"]
+    assert [r.fits(117 * MIB) for r in rows[2:]] == [False, True]
 
 
 def test_what_is_larger_than_the_machine_is_not_tried(measured, monkeypatch):
     monkeypatch.setattr(module, "free_memory_bytes", lambda device: 100 * MIB)
-    rows = fit_memory([way("a")], 1, lambda _: None)
+    rows = fit_memory([way("a"), way("b", units="one-resident")], 1, lambda _: None)
+    assert rows[1].measured  # whose predictions are too high
     assert rows[0].why == "not measured: only 100 MiB are free"
     assert rows[0].predicted
     assert rows[0].measured is None
@@ -194,6 +223,55 @@ class TestCommand:
         status, _, err = ran(arguments, capsys)
         assert status == 2
         assert message in err
+
+
+FEW_OPTIONS = {
+    "local-loss conv": LocalLoss(net="conv", hidden=(4, 6)),
+    "feedback-alignment conv": FeedbackAlignment(net="conv", hidden=(4, 6)),
+    "direct-feedback-alignment conv": DirectFeedbackAlignment(net="conv", hidden=(4, 6)),
+    "noise-step conv": NoiseStep(net="conv", hidden=(4, 6)),
+    "hebbian conv": Hebbian(net="conv", hidden=(4, 6)),
+    "backprop conv": Backprop(net="conv", hidden=(4, 6)),
+    "backprop checkpointed": Backprop(activation_checkpointing=True),
+    "backprop mlp": Backprop(net="mlp"),
+    "backprop accumulated": Backprop(accumulate=4),
+}
+
+
+@pytest.mark.parametrize("rule", [*(kind() for kind in RULES.values()), *FEW_OPTIONS.values()], ids=str)
+def test_every_rule_has_a_baseline_or_a_row_that_says_why(rule, measured):
+    given = FitOptions(data="digits", batch=64)
+    ways = _ways(rule, given)
+    labels = [each.label for each in ways]
+    assert len(set(labels)) == len(labels)
+    modes = [each.work.units for each in ways if each.own]
+    assert modes == (["together", "in-turn", "one-resident"] if isinstance(rule, UnitByUnit) else ["together"])
+    for each in ways:
+        assert each.why_not or each.own or each.like in (None, *labels)
+        assert each.work.batch % each.micro == 0
+    rows = {each.label: each for each in fit_memory(ways, 10**9, lambda _: None)}
+    assert [r.why for r in rows.values() if r.why and "could not be" in r.why] == []
+    baselines = [each for each in ways if not each.own]
+    assert rows["backprop" if "backprop" in rows else "backprop, together"].measured
+    assert any(each.micro > 1 for each in baselines)
+    checkpointed = rows.get("backprop, checkpointed", rows[labels[0]])  # or the rule itself
+    assert checkpointed.measured or "not there: activation_checkpointing" in checkpointed.why
+
+
+@pytest.mark.parametrize(
+    ("rule", "norm"),
+    [(LocalLoss(), "batch"), (LocalLoss(norm="layer"), "layer"), (SPSA(), "layer"), (SPSA(norm=False), "none"),
+     (NoiseStep(), "layer"), (Hebbian(), "none"), (LocalLoss(net="conv", hidden=(4,)), "none")],
+    ids=str,
+)  # fmt: skip
+def test_the_baseline_has_the_norm_of_the_rule_s_net(rule, norm):
+    plain = next(each for each in _ways(rule, FitOptions(data="digits")) if each.label == "backprop").work.rule
+    assert (plain.norm, plain.hidden) == (norm, rule.hidden)
+
+
+def test_only_batches_that_divide_are_cut():
+    cuts = [each.micro for each in _ways(NoPropDT(blocks=2), FitOptions(data="digits", batch=100)) if each.micro > 1]
+    assert sorted(set(cuts)) == [2, 4]
 
 
 def test_a_step_is_measured_in_a_fresh_process():

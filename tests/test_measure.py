@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sidestep.measure import has_bfloat16, keep_freed_memory, peak_memory_bytes
+from sidestep.measure import has_bfloat16, keep_freed_memory, peak_memory_bytes, return_freed_memory
 from sidestep.measure import memory as memory_module
 from sidestep.measure import processor as processor_module
 
@@ -39,6 +39,20 @@ faults = [faults_of_five_steps()]
 kept = memory.keep_freed_memory()
 faults.append(faults_of_five_steps())
 print(json.dumps({"peaks": peaks, "faults": faults, "kept": kept}))
+"""
+
+FREEING = """
+import json, torch
+from sidestep.measure import memory
+
+returned = RETURNED and memory.return_freed_memory()
+before = memory._status_on_linux("VmRSS")
+for size in (9_000_000, 8_000_000):  # from the first one that is freed on, glibc keeps what is smaller
+    every = [torch.ones(size, dtype=torch.uint8) for _ in range(40)]
+    held = every[::2]  # so that the freed ones lie between others
+    del every
+grown = memory._status_on_linux("VmRSS") - before - sum(len(each) for each in held)
+print(json.dumps([returned, grown]))
 """
 
 
@@ -73,11 +87,24 @@ def test_kept_memory_is_not_faulted_in_again(child: dict) -> None:
     assert with_it < without / 50
 
 
+@pytest.mark.skipif(not GLIBC, reason="only glibc can be told to return freed memory")
+def test_returned_memory_leaves_the_process() -> None:
+    found = []
+    for wanted in ("False", "True"):
+        command = [sys.executable, "-c", FREEING.replace("RETURNED", wanted)]
+        found.append(json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout))
+    (_, by_itself), (returned, after) = found
+    assert returned
+    assert after < 10e6 < 100e6 < by_itself
+
+
 def test_no_glibc_no_change(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
     assert not keep_freed_memory()
+    assert not return_freed_memory()
     monkeypatch.setattr(sys, "platform", "darwin")
     assert not keep_freed_memory()
+    assert not return_freed_memory()
 
 
 def test_macos_counts_bytes_and_windows_has_no_resource_module(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,11 +1,14 @@
 """All blocks in one pass: the losses, gradients and statistics of the blocks one by one, to rounding."""
 
+import gc
+
 import pytest
 import torch
 from torch import nn
 
 from sidestep.data import Split
 from sidestep.errors import InputError
+from sidestep.nets import recorded
 from sidestep.nets.dropout import Dropout, masks_from
 from sidestep.nets.together import can_go_together
 from sidestep.nets.ways import choose_way
@@ -72,6 +75,17 @@ def test_the_recorded_pass_equals_per_block_at_every_step():
             found.append(rule.estimate(net, batch, NOISE.at(step)))
         assert_equal(*found, 1e-9)
         rule.apply(net, found[0], optimizer)
+
+
+def test_what_was_recorded_goes_with_its_net():
+    rule, net, batch = built({"blocks": 2}, (1, 8, 8))
+    before = len(recorded._known)
+    net.set_way("graph")
+    rule.estimate(net, batch, NOISE)
+    assert len(recorded._known) == before + 1
+    del net
+    gc.collect()
+    assert len(recorded._known) == before
 
 
 @pytest.mark.parametrize("case", ["figure-6, colour", "learned embedding"])

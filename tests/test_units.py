@@ -1,8 +1,10 @@
 """Units together, in turn, and one resident: the same numbers with less memory."""
 
+import copy
 import errno
 import mmap
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -135,6 +137,31 @@ def test_stages_hold_one_gradient_at_a_time(rule):
 
     gradients = sum(4 * p.numel() for n, p in begun(rule, "together")[1].net.named_parameters() if "stages" in n)
     assert peak("in-turn") < peak("together") - gradients / 2
+
+
+def test_a_net_can_be_pickled_and_copied_after_its_units_were_in_files(tmp_path):
+    run = train(NoPropDT(blocks=2), FEW, Options(epochs=1, batch=32, units="one-resident"))
+    torch.save(run.net, tmp_path / "net.pt")
+    kept, images = run.net.state_dict(), DIGITS.test.images[:10]
+    for other in (torch.load(tmp_path / "net.pt", weights_only=False), copy.deepcopy(run.net)):
+        assert all(torch.equal(tensor, kept[name]) for name, tensor in other.state_dict().items())
+        assert torch.equal(replace(run, net=other).predict(images), run.predict(images))
+
+
+@pytest.mark.parametrize("other", [{"resume": True}, {"overwrite": True}], ids=str)
+def test_files_of_a_killed_run_are_gone_whatever_comes_after(other, tmp_path):
+    given = {"batch": 32, "out": tmp_path / "run"}
+    train(NoPropDT(blocks=2), FEW, Options(epochs=1, units="one-resident", **given))
+    (tmp_path / "run/units").mkdir()
+    (tmp_path / "run/units/block-1-0.safetensors").write_bytes(b"of a killed run")
+    train(NoPropDT(blocks=2), FEW, Options(epochs=2, **given, **other))
+    assert not (tmp_path / "run/units").exists()
+
+
+def test_a_loop_does_not_train_all_units_where_single_ones_were_asked_for():
+    loop, state = begun(Backprop(net="mlp", hidden=(8,)), "in-turn")
+    with pytest.raises(InputError, match="units = in-turn needs"):
+        loop.take_step(state)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")

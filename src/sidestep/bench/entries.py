@@ -13,9 +13,10 @@ from sidestep.rules import RULES, Rule
 from sidestep.rules.presets import PRESETS
 from sidestep.training import Options
 
-__all__ = ["Entry", "find_baseline", "read_entries"]
+__all__ = ["NOT_OF_ONE", "Entry", "find_baseline", "read_entries"]
 
-_NOT_OF_ONE = {"epochs", "seed", "device", "checkpoint_seconds", "out", "resume", "overwrite"}
+# of no single entry: what all have alike, and what only a run that leaves a folder does
+NOT_OF_ONE = frozenset({"epochs", "seed", "device", "checkpoint_seconds", "out", "resume", "overwrite", "align"})
 _NUMBER = re.compile(r"[-+.\d][-+.\deE_]*")
 
 
@@ -41,10 +42,10 @@ class Entry:
 def read_entries(words: Sequence[str], common: Mapping[str, Any] | None = None) -> list[Entry]:
     """Return the entries that are meant by `RULE`, `RULE:option=value,option=value`, a preset's name, or `all`.
 
-    Words are cut at commas; what holds no name of its own (`option=value`, or a number) belongs to the entry before:
-    `backprop,evolution:hidden=128,64,population=32,spsa` are three. An option is one of the rule's (`sidestep train
-    RULE --help`), or one of training that can differ between entries, such as `batch` or `decay`. A preset gives its
-    rule's options and its training's, without the epochs.
+    Words are cut at commas and spaces; what holds no name of its own (`option=value`, or a number) belongs to the entry
+    before: `backprop,evolution:hidden=128,64,population=32,spsa` are three. An option is one of the rule's (`sidestep
+    train RULE --help`), or one of training that can differ between entries, such as `batch` or `decay`. A preset gives
+    its rule's options and its training's, without the epochs.
 
     Args:
         words: one or several of them.
@@ -89,9 +90,9 @@ def find_baseline(entries: Sequence[Entry], name: str) -> Entry:
 
 
 def _cut(words: Sequence[str]) -> list[str]:
-    """Cut at commas, and join what belongs to the entry before."""
+    """Cut at commas and spaces, and join what belongs to the entry before."""
     found: list[str] = []
-    for piece in (piece.strip() for word in words for piece in word.split(",")):
+    for piece in (piece for word in words for piece in re.split(r"[,\s]+", word)):
         if not piece:
             continue
         name = piece.partition("=")[0]
@@ -111,14 +112,14 @@ def _read(text: str, common: Mapping[str, Any]) -> Entry:
         preset = PRESETS[name]
         rule, data = preset.rule, preset.data
         options = dict(preset.options)
-        train = {key: value for key, value in preset.train.items() if key not in _NOT_OF_ONE and key not in common}
+        train = {key: value for key, value in preset.train.items() if key not in NOT_OF_ONE and key not in common}
     elif name in RULES:
         rule, data, options, train = name, None, {}, {}
     else:
         near = difflib.get_close_matches(name, [*RULES, *PRESETS], 1)
         hint = f"did you mean {near[0]}? " if near else ""
         raise InputError(f"unknown rule {name!r}: {hint}There are: all, {', '.join(RULES)}, and `sidestep presets`")
-    kinds = {key: kind for key, kind in get_type_hints(Options).items() if key not in _NOT_OF_ONE}
+    kinds = {key: kind for key, kind in get_type_hints(Options).items() if key not in NOT_OF_ONE}
     own = get_type_hints(RULES[rule])
     own = {each.name: own[each.name] for each in dataclasses.fields(RULES[rule])}
     for option, value in _pairs(rest, text):

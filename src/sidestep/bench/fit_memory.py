@@ -41,6 +41,7 @@ class Way:
     own: bool = True
     micro: int = 1  # batches that a batch is cut into
     like: str | None = None  # label of the way that it is predicted from, as that with a smaller batch
+    why_not: str | None = None  # it is not there
 
 
 class Line(NamedTuple):
@@ -48,6 +49,7 @@ class Line(NamedTuple):
 
     bytes: tuple[float, float]
     seconds: tuple[float, float]
+    gradients: int = 0  # bytes of those of all weights
 
     @classmethod
     def through(cls, small: int, first: Cost, large: int, second: Cost) -> "Line":
@@ -57,16 +59,19 @@ class Line(NamedTuple):
             slope = max(0.0, (high - low) / (large - small))  # more images never take less
             return high - slope * large, slope
 
-        return cls(line(first.bytes, second.bytes), line(first.seconds, second.seconds))
+        lines = line(first.bytes, second.bytes), line(first.seconds, second.seconds)
+        return cls(*lines, max(first.gradients, second.gradients))
 
     def at(self, batch: int, micro: int = 1) -> Cost:
         """Return what a batch costs that is cut into `micro` batches, which take their turns.
 
-        >>> Line((100.0, 2.0), (0.5, 0.01)).at(64, micro=4)
-        Cost(bytes=132, seconds=2.64)
+        Cut, the sum of the gradients stands beside those of the micro-batch under way.
+
+        >>> Line((100.0, 2.0), (0.5, 0.01), 20).at(64, micro=4)
+        Cost(bytes=152, seconds=2.64, gradients=20)
         """
-        memory = self.bytes[0] + self.bytes[1] * batch / micro
-        return Cost(round(memory), micro * self.seconds[0] + self.seconds[1] * batch)
+        memory = self.bytes[0] + self.bytes[1] * batch / micro + (self.gradients if micro > 1 else 0)
+        return Cost(round(memory), micro * self.seconds[0] + self.seconds[1] * batch, self.gradients)
 
 
 @dataclass(frozen=True)
@@ -88,7 +93,7 @@ class Row:
 
     def fits(self, budget: int) -> bool:
         """Whether the measured memory is within the budget."""
-        return self.measured is not None and self.measured.bytes <= budget
+        return _fits(self.measured, budget)
 
 
 def parse_bytes(text: str) -> int:
@@ -132,7 +137,7 @@ def small_batches(batch: int) -> tuple[int, int]:
 def fit_memory(ways: Sequence[Way], budget: int, tell: Callable[[str], None]) -> list[Row]:
     """Return what each way costs, predicted and measured, each measurement in a process of its own.
 
-    Of ways that differ in `micro` alone, the first that is predicted to fit is measured, or else the last.
+    Of ways that differ in `micro` alone, those that are predicted to fit are measured until one does, or else the last.
 
     Args:
         ways: what could be done.
@@ -143,7 +148,7 @@ def fit_memory(ways: Sequence[Way], budget: int, tell: Callable[[str], None]) ->
     lines: dict[str, Line] = {}
     for way in ways:
         work = way.work
-        reason = why_not(work.rule, work.units, Compute.find(work.device, work.precision).device)
+        reason = way.why_not or why_not(work.rule, work.units, Compute.find(work.device, work.precision).device)
         if reason:
             rows.append(Row(way.label, way.own, why=reason))
             continue
@@ -158,8 +163,13 @@ def fit_memory(ways: Sequence[Way], budget: int, tell: Callable[[str], None]) ->
             rows.append(Row(way.label, way.own, why=f"not measured: {way.like} could not be"))
             continue
         rows.append(Row(way.label, way.own, line.at(work.batch, way.micro)))
-    wanted = _worth_measuring(ways, rows, budget)
-    return [_measured(way, row, tell) if way in wanted else row for way, row in zip(ways, rows, strict=True)]
+    for group in _groups(ways, rows):
+        fitting = [at for at in group if _fits(rows[at].predicted, budget)]
+        for at in fitting or group[-1:]:
+            rows[at] = _measured(ways[at], rows[at], tell)
+            if rows[at].fits(budget):
+                break
+    return rows
 
 
 def _predicted(way: Way, tell: Callable[[str], None]) -> Line | str:
@@ -174,18 +184,24 @@ def _predicted(way: Way, tell: Callable[[str], None]) -> Line | str:
     return Line.through(small, costs[0], large, costs[1])
 
 
-def _worth_measuring(ways: Sequence[Way], rows: Sequence[Row], budget: int) -> list[Way]:
-    wanted: dict[str, tuple[Way, bool]] = {}
-    for way, row in zip(ways, rows, strict=True):
-        group = way.label if way.like is None else f"{way.like}, cut"
-        if row.predicted is not None and not wanted.get(group, (way, False))[1]:
-            wanted[group] = way, row.predicted.bytes <= budget
-    return [way for way, _ in wanted.values()]
+def _groups(ways: Sequence[Way], rows: Sequence[Row]) -> list[list[int]]:
+    """Return the places of the ways that have a prediction: those that are cut from the same one together."""
+    groups: dict[str, list[int]] = {}
+    for at, (way, row) in enumerate(zip(ways, rows, strict=True)):
+        if row.predicted is not None:
+            groups.setdefault(way.label if way.like is None else f"{way.like}, cut", []).append(at)
+    return list(groups.values())
+
+
+def _fits(cost: Cost | None, budget: int) -> bool:
+    return cost is not None and cost.bytes <= budget
 
 
 def _measured(way: Way, row: Row, tell: Callable[[str], None]) -> Row:
     free = free_memory_bytes(way.work.device)
-    if row.predicted and free is not None and row.predicted.bytes > free:
+    # the other modes have been predicted too high, and a quarter of the batch did fit
+    together = way.work.units == "together"
+    if together and row.predicted and free is not None and row.predicted.bytes > free:
         return replace(row, why=f"not measured: only {readable_bytes(free)} are free")
     tell(f"{way.label}: batch {way.work.batch}")
     cost, failed = in_fresh_process(step_cost, way.work, 2)
@@ -206,7 +222,7 @@ class _Done(NamedTuple):
 
 def verdict(rows: Sequence[Row], budget: int) -> str:
     """Return in a sentence what fits, and what is the better choice."""
-    done = [_Done(row.label, row.own, *row.measured) for row in rows if row.measured]
+    done = [_Done(row.label, row.own, row.measured.bytes, row.measured.seconds) for row in rows if row.measured]
     if not done:
         return "Nothing could be measured."
     fitting = [way for way in done if way.bytes <= budget]
@@ -215,9 +231,12 @@ def verdict(rows: Sequence[Row], budget: int) -> str:
     best = _best(fitting)
     others = [way for way in fitting if way.own != best.own]
     if not others:
-        kind = "the rule's own ways" if not best.own else "those of back-propagation"
         least = min((way for way in done if way.own != best.own), key=_bytes, default=None)
-        return f"{best} is the better choice: of {kind} none fits" + (f", the least is {least}." if least else ".")
+        if least is None:
+            other = "back-propagation" if best.own else "the rule itself"
+            return f"{best} is the best that fits. There is nothing to compare it with: {other} was not measured."
+        kind = "the rule's own ways" if not best.own else "those of back-propagation"
+        return f"{best} is the better choice: of {kind} none fits, the least is {least}."
     rest = _best(others)
     pace = rest.seconds / best.seconds
     said = f"a step is {pace:.2f} times as fast" if pace > _SAME else "a step is about as fast"
@@ -260,5 +279,5 @@ def fit_record(rows: Sequence[Row], budget: int, asked: Mapping[str, Any]) -> di
     found = [{**asdict(row), "error": row.error, "fits": row.fits(budget)} for row in rows]
     for row in found:
         for key in ("predicted", "measured"):
-            row[key] = row[key] and {"bytes": row[key][0], "seconds": row[key][1]}
+            row[key] = row[key] and row[key]._asdict()
     return {**asked, "budget": budget, "ways": found, "verdict": verdict(rows, budget)}

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 
 from sidestep.bench.apart import FAILED, run_apart
-from sidestep.bench.entries import Entry
+from sidestep.bench.entries import NOT_OF_ONE, Entry
 from sidestep.bench.race_records import RaceFolder
 from sidestep.bench.race_run import Budget, RunPlan, measure_counts, measure_run
 from sidestep.data import load
@@ -17,6 +17,7 @@ from sidestep.errors import InputError
 from sidestep.measure import processor_name
 from sidestep.training import Compute
 from sidestep.training.stopping import StopRequest
+from sidestep.training.units import why_not
 from sidestep.version import __version__
 
 __all__ = ["Race", "RaceWatch", "check_race", "race_order", "run_race", "settings"]
@@ -83,8 +84,7 @@ def check_race(race: Race) -> None:
         raise InputError(f"--every counts steps between two evaluations, so it must be 1 or more, got {race.every}")
     if not race.data or len(set(race.data)) < len(race.data):
         raise InputError(f"--data must name data sets, each once, got {', '.join(race.data) or 'none'}")
-    _check_options(race)
-    Compute.find(race.device, "auto")
+    _check_options(race, Compute.find(race.device, "auto"))
     for name in race.data:
         for entry in race.entries:
             if entry.data not in (None, name):
@@ -98,9 +98,12 @@ def check_race(race: Race) -> None:
             )
 
 
-def _check_options(race: Race) -> None:
+def _check_options(race: Race, compute: Compute) -> None:
     for entry in race.entries:
         options = entry.training(race.common)
+        reason = why_not(entry.make(), options.units, compute.device)
+        if reason:
+            raise InputError(f"{entry.label}: {reason}")
         planned = options.decay != "none" or options.warmup
         if planned and race.budget.epochs is None and race.budget.forward_passes is None:
             raise InputError(
@@ -115,8 +118,7 @@ def settings(race: Race) -> dict[str, Any]:
     entries = {}
     for entry in race.entries:
         options = dataclasses.asdict(entry.training(race.common))
-        unused = ("epochs", "seed", "device", "checkpoint_seconds", "out", "resume", "overwrite")
-        trained = {key: value for key, value in options.items() if key not in unused}
+        trained = {key: value for key, value in options.items() if key not in NOT_OF_ONE}
         entries[entry.label] = {"rule": entry.rule, **dataclasses.asdict(entry.make()), "training": trained}
     return {
         "rules": entries,
@@ -144,15 +146,18 @@ def run_race(race: Race, folder: RaceFolder, watch: RaceWatch, stop: StopRequest
         Stopped: when a stop was requested.
     """
     order, done = list(race_order(race)), folder.done(retry)
-    counts = {(record["entry"], record["data"]): record["counts"] for record in folder.records if "counts" in record}
+    counts = {
+        (record["entry"], record["data"]): record["counts"]
+        for record in folder.records if "counts" in record and FAILED not in record["counts"]
+    }  # fmt: skip
     threads = torch.get_num_threads()
     for number, (seed, data, entry) in enumerate(order):
         if (entry.label, data, seed) in done:
             continue
         watch.begin(number, len(order), f"{entry.label} on {data}, seed {seed}")
-        if (entry.label, data) not in counts:
-            counts[entry.label, data] = _counted(race.plan(entry, data, seed), stop, threads)
-        counted = counts[entry.label, data]
+        counted = counts.get((entry.label, data)) or _counted(race.plan(entry, data, seed), stop, threads)
+        if FAILED not in counted:  # the next seed tries again
+            counts[entry.label, data] = counted
         plan = race.plan(entry, data, seed, counted.get("forward_equivalents"))
         found = run_apart(measure_run, plan, lambda news: watch.progress(*news), stop, threads)
         kind = {"rule": entry.rule, "entry": entry.label, "data": data, "seed": seed, "place": number}

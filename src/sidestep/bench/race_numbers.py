@@ -7,7 +7,18 @@ from typing import Any, NamedTuple
 from sidestep.bench.apart import FAILED
 from sidestep.bench.race_run import THRESHOLDS
 
-__all__ = ["MEASURES", "Measure", "Spread", "common_threshold", "finished", "ratios", "score", "spread_of", "value_of"]
+__all__ = [
+    "MEASURES",
+    "Measure",
+    "Spread",
+    "common_threshold",
+    "finished",
+    "ratios",
+    "rounded",
+    "score",
+    "spread_of",
+    "value_of",
+]
 
 
 class Spread(NamedTuple):
@@ -33,6 +44,15 @@ MEASURES = (
     Measure("peak_memory_bytes", "memory", "the least memory"),
     Measure("estimate_bytes", "exchange", "the fewest bytes exchanged"),
 )
+
+
+def rounded(value: float, digits: int = 3) -> str:
+    """Return a number with so many digits, or with all of those before the point.
+
+    >>> rounded(0.012345), rounded(99.96), rounded(999.7), rounded(1234.4), rounded(123.4, 2)
+    ('0.0123', '100', '1,000', '1,234', '123')
+    """
+    return f"{value:,.0f}" if value >= 10 ** (digits - 1) - 0.05 else f"{value:.{digits}g}"
 
 
 def finished(records: Sequence[Mapping[str, Any]], data: str, entry: str | None = None) -> list[Mapping[str, Any]]:

@@ -27,8 +27,8 @@ NOTES = (
     "ms a step: median over all steps of a run, then over runs; images/s follows from it.",
     "x: ratio to the baseline's run of the same seed, pair by pair: the median, in brackets the least and the most.",
     "memory: the most that the process held during the steps before the first evaluation, over what it held when net, "
-    "optimiser and data were there, less the optimiser's state; on a GPU torch's own count. A few MiB are there "
-    "whatever the rule does.",
+    "optimiser and data were there, less the optimiser's state (with units=one-resident these are in files, and what "
+    "is in use of them counts); on a GPU torch's own count. A few MiB are there whatever the rule does.",
     "tensors: the most that tensors took in one step, counted to the byte; on a CPU with one thread, where units that "
     "could run at once run in turn.",
     "forward passes: operations of one estimate over those of one prediction of the same batch by the default reading, "

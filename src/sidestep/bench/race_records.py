@@ -53,8 +53,9 @@ class RaceFolder:
         checkpoint.write_text(self.runs_file, "\n".join(lines) + "\n")
 
     def done(self, retry: bool = False) -> set[Key]:
-        """Return the runs that need not be run again; with `retry`, those that failed are not among them."""
-        return {key_of(record) for record in self.records if not (retry and FAILED in record)}
+        """Return the runs that need not be run again; with `retry`, those that failed, or whose count did, are not."""
+        failed = {key_of(record) for record in self.records if FAILED in record or FAILED in record.get("counts", {})}
+        return {key_of(record) for record in self.records} - (failed if retry else set())
 
     def _check_same(self, given: Mapping[str, Any]) -> None:
         try:

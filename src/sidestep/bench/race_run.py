@@ -22,7 +22,6 @@ from sidestep.data import Split, load
 from sidestep.errors import InputError
 from sidestep.measure import (
     count_operations,
-    keep_freed_memory,
     peak_allocation,
     peak_memory_bytes,
     restart_peak_memory,
@@ -81,11 +80,7 @@ class RunPlan:
         """Return the untrained net with its optimiser, and the loop that holds the data."""
         options = self.entry.training(self.common, epochs=self.budget.epochs, seed=self.seed, device=self.device)
         data = load(self.data, data_dir=self.data_dir, validation=self.validation, size=self.image_size)
-        keep_freed_memory()
-        state, loop = start(self.entry.make(), data, options)
-        if options.average:
-            state.check_average()
-        return state, loop
+        return start(self.entry.make(), data, options)
 
 
 def measure_run(plan: RunPlan, tell: Tell) -> dict[str, Any]:
@@ -93,7 +88,7 @@ def measure_run(plan: RunPlan, tell: Tell) -> dict[str, Any]:
 
     Seconds are of training steps alone. The memory is the most that the process (on a GPU: torch) held during the
     steps before the first evaluation, over what it held when net, optimiser and data were there, less the optimiser's
-    state, which the first step makes.
+    state, which the first step makes; with one resident unit nothing is taken off, since the state is in files.
 
     Args:
         plan: what to train, and how long.
@@ -108,6 +103,9 @@ def measure_run(plan: RunPlan, tell: Tell) -> dict[str, Any]:
     best = loop.rule.predictors[0]
     tell((1.0, "testing"))
     test = _accuracy(state, loop, loop.data.test) if loop.data.has_test else None
+    if state.files:
+        state.files.close()
+    kept = _state_bytes(state.optimizer)
     return {
         "ended_by": ended,
         "test_accuracy": test,
@@ -122,8 +120,8 @@ def measure_run(plan: RunPlan, tell: Tell) -> dict[str, Any]:
         "images_per_second": min(loop.options.batch, len(loop.data.train)) / statistics.median(course.took),
         "reached": course.reached(),
         "curve": course.curve,
-        "peak_memory_bytes": max(0, course.peak - before - _state_bytes(state.optimizer)),
-        "optimizer_bytes": _state_bytes(state.optimizer),
+        "peak_memory_bytes": max(0, course.peak - before - (0 if state.files else kept)),  # in files: not in memory
+        "optimizer_bytes": kept,
         "device": str(device),
         "precision": loop.compute.precision,
         "threads": torch.get_num_threads(),
@@ -151,6 +149,8 @@ def measure_counts(plan: RunPlan, tell: Tell) -> dict[str, Any]:
         rule.predict(net, batch.images, loop.noise.stream("predict"), 0, [rule.predictors[0]])
     decided = rule.decide(net, update, state.optimizer)
     sizes = [parameter.numel() for parameter in net.parameters()]
+    if state.files:
+        state.files.close()
     return {
         "estimate_operations": estimated.count,
         "forward_operations": forward.count,

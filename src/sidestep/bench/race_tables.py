@@ -5,7 +5,7 @@ from typing import Any
 
 from sidestep.bench.apart import FAILED
 from sidestep.bench.blocks import mean_and_error
-from sidestep.bench.race_numbers import Spread, finished, ratios, score, spread_of, value_of
+from sidestep.bench.race_numbers import Spread, finished, ratios, rounded, score, spread_of, value_of
 from sidestep.bench.race_run import THRESHOLDS
 from sidestep.bench.study_report import Table, share
 
@@ -31,12 +31,20 @@ def race_tables(
     columns = ["rule", "runs", "accuracy, %", reach, "x", "ms a step", "x", "images/s", "memory", "x", "tensors", "x",
                "forward passes", "exchange", "decided", "parameters"]  # fmt: skip
     tables = [Table(f"{data}: x is the ratio to {baseline}", columns, rows)]
-    tables.append(_thresholds(records, data, labels, threshold))
-    failed = [[r["entry"], str(r["seed"]), r[FAILED]["kind"], _plain(r[FAILED]["why"])]
-              for r in records if r["data"] == data and FAILED in r]  # fmt: skip
+    reached = _thresholds(records, data, labels, threshold)
+    tables += [reached] if len(reached.columns) > 1 else []
+    failed = [[r["entry"], str(r["seed"]), *_failure(r)] for r in records if r["data"] == data and _failure(r)]
     if failed:
         tables.append(Table(f"{data}: runs that failed", ["rule", "seed", "how", "why"], failed))
     return tables
+
+
+def _failure(record: Mapping[str, Any]) -> list[str]:
+    """Return how and why a run failed, or the count of its steps; nothing if neither did."""
+    if FAILED in record:
+        return [record[FAILED]["kind"], _plain(record[FAILED]["why"])]
+    failed = record.get("counts", {}).get(FAILED)
+    return [f"{failed['kind']}, while a step was counted", _plain(failed["why"])] if failed else []
 
 
 def _row(
@@ -101,15 +109,14 @@ def _reached(runs: Sequence[Mapping[str, Any]], threshold: float | None) -> str:
 def _ratio(found: Spread | None) -> str:
     if found is None:
         return "-"
-    ends = f" ({found.least:.3g}–{found.most:.3g})" if found.runs > 1 and found.least < found.most else ""
-    return f"{found.median:.3g}{ends}"
+    ends = f" ({rounded(found.least)}–{rounded(found.most)})" if found.runs > 1 and found.least < found.most else ""
+    return f"{rounded(found.median)}{ends}"
 
 
 def _number(value: float | None, times: float = 1, whole: bool = False) -> str:
     if value is None:
         return "-"
-    value *= times
-    return f"{value:,.0f}" if whole or value >= 1000 else f"{value:.3g}"
+    return f"{value:,.0f}" if whole else rounded(value * times)
 
 
 def _bytes(value: float | None) -> str:
@@ -121,7 +128,7 @@ def _bytes(value: float | None) -> str:
     if value is None:
         return "-"
     unit, size = next(((unit, size) for unit, size in _UNITS if value >= size), _UNITS[-1])
-    return f"{value / size:.3g} {unit}" if value / size < 1000 else f"{value / size:,.0f} {unit}"
+    return f"{rounded(value / size)} {unit}"
 
 
 def _plain(text: str) -> str:

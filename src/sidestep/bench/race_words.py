@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from sidestep.bench.race_numbers import MEASURES, Measure, finished, ratios, score, spread_of, value_of
+from sidestep.bench.race_numbers import MEASURES, Measure, finished, ratios, rounded, score, spread_of, value_of
 
 __all__ = ["CLOSE", "sentences"]
 
@@ -78,7 +78,7 @@ def _verdict(  # long: what a verdict is about
         parts = []
         for measure in MEASURES:
             ratio = ratios(records, data, entry, baseline, measure.key, threshold)
-            parts += [f"{measure.words} {ratio.median:.2g} x"] if ratio else []
+            parts += [f"{measure.words} {rounded(ratio.median, 2)} x"] if ratio else []
         words.append(f"{entry} ({', '.join(parts)})" if parts else entry)
     won = f"{rule} keeps {_listed(kept)}" if kept else f"{rule} keeps none of these"
     return f"{won}; there is something to gain from {_listed(words)}, against {baseline} of the same seeds."
@@ -118,12 +118,12 @@ def _all_said(bests: Sequence[_Best], threshold: float | None) -> str:
 
 def _said(best: _Best, threshold: float | None) -> str:
     if best.measure.key == "seconds_to":
-        return f"is the soonest at {_percent(threshold or 0)} validation accuracy ({best.value:.3g} s)"
+        return f"is the soonest at {_percent(threshold or 0)} validation accuracy ({rounded(best.value)} s)"
     if best.measure.key == "seconds_per_step":
-        return f"takes the shortest step ({1000 * best.value:.3g} ms)"
+        return f"takes the shortest step ({rounded(1000 * best.value)} ms)"
     unit, size = ("MiB", 2**20) if best.value >= 2**20 else ("KiB", 2**10)
     verb = "needs the least memory" if best.measure.key == "peak_memory_bytes" else "exchanges the fewest bytes"
-    return f"{verb} ({best.value / size:.3g} {unit})"
+    return f"{verb} ({rounded(best.value / size)} {unit})"
 
 
 def _sizes(records: Sequence[Mapping[str, Any]], data: str) -> str:

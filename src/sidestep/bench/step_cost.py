@@ -13,15 +13,16 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import nn
 
+from sidestep.bench.start import start
 from sidestep.data import DataSet, Split
 from sidestep.errors import SidestepError
 from sidestep.measure import memory_growth
 from sidestep.noise import Noise
-from sidestep.rules import Rule, Task
+from sidestep.rules import Rule
 from sidestep.training import Compute, Options
 from sidestep.training.loop import Loop
 from sidestep.training.state import State
-from sidestep.training.units import begin_units, place_units
+from sidestep.training.units import begin_units
 
 __all__ = ["Cost", "Work", "begun", "in_fresh_process", "step_cost", "warm_up"]
 
@@ -46,6 +47,7 @@ class Cost(NamedTuple):
 
     bytes: int  # the most memory in use over that before the net was made, see `memory_growth`
     seconds: float  # of a step, median without the first
+    gradients: int = 0  # bytes of those of all weights
 
 
 def begun(work: Work) -> tuple[Loop, State]:
@@ -56,13 +58,9 @@ def begun(work: Work) -> tuple[Loop, State]:
     train = Split(images, noise.stream("labels").integers(work.batch, work.classes))
     none = Split(images[:0], train.labels[:0])
     data = DataSet("random images", train, none, classes, (0.5,) * channels, (0.29,) * channels)
-    compute = Compute.find(work.device, work.precision)
-    options = Options(batch=work.batch, units=work.units, epochs=1)  # type: ignore[arg-type]
-    task = Task(data.image_shape, data.class_names, data.mean, data.std)
-    net = work.rule.build(task, Noise(0).stream("build"), train, None).to(compute.device)
-    state = State(net, work.rule.optimizer(net))
-    place_units(state, work.rule, work.units, None)
-    return Loop(work.rule, data.to(compute.device), options, compute, None), state
+    compute: Any = {"device": work.device, "precision": work.precision, "units": work.units}
+    state, loop = start(work.rule, data, Options(batch=work.batch, epochs=1, **compute))
+    return loop, state
 
 
 def step_cost(work: Work, steps: int = 3) -> Cost:
@@ -83,7 +81,9 @@ def step_cost(work: Work, steps: int = 3) -> Cost:
             seconds.append(time.perf_counter() - before)  # a step reads its loss, so it waits for a GPU
         if state.files:
             state.files.close()
-    return Cost(growth.bytes, statistics.median(seconds[1:]))
+    trained = [weights for weights in state.net.parameters() if weights.requires_grad]
+    gradients = sum(weights.numel() * weights.element_size() for weights in trained)
+    return Cost(growth.bytes, statistics.median(seconds[1:]), gradients)
 
 
 def warm_up(compute: Compute) -> None:

@@ -46,7 +46,7 @@ def _bench(  # long: the options of the command
     every: int | None = None,
     baseline: str = "backprop",
     batch: int | None = None,
-    augment: Literal["none", "flip-crop", "shift"] | None = None,
+    augment: Literal["none", "flip", "flip-crop", "shift"] | None = None,
     decay: Literal["none", "cosine", "linear"] | None = None,
     warmup: float | None = None,
     average: float | None = None,
@@ -187,7 +187,8 @@ class _RaceBar(AbstractContextManager["_RaceBar"]):
 
 
 def _names(words: tuple[str, ...]) -> tuple[str, ...]:
-    found = tuple(name for word in words for name in word.split(",") if name)
+    parts = [part.strip() for word in words for part in word.split(",")]
+    found = tuple(name for part in parts for name in ([part] if Path(part).exists() else part.split()) if name)
     if not found:
         raise InputError("--data names no data set; `sidestep data` lists them")
     return found

@@ -1,8 +1,6 @@
 """`sidestep fit-memory`: which rules and modes fit into a budget of memory, and when backprop is the better choice."""
 
 import dataclasses
-import itertools
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -23,6 +21,7 @@ from sidestep.cli.train import last_value, rule_named
 from sidestep.data import names
 from sidestep.errors import InputError
 from sidestep.rules import RULES, Backprop, Rule
+from sidestep.rules.protocol import UnitByUnit
 from sidestep.training import Compute
 
 __all__ = ["fit_memory_command"]
@@ -102,40 +101,41 @@ def _ways(rule: Rule, given: FitOptions) -> list[Way]:
     plain = Work(
         rule, shape, len(found.class_names), given.batch, device=str(compute.device), precision=compute.precision
     )
-    own = [
-        Way(f"{rule.name}, {units}", dataclasses.replace(plain, units=units))
-        for units in ("together", "in-turn", "one-resident")
-    ]
+    modes = ("together", "in-turn", "one-resident") if isinstance(rule, UnitByUnit) else ("together",)
+    own = [Way(f"{rule.name}, {units}", dataclasses.replace(plain, units=units)) for units in modes]
     return own + _baselines(rule, plain)
 
 
 def _baselines(rule: Rule, work: Work) -> list[Way]:
-    """Return back-propagation over the net that the rule trains, as far as its options say which it is."""
+    """Return back-propagation over the net that the rule trains, or the nearest that it has."""
+    values, ways = _net_of(rule), []
+    for checkpointing in (False, True):
+        label = "backprop, checkpointed" if checkpointing else "backprop"
+        try:
+            plain = Backprop(**{**values, "activation_checkpointing": checkpointing})
+        except InputError as error:  # checkpointing needs blocks or stages; other nets go without
+            ways.append(Way(label, work, own=False, why_not=f"not there: {error}"))
+            continue
+        like = f"{rule.name}, together" if plain == rule else label
+        if plain != rule:
+            ways.append(Way(label, dataclasses.replace(work, rule=plain), own=False))
+        for micro in (count for count in _MICRO if work.batch >= 2 * count and work.batch % count == 0):
+            cut = dataclasses.replace(work, rule=dataclasses.replace(plain, accumulate=micro))
+            ways.append(Way(f"{label}, {micro} micro-batches", cut, False, micro, like))
+    return [way for way in ways if way.work.rule != rule or way.why_not]
+
+
+def _net_of(rule: Rule) -> dict[str, Any]:
+    """Return the options by which Backprop makes the rule's net, with its recipe."""
     own, ours = ({field.name for field in dataclasses.fields(kind)} for kind in (rule, Backprop))
-    values = {name: getattr(rule, name) for name in own & ours}
+    values = {name: getattr(rule, name) for name in own & ours - {"activation_checkpointing", "accumulate"}}
     if "blocks" not in own:  # one block, which the rule runs many times; or layers
         values |= {"blocks": 1} if "path" in own else {"net": values.get("net", "mlp")}
-    label, ways = "backprop", []
-    for checkpointing in (False, True):
-        changed = _made(lambda on=checkpointing: Backprop(**{**values, "activation_checkpointing": on}))  # type: ignore
-        if changed is None:
-            continue
-        label = "backprop, checkpointed" if checkpointing else "backprop"
-        if not (rule.name == "backprop" and changed == rule):
-            ways.append(Way(label, dataclasses.replace(work, rule=changed), own=False))
-        if "accumulate" in ours:
-            for micro in itertools.takewhile(lambda count: work.batch >= 2 * count, _MICRO):
-                cut = dataclasses.replace(changed, accumulate=micro)
-                inner = dataclasses.replace(work, rule=cut)
-                ways.append(Way(f"{label}, {micro} micro-batches", inner, False, micro, label))
-    return ways
-
-
-def _made(make: Callable[[], Backprop]) -> Backprop | None:
-    try:
-        return make()
-    except InputError:  # checkpointing needs blocks; other nets go without
-        return None
+    if values.get("net") != "mlp":  # the other nets have norms of their own
+        values.pop("norm", None)
+    elif values.get("norm") in (True, False, "auto"):  # a rule's only norm of dense layers is that over features
+        values["norm"] = "layer" if values["norm"] else "none"
+    return values
 
 
 def _tell(line: str) -> None:

@@ -10,6 +10,7 @@ from sidestep.measure.memory import (
     memory_growth,
     peak_memory_bytes,
     restart_peak_memory,
+    return_freed_memory,
 )
 from sidestep.measure.operations import Operations, count_operations
 from sidestep.measure.processor import has_bfloat16, processor_name
@@ -31,5 +32,6 @@ __all__ = [
     "peak_memory_bytes",
     "processor_name",
     "restart_peak_memory",
+    "return_freed_memory",
     "update_bytes",
 ]

@@ -1,9 +1,9 @@
-"""How much memory a run has needed, and keeping it instead of asking the system for it again at each step."""
+"""How much memory a run has needed, and whether what is freed is kept for the next step or goes back to the system."""
 
 import ctypes
 import platform
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +17,12 @@ __all__ = [
     "memory_growth",
     "peak_memory_bytes",
     "restart_peak_memory",
+    "return_freed_memory",
 ]
 
 # glibc's malloc.h
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -2, -3, -8
+_LARGE = 1 << 18  # bytes: where freed memory goes back, larger buffers have pages of their own, and heaps end so close
 
 
 def peak_memory_bytes(device: str | torch.device = "cpu") -> int:
@@ -92,11 +94,8 @@ def keep_freed_memory() -> bool:
     the step is 1.2 to 1.4 times as fast). The process then holds its high-water mark of memory until it
     ends. Call it before threads start. Where the C library is not glibc it does nothing and returns False.
     """
-    if not sys.platform.startswith("linux") or platform.libc_ver()[0] != "glibc":
-        return False
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):
+    mallopt = _mallopt()
+    if mallopt is None:
         return False
     # an older glibc refuses a threshold above 32 MiB
     large = mallopt(M_MMAP_THRESHOLD, 1 << 30) or mallopt(M_MMAP_THRESHOLD, 1 << 25)
@@ -105,6 +104,30 @@ def keep_freed_memory() -> bool:
         M_TOP_PAD, 1 << 27
     )  # threads that have an arena of their own already give back heaps of 64 MiB but for this
     return bool(large and never_trim and one_arena)
+
+
+def return_freed_memory() -> bool:
+    """Let the C library give large freed buffers back to the system, always; returns whether it could.
+
+    By itself glibc does so only at first: with each large buffer that is freed it raises the size from which on buffers
+    have pages of their own, up to 32 MiB, and what is below that stays in the process. What `keep_freed_memory` has
+    kept before is not given back by this, but what is freed from now on is. Where the C library is not glibc it does
+    nothing and returns False.
+    """
+    mallopt = _mallopt()
+    settings = (M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, M_TOP_PAD)
+    return mallopt is not None and all(mallopt(setting, _LARGE) for setting in settings)
+
+
+def _mallopt() -> Callable[[int, int], int] | None:
+    """Return glibc's function that sets how memory is kept, or None where there is none."""
+    if not sys.platform.startswith("linux") or platform.libc_ver()[0] != "glibc":
+        return None
+    try:
+        found: Callable[[int, int], int] = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return None
+    return found
 
 
 def _peak_on_linux() -> int:

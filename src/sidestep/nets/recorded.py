@@ -4,6 +4,7 @@ A recorded CUDA graph is started once, where the pass by itself starts some hund
 the function runs as it is. Masks are drawn before, in the order in which the pass asks for them.
 """
 
+import copy
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeAlias
 from weakref import WeakKeyDictionary
@@ -88,15 +89,17 @@ def _record(
         drawn.append(masks(shape, rate, dtype))
         return drawn[-1]
 
-    blocks, weights = run.blocks, list(run.weights)
+    weights, count = list(run.weights), run.count
+    # the layers without their weights: with them the record would hold the block that it is kept for as long as
+    structure = copy.deepcopy(run.blocks[0]).to("meta")
     counts = {name: value for name, value in run.statistics.items() if name not in names}
     with torch.no_grad():
-        BlocksTogether.copied(blocks).logits(images, latents, listen)
+        BlocksTogether.copied(run.blocks).logits(images, latents, listen)
 
     def whole(images: Tensor, latents: Tensor, *given: Tensor) -> tuple[Tensor, ...]:
         values = iter(given)
         again = BlocksTogether(
-            blocks,
+            [structure] * count,
             {name: next(values) for name in weights},
             {
                 **{name: value.clone() for name, value in counts.items()},

@@ -72,8 +72,9 @@ class Backprop:
     """Keep only the inputs of blocks or stages for the backward pass and compute the rest again: less memory, more
     time."""
     accumulate: int = 1
-    """Parts of a batch that are computed one after another, their gradients summed: less memory. The same gradient, but
-    for batch norm, which sees each part by itself."""
+    """Parts of a batch that are computed one after another, their gradients summed. Fewer activations, but a second set
+    of gradients: less memory where activations outweigh weights. The same gradient, but for batch norm, which sees each
+    part by itself."""
     learning_rate: float = 1e-3
     """Step size of AdamW."""
     weight_decay: float = 1e-3
@@ -183,7 +184,7 @@ class Backprop:
                 loss, terms = self._losses(net, *part)
                 statistics = changed()  # before the way back, where checkpointed blocks run, and count, a second time
                 found = gradients_of(loss / self.accumulate, dict(net.named_parameters()))
-                gradients = {name: gradients[name] + g if gradients else g for name, g in found.items()}
+                gradients = _added(gradients, found) if self.accumulate > 1 else found
                 losses = {name: losses.get(name, 0) + term.detach() / self.accumulate for name, term in terms.items()}
                 with torch.no_grad():
                     for name, value in statistics.items():
@@ -246,3 +247,14 @@ class Backprop:
                 terms[f"net: cross-entropy of {kind} {index}"] = term
                 loss = loss + self.deep_supervision * term
         return loss, terms
+
+
+def _added(sums: dict[str, Tensor], found: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Move gradients out of `found` into the sums, one by one: none is there a third time, nor in the next part."""
+    for name in list(found):
+        gradient = found.pop(name)
+        if name in sums:
+            sums[name].add_(gradient)
+        else:
+            sums[name] = gradient.clone()  # autograd may hand out one tensor for two parameters
+    return sums

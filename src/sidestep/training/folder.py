@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sidestep import checkpoint
 from sidestep.errors import CheckpointError, InputError
+from sidestep.training.unit_files import remove_left_units
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -49,6 +50,7 @@ class RunFolder:
         if self.config_file.exists():
             if resume:
                 self._check_same(config)
+                remove_left_units(self.path)
                 return
             if not overwrite:
                 raise InputError(
@@ -65,6 +67,7 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             for name in _FILES[1:]:  # not config.toml, which says that the other files are ours
                 (self.path / name).unlink(missing_ok=True)
+            remove_left_units(self.path)
         except OSError as error:
             raise InputError(f"the folder {self.path} cannot be made or emptied: {error.strerror}") from error
         self._write_config(config)

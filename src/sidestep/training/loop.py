@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sidestep.data import DataSet, batch_indices, crop_and_flip, standardise, steps_per_epoch
-from sidestep.errors import NonFiniteError
+from sidestep.errors import InputError, NonFiniteError
 from sidestep.noise import Noise
 from sidestep.rules.protocol import Batch, Rule, UnitByUnit
 from sidestep.steplog import Recorder
@@ -19,6 +19,7 @@ from sidestep.training.options import Compute, Options
 from sidestep.training.progress import Progress
 from sidestep.training.state import State
 from sidestep.training.stopping import StopRequest
+from sidestep.training.units import why_not
 from sidestep.update import Update
 
 __all__ = ["Loop"]
@@ -106,9 +107,11 @@ class Loop:
     def _updates(self, state: State) -> Iterator[tuple[str | None, Update]]:
         """Return the update of this step, for no unit in particular, or each unit's: made when it is asked for."""
         batch, noise = self.batch(state.step), self.noise.stream("estimate").at(state.step)
-        if self.options.units == "together" or not isinstance(self.rule, UnitByUnit):
+        if self.options.units == "together":
             with self.compute.autocast():
                 return iter([(None, self.rule.estimate(state.net, batch, noise))])
+        if not isinstance(self.rule, UnitByUnit):
+            raise InputError(why_not(self.rule, self.options.units, self.compute.device))
         each = self.rule.estimates(state.net, batch, noise)
 
         def following() -> tuple[str, Update] | None:

@@ -167,6 +167,8 @@ def train(  # long: rule, data and options, and three hooks for own code
         folder.save_model(state.weights())  # before the test split is touched: it may turn out to be damaged
     run = Run(rule, net, task, compute, options.seed, state.step, {}, folder.path if folder else None)
     run.result = _result(run, loop, state, data, progress)
+    if state.files:
+        state.files.leave()
     if folder:
         folder.save_result(run.result)
     return run

@@ -11,12 +11,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from sidestep.errors import CheckpointError, InputError
 from sidestep.tensorfile import layout, raw_bytes
 
-__all__ = ["UnitFiles"]
+__all__ = ["UnitFiles", "remove_left_units"]
 
+_NAME = "units"  # of the folder, in that of a run
 _ALIGN = 64  # as torch aligns its own memory: where a tensor begins may change how sums are rounded
 
 
@@ -44,13 +46,14 @@ class UnitFiles:
             )
         self.units = units
         try:
-            self._folder = Path(tempfile.mkdtemp(prefix="sidestep-units-")) if folder is None else folder / "units"
+            self._folder = Path(tempfile.mkdtemp(prefix="sidestep-units-")) if folder is None else folder / _NAME
             _remove(self._folder)  # what a killed run has left
             self._folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise CheckpointError(f"no folder for the units' files can be made: {error}") from error
         self._maps: dict[str, list[mmap.mmap]] = {unit: [] for unit in units}
         self._moved: set[int] = set()  # addresses of the tensors that are in a file
+        self._hooks: list[RemovableHandle] = []
         self.close = weakref.finalize(self, _remove, self._folder)
 
     def moved(self, unit: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -85,7 +88,12 @@ class UnitFiles:
         for path, module in net.named_modules():
             names = [f"{path}.{name}".lstrip(".") for name, _ in module.named_parameters(recurse=False)]
             for unit in sorted({owner[name] for name in names if name in owner}):
-                module.register_forward_hook(self._hook(unit))
+                self._hooks.append(module.register_forward_hook(self._hook(unit)))
+
+    def leave(self) -> None:
+        """Take from the net what releases pages, so that it can be copied and pickled like any other."""
+        while self._hooks:
+            self._hooks.pop().remove()
 
     def _hook(self, unit: str) -> Any:
         def release(*_: Any) -> None:
@@ -139,6 +147,11 @@ def _written(path: Path, head: bytes, rows: Mapping[str, Tensor], places: Mappin
 def _view(mapped: mmap.mmap, place: int, like: Tensor) -> Tensor:
     row = torch.frombuffer(mapped, dtype=like.dtype, count=like.numel(), offset=place)
     return row.as_strided(like.shape, like.stride())
+
+
+def remove_left_units(folder: Path) -> None:
+    """Remove the files of units that a killed run has left in its folder."""
+    _remove(folder / _NAME)
 
 
 def _remove(folder: Path) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from sidestep.errors import InputError
-from sidestep.measure import keep_freed_memory
+from sidestep.measure import keep_freed_memory, return_freed_memory
 from sidestep.rules import RULES
 from sidestep.rules.protocol import Rule, UnitByUnit
 from sidestep.training.state import State
@@ -43,6 +43,8 @@ def begin_units(rule: Rule, units: str, device: torch.device) -> None:
         raise InputError(reason)
     if units == "together":
         keep_freed_memory()
+    else:
+        return_freed_memory()
 
 
 def place_units(state: State, rule: Rule, units: str, folder: Path | None) -> None:
