@@ -5,9 +5,8 @@ has a substream.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,10 +15,9 @@ from torch.func import functional_call
 from sidestep.nets.precision import at_least_float32
 from sidestep.nets.staged import StagedNet
 from sidestep.noise import Noise
+from sidestep.probes import Distribution
 
-__all__ = ["Directions", "Distribution", "paired_logits", "weighted_directions"]
-
-Distribution = Literal["rademacher", "gaussian"]
+__all__ = ["Directions", "paired_logits", "weighted_directions"]
 
 
 @dataclass(frozen=True)
@@ -60,10 +58,14 @@ def paired_logits(
     return plus, minus
 
 
-def weighted_directions(net: nn.Module, directions: Directions, coefs: Tensor) -> dict[str, Tensor]:
-    """Return parameter name -> `sum_i c_i nu_i`, one direction in memory at a time."""
+def weighted_directions(
+    net: nn.Module, directions: Directions, coefs: Tensor, names: Collection[str] | None = None
+) -> dict[str, Tensor]:
+    """Return parameter name -> `sum_i c_i nu_i`, one direction in memory at a time; for all parameters by default."""
     sums = {}
     for name, parameter in net.named_parameters():
+        if names is not None and name not in names:
+            continue
         total = torch.zeros_like(parameter)
         for index, coef in enumerate(coefs.tolist()):
             total.add_(directions.draw(name, parameter.shape, index, parameter), alpha=coef)
