@@ -2,7 +2,7 @@
 
     python -m benchmarks.fuzz_steplog [--count 100000] [--seed 0] [--forged 10000]
 
-A small log with blocks of both kinds and every coding is changed in one of many ways and read. The steps that come out
+A small log with blocks of every kind and coding is changed in one of many ways and read. The steps that come out
 must be the first steps of the true log, bit for bit, within a second and 100 MB. `--forged` further logs have their
 checksums put right after the change: what they say cannot be known to be wrong, but they must be read within the
 same limits. Prints how many of each change were refused, used in part and used whole.
@@ -22,7 +22,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import torch
+
 from sidestep.errors import SidestepError
+from sidestep.nets.directions import Directions
+from sidestep.probes import DenseProbes
 from sidestep.steplog import LogReader
 from sidestep.steplog.trits import work_of
 from sidestep.update import Seeded
@@ -144,8 +148,20 @@ def facts(step: int, update: object) -> tuple[object, ...]:
     """What must be equal in two updates, in plain values."""
     statistics = {name: value.numpy().tobytes() for name, value in update.statistics.items()}
     if isinstance(update, Seeded):
-        return step, update.coefs.tolist(), update.probes, statistics
+        return step, update.coefs.tolist(), update.probes, statistics, update.rate
     return step, update.positions.tolist(), update.moves.tolist(), statistics
+
+
+def apply(update: Seeded) -> None:
+    """Do what applying an update costs."""
+    probes = update.probes
+    if not isinstance(probes, DenseProbes):
+        probes.weighted_sum(update.coefs)
+        return
+    directions, like = Directions(probes.noise, probes.distribution), torch.zeros(1)
+    for name, shape in probes.parameters:
+        for index in range(probes.count):
+            directions.draw(name, shape, index, like)
 
 
 def read(path: Path) -> tuple[object, list[tuple[object, ...]], str | None]:
@@ -154,7 +170,7 @@ def read(path: Path) -> tuple[object, list[tuple[object, ...]], str | None]:
     found = list(reader.records())
     for _, update in found[:: max(1, len(found) // 3)]:  # what is read must be cheap to apply, too
         if isinstance(update, Seeded) and work_of(update.probes) < CHEAP:
-            update.probes.weighted_sum(update.coefs)
+            apply(update)
     return reader.header, [facts(step, update) for step, update in found], reader.damage
 
 

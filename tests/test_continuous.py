@@ -154,7 +154,8 @@ class TestReadableLevels:
         torch.testing.assert_close(levels[1:-1], readable_alpha_bar(3, 1000)[1:-1], rtol=5e-3, atol=0)
 
     @pytest.mark.parametrize(
-        ("arguments", "words"), [((0, 10), "at least 1"), ((3, 10, 0.9, 0.1), "rise"), ((3, 10, 0.0, 0.9), "two values in")]
+        ("arguments", "words"),
+        [((0, 10), "at least 1"), ((3, 10, 0.9, 0.1), "rise"), ((3, 10, 0.0, 0.9), "two values in")],
     )
     def test_bad_ones_are_refused(self, arguments, words):
         with pytest.raises(InputError, match=words):

@@ -22,6 +22,8 @@ from sidestep.rules.evolution import Evolution
 from sidestep.rules.forward_gradient import ForwardGradient
 from sidestep.rules.forward_only import OBJECTIVES, OPTIMIZERS, fitness_of
 from sidestep.rules.spsa import SPSA
+from sidestep.rules.trits import as_gradients
+from sidestep.update import Seeded
 
 TASK = Task((1, 4, 4), tuple("abc"), (0.0,), (1.0,))
 RULES = {
@@ -57,6 +59,12 @@ class Noisy(nn.Module):
 
     def forward(self, values):
         return F.dropout(values.flatten(1), 0.5)
+
+
+def gradients(rule, net, given=None, step=0):
+    """An estimate by parameter name; SPSA's is one number per pair, and its directions are drawn again."""
+    update = estimate(rule, net, given, step)
+    return as_gradients(net, update) if isinstance(update, Seeded) else update.gradients
 
 
 def true_gradient(net, given):
@@ -111,8 +119,9 @@ def mean_over_all_signs(rule, count, monkeypatch):
     net, given = tiny()
     drawn, sums = [], {}
     monkeypatch.setattr(f"{type(rule).__module__}.Directions", lambda *_: drawn.append(GivenSigns(signs)) or drawn[-1])
-    for signs in sign_vectors(count):  # noqa: B007 (the line above reads it)
-        for name, part in estimate(rule, net, given).gradients.items():
+    monkeypatch.setattr("sidestep.rules.trits.Directions", lambda *_: drawn[-1])
+    for signs in sign_vectors(count):  # noqa: B007 (the lambda above reads it)
+        for name, part in gradients(rule, net, given).items():
             sums[name] = sums.get(name, 0) + part / 2**count
     assert {directions.used for directions in drawn} == {count}
     return sums
@@ -154,8 +163,7 @@ class TestUnbiased:
                 losses.append(F.cross_entropy(functional_call(net, shifted, (given.images[rows],)), given.labels[rows]))
             for name, direction in noise.items():
                 wanted[name] += (losses[0] - losses[1]) / (2 * rule.eps) * direction / (3 * len(groups))
-        found = estimate(rule, net, given).gradients
-        for name, gradient in found.items():
+        for name, gradient in gradients(rule, net, given).items():
             torch.testing.assert_close(gradient, wanted[name], rtol=1e-6, atol=1e-9)
 
 
@@ -306,7 +314,7 @@ class TestCommon:
         net = build(rule)
         before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
         state = torch.get_rng_state()
-        first, second, other = (estimate(rule, net, step=step).gradients for step in (3, 3, 4))
+        first, second, other = (gradients(rule, net, step=step) for step in (3, 3, 4))
         assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
         assert all(parameter.grad is None for parameter in net.parameters())
         assert first.keys() == dict(net.named_parameters()).keys()
@@ -319,7 +327,7 @@ class TestCommon:
     def test_a_module_that_draws_repeats_and_leaves_torch_s_generator_alone(self, name):
         rule = RULES[name]
         net, state = build(rule, Noisy), torch.get_rng_state()
-        first, second, other = (estimate(rule, net, step=step).gradients for step in (0, 0, 1))
+        first, second, other = (gradients(rule, net, step=step) for step in (0, 0, 1))
         assert all(torch.equal(first[name], second[name]) for name in first)
         assert any(not torch.equal(first[name], other[name]) for name in first)
         assert torch.equal(state, torch.get_rng_state())
@@ -437,7 +445,7 @@ class TestBadInput:
             OBJECTIVES["accuracy"],
         ):
             monkeypatch.setitem(OBJECTIVES, "cross-entropy", wrong)
-            found.append(estimate(replace(rule, eps=0.5), build(rule)).gradients)
+            found.append(gradients(replace(rule, eps=0.5), build(rule)))
         assert all(torch.equal(found[0][name], other[name]) for other in found for name in other)
 
     @each_rule

@@ -1,7 +1,8 @@
 """Probes: seeded directions in the space of a net's weights, made again wherever they are needed, never stored.
 
 A step has K of them, and an update is one coefficient per probe. All is integer arithmetic on Philox words, so a probe
-is the same on every device. Positions count through all weights of a net, one parameter after another.
+is the same on every device, but for dense probes of normal values. Positions count through all weights of a net, one
+parameter after another.
 """
 
 import functools
@@ -9,6 +10,7 @@ import itertools
 import math
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -16,7 +18,9 @@ from torch import Tensor
 from sidestep.errors import InputError
 from sidestep.noise import Noise
 
-__all__ = ["Entries", "Probes", "RankOneProbes", "SparseProbes"]
+__all__ = ["DenseProbes", "Distribution", "Entries", "Probes", "RankOneProbes", "SparseProbes"]
+
+Distribution = Literal["rademacher", "gaussian"]
 
 MASK = 0xFFFFFFFF
 _CHUNK = 1 << 22  # elements of probes at a time
@@ -147,6 +151,11 @@ class RankOneProbes:
         if not 1 <= self.count < 1 << 24:
             raise InputError(f"a step needs from 1 to 2**24 - 1 rank-one probes, got {self.count}")
 
+    @property
+    def weights(self) -> int:
+        """The number of weights that the matrices have."""
+        return sum(rows * columns for rows, columns in self.shapes)
+
     def factors(
         self, layer: int, device: str | torch.device = "cpu", first: int = 0, last: int | None = None
     ) -> tuple[Tensor, Tensor]:
@@ -176,7 +185,37 @@ class RankOneProbes:
         return position, values[position]
 
 
-Probes = SparseProbes | RankOneProbes
+Probes = SparseProbes | RankOneProbes  # of ternary weights: their sums are whole numbers
+
+
+@dataclass(frozen=True)
+class DenseProbes:
+    """K directions over all weights of a net of floats: fair signs, or standard normal values.
+
+    A description alone: `sidestep.nets.directions` draws them, a parameter at a time. Every parameter has a stream of
+    its own, by name, and every probe a substream.
+
+    >>> DenseProbes(Noise(0), (("weight", (2, 3)), ("bias", (2,))), 4).weights
+    8
+    """
+
+    noise: Noise  # stands at the step
+    parameters: tuple[tuple[str, tuple[int, ...]], ...]  # name and shape of each, in the order of the net
+    count: int
+    distribution: Distribution = "rademacher"
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.count < 1 << 32:
+            raise InputError(f"a step needs from 1 to 2**32 - 1 probes, got {self.count}")
+        if self.distribution not in get_args(Distribution):
+            raise InputError(
+                f"distribution must be one of {', '.join(get_args(Distribution))}, got {self.distribution!r}"
+            )
+
+    @property
+    def weights(self) -> int:
+        """The number of weights that the parameters have."""
+        return sum(math.prod(shape) for _, shape in self.parameters)
 
 
 def _merged(position: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:

@@ -5,7 +5,7 @@ from typing import TypeAlias
 
 from torch import Tensor
 
-from sidestep.probes import Probes
+from sidestep.probes import DenseProbes, Probes
 
 __all__ = ["Dense", "Flips", "Seeded", "Update"]
 
@@ -34,16 +34,18 @@ class Dense:
 class Seeded:
     """One coefficient per probe; the probes' directions are made again from the seed and the step.
 
-    coefs: shape (probes,), real before `decide` and one trit each after it.
+    coefs: shape (probes,), real before `decide`; after it one trit each, or still real along dense probes.
     probes: which directions they belong to.
     statistics: new values of named buffers, as in `Dense`.
     losses: named terms of the loss, shape () each, for display and for the check that all are finite.
+    rate: the learning rate that `apply` steps with, which `decide` puts in where a replay cannot know it otherwise.
     """
 
     coefs: Tensor
-    probes: Probes
+    probes: Probes | DenseProbes
     statistics: dict[str, Tensor] = field(default_factory=dict)
     losses: dict[str, Tensor] = field(default_factory=dict)
+    rate: float | None = None
 
 
 @dataclass(frozen=True)

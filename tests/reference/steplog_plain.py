@@ -71,7 +71,10 @@ def shares(counts):
 
 
 def read_log(data, buffers=None):
-    """Return the header and, per step, {trits, stream, ...} or [(position, move), ...]; puts bytes into `buffers`."""
+    """Return the header and, per step, {trits or reals, stream, ...} or [(position, move), ...].
+
+    Puts the bytes of buffers into `buffers`.
+    """
     source = Bytes(data)
     magic, version, length = source.unpack("8sII")
     assert (magic, version) == (b"\x8eSTEPLOG", 1)
@@ -95,7 +98,10 @@ def read_log(data, buffers=None):
         body = source.take(payload)
         crc = zlib.crc32(data[begin : source.at], crc)
         assert source.unpack("I") == (crc,)
-        steps += read_trits(Bytes(body)) if kind == 1 else read_flips(Bytes(body), count, weights)
+        if kind == 3:
+            steps += read_reals(Bytes(body))
+        else:
+            steps += read_trits(Bytes(body)) if kind == 1 else read_flips(Bytes(body), count, weights)
     return header, steps
 
 
@@ -117,6 +123,22 @@ def read_trits(source):
         rows = read_run(ans, run)
         steps += [{**run, "trits": row} for row in rows]
     assert ans.empty
+    return steps
+
+
+def read_reals(source):
+    runs = []
+    for _ in range(source.number()):
+        run = {"steps": source.number()}
+        run["kind"], run["stream"] = source.unpack("BI")
+        run["count"], each = source.number(), source.take(1)[0]
+        rates = source.unpack("d" * (run["steps"] if each else 1))
+        runs.append((run, rates if each else rates * run["steps"]))
+    steps = []
+    for run, rates in runs:
+        for rate in rates:
+            steps.append({**run, "rate": rate, "reals": list(source.unpack("f" * run["count"]))})
+    assert not source.rest()
     return steps
 
 

@@ -18,6 +18,8 @@ from sidestep.training.resume import same_bits
 
 __all__ = ["inspect_command", "replay_command", "verify_command"]
 
+_ROUNDING = "; float weights have the bits of training on its processor alone, with its torch and number of threads"
+
 
 def replay_command(arguments: list[str]) -> None:
     """Parse the options, replay, and print or write what came out."""
@@ -50,7 +52,7 @@ def _replay(
     overwrite: bool = False,
     json: bool = False,
 ) -> None:
-    """Rebuild weights from a step log, without data and bit for bit.
+    """Rebuild weights from a step log, without data and bit for bit; float weights so on like machines only.
 
     Args:
         log: A step log, or the folder of a run that has one.
@@ -59,7 +61,7 @@ def _replay(
         out: Write the weights there, .safetensors, in the form of a run's model.safetensors.
         drop_steps: Experimental: leave out steps FIRST:END (END not included), e.g. 100:120.
         module: Image path the run was trained with, FILE.py:NAME, if it was one of your own.
-        device: Where to replay; the weights do not depend on it.
+        device: Where to replay; ternary weights do not depend on it, float ones up to rounding.
         overwrite: Let --out replace a file that exists.
         json: Print one JSON object.
     """
@@ -170,7 +172,9 @@ def _verify(
         record = {"log": str(log), "run": str(run), "steps": found.step, "same": not different, "different": different}
         show_json({**record, "not_compared": list(stale), "damage": damage})
     if different:
-        fail(f"{log} does not give the weights of {run} at step {found.step}: {', '.join(different[:8])}", 2)
+        floats = any(parameter.is_floating_point() for parameter in found.net.parameters())
+        names = ", ".join(different[:8]) + _ROUNDING * floats
+        fail(f"{log} does not give the weights of {run} at step {found.step}: {names}", 2)
     if not json:
         show(f"{log} gives the weights of {run} at step {found.step:,}, bit for bit: {', '.join(wanted)}")
         if stale:

@@ -5,10 +5,9 @@ has a substream.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,10 +16,10 @@ from torch.func import functional_call
 from sidestep.nets.precision import at_least_float32
 from sidestep.nets.staged import StagedNet
 from sidestep.noise import Noise
+from sidestep.probes import Distribution
 
-__all__ = ["Directions", "Distribution", "paired_logits", "weighted_directions"]
+__all__ = ["Directions", "paired_logits", "weighted_directions"]
 
-Distribution = Literal["rademacher", "gaussian"]
 _DRAWLESS = (nn.Conv2d, nn.Flatten, nn.GroupNorm, nn.LayerNorm, nn.Linear, nn.ReLU, nn.Tanh)  # seeding takes time
 
 
@@ -72,10 +71,14 @@ def _seeded(
     return directions.noise.stream("module").stream(prefix).sub(index).torch_seeded(device)
 
 
-def weighted_directions(net: nn.Module, directions: Directions, coefs: Tensor) -> dict[str, Tensor]:
-    """Return parameter name -> `sum_i c_i nu_i`, one direction in memory at a time."""
+def weighted_directions(
+    net: nn.Module, directions: Directions, coefs: Tensor, names: Collection[str] | None = None
+) -> dict[str, Tensor]:
+    """Return parameter name -> `sum_i c_i nu_i`, one direction in memory at a time; for all parameters by default."""
     sums = {}
     for name, parameter in net.named_parameters():
+        if names is not None and name not in names:
+            continue
         total = torch.zeros_like(parameter)
         for index, coef in enumerate(coefs.tolist()):
             total.add_(directions.draw(name, parameter.shape, index, parameter), alpha=coef)

@@ -17,13 +17,14 @@ from torch import Tensor, nn
 
 from sidestep.data import Split
 from sidestep.errors import InputError
-from sidestep.nets.directions import Directions, Distribution, paired_logits, weighted_directions
+from sidestep.nets.directions import Directions, paired_logits, weighted_directions
 from sidestep.nets.own import ImagePath
 from sidestep.nets.precision import full_precision
 from sidestep.nets.rank_one import Members, check_rank_one, check_repeats, rank_one_logits, weighted_rank_one
 from sidestep.nets.staged import StagedNet, check_layers
 from sidestep.nets.units import kept_statistics
 from sidestep.noise import Noise
+from sidestep.probes import Distribution
 from sidestep.rules.dense import apply_dense, check_choice, check_multiple, check_positive, check_range
 from sidestep.rules.forward_only import (
     Fitness,

@@ -19,12 +19,13 @@ from torch.nn.functional import cross_entropy
 
 from sidestep.data import Split
 from sidestep.nets.activity import activity_pass, at_layer, check_activity, cotangent, output_gradients, tangent_of
-from sidestep.nets.directions import Directions, Distribution
+from sidestep.nets.directions import Directions
 from sidestep.nets.forward_mode import forward_mode
 from sidestep.nets.own import ImagePath
 from sidestep.nets.staged import GroupHeads, StagedNet
 from sidestep.nets.units import kept_statistics
 from sidestep.noise import Noise
+from sidestep.probes import Distribution
 from sidestep.rules.dense import apply_dense, check_choice, check_positive, check_range
 from sidestep.rules.forward_only import check_named, make_net, make_optimizer, probabilities
 from sidestep.rules.protocol import Batch, Task

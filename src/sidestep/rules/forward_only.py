@@ -15,6 +15,7 @@ from sidestep.noise import Noise
 from sidestep.rules.protocol import Task
 
 __all__ = [
+    "LOGGED",
     "OBJECTIVES",
     "OPTIMIZERS",
     "Fitness",
@@ -57,6 +58,10 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "radam": torch.optim.RAdam,
     "asgd": torch.optim.ASGD,
 }
+
+# What these do follows from gradients, learning rate and their own memory alone, so a step log can replay them. Of an
+# optimiser that is added later nobody knows that.
+LOGGED = frozenset(OPTIMIZERS)
 
 
 def check_named(objective: str, optimizer_kind: str) -> None:

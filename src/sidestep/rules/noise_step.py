@@ -30,7 +30,7 @@ from sidestep.nets.ternary import ternary_parameters
 from sidestep.nets.ternary_nets import TernaryNet, ternary_conv_net, ternary_mlp, ternary_own
 from sidestep.nets.units import kept_statistics
 from sidestep.noise import Noise
-from sidestep.probes import Probes, RankOneProbes, SparseProbes
+from sidestep.probes import DenseProbes, Probes, RankOneProbes, SparseProbes
 from sidestep.rules.dense import check_choice, check_positive, check_range
 from sidestep.rules.density import DensitySchedule, advanced, density_and_count, first_density
 from sidestep.rules.flips import TernaryOptimizer, choose_flips
@@ -213,12 +213,12 @@ class NoiseStep:
         with torch.no_grad():
             if isinstance(update, Flips):
                 move(net, update.positions, update.moves)
-            elif isinstance(update, Seeded) and self.choices[1] == "accumulators":
-                accumulate(net, update.coefs, update.probes, optimizer, self._threshold(update.probes))
-            elif isinstance(update, Seeded):
-                subtract(net, update.coefs, update.probes)
-            else:
+            elif not isinstance(update, Seeded) or isinstance(update.probes, DenseProbes):
                 raise InputError(f"this rule applies trits or flips, got {type(update).__name__}")
+            elif self.choices[1] == "accumulators":
+                accumulate(net, update.coefs, update.probes, optimizer, self._threshold(update.probes))
+            else:
+                subtract(net, update.coefs, update.probes)
             buffers = dict(net.named_buffers())
             for name, value in update.statistics.items():
                 buffers[name].copy_(value)

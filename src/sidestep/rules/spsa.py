@@ -5,28 +5,32 @@
 Its expectation is the gradient up to a bias of order eps^2. Sources: Spall, "Multivariate stochastic approximation
 using a simultaneous perturbation gradient approximation" (1992), equation 2.2; Malladi et al., "Fine-tuning language
 models with just forward passes" (2023), algorithm 1 (MeZO). MeZO shifts the weights in place and back, which leaves
-rounding errors in them; here shifted weights exist beside the net's own, one layer at a time.
+rounding errors in them; here shifted weights exist beside the net's own, one layer at a time. As there, a step is told
+by the seed and one number per pair, and with the learning rate that is what the step log holds.
 """
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from sidestep.data import Split
-from sidestep.nets.directions import Directions, Distribution, paired_logits, weighted_directions
+from sidestep.errors import InputError
+from sidestep.nets.directions import Directions, paired_logits
 from sidestep.nets.own import ImagePath
 from sidestep.nets.precision import full_precision
 from sidestep.nets.staged import StagedNet, check_layers
 from sidestep.nets.units import kept_statistics
 from sidestep.noise import Noise
+from sidestep.probes import DenseProbes, Distribution
 from sidestep.rules.dense import apply_dense, check_choice, check_positive, check_range
-from sidestep.rules.forward_only import check_named, losses_under, make_net, make_optimizer, probabilities
+from sidestep.rules.forward_only import LOGGED, check_named, losses_under, make_net, make_optimizer, probabilities
 from sidestep.rules.protocol import Batch, Task
+from sidestep.rules.trits import as_gradients
 from sidestep.rules.true_gradient import end_to_end
-from sidestep.update import Dense, Update
+from sidestep.update import Dense, Seeded, Update
 
 __all__ = ["SPSA"]
 
@@ -49,7 +53,7 @@ class SPSA:
     """What is made small: cross-entropy, or accuracy (the share of errors), or one that was added in Python."""
     optimizer_kind: str = "sgd"
     """Optimiser: adamw, sgd (with momentum 0.9), plain-sgd, adam, rmsprop, adagrad, adadelta, adafactor, adamax, nadam,
-    radam or asgd, as torch.optim has them; or one that was added in Python."""
+    radam or asgd, as torch.optim has them; or one that was added in Python, whose runs leave no step log."""
     learning_rate: float = 1e-3
     """Step size."""
     weight_decay: float = 0.0
@@ -82,7 +86,7 @@ class SPSA:
         return make_optimizer(self.optimizer_kind, net, self.units(net), self.learning_rate, self.weight_decay)
 
     def estimate(self, net: nn.Module, batch: Batch, noise: Noise) -> Update:
-        """Return the estimate as gradients; in float32, since rounding the difference of two losses would drown it."""
+        """Return one number per pair; in float32, since rounding the difference of two losses would drown it."""
         assert isinstance(net, StagedNet)
         net.train()
         directions = Directions(noise.stream("directions"), self.distribution)
@@ -93,20 +97,29 @@ class SPSA:
                 sides = paired_logits(net, batch.images, directions, index, self.eps)
                 losses.append(torch.stack([losses_under(self.objective, side, batch.labels).mean() for side in sides]))
             both = torch.stack(losses, dim=1)  # (2, pairs)
-            gradients = weighted_directions(net, directions, (both[0] - both[1]) / (2 * self.eps * self.pairs))
-            return Dense(gradients, changed(), {f"net: {self.objective}": both.mean()})
+            coefs = (both[0] - both[1]) / (2 * self.eps * self.pairs)
+            shapes = tuple((name, tuple(parameter.shape)) for name, parameter in net.named_parameters())
+            probes = DenseProbes(noise.stream("directions"), shapes, self.pairs, self.distribution)
+            return Seeded(coefs, probes, changed(), {f"net: {self.objective}": both.mean()})
 
     def true_gradients(self, net: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """Return the gradient of the net's mean cross-entropy."""
         return end_to_end(net, batch, net)
 
     def decide(self, net: nn.Module, update: Update, optimizer: torch.optim.Optimizer) -> Update:
-        """Return the update as it is."""
-        return update
+        """Return the update with the learning rate that it is applied with."""
+        if not isinstance(update, Seeded) or self.optimizer_kind not in LOGGED:
+            return update
+        return replace(update, rate=float(optimizer.param_groups[0]["lr"]))
 
     def apply(self, net: nn.Module, update: Update, optimizer: torch.optim.Optimizer) -> None:
-        """Take one step of the optimiser."""
-        apply_dense(net, update, optimizer)
+        """Take one step of the optimiser along the directions, which are made again, at the update's learning rate."""
+        if not isinstance(update, Seeded):
+            raise InputError(f"this rule applies one number per pair (Seeded), got {type(update).__name__}")
+        if update.rate is not None:
+            for group in optimizer.param_groups:
+                group["lr"] = update.rate
+        apply_dense(net, Dense(as_gradients(net, update), update.statistics), optimizer)
 
     def predict(
         self, net: nn.Module, images: Tensor, noise: Noise, start: int = 0, names: Collection[str] | None = None

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from sidestep.errors import InputError
+from sidestep.nets.directions import Directions, weighted_directions
 from sidestep.nets.ternary import ternary_parameters
-from sidestep.probes import Probes, SparseProbes
+from sidestep.probes import DenseProbes, Probes, SparseProbes
 from sidestep.update import Seeded
 
 __all__ = ["accumulate", "along_probes", "as_gradients", "move", "sign_and_median", "subtract"]
@@ -42,9 +43,12 @@ def along_probes(net: nn.Module, gradients: dict[str, Tensor], probes: SparsePro
 
 
 def as_gradients(net: nn.Module, update: Seeded) -> dict[str, Tensor]:
-    """Return the estimate `sum_i alpha_i nu_i` by parameter name, in float32."""
-    parameters = ternary_parameters(net)
-    probes, coefs = update.probes, update.coefs.float()
+    """Return the estimate `sum_i alpha_i nu_i` by parameter name, of ternary weights in float32."""
+    probes = update.probes
+    if isinstance(probes, DenseProbes):
+        drawn = Directions(probes.noise, probes.distribution)
+        return weighted_directions(net, drawn, update.coefs, {name for name, _ in probes.parameters})
+    parameters, coefs = ternary_parameters(net), update.coefs.float()
     if isinstance(probes, SparseProbes):
         found = probes.entries(device=coefs.device)
         flat = coefs.new_zeros(probes.weights).index_add_(0, found.position, coefs[found.probe] * found.sign)

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from sidestep.errors import CheckpointError
 
 __all__ = [
-    "FLIPS", "FORMAT", "MOST_COEFS", "MOST_FLIPS", "MOST_STATISTICS", "MOST_STEPS", "MOST_WEIGHTS", "MOST_WORK",
-    "NOISE", "TRITS", "BlockHead", "CutLogError", "DamagedLogError", "read_varint", "varint",
+    "FLIPS", "FORMAT", "KINDS", "MOST_COEFS", "MOST_FLIPS", "MOST_STATISTICS", "MOST_STEPS", "MOST_WEIGHTS",
+    "MOST_WORK", "NOISE", "REALS", "TRITS", "BlockHead", "CutLogError", "DamagedLogError", "read_varint", "varint",
 ]  # fmt: skip
 
 MAGIC = b"\x8eSTEPLOG"
@@ -27,9 +27,9 @@ MOST_STATISTICS = 1 << 24  # bytes
 MOST_STEPS = 1 << 12  # in a block
 MOST_COEFS = 1 << 22  # in a block
 MOST_FLIPS = 1 << 24  # in a block
-MOST_WORK = 1 << 31  # of a step: expected non-zeros of sparse probes, or the sides of rank-one probes, all drawn
+MOST_WORK = 1 << 31  # of a step: elements drawn, of sparse probes the expected non-zeros, of rank-one ones the sides
 MOST_WEIGHTS = 1 << 34  # of a net; and as many elements of buffers
-TRITS, FLIPS = 1, 2  # kinds of blocks; a block of a kind that is not known here ends the reading
+TRITS, FLIPS, REALS = KINDS = 1, 2, 3  # of blocks; a block of a kind that is not known here ends the reading
 
 
 class DamagedLogError(CheckpointError):
@@ -44,7 +44,7 @@ class CutLogError(DamagedLogError):
 class BlockHead:
     """The 24 bytes that a block begins with."""
 
-    kind: int  # TRITS or FLIPS
+    kind: int  # one of KINDS
     first: int  # step
     steps: int
     statistics: int  # bytes

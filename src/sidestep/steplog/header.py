@@ -48,6 +48,11 @@ class Header:
         return sum(math.prod(shape) for _, _, shape in self.parameters)
 
     @property
+    def shapes(self) -> tuple[tuple[str, tuple[int, ...]], ...]:
+        """Name and shape of every parameter."""
+        return tuple((name, shape) for name, _, shape in self.parameters)
+
+    @property
     def table(self) -> str:
         """Digest of the parameters' names and shapes."""
         return hashlib.blake2b(_canonical(self.parameters), digest_size=16).hexdigest()

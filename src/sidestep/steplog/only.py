@@ -1,12 +1,14 @@
 """Parts of an update: what it does to some of the weights, made without the rest where that is cheaper."""
 
+import itertools
+import math
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sidestep.probes import Probes, RankOneProbes, SparseProbes
+from sidestep.probes import DenseProbes, Probes, RankOneProbes, SparseProbes
 from sidestep.update import Flips, Seeded
 
 __all__ = ["only_part"]
@@ -69,7 +71,11 @@ def _one_layer(probes: RankOneProbes, layer: int, coefs: Tensor) -> tuple[Tensor
     return position, total[position]
 
 
-def _narrowed(probes: Probes, first: int, last: int) -> Probes:
+def _narrowed(probes: Probes | DenseProbes, first: int, last: int) -> Probes | DenseProbes:
+    if isinstance(probes, DenseProbes):
+        ends = list(itertools.accumulate(math.prod(shape) for _, shape in probes.parameters))
+        places = zip([0, *ends], ends, probes.parameters, strict=False)
+        return replace(probes, parameters=tuple(entry for at, end, entry in places if first <= at and end <= last))
     given: dict[str, Any] = {field.name: getattr(probes, field.name) for field in fields(probes)}
     if isinstance(probes, SparseProbes):
         return _SparsePart(**given, part=(first, last))

@@ -17,18 +17,21 @@ from sidestep.steplog.format import (
     FLIPS,
     FORMAT,
     FRAME,
+    KINDS,
     MAGIC,
     MOST_HEADER,
     MOST_PAYLOAD,
     MOST_STATISTICS,
     MOST_STEPS,
     NOISE,
+    REALS,
     TRITS,
     BlockHead,
     CutLogError,
     DamagedLogError,
 )
 from sidestep.steplog.header import Header
+from sidestep.steplog.reals import decode_reals
 from sidestep.steplog.statistics import read_statistics
 from sidestep.steplog.trits import decode_trits
 from sidestep.update import Flips, Seeded
@@ -62,7 +65,7 @@ class Scan:
 
     @property
     def flips(self) -> int:
-        """In how many steps single weights were flipped; the other steps have trits."""
+        """In how many steps single weights were flipped."""
         return self.steps_of.get(FLIPS, 0)
 
 
@@ -154,7 +157,7 @@ class LogReader:
             raise DamagedLogError(
                 "a block does not match its checksum: bytes changed, or blocks are missing or out of order"
             )
-        if head.kind not in (TRITS, FLIPS):
+        if head.kind not in KINDS:
             raise DamagedLogError(f"a block holds records of kind {head.kind}, which this Sidestep does not know")
         return Block(head, read_statistics(self.header, statistics), payload, file.tell(), found)
 
@@ -199,21 +202,22 @@ class LogReader:
         while place >= 0 and place + size <= len(rest):
             _, kind, first, steps, *lengths = BlockHead.STRUCT.unpack_from(rest, place)
             placed = step < first <= step + MOST_STEPS and 1 <= steps <= MOST_STEPS
-            if placed and kind in (TRITS, FLIPS) and sum(lengths) <= MOST_PAYLOAD + MOST_STATISTICS:
+            if placed and kind in KINDS and sum(lengths) <= MOST_PAYLOAD + MOST_STATISTICS:
                 return True
             place = rest.find(BlockHead.MAGIC, place + 1)
         return False
 
     def _decode(self, block: Block) -> Sequence[Seeded | Flips]:
-        head, weights = block.head, self.header.weights
+        head, weights, noise = block.head, self.header.weights, Noise(self.header.seed).at(block.head.first)
+        found: Sequence[Seeded | Flips]
         if head.kind == TRITS:
-            noise = Noise(self.header.seed).at(head.first)
-            trits = decode_trits(block.payload, head.steps, noise, weights)
-            trits[-1].statistics.update(block.statistics)
-            return trits
-        flips = decode_flips(block.payload, head.steps, weights)
-        flips[-1].statistics.update(block.statistics)
-        return flips
+            found = decode_trits(block.payload, head.steps, noise, weights)
+        elif head.kind == REALS:
+            found = decode_reals(block.payload, head.steps, noise, self.header.shapes)
+        else:
+            found = decode_flips(block.payload, head.steps, weights)
+        found[-1].statistics.update(block.statistics)
+        return found
 
     def scan(self, last: int | None = None) -> Scan:
         """Check every block, or those below step `last`, without decoding it, and return what the log holds."""

@@ -91,7 +91,7 @@ class Recorder:
         """Log the decided update of a step that is about to be applied to `net`."""
         if self._writer is None and step == 0:
             header = self._describe(net)
-            if is_logged(update, header.seed, 0, header.weights):
+            if is_logged(update, header, 0):
                 self._writer = LogWriter.create(self._path, header)
         if self._writer is not None:
             self._writer.append(update)

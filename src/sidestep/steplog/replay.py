@@ -1,4 +1,7 @@
-"""Replay: the net after any number of logged steps, without data, bit for bit."""
+"""Replay: the net after any number of logged steps, without data, bit for bit.
+
+Float weights have the same bits on the same processor with the same torch, and are right up to rounding elsewhere.
+"""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -52,7 +55,7 @@ def rebuild(  # long: a log, and five ways to use less than all of it
         only: name of a layer or parameter; the others stay as they were before training.
         drop: steps to leave out.
         module: the image path the run was trained with, if it was one of your own.
-        device: where to compute; the result does not depend on it.
+        device: where to compute; ternary weights do not depend on it, float ones up to rounding.
 
     Raises:
         CheckpointError: if the log cannot be read, or the net that it starts from cannot be made again.

@@ -1,11 +1,12 @@
 """What a log holds and what it costs, beside the weights that it stands for."""
 
+import math
 from typing import Any
 
 import numpy as np
 
 from sidestep.steplog.flips import least_bits
-from sidestep.steplog.header import Header
+from sidestep.steplog.header import DTYPES, Header
 from sidestep.steplog.reader import LogReader
 from sidestep.ternary import packed_bytes
 from sidestep.update import Seeded
@@ -34,7 +35,7 @@ def summary(reader: LogReader) -> dict[str, Any]:
             flip_steps += 1
             least += least_bits(update.positions.numel(), header.weights)
     damage, scan = reader.damage, reader.scan()
-    packed = sum(packed_bytes(int(np.prod(shape, dtype=object))) for _, _, shape in header.parameters)
+    packed = sum(_weight_bytes(kind, math.prod(shape)) for _, kind, shape in header.parameters)
     block_bits = 8.0 * (scan.size - len(header.to_bytes()))  # with heads and checksums
     bits = block_bits / steps if steps else 0.0
     return {
@@ -58,6 +59,11 @@ def summary(reader: LogReader) -> dict[str, Any]:
         "log_to_packed_weights": scan.size / packed if packed else None,
         "damage": damage or scan.damage,
     }
+
+
+def _weight_bytes(kind: str, count: int) -> int:
+    """Trits take 1.6 bits each; floats are stored as they are."""
+    return count * DTYPES[kind].itemsize if DTYPES[kind].is_floating_point else packed_bytes(count)
 
 
 def _origin(header: Header) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import torch
 
 from sidestep.errors import InputError
 from sidestep.noise import Noise
-from sidestep.probes import Probes, RankOneProbes, SparseProbes
+from sidestep.probes import DenseProbes, Probes, RankOneProbes, SparseProbes
 from sidestep.steplog.coder import TOTAL, AnsReader, AnsWriter, Frequencies, frequencies
 from sidestep.steplog.format import MOST_COEFS, MOST_WORK, DamagedLogError, read_varint, varint
 from sidestep.update import Seeded
@@ -49,11 +49,11 @@ class Run:
 
 def encode_trits(updates: list[Seeded]) -> bytes:
     """Return the payload of consecutive steps' trits; `decode_trits` gives them back."""
-    groups = [list(group) for _, group in itertools.groupby(updates, key=lambda update: _alike(update.probes))]
+    groups = [list(group) for _, group in itertools.groupby(updates, key=lambda update: _alike(_probes(update)))]
     coder, heads, columns = AnsWriter(), [varint(len(groups))], 0
     for group in groups:
         trits = np.stack([update.coefs.to(torch.int8).cpu().numpy() for update in group])
-        run = _describe(group[0].probes, trits, MOST_COLUMNS - columns)
+        run = _describe(_probes(group[0]), trits, MOST_COLUMNS - columns)
         columns += run.columns
         heads.append(_run_to_bytes(run))
         if run.coding == EQUALLY_MANY:
@@ -97,15 +97,24 @@ def decode_trits(payload: bytes, steps: int, noise: Noise, weights: int) -> list
     return found
 
 
-def work_of(probes: Probes) -> float:
-    """Return about how many elements replay draws for a step: expected non-zeros, or rows and columns, of all probes.
+def work_of(probes: Probes | DenseProbes) -> float:
+    """Return about how many elements replay draws for a step: of sparse probes the expected non-zeros, of rank-one
+    ones rows and columns, of dense ones all.
 
     >>> work_of(SparseProbes(Noise(0), weights=10_000_000, count=1024, density=0.1))
     1024000000.0
     """
     if isinstance(probes, SparseProbes):
         return probes.count * max(1.0, probes.density * probes.weights)
-    return float(probes.count * sum(rows + columns for rows, columns in probes.shapes))
+    if isinstance(probes, RankOneProbes):
+        return float(probes.count * sum(rows + columns for rows, columns in probes.shapes))
+    return float(probes.count * probes.weights)
+
+
+def _probes(update: Seeded) -> Probes:
+    if isinstance(update.probes, DenseProbes):
+        raise InputError("dense probes have real numbers, no trits")
+    return update.probes
 
 
 def _alike(probes: Probes) -> Probes:

@@ -1,5 +1,6 @@
 """Writing a step log: append only, a block at a time, each on the disk before anything counts on it."""
 
+import math
 import os
 import zlib
 from collections.abc import Iterator
@@ -12,10 +13,11 @@ from torch import Tensor
 
 from sidestep.checkpoint import write_bytes
 from sidestep.errors import CheckpointError, InputError
-from sidestep.probes import SparseProbes
+from sidestep.probes import DenseProbes
 from sidestep.steplog.flips import encode_flips
-from sidestep.steplog.format import CRC, FLIPS, MOST_COEFS, MOST_FLIPS, MOST_STEPS, MOST_WORK, TRITS, BlockHead
+from sidestep.steplog.format import CRC, FLIPS, MOST_COEFS, MOST_FLIPS, MOST_STEPS, MOST_WORK, REALS, TRITS, BlockHead
 from sidestep.steplog.header import Header
+from sidestep.steplog.reals import encode_reals
 from sidestep.steplog.statistics import statistics_to_bytes
 from sidestep.steplog.trits import encode_trits, work_of
 from sidestep.update import Flips, Seeded, Update
@@ -26,24 +28,24 @@ Logged = Seeded | Flips
 BLOCK_BYTES = 1 << 20  # about as many; then a block ends, whatever its number of steps
 
 
-def is_logged(update: Update, seed: int, step: int, weights: int) -> TypeGuard[Logged]:
-    """Say whether an update can be logged: flips, or one trit per probe that is drawn from the run's noise.
+def is_logged(update: Update, header: Header, step: int) -> TypeGuard[Logged]:
+    """Say whether an update can be logged: flips, or one number per probe that is drawn from the run's noise.
 
-    Steps that would take more than 2^31 operations to replay, or have more than 2^24 flips, cannot.
+    The numbers are trits; along dense probes they are float32 and have a learning rate. Steps that would take more than
+    2^31 operations to replay, or have more than 2^24 flips, cannot.
     """
     if isinstance(update, Flips):
         return update.positions.numel() <= MOST_FLIPS
     if not isinstance(update, Seeded) or not 1 <= update.coefs.numel() <= MOST_COEFS:
         return False
     probes, noise, coefs = update.probes, update.probes.noise, update.coefs
-    if work_of(probes) > MOST_WORK:
+    placed = (noise.seed, noise.substream, noise.step, probes.weights) == (header.seed, 0, step, header.weights)
+    if not placed or coefs.shape != (probes.count,) or work_of(probes) > MOST_WORK:
         return False
-    if isinstance(probes, SparseProbes):
-        size = probes.weights
-    else:
-        size = sum(rows * columns for rows, columns in probes.shapes)
-    placed = (noise.seed, noise.substream, noise.step, size) == (seed, 0, step, weights)
-    return placed and coefs.shape == (probes.count,) and bool(((coefs == 0) | (coefs.abs() == 1)).all())
+    if isinstance(probes, DenseProbes):
+        rated = update.rate is not None and math.isfinite(update.rate) and update.rate >= 0
+        return rated and coefs.dtype == torch.float32 and probes.parameters == header.shapes
+    return bool(((coefs == 0) | (coefs.abs() == 1)).all())
 
 
 class LogWriter:
@@ -83,15 +85,15 @@ class LogWriter:
         Raises InputError for an update that cannot be logged, CheckpointError if the file cannot be written.
         """
         step = self._first + len(self._kept)
-        if not is_logged(update, self._header.seed, step, self._header.weights):
+        if not is_logged(update, self._header, step):
             raise InputError(
-                f"the log holds trits and flips, within limits, but the update of step {step} is neither "
-                f"({type(update).__name__})"
+                "the log holds trits, flips, or float32 numbers along dense probes with their learning rate, within "
+                f"limits, but the update of step {step} is none of these ({type(update).__name__})"
             )
         coefs = update.coefs.numel() if isinstance(update, Seeded) else 0
         flips = update.positions.numel() if isinstance(update, Flips) else 0
         full = self._coefs + coefs > MOST_COEFS or self._flips + flips > MOST_FLIPS
-        if self._kept and (full or type(update) is not type(self._kept[-1])):
+        if self._kept and (full or _kind(update) != _kind(self._kept[-1])):
             self.commit()
         statistics = self._statistics | {n: value.detach().cpu().clone() for n, value in update.statistics.items()}
         statistics_to_bytes(self._header, statistics)  # too large or of another shape: found at once
@@ -121,17 +123,28 @@ class LogWriter:
 
     def _block(self) -> tuple[bytes, bytes]:
         statistics = statistics_to_bytes(self._header, self._statistics)
-        trits = [update for update in self._kept if isinstance(update, Seeded)]
+        seeded = [update for update in self._kept if isinstance(update, Seeded)]
         flips = [update for update in self._kept if isinstance(update, Flips)]
-        payload = encode_trits(trits) if trits else encode_flips(flips, self._header.weights)
-        kind = TRITS if trits else FLIPS
+        kind = _kind(self._kept[0])
+        if kind == FLIPS:
+            payload = encode_flips(flips, self._header.weights)
+        else:
+            payload = encode_trits(seeded) if kind == TRITS else encode_reals(seeded)
         head = BlockHead(kind, self._first, len(self._kept), len(statistics), len(payload))
         return head.to_bytes(), statistics + payload
 
 
+def _kind(update: Logged) -> int:
+    if isinstance(update, Flips):
+        return FLIPS
+    return REALS if isinstance(update.probes, DenseProbes) else TRITS
+
+
 def _bytes(update: Logged) -> float:
     """About how many bytes an update will take."""
-    return update.coefs.numel() * 0.2 if isinstance(update, Seeded) else update.positions.numel() * 1.6
+    if isinstance(update, Flips):
+        return update.positions.numel() * 1.6
+    return update.coefs.numel() * 0.2 if _kind(update) == TRITS else update.coefs.numel() * 4.0 + 8
 
 
 @contextmanager
@@ -148,5 +161,6 @@ def _explained(path: Path) -> Iterator[None]:
 def _on_cpu(update: Logged) -> Logged:
     """What the log needs of an update, in memory of its own."""
     if isinstance(update, Seeded):
-        return Seeded(update.coefs.detach().to("cpu", torch.int8, copy=True), update.probes)
+        dtype = torch.int8 if _kind(update) == TRITS else torch.float32
+        return Seeded(update.coefs.detach().to("cpu", dtype, copy=True), update.probes, rate=update.rate)
     return Flips(update.positions.to("cpu", torch.int64, copy=True), update.moves.to("cpu", torch.int8, copy=True))

@@ -149,7 +149,8 @@ def train(  # long: rule, data and options, and three hooks for own code
         own, name, same = _module_name(module), data.name, followed(options, len(data.train))
         recorder = Recorder(folder.log_file, lambda net: Header.of(net, rule, task, name, options.seed, own, same))
         kept_metrics = take_up(folder, options, state, rule, recorder, progress)
-    loop = Loop(rule, data, options, compute, folder, recorder)
+    logging = None if options.average else recorder  # a log gives the weights that trained, not their average
+    loop = Loop(rule, data, options, compute, folder, logging)
     if state.step > loop.total_steps:
         raise InputError(
             f"{options.out} has been trained for {state.step} steps already, more than the {loop.total_steps} of "

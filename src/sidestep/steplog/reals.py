@@ -1,0 +1,117 @@
+"""Blocks of real numbers: one float32 per dense probe, and the learning rate that a step was taken with.
+
+The numbers are stored as they are: what a code could save of their 32 bits is their sign and size, a few bits.
+"""
+
+import itertools
+import math
+import struct
+from dataclasses import dataclass
+from typing import get_args
+
+import numpy as np
+import torch
+
+from sidestep.errors import InputError
+from sidestep.noise import Noise
+from sidestep.probes import DenseProbes, Distribution
+from sidestep.steplog.format import MOST_COEFS, MOST_WORK, DamagedLogError, read_varint, varint
+from sidestep.steplog.trits import work_of
+from sidestep.update import Seeded
+
+__all__ = ["Table", "decode_reals", "encode_reals"]
+
+Table = tuple[tuple[str, tuple[int, ...]], ...]  # name and shape of every parameter
+DISTRIBUTIONS: tuple[Distribution, ...] = get_args(Distribution)  # their places stand in the log
+ONE_RATE, A_RATE_EACH = 0, 1
+
+
+@dataclass(frozen=True)
+class Run:
+    """Consecutive steps of a block that share their probes, but for the step."""
+
+    probes: DenseProbes  # of the first of the steps
+    rates: tuple[float, ...]  # of every step
+
+
+def encode_reals(updates: list[Seeded]) -> bytes:
+    """Return the payload of consecutive steps' numbers; `decode_reals` gives them back."""
+    runs = [list(run) for _, run in itertools.groupby(updates, key=lambda update: _kind_of(_dense(update)))]
+    heads, coefs = [varint(len(runs))], []
+    for run in runs:
+        rates = np.array([update.rate for update in run], dtype="<f8")
+        same = bool((rates == rates[0]).all())
+        heads += [varint(len(run)), _kind_of(_dense(run[0])), bytes([ONE_RATE if same else A_RATE_EACH])]
+        heads.append(rates[: 1 if same else None].tobytes())
+        coefs += [update.coefs.to(torch.float32).cpu().numpy().astype("<f4").tobytes() for update in run]
+    return b"".join([*heads, *coefs])
+
+
+def decode_reals(payload: bytes, steps: int, noise: Noise, parameters: Table) -> list[Seeded]:
+    """Return the updates of a block that begins at `noise.step`.
+
+    Args:
+        payload: what `encode_reals` made.
+        steps: how many steps the block has.
+        noise: of the log's seed, at the block's first step.
+        parameters: name and shape of every parameter of the net.
+
+    Raises:
+        DamagedLogError: if the payload cannot be what `encode_reals` made.
+    """
+    number, at = read_varint(payload, 0)
+    if not 1 <= number <= steps:
+        raise DamagedLogError(f"a block of {steps} steps says that it has {number} runs")
+    runs, done, coefs = [], 0, 0
+    for _ in range(number):
+        run, at = _read_run(payload, at, noise.at(noise.step + done), parameters, steps - done)
+        runs.append(run)
+        done, coefs = done + len(run.rates), coefs + len(run.rates) * run.probes.count
+    if done != steps or coefs > MOST_COEFS or len(payload) - at != 4 * coefs:
+        raise DamagedLogError(f"a block of {steps} steps has {done}, with {coefs} numbers in {len(payload) - at} bytes")
+    found = []
+    for run in runs:
+        probes = run.probes
+        for index, rate in enumerate(run.rates):
+            numbers = torch.from_numpy(np.frombuffer(payload, "<f4", probes.count, at).astype(np.float32))
+            moved = DenseProbes(
+                probes.noise.at(probes.noise.step + index), parameters, probes.count, probes.distribution
+            )
+            found.append(Seeded(numbers, moved, rate=rate))
+            at += 4 * probes.count
+    return found
+
+
+def _dense(update: Seeded) -> DenseProbes:
+    if not isinstance(update.probes, DenseProbes):
+        raise InputError(f"real numbers are logged along dense probes, got {type(update.probes).__name__}")
+    return update.probes
+
+
+def _kind_of(probes: DenseProbes) -> bytes:
+    """What a run says of its probes."""
+    place = DISTRIBUTIONS.index(probes.distribution)
+    return struct.pack("<BI", place, probes.noise.stream_id) + varint(probes.count)
+
+
+def _read_run(payload: bytes, at: int, noise: Noise, parameters: Table, steps_left: int) -> tuple[Run, int]:
+    steps, at = read_varint(payload, at)
+    if not 1 <= steps <= steps_left:
+        raise DamagedLogError(f"a run says that it has {steps} steps, where {steps_left} are left")
+    try:
+        place, stream_id = struct.unpack_from("<BI", payload, at)
+        count, at = read_varint(payload, at + 5)
+        if place >= len(DISTRIBUTIONS) or not 1 <= count <= MOST_COEFS:
+            raise DamagedLogError(f"there are no {count} probes of distribution {place}")
+        each, at = payload[at], at + 1
+        if each > A_RATE_EACH:
+            raise DamagedLogError(f"there is no kind of learning rates {each}")
+        rates = struct.unpack_from(f"<{steps if each else 1}d", payload, at)
+    except (struct.error, IndexError) as error:
+        raise DamagedLogError(f"a run of a block is cut: {error}") from error
+    if not all(math.isfinite(rate) and rate >= 0 for rate in rates):
+        raise DamagedLogError("a learning rate of a block is no number from 0 on")
+    probes = DenseProbes(Noise(noise.seed, stream_id, 0, noise.step), parameters, count, DISTRIBUTIONS[place])
+    if work_of(probes) > MOST_WORK:
+        raise DamagedLogError(f"a step of a block would take more than {MOST_WORK:,} operations")
+    return Run(probes, rates if each else rates * steps), at + 8 * len(rates)
