@@ -265,21 +265,23 @@ def draw(theory: list[tuple[float, float]], found: dict[str, list], runs: Path, 
 
 
 def beside_accuracy(axes: Axes, found: dict[str, list]) -> None:
-    """Plot accuracy against the trained cosine; a rule is a number, which the legend explains."""
+    """Plot the test error against the trained cosine; a rule is a number, which the legend explains."""
     numbers = {name: index for index, name in enumerate(rules(1), start=1)}
     for colour, (data, points) in zip(("#0b5cad", "#c2571a"), found.items(), strict=False):
-        axes.semilogx([p[2] for p in points], [p[3] for p in points], "o", color=colour, label=data, markersize=3)
-        for index, (name, _, cosine, accuracy, _) in enumerate(points):
-            beside = (3 if index % 2 else -3, 2)  # neighbours are often near each other
+        points = sorted(points, key=lambda point: point[2])
+        wrong = [100 - accuracy for _, _, _, accuracy, _ in points]
+        axes.semilogy([p[2] for p in points], wrong, "o", color=colour, label=data, markersize=3)
+        for index, ((name, _, cosine, *_), error) in enumerate(zip(points, wrong, strict=True)):
+            beside = (-3 if index % 2 else 3, 2)  # neighbours are often near each other
             axes.annotate(
-                str(numbers[name]), (cosine, accuracy), beside, textcoords="offset points", fontsize=7, color=colour,
-                ha="left" if index % 2 else "right",
+                str(numbers[name]), (cosine, error), beside, textcoords="offset points", fontsize=7, color=colour,
+                ha="right" if index % 2 else "left",
             )  # fmt: skip
     shown = {name for points in found.values() for name, *_ in points}
     text = "\n".join(f"{number:2d}  {name}" for name, number in numbers.items() if name in shown)
     axes.text(1.02, 1, text, transform=axes.transAxes, va="top", fontsize=7)
-    axes.set(xlabel="cosine of the trained net, all tensors", ylabel="test accuracy, %", title="beside accuracy")
-    axes.legend(fontsize=7, loc="lower right")
+    axes.set(xlabel="cosine of the trained net, all tensors", ylabel="test error, %", title="beside accuracy")
+    axes.legend(fontsize=7, loc="upper right")
 
 
 def main() -> None:
