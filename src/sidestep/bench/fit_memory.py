@@ -199,7 +199,7 @@ def _fits(cost: Cost | None, budget: int) -> bool:
 
 def _measured(way: Way, row: Row, tell: Callable[[str], None]) -> Row:
     free = free_memory_bytes(way.work.device)
-    # the other modes have been predicted too high, and a quarter of the batch did fit
+    # of the other modes predictions are rougher, and a quarter of the batch did fit
     together = way.work.units == "together"
     if together and row.predicted and free is not None and row.predicted.bytes > free:
         return replace(row, why=f"not measured: only {readable_bytes(free)} are free")
