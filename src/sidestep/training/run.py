@@ -125,10 +125,7 @@ def train(  # long: rule, data and options, and three hooks for own code
         source = source or {"name": data}
         data = load(data)
     compute = Compute.find(options.device, options.precision)
-    if isinstance(rule, Dividing):
-        check_multiple(min(options.batch, len(data.train)), *rule.batch_multiple)
-    check_watch(rule, data, options)
-    begin_units(rule, options.units, compute.device)
+    _begin(rule, data, options, compute)
     task = Task.of(data)
     folder = RunFolder(Path(options.out)) if options.out else None
     options = dataclasses.replace(options, epochs=options.epochs_for(len(data.train)))
@@ -173,6 +170,14 @@ def train(  # long: rule, data and options, and three hooks for own code
     if folder:
         folder.save_result(run.result)
     return run
+
+
+def _begin(rule: Rule, data: DataSet, options: Options, compute: Compute) -> None:
+    """Refuse what cannot work before anything is written, and tell the C library what to do with freed memory."""
+    if isinstance(rule, Dividing):
+        check_multiple(min(options.batch, len(data.train)), *rule.batch_multiple)
+    check_watch(rule, data, options)
+    begin_units(rule, options.units, compute.device)
 
 
 def _result(run: Run, loop: Loop, state: State, data: DataSet, progress: Progress) -> dict[str, Any]:
