@@ -1,10 +1,12 @@
 """The scripts of the pages make the tables that they say, of made-up runs."""
 
 import json
+import sys
 
+import numpy
 import pytest
 
-from benchmarks import alignment_page, rules_page, ternary_page
+from benchmarks import alignment_page, noprop_recipe, rules_page, ternary_page
 from benchmarks.rules_page import Entry
 
 
@@ -95,3 +97,63 @@ class TestAlignmentPage:
         for seeds in ([0], [0], [0, 1]):
             assert alignment_page.theory_beside(tmp_path, seeds) == ("| table |", [[0.1, 0.2]])
         assert calls == [[0], [0, 1]]
+
+
+def read_by(readings):
+    return {"readings": readings}
+
+
+class TestNoPropRecipe:
+    def test_a_row_shows_the_walk_the_sampled_walk_and_one_look(self, tmp_path):
+        folders = [tmp_path / "0", tmp_path / "1", tmp_path / "not there"]
+        for folder, ddim in zip(folders, (0.90, 0.92), strict=False):
+            folder.mkdir()
+            readings = {"mean": 0.1, "first step": 0.7, "ancestral": 0.8, "ddim": ddim}
+            (folder / "result.json").write_text(json.dumps(read_by(readings)))
+        variant = noprop_recipe.VARIANTS["ct-uniform"]
+        assert noprop_recipe.row(variant, folders) == (
+            "| independent times | 2 | 91.00 (1.00) | 80.00 (0.00) | 70.00 (0.00) |"
+        )
+        assert noprop_recipe.row(variant, folders[:1]) == "| independent times | 1 | 90.00 | 80.00 | 70.00 |"
+        assert noprop_recipe.row(variant, folders[2:]) is None
+
+    def test_backprop_has_one_reading(self, tmp_path):
+        (tmp_path / "result.json").write_text(json.dumps(read_by({"forward": 0.5})))
+        assert noprop_recipe.row(noprop_recipe.VARIANTS["backprop-paper"], [tmp_path]).endswith("| 50.00 | - | - |")
+
+    def test_a_variant_differs_from_its_recipe_by_its_changes_only(self, tmp_path):
+        def options(name):
+            words = noprop_recipe.command(name, tmp_path / "part.npz", 4, 1, tmp_path / "run")[5:]
+            return dict(zip(words[::2], words[1::2], strict=True))
+
+        for name, variant in noprop_recipe.VARIANTS.items():
+            base = options({"noprop-ct": "ct", "noprop-fm": "fm", "noprop-dt": "dt"}.get(variant.rule, "backprop"))
+            changed = {key: value for key, value in options(name).items() if base.get(key) != value}
+            assert changed == {key: value for key, value in variant.changes.items() if base.get(key) != value}
+            assert bool(changed) != (variant.title.startswith("**"))
+
+    def test_the_part_leaves_the_test_images_alone(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(noprop_recipe, "HELD_OUT", 100)
+        noprop_recipe.write_part(tmp_path / "part.npz", "digits", 256)
+        whole = noprop_recipe.data.load("digits", validation=0.0).train.images.numpy()
+        with numpy.load(tmp_path / "part.npz") as part:
+            assert (part["x_train"] == whole[:256]).all()
+            assert (part["x_test"] == whole[256:356]).all()
+            assert len(part["y_test"]) == 100
+
+    def test_too_many_images_are_refused(self, tmp_path):
+        with pytest.raises(SystemExit, match=r"digits has 1437 training images; --images \+ 5000"):
+            noprop_recipe.write_part(tmp_path / "part.npz", "digits", 256)
+
+    def test_it_trains_what_is_missing_and_draws_the_table(self, tmp_path, monkeypatch, capsys):
+        monkeypatch.setattr(noprop_recipe, "HELD_OUT", 64)
+        asked = ["noprop_recipe", "--runs", str(tmp_path), "--data", "digits", "--images", "128", "--epochs", "1"]
+        monkeypatch.setattr(sys, "argv", [*asked, "--seeds", "0", "--only", "ct"])
+        noprop_recipe.main()
+        first = capsys.readouterr()
+        assert "ct, seed 0" in first.err
+        assert first.out.splitlines()[2].startswith("| **CT, the recipe** | 1 | ")
+        noprop_recipe.main()
+        second = capsys.readouterr()
+        assert second.out == first.out
+        assert not second.err
