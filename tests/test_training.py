@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import ClassVar
 
 import numpy
 import pytest
@@ -22,6 +23,8 @@ from sidestep.training import Stopped
 from sidestep.training.folder import RunFolder
 from sidestep.training.loop import Loop
 from sidestep.training.options import Compute
+from sidestep.training.stopping import StopRequest
+from sidestep.training.tally import Count, Tally
 
 QUICK = Backprop(net="mlp", hidden=(16,))
 
@@ -208,6 +211,68 @@ def test_a_run_stopped_by_a_signal_saves_and_resumes_to_the_same_bits(tmp_path):
     assert without_seconds(metrics(tmp_path / "whole")) == without_seconds(metrics(tmp_path / "parts"))
 
 
+class TestEvaluationAtTheEnd:
+    options: ClassVar[dict] = {"epochs": 1, "batch": 128, "seed": 3}
+
+    @staticmethod
+    def stopping(at):
+        """Return what sends SIGTERM when `at` is being evaluated, and notes all that is."""
+
+        class Interrupting:
+            told: ClassVar[list] = []
+
+            def begin(self, *given): ...
+            def step(self, *given): ...
+            def epoch(self, *given): ...
+            def evaluating(self, what):
+                self.told.append(what)
+                if what == at:
+                    signal.raise_signal(signal.SIGTERM)
+
+        return Interrupting()
+
+    @pytest.mark.parametrize("at", ["train: 54%", "validation: 100%", "test: 56%", "test: 100%"])
+    def test_a_stop_loses_nothing_that_was_counted(self, tmp_path, monkeypatch, at):
+        monkeypatch.setattr("sidestep.training.evaluate._BATCH", 100)
+        rule = NoPropDT(blocks=2)  # whose ancestral reading draws noise
+        whole = train(rule, "digits", Options(**self.options, out=tmp_path / "whole")).result
+        first = self.stopping(at)
+        with pytest.raises(Stopped, match=rf"images of the evaluation on the {at.split(':')[0]} split") as stopped:
+            train(rule, "digits", Options(**self.options, out=tmp_path / "parts"), progress=first)
+        assert (stopped.value.signal_number, stopped.value.step) == (signal.SIGTERM, whole["steps"])
+        assert (tmp_path / "parts/model.safetensors").exists()
+        assert (tmp_path / "parts/evaluation.json").exists()
+        second = self.stopping("nothing")
+        again = Options(**self.options, out=tmp_path / "parts", resume=True)
+        parts = train(rule, "digits", again, progress=second).result
+        own = {"seconds", "peak_memory_bytes", "run"}
+        assert {k: v for k, v in parts.items() if k not in own} == {k: v for k, v in whole.items() if k not in own}
+        counted = [what for what in first.told + second.told if ":" in what]
+        assert len(counted) == len(set(counted))  # no batch was counted twice
+        assert not (tmp_path / "parts/evaluation.json").exists()
+
+    def test_counts_of_another_setting_or_a_damaged_file_are_not_taken(self, tmp_path):
+        file, stop = tmp_path / "evaluation.json", StopRequest()
+        first = Tally(file, {"steps": 5}, 0.0, stop)
+        first.of("test", ["ddim"]).add({"ddim": 7}, 10)
+        assert Tally(file, {"steps": 5}, 60.0, stop).of("test", ["ddim"]) == Count({"ddim": 7}, 10)
+        assert Tally(file, {"steps": 6}, 60.0, stop).of("test", ["ddim"]).images == 0
+        assert Tally(file, {"steps": 5}, 60.0, stop).of("test", ["mean"]).images == 0
+        assert Tally(file, {"steps": 5}, 60.0, stop).of("train", ["ddim"]).images == 0
+        for damage in ("", "{", "[]", "3", '{"key": {"steps": 5}}'):
+            file.write_text(damage)
+            assert Tally(file, {"steps": 5}, 60.0, stop).of("test", ["ddim"]).images == 0
+
+    def test_only_the_wanted_readings_are_counted_and_unknown_ones_refused_before_training(self, tmp_path):
+        rule, options = NoPropDT(blocks=2), Options(**self.options, out=tmp_path / "run")
+        with pytest.raises(InputError, match="noprop-dt has no reading 'euler'; it has: ddim, "):
+            train(rule, "digits", options, readings=["ddim", "euler"])
+        assert not (tmp_path / "run").exists()
+        result = train(rule, "digits", options, readings=["mean", "ddim"]).result
+        assert list(result["readings"]) == ["mean", "ddim"]
+        assert result["test_accuracy"] == result["readings"]["ddim"]
+
+
 class Exploding(Backprop):
     """Back-propagation whose loss or gradient stops being finite at step 14."""
 
@@ -308,7 +373,7 @@ def test_the_test_split_is_read_at_the_end_only():
             assert reads == []
 
         def evaluating(self, what):
-            assert reads == [] or what == "test"
+            assert reads == [] or what.startswith("test")
 
     train(QUICK, watched, Options(epochs=2), progress=Listening())
     assert set(reads) == {"test"}

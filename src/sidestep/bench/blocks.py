@@ -79,8 +79,17 @@ def study_blocks(  # long: two rules, and how and where they are trained
     return _record(rule, baseline, data, options, parts)
 
 
-def trained_run(rule: Rule, data: DataSet, options: Options, source: Mapping[str, Any], watch: Watch) -> Run:
+def trained_run(  # long: what is trained, on what, how, and what is read of it
+    rule: Rule,
+    data: DataSet,
+    options: Options,
+    source: Mapping[str, Any],
+    watch: Watch,
+    readings: Sequence[str] | None = None,
+) -> Run:
     """Return the run in `options.out`: loaded if it is finished, continued if it is not, new if there is none.
+
+    A run that is trained here is evaluated by the named readings only, by default by all.
 
     Raises:
         InputError: if the folder holds a run with other options.
@@ -99,9 +108,8 @@ def trained_run(rule: Rule, data: DataSet, options: Options, source: Mapping[str
         run.result = result
         return run
     with watch(f"{rule.name} on {data.name}, seed {options.seed}: {epochs} epochs") as progress:
-        return train(
-            rule, data, dataclasses.replace(options, epochs=epochs, resume=True), source=source, progress=progress
-        )
+        again = dataclasses.replace(options, epochs=epochs, resume=True)
+        return train(rule, data, again, source=source, progress=progress, readings=readings)
 
 
 def _check_same(  # long: the six things that a run is made of

@@ -1,6 +1,5 @@
 """One cell of a table: a preset trained with one seed, and read several times. Files say what is done already."""
 
-import dataclasses
 import gc
 import json
 from collections.abc import Mapping
@@ -14,13 +13,19 @@ from sidestep import checkpoint
 from sidestep.bench.blocks import Watch, trained_run
 from sidestep.data import DataSet, Split
 from sidestep.errors import SidestepError
+from sidestep.noise import Noise
 from sidestep.rules import RULES
 from sidestep.rules.presets import Preset
 from sidestep.training import Compute, Options, Run
+from sidestep.training.evaluate import accuracies
+from sidestep.training.stopping import stop_on_signals
+from sidestep.training.tally import Tally
 
 __all__ = ["Plan", "cell_record", "fill_cell"]
 
 _APART = 32  # bits between the seed of a run and the seeds that its further inference runs draw noise from
+_UNDER_WAY = "inference-run.json"  # how far the inference run has come that is under way
+_SECONDS = 60.0  # between two writes of how far an inference run has come
 
 
 @dataclass(frozen=True)
@@ -64,7 +69,8 @@ def fill_cell(preset: Preset, seed: int, data: DataSet, source: Mapping[str, Any
         _start_over(plan.device)
         rule = RULES[preset.rule](**preset.options)
         options = Options(**preset.train, seed=seed, device=plan.device, out=plan.folder(preset, seed))
-        run = trained_run(rule, data, options, source, watch)
+        needed = list(dict.fromkeys([rule.predictors[0], preset.reading]))
+        run = trained_run(rule, data, options, source, watch, needed)
         _read_often(run, preset, data.test, plan.inference_runs if preset.sampled else 1)
     except (SidestepError, MemoryError, RuntimeError) as error:  # torch reports a lack of memory as a RuntimeError
         message = f"{type(error).__name__}: {error}".splitlines()[0]
@@ -84,7 +90,11 @@ def _start_over(device: str) -> None:
 
 
 def _read_often(run: Run, preset: Preset, test: Split, count: int) -> None:
-    """Write the accuracies of `count` inference runs, each with other noise; the first is the run's own."""
+    """Write the accuracies of `count` inference runs, each with other noise; the first is the run's own.
+
+    Raises:
+        Stopped: after Ctrl-C or SIGTERM, when what was counted is written.
+    """
     path, steps = (run.folder or Path()) / "inference.json", run.result["steps"]
     record = _read(path)
     first = run.result["readings"][preset.reading]
@@ -93,10 +103,19 @@ def _read_often(run: Run, preset: Preset, test: Split, count: int) -> None:
         record = {"steps": steps, "images": len(test), "accuracies": {}}
     shares = record["accuracies"].setdefault(preset.reading, [first])
     while len(shares) < count:
-        again = dataclasses.replace(run, seed=run.seed + (len(shares) << _APART))
-        shares.append(again.evaluate(test, [preset.reading])[preset.reading])
+        shares.append(_another(run, preset.reading, test, len(shares)))
         checkpoint.write_text(path, json.dumps(record) + "\n")
     checkpoint.write_text(path, json.dumps(record) + "\n")
+    path.with_name(_UNDER_WAY).unlink(missing_ok=True)
+
+
+def _another(run: Run, reading: str, test: Split, number: int) -> float:
+    """Return the accuracy of one more inference run, or of what an earlier process left to do of it."""
+    key = {"steps": run.result["steps"], "images": len(test), "run": number, "device": str(run.compute.device)}
+    with stop_on_signals() as stop:
+        tally = Tally((run.folder or Path()) / _UNDER_WAY, key, _SECONDS, stop)
+        count, noise = tally.of("test", [reading]), Noise(run.seed + (number << _APART))
+        return accuracies(run.rule, run.net, test, run.task, run.compute, noise, [reading], count)[reading]
 
 
 def cell_record(preset: Preset, seed: int, plan: Plan) -> dict[str, Any] | None:

@@ -12,10 +12,23 @@ from sidestep.errors import InputError, NonFiniteError
 from sidestep.noise import Noise
 from sidestep.rules.protocol import Rule, Task
 from sidestep.training.options import Compute
+from sidestep.training.tally import Count
 
-__all__ = ["accuracies", "predictions", "with_inference"]
+__all__ = ["accuracies", "check_readings", "predictions", "with_inference"]
 
 _BATCH = 500
+
+
+def check_readings(rule: Rule, names: Sequence[str]) -> Sequence[str]:
+    """Return the names, all of which must be readings of the rule.
+
+    Raises:
+        InputError: if one is not.
+    """
+    for name in names:
+        if name not in rule.predictors:
+            raise InputError(f"{rule.name} has no reading {name!r}; it has: {', '.join(rule.predictors)}")
+    return names
 
 
 def predictions(  # long: a prediction depends on these
@@ -26,10 +39,14 @@ def predictions(  # long: a prediction depends on these
     compute: Compute,
     noise: Noise,
     names: Sequence[str],
+    first: int = 0,
 ) -> Iterator[dict[str, Tensor]]:
-    """Yield class probabilities by the wanted readings, batch by batch; images are raw, as they lie in a split."""
+    """Yield class probabilities by the wanted readings, batch by batch; images are raw, as they lie in a split.
+
+    Image `first` is the first, at a limit between batches: what is drawn for an image depends on where it stands.
+    """
     stream = noise.stream("predict")
-    for start in range(0, len(images), _BATCH):
+    for start in range(first, len(images), _BATCH):
         part = standardise(images[start : start + _BATCH].to(compute.device), task.mean, task.std)
         with compute.autocast():
             found = rule.predict(net, part.contiguous(memory_format=torch.channels_last), stream, start, names)
@@ -42,7 +59,7 @@ def predictions(  # long: a prediction depends on these
         yield found
 
 
-def accuracies(  # long: an accuracy depends on these seven
+def accuracies(  # long: an accuracy depends on the first seven
     rule: Rule,
     net: nn.Module,
     split: Split,
@@ -50,6 +67,7 @@ def accuracies(  # long: an accuracy depends on these seven
     compute: Compute,
     noise: Noise,
     names: Sequence[str],
+    count: Count | None = None,
 ) -> dict[str, float]:
     """Return reading name -> share of right answers, in [0, 1].
 
@@ -61,16 +79,14 @@ def accuracies(  # long: an accuracy depends on these seven
         compute: device and precision.
         noise: what sampled predictions draw from.
         names: which of the rule's readings to count.
+        count: what was counted before, whole batches of it; counted on in place.
     """
-    right = dict.fromkeys(names, 0)
-    start = 0
-    for found in predictions(rule, net, split.images, task, compute, noise, names):
+    count = count or Count(dict.fromkeys(names, 0))
+    for found in predictions(rule, net, split.images, task, compute, noise, names, count.images):
         size = len(next(iter(found.values())))
-        labels = split.labels[start : start + size].to(compute.device)
-        for name in names:
-            right[name] += int((found[name].argmax(dim=1) == labels).sum())
-        start += size
-    return {name: count / max(1, len(split)) for name, count in right.items()}
+        labels = split.labels[count.images : count.images + size].to(compute.device)
+        count.add({name: int((found[name].argmax(dim=1) == labels).sum()) for name in names}, size)
+    return {name: right / max(1, len(split)) for name, right in count.right.items()}
 
 
 def with_inference(rule: Rule, changes: Mapping[str, Any]) -> Rule:

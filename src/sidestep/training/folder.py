@@ -22,7 +22,10 @@ else:
 
 __all__ = ["RunFolder"]
 
-_FILES = ("config.toml", "metrics.jsonl", "model.safetensors", "state.safetensors", "result.json", "steps.steplog")
+_FILES = (
+    "config.toml", "metrics.jsonl", "model.safetensors", "state.safetensors", "result.json", "steps.steplog",
+    "evaluation.json",
+)  # fmt: skip
 
 
 class RunFolder:
@@ -30,13 +33,15 @@ class RunFolder:
 
     `state.safetensors` is the one commit point: weights, optimiser, step, and how many bytes of the metrics belong to
     it, and of `steps.steplog`, which rules whose updates can be replayed leave. Whatever these two hold beyond that
-    belongs to steps that will be taken again, and is cut off on resuming.
+    belongs to steps that will be taken again, and is cut off on resuming. `evaluation.json` is there only while the
+    trained net is evaluated, and says how far that has come.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         files = (path / name for name in _FILES)
-        self.config_file, self.metrics_file, self.model_file, self.state_file, self.result_file, self.log_file = files
+        self.config_file, self.metrics_file, self.model_file, self.state_file, self.result_file, *others = files
+        self.log_file, self.evaluation_file = others
 
     def prepare(self, config: Mapping[str, Any], resume: bool, overwrite: bool) -> None:
         """Make the folder ready for a run with this configuration, new or resumed.
@@ -84,6 +89,7 @@ class RunFolder:
         if not finished:
             self.model_file.unlink(missing_ok=True)
             self.result_file.unlink(missing_ok=True)
+            self.evaluation_file.unlink(missing_ok=True)
         self._write_config(config)
 
     def _write_config(self, config: Mapping[str, Any]) -> None:
@@ -173,8 +179,9 @@ class RunFolder:
         checkpoint.save(self.model_file, weights, {"kind": "model"})
 
     def save_result(self, result: Mapping[str, Any]) -> None:
-        """Write the result of a finished run."""
+        """Write the result of a finished run, which needs the counts of its evaluation no more."""
         checkpoint.write_text(self.result_file, json.dumps(result, indent=2) + "\n")
+        self.evaluation_file.unlink(missing_ok=True)
 
 
 class MetricsLog:

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from sidestep import checkpoint
 from sidestep.data import DataSet, Split, load
 from sidestep.errors import CheckpointError, InputError
-from sidestep.measure import peak_memory_bytes
 from sidestep.nets.own import ImagePath
 from sidestep.nets.ternary import pack_layers
 from sidestep.noise import Noise
@@ -21,11 +20,12 @@ from sidestep.rules.dense import check_multiple
 from sidestep.rules.protocol import Dividing, Rule, Task
 from sidestep.steplog import Header, Recorder
 from sidestep.training.alignment import check_watch
-from sidestep.training.evaluate import accuracies, predictions, with_inference
+from sidestep.training.evaluate import accuracies, check_readings, predictions, with_inference
 from sidestep.training.folder import RunFolder
 from sidestep.training.loop import Loop
 from sidestep.training.options import Compute, Options
 from sidestep.training.progress import Progress, Silent
+from sidestep.training.result import final_result
 from sidestep.training.resume import followed, take_up
 from sidestep.training.state import AVERAGE, State
 from sidestep.training.stopping import Stopped, stop_on_signals
@@ -33,8 +33,6 @@ from sidestep.training.units import begin_units, place_units
 from sidestep.version import __version__
 
 __all__ = ["Run", "load_run", "train"]
-
-_MOST_TRAIN = 10_000  # training images that the train accuracy is counted on
 
 
 @dataclass
@@ -61,7 +59,7 @@ class Run:
             InputError: for images of another shape than trained on, or a reading that the rule does not have.
         """
         name = reading or self.rule.predictors[0]
-        self._check_readings([name])
+        check_readings(self.rule, [name])
         if tuple(images.shape[1:]) != self.task.image_shape:
             raise InputError(
                 f"images have shape {tuple(images.shape[1:])}, but the net was trained on {self.task.image_shape} "
@@ -75,19 +73,14 @@ class Run:
             else torch.zeros(0, self.task.classes)
         )
 
-    def _check_readings(self, names: Sequence[str]) -> None:
-        for name in names:
-            if name not in self.rule.predictors:
-                raise InputError(f"{self.rule.name} has no reading {name!r}; it has: {', '.join(self.rule.predictors)}")
-
     def evaluate(self, split: Split, names: Sequence[str] | None = None) -> dict[str, float]:
         """Return reading name -> accuracy in [0, 1] on a split of raw images and labels; all readings by default."""
         names = names or self.rule.predictors
-        self._check_readings(names)
+        check_readings(self.rule, names)
         return accuracies(self.rule, self.net, split, self.task, self.compute, Noise(self.seed), names)
 
 
-def train(  # long: rule, data and options, and three hooks for own code
+def train(  # long: rule, data and options, three hooks for own code, and what is read at the end
     rule: Rule,
     data: DataSet | str = "digits",
     options: Options | None = None,
@@ -95,6 +88,7 @@ def train(  # long: rule, data and options, and three hooks for own code
     module: ImagePath | None = None,
     source: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
+    readings: Sequence[str] | None = None,
 ) -> Run:
     """Train a net by a rule, and evaluate it.
 
@@ -111,6 +105,7 @@ def train(  # long: rule, data and options, and three hooks for own code
             have loaded, give a function).
         source: how `data` can be loaded again, written to the run's configuration.
         progress: told of steps and epochs; silent by default.
+        readings: which of the rule's readings are counted at the end; all by default.
 
     Returns:
         The run: net, predictions, and `result` with the accuracies.
@@ -118,9 +113,11 @@ def train(  # long: rule, data and options, and three hooks for own code
     Raises:
         InputError: for options, data or modules that do not fit together.
         NonFiniteError: if the loss stops being a number.
-        Stopped: after Ctrl-C or SIGTERM, when the step under way is done and the checkpoint written.
+        Stopped: after Ctrl-C or SIGTERM, when the step (or, at the end, the batch of the evaluation) under way is done
+            and what a resumed run needs is written.
     """
     options = options or Options()
+    wanted = check_readings(rule, readings or rule.predictors)
     if isinstance(data, str):
         source = source or {"name": data}
         data = load(data)
@@ -164,7 +161,7 @@ def train(  # long: rule, data and options, and three hooks for own code
     if folder:
         folder.save_model(state.weights())  # before the test split is touched: it may turn out to be damaged
     run = Run(rule, net, task, compute, options.seed, state.step, {}, folder.path if folder else None)
-    run.result = _result(run, loop, state, data, progress)
+    run.result = final_result(loop, state, progress, wanted)
     if state.files:
         state.files.leave()
     if folder:
@@ -178,40 +175,6 @@ def _begin(rule: Rule, data: DataSet, options: Options, compute: Compute) -> Non
         check_multiple(min(options.batch, len(data.train)), *rule.batch_multiple)
     check_watch(rule, data, options)
     begin_units(rule, options.units, compute.device)
-
-
-def _result(run: Run, loop: Loop, state: State, data: DataSet, progress: Progress) -> dict[str, Any]:
-    """Evaluate all splits; the test split is read here, for the first time."""
-    best = run.rule.predictors[0]
-    shares: dict[str, dict[str, float] | None] = {}
-    split: Split | None
-    for name in ("train", "validation", "test"):
-        progress.evaluating(name)
-        if name == "train":
-            split = Split(data.train.images[:_MOST_TRAIN], data.train.labels[:_MOST_TRAIN])
-        elif name == "validation":
-            split = data.validation
-        elif data.has_test:
-            split = data.test
-        else:  # own data may come without one
-            split = None
-        only = [best] if name == "train" else None
-        shares[name] = run.evaluate(split, only) if split is not None and len(split) else None
-    return {
-        "rule": run.rule.name,
-        "data": data.name,
-        "seed": run.seed,
-        "steps": state.step,
-        "epochs": state.step / loop.steps_per_epoch,
-        "seconds": round(state.seconds, 3),
-        "parameters": sum(parameter.numel() for parameter in run.net.parameters()),
-        "peak_memory_bytes": peak_memory_bytes(run.compute.device),
-        **{f"{name}_accuracy": share[best] if share else None for name, share in shares.items()},
-        "readings": shares["test"] or shares["validation"],
-        "device": str(run.compute.device),
-        "precision": run.compute.precision,
-        "run": str(run.folder) if run.folder else None,
-    }
 
 
 def _config(

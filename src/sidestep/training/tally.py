@@ -1,0 +1,92 @@
+"""How far an evaluation has come, in a file, so that one that is stopped goes on from there."""
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sidestep import checkpoint
+from sidestep.training.stopping import Stopped, StopRequest
+
+__all__ = ["Count", "Tally"]
+
+
+@dataclass
+class Count:
+    """Right answers among the first `images` of a split, by reading."""
+
+    right: dict[str, int]
+    images: int = 0
+    after_batch: Callable[[], None] = field(default=lambda: None, repr=False, compare=False)
+
+    def add(self, right: Mapping[str, int], images: int) -> None:
+        """Count a batch."""
+        for name, number in right.items():
+            self.right[name] += number
+        self.images += images
+        self.after_batch()
+
+
+class Tally:
+    """Counts of several splits, written to a file every so many seconds, and when a stop is requested.
+
+    A file is taken up if its key, which says of what net and how it is evaluated, is the same.
+    """
+
+    def __init__(self, file: Path | None, key: Mapping[str, Any], seconds: float, stop: StopRequest) -> None:
+        self._file, self._key, self._seconds, self._stop = file, dict(key), seconds, stop
+        self._saved = time.perf_counter()
+        self._counts: dict[str, Count] = {}
+        self._earlier = _read(file, self._key)
+
+    def of(self, split: str, names: Sequence[str], tell: Callable[[int], None] = lambda images: None) -> Count:
+        """Return the count of a split by the named readings: an earlier one, or a new one.
+
+        Args:
+            split: its name.
+            names: of the readings.
+            tell: called with the number of images after every batch.
+        """
+        earlier = self._earlier.get(split, {})
+        same = list(earlier.get("right", ())) == list(names)
+        count = Count(dict(earlier["right"]), earlier["images"]) if same else Count(dict.fromkeys(names, 0))
+
+        def after_batch() -> None:
+            tell(count.images)
+            if self._stop.requested or time.perf_counter() - self._saved > self._seconds:
+                self.save()
+            if self._stop.requested:
+                raise Stopped(
+                    f"stopped after {count.images:,} images of the evaluation on the {split} split",
+                    self._key.get("steps", 0),
+                    self._stop.signal_number,
+                )
+
+        count.after_batch = after_batch
+        self._counts[split] = count
+        return count
+
+    def save(self) -> None:
+        """Write all counts to the file.
+
+        Raises:
+            CheckpointError: if it cannot be written.
+        """
+        if self._file is None:
+            return
+        counts = {name: {"images": count.images, "right": count.right} for name, count in self._counts.items()}
+        record = {"key": self._key, "counts": {**self._earlier, **counts}}
+        checkpoint.write_text(self._file, json.dumps(record) + "\n")
+        self._saved = time.perf_counter()
+
+
+def _read(file: Path | None, key: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the counts in a file, or nothing if there is none of this key."""
+    try:
+        record = json.loads(file.read_text(encoding="utf-8")) if file else {}
+    except (OSError, ValueError):  # not there, or damaged: then it is counted again
+        return {}
+    counts = record.get("counts") if isinstance(record, dict) and record.get("key") == key else None
+    return counts if isinstance(counts, dict) else {}
