@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import re
 
 import pytest
 import torch
@@ -24,6 +25,7 @@ from sidestep.nets import (
     orthogonal_embedding,
     posterior_coefficients,
     prototype_embedding,
+    readable_alpha_bar,
     run_units,
     signal_to_noise,
 )
@@ -56,6 +58,25 @@ def test_cosine_schedule_rises_and_every_loss_weight_is_positive(blocks):
 def test_a_schedule_that_falls_or_leaves_the_unit_interval_is_refused(values, words):
     with pytest.raises(InputError, match=words):
         check_alpha_bar(torch.tensor(values))
+
+
+@pytest.mark.parametrize(
+    ("make", "fits", "words"),
+    [
+        (cosine_alpha_bar, {}, r"clipped to \[0.001, 0.999\]: alpha_bar_0 = 0.001, alpha_bar_1 = 0.001, and"),
+        (cosine_alpha_bar, {"low": 0.05, "high": 0.999}, r"\[0.05, 0.999\].*levels = readable$"),
+        (cosine_alpha_bar, {"offset": 1.0}, "cosine schedule"),
+        (readable_alpha_bar, {"classes": 100}, r"readable levels of 100 classes in \[0.001, 0.999\].*widen the clip$"),
+    ],
+)
+def test_too_many_blocks_are_told_how_many_fit(make, fits, words):
+    with pytest.raises(InputError, match=words) as refused:
+        make(1000, **fits)
+    assert len(str(refused.value)) < 400
+    most = int(re.search(r"use at most (\d+) blocks", str(refused.value))[1])
+    assert (make(most, **fits).diff() > 0).all()
+    with pytest.raises(InputError):
+        make(most + 1, **fits)
 
 
 def test_the_weights_of_the_stack_are_the_paper_s():

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from sidestep.errors import InputError
+from sidestep.errors import InputError, NonFiniteError
 from sidestep.nets import Dropout
 from sidestep.nets.denoiser import draw_times
 from sidestep.noise import Noise
@@ -158,6 +158,14 @@ def test_a_learned_schedule_stays_a_schedule_while_it_learns():
     assert (after - before).abs().max() > 1e-3
     assert (after.diff() > 0).all()
     assert set(rule.watch(net)) >= {"alpha_bar(0)", "alpha_bar(1)", "smallest embedding norm"}
+
+
+def test_a_learned_schedule_that_has_become_flat_is_an_error():
+    rule, net = built(loss="paper", schedule="learned", embedding="learned", dimension=6)
+    with torch.no_grad():
+        net.schedule.log_span.fill_(-10.0)
+    with pytest.raises(NonFiniteError, match=r"flat: alpha_bar\(0\) = .*--schedule linear"):
+        rule.watch(net)
 
 
 def test_prediction_has_no_label_and_an_untrained_net_scores_near_chance():

@@ -163,7 +163,8 @@ def make_schedule(name: str, low: float, high: float) -> LinearSchedule | Cosine
         raise InputError(f"schedule must be {', '.join(SCHEDULES)}, got {name!r}")
     if not 0 < low < high < 1:
         raise InputError(
-            f"a schedule rises from one alpha_bar to a larger one, both strictly between 0 and 1, got {low} to {high}"
+            f"a schedule rises from one alpha_bar to a larger one, both strictly between 0 and 1, got {low} to {high}; "
+            "for instance 0.0067 to 0.9933 (smallest_alpha_bar, largest_alpha_bar)"
         )
     return SCHEDULES[name](low, high)
 

@@ -1,6 +1,7 @@
 """Noise schedules: how much of the label is left in z_t, and the coefficients that follow from it."""
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -50,11 +51,13 @@ def cosine_alpha_bar(blocks: int, offset: float = 0.008, low: float = 1e-3, high
     if blocks < 1:
         raise InputError(f"blocks must be at least 1, got {blocks}")
     _check_clip(low, high)
-    time = torch.linspace(1, 0, blocks + 1, dtype=torch.float64)
-    squared = torch.cos((time + offset) / (1 + offset) * math.pi / 2) ** 2
-    alpha_bar = (squared / squared[-1]).clamp(low, high)
-    check_alpha_bar(alpha_bar)
-    return alpha_bar.float()
+
+    def levels(blocks: int) -> Tensor:
+        time = torch.linspace(1, 0, blocks + 1, dtype=torch.float64)
+        squared = torch.cos((time + offset) / (1 + offset) * math.pi / 2) ** 2
+        return (squared / squared[-1]).clamp(low, high).float()
+
+    return _rising(levels, blocks, f"the cosine schedule clipped to [{low:g}, {high:g}]", ", or take levels = readable")
 
 
 def readable_alpha_bar(blocks: int, classes: int, low: float = 1e-3, high: float = 0.999) -> Tensor:
@@ -77,11 +80,32 @@ def readable_alpha_bar(blocks: int, classes: int, low: float = 1e-3, high: float
     others = torch.special.log_ndtr(spread + torch.exp(log_snr / 2)[:, None]) * (classes - 1)
     density = torch.exp(others - spread**2 / 2) / math.sqrt(2 * math.pi)
     readable = torch.trapezoid(density, spread, dim=1).cummax(dim=0).values  # (4001,), rising from 1/m to 1
-    wanted = torch.linspace(float(readable[0]), float(readable[-1]), blocks + 1, dtype=torch.float64)
-    places = torch.searchsorted(readable, wanted[1:-1])
-    alpha_bar = torch.sigmoid(torch.cat([log_snr[:1], log_snr[places], log_snr[-1:]]))
-    check_alpha_bar(alpha_bar)
-    return alpha_bar.float()
+
+    def levels(blocks: int) -> Tensor:
+        wanted = torch.linspace(float(readable[0]), float(readable[-1]), blocks + 1, dtype=torch.float64)
+        places = torch.searchsorted(readable, wanted[1:-1])
+        return torch.sigmoid(torch.cat([log_snr[:1], log_snr[places], log_snr[-1:]])).float()
+
+    return _rising(levels, blocks, f"readable levels of {classes} classes in [{low:g}, {high:g}]", "")
+
+
+def _rising(levels: Callable[[int], Tensor], blocks: int, name: str, instead: str) -> Tensor:
+    """Return levels(blocks), or say how many blocks such levels are enough for."""
+    found = levels(blocks)
+    if bool((found[1:] > found[:-1]).all()):
+        check_alpha_bar(found)
+        return found
+    most = next((n for n in range(blocks - 1, 0, -1) if bool((levels(n).diff() > 0).all())), None)
+    fewer = f"use at most {most} blocks, " if most else ""
+    raise InputError(
+        f"{blocks} blocks are too many for {name}: {_first_fall(found)}, and every block needs an alpha_bar above that "
+        f"of the one before; {fewer}widen the clip{instead}"
+    )
+
+
+def _first_fall(values: Tensor) -> str:
+    index = int((values.diff() <= 0).nonzero()[0])
+    return f"alpha_bar_{index} = {float(values[index]):.6g}, alpha_bar_{index + 1} = {float(values[index + 1]):.6g}"
 
 
 def _check_clip(low: float, high: float) -> None:
@@ -97,15 +121,17 @@ def check_alpha_bar(alpha_bar: Tensor) -> None:
     values = alpha_bar.double()
     if values.dim() != 1 or len(values) < 2:
         raise InputError(f"a schedule needs shape (blocks + 1,) with at least two values, got {tuple(values.shape)}")
-    if not bool(((values > 0) & (values < 1)).all()):
+    outside = (~((values > 0) & (values < 1))).nonzero()
+    if len(outside):
+        index = int(outside[0])
         raise InputError(
-            f"every alpha_bar must lie strictly between 0 and 1, got {values.tolist()}; "
+            f"every alpha_bar must lie strictly between 0 and 1, got alpha_bar_{index} = {float(values[index]):.6g}; "
             "clip the schedule, for instance to [0.001, 0.999]"
         )
     if not bool((values[1:] > values[:-1]).all()):
         raise InputError(
-            f"alpha_bar must rise from block to block (noise to label), got {values.tolist()}; "
-            "reverse the schedule, use fewer blocks, or clip it less (49 blocks fit a clip to [0.001, 0.999])"
+            f"alpha_bar must rise from block to block (noise to label), got {_first_fall(values)}; "
+            "reverse the schedule if it falls, or use fewer blocks"
         )
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from sidestep.data import Split
-from sidestep.errors import InputError
+from sidestep.errors import InputError, NonFiniteError
 from sidestep.nets.continuous import Schedule, make_schedule
 from sidestep.nets.denoiser import Denoiser, draw_times
 from sidestep.nets.dropout import masks_from
@@ -41,6 +41,8 @@ from sidestep.rules.true_gradient import end_to_end
 from sidestep.update import Dense, Update
 
 __all__ = ["NoPropCT"]
+
+_FLATTEST = 1e-3  # the least that a learned alpha_bar may rise from t = 0 to t = 1
 
 
 @dataclass(frozen=True)
@@ -216,10 +218,19 @@ class NoPropCT:
             return walk.wanted(names or self.predictors, readings)
 
     def watch(self, net: nn.Module) -> dict[str, float]:
-        """Return the embeddings' smallest norm and distance, and the schedule's ends."""
+        """Return the embeddings' smallest norm and distance, and the schedule's ends.
+
+        Raises:
+            NonFiniteError: if a learned schedule does not rise any more.
+        """
         assert isinstance(net, Denoiser)  # made by build
         with torch.no_grad():
             first, last = _schedule(net).alpha_bar(net.embedding.new_tensor([0.0, 1.0])).tolist()
+        if not last - first > _FLATTEST:
+            raise NonFiniteError(
+                f"the learned schedule has become flat: alpha_bar(0) = {first:.3g}, alpha_bar(1) = {last:.3g}, so no "
+                "time shows more of the label than another; take a smaller --learning-rate, or --schedule linear"
+            )
         return {**embedding_distances(net.embedding), "alpha_bar(0)": first, "alpha_bar(1)": last}
 
 
