@@ -119,6 +119,16 @@ def test_help_explains_each_option_with_default_and_symbol(capsys):
     assert run(capsys, "--version")[1].startswith("sidestep 0.")
 
 
+@pytest.mark.parametrize("given", [["--steps", "5"], ["--steps=5"]])
+def test_an_option_of_other_rules_is_said_to_be_theirs(capsys, given):
+    status, _, error = run(capsys, "train", "noprop-dt", *given, "--epochs", "1")
+    assert status == 2
+    assert "--steps is not an option of noprop-dt; it is one of noprop-ct, noprop-fm" in error
+    assert "--epochs is not" not in error
+    assert "is not an option" not in run(capsys, "train", "noprop-dt", "--stepps", "5")[2]
+    assert "is not an option" not in run(capsys, "train", "noprop-ct", "--steps", "many")[2]
+
+
 def test_resuming_keeps_the_options_that_are_not_given_again(capsys):
     run(capsys, "train", "backprop", *QUICK, "--out", "a", "--batch", "64", "--seed", "3", "--learning-rate", "0.01")
     status, _, error = run(capsys, "train", "backprop", "--resume", "--out", "a", "--epochs", "2")
