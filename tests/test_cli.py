@@ -119,6 +119,16 @@ def test_help_explains_each_option_with_default_and_symbol(capsys):
     assert run(capsys, "--version")[1].startswith("sidestep 0.")
 
 
+@pytest.mark.parametrize("given", [["--steps", "5"], ["--steps=5"]])
+def test_an_option_of_other_rules_is_said_to_be_theirs(capsys, given):
+    status, _, error = run(capsys, "train", "noprop-dt", *given, "--epochs", "1")
+    assert status == 2
+    assert "--steps is not an option of noprop-dt; it is one of noprop-ct, noprop-fm" in error
+    assert "--epochs is not" not in error
+    assert "is not an option" not in run(capsys, "train", "noprop-dt", "--stepps", "5")[2]
+    assert "is not an option" not in run(capsys, "train", "noprop-ct", "--steps", "many")[2]
+
+
 def test_resuming_keeps_the_options_that_are_not_given_again(capsys):
     run(capsys, "train", "backprop", *QUICK, "--out", "a", "--batch", "64", "--seed", "3", "--learning-rate", "0.01")
     status, _, error = run(capsys, "train", "backprop", "--resume", "--out", "a", "--epochs", "2")
@@ -296,11 +306,25 @@ def test_evaluating_on_other_classes_or_other_units_of_pixels_is_refused(capsys)
 
 def test_a_damaged_test_split_does_not_cost_the_trained_model(capsys):
     images = numpy.zeros((40, 8, 8), "uint8")
-    numpy.savez("own.npz", x_train=images, y_train=numpy.arange(40) % 2, x_test=images, y_test=numpy.arange(40) + 7)
+    labels = numpy.arange(40) % 2
+    numpy.savez("own.npz", x_train=images, y_train=labels, x_test=images / 255, y_test=labels)
     status, _, error = run(capsys, "train", "backprop", *QUICK, "--data", "own.npz", "--out", "a")
     assert status == 2
     assert "own" in error
     assert Path("a/model.safetensors").exists()
+
+
+def test_a_test_label_of_no_class_is_refused_before_training(capsys):
+    images, labels = numpy.zeros((40, 8, 8), "uint8"), numpy.arange(40) % 10
+    seen = labels < 9
+    unseen = {"x_train": images[seen], "y_train": labels[seen], "x_test": images, "y_test": labels}
+    numpy.savez("unseen.npz", **unseen)
+    status, _, error = run(capsys, "train", "backprop", *QUICK, "--data", "unseen.npz", "--out", "a")
+    assert (status, Path("a").exists()) == (2, False)
+    assert "label 9 (index 9) and 3 more are out of range; give class_names" in error
+    numpy.savez("named.npz", **unseen, class_names=list("abcdefghij"))
+    status, _, error = run(capsys, "train", "backprop", *QUICK, "--data", "named.npz", "--out", "a")
+    assert (status, Path("a/result.json").exists()) == (0, True), error
 
 
 def test_a_folder_that_cannot_be_made(capsys):

@@ -58,13 +58,13 @@ def test_wrong_arrays(tmp_path: Path, change: dict[str, np.ndarray], message: st
         ({"x_test": PIXELS[:8, :5]}, r"test images are \(3, 5, 5\).*train \(3, 6, 5\)", True),
         ({"y_test": LABELS[:7]}, r"test has 8 images but labels of shape \(7,\)", True),
         ({"y_test": None}, "needs x_train and y_train.*found x_test", True),
-        ({"y_test": LABELS[:8] + 1}, "labels must be 0 to 3.*label 4", False),
+        ({"y_test": LABELS[:8] + 1}, "labels must be 0 to 3.*label 4.*give class_names.*or.* train images", True),
         ({"x_test": PIXELS[:8] / 255.0}, "test images are torch.float32, those of train torch.uint8", False),
         ({"x_test": with_value(np.nan)[:8]}, "2 of 720 pixels", False),
     ],
 )
 def test_wrong_test_split(tmp_path: Path, change: dict[str, np.ndarray], message: str, early: bool) -> None:
-    """Shapes are compared before training; what only reading can find is found at `.test`."""
+    """Shapes and labels are looked at before training; what only the images show is found at `.test`."""
     path = keras_file(tmp_path / "mine.npz", **change)
     if not early:
         images = data.load(path)

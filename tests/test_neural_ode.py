@@ -210,6 +210,20 @@ def test_every_solver_finds_the_same_end():
         torch.testing.assert_close(found["from zero"], found["adaptive"], rtol=1e-2, atol=1e-3)
 
 
+@pytest.mark.usefixtures("slow_time")
+def test_the_adaptive_reading_takes_the_steps_that_its_tolerance_asks_for(monkeypatch):
+    _, net = smooth()
+    times, outputs = [], net.block.outputs
+    monkeypatch.setattr(net.block, "outputs", lambda held, z, time: (times.append(time), outputs(held, z, time))[1])
+
+    def evaluations(tolerance):
+        times.clear()
+        NeuralODE(tolerance=tolerance).predict(net, batch(4, torch.float64).images, Noise(0), names=["adaptive"])
+        return len(times)
+
+    assert evaluations(0.9) < evaluations(1e-6)
+
+
 @pytest.mark.parametrize(
     "options",
     [

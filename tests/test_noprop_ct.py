@@ -225,6 +225,9 @@ def test_a_learned_schedule_with_another_loss_is_refused(loss):
         ({"optimizer_kind": "sgd"}, "optimizer_kind must be one of adam, adamw"),
         ({"smallest_alpha_bar": 0.9, "largest_alpha_bar": 0.1}, "rise"),
         ({"largest_alpha_bar": 1.0}, "largest_alpha_bar must lie between"),
+        ({"eta": 100.0}, "eta = 100.0 needs loss = paper or clipped, got cross-entropy.*default, 1.0"),
+        ({"loss": "unweighted", "eta": 2.0}, "eta = 2.0 needs loss = paper or clipped, got unweighted"),
+        ({"loss": "paper", "largest_weight": 0.001}, "largest_weight = 0.001 needs loss = clipped, got paper"),
     ],
 )
 def test_bad_options_say_what_is_needed(options, words):

@@ -67,10 +67,8 @@ def test_other_losses_stand_in_the_place_of_the_paper_s(loss):
     """From the loss that the reference gives by the paper's weight, or by hand."""
     options = {
         "loss": loss,
-        "largest_weight": 0.5,
-        "label_smoothing": 0.1 if loss == "cross-entropy" else 0.0,
         "levels": "readable",
-        "eta": 0.4,
+        **{"cross-entropy": {"label_smoothing": 0.1}, "clipped": {"largest_weight": 0.5, "eta": 0.4}}.get(loss, {}),
     }
     rule, net = built(embedding="orthogonal", **options)
     assert torch.equal(net.alpha_bar, readable_alpha_bar(3, 4))
@@ -260,6 +258,9 @@ def test_own_modules_with_torch_s_dropout_repeat_and_leave_the_global_generator_
         ({"smallest_alpha_bar": 0.0}, "smallest_alpha_bar must lie between"),
         ({"smallest_alpha_bar": 0.9, "largest_alpha_bar": 0.1}, r"two values in \(0, 1\) that rise, got \[0.9, 0.1\]"),
         ({"draws": 0}, "draws must lie between 1"),
+        ({"loss": "unweighted", "eta": 50.0}, "eta = 50.0 needs loss = paper or clipped, got unweighted"),
+        ({"largest_weight": 4.0}, "largest_weight = 4.0 needs loss = clipped, got paper.*default, 5.0"),
+        ({"levels": "readable", "cosine_offset": 0.5}, "cosine_offset = 0.5 needs levels = cosine, got readable"),
     ],
 )
 def test_bad_options_say_what_is_needed(options, words):

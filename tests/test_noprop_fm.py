@@ -180,6 +180,8 @@ def test_velocities_with_a_loss_of_labels_are_refused(loss):
         ({"solver": "rk4"}, "solver must be one of dopri5"),
         ({"loss": "huber"}, "loss must be paper, clipped"),
         ({"readout": "magic"}, "readout must be one of softmax, radial, nearest"),
+        ({"largest_weight": 4.0}, "largest_weight = 4.0 needs loss = clipped, got cross-entropy"),
+        ({"loss": "paper", "sigma": 0.1}, "needs sigma = 0, got 0.1.*take prediction = velocity"),
     ],
 )
 def test_bad_options_say_what_is_needed(options, words):

@@ -293,9 +293,18 @@ def test_the_study_of_blocks_runs_resumes_and_reports(capsys, monkeypatch):
         again["mean"]["chain"] - again["mean"]["block 1 alone"]
     )
 
+    status, _, error = run(capsys, *BLOCKS, "--seeds", "1")
+    assert (status, "holds a study of 2 seeds, which 1 would replace; give --seeds 2 or more" in error) == (2, True)
+    assert json.loads(Path("study/study.json").read_text())["seeds"] == [0, 1]
+
     for other in (["--blocks", "3"], ["--batch", "64"], ["--validation", "0.2"]):
         status, _, error = run(capsys, *BLOCKS, "--seeds", "2", *other)
         assert (status, "choose another --out" in error) == (2, True), error
+    assert len(trained) == 2
+
+    status, _, error = run(capsys, *BLOCKS, "--seeds", "1", "--overwrite")
+    assert status == 0, error
+    assert json.loads(Path("study/study.json").read_text())["seeds"] == [0]
     assert len(trained) == 2
 
 

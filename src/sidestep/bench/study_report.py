@@ -41,26 +41,27 @@ def share(mean: float, error: float | None = None, signed: bool = False) -> str:
     return text if error is None else f"{text} ({100 * error:.2f})"
 
 
-def folder_for_study(out: Path, asked: Mapping[str, Any], overwrite: bool) -> Path:
+def folder_for_study(out: Path, asked: Mapping[str, Any], overwrite: bool, seeds: int = 1) -> Path:
     """Return the folder, made if it was not there.
 
     Args:
         out: where.
         asked: the options that the results depend on, as `write_study` keeps them.
-        overwrite: whether results of other options may be replaced.
+        overwrite: whether results of other options, or of more seeds, may be replaced.
+        seeds: how many the study is to have.
 
     Raises:
-        InputError: if it cannot be made, is the folder of a run, or holds a study of other options.
+        InputError: if it cannot be made, is the folder of a run, or holds a study of other options or of more seeds.
     """
-    try:
-        earlier = json.loads((out / "study.json").read_text(encoding="utf-8"))["asked"]
-    except OSError:  # there is none
-        earlier = asked
-    except (ValueError, LookupError, TypeError):
-        earlier = None
+    earlier, had = _earlier(out, asked)
     if earlier != asked and not overwrite:
         raise InputError(
             f"{out} holds a study of other options; choose another --out, or replace its results with --overwrite"
+        )
+    if had > seeds and not overwrite:
+        raise InputError(
+            f"{out} holds a study of {had} seeds, which {seeds} would replace; give --seeds {had} or more, choose "
+            "another --out, or replace its results with --overwrite"
         )
     if (out / "config.toml").exists():
         raise InputError(
@@ -71,6 +72,17 @@ def folder_for_study(out: Path, asked: Mapping[str, Any], overwrite: bool) -> Pa
     except OSError as error:
         raise InputError(f"the folder {out} cannot be made: {error.strerror}; choose another --out") from error
     return out
+
+
+def _earlier(out: Path, asked: Mapping[str, Any]) -> tuple[Any, int]:
+    """Return what the folder's study was asked, and of how many seeds it is; `asked` and 0 where there is none."""
+    try:
+        record = json.loads((out / "study.json").read_text(encoding="utf-8"))
+        return record["asked"], len(record.get("seeds", ()))  # a study of one training has no list of seeds
+    except OSError:
+        return asked, 0
+    except (ValueError, LookupError, TypeError, AttributeError):  # of another form, or damaged
+        return None, 0
 
 
 def write_study(out: Path, record: Mapping[str, Any], text: str, tables: Sequence[Table], figure: "Figure") -> None:

@@ -64,11 +64,11 @@ def _blocks(
         blocks: Blocks of both nets (the paper's T).
         epochs: Passes over the training split. Default: 10, or 20 below 5,000 images.
         batch: Images per step.
-        seeds: How many seeds, from 0 on.
+        seeds: How many seeds, from 0 on; more can be added later.
         validation: Share of the training split kept aside for validation.
         out: Folder of the runs, and of study.json, study.md and study.png.
         device: Where to compute: auto, cpu, cuda, cuda:1, mps.
-        overwrite: Replace the results of a study of other options in --out.
+        overwrite: Replace the results of a study of other options, or of more seeds, in --out.
         json: Print the record as one JSON object on the last line of standard output.
     """
     found, source = _data(data, data_dir, validation)
@@ -81,7 +81,7 @@ def _blocks(
         "batch": batch,
         "validation": validation,
     }  # fmt: skip; more seeds only add to the results
-    options = Options(epochs=epochs, batch=batch, device=device, out=folder_for_study(out, asked, overwrite))
+    options = Options(epochs=epochs, batch=batch, device=device, out=folder_for_study(out, asked, overwrite, seeds))
     try:
         record = study_blocks(*rules, found, options, seeds, source, _watch)
     except Stopped as stopped:

@@ -168,15 +168,36 @@ def _parse(name: str, arguments: Sequence[str], defaults: Given) -> Given:
     kind = RULES[name]
     collect.__annotations__["rule"] = Annotated[kind, tyro.conf.arg(name="")]
     collect.__defaults__ = (rule, data_options, options, extra)
-    rule, options, data_options, extra = tyro.cli(
-        collect, prog=f"sidestep train {name}", description=kind.__doc__, args=list(arguments)
-    )
+    try:
+        rule, options, data_options, extra = tyro.cli(
+            collect, prog=f"sidestep train {name}", description=kind.__doc__, args=list(arguments)
+        )
+    except SystemExit as leaving:
+        if leaving.code:
+            _say_whose_they_are(name, arguments)
+        raise
     if options.out is None:
         data = data_options.data
         label = Path(data).stem if "/" in data else data.removesuffix(".npz")
         stem = data_options.preset or f"{name}-{label}"
         options = dataclasses.replace(options, out=Path("runs") / f"{stem}-{options.seed}")
     return rule, options, data_options, extra
+
+
+def _say_whose_they_are(name: str, arguments: Sequence[str]) -> None:
+    """Say which rules have an option that this one does not have; the parser has said that it does not know it."""
+    own = {field.name for kind in (RULES[name], Options, DataOptions, Extra) for field in dataclasses.fields(kind)}
+    options = {word.partition("=")[0] for word in arguments if word.startswith("--")}
+    for option in sorted(options):
+        field = option.removeprefix("--").removeprefix("no-").replace("-", "_")
+        others = [other for other, kind in RULES.items() if field in {each.name for each in dataclasses.fields(kind)}]
+        if field not in own and others:
+            error_console.print(
+                f"sidestep: {option} is not an option of {name}; it is one of {', '.join(others)}",
+                style="bold red",
+                markup=False,
+                soft_wrap=True,
+            )
 
 
 def _preset_options(preset: Preset) -> Given:

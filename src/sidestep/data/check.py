@@ -10,7 +10,7 @@ from torch import Tensor
 from sidestep.data.splits import Split
 from sidestep.errors import DataError
 
-__all__ = ["Array", "as_array", "check_label_range", "image_layout", "image_tensor", "make_split"]
+__all__ = ["Array", "as_array", "check_label_range", "image_layout", "image_tensor", "label_tensor", "make_split"]
 
 Array = NDArray[Any]
 CHANNELS = (1, 3, 4)
@@ -24,7 +24,7 @@ def make_split(images: Array, labels: Array, where: str) -> Split:
     (N, 1). `where` names the arrays in the DataError that anything else raises.
     """
     pixels = image_tensor(images, f"{where} images")
-    return Split(pixels, _label_tensor(labels, len(pixels), f"{where} labels"))
+    return Split(pixels, label_tensor(labels, len(pixels), f"{where} labels"))
 
 
 def as_array(values: Any, where: str) -> Array:
@@ -75,7 +75,9 @@ def check_label_range(labels: Tensor, classes: int, where: str) -> None:
         index = int(wrong.int().argmax())
         raise DataError(
             f"{where}: labels must be 0 to {classes - 1}, for {classes} classes; "
-            f"label {int(labels[index])} (index {index}) and {int(wrong.sum()) - 1} more are out of range"
+            f"label {int(labels[index])} (index {index}) and {int(wrong.sum()) - 1} more are out of range; "
+            "give class_names (in a .npz file: an array of strings) with a name for every class, or, where there are "
+            "no class_names, train images of that class"
         )
 
 
@@ -125,7 +127,8 @@ def _check_finite(pixels: Array, where: str) -> None:
     )
 
 
-def _label_tensor(labels: Array, examples: int, where: str) -> Tensor:
+def label_tensor(labels: Array, examples: int, where: str) -> Tensor:
+    """Labels in any form that `make_split` accepts as int64 of shape (examples,)."""
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
     if labels.ndim != 1:

@@ -87,6 +87,7 @@ def from_arrays(
         test=(lambda: test) if test is not None else None,
         class_names=tuple(map(str, class_names)) if class_names is not None else None,
         test_shapes=(test[0].shape, test[1].shape) if test is not None else None,
+        test_labels=(lambda: test[1]) if test is not None else None,
     )
     return assemble(source, validation)
 

@@ -37,8 +37,9 @@ def npz_source(name: str, paths: tuple[Path, ...], class_names: tuple[str, ...] 
     train_labels, val_*, test_*): the validation split is the file's own where it has one, and test may be
     missing.
 
-    An array `class_names` of strings in the file names the classes. Only train's arrays and, at most, the
-    headers of the test arrays are read before the test split is asked for. Raises DataError.
+    An array `class_names` of strings in the file names the classes. Only train's arrays and, of the test
+    arrays, the headers and the labels, whose range is looked at, are read before the test split is asked for.
+    Raises DataError.
     """
     (path,) = paths
     keys = npz_keys(path)
@@ -60,6 +61,7 @@ def npz_source(name: str, paths: tuple[Path, ...], class_names: tuple[str, ...] 
         test=_reader(path, test) if test and test[0] in keys else None,
         class_names=class_names,
         test_shapes=(shapes[0], shapes[1]) if shapes and shapes[0] and shapes[1] else None,
+        test_labels=partial(npz_array, path, test[1]) if test and test[0] in keys else None,
     )
 
 

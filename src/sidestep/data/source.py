@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from sidestep.data.check import Array, check_label_range, image_layout, make_split
+from sidestep.data.check import Array, check_label_range, image_layout, label_tensor, make_split
 from sidestep.data.splits import DataSet, Split
 from sidestep.errors import DataError, InputError
 from sidestep.noise import Noise
@@ -30,6 +30,7 @@ class Source:
     class_names: tuple[str, ...] | None = None  # None: numbered by the train labels
     image_shape: tuple[int, int, int] | None = None  # what the images must be, where that is known
     test_shapes: tuple[tuple[int, ...], tuple[int, ...]] | None = None  # known without reading: images', labels'
+    test_labels: Callable[[], Array] | None = None  # where they can be read without the images
 
 
 def hold_out(examples: int, count: int, purpose: str) -> tuple[Tensor, Tensor]:
@@ -59,6 +60,7 @@ def assemble(source: Source, validation: float = 0.1) -> DataSet:
     class_names = _class_names(source, train.labels)
     check_label_range(train.labels, len(class_names), f"{source.name}: train labels")
     _check_test_shapes(source, train)
+    _check_test_labels(source, len(class_names))
     if source.validation is not None:
         held = _read_like(source.validation, f"{source.name}: validation", train, len(class_names))
     else:
@@ -125,6 +127,14 @@ def _check_test_shapes(source: Source, train: Split) -> None:
     _check_alike(image_layout(images, f"{source.name}: test images")[0], train, f"{source.name}: test")
     if labels[:1] != images[:1]:
         raise DataError(f"{source.name}: test has {images[0]} images but labels of shape {labels}")
+
+
+def _check_test_labels(source: Source, classes: int) -> None:
+    """Find a test label that no net of so many classes can answer before training; nothing else is made of them."""
+    if source.test_labels is None:
+        return
+    labels, where = source.test_labels(), f"{source.name}: test labels"
+    check_label_range(label_tensor(labels, labels.size, where), classes, where)
 
 
 def _check_alike(image_shape: tuple[int, int, int], train: Split, where: str) -> None:

@@ -79,9 +79,9 @@ class Walker:
         """Return z_1 by Heun's method."""
         return heun_walk(self.rate, self.times, latent, to_the_end=self.last == 1)
 
-    def adaptive(self, latent: Tensor, solver: str) -> Tensor:
+    def adaptive(self, latent: Tensor, solver: str, tolerance: float = 1e-3) -> Tensor:
         """Return z_1 by an adaptive solver of torchdiffeq, up to the last time, and a step of Euler's from there."""
-        latent = solver_walk(self.rate, (0.0, self.last), latent, solver)
+        latent = solver_walk(self.rate, (0.0, self.last), latent, solver, tolerance)
         return euler_walk(self.rate, self.times.new_tensor([self.last, 1.0]), latent) if self.last < 1 else latent
 
     def _estimate(self, latent: Tensor, index: int) -> Tensor:

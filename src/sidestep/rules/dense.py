@@ -19,6 +19,7 @@ __all__ = [
     "check_choice",
     "check_positive",
     "check_range",
+    "check_used",
     "gradients_of",
     "merged",
 ]
@@ -115,3 +116,14 @@ def check_choice(rule: Any) -> None:
         if get_origin(kinds[field.name]) is Literal and getattr(rule, field.name) not in get_args(kinds[field.name]):
             allowed = ", ".join(map(str, get_args(kinds[field.name])))
             raise InputError(f"{field.name} must be one of {allowed}, got {getattr(rule, field.name)!r}")
+
+
+def check_used(rule: Any, option: str, choice: str, *users: str) -> None:
+    """Raise InputError for an option that is not at its default where the rule's `choice` is none of its `users`."""
+    value, chosen = getattr(rule, option), getattr(rule, choice)
+    default = next(field.default for field in fields(rule) if field.name == option)
+    if chosen not in users and value != default:
+        raise InputError(
+            f"{option} = {value} needs {choice} = {' or '.join(users)}, got {chosen}, which has no use for it; leave "
+            f"{option} at its default, {default}"
+        )

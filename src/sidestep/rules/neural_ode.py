@@ -50,7 +50,8 @@ class NeuralODE:
     method: Literal["euler", "midpoint", "rk4", "dopri5"] = "euler"
     """Solver (torchdiffeq): of first, second or fourth order with fixed steps, or with adaptive ones."""
     tolerance: float = 0.01
-    """Relative and absolute tolerance of dopri5, there and back; the way back may take hundreds of evaluations."""
+    """Tolerance of dopri5, relative and absolute, there and back (which may take hundreds of evaluations), and of the
+    reading `adaptive`."""
     gradient: Literal["adjoint", "direct"] = "adjoint"
     """Adjoint: solved back in time, off by the solver's error; direct: exact, through all steps, which are kept."""
     embedding: Literal["one-hot", "orthogonal", "learned", "prototype"] = "one-hot"
@@ -189,7 +190,7 @@ class NeuralODE:
             readings: dict[str, Callable[[], Tensor]] = {
                 "from zero": lambda: walk.read([end(walk.zero())]),
                 "from noise": lambda: walk.read([end(walk.normal(0, 0))]),
-                "adaptive": lambda: walk.read([walk.adaptive(walk.zero(), "dopri5")]),
+                "adaptive": lambda: walk.read([walk.adaptive(walk.zero(), "dopri5", self.tolerance)]),
             }
             with full_precision(images):  # as in training
                 return walk.wanted(names or self.predictors, readings)

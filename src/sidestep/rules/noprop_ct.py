@@ -27,7 +27,15 @@ from sidestep.nets.timed_predictions import Walker, diffusion_velocity
 from sidestep.nets.units import kept_statistics
 from sidestep.nets.walks import check_steps
 from sidestep.noise import Noise
-from sidestep.rules.dense import OPTIMIZERS, apply_dense, check_choice, check_positive, check_range, gradients_of
+from sidestep.rules.dense import (
+    OPTIMIZERS,
+    apply_dense,
+    check_choice,
+    check_positive,
+    check_range,
+    check_used,
+    gradients_of,
+)
 from sidestep.rules.labels import (
     block_units,
     embedding_for,
@@ -112,6 +120,8 @@ class NoPropCT:
         )
         make_schedule(self.schedule, self.smallest_alpha_bar, self.largest_alpha_bar)
         check_smoothing(self.loss, self.label_smoothing)
+        check_used(self, "eta", "loss", "paper", "clipped")
+        check_used(self, "largest_weight", "loss", "clipped")
         if self.schedule == "learned" and self.loss != "paper":
             raise InputError(
                 f"schedule = learned needs loss = paper, got {self.loss}: the bound's own weight is what keeps a "

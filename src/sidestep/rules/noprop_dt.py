@@ -31,7 +31,7 @@ from sidestep.nets.stack import DenoisingStack
 from sidestep.nets.together import BlocksTogether, drawn_masks
 from sidestep.nets.units import kept_statistics, run_units
 from sidestep.noise import Noise
-from sidestep.rules.dense import adamw, apply_dense, check_choice, check_positive, check_range, gradients_of
+from sidestep.rules.dense import adamw, apply_dense, check_choice, check_positive, check_range, check_used, gradients_of
 from sidestep.rules.labels import embedding_for, learns, project_rows, readout_loss, start_divergence
 from sidestep.rules.protocol import Batch, Task
 from sidestep.rules.true_gradient import end_to_end
@@ -57,7 +57,7 @@ class NoPropDT:
     blocks: int = 10
     """Number of denoising blocks, and of inference steps (the paper's T)."""
     eta: float = 0.1
-    """Weight of the denoising loss (the paper's eta)."""
+    """Weight of the denoising loss (the paper's eta), where the loss has one."""
     loss: Literal["paper", "clipped", "unweighted", "cross-entropy"] = "paper"
     """Denoising loss: squared error times the paper's weight, that weight clipped, or 1; or cross-entropy."""
     largest_weight: float = 5.0
@@ -81,7 +81,7 @@ class NoPropDT:
     levels: Literal["cosine", "readable"] = "cosine"
     """Noise levels between blocks: cosine schedule, or equal steps of how readable z_t is (for fewer blocks)."""
     cosine_offset: float = 0.008
-    """Offset s of the cosine noise schedule; not given in the paper."""
+    """Offset s of the cosine noise schedule (levels = cosine); not given in the paper."""
     smallest_alpha_bar: float = 1e-3
     """Lower clip of the schedule (alpha_bar_0): how much label is left in z_0; not given in the paper."""
     largest_alpha_bar: float = 0.999
@@ -103,9 +103,12 @@ class NoPropDT:
             check_range(1, 1_000_000, dimension=self.dimension)
         check_positive(1e6, eta=self.eta, largest_weight=self.largest_weight)
         check_smoothing(self.loss, self.label_smoothing)
+        check_used(self, "eta", "loss", "paper", "clipped")
+        check_used(self, "largest_weight", "loss", "clipped")
         check_positive(100, learning_rate=self.learning_rate)
         check_range(0, 1, weight_decay=self.weight_decay)
         check_range(0, 1, cosine_offset=self.cosine_offset)
+        check_used(self, "cosine_offset", "levels", "cosine")
         check_range(
             1e-9, 1 - 1e-6, smallest_alpha_bar=self.smallest_alpha_bar, largest_alpha_bar=self.largest_alpha_bar
         )

@@ -4,11 +4,14 @@ Li, Teh, Pascanu, "NoProp: Training Neural Networks without (Full) Back-propagat
 arXiv 2503.24322, section 3.3 and Algorithm 3. With z_0 ~ N(0, I), z_1 = u_y and
 `z_t ~ N(t z_1 + (1 - t) z_0, sigma^2 I)`:
 
-    L = |v(z_t, x, t) - (z_1 - z_0)|^2   + CE(p_out(z_t + (1 - t) v), y)     the anchor, where the embedding is learned
+    L = |v(z_t, x, t) - (z_1 - z_0)|^2   + CE(p_out(z_t + (1 - t) v), y)
+
+The second term, the anchor, is there where the embedding is learned or the read-out is trained (any but `nearest`); it
+trains the block too.
 
 The paper predicts the velocity, `v = outputs W`. Predicting the label instead, `uhat = softmax(outputs) W` and
-`v = (uhat - z_t) / (1 - t)`, turns the same loss into `|uhat - u_y|^2 / (1 - t)^2`, with the same choice of weights as
-in the other variants.
+`v = (uhat - z_t) / (1 - t)`, turns the first term into `|uhat - u_y|^2 / (1 - t)^2` where sigma = 0, with the same
+choice of weights as in the other variants. With sigma > 0 it would ask for `u_y` plus the noise about the line.
 """
 
 from collections.abc import Callable, Collection
@@ -30,7 +33,15 @@ from sidestep.nets.timed_predictions import Walker
 from sidestep.nets.units import kept_statistics
 from sidestep.nets.walks import check_steps
 from sidestep.noise import Noise
-from sidestep.rules.dense import OPTIMIZERS, apply_dense, check_choice, check_positive, check_range, gradients_of
+from sidestep.rules.dense import (
+    OPTIMIZERS,
+    apply_dense,
+    check_choice,
+    check_positive,
+    check_range,
+    check_used,
+    gradients_of,
+)
 from sidestep.rules.labels import block_units, embedding_for, learns, make_denoiser, project_rows, readout_loss
 from sidestep.rules.protocol import Batch, Task
 from sidestep.rules.true_gradient import end_to_end
@@ -94,6 +105,7 @@ class NoPropFM:
         check_range(0, 1, weight_decay=self.weight_decay)
         check_range(0, 10, sigma=self.sigma)
         check_smoothing(self.loss, self.label_smoothing)
+        check_used(self, "largest_weight", "loss", "clipped")
         check_range(1, 1000, draws=self.draws, draws_per_image=self.draws_per_image)
         check_steps(self.steps)
         check_choice(self)
@@ -103,6 +115,11 @@ class NoPropFM:
             raise InputError(
                 f"prediction = velocity has loss = paper only, got {self.loss}; the other losses compare label "
                 "estimates: take prediction = label"
+            )
+        if self.prediction == "label" and self.loss == "paper" and self.sigma:
+            raise InputError(
+                f"loss = paper with prediction = label needs sigma = 0, got {self.sigma}: it is the paper's on the "
+                "straight line only; take prediction = velocity, or loss = clipped, unweighted or cross-entropy"
             )
 
     def build(self, task: Task, noise: Noise, examples: Split | None, module: ImagePath | None) -> Denoiser:
