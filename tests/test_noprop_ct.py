@@ -195,10 +195,15 @@ def normals_of(noise, place, draw, count):
     return [stream.sub(index).normal(4 * place + 4)[4 * place :].double() for index in range(count)]
 
 
+def times_of(rule):
+    shares = [index / rule.steps for index in range(rule.steps + 1)]
+    return shares if rule.grid == "uniform" else [math.sin(math.pi / 2 * share) ** 2 for share in shares]
+
+
 def plain_readings(rule, image, place, noise):
     """Every fixed-step reading of one image as `softmax(z_1)`, and one for each draw of the chain."""
     steps, pixels, zero = rule.steps, image.flatten()[:4], torch.zeros(4).double()
-    times = [index / steps for index in range(steps + 1)]
+    times = times_of(rule)
     start, end = (math.log(1 / level - 1) for level in (rule.smallest_alpha_bar, rule.largest_alpha_bar))
 
     def alpha_bar(t):
@@ -211,21 +216,24 @@ def plain_readings(rule, image, place, noise):
         return (start - end) / 2 * (math.sqrt(alpha_bar(t)) * estimate(z, t) - alpha_bar(t) * z)
 
     draws = [normals_of(noise, place, draw, steps + 1) for draw in range(rule.draws)]
+    first = zero if rule.start == "zero" else draws[0][0]
     singles = [plain_ancestral(estimate, alpha_bar, times, normals).softmax(0) for normals in draws]
     found = {
-        "ddim": plain_ddim(estimate, alpha_bar, times, zero).softmax(0),
+        "ddim": plain_ddim(estimate, alpha_bar, times, first).softmax(0),
         "ddim from noise": plain_ddim(estimate, alpha_bar, times, draws[0][0]).softmax(0),
         "ancestral": singles[0],
-        "euler": plain_euler(rate, times, zero).softmax(0),
-        "heun": plain_heun(rate, times, zero, to_the_end=True).softmax(0),
+        "euler": plain_euler(rate, times, first).softmax(0),
+        "heun": plain_heun(rate, times, first, to_the_end=True).softmax(0),
         "mean": sum(singles) / rule.draws,
         "first step": estimate(zero, 0.0),
     }
     return found, singles
 
 
-def test_every_reading_equals_a_plain_walk_and_the_mean_is_over_draws_that_differ():
-    rule, net = built(draws=3)
+@pytest.mark.parametrize("start", ["zero", "noise"])
+@pytest.mark.parametrize("grid", ["uniform", "cosine"])
+def test_every_reading_equals_a_plain_walk_and_the_mean_is_over_draws_that_differ(start, grid):
+    rule, net = built(draws=3, start=start, grid=grid)
     with_a_plain_block(net)
     images = batch(6).images.double()
     found = rule.predict(net, images, Noise(4), start=10, names=[n for n in rule.predictors if n != "adaptive"])
@@ -234,6 +242,9 @@ def test_every_reading_equals_a_plain_walk_and_the_mean_is_over_draws_that_diffe
     for name, probabilities in found.items():
         assert (probabilities - wanted[name]).abs().max() < 1e-5, name
     others = [torch.stack([singles[draw] for _, singles in rows]) for draw in (1, 2)]
+    if start == "noise":
+        assert torch.equal(found["ddim"], found["ddim from noise"])
+        del wanted["ddim from noise"]
     for one, other in itertools.combinations([*wanted.values(), *others], 2):
         assert (one - other).abs().max() > 1e-2  # or the readings could stand in for one another
 
@@ -269,6 +280,8 @@ def test_a_learned_schedule_with_another_loss_is_refused(loss):
         ({"draws_per_image": 0}, "draws_per_image must lie between 1"),
         ({"steps": 1001}, "steps must be between 1 and 1000"),
         ({"solver": "euler"}, "solver must be one of dopri5"),
+        ({"start": "ones"}, "start must be one of zero, noise, got 'ones'"),
+        ({"grid": "square"}, "grid must be one of uniform, cosine, got 'square'"),
         ({"schedule": "quadratic"}, "schedule must be one of learned, linear, cosine"),
         ({"loss": "huber"}, "loss must be paper, clipped"),
         ({"times": "sorted"}, "times must be one of stratified, uniform"),

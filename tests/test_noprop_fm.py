@@ -150,10 +150,15 @@ def normals_of(noise, place, draw, count):
     return [stream.sub(index).normal(4 * place + 4)[4 * place :].double() for index in range(count)]
 
 
+def times_of(rule):
+    shares = [index / rule.steps for index in range(rule.steps + 1)]
+    return shares if rule.grid == "uniform" else [math.sin(math.pi / 2 * share) ** 2 for share in shares]
+
+
 def plain_readings(rule, image, place, noise):
     """Every fixed-step reading of one image as `softmax(z_1)`, and one for each draw of the start."""
     pixels, zero = image.flatten()[:4], torch.zeros(4).double()
-    times = [index / rule.steps for index in range(rule.steps + 1)]
+    times = times_of(rule)
 
     def rate(z, t):
         outputs = 3 * (2 * z + t + pixels).sin()
@@ -161,19 +166,22 @@ def plain_readings(rule, image, place, noise):
 
     starts = [normals_of(noise, place, draw, 1)[0] for draw in range(rule.draws)]
     singles = [plain_euler(rate, times, start).softmax(0) for start in starts]
+    first = zero if rule.start == "zero" else starts[0]
     found = {
-        "euler": plain_euler(rate, times, zero).softmax(0),
+        "euler": plain_euler(rate, times, first).softmax(0),
         "euler from noise": singles[0],
-        "heun": plain_heun(rate, times, zero, to_the_end=rule.prediction == "velocity").softmax(0),
+        "heun": plain_heun(rate, times, first, to_the_end=rule.prediction == "velocity").softmax(0),
         "mean": sum(singles) / rule.draws,
         "first step": rate(zero, 0.0).softmax(0),
     }
     return found, singles
 
 
+@pytest.mark.parametrize("start", ["zero", "noise"])
+@pytest.mark.parametrize("grid", ["uniform", "cosine"])
 @pytest.mark.parametrize("options", [{}, VELOCITY], ids=["label", "velocity"])
-def test_every_reading_equals_a_plain_walk_and_the_mean_is_over_starts_that_differ(options):
-    rule, net = built(draws=3, **options)
+def test_every_reading_equals_a_plain_walk_and_the_mean_is_over_starts_that_differ(options, grid, start):
+    rule, net = built(draws=3, start=start, grid=grid, **options)
     with_a_plain_block(net)
     images = batch(6).images.double()
     found = rule.predict(net, images, Noise(4), start=10, names=[n for n in rule.predictors if n != "adaptive"])
@@ -182,6 +190,9 @@ def test_every_reading_equals_a_plain_walk_and_the_mean_is_over_starts_that_diff
     for name, probabilities in found.items():
         assert (probabilities - wanted[name]).abs().max() < 1e-5, name
     others = [torch.stack([singles[draw] for _, singles in rows]) for draw in (1, 2)]
+    if start == "noise":
+        assert torch.equal(found["euler"], found["euler from noise"])
+        del wanted["euler from noise"]
     for one, other in itertools.combinations([*wanted.values(), *others], 2):
         assert (one - other).abs().max() > 1e-2  # or the readings could stand in for one another
 
@@ -229,6 +240,8 @@ def test_velocities_with_a_loss_of_labels_are_refused(loss):
         ({"draws_per_image": 0}, "draws_per_image must lie between 1"),
         ({"steps": 0}, "steps must be between 1 and 1000"),
         ({"solver": "rk4"}, "solver must be one of dopri5"),
+        ({"start": "ones"}, "start must be one of zero, noise, got 'ones'"),
+        ({"grid": "square"}, "grid must be one of uniform, cosine, got 'square'"),
         ({"loss": "huber"}, "loss must be paper, clipped"),
         ({"readout": "magic"}, "readout must be one of softmax, radial, nearest"),
     ],
