@@ -111,6 +111,20 @@ class TestPredictions:
             unplaced = rule.predict(net, images[6:], Noise(9), names=[name])[name]
             assert (unplaced - whole[name][6:]).abs().max() > 1e-3, name
 
+    def test_starting_from_noise_moves_the_walks_that_start_at_zero_and_no_others(self, rule):
+        options = {**vars(rule), "steps": 20}
+        zero, noise = type(rule)(**options), type(rule)(**{**options, "start": "noise"})
+        net, images = build(rule).double(), batch().images.double()
+        # a block that looks at z, as an untrained one hardly does
+        net.block.outputs = lambda prepared, latent, time: 3 * (2 * latent[:, :4] + time + 9 * prepared[:, :4]).sin()
+        before, after = zero.predict(net, images, Noise(9)), noise.predict(net, images, Noise(9))
+        for name in rule.predictors:
+            moved = (before[name] - after[name]).abs().max()
+            moves = name in ("ddim", "euler", "heun", "adaptive")
+            assert moved > 2e-4 if moves else moved == 0, (
+                name
+            )  # a flow to labels ends nearly in one place from anywhere
+
     def test_float64_stays_float64(self, rule):
         net = build(rule).double()
         images = batch().images.double()

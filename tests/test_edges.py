@@ -10,6 +10,7 @@ from sidestep.cli import main
 from sidestep.errors import InputError, NonFiniteError
 from sidestep.nets.blocks import ImageLatentPath
 from sidestep.nets.paths import ConvPath, PooledPath, path_maker
+from sidestep.noise import Noise
 from sidestep.rules import Backprop, NoPropCT, NoPropDT, NoPropFM
 
 QUICK = NoPropCT(steps=2, draws=1)
@@ -27,6 +28,8 @@ def run(tmp_path_factory):
         ({"steps": "many"}, "whole number"),
         ({"draws": True}, "whole number"),
         ({"solver": "rk9"}, "solver must be one of"),
+        ({"start": "ones"}, "start must be one of zero, noise, got 'ones'"),
+        ({"grid": 3}, "grid must be one of uniform, cosine, got 3"),
         ({"steps": 0}, "between 1 and 1000"),
         ({"blocks": 3}, "no setting 'blocks'"),
     ],
@@ -43,6 +46,10 @@ def test_a_whole_float_is_a_whole_number(run):
 def test_other_settings_change_the_prediction_and_are_recorded(run, capsys):
     main(["eval", str(run.folder), "--set", "steps=7", "--reading", "ddim", "--json"])
     assert json.loads(capsys.readouterr().out)["settings"] == ["steps=7"]
+    images = Noise(3).integers(40 * 64, 256).view(40, 1, 8, 8).to(torch.uint8)
+    plain, changed = load_run(run.folder), load_run(run.folder, inference={"start": "noise", "grid": "cosine"})
+    assert (changed.rule.start, changed.rule.grid, plain.rule.start) == ("noise", "cosine", "zero")
+    assert not torch.equal(plain.predict(images, "ddim"), changed.predict(images, "ddim"))
 
 
 @pytest.mark.parametrize("extra", [{"decay": "cosine"}, {"warmup": 0.5}])

@@ -1,6 +1,7 @@
 """NoProp-CT: every loss and its gradients against the plain reference, and the mistakes that implementations made."""
 
 import inspect
+import itertools
 import math
 
 import pytest
@@ -18,6 +19,7 @@ from tests.reference.noprop_continuous_plain import (
     PlainTimedBlock,
     plain_ct_terms,
 )
+from tests.reference.noprop_walks_plain import plain_ancestral, plain_ddim, plain_euler, plain_heun
 
 TASK = Task((1, 8, 8), tuple("abcd"), (0.0,), (1.0,))
 LOW, HIGH = 0.02, 0.97
@@ -188,6 +190,73 @@ def test_the_first_step_is_the_block_s_own_answer_softmaxed_once():
     torch.testing.assert_close(probabilities, logits.softmax(1))
 
 
+def with_a_plain_block(net):
+    """Put `3 sin(2 z + t + x)`, of an image's first four pixels, in the block's place; it reacts to all it is given."""
+    net.double()
+    net.block.prepare = lambda images: images.flatten(1)[:, :4]
+    net.block.outputs = lambda prepared, latent, time: 3 * (2 * latent + time + prepared).sin()
+
+
+def normals_of(noise, place, draw, count):
+    """Noise 0 to count - 1 of one draw, for the image at that place of the set."""
+    stream = noise.stream(f"draw {draw}")
+    return [stream.sub(index).normal(4 * place + 4)[4 * place :].double() for index in range(count)]
+
+
+def times_of(rule):
+    shares = [index / rule.steps for index in range(rule.steps + 1)]
+    return shares if rule.grid == "uniform" else [math.sin(math.pi / 2 * share) ** 2 for share in shares]
+
+
+def plain_readings(rule, image, place, noise):
+    """Every fixed-step reading of one image as `softmax(z_1)`, and one for each draw of the chain."""
+    steps, pixels, zero = rule.steps, image.flatten()[:4], torch.zeros(4).double()
+    times = times_of(rule)
+    start, end = (math.log(1 / level - 1) for level in (rule.smallest_alpha_bar, rule.largest_alpha_bar))
+
+    def alpha_bar(t):
+        return 1 / (1 + math.exp(start + (end - start) * t))
+
+    def estimate(z, t):
+        return (3 * (2 * z + t + pixels).sin()).softmax(0)
+
+    def rate(z, t):
+        return (start - end) / 2 * (math.sqrt(alpha_bar(t)) * estimate(z, t) - alpha_bar(t) * z)
+
+    draws = [normals_of(noise, place, draw, steps + 1) for draw in range(rule.draws)]
+    first = zero if rule.start == "zero" else draws[0][0]
+    singles = [plain_ancestral(estimate, alpha_bar, times, normals).softmax(0) for normals in draws]
+    found = {
+        "ddim": plain_ddim(estimate, alpha_bar, times, first).softmax(0),
+        "ddim from noise": plain_ddim(estimate, alpha_bar, times, draws[0][0]).softmax(0),
+        "ancestral": singles[0],
+        "euler": plain_euler(rate, times, first).softmax(0),
+        "heun": plain_heun(rate, times, first, to_the_end=True).softmax(0),
+        "mean": sum(singles) / rule.draws,
+        "first step": estimate(zero, 0.0),
+    }
+    return found, singles
+
+
+@pytest.mark.parametrize("start", ["zero", "noise"])
+@pytest.mark.parametrize("grid", ["uniform", "cosine"])
+def test_every_reading_equals_a_plain_walk_and_the_mean_is_over_draws_that_differ(start, grid):
+    rule, net = built(draws=3, start=start, grid=grid)
+    with_a_plain_block(net)
+    images = batch(6).images.double()
+    found = rule.predict(net, images, Noise(4), start=10, names=[n for n in rule.predictors if n != "adaptive"])
+    rows = [plain_readings(rule, image, 10 + place, Noise(4)) for place, image in enumerate(images)]
+    wanted = {name: torch.stack([readings[name] for readings, _ in rows]) for name in found}
+    for name, probabilities in found.items():
+        assert (probabilities - wanted[name]).abs().max() < 1e-5, name
+    others = [torch.stack([singles[draw] for _, singles in rows]) for draw in (1, 2)]
+    if start == "noise":
+        assert torch.equal(found["ddim"], found["ddim from noise"])
+        del wanted["ddim from noise"]
+    for one, other in itertools.combinations([*wanted.values(), *others], 2):
+        assert (one - other).abs().max() > 1e-2  # or the readings could stand in for one another
+
+
 def test_readings_differ_as_samplers_do_and_only_those_asked_for_are_computed():
     rule, net = built(steps=7)
     found = rule.predict(net, batch().images, Noise(1), names=["heun", "mean"])
@@ -219,6 +288,8 @@ def test_a_learned_schedule_with_another_loss_is_refused(loss):
         ({"draws_per_image": 0}, "draws_per_image must lie between 1"),
         ({"steps": 1001}, "steps must be between 1 and 1000"),
         ({"solver": "euler"}, "solver must be one of dopri5"),
+        ({"start": "ones"}, "start must be one of zero, noise, got 'ones'"),
+        ({"grid": "square"}, "grid must be one of uniform, cosine, got 'square'"),
         ({"schedule": "quadratic"}, "schedule must be one of learned, linear, cosine"),
         ({"loss": "huber"}, "loss must be paper, clipped"),
         ({"times": "sorted"}, "times must be one of stratified, uniform"),

@@ -1,5 +1,6 @@
 """NoProp-DT: locality, the loss by hand, and the mistakes that public implementations made."""
 
+import itertools
 import math
 
 import pytest
@@ -13,6 +14,7 @@ from sidestep.noise import Noise
 from sidestep.rules import Batch, NoPropDT, Task
 from sidestep.rules.dense import gradients_of
 from tests.reference.noprop_plain import PlainBlock, plain_block_loss
+from tests.reference.noprop_walks_plain import plain_ancestral, plain_ddim
 
 TASK = Task((1, 8, 8), tuple("abcd"), (0.0,), (1.0,))
 
@@ -195,6 +197,57 @@ def test_readings_are_logits_once_softmaxed():
     with torch.no_grad():
         logits = net.block(0)(batch().images, torch.zeros(24, 4))
     torch.testing.assert_close(probabilities, logits.softmax(1), rtol=1e-4, atol=1e-5)
+
+
+def plain_readings(net, images, noise, start, draws):
+    """Every reading of the stack, (batch, classes) each, and the read-out of each draw, (draws, batch, classes)."""
+    levels, found, singles = net.alpha_bar.tolist(), {}, []
+    for place, image in enumerate(images):
+        said = []  # every block's logits on the way, in the order in which blocks were asked
+
+        def estimate(z, index, image=image, said=said):
+            said.append(net.block(index)(image[None], z[None])[0])
+            return said[-1].softmax(0) @ net.embedding
+
+        def read(z):
+            return net.readout(z[None], net.embedding)[0].softmax(0)
+
+        times, place = range(len(levels)), start + place
+        walked = plain_ddim(estimate, levels.__getitem__, times, torch.zeros(4).double())
+        own = torch.stack(said).softmax(1)
+        latents, last = [], []
+        for draw in range(draws):
+            normals = [
+                noise.stream(f"draw {draw}").sub(level).normal(4 * place + 4)[4 * place :].double() for level in times
+            ]
+            latents.append(plain_ancestral(estimate, levels.__getitem__, times, normals))
+            last.append(said[-1].softmax(0) @ net.embedding)
+        row = {
+            "ddim": read(walked), "ancestral": read(latents[0]), "mean": read(sum(last) / draws),
+            "block 1 alone": own[0], "mean of blocks": own.mean(0),
+        }  # fmt: skip
+        for name, probabilities in row.items():
+            found.setdefault(name, []).append(probabilities)
+        singles.append(torch.stack([read(latent) for latent in latents]))
+    return {name: torch.stack(rows) for name, rows in found.items()}, torch.stack(singles, dim=1)
+
+
+@pytest.mark.parametrize("draws", [1, 3])
+def test_every_reading_equals_a_plain_walk_and_the_mean_is_over_draws_that_differ(draws):
+    rule, net = built(draws=draws)
+    net.double().eval()
+    with torch.no_grad():
+        for index in range(3):
+            for parameter in net.block(index).fuse[-1].parameters():
+                parameter.mul_(20)  # an untrained block says nearly the same to every z
+        images = batch(6).images.double()
+        wanted, singles = plain_readings(net, images, Noise(4), 10, draws)
+        found = rule.predict(net, images, Noise(4), start=10)
+    assert list(found) == list(rule.predictors)
+    for name in rule.predictors:
+        assert (found[name] - wanted[name]).abs().max() < 1e-6, name
+    for one, other in itertools.combinations([*wanted.values(), *singles[1:]], 2):
+        assert (one - other).abs().max() > 1e-2  # or the readings could stand in for one another
 
 
 def test_statistics_of_batch_norm_are_moved_by_apply_and_saved_with_the_net():

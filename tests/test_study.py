@@ -120,6 +120,33 @@ def test_shuffling_changes_the_answers_of_blocks_that_look_at_z():
     assert not torch.allclose(shuffled_chain(stack, features, order).logits[2], ddim_chain(stack, features).logits[2])
 
 
+def test_shuffled_readings_equal_a_plain_walk_and_half_way_is_before_block_four_of_six():
+    stack, pixels = stack_of(blocks=6).double(), images_of(40).double().flatten(1)[:, :4]
+    for index in range(6):  # blocks that react to all they are given, as untrained ones hardly do
+        stack.block(index).logits = lambda rows, latent, index=index: 3 * (4 * latent + rows + index).sin()
+    levels, cycles = stack.alpha_bar.tolist(), NOISE.stream("shuffle").at(30)
+
+    def walk(*shuffled):
+        """z_6 and the blocks' probabilities; before the blocks of these numbers, from 1 on, z is handed on."""
+        z, own = torch.zeros(40, 4).double(), []
+        for number in range(1, 7):
+            z = z[random_cycle(cycles.sub(number - 1), 40)] if number in shuffled else z
+            own.append((3 * (4 * z + pixels + number - 1).sin()).softmax(dim=1))
+            uhat, low, high = own[-1] @ stack.embedding, levels[number - 1], levels[number]
+            z = math.sqrt(high) * uhat + math.sqrt((1 - high) / (1 - low)) * (z - math.sqrt(low) * uhat)
+        return stack.readout(z, stack.embedding).argmax(dim=1), torch.stack(own)
+
+    answers = chain_answers(stack, [pixels] * 6, NOISE, start=30)
+    always, own = walk(2, 3, 4, 5, 6)
+    assert torch.equal(answers["chain, z shuffled at every step"], always)
+    assert torch.equal(answers["chain, z shuffled, read after block k"], own.argmax(dim=2))
+    assert torch.equal(answers["mean of blocks, z shuffled at every step"], own.mean(dim=0).argmax(dim=1))
+    assert torch.equal(answers["chain"], walk()[0])
+    assert torch.equal(answers["chain, z shuffled once, half way"], walk(4)[0])
+    for elsewhere in ((), (2,), (3,), (5,), (6,), (2, 3, 4, 5, 6)):  # which no equal answers may hide
+        assert not torch.equal(walk(*elsewhere)[0], walk(4)[0]), elsewhere
+
+
 def test_blocks_that_ignore_z_answer_the_same_whatever_is_in_it():
     stack = stack_of(deaf=True)
     images, labels = images_of(30), torch.arange(30) % 4

@@ -21,7 +21,7 @@ from sidestep.nets import (
     solver_walk,
 )
 from sidestep.nets.timed_predictions import diffusion_velocity
-from sidestep.nets.walks import ADAPTIVE, check_steps
+from sidestep.nets.walks import ADAPTIVE, check_steps, step_times
 from sidestep.noise import Noise
 from sidestep.rules import NoPropCT, NoPropFM, Task
 
@@ -194,12 +194,24 @@ def test_one_to_a_thousand_steps(rule):
         assert found.isfinite().all()
 
 
+def test_times_rise_from_zero_to_one_evenly_or_closer_together_near_both_ends():
+    for steps in (1, 2, 7, 50, 1000):
+        assert torch.equal(step_times(steps), torch.linspace(0, 1, steps + 1))
+        times = step_times(steps, "cosine")
+        wanted = [math.sin(math.pi / 2 * index / steps) ** 2 for index in range(steps + 1)]
+        torch.testing.assert_close(times, torch.tensor(wanted), rtol=1e-6, atol=0)
+        assert (times[0].item(), times[-1].item(), times.dtype) == (0.0, 1.0, torch.float32)
+        assert (times.diff() > 0).all()
+    with pytest.raises(InputError, match="grid must be one of uniform, cosine, got 'square'"):
+        step_times(5, "square")
+
+
 class PerfectFlow:
     """A flow-matching net that knows the labels, as no real one may; it notes where each walk lands."""
 
-    def __init__(self, prediction, labels, steps=10):
+    def __init__(self, prediction, labels, steps=10, **options):
         loss = "paper" if prediction == "velocity" else "cross-entropy"
-        self.rule = NoPropFM(prediction=prediction, loss=loss, steps=steps, draws=3)
+        self.rule = NoPropFM(prediction=prediction, loss=loss, steps=steps, draws=3, **options)
         self.net = self.rule.build(TASK, Noise(0), None, None)
         self.u, self.landed = torch.eye(4)[labels], []
         self.images, self.noise = torch.zeros(len(labels), 1, 8, 8), Noise(5)
@@ -237,8 +249,9 @@ def test_with_a_perfect_flow_euler_from_anywhere_lands_on_the_label(prediction, 
 
 @pytest.mark.parametrize("prediction", ["label", "velocity"])
 @pytest.mark.parametrize("steps", [1, 2, 1000])
-def test_with_a_perfect_flow_the_other_solvers_land_there_too(prediction, steps):
-    flow = PerfectFlow(prediction, torch.tensor([2, 0, 3, 1, 1]), steps)
+@pytest.mark.parametrize("options", [{}, {"start": "noise", "grid": "cosine"}], ids=["default", "noise, cosine"])
+def test_with_a_perfect_flow_the_other_solvers_land_there_too(prediction, steps, options):
+    flow = PerfectFlow(prediction, torch.tensor([2, 0, 3, 1, 1]), steps, **options)
     for latent in flow.walk("heun", "adaptive"):
         torch.testing.assert_close(latent, flow.u, rtol=0, atol=2e-3)
 

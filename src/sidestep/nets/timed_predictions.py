@@ -8,7 +8,7 @@ from torch import Tensor
 
 from sidestep.nets.continuous import Schedule
 from sidestep.nets.denoiser import Denoiser
-from sidestep.nets.walks import ancestral_walk, ddim_walk, euler_walk, heun_walk, solver_walk
+from sidestep.nets.walks import ancestral_walk, ddim_walk, euler_walk, heun_walk, solver_walk, step_times
 from sidestep.noise import Noise
 
 __all__ = ["Walker", "diffusion_velocity"]
@@ -38,6 +38,7 @@ class Walker:
         start: index of the first image within the whole set, so that samples do not depend on the batching.
         steps: steps of each walk with fixed steps.
         last: the last time at which the rate has a value: 1, or a little less for `(uhat - z) / (1 - t)`.
+        grid: how those steps are spaced in time: `uniform`, or `cosine`.
     """
 
     net: Denoiser
@@ -47,18 +48,23 @@ class Walker:
     start: int
     steps: int
     last: float = 1.0
+    grid: str = "uniform"
 
     def __post_init__(self) -> None:
         self._prepared = self.net.block.prepare(self.images)
-        self.times = torch.linspace(0, 1, self.steps + 1, device=self.images.device)
+        self.times = step_times(self.steps, self.grid, self.images.device)
 
     def outputs(self, latent: Tensor, time: Tensor) -> Tensor:
         """Return the block's class outputs at z and t, (batch, classes)."""
         return self.net.block.outputs(self._prepared, latent, time)
 
     def zero(self) -> Tensor:
-        """Return z_0 = 0, (batch, dimension): where the deterministic walks start."""
+        """Return z_0 = 0, (batch, dimension)."""
         return self.net.embedding.new_zeros(len(self._prepared), self.net.dimension)
+
+    def first(self, kind: str) -> Tensor:
+        """Return z_0, (batch, dimension), where the walks without noise of their own start: `zero`, or `noise`."""
+        return self.normal(0, 0) if kind == "noise" else self.zero()
 
     def normal(self, draw: int, index: int) -> Tensor:
         """Return standard normal noise, (batch, dimension): of one draw, at one step."""

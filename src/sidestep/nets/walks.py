@@ -1,5 +1,6 @@
 """Walks from noise, or from zero, to the label: every sampler, written once, for any estimate of the label."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -20,6 +21,7 @@ __all__ = [
     "euler_walk",
     "heun_walk",
     "solver_walk",
+    "step_times",
 ]
 
 MOST_STEPS = 1000
@@ -33,6 +35,25 @@ def check_steps(steps: int) -> None:
     """Raise InputError unless a walk can have that many steps."""
     if not 1 <= steps <= MOST_STEPS:
         raise InputError(f"steps must be between 1 and {MOST_STEPS}, got {steps}")
+
+
+def step_times(steps: int, grid: str = "uniform", device: str | torch.device = "cpu") -> Tensor:
+    """Return the times from 0 to 1 that a walk of fixed steps goes through, float32 of shape (steps + 1,).
+
+    `uniform`: `t_i = i / steps`; `cosine`: `t_i = sin^2(pi/2 i / steps)`, closer together near both ends.
+
+    >>> step_times(4, "cosine").tolist()[::2]
+    [0.0, 0.5, 1.0]
+
+    Raises:
+        InputError: for another grid.
+    """
+    if grid == "uniform":
+        return torch.linspace(0, 1, steps + 1, device=device)
+    if grid != "cosine":
+        raise InputError(f"grid must be one of uniform, cosine, got {grid!r}")
+    angles = torch.linspace(0, math.pi / 2, steps + 1, dtype=torch.float64)  # on the CPU: the same times everywhere
+    return angles.sin().square().float().to(device)
 
 
 def ancestral_step(latent: Tensor, estimate: Tensor, before: Tensor, after: Tensor, normal: Tensor) -> Tensor:

@@ -95,6 +95,10 @@ class NoPropCT:
     """Steps of a sampler when predicting, 1 to 1000 (the paper's tables: 1000)."""
     solver: Literal["dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun"] = "dopri5"
     """Method of the reading `adaptive` (torchdiffeq)."""
+    start: Literal["zero", "noise"] = "zero"
+    """Where `ddim`, `euler`, `heun` and `adaptive` start: at z_0 = 0, or at z_0 ~ N(0, I)."""
+    grid: Literal["uniform", "cosine"] = "uniform"
+    """How a sampler's steps are spaced in time: evenly, or closer together near both ends (all but `adaptive`)."""
     draws: int = 8
     """Ancestral chains that the reading `mean` averages over."""
 
@@ -103,7 +107,7 @@ class NoPropCT:
     predictors: ClassVar[tuple[str, ...]] = (
         "ddim", "ddim from noise", "ancestral", "euler", "heun", "adaptive", "mean", "first step",
     )  # fmt: skip
-    for_inference: ClassVar[tuple[str, ...]] = ("steps", "solver", "draws")
+    for_inference: ClassVar[tuple[str, ...]] = ("steps", "solver", "start", "grid", "draws")
 
     def __post_init__(self) -> None:
         check_loss(self.loss)
@@ -187,7 +191,9 @@ class NoPropCT:
         schedule = _schedule(net)
 
         def logits_of(images: Tensor) -> Tensor:
-            walk = Walker(net, images, lambda outputs, _z, _time: outputs, Noise(0), 0, self.steps)  # ddim has no rate
+            walk = Walker(
+                net, images, lambda outputs, _z, _time: outputs, Noise(0), 0, self.steps, grid=self.grid
+            )  # ddim has no rate
             return net.readout(walk.ddim(schedule, walk.zero()), net.embedding)
 
         return end_to_end(net, batch, logits_of, running=True)
@@ -214,14 +220,15 @@ class NoPropCT:
             return diffusion_velocity(net, schedule, outputs, latent, time)
 
         with torch.no_grad():
-            walk = Walker(net, images, velocity, noise, start, self.steps)
+            walk = Walker(net, images, velocity, noise, start, self.steps, grid=self.grid)
+            first = walk.first(self.start)
             readings: dict[str, Callable[[], Tensor]] = {
-                "ddim": lambda: walk.read([walk.ddim(schedule, walk.zero())]),
+                "ddim": lambda: walk.read([walk.ddim(schedule, first)]),
                 "ddim from noise": lambda: walk.read([walk.ddim(schedule, walk.normal(0, 0))]),
                 "ancestral": lambda: walk.read([walk.ancestral(schedule)]),
-                "euler": lambda: walk.read([walk.euler(walk.zero())]),
-                "heun": lambda: walk.read([walk.heun(walk.zero())]),
-                "adaptive": lambda: walk.read([walk.adaptive(walk.zero(), self.solver)]),
+                "euler": lambda: walk.read([walk.euler(first)]),
+                "heun": lambda: walk.read([walk.heun(first)]),
+                "adaptive": lambda: walk.read([walk.adaptive(first, self.solver)]),
                 "mean": lambda: walk.read([walk.ancestral(schedule, draw) for draw in range(self.draws)]),
                 "first step": lambda: walk.outputs(walk.zero(), walk.times[:1]).softmax(dim=1),
             }

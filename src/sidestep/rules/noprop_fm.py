@@ -90,13 +90,17 @@ class NoPropFM:
     """Steps of a sampler when predicting, 1 to 1000 (the paper's tables: 1000)."""
     solver: Literal["dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun"] = "dopri5"
     """Method of the reading `adaptive` (torchdiffeq)."""
+    start: Literal["zero", "noise"] = "zero"
+    """Where `euler`, `heun` and `adaptive` start: at z_0 = 0, or at z_0 ~ N(0, I)."""
+    grid: Literal["uniform", "cosine"] = "uniform"
+    """How a sampler's steps are spaced in time: evenly, or closer together near both ends (all but `adaptive`)."""
     draws: int = 8
     """Noise starts that the reading `mean` averages over."""
 
     name: ClassVar[str] = "noprop-fm"
     summary: ClassVar[str] = "NoProp, flow matching: one block carries noise to the label"
     predictors: ClassVar[tuple[str, ...]] = ("euler", "euler from noise", "heun", "adaptive", "mean", "first step")
-    for_inference: ClassVar[tuple[str, ...]] = ("steps", "solver", "draws")
+    for_inference: ClassVar[tuple[str, ...]] = ("steps", "solver", "start", "grid", "draws")
 
     def __post_init__(self) -> None:
         check_loss(self.loss)
@@ -211,11 +215,12 @@ class NoPropFM:
         net.eval()
         with torch.no_grad():
             walk = self._walker(net, images, noise, start)
+            first = walk.first(self.start)
             readings: dict[str, Callable[[], Tensor]] = {
-                "euler": lambda: walk.read([walk.euler(walk.zero())]),
+                "euler": lambda: walk.read([walk.euler(first)]),
                 "euler from noise": lambda: walk.read([walk.euler(walk.normal(0, 0))]),
-                "heun": lambda: walk.read([walk.heun(walk.zero())]),
-                "adaptive": lambda: walk.read([walk.adaptive(walk.zero(), self.solver)]),
+                "heun": lambda: walk.read([walk.heun(first)]),
+                "adaptive": lambda: walk.read([walk.adaptive(first, self.solver)]),
                 "mean": lambda: walk.read([walk.euler(walk.normal(draw, 0)) for draw in range(self.draws)]),
                 "first step": lambda: walk.read([walk.rate(walk.zero(), walk.times[:1])]),
             }
@@ -228,7 +233,7 @@ class NoPropFM:
             return (net.label_estimate(outputs) - latent) / (1 - time).clamp_min(_REST)
 
         last = 1.0 if self.prediction == "velocity" else 1 - _REST
-        return Walker(net, images, velocity, noise, start, self.steps, last)
+        return Walker(net, images, velocity, noise, start, self.steps, last, self.grid)
 
     def watch(self, net: nn.Module) -> dict[str, float]:
         """Return the smallest norm and distance of the class embeddings, which would shrink in a collapse."""
