@@ -134,7 +134,9 @@ def test_our_own_recipes():
             assert (preset.train["decay"], preset.train["warmup"], preset.train["average"]) == ("cosine", 0.1, 0.99)
             assert preset.options.get("draws_per_image") == (None if key == "dt" else 4)
             path = {"cifar10": "resnet-9", "cifar100": "resnet-9"}.get(name, "auto")
-            assert (preset.options["path"], preset.for_budget("cpu").options["learning_rate"]) == (path, 2e-3)
+            rate = 1e-3 if name == "bloodmnist" else 2e-3
+            assert (preset.options["path"], preset.for_budget("cpu").options["learning_rate"]) == (path, rate)
+            assert preset.for_budget("cpu").train["batch"] == (32 if name == "bloodmnist" else 128)
         assert find_preset(f"backprop-best-{name}").train == find_preset(f"noprop-best-{name}-dt").train
     colour = find_preset("noprop-best-cifar100-ct")
     assert (colour.train["epochs"], colour.train["batch"], colour.train["augment"]) == (60, 512, "flip-crop")
