@@ -3,10 +3,12 @@
 import inspect
 import itertools
 import math
+import re
 
 import pytest
 import torch
 
+from sidestep import Options, train
 from sidestep.errors import InputError, NonFiniteError
 from sidestep.nets import Dropout
 from sidestep.nets.denoiser import draw_times
@@ -166,8 +168,20 @@ def test_a_learned_schedule_that_has_become_flat_is_an_error():
     rule, net = built(loss="paper", schedule="learned", embedding="learned", dimension=6)
     with torch.no_grad():
         net.schedule.log_span.fill_(-10.0)
-    with pytest.raises(NonFiniteError, match=r"flat: alpha_bar\(0\) = .*--schedule linear"):
-        rule.watch(net)
+    assert re.search(r"flat: alpha_bar\(0\) = .*--schedule linear", rule.broken(net))
+    assert built(loss="paper", schedule="learned")[0].broken(built(loss="paper", schedule="learned")[1]) is None
+    narrow, net = built(smallest_alpha_bar=0.5, largest_alpha_bar=0.5008)  # a fixed one may be as narrow as it likes
+    assert narrow.broken(net) is None
+
+
+def test_a_run_whose_schedule_becomes_flat_stops_and_keeps_its_last_checkpoint(tmp_path):
+    class Flattening(NoPropCT):
+        def watch(self, net):
+            return {**super().watch(net), "alpha_bar(1)": super().watch(net)["alpha_bar(0)"]}
+
+    rule = Flattening(loss="paper", schedule="learned")
+    with pytest.raises(NonFiniteError, match=r"after step 11, the learned schedule.*; there is no checkpoint yet"):
+        train(rule, "digits", Options(epochs=2, batch=112))
 
 
 def test_prediction_has_no_label_and_an_untrained_net_scores_near_chance():

@@ -253,24 +253,36 @@ class TestEvaluationAtTheEnd:
 
     def test_counts_of_another_setting_or_a_damaged_file_are_not_taken(self, tmp_path):
         file, stop = tmp_path / "evaluation.json", StopRequest()
+        split, other = (data.Split(torch.zeros(20, 1, 2, 2), torch.arange(20) % n) for n in (2, 3))
         first = Tally(file, {"steps": 5}, 0.0, stop)
-        first.of("test", ["ddim"]).add({"ddim": 7}, 10)
-        assert Tally(file, {"steps": 5}, 60.0, stop).of("test", ["ddim"]) == Count({"ddim": 7}, 10)
-        assert Tally(file, {"steps": 6}, 60.0, stop).of("test", ["ddim"]).images == 0
-        assert Tally(file, {"steps": 5}, 60.0, stop).of("test", ["mean"]).images == 0
-        assert Tally(file, {"steps": 5}, 60.0, stop).of("train", ["ddim"]).images == 0
+        first.of("test", split, ["ddim"]).add({"ddim": 7}, 10)
+        assert Tally(file, {"steps": 5}, 60.0, stop).of("test", split, ["ddim"]) == Count({"ddim": 7}, 10)
+        assert Tally(file, {"steps": 6}, 60.0, stop).of("test", split, ["ddim"]).images == 0
+        assert Tally(file, {"steps": 5}, 60.0, stop).of("test", split, ["mean"]).images == 0
+        assert Tally(file, {"steps": 5}, 60.0, stop).of("train", split, ["ddim"]).images == 0
+        assert Tally(file, {"steps": 5}, 60.0, stop).of("test", other, ["ddim"]).images == 0
         for damage in ("", "{", "[]", "3", '{"key": {"steps": 5}}'):
             file.write_text(damage)
-            assert Tally(file, {"steps": 5}, 60.0, stop).of("test", ["ddim"]).images == 0
+            assert Tally(file, {"steps": 5}, 60.0, stop).of("test", split, ["ddim"]).images == 0
 
     def test_only_the_wanted_readings_are_counted_and_unknown_ones_refused_before_training(self, tmp_path):
         rule, options = NoPropDT(blocks=2), Options(**self.options, out=tmp_path / "run")
         with pytest.raises(InputError, match="noprop-dt has no reading 'euler'; it has: ddim, "):
             train(rule, "digits", options, readings=["ddim", "euler"])
         assert not (tmp_path / "run").exists()
-        result = train(rule, "digits", options, readings=["mean", "ddim"]).result
-        assert list(result["readings"]) == ["mean", "ddim"]
+        result = train(rule, "digits", options, readings=["mean"]).result
+        assert list(result["readings"]) == ["ddim", "mean"]
         assert result["test_accuracy"] == result["readings"]["ddim"]
+
+
+def test_a_run_from_before_an_option_was_there_goes_on_with_its_default(tmp_path):
+    quick(tmp_path, rule=NoPropDT(blocks=2))
+    config = tmp_path / "run/config.toml"
+    config.write_text("".join(line for line in config.read_text().splitlines(True) if not line.startswith("draws")))
+    quick(tmp_path, rule=NoPropDT(blocks=2), resume=True)
+    config.write_text("".join(line for line in config.read_text().splitlines(True) if not line.startswith("draws")))
+    with pytest.raises(InputError, match="draws: was absent, given 3"):
+        quick(tmp_path, rule=NoPropDT(blocks=2, draws=3), resume=True)
 
 
 class Exploding(Backprop):

@@ -19,7 +19,7 @@ from sidestep.rules.presets import Preset
 from sidestep.training import Compute, Options, Run
 from sidestep.training.evaluate import accuracies
 from sidestep.training.stopping import stop_on_signals
-from sidestep.training.tally import Tally
+from sidestep.training.tally import Tally, checksum
 
 __all__ = ["Plan", "cell_record", "fill_cell"]
 
@@ -111,10 +111,11 @@ def _read_often(run: Run, preset: Preset, test: Split, count: int) -> None:
 
 def _another(run: Run, reading: str, test: Split, number: int) -> float:
     """Return the accuracy of one more inference run, or of what an earlier process left to do of it."""
-    key = {"steps": run.result["steps"], "images": len(test), "run": number, "device": str(run.compute.device)}
+    key = {"steps": run.result["steps"], "weights": checksum(run.net.state_dict().values()), "rule": str(run.rule),
+           "run": number, "device": run.compute.device.type, "precision": run.compute.precision}  # fmt: skip
     with stop_on_signals() as stop:
         tally = Tally((run.folder or Path()) / _UNDER_WAY, key, _SECONDS, stop)
-        count, noise = tally.of("test", [reading]), Noise(run.seed + (number << _APART))
+        count, noise = tally.of("test", test, [reading]), Noise(run.seed + (number << _APART))
         return accuracies(run.rule, run.net, test, run.task, run.compute, noise, [reading], count)[reading]
 
 

@@ -76,8 +76,8 @@ def check_label_range(labels: Tensor, classes: int, where: str) -> None:
         raise DataError(
             f"{where}: labels must be 0 to {classes - 1}, for {classes} classes; "
             f"label {int(labels[index])} (index {index}) and {int(wrong.sum()) - 1} more are out of range; "
-            "give class_names (in a .npz file: an array of strings) with a name for every class, or, where there are "
-            "no class_names, train images of that class"
+            "give class_names (in a .npz file: an array of strings) with a name for every class, or without any, "
+            "train images of that class"
         )
 
 

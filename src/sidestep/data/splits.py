@@ -58,7 +58,7 @@ class Split:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class DataSet:
-    """A data set for classification; its test split is read when `.test` is first asked for, and not before.
+    """A data set for classification; its test split is read when `.test` is first asked for (its labels' range before).
 
     mean and std are per channel and of the train split alone, in units of 1 for white where images are uint8
     (pixel / 255), and in the images' own units where they are floats; a channel that never changes has std 1.

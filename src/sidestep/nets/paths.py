@@ -48,10 +48,10 @@ class ConvPath(nn.Module):
 
 
 class PooledPath(nn.Module):
-    """A path for large images: Figure 6's three convolutions and a fourth, behind 5 x 5 ones of stride 2, each halved.
+    """A path for large images: like Figure 6's, with a first convolution of 5 x 5 and stride 2, and a fourth one.
 
-    At 128 x 128 the flattened layer of Figure 6 would have 33 million weights; here a mean over 4 x 4 cells at the end
-    leaves half a million. A cell sees 62 x 62 pixels of the image.
+    At 128 x 128 the flattened layer of Figure 6 would have 33 million weights; here three poolings, and a mean over
+    4 x 4 cells at the end, leave half a million. A cell sees 91 x 91 of 128 x 128 pixels.
     Shapes: (batch, channels, height, width) -> (batch, 256); height and width at least 32.
     """
 

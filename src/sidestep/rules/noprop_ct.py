@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from sidestep.data import Split
-from sidestep.errors import InputError, NonFiniteError
+from sidestep.errors import InputError
 from sidestep.nets.continuous import Schedule, make_schedule
 from sidestep.nets.denoiser import Denoiser, draw_times
 from sidestep.nets.dropout import masks_from
@@ -235,20 +235,22 @@ class NoPropCT:
             return walk.wanted(names or self.predictors, readings)
 
     def watch(self, net: nn.Module) -> dict[str, float]:
-        """Return the embeddings' smallest norm and distance, and the schedule's ends.
-
-        Raises:
-            NonFiniteError: if a learned schedule does not rise any more.
-        """
+        """Return the embeddings' smallest norm and distance, and the schedule's ends."""
         assert isinstance(net, Denoiser)  # made by build
         with torch.no_grad():
             first, last = _schedule(net).alpha_bar(net.embedding.new_tensor([0.0, 1.0])).tolist()
-        if not last - first > _FLATTEST:
-            raise NonFiniteError(
-                f"the learned schedule has become flat: alpha_bar(0) = {first:.3g}, alpha_bar(1) = {last:.3g}, so no "
-                "time shows more of the label than another; take a smaller --learning-rate, or --schedule linear"
-            )
         return {**embedding_distances(net.embedding), "alpha_bar(0)": first, "alpha_bar(1)": last}
+
+    def broken(self, net: nn.Module) -> str | None:
+        """Return what is wrong with a learned schedule that does not rise any more."""
+        ends = self.watch(net)
+        if self.schedule != "learned" or ends["alpha_bar(1)"] - ends["alpha_bar(0)"] > _FLATTEST:
+            return None
+        return (
+            f"the learned schedule has become flat: alpha_bar(0) = {ends['alpha_bar(0)']:.3g}, alpha_bar(1) = "
+            f"{ends['alpha_bar(1)']:.3g}, so no time shows more of the label than another; take a smaller "
+            "--learning-rate, or --schedule linear"
+        )
 
 
 def _schedule(net: Denoiser) -> Schedule:

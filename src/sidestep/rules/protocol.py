@@ -136,6 +136,15 @@ class Dividing(Protocol):
 
 
 @runtime_checkable
+class Checking(Protocol):
+    """What a rule has besides, whose nets can get into a state from which they do not learn any more."""
+
+    def broken(self, net: nn.Module) -> str | None:
+        """Return what is wrong with a net and what helps, or None; asked after every epoch."""
+        ...
+
+
+@runtime_checkable
 class UnitByUnit(Protocol):
     """What a rule has besides, whose units can take their steps one after another: less memory, the same numbers.
 

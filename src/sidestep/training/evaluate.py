@@ -19,16 +19,11 @@ __all__ = ["accuracies", "check_readings", "predictions", "with_inference"]
 _BATCH = 500
 
 
-def check_readings(rule: Rule, names: Sequence[str]) -> Sequence[str]:
-    """Return the names, all of which must be readings of the rule.
-
-    Raises:
-        InputError: if one is not.
-    """
+def check_readings(rule: Rule, names: Sequence[str]) -> None:
+    """Refuse a name that is not one of the rule's readings."""
     for name in names:
         if name not in rule.predictors:
             raise InputError(f"{rule.name} has no reading {name!r}; it has: {', '.join(rule.predictors)}")
-    return names
 
 
 def predictions(  # long: a prediction depends on these

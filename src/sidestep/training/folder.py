@@ -1,5 +1,6 @@
 """The folder of a run: what is written when, so that a kill at any instant leaves something to resume from."""
 
+import dataclasses
 import json
 import os
 import sys
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from sidestep import checkpoint
 from sidestep.errors import CheckpointError, InputError
+from sidestep.rules import RULES
 from sidestep.training.unit_files import remove_left_units
 
 if sys.version_info >= (3, 11):
@@ -110,6 +112,10 @@ class RunFolder:
 
     def _check_same(self, config: Mapping[str, Any]) -> None:
         saved, given = _flat(self.config()), _flat(_without_none(config))
+        kind = RULES.get(str(saved.get("rule.name")))
+        for field in dataclasses.fields(kind) if kind else ():  # a run from before an option was there had its default
+            if f"rule.{field.name}" not in saved and given.get(f"rule.{field.name}") == field.default:
+                saved[f"rule.{field.name}"] = field.default
         free = {"train.epochs", "train.checkpoint_seconds", "train.device", "train.precision", "data.data_dir"}
         free |= {"versions.sidestep", "versions.torch", "versions.threads"}  # other bits, but the run can go on
         free |= {"train.align", "train.units"}  # the one changes nothing but the metrics, the other the rounding

@@ -10,7 +10,7 @@ from torch import Tensor
 from sidestep.data import DataSet, batch_indices, crop_and_flip, standardise, steps_per_epoch
 from sidestep.errors import InputError, NonFiniteError
 from sidestep.noise import Noise
-from sidestep.rules.protocol import Batch, Rule, UnitByUnit
+from sidestep.rules.protocol import Batch, Checking, Rule, UnitByUnit
 from sidestep.steplog import Recorder
 from sidestep.training.alignment import Watch
 from sidestep.training.evaluate import accuracies
@@ -146,6 +146,9 @@ class Loop:
         if log:
             for (split, name), value in values.items():
                 log.write(state.step, split, name, value, state.seconds)
+        why = self.rule.broken(state.net) if isinstance(self.rule, Checking) else None
+        if why:
+            raise NonFiniteError(f"after step {state.step}, {why}; {self._kept(state)}")
         losses = {name: value for (split, name), value in values.items() if split == "train"}
         progress.epoch(state.step // self.steps_per_epoch, losses, accuracy, state.seconds)
 

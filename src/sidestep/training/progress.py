@@ -22,7 +22,7 @@ class Progress(Protocol):
         ...
 
     def evaluating(self, what: str) -> None:
-        """Training is over, and an evaluation of the named split begins."""
+        """Training is over, and a split is evaluated: `test` at the beginning, then `test: 40%` after every batch."""
         ...
 
     def notice(self, text: str) -> None:

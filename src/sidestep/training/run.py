@@ -105,7 +105,7 @@ def train(  # long: rule, data and options, three hooks for own code, and what i
             have loaded, give a function).
         source: how `data` can be loaded again, written to the run's configuration.
         progress: told of steps and epochs; silent by default.
-        readings: which of the rule's readings are counted at the end; all by default.
+        readings: which of the rule's readings are counted at the end beside its first; all by default.
 
     Returns:
         The run: net, predictions, and `result` with the accuracies.
@@ -117,12 +117,11 @@ def train(  # long: rule, data and options, three hooks for own code, and what i
             and what a resumed run needs is written.
     """
     options = options or Options()
-    wanted = check_readings(rule, readings or rule.predictors)
     if isinstance(data, str):
         source = source or {"name": data}
         data = load(data)
     compute = Compute.find(options.device, options.precision)
-    _begin(rule, data, options, compute)
+    _begin(rule, data, options, compute, readings or [])
     task = Task.of(data)
     folder = RunFolder(Path(options.out)) if options.out else None
     options = dataclasses.replace(options, epochs=options.epochs_for(len(data.train)))
@@ -161,7 +160,7 @@ def train(  # long: rule, data and options, three hooks for own code, and what i
     if folder:
         folder.save_model(state.weights())  # before the test split is touched: it may turn out to be damaged
     run = Run(rule, net, task, compute, options.seed, state.step, {}, folder.path if folder else None)
-    run.result = final_result(loop, state, progress, wanted)
+    run.result = final_result(loop, state, progress, readings or rule.predictors)
     if state.files:
         state.files.leave()
     if folder:
@@ -169,8 +168,9 @@ def train(  # long: rule, data and options, three hooks for own code, and what i
     return run
 
 
-def _begin(rule: Rule, data: DataSet, options: Options, compute: Compute) -> None:
+def _begin(rule: Rule, data: DataSet, options: Options, compute: Compute, readings: Sequence[str]) -> None:
     """Refuse what cannot work before anything is written, and tell the C library what to do with freed memory."""
+    check_readings(rule, readings)
     if isinstance(rule, Dividing):
         check_multiple(min(options.batch, len(data.train)), *rule.batch_multiple)
     check_watch(rule, data, options)

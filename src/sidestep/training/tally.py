@@ -2,15 +2,20 @@
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+import zlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from sidestep import checkpoint
+from sidestep.data import Split
 from sidestep.training.stopping import Stopped, StopRequest
 
-__all__ = ["Count", "Tally"]
+__all__ = ["Count", "Tally", "checksum"]
 
 
 @dataclass
@@ -39,18 +44,22 @@ class Tally:
         self._file, self._key, self._seconds, self._stop = file, dict(key), seconds, stop
         self._saved = time.perf_counter()
         self._counts: dict[str, Count] = {}
+        self._data: dict[str, int] = {}
         self._earlier = _read(file, self._key)
 
-    def of(self, split: str, names: Sequence[str], tell: Callable[[int], None] = lambda images: None) -> Count:
-        """Return the count of a split by the named readings: an earlier one, or a new one.
+    def of(
+        self, name: str, split: Split, names: Sequence[str], tell: Callable[[int], None] = lambda images: None
+    ) -> Count:
+        """Return the count of a split by the named readings: an earlier one of the same images, or a new one.
 
         Args:
-            split: its name.
+            name: of the split.
+            split: its images and labels.
             names: of the readings.
             tell: called with the number of images after every batch.
         """
-        earlier = self._earlier.get(split, {})
-        same = list(earlier.get("right", ())) == list(names)
+        earlier, data = self._earlier.get(name, {}), checksum([split.images, split.labels])
+        same = list(earlier.get("right", ())) == list(names) and earlier.get("data") == data
         count = Count(dict(earlier["right"]), earlier["images"]) if same else Count(dict.fromkeys(names, 0))
 
         def after_batch() -> None:
@@ -59,13 +68,13 @@ class Tally:
                 self.save()
             if self._stop.requested:
                 raise Stopped(
-                    f"stopped after {count.images:,} images of the evaluation on the {split} split",
+                    f"stopped after {count.images:,} images of the evaluation on the {name} split",
                     self._key.get("steps", 0),
                     self._stop.signal_number,
                 )
 
         count.after_batch = after_batch
-        self._counts[split] = count
+        self._counts[name], self._data[name] = count, data
         return count
 
     def save(self) -> None:
@@ -76,10 +85,22 @@ class Tally:
         """
         if self._file is None:
             return
-        counts = {name: {"images": count.images, "right": count.right} for name, count in self._counts.items()}
+        counts = {
+            name: {"images": count.images, "right": count.right, "data": self._data[name]}
+            for name, count in self._counts.items()
+        }
         record = {"key": self._key, "counts": {**self._earlier, **counts}}
         checkpoint.write_text(self._file, json.dumps(record) + "\n")
         self._saved = time.perf_counter()
+
+
+def checksum(tensors: Iterable[Tensor]) -> int:
+    """Return a number that shows whether tensors (weights, images) are still the same bytes."""
+    found = 0
+    for tensor in tensors:
+        plain = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        found = zlib.crc32(plain.numpy().tobytes(), found)
+    return found
 
 
 def _read(file: Path | None, key: Mapping[str, Any]) -> dict[str, Any]:
