@@ -1,7 +1,6 @@
 """NoProp-CT: every loss and its gradients against the plain reference, and the mistakes that implementations made."""
 
 import inspect
-import itertools
 import math
 import re
 
@@ -20,6 +19,13 @@ from tests.reference.noprop_continuous_plain import (
     PlainLinearGamma,
     PlainTimedBlock,
     plain_ct_terms,
+)
+from tests.reference.noprop_readings_plain import (
+    assert_readings_are_plain,
+    normals_of,
+    plain_output,
+    times_of,
+    with_a_plain_block,
 )
 from tests.reference.noprop_walks_plain import plain_ancestral, plain_ddim, plain_euler, plain_heun
 
@@ -204,24 +210,6 @@ def test_the_first_step_is_the_block_s_own_answer_softmaxed_once():
     torch.testing.assert_close(probabilities, logits.softmax(1))
 
 
-def with_a_plain_block(net):
-    """Put `3 sin(2 z + t + x)`, of an image's first four pixels, in the block's place; it reacts to all it is given."""
-    net.double()
-    net.block.prepare = lambda images: images.flatten(1)[:, :4]
-    net.block.outputs = lambda prepared, latent, time: 3 * (2 * latent + time + prepared).sin()
-
-
-def normals_of(noise, place, draw, count):
-    """Noise 0 to count - 1 of one draw, for the image at that place of the set."""
-    stream = noise.stream(f"draw {draw}")
-    return [stream.sub(index).normal(4 * place + 4)[4 * place :].double() for index in range(count)]
-
-
-def times_of(rule):
-    shares = [index / rule.steps for index in range(rule.steps + 1)]
-    return shares if rule.grid == "uniform" else [math.sin(math.pi / 2 * share) ** 2 for share in shares]
-
-
 def plain_readings(rule, image, place, noise):
     """Every fixed-step reading of one image as `softmax(z_1)`, and one for each draw of the chain."""
     steps, pixels, zero = rule.steps, image.flatten()[:4], torch.zeros(4).double()
@@ -232,7 +220,7 @@ def plain_readings(rule, image, place, noise):
         return 1 / (1 + math.exp(start + (end - start) * t))
 
     def estimate(z, t):
-        return (3 * (2 * z + t + pixels).sin()).softmax(0)
+        return plain_output(z, t, pixels).softmax(0)
 
     def rate(z, t):
         return (start - end) / 2 * (math.sqrt(alpha_bar(t)) * estimate(z, t) - alpha_bar(t) * z)
@@ -258,17 +246,7 @@ def test_every_reading_equals_a_plain_walk_and_the_mean_is_over_draws_that_diffe
     rule, net = built(draws=3, start=start, grid=grid)
     with_a_plain_block(net)
     images = batch(6).images.double()
-    found = rule.predict(net, images, Noise(4), start=10, names=[n for n in rule.predictors if n != "adaptive"])
-    rows = [plain_readings(rule, image, 10 + place, Noise(4)) for place, image in enumerate(images)]
-    wanted = {name: torch.stack([readings[name] for readings, _ in rows]) for name in found}
-    for name, probabilities in found.items():
-        assert (probabilities - wanted[name]).abs().max() < 1e-5, name
-    others = [torch.stack([singles[draw] for _, singles in rows]) for draw in (1, 2)]
-    if start == "noise":
-        assert torch.equal(found["ddim"], found["ddim from noise"])
-        del wanted["ddim from noise"]
-    for one, other in itertools.combinations([*wanted.values(), *others], 2):
-        assert (one - other).abs().max() > 1e-2  # or the readings could stand in for one another
+    assert_readings_are_plain(rule, net, images, Noise(4), plain_readings, "ddim from noise")
 
 
 def test_readings_differ_as_samplers_do_and_only_those_asked_for_are_computed():

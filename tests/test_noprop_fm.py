@@ -1,7 +1,6 @@
 """NoProp-FM: every loss and its gradients against the plain reference, by either prediction."""
 
 import inspect
-import itertools
 import math
 
 import pytest
@@ -13,6 +12,13 @@ from sidestep.nets.denoiser import draw_times
 from sidestep.noise import Noise
 from sidestep.rules import Batch, NoPropFM, Task
 from tests.reference.noprop_continuous_plain import PlainTimedBlock, plain_fm_terms
+from tests.reference.noprop_readings_plain import (
+    assert_readings_are_plain,
+    normals_of,
+    plain_output,
+    times_of,
+    with_a_plain_block,
+)
 from tests.reference.noprop_walks_plain import plain_euler, plain_heun
 
 TASK = Task((1, 8, 8), tuple("abcd"), (0.0,), (1.0,))
@@ -137,31 +143,13 @@ def test_the_velocity_of_the_paper_has_no_softmax():
     assert (outputs < 0).any()  # a probability would not be
 
 
-def with_a_plain_block(net):
-    """Put `3 sin(2 z + t + x)`, of an image's first four pixels, in the block's place; it reacts to all it is given."""
-    net.double()
-    net.block.prepare = lambda images: images.flatten(1)[:, :4]
-    net.block.outputs = lambda prepared, latent, time: 3 * (2 * latent + time + prepared).sin()
-
-
-def normals_of(noise, place, draw, count):
-    """Noise 0 to count - 1 of one draw, for the image at that place of the set."""
-    stream = noise.stream(f"draw {draw}")
-    return [stream.sub(index).normal(4 * place + 4)[4 * place :].double() for index in range(count)]
-
-
-def times_of(rule):
-    shares = [index / rule.steps for index in range(rule.steps + 1)]
-    return shares if rule.grid == "uniform" else [math.sin(math.pi / 2 * share) ** 2 for share in shares]
-
-
 def plain_readings(rule, image, place, noise):
     """Every fixed-step reading of one image as `softmax(z_1)`, and one for each draw of the start."""
     pixels, zero = image.flatten()[:4], torch.zeros(4).double()
     times = times_of(rule)
 
     def rate(z, t):
-        outputs = 3 * (2 * z + t + pixels).sin()
+        outputs = plain_output(z, t, pixels)
         return outputs if rule.prediction == "velocity" else (outputs.softmax(0) - z) / (1 - t)
 
     starts = [normals_of(noise, place, draw, 1)[0] for draw in range(rule.draws)]
@@ -184,17 +172,7 @@ def test_every_reading_equals_a_plain_walk_and_the_mean_is_over_starts_that_diff
     rule, net = built(draws=3, start=start, grid=grid, **options)
     with_a_plain_block(net)
     images = batch(6).images.double()
-    found = rule.predict(net, images, Noise(4), start=10, names=[n for n in rule.predictors if n != "adaptive"])
-    rows = [plain_readings(rule, image, 10 + place, Noise(4)) for place, image in enumerate(images)]
-    wanted = {name: torch.stack([readings[name] for readings, _ in rows]) for name in found}
-    for name, probabilities in found.items():
-        assert (probabilities - wanted[name]).abs().max() < 1e-5, name
-    others = [torch.stack([singles[draw] for _, singles in rows]) for draw in (1, 2)]
-    if start == "noise":
-        assert torch.equal(found["euler"], found["euler from noise"])
-        del wanted["euler from noise"]
-    for one, other in itertools.combinations([*wanted.values(), *others], 2):
-        assert (one - other).abs().max() > 1e-2  # or the readings could stand in for one another
+    assert_readings_are_plain(rule, net, images, Noise(4), plain_readings, "euler from noise")
 
 
 def test_a_fixed_embedding_read_by_distance_needs_no_anchor_and_has_one_unit():

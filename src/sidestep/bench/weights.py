@@ -109,7 +109,7 @@ def study_weights(  # long: what is trained, and how it is looked at
 
     Args:
         rules: name -> a rule that makes a Denoiser with a schedule; the first one's untrained net is looked at too.
-        data: a data set; its test split is not read.
+        data: a data set; no test image is read.
         options: batch, seed, device and precision.
         steps: training steps; 0 looks at the untrained net only.
         look: how.

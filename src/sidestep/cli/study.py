@@ -110,7 +110,7 @@ def _weights(
     json: bool = False,
 ) -> None:  # long: the options of the command
     """Why does NoProp-CT's own objective fail? Trains one net with the paper's loss and learned schedule, and one with
-    cross-entropy, and measures which times own the gradient under each loss. The test split is not read.
+    cross-entropy, and measures which times own the gradient under each loss. No test image is read.
 
     Args:
         data: Data set, .npz file or image folder.
