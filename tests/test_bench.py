@@ -588,7 +588,21 @@ def test_a_stopped_comparison_keeps_what_was_done(stripes, monkeypatch, tmp_path
         return in_here(work, given, told, stop)
 
     monkeypatch.setattr(race_module, "run_apart", stopping)
-    words = ["bench", "--rules", f"{SMALL},{OTHER}", "--data", stripes, "--epochs", "1", "--seeds", "2", "--out", "o"]
+    words = [
+        "bench",
+        "--rules",
+        SMALL,
+        "--data",
+        stripes,
+        "--epochs",
+        "1",
+        "--seeds",
+        "2",
+        "--out",
+        "o",
+        "--rules",
+        OTHER,
+    ]
     with pytest.raises(SystemExit) as ended:
         main(words)
     assert ended.value.code == 130

@@ -52,6 +52,26 @@ def test_other_settings_change_the_prediction_and_are_recorded(run, capsys):
     assert not torch.equal(plain.predict(images, "ddim"), changed.predict(images, "ddim"))
 
 
+def test_settings_given_one_by_one_all_apply(run, capsys):
+    def found(*words):
+        main(["eval", str(run.folder), *words, "--json"])
+        return {**json.loads(capsys.readouterr().out), "seconds": 0}
+
+    apart = found("--set", "steps=7", "--set", "start=noise", "--reading", "ddim", "--reading", "ancestral")
+    assert apart["settings"] == ["steps=7", "start=noise"]
+    assert list(apart["readings"]) == ["ddim", "ancestral"]
+    assert apart == found("--set", "steps=7", "start=noise", "--reading", "ddim", "ancestral")
+
+
+@pytest.mark.parametrize("words", [["--set", "steps=7", "--set", "steps=9"], ["--set", "steps=7", "steps=9"]])
+@pytest.mark.parametrize("command", ["eval", "predict"])
+def test_a_setting_that_is_given_twice_is_refused(run, capsys, command, words):
+    with pytest.raises(SystemExit) as leaving:
+        main([command, str(run.folder), *["images.npz"][: command == "predict"], *words])
+    assert leaving.value.code == 2
+    assert "--set gives steps twice, steps=7 and steps=9; give it once" in " ".join(capsys.readouterr().err.split())
+
+
 @pytest.mark.parametrize("extra", [{"decay": "cosine"}, {"warmup": 0.5}])
 def test_a_run_whose_rate_falls_is_not_resumed_to_more_epochs(tmp_path, extra):
     """The rate at a step depends on the number of steps, so it would not be the run of that many epochs."""

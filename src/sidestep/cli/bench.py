@@ -18,6 +18,7 @@ from sidestep.bench.race_page import Report, write_report
 from sidestep.bench.race_records import RaceFolder
 from sidestep.bench.race_run import Budget
 from sidestep.cli.output import default_data_dir, error_console, fail, show, show_json, show_table
+from sidestep.cli.repeated import Repeated, all_words
 from sidestep.errors import InputError
 from sidestep.training import Stopped
 from sidestep.training.stopping import stop_on_signals
@@ -35,8 +36,8 @@ def bench_command(arguments: list[str]) -> None:
 
 def _bench(  # long: the options of the command
     *,
-    rules: tuple[str, ...] = ("all",),
-    data: tuple[str, ...] = ("digits",),
+    rules: Repeated = (),
+    data: Repeated = (),
     seeds: int = 3,
     seed: int = 0,
     epochs: int | None = None,
@@ -65,9 +66,9 @@ def _bench(  # long: the options of the command
     turn. Stop it when you like: the same command goes on, and finished runs are not run again.
 
     Args:
-        rules: Entries RULE or RULE:option=value,option=value, with commas or spaces between them; all for every rule
-            with its defaults; a preset's name for its options. Options are the rule's, or batch, decay and the like.
-        data: Data sets (names, .npz files, image folders), with spaces or commas between them.
+        rules: Entries RULE or RULE:option=value,option=value, with commas or spaces between them; all (the default) for
+            every rule with its defaults; a preset's name for its options. Options are the rule's, or batch, decay, ...
+        data: Data sets (names, .npz files, image folders), with spaces or commas between them. Default: digits.
         seeds: How many seeds, and so rounds.
         seed: The first seed.
         epochs: Passes over the training split, at most.
@@ -96,10 +97,10 @@ def _bench(  # long: the options of the command
     common = {name: value for name, value in given.items() if value is not None}
     if to is not None and epochs is None and seconds is None and forward_passes is None:
         seconds = _SECONDS
-    entries = read_entries(rules, common)
+    entries = read_entries(all_words(rules) or ("all",), common)
     race = Race(
-        tuple(entries), _names(data), Budget(epochs, seconds, forward_passes, to), seeds, seed, common, every, device,
-        data_dir or default_data_dir(), validation, image_size,
+        tuple(entries), _names(all_words(data) or ("digits",)), Budget(epochs, seconds, forward_passes, to),
+        seeds, seed, common, every, device, data_dir or default_data_dir(), validation, image_size,
     )  # fmt: skip
     return _Begin(race, find_baseline(entries, baseline).label, out, retry, overwrite, json)
 

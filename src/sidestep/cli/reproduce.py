@@ -16,6 +16,7 @@ from sidestep.bench.study_report import Table
 from sidestep.bench.table_rows import wanted_presets
 from sidestep.cli.bar import TrainingBar
 from sidestep.cli.output import default_data_dir, error_console, fail, show, show_json, show_table
+from sidestep.cli.repeated import Repeated, all_words
 from sidestep.errors import InputError
 from sidestep.training import Progress, Stopped
 
@@ -47,8 +48,8 @@ def reproduce_command(arguments: list[str]) -> None:
 
 def _accuracy(
     *,
-    data: tuple[str, ...] = (),
-    rows: tuple[str, ...] = (),
+    data: Repeated = (),
+    rows: Repeated = (),
     budget: Literal["tiny", "cpu", "full"] = "full",
     seeds: int = 3,
     inference_runs: int = 5,
@@ -79,8 +80,8 @@ def _accuracy(
     def begin(command: str) -> None:
         record = reproduce(
             _ACCURACY,
-            data,
-            rows,
+            all_words(data),
+            all_words(rows),
             plan,
             _watch,
             report=folder,
@@ -98,8 +99,8 @@ def _accuracy(
 
 def _memory(
     *,
-    data: tuple[str, ...] = (),
-    rows: tuple[str, ...] = (),
+    data: Repeated = (),
+    rows: Repeated = (),
     steps: int = 3,
     report: Path = Path("runs/reproduce"),
     device: str = "auto",
@@ -118,9 +119,11 @@ def _memory(
     """
 
     def begin(command: str) -> None:
-        found = [preset for preset in wanted_presets(_ACCURACY, data, rows) if preset.memory_gb is not None]
+        wanted = wanted_presets(_ACCURACY, all_words(data), all_words(rows))
+        found = [preset for preset in wanted if preset.memory_gb is not None]
         if not found:
-            raise InputError(f"the paper gives memory for rows with one-hot labels only, got --rows {' '.join(rows)}")
+            names = " ".join(all_words(rows))
+            raise InputError(f"the paper gives memory for rows with one-hot labels only, got --rows {names}")
         folder_for_tables(report)
         measured = memory_record(_MEMORY, found, device, command, _tell, steps)
         record = with_earlier(measured, report / f"{_MEMORY}.json")

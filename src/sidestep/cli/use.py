@@ -12,6 +12,7 @@ from torch import Tensor
 
 from sidestep import checkpoint
 from sidestep.cli.output import check_new, default_data_dir, error_console, show, show_json, show_table
+from sidestep.cli.repeated import Repeated, all_words, settings
 from sidestep.cli.train import module_from
 from sidestep.data import DataSet, load, read_images
 from sidestep.errors import InputError
@@ -32,23 +33,10 @@ def predict_command(arguments: list[str]) -> None:
     tyro.cli(_predict, prog="sidestep predict", args=arguments)
 
 
-def _load(path: Path, module: str | None, device: str, settings: Sequence[str]) -> Run:
+def _load(path: Path, module: str | None, device: str, given: Sequence[str]) -> Run:
     # never from the run's own configuration: looking at somebody's run must not run their code
     made = module_from(module) if module else None
-    return load_run(path, module=made, device=device, inference=dict(map(_setting, settings)))
-
-
-def _setting(text: str) -> tuple[str, int | float | str]:
-    """Return name and value of NAME=VALUE; a value that reads as a number is one."""
-    name, equals, value = text.partition("=")
-    if not equals or not name or not value:
-        raise InputError(f"--set takes NAME=VALUE, for instance steps=200, got {text!r}")
-    for kind in (int, float):
-        try:
-            return name, kind(value)
-        except ValueError:
-            continue
-    return name, value
+    return load_run(path, module=made, device=device, inference=settings(given))
 
 
 def _evaluate(
@@ -57,8 +45,8 @@ def _evaluate(
     data: str | None = None,
     data_dir: Path | None = None,
     split: Literal["test", "validation", "train"] = "test",
-    reading: tuple[str, ...] = (),
-    set: tuple[str, ...] = (),
+    reading: Repeated = (),
+    set: Repeated = (),
     module: str | None = None,
     device: str = "auto",
     json: bool = False,
@@ -76,7 +64,8 @@ def _evaluate(
         device: Where to compute: auto, cpu, cuda, cuda:1, mps.
         json: Print one JSON object.
     """
-    trained = _load(run, module, device, set)
+    given = all_words(set)
+    trained = _load(run, module, device, given)
     found = data_of(run, data, data_dir)
     check_task(trained.task, found)
     if split != "test" and data is None:
@@ -84,17 +73,17 @@ def _evaluate(
     part = found.test if split == "test" else found.validation if split == "validation" else found.train
     if not len(part):
         raise InputError(f"{found.name} has no {split} images; choose another --split")
-    shares = trained.evaluate(part, reading)
+    shares = trained.evaluate(part, all_words(reading))
     if json:
         show_json({
             "rule": trained.rule.name, "data": found.name, "split": split, "images": len(part), "seed": trained.seed,
-            "settings": list(set),
+            "settings": list(given),
             "steps": trained.step, "accuracy": next(iter(shares.values())), "readings": shares, "run": str(run),
         })  # fmt: skip
         return
     rows = [[name, f"{share:.2%}"] for name, share in shares.items()]
-    settings = f" ({', '.join(set)})" if set else ""
-    title = f"{trained.rule.name} on {found.name}, {split}, {len(part):,} images{settings}"
+    title = f"{trained.rule.name} on {found.name}, {split}, {len(part):,} images"
+    title += f" ({', '.join(given)})" if given else ""
     show_table(title, ["by", "accuracy"], rows)
 
 
@@ -117,7 +106,7 @@ def _predict(
     /,
     out: Path | None = None,
     reading: str | None = None,
-    set: tuple[str, ...] = (),
+    set: Repeated = (),
     module: str | None = None,
     device: str = "auto",
     most: int = 20,
@@ -138,7 +127,7 @@ def _predict(
         overwrite: Let --out replace a file that exists.
         json: Print one JSON object with all labels.
     """
-    trained = _load(run, module, device, set)
+    trained = _load(run, module, device, all_words(set))
     if out:
         check_new(out, overwrite, (".csv", ".npz"))
     images = read_images(file, trained.task.image_shape)
