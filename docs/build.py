@@ -13,6 +13,8 @@ from pathlib import Path
 import pdoc
 from markdown_it import MarkdownIt
 
+import sidestep
+
 ROOT = Path(__file__).resolve().parents[1]
 TOP_PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")
 TEMPLATE = """<!doctype html>
@@ -101,6 +103,8 @@ def build(site: Path) -> None:
         place.parent.mkdir(parents=True, exist_ok=True)
         filled = TEMPLATE.format(title=escape(title(text, page)), navigation=navigation(page, pages), body=body)
         place.write_text(filled, encoding="utf-8")
+    for name in sidestep.__all__:  # pdoc sees what the package has imported, and it imports what is asked for
+        getattr(sidestep, name)
     pdoc.render.configure(docformat="google", search=True)
     pdoc.pdoc("sidestep", output_directory=site / "api")
     print(f"{len(pages)} pages and the Python interface are in {site}: open {site / 'index.html'}")

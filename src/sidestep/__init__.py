@@ -6,8 +6,30 @@
 ('noprop-dt', 10)
 """
 
-from sidestep import data, nets, noise, rules
-from sidestep.training import Options, Run, align, load_run, train
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from sidestep.version import __version__
 
 __all__ = ["Options", "Run", "__version__", "align", "data", "load_run", "nets", "noise", "rules", "train"]
+
+if TYPE_CHECKING:
+    from sidestep import data, nets, noise, rules
+    from sidestep.training import Options, Run, align, load_run, train
+else:
+    # torch takes seconds to import: what needs it comes when it is asked for, so that the command line, whose entry
+    # lies in this package, can be stopped meanwhile
+    def __getattr__(name: str) -> Any:
+        if name in ("Options", "Run", "align", "load_run", "train"):
+            globals()[name] = getattr(import_module("sidestep.training"), name)
+            return globals()[name]
+        if not name.startswith("_"):
+            try:
+                return import_module(f"sidestep.{name}")
+            except ModuleNotFoundError as error:
+                if error.name != f"sidestep.{name}":
+                    raise
+        raise AttributeError(f"module 'sidestep' has no attribute {name!r}")
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})

@@ -1,8 +1,19 @@
-"""`python -m sidestep` is the command line."""
+"""The command line's entry, `python -m sidestep` and the script `sidestep`: Ctrl-C ends it from the first import on."""
 
-from sidestep.cli import main
+import sys
 
-__all__: list[str] = []
+__all__ = ["main"]
+
+
+def main() -> None:
+    """Import the command line, which takes seconds, and run it; a Ctrl-C before it is there exits with status 130."""
+    try:
+        from sidestep.cli import main as run
+    except KeyboardInterrupt:
+        sys.stderr.write("sidestep: stopped before anything was begun\n")
+        raise SystemExit(130) from None
+    run()
+
 
 if __name__ == "__main__":
     main()
