@@ -23,7 +23,7 @@ ROOMS = (
     ("nets",),
     ("data", "measure"),
     ("noise", "probes", "tensorfile", "ternary", "update"),
-    ("errors", "version"),
+    ("errors", "version", "wording"),
 )
 LEVEL = {name: len(ROOMS) - index for index, room in enumerate(ROOMS) for name in room}
 ONE_ROOM_EACH = {"data", "measure"}  # at one height, but they do not know each other

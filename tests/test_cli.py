@@ -1,14 +1,24 @@
 """The command line as a user types it."""
 
+import dataclasses
 import json
+import os
+import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy
 import pytest
+import torch
 
+from sidestep import data
 from sidestep.cli import main
+from sidestep.cli.bar import TrainingBar
+from sidestep.rules import Task
+from sidestep.training.data_of_run import unlike_contrast
+from sidestep.training.loop import Loop
 
 QUICK = ["--net", "mlp", "--hidden", "16", "--epochs", "1"]
 
@@ -155,6 +165,16 @@ def test_resuming_keeps_the_options_that_are_not_given_again(capsys):
     assert "train.batch: was 64, given 32" in error
 
 
+def test_resuming_where_there_is_no_run_starts_one_and_says_so(capsys):
+    words = ["train", "backprop", *QUICK, "--resume", "--out", "runs/never", "--json"]
+    status, out, error = run(capsys, *words)
+    assert (status, error) == (0, "sidestep: runs/never holds no run yet; starting one")
+    assert last_json(out)["run"] == "runs/never"
+    assert run(capsys, *words)[::2] == (0, "")
+    help_words = " ".join(run(capsys, "train", "backprop", "--help")[1].replace("│", " ").split())
+    assert "where there is none yet, start one" in help_words
+
+
 def test_own_module_from_a_file(capsys):
     Path("mine.py").write_text(
         "from torch import nn\n\n\ndef path():\n    return nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU())\n"
@@ -272,6 +292,109 @@ def test_quiet_when_standard_error_is_no_terminal():
     })  # fmt: skip
     assert found.stderr == ""
     assert len(found.stdout.strip().splitlines()) == 1
+
+
+def test_a_line_now_and_then_where_standard_error_is_no_terminal(capsys, monkeypatch):
+    monkeypatch.setattr("sidestep.cli.bar._SECONDS", 0.0)
+    status, out, error = run(capsys, "train", "backprop", *QUICK, "--epochs", "2", "--batch", "256", "--json")
+    assert status == 0
+    assert len(out.strip().splitlines()) == 1
+    number = r"[\d.]+"
+    for epoch, step in ((1, 5), (2, 10)):
+        line = rf"sidestep: epoch {epoch}/2, step {step} of 10, loss {number}, validation {number}%, 0:00:0\d left"
+        assert re.search(line, error), error
+    assert "sidestep: evaluating test" in error
+
+
+def test_lines_are_half_a_minute_apart_and_say_what_is_trained(capsys, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr("sidestep.cli.bar.time.perf_counter", lambda: clock[0])
+    bar = TrainingBar("backprop on digits, seed 1")
+    bar.begin(total_steps=400, steps_per_epoch=100, step=100)
+    for epoch, now in ((2, 29.0), (3, 61.0), (4, 90.0)):
+        clock[0] = now
+        bar.epoch(epoch, {"all: loss": 0.5, "rate": 7.0}, None, now)
+    told = " ".join(capsys.readouterr().err.split())
+    assert told == "sidestep: backprop on digits, seed 1: epoch 3/4, step 300 of 400, loss 0.5, 0:00:30 left"
+
+
+def test_an_unfinished_run_is_said_to_be_one(capsys, monkeypatch):
+    take_step = Loop.take_step
+
+    def interrupted(loop, state):
+        take_step(loop, state)
+        if state.step == 13:
+            signal.raise_signal(signal.SIGINT)
+
+    words = ["train", "backprop", *QUICK, "--epochs", "2", "--out", "a"]
+    with monkeypatch.context() as patched:
+        patched.setattr(Loop, "take_step", interrupted)
+        assert run(capsys, *words)[0] == 130
+    numpy.savez("images.npz", images=numpy.arange(128, dtype="uint8").reshape(2, 8, 8) * 2)
+    looks = ["eval", "a"], ["predict", "a", "images.npz"]
+    for look in looks:
+        assert "not finished: step 13 of 20" in " ".join(
+            run(capsys, *look)[1].split()
+        )  # a title is as wide as its table
+    assert last_json(run(capsys, "eval", "a", "--json")[1])["finished"] is False
+    assert run(capsys, *words, "--resume")[0] == 0
+    for look in looks:
+        assert "finished" not in run(capsys, *look)[1]
+    Path("a/state.safetensors").unlink()  # the weights alone tell no step, but are written at the end only
+    assert last_json(run(capsys, "eval", "a", "--json")[1])["finished"] is True
+
+
+def test_predictions_say_their_reading_and_warn_of_pixels_in_other_units(capsys):
+    assert run(capsys, "train", "backprop", *QUICK, "--out", "a")[0] == 0
+    grey = data.load("digits").test.images.numpy()
+    numpy.savez("same.npz", images=grey)
+    status, out, error = run(capsys, "predict", "a", "same.npz")
+    assert (status, error) == (0, "")
+    assert "360 images, read by forward" in " ".join(out.split())
+    for name, images in {"sixteen.npz": grey // 16, "one.npz": grey // 128}.items():
+        numpy.savez(name, images=images)
+        status, out, error = run(capsys, "predict", "a", name, "--json")
+        assert (status, last_json(out)["reading"]) == (0, "forward")
+        trained = data.load("digits").std[0] * 255
+        numbers = f"standard deviation of {images.std():.3g}, those trained on {trained:.3g} (uint8, 0 to 255)"
+        assert numbers in error, error
+        assert "from 0 to 16 times 255 / 16" in error
+
+
+def test_float_pixels_in_other_units_are_told_too():
+    images = torch.linspace(0, 1, 128).reshape(2, 1, 8, 8)
+    task = Task((1, 8, 8), ("a", "b"), (0.5,), (0.3,), "float32")
+    assert unlike_contrast(task, images) is None
+    assert unlike_contrast(task, images / 7) is None
+    assert "standard deviation of 74.2, those trained on 0.3 (float32)" in unlike_contrast(task, images * 255)
+    flat = dataclasses.replace(task, std=(1.0,))  # a channel that did not change in training
+    assert unlike_contrast(flat, images * 255) is None
+    assert unlike_contrast(task, images[:0]) is None
+    assert "standard deviation of 0," in unlike_contrast(task, images * 0)
+
+
+@pytest.mark.parametrize("how", [["-m", "sidestep"], ["-c", "from sidestep.__main__ import main; main()"]])
+def test_a_stop_while_the_library_is_imported_is_one_line(how):
+    Path("torch.py").write_text("raise KeyboardInterrupt\n")
+    paths = [str(Path.cwd()), str(Path(__file__).parents[1] / "src")]
+    found = subprocess.run([sys.executable, *how, "rules"], capture_output=True, text=True, cwd=Path.cwd(), env={
+        **os.environ, "PYTHONPATH": os.pathsep.join(paths),
+    })  # fmt: skip
+    assert (found.returncode, found.stdout) == (130, "")
+    assert found.stderr == "sidestep: stopped before anything was begun\n"
+    project = (Path(__file__).parents[1] / "pyproject.toml").read_text()
+    assert 'sidestep = "sidestep.__main__:main"' in project
+
+
+def test_the_package_has_what_it_names_and_its_modules():
+    words = (
+        "import sidestep; print(sidestep.errors.InputError.__name__, sidestep.train.__name__, sidestep.align.__name__)"
+    )
+    words += "; print(hasattr(sidestep, 'trian'), set(sidestep.__all__) <= set(dir(sidestep)))"
+    found = subprocess.run([sys.executable, "-c", words], capture_output=True, text=True, check=True, env={
+        **os.environ, "PYTHONPATH": str(Path(__file__).parents[1] / "src"),
+    })  # fmt: skip
+    assert found.stdout == "InputError train align\nFalse True\n"
 
 
 def test_outputs_never_replace_a_file_unasked(capsys):

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from sidestep import Options, load_run, train
+from sidestep import Options, align, load_run, train
 from sidestep.cli import main
 from sidestep.errors import InputError, NonFiniteError
 from sidestep.nets.blocks import ImageLatentPath
@@ -50,6 +50,22 @@ def test_other_settings_change_the_prediction_and_are_recorded(run, capsys):
     plain, changed = load_run(run.folder), load_run(run.folder, inference={"start": "noise", "grid": "cosine"})
     assert (changed.rule.start, changed.rule.grid, plain.rule.start) == ("noise", "cosine", "zero")
     assert not torch.equal(plain.predict(images, "ddim"), changed.predict(images, "ddim"))
+
+
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        ("noprop-ct", r"rule must be a rule object, for instance rules.NoPropCT\(\), got 'noprop-ct'"),
+        (NoPropFM, r"for instance rules.NoPropFM\(\)"),
+        ("nothing", r"rule must be a rule object, for instance rules\.\w+\(\), got 'nothing'"),
+        (None, "rule must be a rule object"),
+        (Options(), "rule must be a rule object"),
+    ],
+)
+def test_what_is_no_rule_object_is_refused(rule, message):
+    for use in (train, align):
+        with pytest.raises(InputError, match=message):
+            use(rule, "digits")
 
 
 def test_settings_given_one_by_one_all_apply(run, capsys):

@@ -243,6 +243,17 @@ class TestCommandLine:
         for line in ('preset = "small-digits"', "validation = 0.2", "batch = 256", "learning_rate = 0.01"):
             assert line in config
 
+    def test_a_budget_of_the_preset_gives_other_values(self, capsys, monkeypatch):
+        tiny = dataclasses.replace(SMALL, budgets={"tiny": Changes({"epochs": 1}, {"learning_rate": 0.03})})
+        monkeypatch.setitem(PRESETS, SMALL.name, tiny)
+        words = ["train", "--preset", SMALL.name, "--out", "a", "--budget"]
+        status, _, error = self.run(capsys, *words, "tiny")
+        assert status == 0, error
+        config = Path("a/config.toml").read_text()
+        assert all(line in config for line in ("epochs = 1", "learning_rate = 0.03", 'budget = "tiny"'))
+        status, _, error = self.run(capsys, *words, "cpu")  # never the full values in its place
+        assert (status, "small-digits has the budgets full, tiny; got 'cpu'" in error) == (2, True), error
+
     def test_options_given_beside_it_go_first(self, capsys):
         words = [
             "train",
@@ -319,5 +330,7 @@ class TestCommandLine:
         found = json.loads(out.splitlines()[-1])
         assert found["noprop-dt-mnist-one-hot"]["paper"] == {"mean": 99.47, "error": 0.05}
         assert found["noprop-dt-mnist-one-hot"]["budgets"]["cpu"]["train"] == {"epochs": 5}
+        _, _, error = self.run(capsys, "presets", "--data", "xyzzy")
+        assert "there is no preset for the data set 'xyzzy': there are some for mnist" in error
         status, _, error = self.run(capsys, "presets", "--data", "cifar")
         assert (status, "did you mean cifar10?" in error or "did you mean cifar100?" in error) == (2, True)

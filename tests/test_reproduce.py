@@ -15,7 +15,7 @@ from sidestep import data
 from sidestep.bench import cells, table_rows
 from sidestep.bench.accuracy_table import accuracy_row, accuracy_tables, accuracy_text, verdict
 from sidestep.bench.memory_table import memory_record, memory_tables, memory_text
-from sidestep.bench.table_rows import budget_data, table_presets, wanted_presets
+from sidestep.bench.table_rows import budget_data, command_for, table_presets, wanted_presets
 from sidestep.cli import main
 from sidestep.errors import InputError
 from sidestep.rules import NoPropDT
@@ -152,7 +152,7 @@ def test_a_table_is_filled_written_and_not_filled_twice(capsys, monkeypatch):
         "sidestep reproduce noprop-table1 --data digits --budget tiny --seeds 2",
         "first 1,280 images",
         f"torch {torch.__version__}",
-        "1 threads" if torch.get_num_threads() == 1 else "threads",
+        "1 thread;" if torch.get_num_threads() == 1 else "threads",
         "sd / sqrt(n)",
         "| forward-one-hot | digits | 99.00 |",
         "| sampled-one-hot | digits | 50.00 (0.50) |",
@@ -184,6 +184,12 @@ def test_more_inference_runs_keep_those_that_are_there(capsys):
     status, other, _ = fill(capsys, "--rows", "forward-one-hot", "--inference-runs", "4", "--seeds", "1")
     assert status == 0
     assert row_of(other, SAMPLED)["values"] == row_of(more, SAMPLED)["values"]
+    shown = "--data digits --rows forward-one-hot sampled-one-hot"
+    command = "sidestep reproduce noprop-table1 --budget tiny --seeds 2 --out out --inference-runs 4 --seeds 1 --json"
+    assert other["command"] == f"{command} {shown}"  # and so is it in the command
+    page = Path("out/noprop-table1-tiny.md").read_text()
+    assert f"\n    {command} {shown}\n" in page
+    assert "1 seed, 4 inference runs each" in page
     assert other["rows_left_out"] == len(table_presets("noprop-table1")) - 2
 
 
@@ -256,7 +262,7 @@ def test_a_row_that_fails_is_noted_and_the_others_go_on(capsys, monkeypatch):
 
     monkeypatch.setattr(cells, "trained_run", sometimes)
     status, record, error = fill(capsys, "--seeds", "1", "--inference-runs", "1")
-    assert (status, "1 runs failed" in error) == (1, True)
+    assert (status, "1 run failed" in error) == (1, True)
     why = "OutOfMemoryError: CUDA out of memory. Tried to allocate 9 GiB"
     assert row_of(record, FORWARD)["failed"] == [{"seed": 0, "why": why}]
     assert row_of(record, SAMPLED)["seeds"] == 1
@@ -287,6 +293,17 @@ def test_the_smallest_budget_cuts_both_splits_and_the_others_none(monkeypatch):
     assert torch.equal(cut.train.images, data.load("digits", validation=0).train.images[:1280])
 
 
+def test_the_command_of_a_page_asks_for_its_rows():
+    typed = "sidestep reproduce noprop-table1 --rows=dt-one-hot --data cifar10 mnist --out 'my runs'"
+    two = wanted_presets("noprop-table1", ["mnist", "cifar10"], ["dt-one-hot"])
+    assert command_for(typed, two, two) == typed
+    more = [*two, *wanted_presets("noprop-table1", ["mnist"], ["ct-one-hot"])]
+    assert command_for(typed, more, two).splitlines() == [
+        "sidestep reproduce noprop-table1 --out 'my runs' --data mnist --rows dt-one-hot ct-one-hot",
+        "sidestep reproduce noprop-table1 --out 'my runs' --data cifar10 --rows dt-one-hot",
+    ]
+
+
 def test_rows_and_data_are_chosen_by_name():
     assert len(wanted_presets("noprop-table1", ["mnist"])) == 13
     found = wanted_presets("noprop-table1", ["cifar10", "mnist"], ["dt-onehot", "ct-learned"])
@@ -305,6 +322,7 @@ def test_rows_and_data_are_chosen_by_name():
     [
         (["noprop-tabel1"], "did you mean noprop-table1?"),
         (["noprop-table1", "--rows", "dt-onehott"], "did you mean dt-one-hot? There are: backprop-one-hot"),
+        (["noprop-table1", "--data", "xyzzy"], "unknown 'xyzzy': there are: mnist, cifar10"),
         (["noprop-table1", "--data", "cifar"], "unknown 'cifar': did you mean cifar10?"),
         (["noprop-table1", "--seeds", "0"], "--seeds must lie between 1 and 100, got 0"),
         (["noprop-table1", "--inference-runs", "0"], "--inference-runs must lie between"),
@@ -392,5 +410,7 @@ class TestMemory:
         assert run(capsys, *words)[0] == 0
         assert "| dt-one-hot | 7.00 | 0.49 |" in page.read_text()
         assert "| ct-one-hot | 0.00 | 1.05 |" in page.read_text()
+        rows = "backprop-one-hot dt-one-hot ct-one-hot fm-one-hot neural-ode-one-hot"
+        assert f"    sidestep reproduce noprop-table2 --report pages --data mnist --rows {rows}\n" in page.read_text()
         assert run(capsys, *words, "--steps", "2")[0] == 0
         assert "ct-one-hot" not in page.read_text()

@@ -396,7 +396,7 @@ def test_the_study_of_weights_runs_and_reports(capsys):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["nothing"], "There are: noprop-blocks, noprop-weights"),
+        (["nothing"], "there are: noprop-blocks, noprop-weights"),
         (["noprop-block"], "did you mean noprop-blocks?"),
         ([*BLOCKS, "--seeds", "0"], "seeds must lie"),
         ([*BLOCKS, "--data", "mnits"], "did you mean 'mnist'?"),

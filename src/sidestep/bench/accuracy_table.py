@@ -1,5 +1,6 @@
 """A table of accuracies beside the paper's: rows from the cells that are there, and the page that shows them."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -8,9 +9,10 @@ import torch
 from sidestep.bench.blocks import mean_and_error
 from sidestep.bench.cells import Plan, cell_record
 from sidestep.bench.study_report import Table, share
-from sidestep.bench.table_rows import FIRST_TEST, FIRST_TRAIN
+from sidestep.bench.table_rows import FIRST_TEST, FIRST_TRAIN, command_for
 from sidestep.rules.presets import PaperCell, Preset
 from sidestep.version import __version__
+from sidestep.wording import counted
 
 __all__ = ["accuracy_record", "accuracy_row", "accuracy_tables", "accuracy_text", "verdict"]
 
@@ -110,18 +112,19 @@ def accuracy_record(
         presets: all rows of the table, with their own values.
         wanted: those that were asked for.
         plan: where the cells lie.
-        command: what was typed.
+        command: what was typed; the record has the one that asks for all of its rows.
     """
-    rows = []
+    rows, shown = [], []
     names = {preset.name for preset in wanted}
     for full in presets:
         preset = full.for_budget(plan.budget)
         cells = [cell for seed in range(plan.seeds) if (cell := cell_record(preset, seed, plan)) is not None]
         if cells or preset.name in names:
+            shown.append(full)
             rows.append(accuracy_row(preset, full, cells, plan.budget))
     return {
         "table": table,
-        "command": command,
+        "command": command_for(command, shown, wanted),
         "budget": plan.budget,
         "seeds": plan.seeds,
         "inference_runs": plan.inference_runs,
@@ -140,11 +143,15 @@ def accuracy_text(record: Mapping[str, Any]) -> str:
     left_out = record["rows_left_out"]
     parts = [
         f"# {record['table']}, budget {record['budget']}",
-        f"    {record['command']}",
+        textwrap.indent(record["command"], "    "),
         _BUDGETS[record["budget"]],
-        f"{record['seeds']} seeds, {record['inference_runs']} inference runs each; {places}; "
-        f"{record['threads']} threads; sidestep {record['sidestep']}, torch {record['torch']}."
-        + (f" {left_out} rows of the table were not asked for." if left_out else ""),
+        f"{counted(record['seeds'], 'seed')}, {counted(record['inference_runs'], 'inference run')} each; {places}; "
+        f"{counted(record['threads'], 'thread')}; sidestep {record['sidestep']}, torch {record['torch']}."
+        + (
+            f" {counted(left_out, 'row')} of the table {'was' if left_out == 1 else 'were'} not asked for."
+            if left_out
+            else ""
+        ),
         *_NOTES,
     ]
     return "\n\n".join(parts)

@@ -19,6 +19,7 @@ from sidestep.noise import Noise
 from sidestep.rules.protocol import Rule
 from sidestep.training import Options, Progress, Run, load_run, train
 from sidestep.training.folder import RunFolder
+from sidestep.wording import counted
 
 __all__ = ["AGREES", "ORACLE", "Watch", "mean_and_error", "study_blocks", "trained_run"]
 
@@ -99,15 +100,15 @@ def trained_run(  # long: what is trained, on what, how, and what is read of it
     result = _read(folder.result_file)
     if folder.config_file.exists() and result.get("epochs", epochs) != epochs:
         raise InputError(
-            f"{folder.path} has been trained to its end, of {result['epochs']:g} epochs, and would be lost to a run of "
-            f"{epochs}; choose another --out"
+            f"{folder.path} has been trained to its end, of {counted(result['epochs'], 'epoch')}, and would be lost "
+            f"to a run of {epochs}; choose another --out"
         )
     if folder.config_file.exists() and result:
         run = load_run(folder.path, device=options.device)
         _check_same(run, folder.config(), rule, data, options, source)
         run.result = result
         return run
-    with watch(f"{rule.name} on {data.name}, seed {options.seed}: {epochs} epochs") as progress:
+    with watch(f"{rule.name} on {data.name}, seed {options.seed}: {counted(epochs, 'epoch')}") as progress:
         again = dataclasses.replace(options, epochs=epochs, resume=True)
         return train(rule, data, again, source=source, progress=progress, readings=readings)
 

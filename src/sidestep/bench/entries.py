@@ -1,7 +1,6 @@
 """What is compared: `RULE:option=value,option=value`, read into a rule's options and those of its training."""
 
 import dataclasses
-import difflib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ from sidestep.errors import InputError
 from sidestep.rules import RULES, Rule
 from sidestep.rules.presets import PRESETS
 from sidestep.training import Options
+from sidestep.wording import suggestion
 
 __all__ = ["NOT_OF_ONE", "Entry", "find_baseline", "read_entries"]
 
@@ -116,9 +116,8 @@ def _read(text: str, common: Mapping[str, Any]) -> Entry:
     elif name in RULES:
         rule, data, options, train = name, None, {}, {}
     else:
-        near = difflib.get_close_matches(name, [*RULES, *PRESETS], 1)
-        hint = f"did you mean {near[0]}? " if near else ""
-        raise InputError(f"unknown rule {name!r}: {hint}There are: all, {', '.join(RULES)}, and `sidestep presets`")
+        listing = f"there are: all, {', '.join(RULES)}, and `sidestep presets`"
+        raise InputError(f"unknown rule {name!r}: {suggestion(name, [*RULES, *PRESETS], listing)}")
     kinds = {key: kind for key, kind in get_type_hints(Options).items() if key not in NOT_OF_ONE}
     own = get_type_hints(RULES[rule])
     own = {each.name: own[each.name] for each in dataclasses.fields(RULES[rule])}
@@ -128,9 +127,9 @@ def _read(text: str, common: Mapping[str, Any]) -> Entry:
         elif option in kinds:
             train[option] = _value(kinds[option], value, option)
         else:
-            near = difflib.get_close_matches(option, [*own, *kinds], 1)
-            hint = f"did you mean {near[0]}? " if near else ""
-            raise InputError(f"{rule} has no option {option!r}: {hint}It has: {', '.join([*own, *kinds])}")
+            names = [*own, *kinds]
+            listing = f"it has: {', '.join(names)}"
+            raise InputError(f"{rule} has no option {option!r}: {suggestion(option, names, listing)}")
     entry = Entry(text, rule, options, train, data)
     try:
         entry.make()

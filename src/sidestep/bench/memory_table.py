@@ -2,6 +2,7 @@
 
 import json
 import math
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 
 from sidestep.bench.step_cost import in_fresh_process
 from sidestep.bench.study_report import Table
+from sidestep.bench.table_rows import command_for
 from sidestep.data import names
 from sidestep.errors import InputError
 from sidestep.measure import peak_allocation
@@ -18,6 +20,7 @@ from sidestep.rules import RULES, Batch, Task
 from sidestep.rules.presets import PRESETS, Preset
 from sidestep.training import Compute
 from sidestep.version import __version__
+from sidestep.wording import counted
 
 __all__ = ["memory_record", "memory_tables", "memory_text", "training_peak", "with_earlier"]
 
@@ -105,7 +108,11 @@ def with_earlier(record: Mapping[str, Any], path: Path) -> dict[str, Any]:
     except (OSError, ValueError, LookupError, TypeError):  # not there, or not ours
         return dict(record)
     order = {name: index for index, name in enumerate(PRESETS)}
-    return {**record, "cells": sorted(last.values(), key=lambda cell: order.get(cell["preset"], len(order)))}
+    cells = sorted(last.values(), key=lambda cell: order.get(cell["preset"], len(order)))
+    shown, wanted = (
+        [PRESETS[cell["preset"]] for cell in some if cell["preset"] in PRESETS] for some in (cells, record["cells"])
+    )
+    return {**record, "command": command_for(record["command"], shown, wanted), "cells": cells}
 
 
 def _apart(preset: Preset, device: str, steps: int) -> dict[str, Any]:
@@ -118,9 +125,9 @@ def memory_text(record: Mapping[str, Any]) -> str:
     """Return what stands above the table."""
     parts = [
         f"# {record['table']}: memory in training",
-        f"    {record['command']}",
-        f"{record['device']}, {record['precision']}, {record['threads']} threads; sidestep {record['sidestep']}, "
-        f"torch {record['torch']}.",
+        textwrap.indent(record["command"], "    "),
+        f"{record['device']}, {record['precision']}, {counted(record['threads'], 'thread')}; "
+        f"sidestep {record['sidestep']}, torch {record['torch']}.",
         _NOTE.format(steps=record["steps"], batch=", ".join(map(str, record["batch"]))),
     ]
     return "\n\n".join(parts)

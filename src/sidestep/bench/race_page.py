@@ -15,6 +15,7 @@ from sidestep.bench.race_records import RaceFolder
 from sidestep.bench.race_tables import race_tables
 from sidestep.bench.race_words import sentences
 from sidestep.bench.study_report import Table
+from sidestep.wording import counted
 
 __all__ = ["NOTES", "Report", "write_report"]
 
@@ -82,8 +83,8 @@ class Report:
         until = f", or {100 * self.race.budget.accuracy:g} % of validation" if self.race.budget.accuracy else ""
         return (
             f"{len(self.records)} of {wanted} runs, until {spent}{until}; {machine['device']}, {machine['processor']}, "
-            f"{machine['threads']} threads, {', '.join(precisions) or 'nothing yet'}; sidestep {versions['sidestep']}, "
-            f"torch {versions['torch']}, Python {sys.version.split()[0]}."
+            f"{counted(machine['threads'], 'thread')}, {', '.join(precisions) or 'nothing yet'}; "
+            f"sidestep {versions['sidestep']}, torch {versions['torch']}, Python {sys.version.split()[0]}."
         )
 
 

@@ -11,6 +11,7 @@ import torch
 from sidestep import checkpoint
 from sidestep.errors import InputError
 from sidestep.version import __version__
+from sidestep.wording import counted
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -60,8 +61,8 @@ def folder_for_study(out: Path, asked: Mapping[str, Any], overwrite: bool, seeds
         )
     if had > seeds and not overwrite:
         raise InputError(
-            f"{out} holds a study of {had} seeds, which {seeds} would replace; give --seeds {had} or more, choose "
-            "another --out, or replace its results with --overwrite"
+            f"{out} holds a study of {counted(had, 'seed')}, which {seeds} would replace; give --seeds {had} or more, "
+            "choose another --out, or replace its results with --overwrite"
         )
     if (out / "config.toml").exists():
         raise InputError(

@@ -1,15 +1,16 @@
 """Which rows of a table are wanted, and on which data: presets, data sets, and the cut for a quick look."""
 
 import dataclasses
-import difflib
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
 from sidestep.data import DataSet, Split, load
 from sidestep.errors import InputError
 from sidestep.rules.presets import PRESETS, Preset
+from sidestep.wording import suggestion
 
-__all__ = ["BUDGETS", "FIRST_TEST", "FIRST_TRAIN", "budget_data", "table_presets", "wanted_presets"]
+__all__ = ["BUDGETS", "FIRST_TEST", "FIRST_TRAIN", "budget_data", "command_for", "table_presets", "wanted_presets"]
 
 BUDGETS: tuple[str, ...] = ("tiny", "cpu", "full")
 FIRST_TRAIN, FIRST_TEST = 1280, 1000  # images that the budget `tiny` trains and tests on
@@ -41,12 +42,34 @@ def wanted_presets(table: str, data: Sequence[str] = (), rows: Sequence[str] = (
     return found
 
 
+def command_for(command: str, shown: Sequence[Preset], wanted: Sequence[Preset]) -> str:
+    """Return the commands, one a line, that ask for the rows that are shown: what was typed, if it did.
+
+    Args:
+        command: what was typed.
+        shown: the rows of the page, those of earlier commands included.
+        wanted: the rows that this command asked for.
+    """
+    if {preset.name for preset in shown} == {preset.name for preset in wanted}:
+        return command
+    words, dropped = [], False
+    for word in shlex.split(command):
+        dropped = word.partition("=")[0] in ("--data", "--rows") if word.startswith("--") else dropped
+        words += [] if dropped else [word]
+    rows_of: dict[str, list[str]] = {}
+    for preset in shown:
+        rows_of.setdefault(preset.data, []).append(preset.row)
+    sets_of: dict[tuple[str, ...], list[str]] = {}  # data sets with the same rows share a command
+    for data, rows in rows_of.items():
+        sets_of.setdefault(tuple(rows), []).append(data)
+    return "\n".join(shlex.join([*words, "--data", *sets, "--rows", *rows]) for rows, sets in sets_of.items())
+
+
 def _check_known(what: str, given: Sequence[str], known: Sequence[str]) -> None:
     for word in given:
         if word not in known:
-            near = difflib.get_close_matches(word, known, 1)
-            hint = f"did you mean {near[0]}? " if near else ""
-            raise InputError(f"{what}: unknown {word!r}: {hint}There are: {', '.join(known)}")
+            said = suggestion(word, known, f"there are: {', '.join(known)}")
+            raise InputError(f"{what}: unknown {word!r}: {said}")
 
 
 def budget_data(preset: Preset, budget: str, data_dir: Path | None, progress: bool = False) -> DataSet:

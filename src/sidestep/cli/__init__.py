@@ -1,6 +1,5 @@
 """The command line: `sidestep train RULE`, `eval`, `predict`, `replay`, `rules`, `data` and others."""
 
-import difflib
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -18,6 +17,7 @@ from sidestep.cli.train import train_command
 from sidestep.cli.use import eval_command, predict_command
 from sidestep.errors import SidestepError
 from sidestep.version import __version__
+from sidestep.wording import suggestion
 
 __all__ = ["main"]
 
@@ -72,9 +72,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     elif given[0] == "--version":
         show(f"sidestep {__version__}")
     elif given[0] not in COMMANDS:
-        near = difflib.get_close_matches(given[0], COMMANDS, 1)
-        hint = f"did you mean {near[0]}? " if near else ""
-        fail(f"unknown command {given[0]!r}: {hint}There are: {', '.join(COMMANDS)}", 2)
+        said = suggestion(given[0], COMMANDS, f"there are: {', '.join(COMMANDS)}")
+        fail(f"unknown command {given[0]!r}: {said}", 2)
     else:
         _run(COMMANDS[given[0]], given[1:])
 

@@ -3,19 +3,27 @@
 import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
+from datetime import timedelta
 from types import TracebackType
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from sidestep.cli.output import error_console
+from sidestep.cli.output import error_console, notice
 
 __all__ = ["TrainingBar"]
 
+_SECONDS = 30.0  # between two lines where there is no terminal
+
 
 class TrainingBar(AbstractContextManager["TrainingBar"]):
-    """Draws on standard error; prints nothing where that is not a terminal."""
+    """Draws on standard error, or where that is no terminal prints a plain line now and then.
 
-    def __init__(self) -> None:
+    A line comes at the end of an epoch, or from the evaluation, if the last one is half a minute old: short runs are
+    silent. What is trained stands at its head, where `what` says it.
+    """
+
+    def __init__(self, what: str = "") -> None:
+        self._what = f"{what}: " if what else ""
         self._bar = Progress(
             TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"),
             TimeRemainingColumn(), TextColumn("{task.fields[news]}"),
@@ -23,7 +31,7 @@ class TrainingBar(AbstractContextManager["TrainingBar"]):
         )  # fmt: skip
         self._task = self._bar.add_task("training", total=None, rate="", news="", start=False)
         self._steps_per_epoch, self._total, self._first = 1, 0, 0
-        self._begun = time.perf_counter()
+        self._begun = self._told = time.perf_counter()
 
     def __enter__(self) -> "TrainingBar":
         self._bar.start()
@@ -37,7 +45,7 @@ class TrainingBar(AbstractContextManager["TrainingBar"]):
     def begin(self, total_steps: int, steps_per_epoch: int, step: int) -> None:
         """Start the bar at `step`."""
         self._total, self._steps_per_epoch, self._first = total_steps, steps_per_epoch, step
-        self._begun = time.perf_counter()
+        self._begun = self._told = time.perf_counter()
         self._bar.start_task(self._task)
         self._bar.update(self._task, total=total_steps, completed=step)
 
@@ -55,11 +63,23 @@ class TrainingBar(AbstractContextManager["TrainingBar"]):
         total = sum(value for name, value in losses.items() if ": " in name)
         news = f"loss {total:.4g}" + (f", validation {accuracy:.2%}" if accuracy is not None else "")
         self._bar.update(self._task, news=news)
+        step = min(self._total, epoch * self._steps_per_epoch)
+        left = (time.perf_counter() - self._begun) / max(1, step - self._first) * (self._total - step)
+        epochs = -(-self._total // self._steps_per_epoch)
+        place = f"epoch {epoch}/{epochs}, step {step:,} of {self._total:,}"
+        self._tell(f"{place}, {news}, {timedelta(seconds=round(left))} left")
 
     def evaluating(self, what: str) -> None:
         """Say what is being evaluated."""
         self._bar.update(self._task, description=f"evaluating {what}")
+        self._tell(f"evaluating {what}")
 
     def notice(self, text: str) -> None:
         """Print a sentence to standard error, above the bar."""
-        error_console.print(f"sidestep: {text}", markup=False, soft_wrap=True)
+        notice(text)
+
+    def _tell(self, line: str) -> None:
+        now = time.perf_counter()
+        if not error_console.is_terminal and now - self._told >= _SECONDS:
+            self._told = now
+            notice(self._what + line)

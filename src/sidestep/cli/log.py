@@ -8,7 +8,7 @@ import tyro
 from torch import Tensor
 
 from sidestep import checkpoint
-from sidestep.cli.output import check_new, error_console, fail, plain, show, show_json, show_table
+from sidestep.cli.output import check_new, fail, notice, plain, show, show_json, show_table
 from sidestep.cli.train import module_from
 from sidestep.errors import CheckpointError, InputError
 from sidestep.steplog import LogReader, Replayed, rebuild, summary
@@ -72,7 +72,7 @@ def _replay(
     found = rebuild(_log(log), to_step=to_step, only=only, drop=_span(drop_steps), module=made, device=where)
     seconds = time.perf_counter() - begun
     if found.damage:
-        _notice(f"{log} is damaged, its first {found.step:,} steps are used: {found.damage}")
+        notice(f"{log} is damaged, its first {found.step:,} steps are used: {found.damage}")
     _tell_stale(found)
     weights = _weights(found)
     if out:
@@ -89,14 +89,10 @@ def _replay(
         raise SystemExit(2)
 
 
-def _notice(text: str) -> None:
-    error_console.print(f"sidestep: {text}", markup=False, soft_wrap=True)
-
-
 def _tell_stale(found: Replayed) -> None:
     if found.stale_buffers:
         names = ", ".join(found.stale_buffers[:4]) + ", ..." * (len(found.stale_buffers) > 4)
-        _notice(
+        notice(
             f"the weights are those of step {found.step:,}, exactly, but the buffers ({names}) are those of step "
             f"{found.buffers_step:,}: the log has "
             f"them at the ends of its blocks only. For both, take the nearest: --to-step {found.buffers_step} or "
@@ -165,7 +161,7 @@ def _verify(
     path = _log(log)
     damage = LogReader(path).scan().damage
     if damage:
-        _notice(f"{log} is damaged: {damage}")
+        notice(f"{log} is damaged: {damage}")
     found = rebuild(path, to_step=step, module=module_from(module) if module else None)
     different, stale = _different(found, wanted), found.stale_buffers
     if json:

@@ -12,7 +12,17 @@ from rich.table import Table
 
 from sidestep.errors import InputError
 
-__all__ = ["check_new", "default_data_dir", "error_console", "fail", "plain", "show", "show_json", "show_table"]
+__all__ = [
+    "check_new",
+    "default_data_dir",
+    "error_console",
+    "fail",
+    "notice",
+    "plain",
+    "show",
+    "show_json",
+    "show_table",
+]
 
 error_console = Console(stderr=True, highlight=False)
 
@@ -47,6 +57,11 @@ def show_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
     if not console.is_terminal:
         console = Console(highlight=False, width=200)
     console.print(table)
+
+
+def notice(text: str) -> None:
+    """Print a sentence to standard error that whoever started the command should know."""
+    error_console.print(f"sidestep: {text}", markup=False, soft_wrap=True)
 
 
 def fail(message: str, status: int) -> NoReturn:

@@ -1,13 +1,13 @@
 """`sidestep presets`: the recipes that `sidestep train --preset NAME` takes."""
 
 import dataclasses
-import difflib
 
 import tyro
 
 from sidestep.cli.output import show, show_json, show_table
 from sidestep.errors import InputError
 from sidestep.rules.presets import PRESETS, PaperCell, presets_for
+from sidestep.wording import suggestion
 
 __all__ = ["presets_command"]
 
@@ -27,9 +27,8 @@ def _presets(*, data: str | None = None, json: bool = False) -> None:
     found = list(PRESETS.values()) if data is None else presets_for(data)
     if not found:
         sets = list(dict.fromkeys(preset.data for preset in PRESETS.values()))
-        near = difflib.get_close_matches(str(data), sets, 1)
-        hint = f"did you mean {near[0]}? " if near else ""
-        raise InputError(f"there is no preset for the data set {data!r}: {hint}There are some for {', '.join(sets)}")
+        said = suggestion(str(data), sets, f"there are some for {', '.join(sets)}")
+        raise InputError(f"there is no preset for the data set {data!r}: {said}")
     if json:
         show_json({preset.name: dataclasses.asdict(preset) for preset in found})
         return

@@ -1,6 +1,5 @@
 """`sidestep reproduce TABLE`: fill a table of the paper, and print it beside the paper's numbers."""
 
-import difflib
 import shlex
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from sidestep.cli.output import default_data_dir, error_console, fail, show, sho
 from sidestep.cli.repeated import Repeated, all_words
 from sidestep.errors import InputError
 from sidestep.training import Progress, Stopped
+from sidestep.wording import counted, suggestion
 
 __all__ = ["reproduce_command"]
 
@@ -34,9 +34,8 @@ def reproduce_command(arguments: list[str]) -> None:
         return
     name, rest = arguments[0], arguments[1:]
     if name not in TABLES:
-        near = difflib.get_close_matches(name, TABLES, 1)
-        hint = f"did you mean {near[0]}? " if near else ""
-        raise InputError(f"unknown table {name!r}: {hint}There are: {', '.join(TABLES)}")
+        said = suggestion(name, TABLES, f"there are: {', '.join(TABLES)}")
+        raise InputError(f"unknown table {name!r}: {said}")
     command = shlex.join(["sidestep", "reproduce", *arguments])
     begin = tyro.cli(TABLES[name][1], prog=f"sidestep reproduce {name}", args=rest)
     try:
@@ -92,7 +91,7 @@ def _accuracy(
         _print(record, accuracy_tables(record), folder / f"{_ACCURACY}-{budget}.md", json)
         failed = sum(len(row["failed"]) for row in record["rows"])
         if failed:
-            fail(f"{failed} runs failed (see the table); the same command tries them again", 1)
+            fail(f"{counted(failed, 'run')} failed (see the table); the same command tries again", 1)
 
     return begin
 
@@ -142,7 +141,7 @@ TABLES: Mapping[str, tuple[str, Callable[..., Callable[[str], None]]]] = {
 @contextmanager
 def _watch(line: str) -> Iterator[Progress]:
     _tell(line)
-    with TrainingBar() as bar:
+    with TrainingBar(line) as bar:
         yield bar
 
 

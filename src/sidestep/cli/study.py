@@ -1,6 +1,5 @@
 """`sidestep study NAME`: experiments that ask why a rule does as it does, with a table, a page and a picture."""
 
-import difflib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +18,7 @@ from sidestep.data import DataSet, load
 from sidestep.errors import InputError
 from sidestep.rules import Backprop, NoPropCT, NoPropDT
 from sidestep.training import Options, Progress, Stopped
+from sidestep.wording import suggestion
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -35,9 +35,8 @@ def study_command(arguments: list[str]) -> None:
         return
     name, rest = arguments[0], arguments[1:]
     if name not in STUDIES:
-        near = difflib.get_close_matches(name, STUDIES, 1)
-        hint = f"did you mean {near[0]}? " if near else ""
-        raise InputError(f"unknown study {name!r}: {hint}There are: {', '.join(STUDIES)}")
+        said = suggestion(name, STUDIES, f"there are: {', '.join(STUDIES)}")
+        raise InputError(f"unknown study {name!r}: {said}")
     tyro.cli(STUDIES[name][1], prog=f"sidestep study {name}", args=rest)
 
 
@@ -165,7 +164,7 @@ def _data(name: str, data_dir: Path | None, validation: float) -> tuple[DataSet,
 def _watch(line: str) -> Iterator[Progress]:
     if error_console.is_terminal:
         error_console.print(line)
-    with TrainingBar() as bar:
+    with TrainingBar(line) as bar:
         yield bar
 
 

@@ -1,7 +1,6 @@
 """`sidestep train RULE`: a rule's dataclass fields are its options; a preset gives them other defaults."""
 
 import dataclasses
-import difflib
 import importlib.util
 import itertools
 import shlex
@@ -14,13 +13,14 @@ import tyro
 from torch import nn
 
 from sidestep.cli.bar import TrainingBar
-from sidestep.cli.output import default_data_dir, error_console, fail, show, show_json, show_table
+from sidestep.cli.output import default_data_dir, error_console, fail, notice, show, show_json, show_table
 from sidestep.data import load
 from sidestep.errors import CheckpointError, InputError
 from sidestep.rules import RULES, Rule
 from sidestep.rules.presets import Preset, find_preset, presets_for
 from sidestep.training import Options, Run, Stopped, train
 from sidestep.training.folder import RunFolder
+from sidestep.wording import counted, suggestion
 
 __all__ = ["last_value", "module_from", "rule_named", "train_command"]
 
@@ -39,8 +39,9 @@ class DataOptions:
     """Height and width of the images: 28, 64 or 128 for bloodmnist; image folders are resized to it."""
     preset: str | None = None
     """Named recipe (`sidestep presets` lists them) that gives the data and the defaults of the other options."""
-    budget: Literal["full", "cpu"] | None = None
-    """Of a preset: its full values, for a GPU (default), or fewer epochs and a smaller net, for a CPU."""
+    budget: Literal["full", "cpu", "tiny"] | None = None
+    """Of a preset: full (default), for a GPU; cpu: fewer epochs and a smaller net, for a CPU; tiny: the
+    fewest epochs and steps, to see that it runs (on all images, where `sidestep reproduce` takes the first ones)."""
 
 
 @dataclass(frozen=True)
@@ -75,15 +76,18 @@ def train_command(arguments: list[str]) -> None:
     budget = last_value(rest, "--budget")
     if budget and not preset:
         raise InputError("--budget chooses the values of a preset: give --preset NAME, too")
-    if preset and budget and budget in preset.budgets:
+    if preset and budget:
         preset = preset.for_budget(budget)
     given = _parse(name, rest, _preset_options(preset) if preset else plain)
     if preset:
         _check_fits(preset, name, given[2].data)
     out = given[1].out
-    if given[1].resume and out and (out / "config.toml").exists():
+    saved = RunFolder(out) if given[1].resume and out else None
+    if saved and saved.config_file.exists():
         # options that are not given again keep the values that the run was started with
-        given = _parse(name, [*rest, "--out", str(out)], _saved_options(RULES[name], RunFolder(out).config()))
+        given = _parse(name, [*rest, "--out", str(out)], _saved_options(RULES[name], saved.config()))
+    elif saved and not saved.log_file.exists():
+        notice(f"{out} holds no run yet; starting one")
     _train(name, *given)
 
 
@@ -106,9 +110,8 @@ def _what_to_train(arguments: list[str]) -> tuple[str, list[str], Preset | None]
 def rule_named(name: str) -> str:
     """Return the name of a rule, or raise InputError for another one."""
     if name not in RULES:
-        near = difflib.get_close_matches(name, RULES, 1)
-        hint = f"did you mean {near[0]}? " if near else ""
-        raise InputError(f"unknown rule {name!r}: {hint}There are: {', '.join(RULES)}")
+        said = suggestion(name, RULES, f"there are: {', '.join(RULES)}")
+        raise InputError(f"unknown rule {name!r}: {said}")
     return name
 
 
@@ -269,7 +272,7 @@ def _report(run: Run, as_json: bool) -> None:
 
     show_table(
         f"{result['rule']} on {result['data']}, seed {result['seed']}: "
-        f"{result['epochs']:g} epochs, {result['seconds']:.1f} s",
+        f"{counted(result['epochs'], 'epoch')}, {result['seconds']:.1f} s",
         ["train", "validation", "test", "parameters", "peak memory"],
         [[percent("train_accuracy"), percent("validation_accuracy"), percent("test_accuracy"),
           f"{result['parameters']:,}", f"{result['peak_memory_bytes'] / 2**20:,.0f} MiB"]],

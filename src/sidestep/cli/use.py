@@ -11,13 +11,13 @@ import tyro
 from torch import Tensor
 
 from sidestep import checkpoint
-from sidestep.cli.output import check_new, default_data_dir, error_console, show, show_json, show_table
+from sidestep.cli.output import check_new, default_data_dir, error_console, notice, show, show_json, show_table
 from sidestep.cli.repeated import Repeated, all_words, settings
 from sidestep.cli.train import module_from
 from sidestep.data import DataSet, load, read_images
 from sidestep.errors import InputError
 from sidestep.training import Run, load_run
-from sidestep.training.data_of_run import check_cut, check_task
+from sidestep.training.data_of_run import check_cut, check_task, unlike_contrast
 from sidestep.training.folder import RunFolder
 
 __all__ = ["data_of", "eval_command", "predict_command"]
@@ -74,16 +74,18 @@ def _evaluate(
     if not len(part):
         raise InputError(f"{found.name} has no {split} images; choose another --split")
     shares = trained.evaluate(part, all_words(reading))
+    unfinished = RunFolder(run).unfinished(trained.step)
     if json:
         show_json({
             "rule": trained.rule.name, "data": found.name, "split": split, "images": len(part), "seed": trained.seed,
-            "settings": list(given),
+            "settings": list(given), "finished": unfinished is None,
             "steps": trained.step, "accuracy": next(iter(shares.values())), "readings": shares, "run": str(run),
         })  # fmt: skip
         return
     rows = [[name, f"{share:.2%}"] for name, share in shares.items()]
     title = f"{trained.rule.name} on {found.name}, {split}, {len(part):,} images"
     title += f" ({', '.join(given)})" if given else ""
+    title += f"; not finished: {unfinished}" if unfinished else ""
     show_table(title, ["by", "accuracy"], rows)
 
 
@@ -131,18 +133,23 @@ def _predict(
     if out:
         check_new(out, overwrite, (".csv", ".npz"))
     images = read_images(file, trained.task.image_shape)
-    probabilities = trained.predict(images, reading)
+    unlike = unlike_contrast(trained.task, images)
+    if unlike:
+        notice(f"{file}: {unlike}")
+    name = reading or trained.rule.predictors[0]
+    probabilities = trained.predict(images, name)
     labels = probabilities.argmax(dim=1).tolist()
     classes = trained.task.class_names
     if out:
         _write(out, probabilities, classes)
     if json:
-        show_json(
-            {"run": str(run), "images": len(labels), "labels": labels, "classes": [classes[label] for label in labels]}
-        )
+        names = [classes[label] for label in labels]
+        show_json({"run": str(run), "reading": name, "images": len(labels), "labels": labels, "classes": names})
         return
     rows = [[str(i), classes[k], f"{probabilities[i, k]:.1%}"] for i, k in enumerate(labels[: max(0, most)])]
-    show_table(f"{len(labels)} images", ["image", "class", "probability"], rows)
+    unfinished = RunFolder(run).unfinished(trained.step)
+    title = f"{len(labels):,} images, read by {name}" + (f"; not finished: {unfinished}" if unfinished else "")
+    show_table(title, ["image", "class", "probability"], rows)
     if len(labels) > len(rows):
         show(f"... and {len(labels) - len(rows)} more" + ("" if out else "; --out FILE.csv writes all"))
     if out:

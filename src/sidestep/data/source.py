@@ -13,7 +13,7 @@ from sidestep.data.splits import DataSet, Split
 from sidestep.errors import DataError, InputError
 from sidestep.noise import Noise
 
-__all__ = ["Reader", "Source", "assemble", "hold_out"]
+__all__ = ["Reader", "Source", "assemble", "channel_statistics", "hold_out"]
 
 Reader = Callable[[], tuple[Array, Array]]  # images, labels
 CUT_SEED = 0  # of every cut: no run's seed moves an image from one split to another

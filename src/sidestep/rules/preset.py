@@ -57,6 +57,6 @@ class Preset:
         if budget == "full":
             return self
         if budget not in self.budgets:
-            raise InputError(f"{self.name} has the budgets full, {', '.join(self.budgets)}; got {budget!r}")
+            raise InputError(f"{self.name} has the budgets {', '.join(['full', *self.budgets])}; got {budget!r}")
         changes = self.budgets[budget]
         return replace(self, train={**self.train, **changes.train}, options={**self.options, **changes.options})

@@ -16,6 +16,7 @@ from sidestep.rules.dense import check_range
 from sidestep.rules.protocol import Rule, Task
 from sidestep.training.alignment import MEASURES, SPLIT, check_measurable, compare, held_batch
 from sidestep.training.data_of_run import check_cut, check_task
+from sidestep.training.evaluate import check_rule
 from sidestep.training.folder import RunFolder
 from sidestep.training.options import Compute, Options
 from sidestep.training.run import Run
@@ -85,7 +86,9 @@ def align(
     options = options or Options()
     check_range(1, 1_000_000, estimates=estimates)
     data = load(data) if isinstance(data, str) else data
-    check_measurable(what.rule if isinstance(what, Run) else what)
+    rule = what.rule if isinstance(what, Run) else what
+    check_rule(rule)
+    check_measurable(rule)
     run = _as_trained(what, data) if isinstance(what, Run) else _untrained(what, data, options, module)
     rule, net, seed, step = run.rule, run.net, run.seed, run.step
     batch = held_batch(rule, data.validation, run.task, options.batch, run.compute)

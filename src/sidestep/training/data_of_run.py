@@ -1,13 +1,19 @@
 """Whether data are of the kind that a run was trained on, and cut into splits as they were."""
 
+import math
 from pathlib import Path
 
+from torch import Tensor
+
 from sidestep.data import DataSet, names
+from sidestep.data.source import channel_statistics
 from sidestep.errors import InputError
 from sidestep.rules.protocol import Task
 from sidestep.training.folder import RunFolder
 
-__all__ = ["check_cut", "check_task"]
+__all__ = ["check_cut", "check_task", "unlike_contrast"]
+
+_FACTOR = 8.0  # between two contrasts: pixels in 0 .. 16 in place of 0 .. 255 differ by 16
 
 
 def check_task(task: Task, found: DataSet) -> None:
@@ -50,3 +56,38 @@ def check_cut(folder: Path, found: DataSet, instead: str) -> None:
             f"the run was trained on {wanted[0]} images and validated on {wanted[1]}, but {found.name} is now cut into "
             f"{len(found.train)} and {len(found.validation)}: {instead}"
         )
+
+
+def unlike_contrast(task: Task, images: Tensor) -> str | None:
+    """Return a sentence for images whose pixels can hardly be in the units of those trained on, else None.
+
+    What is compared is the standard deviation of the pixels of all given images, sqrt(mean over channels of
+    variance), with that of the training split; more than 8 times less or more is taken for other units.
+
+    Args:
+        task: of the run; a channel that did not change in training does not count.
+        images: raw, (n, channels, height, width).
+
+    Raises:
+        InputError: for pixels of another dtype than trained on.
+    """
+    task.check_pixels(images)
+    counted = [channel for channel, std in enumerate(task.std) if std != 1.0]  # 1 stands for a channel that is constant
+    if not len(images) or not counted:
+        return None
+    _, found = channel_statistics(images)
+    unit = 255 if task.pixels == "uint8" else 1
+    given, trained = (
+        unit * math.sqrt(sum(std[channel] ** 2 for channel in counted) / len(counted))
+        for std in ([0.0 if std == 1.0 else std for std in found], task.std)
+    )
+    if trained / _FACTOR <= given <= trained * _FACTOR:
+        return None
+    units = "uint8, 0 to 255" if task.pixels == "uint8" else task.pixels
+    example = (
+        "pixels from 0 to 16 times 255 / 16, from 0 to 1 times 255" if unit == 255 else "pixels from 0 to 255 / 255"
+    )
+    return (
+        f"the pixels have a standard deviation of {given:.3g}, those trained on {trained:.3g} ({units}): are they in "
+        f"other units? Convert them to the units of the training images, for instance {example}"
+    )

@@ -10,13 +10,22 @@ from torch import Tensor, nn
 from sidestep.data import DataSet, Split, standardise
 from sidestep.errors import InputError, NonFiniteError
 from sidestep.noise import Noise
+from sidestep.rules import RULES
 from sidestep.rules.protocol import Rule, Task
 from sidestep.training.options import Compute
 from sidestep.training.tally import Count
 
-__all__ = ["accuracies", "check_readings", "predictions", "with_inference"]
+__all__ = ["accuracies", "check_readings", "check_rule", "predictions", "with_inference"]
 
 _BATCH = 500
+
+
+def check_rule(rule: Any) -> None:
+    """Refuse what is no rule object, such as a rule's name or class."""
+    if isinstance(rule, type) or not (dataclasses.is_dataclass(rule) and hasattr(rule, "estimate")):
+        kind = rule if isinstance(rule, type) and rule in RULES.values() else None
+        kind = kind or (RULES.get(rule) if isinstance(rule, str) else None) or next(iter(RULES.values()))
+        raise InputError(f"rule must be a rule object, for instance rules.{kind.__name__}(), got {rule!r}")
 
 
 def check_readings(rule: Rule, names: Sequence[str]) -> None:

@@ -13,6 +13,7 @@ import tomli_w
 from torch import Tensor
 
 from sidestep import checkpoint
+from sidestep.data import steps_per_epoch
 from sidestep.errors import CheckpointError, InputError
 from sidestep.rules import RULES
 from sidestep.training.unit_files import remove_left_units
@@ -109,6 +110,16 @@ class RunFolder:
             return tomllib.loads(self.config_file.read_text(encoding="utf-8"))
         except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
             raise CheckpointError(f"{self.config_file} is damaged: {error}") from error
+
+    def unfinished(self, step: int) -> str | None:
+        """Return `step 43 of 200` for a run whose training stands at `step`, before its end; None at the end."""
+        try:
+            options, data = self.config()["train"], self.config()["data"]
+            steps = options["epochs"] * steps_per_epoch(data["train_images"], options["batch"])
+        except (KeyError, TypeError) as error:
+            raise CheckpointError(f"{self.config_file} lacks or misnames an entry: {error}") from error
+        done = self.model_file.exists() or step >= steps  # the weights alone tell no step
+        return None if done else f"step {step:,} of {steps:,}"
 
     def _check_same(self, config: Mapping[str, Any]) -> None:
         saved, given = _flat(self.config()), _flat(_without_none(config))

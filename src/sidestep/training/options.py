@@ -52,7 +52,7 @@ class Options:
     out: Path | None = None
     """Folder of the run. The command line takes runs/RULE-DATA-SEED if none is given; Python then writes nothing."""
     resume: bool = False
-    """Continue the run in the folder from its last checkpoint."""
+    """Continue the run in the folder from its last checkpoint; where there is none yet, start one and say so."""
     overwrite: bool = False
     """Delete the earlier run in the folder first."""
 

@@ -20,7 +20,7 @@ from sidestep.rules.dense import check_multiple
 from sidestep.rules.protocol import Dividing, Rule, Task
 from sidestep.steplog import Header, Recorder
 from sidestep.training.alignment import check_watch
-from sidestep.training.evaluate import accuracies, check_readings, predictions, with_inference
+from sidestep.training.evaluate import accuracies, check_readings, check_rule, predictions, with_inference
 from sidestep.training.folder import RunFolder
 from sidestep.training.loop import Loop
 from sidestep.training.options import Compute, Options
@@ -31,6 +31,7 @@ from sidestep.training.state import AVERAGE, State
 from sidestep.training.stopping import Stopped, stop_on_signals
 from sidestep.training.units import begin_units, place_units
 from sidestep.version import __version__
+from sidestep.wording import counted
 
 __all__ = ["Run", "load_run", "train"]
 
@@ -147,7 +148,7 @@ def train(  # long: rule, data and options, three hooks for own code, and what i
     if state.step > loop.total_steps:
         raise InputError(
             f"{options.out} has been trained for {state.step} steps already, more than the {loop.total_steps} of "
-            f"{options.epochs} epochs; give more --epochs"
+            f"{counted(options.epochs or 0, 'epoch')}; give more --epochs"
         )
     if folder and recorder and options.resume:
         folder.take_over(config, finished=state.step == loop.total_steps)
@@ -170,6 +171,7 @@ def train(  # long: rule, data and options, three hooks for own code, and what i
 
 def _begin(rule: Rule, data: DataSet, options: Options, compute: Compute, readings: Sequence[str]) -> None:
     """Refuse what cannot work before anything is written, and tell the C library what to do with freed memory."""
+    check_rule(rule)
     check_readings(rule, readings)
     if isinstance(rule, Dividing):
         check_multiple(min(options.batch, len(data.train)), *rule.batch_multiple)
