@@ -410,7 +410,7 @@ class TestMemory:
         assert run(capsys, *words)[0] == 0
         assert "| dt-one-hot | 7.00 | 0.49 |" in page.read_text()
         assert "| ct-one-hot | 0.00 | 1.05 |" in page.read_text()
-        rows = "backprop-one-hot dt-one-hot ct-one-hot fm-one-hot neural-ode-one-hot"
+        rows = "backprop-one-hot dt-one-hot neural-ode-one-hot ct-one-hot fm-one-hot"
         assert f"    sidestep reproduce noprop-table2 --report pages --data mnist --rows {rows}\n" in page.read_text()
         assert run(capsys, *words, "--steps", "2")[0] == 0
         assert "ct-one-hot" not in page.read_text()

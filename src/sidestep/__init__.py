@@ -15,7 +15,8 @@ __all__ = ["Options", "Run", "__version__", "align", "data", "load_run", "nets",
 
 if TYPE_CHECKING:
     from sidestep import data, nets, noise, rules
-    from sidestep.training import Options, Run, align, load_run, train
+    from sidestep.training import Options, Run, load_run, train
+    from sidestep.training.align import align
 else:
     # torch takes seconds to import: what needs it comes when it is asked for, so that the command line, whose entry
     # lies in this package, can be stopped meanwhile
