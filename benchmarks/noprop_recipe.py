@@ -33,11 +33,12 @@ BLOCKS = {"--blocks": "4", "--levels": "readable", "--loss": "cross-entropy"}
 
 @dataclass(frozen=True)
 class Variant:
-    """One line of the table: a rule, the readings that are shown, and the options that make the difference."""
+    """One line of the table: a rule, the options that make the difference, and whether its walks mean anything."""
 
     title: str
     rule: str
     changes: Mapping[str, str]
+    walks: bool = True
 
 
 @dataclass(frozen=True)
@@ -59,13 +60,21 @@ VARIANTS = {
     "ct-unweighted": Variant("squared error, unweighted", "noprop-ct", {"--loss": "unweighted"}),
     "ct-clipped": Variant("squared error, weight clipped at 5", "noprop-ct", {"--loss": "clipped"}),
     "ct-paper-loss": Variant("squared error, the paper's weight", "noprop-ct", {"--loss": "paper"}),
+    "ct-learned": Variant(
+        "the same, with the paper's learned schedule", "noprop-ct", {"--loss": "paper", "--schedule": "learned"}
+    ),
     "ct-cosine": Variant("cosine schedule of noise", "noprop-ct", {"--schedule": "cosine"}),
     "ct-uniform": Variant("independent times", "noprop-ct", {"--times": "uniform"}),
     "ct-one-draw": Variant("one (t, z) per image", "noprop-ct", {"--draws-per-image": "1"}),
-    "ct-constant": Variant("constant learning rate", "noprop-ct", STOPPED),
+    "ct-constant": Variant("constant learning rate, no warm-up", "noprop-ct", STOPPED),
     "ct-no-average": Variant("no average of weights", "noprop-ct", {"--average": "0"}),
     "ct-slower": Variant("learning rate 1e-3", "noprop-ct", {"--learning-rate": "1e-3"}),
+    "ct-adam": Variant("Adam, its decay in the gradient", "noprop-ct", {"--optimizer-kind": "adam"}),
     "ct-smoothing": Variant("label smoothing 0.1", "noprop-ct", {"--label-smoothing": "0.1"}),
+    "ct-blind": Variant(
+        "z is noise at all times: a plain classifier", "noprop-ct",
+        {"--smallest-alpha-bar": "1e-6", "--largest-alpha-bar": "2e-6"}, walks=False,
+    ),
     "ct-paper": Variant("all of it the paper's", "noprop-ct", {**PAPER, **PAPER_TIMES, "--schedule": "learned"}),
     "fm": Variant("**FM, the recipe**", "noprop-fm", {}),
     "fm-velocity": Variant(
@@ -116,7 +125,10 @@ def row(variant: Variant, folders: Sequence[Path]) -> str | None:
     if not found:
         return None
     cells = []
-    for reading in GROUPS[variant.rule].readings:
+    for place, reading in enumerate(GROUPS[variant.rule].readings):
+        if place < 2 and not variant.walks:
+            cells.append("-")
+            continue
         values = [100 * result["readings"][reading] for result in found]
         error = f" ({stdev(values) / len(values) ** 0.5:.2f})" if len(values) > 1 else ""
         cells.append(f"{mean(values):.2f}{error}")

@@ -116,6 +116,8 @@ class TestNoPropRecipe:
         )
         assert noprop_recipe.row(variant, folders[:1]) == "| independent times | 1 | 90.00 | 80.00 | 70.00 |"
         assert noprop_recipe.row(variant, folders[2:]) is None
+        blind = noprop_recipe.VARIANTS["ct-blind"]
+        assert noprop_recipe.row(blind, folders[:1]) == f"| {blind.title} | 1 | - | - | 70.00 |"
 
     def test_backprop_has_one_reading(self, tmp_path):
         (tmp_path / "result.json").write_text(json.dumps(read_by({"forward": 0.5})))
