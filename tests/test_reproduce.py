@@ -152,7 +152,7 @@ def test_a_table_is_filled_written_and_not_filled_twice(capsys, monkeypatch):
         "sidestep reproduce noprop-table1 --data digits --budget tiny --seeds 2",
         "first 1,280 images",
         f"torch {torch.__version__}",
-        "1 thread;" if torch.get_num_threads() == 1 else "threads",
+        "1 thread;" if torch.get_num_threads() == 1 else f"{torch.get_num_threads()} threads;",
         "sd / sqrt(n)",
         "| forward-one-hot | digits | 99.00 |",
         "| sampled-one-hot | digits | 50.00 (0.50) |",

@@ -24,7 +24,7 @@ else:
         if name in ("Options", "Run", "align", "load_run", "train"):
             globals()[name] = getattr(import_module("sidestep.training"), name)
             return globals()[name]
-        if not name.startswith("_"):
+        if name.isidentifier() and not name.startswith("_"):
             try:
                 return import_module(f"sidestep.{name}")
             except ModuleNotFoundError as error:

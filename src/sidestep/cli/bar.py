@@ -18,8 +18,8 @@ _SECONDS = 30.0  # between two lines where there is no terminal
 class TrainingBar(AbstractContextManager["TrainingBar"]):
     """Draws on standard error, or where that is no terminal prints a plain line now and then.
 
-    A line comes at the end of an epoch, or from the evaluation, if the last one is half a minute old: short runs are
-    silent. What is trained stands at its head, where `what` says it.
+    A line comes once the last one is half a minute old: short runs are silent. What is trained stands at its head,
+    where `what` says it.
     """
 
     def __init__(self, what: str = "") -> None:
@@ -57,29 +57,36 @@ class TrainingBar(AbstractContextManager["TrainingBar"]):
         self._bar.update(
             self._task, completed=step, rate=f"{rate:,.0f} images/s", description=f"epoch {epoch}/{epochs}"
         )
+        if step < self._total and step % self._steps_per_epoch:  # at an epoch's end the losses are known
+            self._tell(step, f"epoch {epoch}/{epochs}", f"{rate:,.0f} images/s")
 
     def epoch(self, epoch: int, losses: Mapping[str, float], accuracy: float | None, seconds: float) -> None:
         """Show the sum of the losses and the validation accuracy."""
         total = sum(value for name, value in losses.items() if ": " in name)
         news = f"loss {total:.4g}" + (f", validation {accuracy:.2%}" if accuracy is not None else "")
         self._bar.update(self._task, news=news)
-        step = min(self._total, epoch * self._steps_per_epoch)
-        left = (time.perf_counter() - self._begun) / max(1, step - self._first) * (self._total - step)
         epochs = -(-self._total // self._steps_per_epoch)
-        place = f"epoch {epoch}/{epochs}, step {step:,} of {self._total:,}"
-        self._tell(f"{place}, {news}, {timedelta(seconds=round(left))} left")
+        self._tell(min(self._total, epoch * self._steps_per_epoch), f"epoch {epoch}/{epochs}", news)
 
     def evaluating(self, what: str) -> None:
         """Say what is being evaluated."""
         self._bar.update(self._task, description=f"evaluating {what}")
-        self._tell(f"evaluating {what}")
+        if self._due():
+            notice(f"{self._what}evaluating {what}")
 
     def notice(self, text: str) -> None:
         """Print a sentence to standard error, above the bar."""
         notice(text)
 
-    def _tell(self, line: str) -> None:
+    def _tell(self, step: int, place: str, news: str) -> None:
+        if self._due():
+            left = (time.perf_counter() - self._begun) / max(1, step - self._first) * (self._total - step)
+            where = f"{place}, step {step:,} of {self._total:,}"
+            notice(f"{self._what}{where}, {news}, {timedelta(seconds=round(left))} left")
+
+    def _due(self) -> bool:
         now = time.perf_counter()
-        if not error_console.is_terminal and now - self._told >= _SECONDS:
-            self._told = now
-            notice(self._what + line)
+        if error_console.file.isatty() or now - self._told < _SECONDS:
+            return False
+        self._told = now
+        return True

@@ -132,6 +132,7 @@ def _predict(
     trained = _load(run, module, device, all_words(set))
     if out:
         check_new(out, overwrite, (".csv", ".npz"))
+    unfinished = RunFolder(run).unfinished(trained.step)
     images = read_images(file, trained.task.image_shape)
     unlike = unlike_contrast(trained.task, images)
     if unlike:
@@ -143,11 +144,12 @@ def _predict(
     if out:
         _write(out, probabilities, classes)
     if json:
-        names = [classes[label] for label in labels]
-        show_json({"run": str(run), "reading": name, "images": len(labels), "labels": labels, "classes": names})
+        show_json({
+            "run": str(run), "finished": unfinished is None, "reading": name, "images": len(labels), "labels": labels,
+            "classes": [classes[label] for label in labels],
+        })  # fmt: skip
         return
     rows = [[str(i), classes[k], f"{probabilities[i, k]:.1%}"] for i, k in enumerate(labels[: max(0, most)])]
-    unfinished = RunFolder(run).unfinished(trained.step)
     title = f"{len(labels):,} images, read by {name}" + (f"; not finished: {unfinished}" if unfinished else "")
     show_table(title, ["image", "class", "probability"], rows)
     if len(labels) > len(rows):

@@ -66,16 +66,16 @@ def unlike_contrast(task: Task, images: Tensor) -> str | None:
 
     Args:
         task: of the run; a channel that did not change in training does not count.
-        images: raw, (n, channels, height, width).
+        images: raw, (n, channels, height, width); of images of one colour nothing can be said.
 
     Raises:
         InputError: for pixels of another dtype than trained on.
     """
     task.check_pixels(images)
     counted = [channel for channel, std in enumerate(task.std) if std != 1.0]  # 1 stands for a channel that is constant
-    if not len(images) or not counted:
+    found = channel_statistics(images)[1] if len(images) else ()
+    if not counted or all(std == 1.0 for std in found):
         return None
-    _, found = channel_statistics(images)
     unit = 255 if task.pixels == "uint8" else 1
     given, trained = (
         unit * math.sqrt(sum(std[channel] ** 2 for channel in counted) / len(counted))
@@ -84,9 +84,7 @@ def unlike_contrast(task: Task, images: Tensor) -> str | None:
     if trained / _FACTOR <= given <= trained * _FACTOR:
         return None
     units = "uint8, 0 to 255" if task.pixels == "uint8" else task.pixels
-    example = (
-        "pixels from 0 to 16 times 255 / 16, from 0 to 1 times 255" if unit == 255 else "pixels from 0 to 255 / 255"
-    )
+    example = "pixels from 0 to 16 times 255 / 16, from 0 to 1 times 255" if given < trained else "from 0 to 255 / 255"
     return (
         f"the pixels have a standard deviation of {given:.3g}, those trained on {trained:.3g} ({units}): are they in "
         f"other units? Convert them to the units of the training images, for instance {example}"
