@@ -624,7 +624,8 @@ def test_the_command_prints_a_table_and_writes_one_file_of_html(stripes, here, t
     assert outside == []
     assert html.count("src=") == html.count('src="data:')
     assert "sidestep bench --rules" in html
-    for version in (torch.__version__, "threads", settings(a_race(stripes))["machine"]["processor"]):
+    threads = f"{torch.get_num_threads()} thread"
+    for version in (torch.__version__, threads, settings(a_race(stripes))["machine"]["processor"]):
         assert version in html
     page = (tmp_path / "o" / "bench.md").read_text()
     assert f"| {OTHER} | 2 |" in page
