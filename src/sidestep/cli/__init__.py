@@ -9,7 +9,7 @@ from sidestep.cli.bench import bench_command
 from sidestep.cli.fit_memory import fit_memory_command
 from sidestep.cli.lists import data_command, rules_command
 from sidestep.cli.log import inspect_command, replay_command, verify_command
-from sidestep.cli.output import fail, show
+from sidestep.cli.output import data_notices_shown, fail, show
 from sidestep.cli.presets import presets_command
 from sidestep.cli.reproduce import reproduce_command
 from sidestep.cli.study import study_command
@@ -80,7 +80,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _run(command: Callable[[list[str]], None], rest: list[str]) -> None:
     try:
-        command(rest)
+        with data_notices_shown():
+            command(rest)
         sys.stdout.flush()
     except KeyboardInterrupt:
         fail("stopped at once; the last checkpoint is as it was", 130)

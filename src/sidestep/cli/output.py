@@ -2,18 +2,22 @@
 
 import json
 import os
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from sidestep.data import DataNotice
 from sidestep.errors import InputError
 
 __all__ = [
     "check_new",
+    "data_notices_shown",
     "default_data_dir",
     "error_console",
     "fail",
@@ -62,6 +66,25 @@ def show_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
 def notice(text: str) -> None:
     """Print a sentence to standard error that whoever started the command should know."""
     error_console.print(f"sidestep: {text}", markup=False, soft_wrap=True)
+
+
+@contextmanager
+def data_notices_shown() -> Iterator[None]:
+    """Print what loaders have to tell of the data (`DataNotice`) as notices, each sentence once."""
+    told: set[str] = set()
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", DataNotice)
+        others = warnings.showwarning
+
+        def show_warning(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> None:
+            if not issubclass(category, DataNotice):
+                others(message, category, *rest, **more)
+            elif str(message) not in told:
+                told.add(str(message))
+                notice(str(message))
+
+        warnings.showwarning = cast("Any", show_warning)
+        yield
 
 
 def fail(message: str, status: int) -> NoReturn:

@@ -5,11 +5,13 @@ pictures.
 from sidestep.data.batches import batch_indices, crop_and_flip, standardise, steps_per_epoch
 from sidestep.data.catalogue import Known, names
 from sidestep.data.loading import from_arrays, load
+from sidestep.data.notices import DataNotice
 from sidestep.data.picture import grid
 from sidestep.data.splits import DataSet, Split
 from sidestep.data.unlabelled import read_images
 
 __all__ = [
+    "DataNotice",
     "DataSet",
     "Known",
     "Split",
