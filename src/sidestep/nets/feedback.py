@@ -19,7 +19,7 @@ from torch.nn.grad import conv2d_input
 from sidestep.errors import InputError
 from sidestep.noise import Noise
 
-__all__ = ["FeedbackKind", "FeedbackLayer", "check_layers", "exact_errors", "with_feedback"]
+__all__ = ["FeedbackKind", "FeedbackLayer", "check_layers", "exact_errors", "feedback_kinds", "with_feedback"]
 
 FeedbackKind = Literal["random", "sign-symmetric", "kolen-pollack"]
 
@@ -100,6 +100,11 @@ def check_layers(net: nn.Module) -> None:
                 f"layer {name} (Conv2d) pads with {layer.padding_mode}, {layer.padding!r}; feedback needs a number of "
                 "zeros, for instance padding=1"
             )
+
+
+def feedback_kinds(net: nn.Module) -> set[str]:
+    """Return the kinds of feedback that the layers of `net` have; none for a net whose errors come back exactly."""
+    return {layer.kind for layer in net.modules() if isinstance(layer, FeedbackLayer)}
 
 
 @contextmanager

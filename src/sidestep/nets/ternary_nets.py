@@ -91,6 +91,11 @@ class TernaryNet(nn.Module):
         self.register_buffer("schedule", torch.zeros(SCHEDULE))
 
     @property
+    def ternary(self) -> bool:
+        """Whether its layers hold trits, and not floats in their place, as in a twin for back-propagation."""
+        return any(isinstance(layer, TernaryLayer) for layer in self.modules())
+
+    @property
     def local(self) -> bool:
         """Whether every stage has a head of its own."""
         return len(self.heads) == len(self.stages)

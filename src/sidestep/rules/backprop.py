@@ -21,6 +21,7 @@ from sidestep.errors import InputError
 from sidestep.nets.baselines import MLP, ChainedBlocks
 from sidestep.nets.dropout import masks_from
 from sidestep.nets.embeddings import embedding_distances
+from sidestep.nets.feedback import feedback_kinds
 from sidestep.nets.heads import logits_of_heads
 from sidestep.nets.layerwise import LayerwiseNet, layerwise_net
 from sidestep.nets.own import ImagePath, image_paths
@@ -29,6 +30,7 @@ from sidestep.nets.straight_through import float_twin
 from sidestep.nets.ternary_nets import TernaryNet, ternary_conv_net, ternary_mlp
 from sidestep.nets.units import kept_statistics
 from sidestep.noise import Noise
+from sidestep.rules.built import built
 from sidestep.rules.dense import adamw, apply_dense, check_choice, check_positive, check_range, gradients_of
 from sidestep.rules.labels import embedding_for, learns
 from sidestep.rules.protocol import Batch, Task
@@ -155,8 +157,12 @@ class Backprop:
                 activation_checkpointing=self.activation_checkpointing,
             )
 
+    def _own(self, net: nn.Module) -> nn.Module:
+        return built(net, (ChainedBlocks, MLP, LayerwiseNet, TernaryNet), self, lambda own: not feedback_kinds(own))
+
     def units(self, net: nn.Module) -> dict[str, list[str]]:
         """Return the one unit: all parameters."""
+        net = self._own(net)
         return {"net": [name for name, _ in net.named_parameters()]}
 
     def optimizer(self, net: nn.Module) -> torch.optim.Optimizer:
@@ -165,6 +171,7 @@ class Backprop:
 
     def estimate(self, net: nn.Module, batch: Batch, noise: Noise) -> Update:
         """Return the gradient of the batch's mean loss, as the mean of its parts."""
+        net = self._own(net)
         net.train()
         device, size = batch.images.device, self._part_size(net, len(batch.labels))
         generator = noise.generator(device)
@@ -193,26 +200,31 @@ class Backprop:
 
     def true_gradients(self, net: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """Return the gradient of the mean cross-entropy; a chain's as it predicts: z_0 = 0, running statistics."""
+        net = self._own(net)
         return end_to_end(net, batch, net, running=isinstance(net, ChainedBlocks))
 
     def decide(self, net: nn.Module, update: Update, optimizer: torch.optim.Optimizer) -> Update:
         """Return the update as it is."""
+        self._own(net)
         return update
 
     def apply(self, net: nn.Module, update: Update, optimizer: torch.optim.Optimizer) -> None:
         """Take one AdamW step along the gradient."""
+        net = self._own(net)
         apply_dense(net, update, optimizer)
 
     def predict(
         self, net: nn.Module, images: Tensor, noise: Noise, start: int = 0, names: Collection[str] | None = None
     ) -> dict[str, Tensor]:
         """Return the softmax of the net's output."""
+        net = self._own(net)
         net.eval()
         with torch.no_grad():
             return {"forward": net(images).softmax(dim=1)}
 
     def watch(self, net: nn.Module) -> dict[str, float]:
         """Return the smallest norm and distance of the class embeddings where these are learned, or nothing."""
+        net = self._own(net)
         if isinstance(net, ChainedBlocks) and learns(self.embedding):
             return embedding_distances(net.embedding)
         return {}

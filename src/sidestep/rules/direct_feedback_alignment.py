@@ -21,6 +21,7 @@ from sidestep.nets.own import ImagePath
 from sidestep.nets.precision import at_least_float32, full_precision
 from sidestep.nets.units import kept_statistics
 from sidestep.noise import Noise
+from sidestep.rules.built import built
 from sidestep.rules.dense import adamw, apply_dense, check_choice, check_positive, check_range, gradients_of
 from sidestep.rules.protocol import Batch, Task
 from sidestep.rules.true_gradient import end_to_end
@@ -71,8 +72,12 @@ class DirectFeedbackAlignment:
             net.register_buffer(f"feedback_{index}", drawn / size**0.5)  # (classes, features), rows of length 1
         return net
 
+    def _own(self, net: nn.Module) -> LayerwiseNet:
+        return built(net, LayerwiseNet, self, lambda own: hasattr(own, "feedback_0"))
+
     def units(self, net: nn.Module) -> dict[str, list[str]]:
         """Return the one unit, all parameters: every stage needs the output's error."""
+        net = self._own(net)
         return {"net": [name for name, _ in net.named_parameters()]}
 
     def optimizer(self, net: nn.Module) -> torch.optim.Optimizer:
@@ -81,7 +86,7 @@ class DirectFeedbackAlignment:
 
     def estimate(self, net: nn.Module, batch: Batch, noise: Noise) -> Update:
         """Return each stage's gradient under the error that its feedback matrix brings, and the head's own."""
-        assert isinstance(net, LayerwiseNet)
+        net = self._own(net)
         net.train()
         device = batch.images.device
         with kept_statistics(net) as changed, noise.stream("module").torch_seeded(device):
@@ -101,26 +106,31 @@ class DirectFeedbackAlignment:
 
     def true_gradients(self, net: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """Return the gradient of the net's mean cross-entropy."""
+        net = self._own(net)
         return end_to_end(net, batch, net)
 
     def decide(self, net: nn.Module, update: Update, optimizer: torch.optim.Optimizer) -> Update:
         """Return the update as it is."""
+        self._own(net)
         return update
 
     def apply(self, net: nn.Module, update: Update, optimizer: torch.optim.Optimizer) -> None:
         """Take one AdamW step along the gradient."""
+        net = self._own(net)
         apply_dense(net, update, optimizer)
 
     def predict(
         self, net: nn.Module, images: Tensor, noise: Noise, start: int = 0, names: Collection[str] | None = None
     ) -> dict[str, Tensor]:
         """Return the softmax of the net's output."""
+        net = self._own(net)
         net.eval()
         with torch.no_grad():
             return {"forward": net(images).softmax(dim=1)}
 
     def watch(self, net: nn.Module) -> dict[str, float]:
         """Return nothing."""
+        self._own(net)
         return {}
 
 

@@ -25,6 +25,7 @@ from sidestep.nets.staged import StagedNet, check_layers
 from sidestep.nets.units import kept_statistics
 from sidestep.noise import Noise
 from sidestep.probes import Distribution
+from sidestep.rules.built import built
 from sidestep.rules.dense import apply_dense, check_choice, check_multiple, check_positive, check_range
 from sidestep.rules.forward_only import (
     Fitness,
@@ -114,8 +115,12 @@ class Evolution:
                 check_repeats(net, task.image_shape)
         return net
 
+    def _own(self, net: nn.Module) -> StagedNet:
+        return built(net, StagedNet, self)
+
     def units(self, net: nn.Module) -> dict[str, list[str]]:
         """Return the one unit: all parameters."""
+        net = self._own(net)
         return {"net": [name for name, _ in net.named_parameters()]}
 
     def optimizer(self, net: nn.Module) -> torch.optim.Optimizer:
@@ -124,7 +129,7 @@ class Evolution:
 
     def estimate(self, net: nn.Module, batch: Batch, noise: Noise) -> Update:
         """Return the estimate as gradients; in float32, since rounding the difference of two losses would drown it."""
-        assert isinstance(net, StagedNet)
+        net = self._own(net)
         net.train()
         check_multiple(len(batch.labels), *self.batch_multiple)
         size = self.batch_multiple[1]
@@ -138,24 +143,29 @@ class Evolution:
 
     def true_gradients(self, net: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """Return the gradient of the net's mean cross-entropy."""
+        net = self._own(net)
         return end_to_end(net, batch, net)
 
     def decide(self, net: nn.Module, update: Update, optimizer: torch.optim.Optimizer) -> Update:
         """Return the update as it is."""
+        self._own(net)
         return update
 
     def apply(self, net: nn.Module, update: Update, optimizer: torch.optim.Optimizer) -> None:
         """Take one step of the optimiser."""
+        net = self._own(net)
         apply_dense(net, update, optimizer)
 
     def predict(
         self, net: nn.Module, images: Tensor, noise: Noise, start: int = 0, names: Collection[str] | None = None
     ) -> dict[str, Tensor]:
         """Return the softmax of the net's output."""
+        net = self._own(net)
         return probabilities(net, images)
 
     def watch(self, net: nn.Module) -> dict[str, float]:
         """Return nothing."""
+        self._own(net)
         return {}
 
     def _rank_one(

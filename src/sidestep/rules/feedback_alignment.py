@@ -16,11 +16,12 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, cross_entropy
 
 from sidestep.data import Split
-from sidestep.nets.feedback import FeedbackLayer, exact_errors, with_feedback
-from sidestep.nets.layerwise import check_hidden, layerwise_net, layerwise_own
+from sidestep.nets.feedback import FeedbackLayer, exact_errors, feedback_kinds, with_feedback
+from sidestep.nets.layerwise import LayerwiseNet, check_hidden, layerwise_net, layerwise_own
 from sidestep.nets.own import ImagePath
 from sidestep.nets.units import kept_statistics
 from sidestep.noise import Noise
+from sidestep.rules.built import built
 from sidestep.rules.dense import adamw, apply_dense, check_choice, check_positive, check_range, gradients_of
 from sidestep.rules.protocol import Batch, Task
 from sidestep.rules.true_gradient import end_to_end
@@ -70,8 +71,12 @@ class FeedbackAlignment:
         with_feedback(net, self.feedback, noise.stream("feedback"))
         return net
 
+    def _own(self, net: nn.Module) -> LayerwiseNet:
+        return built(net, LayerwiseNet, self, lambda own: feedback_kinds(own) == {self.feedback})
+
     def units(self, net: nn.Module) -> dict[str, list[str]]:
         """Return the one unit, all parameters: an error needs the layers above it."""
+        net = self._own(net)
         return {"net": [name for name, _ in net.named_parameters()]}
 
     def optimizer(self, net: nn.Module) -> torch.optim.Optimizer:
@@ -80,6 +85,7 @@ class FeedbackAlignment:
 
     def estimate(self, net: nn.Module, batch: Batch, noise: Noise) -> Update:
         """Return what the carried-back errors make of the gradient of the batch's mean cross-entropy."""
+        net = self._own(net)
         net.train()
         device = batch.images.device
         with kept_statistics(net) as changed, noise.stream("module").torch_seeded(device):
@@ -93,27 +99,32 @@ class FeedbackAlignment:
 
     def true_gradients(self, net: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """Return the gradient of the mean cross-entropy, whose errors come back through the weights."""
+        net = self._own(net)
         with exact_errors(net):
             return end_to_end(net, batch, net)
 
     def decide(self, net: nn.Module, update: Update, optimizer: torch.optim.Optimizer) -> Update:
         """Return the update as it is."""
+        self._own(net)
         return update
 
     def apply(self, net: nn.Module, update: Update, optimizer: torch.optim.Optimizer) -> None:
         """Take one AdamW step along the gradient."""
+        net = self._own(net)
         apply_dense(net, update, optimizer)
 
     def predict(
         self, net: nn.Module, images: Tensor, noise: Noise, start: int = 0, names: Collection[str] | None = None
     ) -> dict[str, Tensor]:
         """Return the softmax of the net's output; feedback has no part in it."""
+        net = self._own(net)
         net.eval()
         with torch.no_grad():
             return {"forward": net(images).softmax(dim=1)}
 
     def watch(self, net: nn.Module) -> dict[str, float]:
         """Return each layer's cosine between B and W: 0 at first for random matrices, 1 is backprop."""
+        net = self._own(net)
         return {
             f"{name}: cosine of feedback and weights": float(
                 cosine_similarity(layer.matrix().flatten(), layer.layer.weight.detach().flatten(), dim=0)

@@ -25,6 +25,7 @@ from sidestep.nets.layerwise import check_hidden
 from sidestep.nets.own import ImagePath
 from sidestep.nets.precision import at_least_float32
 from sidestep.noise import Noise
+from sidestep.rules.built import built
 from sidestep.rules.dense import adamw, apply_dense, check_choice, check_positive, check_range, gradients_of, merged
 from sidestep.rules.protocol import Batch, Task
 from sidestep.update import Dense, Update
@@ -80,8 +81,17 @@ class ForwardForward:
             raise InputError("forward-forward needs two classes or more: a single label has no wrong one")
         return GoodnessNet(self.net, task.image_shape, self.hidden, task.classes, self.label == "input", noise)
 
+    def _own(self, net: nn.Module) -> GoodnessNet:
+        return built(
+            net,
+            GoodnessNet,
+            self,
+            lambda own: (len(own.stages), own.painted) == (len(self.hidden), self.label == "input"),
+        )
+
     def units(self, net: nn.Module) -> dict[str, list[str]]:
         """Return one unit per stage, and the read-out."""
+        net = self._own(net)
         names = [name for name, _ in net.named_parameters()]
         stages = {f"stage {i}": [n for n in names if n.startswith(f"stages.{i}.")] for i in range(len(self.hidden))}
         return {**stages, "readout": [n for n in names if n.startswith("readout.")]}
@@ -99,7 +109,7 @@ class ForwardForward:
 
         The read-out is first: what it takes for likely, by a pass without derivatives, are the hard negatives.
         """
-        assert isinstance(net, GoodnessNet)
+        net = self._own(net)
         net.train()
         labels, parameters, units = batch.labels, dict(net.named_parameters()), self.units(net)
         logits = net(batch.images)
@@ -120,17 +130,19 @@ class ForwardForward:
 
     def decide(self, net: nn.Module, update: Update, optimizer: torch.optim.Optimizer) -> Update:
         """Return the update as it is."""
+        self._own(net)
         return update
 
     def apply(self, net: nn.Module, update: Update, optimizer: torch.optim.Optimizer) -> None:
         """Take one AdamW step along the gradients."""
+        net = self._own(net)
         apply_dense(net, update, optimizer)
 
     def predict(
         self, net: nn.Module, images: Tensor, noise: Noise, start: int = 0, names: Collection[str] | None = None
     ) -> dict[str, Tensor]:
         """Return the softmax of every label's goodness, tried one after another, and of the linear read-out."""
-        assert isinstance(net, GoodnessNet)
+        net = self._own(net)
         net.eval()
         found = {}
         with torch.no_grad():
@@ -141,6 +153,7 @@ class ForwardForward:
 
     def watch(self, net: nn.Module) -> dict[str, float]:
         """Return nothing: each stage's loss is logged anyway."""
+        self._own(net)
         return {}
 
     def _pair(self, net: GoodnessNet, outputs: Tensor, labels: Tensor, wrong: Tensor) -> tuple[Tensor, Tensor]:

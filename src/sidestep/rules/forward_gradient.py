@@ -10,7 +10,7 @@ backpropagation" (2022), algorithm 1; Ren et al., "Scaling forward gradient with
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,7 @@ from sidestep.nets.staged import GroupHeads, StagedNet
 from sidestep.nets.units import kept_statistics
 from sidestep.noise import Noise
 from sidestep.probes import Distribution
+from sidestep.rules.built import built
 from sidestep.rules.dense import apply_dense, check_choice, check_positive, check_range
 from sidestep.rules.forward_only import check_named, make_net, make_optimizer, probabilities
 from sidestep.rules.protocol import Batch, Task
@@ -84,8 +85,12 @@ class ForwardGradient:
                 at_layer(stage)
         return net
 
+    def _own(self, net: nn.Module) -> StagedNet:
+        return built(net, StagedNet, self, lambda own: self.kind != "local" or len(own.heads) == len(own.stages))
+
     def units(self, net: nn.Module) -> dict[str, list[str]]:
         """Return every stage with its head, and the read-out, for local losses; otherwise the one unit."""
+        net = self._own(net)
         names = [name for name, _ in net.named_parameters()]
         if self.kind != "local":
             return {"net": names}
@@ -101,7 +106,7 @@ class ForwardGradient:
 
     def estimate(self, net: nn.Module, batch: Batch, noise: Noise) -> Update:
         """Return the mean estimate of the tangents, as gradients."""
-        assert isinstance(net, StagedNet)
+        net = self._own(net)
         net.train()
         directions = Directions(noise.stream("directions"), self.distribution)
         way = {"weights": _along_weights, "activities": _along_activities, "local": _along_local}[self.kind]
@@ -111,24 +116,29 @@ class ForwardGradient:
 
     def true_gradients(self, net: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """Return the gradient of the net's mean cross-entropy."""
+        net = self._own(net)
         return end_to_end(net, batch, net)
 
     def decide(self, net: nn.Module, update: Update, optimizer: torch.optim.Optimizer) -> Update:
         """Return the update as it is."""
+        self._own(net)
         return update
 
     def apply(self, net: nn.Module, update: Update, optimizer: torch.optim.Optimizer) -> None:
         """Take one step of the optimiser."""
+        net = self._own(net)
         apply_dense(net, update, optimizer)
 
     def predict(
         self, net: nn.Module, images: Tensor, noise: Noise, start: int = 0, names: Collection[str] | None = None
     ) -> dict[str, Tensor]:
         """Return the softmax of the read-out."""
+        net = self._own(net)
         return probabilities(net, images)
 
     def watch(self, net: nn.Module) -> dict[str, float]:
         """Return nothing."""
+        self._own(net)
         return {}
 
 
@@ -176,8 +186,7 @@ def _along_local(net: StagedNet, batch: Batch, directions: Directions, tangents:
     gradients: dict[str, Tensor] = {}
     losses: dict[str, Tensor] = {}
     inputs, batch_size = batch.images, len(batch.labels)
-    for number, (stage, head) in enumerate(zip(net.stages, net.heads, strict=True)):
-        assert isinstance(head, GroupHeads)
+    for number, (stage, head) in enumerate(zip(net.stages, cast("list[GroupHeads]", net.heads), strict=True)):
         before, (name, layer), after = at_layer(stage)
         seen = before(inputs)
         outputs, along = layer(seen), torch.zeros(())

@@ -25,6 +25,7 @@ from sidestep.nets.own import ImagePath
 from sidestep.nets.precision import at_least_float32
 from sidestep.nets.units import kept_statistics
 from sidestep.noise import Noise
+from sidestep.rules.built import built
 from sidestep.rules.dense import adamw, apply_dense, check_choice, check_positive, check_range, gradients_of, merged
 from sidestep.rules.protocol import Batch, Task
 from sidestep.update import Dense, Update
@@ -89,8 +90,12 @@ class Hebbian:
             net.fit(standardise(examples.images[some], task.mean, task.std).to("cpu"))
         return net
 
+    def _own(self, net: nn.Module) -> HebbianNet:
+        return built(net, HebbianNet, self, lambda own: len(own.stages) == len(self.hidden))
+
     def units(self, net: nn.Module) -> dict[str, list[str]]:
         """Return one unit per stage, and the read-out."""
+        net = self._own(net)
         names = [name for name, _ in net.named_parameters()]
         stages = {f"stage {i}": [n for n in names if n.startswith(f"stages.{i}.")] for i in range(len(self.hidden))}
         return {**stages, "readout": [n for n in names if n.startswith("readout.")]}
@@ -108,7 +113,7 @@ class Hebbian:
 
     def estimates(self, net: nn.Module, batch: Batch, noise: Noise) -> Iterator[tuple[str, Dense]]:
         """Yield one stage's update after another, and then the read-out's; each sees the stages as they were."""
-        assert isinstance(net, HebbianNet)
+        net = self._own(net)
         net.train()
         features, images = [], batch.images
         resting = self.stage_steps is not None and noise.step >= self.stage_steps
@@ -136,23 +141,26 @@ class Hebbian:
 
     def decide(self, net: nn.Module, update: Update, optimizer: torch.optim.Optimizer) -> Update:
         """Return the update as it is."""
+        self._own(net)
         return update
 
     def apply(self, net: nn.Module, update: Update, optimizer: torch.optim.Optimizer) -> None:
         """Take one AdamW step along the changes."""
+        net = self._own(net)
         apply_dense(net, update, optimizer)
 
     def predict(
         self, net: nn.Module, images: Tensor, noise: Noise, start: int = 0, names: Collection[str] | None = None
     ) -> dict[str, Tensor]:
         """Return the softmax of the read-out."""
+        net = self._own(net)
         net.eval()
         with torch.no_grad():
             return {"readout": net(images).softmax(dim=1)}
 
     def watch(self, net: nn.Module) -> dict[str, float]:
         """Return the mean length of each stage's weight rows, which the rules draw towards 1."""
-        assert isinstance(net, HebbianNet)
+        net = self._own(net)
         rows = [stage.layer.weight.detach().flatten(1) for stage in net.stages]  # type: ignore[union-attr, operator]
         return {f"stage {i}: mean length of weights": float(w.norm(dim=1).mean()) for i, w in enumerate(rows)}
 

@@ -16,11 +16,13 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize, one_hot
 
 from sidestep.data import Split
+from sidestep.nets.feedback import feedback_kinds
 from sidestep.nets.layerwise import LayerwiseNet, check_hidden, layerwise_net, layerwise_own, shapes_of
 from sidestep.nets.own import ImagePath
 from sidestep.nets.precision import at_least_float32, full_precision
 from sidestep.nets.units import kept_statistics
 from sidestep.noise import Noise
+from sidestep.rules.built import built
 from sidestep.rules.dense import adamw, apply_dense, check_choice, check_positive, check_range, gradients_of, merged
 from sidestep.rules.protocol import Batch, Task
 from sidestep.rules.true_gradient import end_to_end
@@ -74,9 +76,16 @@ class LocalLoss:
                 net.projections = nn.ModuleList(nn.Linear(width, width, bias=False) for width in widths)
         return net
 
+    def _own(self, net: nn.Module) -> LayerwiseNet:
+        def fits(own: LayerwiseNet) -> bool:
+            projected = not self.similarity or hasattr(own, "projections")
+            return len(own.heads) == len(own.stages) and projected and not feedback_kinds(own)
+
+        return built(net, LayerwiseNet, self, fits)
+
     def units(self, net: nn.Module) -> dict[str, list[str]]:
         """Return one unit per stage, with its head."""
-        assert isinstance(net, LayerwiseNet)
+        net = self._own(net)
         names = [name for name, _ in net.named_parameters()]
         return {f"stage {i}": [n for n in names if int(n.split(".")[1]) == i] for i in range(len(net.stages))}
 
@@ -90,7 +99,7 @@ class LocalLoss:
 
     def estimates(self, net: nn.Module, batch: Batch, noise: Noise) -> Iterator[tuple[str, Dense]]:
         """Yield one stage's update after another; a stage's input comes from the stages as they were."""
-        assert isinstance(net, LayerwiseNet)
+        net = self._own(net)
         net.train()
         inputs, parameters = batch.images, dict(net.named_parameters())
         for index, (unit, names) in enumerate(self.units(net).items()):
@@ -119,21 +128,24 @@ class LocalLoss:
 
     def true_gradients(self, net: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """Return the gradient of the last head's mean cross-entropy through all stages, without smoothing."""
+        net = self._own(net)
         return end_to_end(net, batch, net)
 
     def decide(self, net: nn.Module, update: Update, optimizer: torch.optim.Optimizer) -> Update:
         """Return the update as it is."""
+        self._own(net)
         return update
 
     def apply(self, net: nn.Module, update: Update, optimizer: torch.optim.Optimizer) -> None:
         """Take one AdamW step along the gradients."""
+        net = self._own(net)
         apply_dense(net, update, optimizer)
 
     def predict(
         self, net: nn.Module, images: Tensor, noise: Noise, start: int = 0, names: Collection[str] | None = None
     ) -> dict[str, Tensor]:
         """Return the softmax of the last head's logits, and of the sum of all heads'."""
-        assert isinstance(net, LayerwiseNet)
+        net = self._own(net)
         net.eval()
         wanted = self.predictors if names is None else names
         with torch.no_grad():
@@ -143,6 +155,7 @@ class LocalLoss:
 
     def watch(self, net: nn.Module) -> dict[str, float]:
         """Return nothing: each stage's loss is logged anyway."""
+        self._own(net)
         return {}
 
 

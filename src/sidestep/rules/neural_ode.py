@@ -30,6 +30,7 @@ from sidestep.nets.timed_predictions import Walker
 from sidestep.nets.units import kept_statistics
 from sidestep.nets.walks import check_steps
 from sidestep.noise import Noise
+from sidestep.rules.built import built
 from sidestep.rules.dense import adamw, apply_dense, check_choice, check_positive, check_range, gradients_of
 from sidestep.rules.labels import embedding_for, make_denoiser, project_rows, readout_loss
 from sidestep.rules.protocol import Batch, Task
@@ -88,8 +89,12 @@ class NeuralODE:
         rows = embedding_for(self.embedding, self.dimension, self.unit_norm, task, noise.stream("embedding"), examples)
         return make_denoiser(task, noise, module, self.path, rows, self.embedding, self.readout, None)
 
+    def _own(self, net: nn.Module) -> Denoiser:
+        return built(net, Denoiser, self, lambda own: own.schedule is None)
+
     def units(self, net: nn.Module) -> dict[str, list[str]]:
         """Return the one unit: all parameters."""
+        net = self._own(net)
         return {"net": [name for name, _ in net.named_parameters()]}
 
     def optimizer(self, net: nn.Module) -> torch.optim.Optimizer:
@@ -98,7 +103,7 @@ class NeuralODE:
 
     def estimate(self, net: nn.Module, batch: Batch, noise: Noise) -> Update:
         """Return the gradient of the mean cross-entropy at the flow's end, from one noise start per image."""
-        assert isinstance(net, Denoiser)  # made by build
+        net = self._own(net)
         net.train()
         net.block.latent.eval()  # an image-shaped z has a path with dropout: a rate with fresh masks is no ODE
         generator = noise.generator(batch.images.device)
@@ -155,7 +160,7 @@ class NeuralODE:
 
     def true_gradients(self, net: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """Return the gradient of the reading `from zero`, through the solver's own steps."""
-        assert isinstance(net, Denoiser)  # made by build
+        net = self._own(net)
 
         def logits_of(images: Tensor) -> Tensor:
             held = net.block.prepare(images)
@@ -166,10 +171,12 @@ class NeuralODE:
 
     def decide(self, net: nn.Module, update: Update, optimizer: torch.optim.Optimizer) -> Update:
         """Return the update as it is."""
+        self._own(net)
         return update
 
     def apply(self, net: nn.Module, update: Update, optimizer: torch.optim.Optimizer) -> None:
         """Take one AdamW step along the gradient; put the embedding back to norm 1 where that is wanted."""
+        net = self._own(net)
         apply_dense(net, update, optimizer)
         if self.unit_norm:
             project_rows(net)
@@ -178,7 +185,7 @@ class NeuralODE:
         self, net: nn.Module, images: Tensor, noise: Noise, start: int = 0, names: Collection[str] | None = None
     ) -> dict[str, Tensor]:
         """Return class probabilities by the solver from z_0 = 0 and from noise, and by dopri5 from z_0 = 0."""
-        assert isinstance(net, Denoiser)  # made by build
+        net = self._own(net)
         net.eval()
 
         with torch.no_grad():
@@ -197,7 +204,7 @@ class NeuralODE:
 
     def watch(self, net: nn.Module) -> dict[str, float]:
         """Return the smallest norm and distance of the class embeddings, which would shrink in a collapse."""
-        assert isinstance(net, Denoiser)  # made by build
+        net = self._own(net)
         return embedding_distances(net.embedding)
 
 

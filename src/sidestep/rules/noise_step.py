@@ -31,6 +31,7 @@ from sidestep.nets.ternary_nets import TernaryNet, ternary_conv_net, ternary_mlp
 from sidestep.nets.units import kept_statistics
 from sidestep.noise import Noise
 from sidestep.probes import DenseProbes, Probes, RankOneProbes, SparseProbes
+from sidestep.rules.built import built
 from sidestep.rules.dense import check_choice, check_positive, check_range
 from sidestep.rules.density import DensitySchedule, advanced, density_and_count, first_density
 from sidestep.rules.flips import TernaryOptimizer, choose_flips
@@ -147,8 +148,15 @@ class NoiseStep:
         first_density(self.density, _weights(net))
         return net
 
+    def _own(self, net: nn.Module) -> TernaryNet:
+        def fits(own: TernaryNet) -> bool:
+            return own.ternary and (own.local or self.estimator != "local-losses")
+
+        return built(net, TernaryNet, self, fits)
+
     def units(self, net: nn.Module) -> dict[str, list[str]]:
         """Return the stages with their heads for local losses, otherwise the one unit: all parameters."""
+        net = self._own(net)
         names = [name for name, _ in net.named_parameters()]
         if self.estimator != "local-losses":
             return {"net": names}
@@ -157,7 +165,7 @@ class NoiseStep:
 
     def optimizer(self, net: nn.Module) -> torch.optim.Optimizer:
         """Make what keeps the momentum or the accumulators; it has no learning rate, but the share of flips."""
-        trits = ternary_parameters(net)
+        trits = ternary_parameters(self._own(net))
         heads = [p for name, p in trits.items() if name.startswith("heads.")]
         others = [p for name, p in trits.items() if not name.startswith("heads.")]
         return TernaryOptimizer([(others, self.flip_share), (heads, self.head_share or self.flip_share)])
@@ -168,7 +176,7 @@ class NoiseStep:
         weight-probes: of the batch's mean cross-entropy, exact; activity-probes: an unbiased gradient of it; rank-one:
         of each example's own; local-losses: exact gradients of each stage's smoothed loss.
         """
-        assert isinstance(net, TernaryNet)
+        net = self._own(net)
         net.train()
         seeded = noise.stream("module").torch_seeded(batch.images.device)  # for modules that draw in their forward pass
         with torch.no_grad(), kept_statistics(net) as changed, seeded:
@@ -195,11 +203,13 @@ class NoiseStep:
 
     def true_gradients(self, net: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """Return the gradient of the last head's mean cross-entropy by the trits, taken for real numbers."""
+        net = self._own(net)
         weights = {name: leaf.requires_grad_() for name, leaf in floating(net, batch.images).items()}
         return end_to_end(net, batch, lambda images: functional_call(net, weights, (images,)), weights)
 
     def decide(self, net: nn.Module, update: Update, optimizer: torch.optim.Optimizer) -> Update:
         """Return sign and median over all probes of the step, or the flips that the momentum asks for."""
+        net = self._own(net)
         if self.choices[0] == "trits":
             if not isinstance(update, Seeded):
                 raise InputError(f"trits are made of one number per probe (Seeded), got {type(update).__name__}")
@@ -210,6 +220,7 @@ class NoiseStep:
 
     def apply(self, net: nn.Module, update: Update, optimizer: torch.optim.Optimizer) -> None:
         """Move the weights; the same update moves the same weights wherever it is applied."""
+        net = self._own(net)
         with torch.no_grad():
             if isinstance(update, Flips):
                 move(net, update.positions, update.moves)
@@ -227,7 +238,7 @@ class NoiseStep:
         self, net: nn.Module, images: Tensor, noise: Noise, start: int = 0, names: Collection[str] | None = None
     ) -> dict[str, Tensor]:
         """Return the softmax of the last head's logits, and of the sum of all heads'."""
-        assert isinstance(net, TernaryNet)
+        net = self._own(net)
         net.eval()
         wanted = self.predictors if names is None else names
         with torch.no_grad():
@@ -237,6 +248,7 @@ class NoiseStep:
 
     def watch(self, net: nn.Module) -> dict[str, float]:
         """Return the share of weights that are not zero, and where the density of probes stands."""
+        net = self._own(net)
         trits = ternary_parameters(net).values()
         found = {"share of non-zero weights": sum(int(t.count_nonzero()) for t in trits) / _weights(net)}
         if self.choices[0] == "trits" and self.estimator != "rank-one":

@@ -27,6 +27,7 @@ from sidestep.nets.timed_predictions import Walker, diffusion_velocity
 from sidestep.nets.units import kept_statistics
 from sidestep.nets.walks import check_steps
 from sidestep.noise import Noise
+from sidestep.rules.built import built
 from sidestep.rules.dense import (
     OPTIMIZERS,
     apply_dense,
@@ -138,8 +139,12 @@ class NoPropCT:
         schedule = make_schedule(self.schedule, self.smallest_alpha_bar, self.largest_alpha_bar)
         return make_denoiser(task, noise, module, self.path, rows, self.embedding, self.readout, schedule)
 
+    def _own(self, net: nn.Module) -> Denoiser:
+        return built(net, Denoiser, self, lambda own: own.schedule is not None)
+
     def units(self, net: nn.Module) -> dict[str, list[str]]:
         """Return the block's parameters, and those of what it is trained with: read-out, embedding, schedule."""
+        net = self._own(net)
         return block_units(net)
 
     def optimizer(self, net: nn.Module) -> torch.optim.Optimizer:
@@ -149,7 +154,7 @@ class NoPropCT:
 
     def estimate(self, net: nn.Module, batch: Batch, noise: Noise) -> Update:
         """Return the gradients of the loss, one time and one noise per image (and draw)."""
-        assert isinstance(net, Denoiser)  # made by build
+        net = self._own(net)
         net.train()
         generator, schedule = noise.generator(batch.images.device), _schedule(net)
         draw = draw_times(self.times, len(batch.labels) * self.draws_per_image, net.dimension, generator)
@@ -187,7 +192,7 @@ class NoPropCT:
 
     def true_gradients(self, net: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """Return the gradient of the reading `ddim`, through all of its steps, from z_0 = 0."""
-        assert isinstance(net, Denoiser)  # made by build
+        net = self._own(net)
         schedule = _schedule(net)
 
         def logits_of(images: Tensor) -> Tensor:
@@ -200,10 +205,12 @@ class NoPropCT:
 
     def decide(self, net: nn.Module, update: Update, optimizer: torch.optim.Optimizer) -> Update:
         """Return the update as it is."""
+        self._own(net)
         return update
 
     def apply(self, net: nn.Module, update: Update, optimizer: torch.optim.Optimizer) -> None:
         """Take one step along the gradients; put the embedding back to norm 1 where that is wanted."""
+        net = self._own(net)
         apply_dense(net, update, optimizer)
         if self.unit_norm:
             project_rows(net)
@@ -212,7 +219,7 @@ class NoPropCT:
         self, net: nn.Module, images: Tensor, noise: Noise, start: int = 0, names: Collection[str] | None = None
     ) -> dict[str, Tensor]:
         """Return class probabilities by each sampler, and by the block's first output alone, at z = 0 and t = 0."""
-        assert isinstance(net, Denoiser)  # made by build
+        net = self._own(net)
         net.eval()
         schedule = _schedule(net)
 
@@ -236,7 +243,7 @@ class NoPropCT:
 
     def watch(self, net: nn.Module) -> dict[str, float]:
         """Return the embeddings' smallest norm and distance, and the schedule's ends."""
-        assert isinstance(net, Denoiser)  # made by build
+        net = self._own(net)
         with torch.no_grad():
             first, last = _schedule(net).alpha_bar(net.embedding.new_tensor([0.0, 1.0])).tolist()
         return {**embedding_distances(net.embedding), "alpha_bar(0)": first, "alpha_bar(1)": last}

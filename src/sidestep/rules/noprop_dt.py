@@ -31,6 +31,7 @@ from sidestep.nets.stack import DenoisingStack
 from sidestep.nets.together import BlocksTogether, drawn_masks
 from sidestep.nets.units import kept_statistics, run_units
 from sidestep.noise import Noise
+from sidestep.rules.built import built
 from sidestep.rules.dense import adamw, apply_dense, check_choice, check_positive, check_range, check_used, gradients_of
 from sidestep.rules.labels import embedding_for, learns, project_rows, readout_loss, start_divergence
 from sidestep.rules.protocol import Batch, Task
@@ -136,9 +137,12 @@ class NoPropDT:
                 together=module is None,
             )
 
+    def _own(self, net: nn.Module) -> DenoisingStack:
+        return built(net, DenoisingStack, self)
+
     def units(self, net: nn.Module) -> dict[str, list[str]]:
         """Return the parameter names of each block, and of the read-out with the embedding, which all blocks share."""
-        assert isinstance(net, DenoisingStack)  # made by build
+        net = self._own(net)
         names = [name for name, _ in net.named_parameters()]
         found = {
             f"block {index + 1}": [name for name in names if name.startswith(f"blocks.{index}.")]
@@ -153,7 +157,7 @@ class NoPropDT:
 
     def estimate(self, net: nn.Module, batch: Batch, noise: Noise) -> Update:
         """Return every unit's gradients of its own loss; blocks run at once where that is faster."""
-        assert isinstance(net, DenoisingStack)  # made by build
+        net = self._own(net)
         blocks = len(net.blocks)
         net.train()
         way = net.way(batch.images.device)
@@ -168,7 +172,7 @@ class NoPropDT:
 
     def estimates(self, net: nn.Module, batch: Batch, noise: Noise) -> Iterator[tuple[str, Dense]]:
         """Yield one block's update after another, and then that of what the blocks share."""
-        assert isinstance(net, DenoisingStack)  # made by build
+        net = self._own(net)
         blocks, total = len(net.blocks), torch.zeros_like(net.embedding)
         net.train()
         for index in range(blocks):
@@ -217,7 +221,7 @@ class NoPropDT:
 
     def true_gradients(self, net: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """Return the gradient of the reading `ddim`, through all blocks of the chain, from z_0 = 0."""
-        assert isinstance(net, DenoisingStack)  # made by build
+        net = self._own(net)
 
         def logits_of(images: Tensor) -> Tensor:
             return net.readout(ddim_chain(net, net.image_features(images)).latent, net.embedding)
@@ -226,10 +230,12 @@ class NoPropDT:
 
     def decide(self, net: nn.Module, update: Update, optimizer: torch.optim.Optimizer) -> Update:
         """Return the update as it is."""
+        self._own(net)
         return update
 
     def apply(self, net: nn.Module, update: Update, optimizer: torch.optim.Optimizer) -> None:
         """Take one AdamW step along the gradients; put the embedding back to norm 1 where that is wanted."""
+        net = self._own(net)
         apply_dense(net, update, optimizer)
         if self.unit_norm and isinstance(update, Dense) and "embedding" in update.gradients:
             project_rows(net)
@@ -238,14 +244,14 @@ class NoPropDT:
         self, net: nn.Module, images: Tensor, noise: Noise, start: int = 0, names: Collection[str] | None = None
     ) -> dict[str, Tensor]:
         """Return class probabilities by each sampler, by block 1 alone, and by the mean of the blocks."""
-        assert isinstance(net, DenoisingStack)  # made by build
+        net = self._own(net)
         net.eval()
         with torch.no_grad():
             return stack_predictions(net, images, noise, start, self.draws, names or self.predictors)
 
     def watch(self, net: nn.Module) -> dict[str, float]:
         """Return the smallest norm and distance of the class embeddings, which would shrink in a collapse."""
-        assert isinstance(net, DenoisingStack)  # made by build
+        net = self._own(net)
         return embedding_distances(net.embedding)
 
     def _shares(

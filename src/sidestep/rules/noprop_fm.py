@@ -33,6 +33,7 @@ from sidestep.nets.timed_predictions import Walker
 from sidestep.nets.units import kept_statistics
 from sidestep.nets.walks import check_steps
 from sidestep.noise import Noise
+from sidestep.rules.built import built
 from sidestep.rules.dense import (
     OPTIMIZERS,
     apply_dense,
@@ -131,8 +132,12 @@ class NoPropFM:
         rows = embedding_for(self.embedding, self.dimension, self.unit_norm, task, noise.stream("embedding"), examples)
         return make_denoiser(task, noise, module, self.path, rows, self.embedding, self.readout, None)
 
+    def _own(self, net: nn.Module) -> Denoiser:
+        return built(net, Denoiser, self, lambda own: own.schedule is None)
+
     def units(self, net: nn.Module) -> dict[str, list[str]]:
         """Return the block's parameters, and those of what it is trained with: read-out, embedding."""
+        net = self._own(net)
         return block_units(net)
 
     def optimizer(self, net: nn.Module) -> torch.optim.Optimizer:
@@ -142,7 +147,7 @@ class NoPropFM:
 
     def estimate(self, net: nn.Module, batch: Batch, noise: Noise) -> Update:
         """Return the gradients of the loss, one time and one noise per image (and draw)."""
-        assert isinstance(net, Denoiser)  # made by build
+        net = self._own(net)
         net.train()
         generator = noise.generator(batch.images.device)
         draw = draw_times(self.times, len(batch.labels) * self.draws_per_image, net.dimension, generator)
@@ -189,7 +194,7 @@ class NoPropFM:
 
     def true_gradients(self, net: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """Return the gradient of the reading `euler`, through all of its steps, from z_0 = 0."""
-        assert isinstance(net, Denoiser)  # made by build
+        net = self._own(net)
 
         def logits_of(images: Tensor) -> Tensor:
             walk = self._walker(net, images, Noise(0), 0)
@@ -199,10 +204,12 @@ class NoPropFM:
 
     def decide(self, net: nn.Module, update: Update, optimizer: torch.optim.Optimizer) -> Update:
         """Return the update as it is."""
+        self._own(net)
         return update
 
     def apply(self, net: nn.Module, update: Update, optimizer: torch.optim.Optimizer) -> None:
         """Take one step along the gradients; put the embedding back to norm 1 where that is wanted."""
+        net = self._own(net)
         apply_dense(net, update, optimizer)
         if self.unit_norm:
             project_rows(net)
@@ -211,7 +218,7 @@ class NoPropFM:
         self, net: nn.Module, images: Tensor, noise: Noise, start: int = 0, names: Collection[str] | None = None
     ) -> dict[str, Tensor]:
         """Return class probabilities by each solver, and by the first step alone: where the flow first points."""
-        assert isinstance(net, Denoiser)  # made by build
+        net = self._own(net)
         net.eval()
         with torch.no_grad():
             walk = self._walker(net, images, noise, start)
@@ -237,7 +244,7 @@ class NoPropFM:
 
     def watch(self, net: nn.Module) -> dict[str, float]:
         """Return the smallest norm and distance of the class embeddings, which would shrink in a collapse."""
-        assert isinstance(net, Denoiser)  # made by build
+        net = self._own(net)
         return embedding_distances(net.embedding)
 
 

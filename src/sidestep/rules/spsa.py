@@ -25,6 +25,7 @@ from sidestep.nets.staged import StagedNet, check_layers
 from sidestep.nets.units import kept_statistics
 from sidestep.noise import Noise
 from sidestep.probes import DenseProbes, Distribution
+from sidestep.rules.built import built
 from sidestep.rules.dense import apply_dense, check_choice, check_positive, check_range
 from sidestep.rules.forward_only import LOGGED, check_named, losses_under, make_net, make_optimizer, probabilities
 from sidestep.rules.protocol import Batch, Task
@@ -77,8 +78,12 @@ class SPSA:
         check_layers(net, pairs=True)
         return net
 
+    def _own(self, net: nn.Module) -> StagedNet:
+        return built(net, StagedNet, self)
+
     def units(self, net: nn.Module) -> dict[str, list[str]]:
         """Return the one unit: all parameters."""
+        net = self._own(net)
         return {"net": [name for name, _ in net.named_parameters()]}
 
     def optimizer(self, net: nn.Module) -> torch.optim.Optimizer:
@@ -87,7 +92,7 @@ class SPSA:
 
     def estimate(self, net: nn.Module, batch: Batch, noise: Noise) -> Update:
         """Return one number per pair; in float32, since rounding the difference of two losses would drown it."""
-        assert isinstance(net, StagedNet)
+        net = self._own(net)
         net.train()
         directions = Directions(noise.stream("directions"), self.distribution)
         losses = []
@@ -104,16 +109,19 @@ class SPSA:
 
     def true_gradients(self, net: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """Return the gradient of the net's mean cross-entropy."""
+        net = self._own(net)
         return end_to_end(net, batch, net)
 
     def decide(self, net: nn.Module, update: Update, optimizer: torch.optim.Optimizer) -> Update:
         """Return the update with the learning rate that it is applied with."""
+        self._own(net)
         if not isinstance(update, Seeded) or self.optimizer_kind not in LOGGED:
             return update
         return replace(update, rate=float(optimizer.param_groups[0]["lr"]))
 
     def apply(self, net: nn.Module, update: Update, optimizer: torch.optim.Optimizer) -> None:
         """Take one step of the optimiser along the directions, which are made again, at the update's learning rate."""
+        net = self._own(net)
         if not isinstance(update, Seeded):
             raise InputError(f"this rule applies one number per pair (Seeded), got {type(update).__name__}")
         if update.rate is not None:
@@ -125,8 +133,10 @@ class SPSA:
         self, net: nn.Module, images: Tensor, noise: Noise, start: int = 0, names: Collection[str] | None = None
     ) -> dict[str, Tensor]:
         """Return the softmax of the net's output."""
+        net = self._own(net)
         return probabilities(net, images)
 
     def watch(self, net: nn.Module) -> dict[str, float]:
         """Return nothing."""
+        self._own(net)
         return {}
