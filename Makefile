@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench bench-gpu docs clean
+.PHONY: help demo test lint soak bench bench-gpu docs clean
 .NOTPARALLEL:
 
 help:  ## list the targets
@@ -23,6 +23,9 @@ lint: $(VENV)/stamp-test  ## format, lint and type checks only
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+soak: $(VENV)/stamp-test  ## kill a run at every file operation, damage every kind of file; prints counts (minutes)
+	$(BIN)/python -m benchmarks.soak
 
 bench: $(VENV)/stamp-bench  ## time a NoProp step and the engines against plain loops and the machine (minutes)
 	$(BIN)/python -m benchmarks.noprop_step

@@ -159,7 +159,7 @@ def test_files_that_are_something_else(small: Path) -> None:
 def test_missing_file_and_folder(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"there is no checkpoint .*gone"):
         checkpoint.load(tmp_path / "gone")
-    with pytest.raises(CheckpointError, match="cannot read the checkpoint"):
+    with pytest.raises(CheckpointError, match="is a folder and no file"):
         checkpoint.load(tmp_path)
     with pytest.raises(CheckpointError, match="nothing was written"):
         checkpoint.write_text(tmp_path / "no folder" / "file", "text")

@@ -1,17 +1,13 @@
-"""Files that are whole or absent: atomic writes, and tensors with a JSON record and a digest in one file.
+"""Tensors with a JSON record and a digest in one file that is whole or absent; writing of other files (`files`).
 
-A reader, or a run resumed after a kill at any instant, sees the earlier file or the new one, never a mixture:
-data goes to a temporary file in the same folder, is flushed to the disk, and takes its name by one rename.
+A record of numbers that are quoted later goes through `write_json`, which seals it with a digest, and `read_json`.
 """
 
-import contextlib
-import errno
 import hashlib
 import itertools
 import json
 import os
-import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +16,15 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from sidestep.errors import CheckpointError, InputError
+from sidestep.files import (
+    TEMPORARY_PREFIX,
+    check_plain,
+    read_json,
+    write_bytes,
+    write_json,
+    write_parts,
+    write_text,
+)
 from sidestep.tensorfile import layout, raw_bytes
 
 __all__ = [
@@ -27,47 +32,18 @@ __all__ = [
     "load",
     "opened",
     "optimizer_tensors",
+    "read_json",
     "restore_optimizer",
     "save",
     "write_bytes",
+    "write_json",
     "write_text",
 ]
 
-TEMPORARY_PREFIX = ".partial."  # what a killed writer leaves; who takes over the folder may remove it
 FORMAT = 1  # raised when an older Sidestep could not read the file any more
 _MAPPED = 1 << 26  # bytes of a file that may have been read before it is mapped anew, which frees their memory
 METADATA_KEY = "sidestep"  # a single key, since safetensors may write several in any order
 ADVICE = "use a copy or an earlier checkpoint, or train anew with --overwrite"
-
-
-def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
-    """Make `path` hold `data`, or, if anything fails, leave the earlier file as it was.
-
-    Raises CheckpointError when the disk is full or the folder cannot be written to.
-    """
-    _write(Path(path), [data], len(data))
-
-
-def _write(path: Path, parts: Iterable[bytes | memoryview], size: int) -> None:
-    temporary = path.with_name(f"{TEMPORARY_PREFIX}{path.name}.{os.getpid()}")
-    try:
-        with open(temporary, "wb") as file:
-            file.writelines(parts)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException as error:  # an interrupt too: no temporary may stay behind
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise CheckpointError(_why_unwritten(path, size, error)) from error
-        raise
-    _sync_folder(path.parent)
-
-
-def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Make `path` hold `text` in UTF-8, by `write_bytes`."""
-    write_bytes(path, text.encode())
 
 
 def save(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:
@@ -85,7 +61,7 @@ def save(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], record: Ma
     kinds = {name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()}
     head, places = layout(kinds, {METADATA_KEY: json.dumps(header)})
     data = (raw_bytes(tensors[name]) for name in places)
-    _write(Path(path), itertools.chain([head], data), sum(tensor.nbytes for tensor in tensors.values()))
+    write_parts(Path(path), itertools.chain([head], data), sum(tensor.nbytes for tensor in tensors.values()))
 
 
 def load(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -100,6 +76,7 @@ def load(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> tu
 def opened(path: str | os.PathLike[str]) -> tuple[Mapping[str, Tensor], dict[str, Any]]:
     """As `load`, but a tensor is in memory from when it is asked for until it is let go of: copy what you keep."""
     path = Path(path)
+    check_plain(path)
     try:
         tensors = _Stored(path)
         record = _verified_record(path, tensors, tensors.metadata)
@@ -195,29 +172,6 @@ def restore_optimizer(
         optimizer.load_state_dict({"state": state, "param_groups": groups})
         optimizer.state.update(before)
         settled()
-
-
-def _why_unwritten(path: Path, size: int, error: OSError) -> str:
-    kept = "the earlier file is untouched" if path.exists() else "nothing was written"
-    if error.errno not in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
-        return f"cannot write {path}: {error.strerror}; {kept}"
-    free = shutil.disk_usage(path.parent).free
-    return (
-        f"the disk is full: {path} needs {size} bytes and {free} are free; {kept}. "
-        "Free some space, then continue with --resume"
-    )
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the rename itself last through a power cut, where the system can sync a folder."""
-    if os.name == "nt":
-        return
-    with contextlib.suppress(OSError):  # some network file systems cannot; the rename is atomic all the same
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def _digest(tensors: Mapping[str, Tensor], text: str) -> str:
