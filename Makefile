@@ -17,7 +17,7 @@ demo: $(VENV)/stamp-run  ## train NoProp and backprop on small digits, compare t
 	$(BIN)/python examples/demo.py
 
 test: lint  ## format, lint and type checks, then fast tests, examples in docstrings, README and notebook
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
 lint: $(VENV)/stamp-test  ## format, lint and type checks only
 	$(BIN)/ruff format --check .

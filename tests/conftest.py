@@ -1,6 +1,12 @@
-"""What all tests share: the folder of real data sets, fixed seeds, hypothesis without a clock."""
+"""What all tests share: one thread each, the folder of real data sets, fixed seeds, hypothesis without a clock."""
 
 import os
+
+# Before torch is imported, and for the processes that tests start: the nets are so small that a second thread gains
+# nothing, and beside another busy process two threads wait for each other, spinning, several times as long
+# as they work. A number that is set already stays, and every test passes with it.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import random
 from collections.abc import Iterator
 from pathlib import Path
