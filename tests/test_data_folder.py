@@ -64,22 +64,21 @@ def test_train_alone_has_no_test(tmp_path: Path) -> None:
 def test_test_images_are_read_at_first_use(tmp_path: Path) -> None:
     for kind in ("a", "b"):
         write(tmp_path / "train" / kind / "0.png")
-    (tmp_path / "test" / "a").mkdir(parents=True)
-    (tmp_path / "test" / "a" / "bad.png").write_bytes(b"not an image")
+    write(tmp_path / "test" / "a" / "bad.png", (60, 50, 3))
+    os.truncate(tmp_path / "test" / "a" / "bad.png", 900)
     images = data.load(tmp_path, validation=0)
-    with pytest.raises(DataError, match=r"bad\.png: not an image"):
+    with pytest.raises(DataError, match=r"bad\.png: not an image that can be read \(image file is truncated"):
         _ = images.test
 
 
-def test_the_first_image_decides_between_grey_and_colour(tmp_path: Path) -> None:
-    write(tmp_path / "a" / "0.png", (4, 4))
-    for number in range(1, 4):
-        write(tmp_path / "a" / f"{number}.png", (4, 4, 3))
-        write(tmp_path / "b" / f"{number}.png", (4, 4, 4))
-        write(tmp_path / "c" / f"{number}.gif", (4, 4, 3), "P")
+def test_one_image_with_colour_makes_a_set_of_colour(tmp_path: Path) -> None:
+    for number in range(4):
+        write(tmp_path / "a" / f"{number}.png", (4, 4))
+        write(tmp_path / "b" / f"{number}.bmp", (4, 4))
     assert data.load(tmp_path).image_shape == (1, 4, 4)
-    (tmp_path / "a" / "0.png").unlink()
-    assert data.load(tmp_path).image_shape == (3, 4, 4)
+    write(tmp_path / "b" / "last.png", (4, 4, 3))
+    with pytest.warns(data.DataNotice, match="8 of 9 images are grey, and others have colour"):
+        assert data.load(tmp_path).image_shape == (3, 4, 4)
 
 
 def test_size_stretches_every_image(flat: Path) -> None:
@@ -111,8 +110,8 @@ def test_turned_photographs_are_put_upright(tmp_path: Path) -> None:
         (lambda root: (root / "owl" / "0").mkdir(), "a folder inside a class's folder"),
         (lambda root: (root / "cat").mkdir(), "cat: no images in it"),
         (
-            lambda root: Image.new("I;16", (5, 6)).save(root / "owl" / "0.png"),
-            r"0\.png: I;16 pixels, more than 8",
+            lambda root: Image.new("F", (5, 6)).save(root / "owl" / "0.tif"),
+            r"0\.tif: pixels of 32 bits",
         ),
     ],
 )

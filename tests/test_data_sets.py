@@ -13,8 +13,9 @@ import torch
 
 from sidestep import data
 from sidestep.data.catalogue import KNOWN
+from sidestep.data.cut import hold_out
 from sidestep.data.loading import known_source
-from sidestep.data.source import assemble, hold_out
+from sidestep.data.source import assemble
 from sidestep.errors import DataError
 
 RNG = np.random.default_rng(0)

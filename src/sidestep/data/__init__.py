@@ -7,13 +7,14 @@ from sidestep.data.catalogue import Known, names
 from sidestep.data.loading import from_arrays, load
 from sidestep.data.notices import DataNotice
 from sidestep.data.picture import grid
-from sidestep.data.splits import DataSet, Split
-from sidestep.data.unlabelled import read_images
+from sidestep.data.splits import DataSet, PictureForm, Split
+from sidestep.data.unlabelled import read_images, read_named_images
 
 __all__ = [
     "DataNotice",
     "DataSet",
     "Known",
+    "PictureForm",
     "Split",
     "batch_indices",
     "crop_and_flip",
@@ -22,6 +23,7 @@ __all__ = [
     "load",
     "names",
     "read_images",
+    "read_named_images",
     "standardise",
     "steps_per_epoch",
 ]

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from sidestep.data.check import Array
-from sidestep.data.source import Reader, Source, hold_out
+from sidestep.data.cut import hold_out
+from sidestep.data.source import Reader, Source
 from sidestep.errors import DataError
 
 __all__ = ["cifar_source", "digits_source", "idx_source"]

@@ -1,122 +1,159 @@
 """Image folders: one folder per class, read with Pillow."""
 
+import os
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
 from sidestep.data.check import Array
-from sidestep.data.source import Source, hold_out
+from sidestep.data.cut import hold_out, keep_classes, tell_kept
+from sidestep.data.image_file import Header, for_all, listed, read_header, read_picture
+from sidestep.data.layout import Listing, find_layout
+from sidestep.data.notices import tell
+from sidestep.data.source import Source
+from sidestep.data.splits import PictureForm
 from sidestep.errors import DataError, InputError
+from sidestep.wording import counted
 
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
-__all__ = ["GREY_MODES", "folder_source", "open_picture"]
+__all__ = ["folder_source", "read_pictures", "tell_lost"]
 
 TEST_FRACTION = 0.2  # of a folder that has no train/ and test/
-VALIDATION_NAMES = ("val", "valid", "validation")
-GREY_MODES = ("1", "L", "LA")
-
-Listing = tuple[tuple[Path, int], ...]  # image files with their labels
 
 
-def folder_source(name: str, root: Path, size: int | None = None) -> Source:
+def folder_source(name: str, root: Path, size: int | None = None, form: PictureForm | None = None) -> Source:
     """Images under root/train/CLASS/ with root/test/ and root/val/ where they exist, or directly under
     root/CLASS/, in which case a fifth is held out for test by counter noise, the same fifth whatever the
     run's seed.
 
-    Classes are the folder names in alphabetical order. The first image decides between grey and colour;
-    transparency is dropped, and an EXIF rotation is carried out. All images need one size unless `size` is
-    given, which stretches each to size x size. Hidden files are skipped; any other that is not an image
-    raises DataError with its name.
+    Classes are the folder names in alphabetical order. The set has colour if any image has, and floats from 0 to 1
+    if any has 16 bits of grey, unless `form` says how it is to be read; what is converted or left out is told. All
+    images need one size unless `size` is given, which stretches each to size x size. The headers of all files are
+    looked at here, and those that cannot be read are named in one DataError.
     """
     if size is not None and size < 1:
         raise InputError(f"size must be at least 1 pixel, got {size}")
-    split_layout = any(True for _ in _folders(root / "train"))
-    class_names = tuple(folder.name for folder in _folders(root / "train" if split_layout else root))
-    if len(class_names) < 2:
-        raise DataError(
-            f"{root}: need a folder for each of at least two classes (directly, or in train/), "
-            f"found {', '.join(class_names) or 'none'}"
-        )
-    if not split_layout:
-        files = _files(root, class_names)
-        kept, held = hold_out(len(files), max(1, round(len(files) * TEST_FRACTION)), "folder test")
-        train, test = (tuple(files[i] for i in part.tolist()) for part in (kept, held))
-        validation: Listing | None = None
-    else:
-        train = _files(root / "train", class_names)
-        test = _files(root / "test", class_names) if (root / "test").is_dir() else ()
-        own = [root / folder for folder in VALIDATION_NAMES if (root / folder).is_dir()]
-        validation = _files(own[0], class_names) if own else None
-    first = open_picture(train[0][0])
-    mode = "L" if first.mode in GREY_MODES else "RGB"
-    shape = (size, size) if size else (first.height, first.width)
-    read = partial(_read, mode=mode, shape=shape, resize=size is not None, first=train[0][0])
+    layout = find_layout(root)
+    train, test = layout.train, layout.test
+    if not layout.split:
+        train, test = _hold_out_test(name, train, layout.class_names)
+    files = [path for part in (train, layout.validation, test) for path, _ in part or ()]
+    headers = for_all(files, read_header)
+    form = _form(headers, size, form)
+    tell_lost(layout.root, files, headers, form)
+    shape = form.size or read_picture(train[0][0], form).array.shape[:2]
+    _check_memory(layout.root, len(files), (*shape, form.channels), form)
+    read = partial(_read, form=form, shape=shape, first=train[0][0], root=layout.root)
     return Source(
         name,
         train=partial(read, train),
-        validation=partial(read, validation) if validation is not None else None,
+        validation=partial(read, layout.validation) if layout.validation is not None else None,
         test=partial(read, test) if test else None,
-        class_names=class_names,
+        class_names=layout.class_names,
+        pictures=form,
     )
 
 
-def _folders(root: Path) -> list[Path]:
-    """The folders in `root` by name, hidden ones left out; none if `root` is not a folder."""
-    if not root.is_dir():
-        return []
-    return sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+def _hold_out_test(name: str, files: Listing, class_names: tuple[str, ...]) -> tuple[Listing, Listing]:
+    cut = hold_out(len(files), max(1, round(len(files) * TEST_FRACTION)), "folder test")
+    kept, held, lost = keep_classes(*cut, torch.tensor([label for _, label in files]))
+    tell_kept(name, "test", [class_names[label] for label in lost], len(held))
+    return tuple(files[i] for i in kept.tolist()), tuple(files[i] for i in held.tolist())
 
 
-def _files(root: Path, class_names: tuple[str, ...]) -> Listing:
-    """Every file with its label, by class and name; also for test and validation, which may lack a class."""
-    files: list[tuple[Path, int]] = []
-    for folder in _folders(root):
-        if folder.name not in class_names:
-            raise DataError(f"{folder}: there is no class of this name in train; classes are {', '.join(class_names)}")
-        found = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-        if not found:
-            raise DataError(f"{folder}: no images in it; add some, or remove the folder")
-        files.extend((path, class_names.index(folder.name)) for path in found)
-    if not files:
-        raise DataError(f"{root}: no images in it; add a folder for each class, or remove it")
-    return tuple(files)
+def read_pictures(  # what to read, how, and two parts of a message
+    files: Sequence[Path],
+    form: PictureForm,
+    shape: tuple[int, int],
+    root: Path,
+    odd: Callable[[int, int], str],
+    hint: str = "images must have one size: give size= (--image-size) to stretch them all",
+) -> Array:
+    """All pictures as (n, height, width) or (n, height, width, 3), in the form's dtype; what is lost of them is told.
+
+    `odd` says what is wrong with a picture of another height and width than `shape`, `hint` what to do. Raises one
+    DataError for all files that cannot be read, or else for all of another shape.
+    """
+    pixels = np.empty((len(files), *shape, *((3,) if form.channels == 3 else ())), form.pixels)
+    rows = iter(pixels)
+    wrong: list[str] = []
+
+    def read(path: Path) -> bool:
+        found = read_picture(path, form)
+        height, width = found.array.shape[:2]
+        if (height, width) == shape:
+            next(rows)[...] = found.array
+        else:
+            wrong.append(f"{path}: {odd(height, width)}")
+        return found.transparent
+
+    transparent = for_all(files, read)
+    if wrong:
+        raise DataError(f"{listed(wrong)}; {hint}")
+    if any(transparent):
+        some = _of(sum(transparent), len(transparent), "is")
+        tell(f"{root}: {some} transparent, in parts at least, and laid on white")
+    return pixels
 
 
-def open_picture(path: Path) -> "Image":
-    """The decoded image, upright; raises DataError naming the file if Pillow cannot read it whole."""
-    from PIL import Image, ImageOps
+def _form(headers: list[Header], size: int | None, given: PictureForm | None) -> PictureForm:
+    stretch = (size, size) if size else None
+    if given is not None:
+        return PictureForm(given.channels, given.pixels, stretch or given.size)
+    channels = 1 if all(header.grey for header in headers) else 3
+    return PictureForm(channels, "float32" if any(header.deep for header in headers) else "uint8", stretch)
 
-    if path.is_dir():
-        raise DataError(f"{path}: a folder inside a class's folder; put the images directly into the class's folder")
+
+def tell_lost(root: Path, files: Sequence[Path], headers: list[Header], form: PictureForm) -> None:
+    """Say which files are converted, and what of them is left out."""
+    count = len(files)
+    grey, deep, halved = (sum(getattr(each, name) for each in headers) for name in ("grey", "deep", "halved"))
+    if form.channels == 3 and 0 < grey < count:
+        tell(f"{root}: {_of(grey, count, 'is')} grey, and others have colour or a palette: all are read as colour")
+    if form.channels == 1 and grey < count:
+        tell(f"{root}: {_of(count - grey, count, 'has')} colour, which is turned to grey, as in training")
+    if form.pixels == "float32" and deep < count:
+        tell(f"{root}: {_of(deep, count, 'has')} 16 bits, and others 8: all are read as floats, 0 to 1")
+    if form.pixels == "uint8" and deep:
+        tell(f"{root}: {_of(deep, count, 'has')} 16 bits, of which 8 are kept (divided by 257), as in training")
+    if halved:
+        tell(f"{root}: {_of(halved, count, 'has')} 16 bits for each colour, of which the upper 8 are read")
+    pages = [(path, header.pages) for path, header in zip(files, headers, strict=True) if header.pages > 1]
+    if pages:
+        left = sum(number - 1 for _, number in pages)
+        named = ", ".join(f"{path.name} has {number:,}" for path, number in pages[:3]) + ", ..." * (len(pages) > 3)
+        tell(
+            f"{root}: of {counted(len(pages), 'file')} with several pages or frames ({named}) only the first is read: "
+            f"{counted(left, 'page')} left out"
+        )
+
+
+def _of(some: int, count: int, verb: str) -> str:
+    """`1 of 20 images has`, `2 of 20 images have`."""
+    return f"{some:,} of {counted(count, 'image')} {verb if some == 1 else {'is': 'are', 'has': 'have'}[verb]}"
+
+
+def _check_memory(root: Path, count: int, shape: tuple[int, ...], form: PictureForm) -> None:
+    """Refuse a set that this machine cannot hold before most of it is decoded."""
+    need = count * int(np.prod(shape)) * (4 if form.pixels == "float32" else 1)
     try:
-        with Image.open(path) as image:
-            image.load()
-            upright = ImageOps.exif_transpose(image)
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        raise DataError(f"{path}: not an image that can be read ({error}); remove it or save it again") from error
-    if upright.mode[0] in "IF":
-        raise DataError(f"{path}: {upright.mode} pixels, more than 8 bits each; convert it to 8 bits per channel")
-    return upright
+        there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # not on this system
+        return
+    if need > there:
+        raise DataError(
+            f"{root}: {count:,} images of {shape[1]} x {shape[0]} pixels need {need / 2**30:,.1f} GiB, and this "
+            f"machine has {there / 2**30:,.1f} GiB of memory; give size= (--image-size) to shrink them"
+        )
 
 
-def _read(files: Listing, *, mode: str, shape: tuple[int, int], resize: bool, first: Path) -> tuple[Array, Array]:
-    """Pixels (n, height, width) or (n, height, width, 3) in uint8, and labels (n,)."""
-    from PIL import Image
+def _read(files: Listing, *, form: PictureForm, shape: tuple[int, int], first: Path, root: Path) -> tuple[Array, Array]:
+    """Pixels (n, height, width) or (n, height, width, 3), uint8 or float32, and labels (n,)."""
 
-    pixels = np.empty((len(files), *shape, *((3,) if mode == "RGB" else ())), np.uint8)
-    for row, (path, _) in zip(pixels, files, strict=True):
-        image = open_picture(path).convert(mode)
-        if resize:
-            image = image.resize((shape[1], shape[0]), Image.Resampling.BILINEAR)
-        if (image.height, image.width) != shape:
-            raise DataError(
-                f"{path}: {image.width} x {image.height} pixels, "
-                f"but {first.name} has {shape[1]} x {shape[0]}; images must have one size: "
-                "give size= to stretch them all"
-            )
-        row[...] = np.asarray(image)
+    def odd(height: int, width: int) -> str:
+        return f"{width} x {height} pixels, but {first.name} has {shape[1]} x {shape[0]}"
+
+    pixels = read_pictures([path for path, _ in files], form, shape, root, odd)
     return pixels, np.array([label for _, label in files], np.int64)

@@ -13,7 +13,7 @@ from sidestep.data.download import fetch, find_local
 from sidestep.data.folder import folder_source
 from sidestep.data.npz import npz_source
 from sidestep.data.source import Source, assemble
-from sidestep.data.splits import DataSet
+from sidestep.data.splits import DataSet, PictureForm
 from sidestep.errors import DataError, InputError
 
 __all__ = ["from_arrays", "load"]
@@ -25,6 +25,7 @@ def load(
     data_dir: str | os.PathLike[str] | None = None,
     validation: float = 0.1,
     size: int | None = None,
+    form: PictureForm | None = None,
     progress: bool = False,
 ) -> DataSet:
     """A data set by name (see `names`), or from a path to a `.npz` file or to a folder with one folder per
@@ -33,7 +34,8 @@ def load(
     data_dir is looked in first for NAME.npz (bloodmnist_64.npz for another size) and for the original files,
     also in data_dir/NAME; only what is not there is downloaded, into the user's cache. `validation` of train,
     at most half, is held out unless the set has a validation split of its own. `size` chooses among a known
-    set's sizes, or stretches the images of a folder; bloodmnist without it takes the smallest size found in
+    set's sizes, or stretches the images of a folder, which `form` reads as those of another set were (grey or
+    colour, bytes or floats, stretched or not); bloodmnist without it takes the smallest size found in
     data_dir, else 28. Raises DataError for data that are missing or wrong, InputError for a wrong argument.
 
     >>> load("digits", validation=0.2)
@@ -44,7 +46,7 @@ def load(
         return assemble(known_source(KNOWN[name], data_dir, size, progress), validation)
     path = Path(name).expanduser()
     if path.is_dir():
-        return assemble(folder_source(path.resolve().name, path, size), validation)
+        return assemble(folder_source(path.resolve().name, path, size, form), validation)
     if path.suffix == ".npz" or path.is_file():
         if path.is_file() and path.suffix != ".npz":
             raise DataError(f"{path}: a data file must be .npz; write one with numpy.savez(path, x_train=..., ...)")

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 
 from sidestep.data.check import Array, check_label_range, image_layout, label_tensor, make_split
-from sidestep.data.splits import DataSet, Split
+from sidestep.data.cut import cut_validation
+from sidestep.data.sameness import tell_sameness
+from sidestep.data.splits import DataSet, PictureForm, Split
 from sidestep.errors import DataError, InputError
-from sidestep.noise import Noise
 
-__all__ = ["Reader", "Source", "assemble", "channel_statistics", "hold_out"]
+__all__ = ["Reader", "Source", "assemble", "channel_statistics"]
 
 Reader = Callable[[], tuple[Array, Array]]  # images, labels
-CUT_SEED = 0  # of every cut: no run's seed moves an image from one split to another
 
 
 @dataclass(frozen=True)
@@ -31,16 +31,7 @@ class Source:
     image_shape: tuple[int, int, int] | None = None  # what the images must be, where that is known
     test_shapes: tuple[tuple[int, ...], tuple[int, ...]] | None = None  # known without reading: images', labels'
     test_labels: Callable[[], Array] | None = None  # where they can be read without the images
-
-
-def hold_out(examples: int, count: int, purpose: str) -> tuple[Tensor, Tensor]:
-    """Indices that stay and `count` indices that are held out, each ascending: a function of its arguments
-    alone.
-
-    The first `count` of a counter-based permutation are held out, so a smaller cut is part of a larger one.
-    """
-    order = Noise(CUT_SEED).stream(f"data/{purpose}").permutation(examples)
-    return order[count:].sort().values, order[:count].sort().values
+    pictures: PictureForm | None = None  # how picture files were read
 
 
 def assemble(source: Source, validation: float = 0.1) -> DataSet:
@@ -61,16 +52,17 @@ def assemble(source: Source, validation: float = 0.1) -> DataSet:
     check_label_range(train.labels, len(class_names), f"{source.name}: train labels")
     _check_test_shapes(source, train)
     _check_test_labels(source, len(class_names))
+    tell_sameness(source.name, train, class_names)
     if source.validation is not None:
         held = _read_like(source.validation, f"{source.name}: validation", train, len(class_names))
     else:
-        train, held = _cut(train, validation, source.name)
+        train, held = cut_validation(train, validation, class_names, source.name)
     mean, std = channel_statistics(train.images)
     read_test = None
     if source.test is not None:
         example = Split(train.images[:1].clone(), train.labels[:1].clone())  # so that train itself is not kept alive
         read_test = partial(_read_like, source.test, f"{source.name}: test", example, len(class_names))
-    return DataSet(source.name, train, held, class_names, mean, std, read_test)
+    return DataSet(source.name, train, held, class_names, mean, std, read_test, source.pictures)
 
 
 def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -155,18 +147,3 @@ def _read_like(reader: Reader, where: str, train: Split, classes: int) -> Split:
         )
     check_label_range(split.labels, classes, f"{where} labels")
     return split
-
-
-def _cut(train: Split, fraction: float, name: str) -> tuple[Split, Split]:
-    """The cut does not look at classes; at least one image is held out if fraction is not 0."""
-    count = max(round(len(train) * fraction), 1) if fraction else 0
-    if not count:
-        return train, Split(train.images[:0], train.labels[:0])
-    kept, held = hold_out(len(train), count, "validation")
-    left = Split(train.images[kept], train.labels[kept])
-    if len(torch.unique(left.labels)) < 2:
-        raise DataError(
-            f"{name}: {len(train)} train images are too few to cut {count} off for validation: "
-            "one class is left; give more images, or validation=0"
-        )
-    return left, Split(train.images[held], train.labels[held])

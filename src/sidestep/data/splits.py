@@ -9,7 +9,16 @@ from torch import Tensor
 
 from sidestep.errors import DataError, InputError
 
-__all__ = ["DataSet", "Split"]
+__all__ = ["DataSet", "PictureForm", "Split"]
+
+
+@dataclass(frozen=True)
+class PictureForm:
+    """How a picture becomes an array: grey or colour, stretched or not, in bytes or in floats."""
+
+    channels: int  # 1 or 3
+    pixels: str = "uint8"  # or float32: from 0 to 1, for pictures of 16 bits
+    size: tuple[int, int] | None = None  # height and width to stretch it to; None: it stays as large as it is
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -78,6 +87,7 @@ class DataSet:
     mean: tuple[float, ...]  # (channels,)
     std: tuple[float, ...]  # (channels,)
     read_test: Callable[[], Split] | None = None  # None: this set has no test images
+    pictures: PictureForm | None = None  # how picture files were read; None: it was given as arrays
 
     @cached_property
     def test(self) -> Split:

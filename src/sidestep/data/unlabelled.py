@@ -1,42 +1,74 @@
-"""Images without labels, to be classified: from a `.npz`, a `.npy`, or a picture file."""
+"""Images without labels, to be classified: from a `.npz`, a `.npy`, picture files, or folders of these."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from sidestep.data.check import Array, image_tensor
-from sidestep.data.folder import open_picture
+from sidestep.data.folder import read_pictures, tell_lost
+from sidestep.data.image_file import for_all, read_header
+from sidestep.data.layout import entries_of
 from sidestep.data.npz import npz_array, npz_keys
+from sidestep.data.splits import PictureForm
 from sidestep.errors import DataError
 
-__all__ = ["read_images"]
+__all__ = ["read_images", "read_named_images"]
 
 KEYS = ("images", "x", "x_test", "test_images", "x_train", "train_images")  # the first of these that is there
+ARRAYS = (".npz", ".npy")
 
 
-def read_images(path: Path, image_shape: tuple[int, int, int]) -> Tensor:
-    """Images (n, channels, height, width), uint8 or float32, from a file, in the shape that a net was trained
-    on.
+def read_images(path: Path, image_shape: tuple[int, int, int], form: PictureForm | None = None) -> Tensor:
+    """Images (n, channels, height, width), uint8 or float32, from a file or a folder, in the shape that a net was
+    trained on; see `read_named_images`.
+    """
+    return read_named_images([path], image_shape, form)[0]
+
+
+def read_named_images(
+    paths: Sequence[Path], image_shape: tuple[int, int, int], form: PictureForm | None = None
+) -> tuple[Tensor, tuple[str, ...]]:
+    """Images (n, channels, height, width), uint8 or float32, with the name of each, in the shape that a net was
+    trained on.
 
     A `.npz` gives the array called images, x, x_test or test_images, or its only one; a `.npy` its array; any
-    other file is read as one picture. A picture is turned to grey or colour as needed; its size must fit.
+    other file is read as one picture, and a folder stands for all pictures in it and in its folders, by name. A
+    picture is read in the given form, by default as bytes, turned to grey or colour as needed, and not stretched.
+    Images of an array are called FILE[0], FILE[1] and so on.
 
     Raises:
-        DataError: if the file is missing or damaged, or its images have another shape.
+        DataError: if a file is missing or damaged, or its images have another shape.
     """
+    form = form or PictureForm(image_shape[0])
+    parts: list[tuple[Tensor | None, list[Path]]] = []  # an array's images with its file, or pictures
+    for path in paths:
+        if not path.is_dir() and path.suffix in ARRAYS:
+            parts.append((_array(path, image_shape), [path]))
+        else:
+            parts.append((None, _pictures_in(path)))
+    pictures = [path for images, files in parts if images is None for path in files]
+    decoded = iter(_decoded(pictures, image_shape, form, paths[0] if len(paths) == 1 else Path("pictures")))
+    images: list[Tensor] = []
+    names: list[str] = []
+    for found, files in parts:
+        if found is not None:
+            images.append(found)
+            names.extend(f"{files[0]}[{i}]" for i in range(len(found)))
+        else:
+            images.extend(next(decoded)[None] for _ in files)
+            names.extend(map(str, files))
+    if len({part.dtype for part in images}) > 1:
+        raise DataError("some of these images are uint8 (0 to 255), others float32; give them one after another")
+    return torch.cat(images), tuple(names)
+
+
+def _array(path: Path, image_shape: tuple[int, int, int]) -> Tensor:
     if not path.is_file():
         raise DataError(f"{path}: {'not a file' if path.exists() else 'no such file'}")
-    if path.suffix == ".npz":
-        keys = npz_keys(path)
-        key = next((name for name in KEYS if name in keys), next(iter(keys)) if len(keys) == 1 else None)
-        if key is None:
-            raise DataError(f"{path}: name the array of images 'images'; found {', '.join(sorted(keys)) or 'no array'}")
-        pixels = npz_array(path, key)
-    elif path.suffix == ".npy":
-        pixels = _npy(path)
-    else:
-        pixels = _picture(path, image_shape[0])
+    pixels = _npy(path) if path.suffix == ".npy" else _npz(path)
     if pixels.ndim == 3 and pixels.shape in (image_shape, (*image_shape[1:], image_shape[0])):
         pixels = pixels[None]  # one image on its own
     if pixels.ndim == 2 and pixels.shape == image_shape[1:]:
@@ -44,10 +76,53 @@ def read_images(path: Path, image_shape: tuple[int, int, int]) -> Tensor:
     images = image_tensor(pixels, f"{path} images")
     if tuple(images.shape[1:]) != image_shape:
         raise DataError(
-            f"{path}: images have shape {tuple(images.shape[1:])}, but the net was trained on {image_shape} "
-            "(channels, height, width); resize or convert them first"
+            f"{path}: an array of shape {pixels.shape}, read as images of {tuple(images.shape[1:])}, but the net was "
+            f"trained on {image_shape} (channels, height, width); resize or convert them first"
         )
     return images
+
+
+def _npz(path: Path) -> Array:
+    keys = npz_keys(path)
+    key = next((name for name in KEYS if name in keys), next(iter(keys)) if len(keys) == 1 else None)
+    if key is None:
+        raise DataError(f"{path}: name the array of images 'images'; found {', '.join(sorted(keys)) or 'no array'}")
+    return npz_array(path, key)
+
+
+def _pictures_in(path: Path) -> list[Path]:
+    """The path itself, or all files in the folder and the folders in it, by name; no folder is entered twice."""
+    if not path.exists():
+        raise DataError(f"{path}: no such file")
+    if not path.is_dir():
+        return [path]
+    found: list[Path] = []
+    entered: set[Path] = set()
+    waiting = [path]
+    while waiting:
+        folder = waiting.pop()
+        if (real := folder.resolve()) in entered:  # a link that leads back
+            continue
+        entered.add(real)
+        inside = entries_of(folder)
+        found.extend(entry for entry in inside if not entry.is_dir())
+        waiting.extend(entry for entry in reversed(inside) if entry.is_dir())
+    if not found:
+        raise DataError(f"{path}: no pictures in this folder")
+    return found
+
+
+def _decoded(files: list[Path], image_shape: tuple[int, int, int], form: PictureForm, where: Path) -> Tensor:
+    def odd(height: int, width: int) -> str:
+        return f"the picture has shape {(form.channels, height, width)}"
+
+    hint = (
+        f"the net was trained on {image_shape} (channels, height, width), on images that were not stretched; resize "
+        "the picture first, or train with --image-size"
+    )
+    tell_lost(where, files, for_all(files, read_header), form)
+    pixels = read_pictures(files, form, image_shape[1:], where, odd, hint)
+    return image_tensor(pixels, str(where)) if files else torch.empty(0)
 
 
 def _npy(path: Path) -> Array:
@@ -56,7 +131,3 @@ def _npy(path: Path) -> Array:
     except (ValueError, EOFError, OSError) as error:
         raise DataError(f"{path}: cannot be read as a .npy file ({error})") from error
     return array
-
-
-def _picture(path: Path, channels: int) -> Array:
-    return np.asarray(open_picture(path).convert("L" if channels == 1 else "RGB"))
