@@ -14,11 +14,13 @@ from torch import nn
 
 from sidestep.cli.bar import TrainingBar
 from sidestep.cli.output import default_data_dir, error_console, fail, notice, show, show_json, show_table
+from sidestep.cli.quality import QUALITY_COLUMNS, quality_cells
 from sidestep.data import load
 from sidestep.errors import CheckpointError, InputError
 from sidestep.rules import RULES, Rule
 from sidestep.rules.presets import Preset, find_preset, presets_for
 from sidestep.training import Options, Run, Stopped, train
+from sidestep.training.calibration import Quality
 from sidestep.training.folder import RunFolder
 from sidestep.wording import counted, suggestion
 
@@ -277,7 +279,8 @@ def _report(run: Run, as_json: bool) -> None:
         [[percent("train_accuracy"), percent("validation_accuracy"), percent("test_accuracy"),
           f"{result['parameters']:,}", f"{result['peak_memory_bytes'] / 2**20:,.0f} MiB"]],
     )  # fmt: skip
-    if len(result["readings"] or {}) > 1:
+    if result["qualities"]:
         which = "test" if result["test_accuracy"] is not None else "validation"
-        show_table("", [f"{which}, by", "accuracy"], [[k, f"{v:.2%}"] for k, v in result["readings"].items()])
+        rows = [[name, *quality_cells(Quality(**quality))] for name, quality in result["qualities"].items()]
+        show_table("", [f"{which}, by", *QUALITY_COLUMNS], rows)
     show(f"run: {result['run']}")

@@ -1,6 +1,7 @@
 """`sidestep eval RUN` and `sidestep predict RUN FILE`: use what was trained."""
 
 import csv
+import dataclasses
 import io
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from sidestep import checkpoint
 from sidestep.cli.output import check_new, default_data_dir, error_console, notice, show, show_json, show_table
+from sidestep.cli.quality import QUALITY_COLUMNS, quality_cells
 from sidestep.cli.repeated import Repeated, all_words, settings
 from sidestep.cli.train import module_from
 from sidestep.data import DataSet, load, read_images
@@ -51,7 +53,10 @@ def _evaluate(
     device: str = "auto",
     json: bool = False,
 ) -> None:  # long: the options of the command
-    """Print the accuracy of a trained run by every reading that its rule has.
+    """Print accuracy, negative log-likelihood and calibration error of a trained run, by every reading of its rule.
+
+    The likelihood (nats) and the error (ECE, 15 bins) are those of probabilities, by the temperature T that was fitted
+    on validation images at the end of training. Where there is no T, they are those of the reading's own scores.
 
     Args:
         run: Folder of the run.
@@ -73,20 +78,23 @@ def _evaluate(
     part = found.test if split == "test" else found.validation if split == "validation" else found.train
     if not len(part):
         raise InputError(f"{found.name} has no {split} images; choose another --split")
-    shares = trained.evaluate(part, all_words(reading))
+    found_by = trained.assess(part, all_words(reading))
     unfinished = RunFolder(run).unfinished(trained.step)
     if json:
         show_json({
             "rule": trained.rule.name, "data": found.name, "split": split, "images": len(part), "seed": trained.seed,
             "settings": list(given), "finished": unfinished is None,
-            "steps": trained.step, "accuracy": next(iter(shares.values())), "readings": shares, "run": str(run),
+            "steps": trained.step, **dataclasses.asdict(next(iter(found_by.values()))),
+            "readings": {name: quality.accuracy for name, quality in found_by.items()},
+            "qualities": {name: dataclasses.asdict(quality) for name, quality in found_by.items()}, "run": str(run),
         })  # fmt: skip
         return
-    rows = [[name, f"{share:.2%}"] for name, share in shares.items()]
     title = f"{trained.rule.name} on {found.name}, {split}, {len(part):,} images"
     title += f" ({', '.join(given)})" if given else ""
     title += f"; not finished: {unfinished}" if unfinished else ""
-    show_table(title, ["by", "accuracy"], rows)
+    show_table(title, ["by", *QUALITY_COLUMNS], [[name, *quality_cells(found_by[name])] for name in found_by])
+    for missing in dict.fromkeys(filter(None, map(trained.uncalibrated, found_by))):
+        show(f"without T, NLL and ECE are those of scores: {missing}")
 
 
 def data_of(run: Path, data: str | None, data_dir: Path | None) -> DataSet:
@@ -114,13 +122,14 @@ def _predict(
     most: int = 20,
     overwrite: bool = False,
     json: bool = False,
-) -> None:
+) -> None:  # long: the options of the command
     """Print the class of every image in a file.
 
     Args:
         run: Folder of the run.
         file: Images: a .npz (array `images`, `x`, `x_test`, `test_images`, or its only one), a .npy, or a picture.
-        out: Write all predictions there: .csv (index, class, probability) or .npz (labels, probabilities, class_names).
+        out: Write all predictions there: .csv (index, class, probability) or .npz (labels, probabilities, class_names);
+            without a temperature (see `sidestep eval`) it says score and scores instead.
         reading: Which of the rule's readings to use, e.g. ancestral; by default the first (see `sidestep rules`).
         set: Other settings of the samplers than at training, NAME=VALUE, e.g. --set steps=200.
         module: Image path the run was trained with, FILE.py:NAME, if it was one of your own.
@@ -139,35 +148,44 @@ def _predict(
         notice(f"{file}: {unlike}")
     name = reading or trained.rule.predictors[0]
     probabilities = trained.predict(images, name)
+    missing = trained.uncalibrated(name)
+    kind, form = ("score", ".3f") if missing else ("probability", ".1%")
     labels = probabilities.argmax(dim=1).tolist()
     classes = trained.task.class_names
     if out:
-        _write(out, probabilities, classes)
+        _write(out, probabilities, classes, kind)
     if json:
         show_json({
             "run": str(run), "finished": unfinished is None, "reading": name, "images": len(labels), "labels": labels,
-            "classes": [classes[label] for label in labels],
+            "classes": [classes[label] for label in labels], "temperature": trained.temperature(name),
+            kind: probabilities.amax(dim=1).tolist(),
         })  # fmt: skip
         return
-    rows = [[str(i), classes[k], f"{probabilities[i, k]:.1%}"] for i, k in enumerate(labels[: max(0, most)])]
+    rows = [[str(i), classes[k], f"{probabilities[i, k]:{form}}"] for i, k in enumerate(labels[: max(0, most)])]
     title = f"{len(labels):,} images, read by {name}" + (f"; not finished: {unfinished}" if unfinished else "")
-    show_table(title, ["image", "class", "probability"], rows)
+    show_table(title, ["image", "class", kind], rows)
+    if missing:
+        show(f"scores, which need not say how often they are right: {missing}")
     if len(labels) > len(rows):
         show(f"... and {len(labels) - len(rows)} more" + ("" if out else "; --out FILE.csv writes all"))
     if out:
         show(f"written: {out}")
 
 
-def _write(out: Path, probabilities: Tensor, names: tuple[str, ...]) -> None:
+def _write(out: Path, probabilities: Tensor, names: tuple[str, ...], kind: str) -> None:
     labels = probabilities.argmax(dim=1)
     if out.suffix == ".npz":
         buffer = io.BytesIO()
-        np.savez(buffer, labels=labels.numpy(), probabilities=probabilities.numpy(), class_names=np.array(names))
+        answers, classes, numbers = labels.numpy(), np.array(names), probabilities.numpy()
+        if kind == "probability":
+            np.savez(buffer, labels=answers, probabilities=numbers, class_names=classes)
+        else:
+            np.savez(buffer, labels=answers, scores=numbers, class_names=classes)
         checkpoint.write_bytes(out, buffer.getvalue())
     else:
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(["index", "class", "probability"])
+        writer.writerow(["index", "class", kind])
         for index, label in enumerate(labels.tolist()):
             writer.writerow([index, names[label], f"{probabilities[index, label]:.6f}"])
         checkpoint.write_text(out, text.getvalue())

@@ -3,8 +3,9 @@
 from sidestep.training.align import Aligned, align, alignment_curves
 from sidestep.training.options import Compute, Options
 from sidestep.training.progress import Progress, Silent
-from sidestep.training.run import Run, load_run, train
+from sidestep.training.run import load_run, train
 from sidestep.training.stopping import Stopped
+from sidestep.training.trained import Run
 
 __all__ = [
     "Aligned",

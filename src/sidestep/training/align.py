@@ -19,7 +19,7 @@ from sidestep.training.data_of_run import check_cut, check_task
 from sidestep.training.evaluate import check_rule
 from sidestep.training.folder import RunFolder
 from sidestep.training.options import Compute, Options
-from sidestep.training.run import Run
+from sidestep.training.trained import Run
 
 __all__ = ["Aligned", "align", "alignment_curves"]
 

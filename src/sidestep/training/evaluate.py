@@ -1,7 +1,7 @@
 """Accuracy of a net on a split, by each of its rule's readings. Labels are compared with, never shown to the net."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, get_type_hints
 
 import torch
@@ -72,6 +72,7 @@ def accuracies(  # long: an accuracy depends on the first seven
     noise: Noise,
     names: Sequence[str],
     count: Count | None = None,
+    more: Callable[[str, Tensor, Tensor], Tensor] | None = None,
 ) -> dict[str, float]:
     """Return reading name -> share of right answers, in [0, 1].
 
@@ -84,12 +85,14 @@ def accuracies(  # long: an accuracy depends on the first seven
         noise: what sampled predictions draw from.
         names: which of the rule's readings to count.
         count: what was counted before, whole batches of it; counted on in place.
+        more: from a reading's name, its probabilities and the labels of a batch to what is added up in `count.sums`.
     """
     count = count or Count(dict.fromkeys(names, 0))
     for found in predictions(rule, net, split.images, task, compute, noise, names, count.images):
         size = len(next(iter(found.values())))
         labels = split.labels[count.images : count.images + size].to(compute.device)
-        count.add({name: int((found[name].argmax(dim=1) == labels).sum()) for name in names}, size)
+        right = {name: int((found[name].argmax(dim=1) == labels).sum()) for name in names}
+        count.add(right, size, {name: more(name, found[name], labels) for name in names} if more else None)
     return {name: right / max(1, len(split)) for name, right in count.right.items()}
 
 

@@ -16,6 +16,7 @@ from sidestep import checkpoint
 from sidestep.data import steps_per_epoch
 from sidestep.errors import CheckpointError, InputError
 from sidestep.rules import RULES
+from sidestep.training.calibration import Calibration
 from sidestep.training.unit_files import remove_left_units
 
 if sys.version_info >= (3, 11):
@@ -191,9 +192,20 @@ class RunFolder:
         """Commit a checkpoint: after this returns, a resumed run continues from here."""
         checkpoint.save(self.state_file, tensors, record)
 
-    def save_model(self, weights: Mapping[str, Tensor]) -> None:
-        """Write the trained weights alone, for use elsewhere."""
-        checkpoint.save(self.model_file, weights, {"kind": "model"})
+    def save_model(self, weights: Mapping[str, Tensor], step: int, calibration: Mapping[str, Any] | None) -> None:
+        """Write the trained weights, with their step and the temperatures of their readings, for use elsewhere."""
+        checkpoint.save(self.model_file, weights, {"kind": "model", "step": step, "calibration": calibration})
+
+    def calibration(self, step: int) -> Calibration | None:
+        """Return the temperatures of a model trained for so many steps; None if the run has not ended there.
+
+        Raises:
+            CheckpointError: if the model's file is damaged.
+        """
+        record = checkpoint.opened(self.model_file)[1] if self.model_file.exists() else {}
+        if record.get("step") != step or record.get("calibration") is None:
+            return None
+        return Calibration.of(record["calibration"])
 
     def save_result(self, result: Mapping[str, Any]) -> None:
         """Write the result of a finished run, which needs the counts of its evaluation no more."""

@@ -1,30 +1,45 @@
-"""The evaluation at the end of a run: all splits, in pieces that a stop does not lose."""
+"""The end of a run: temperatures fitted, the model kept, all splits evaluated, in pieces that a stop does not lose."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
+
+from torch import Tensor
 
 from sidestep.data import Split
 from sidestep.measure import peak_memory_bytes
+from sidestep.training.calibration import (
+    Calibration,
+    Quality,
+    calibration_images,
+    confidence_sums,
+    fit_temperature,
+    likelihood_slopes,
+    settings_of,
+)
 from sidestep.training.evaluate import accuracies
 from sidestep.training.loop import Loop
 from sidestep.training.progress import Progress
 from sidestep.training.state import State
-from sidestep.training.stopping import stop_on_signals
-from sidestep.training.tally import Tally, checksum
+from sidestep.training.stopping import StopRequest, stop_on_signals
+from sidestep.training.tally import Count, Tally, checksum
 
-__all__ = ["final_result"]
+__all__ = ["finish"]
 
 _MOST_TRAIN = 10_000  # images on which the train accuracy is counted
 
+Measured = dict[str, dict[str, Quality] | None]  # split -> reading -> how good it is; None without that split
+More = Callable[[str, Tensor, Tensor], Tensor]
 
-Shares = dict[str, dict[str, float] | None]  # split -> reading -> share of right answers; None without that split
 
+def finish(
+    loop: Loop, state: State, progress: Progress, readings: Sequence[str]
+) -> tuple[dict[str, Any], Calibration | None]:
+    """Fit the readings' temperatures, keep the model with them, and evaluate it on all splits.
 
-def final_result(loop: Loop, state: State, progress: Progress, readings: Sequence[str]) -> dict[str, Any]:
-    """Evaluate a trained net on all splits; the test split is read here, for the first time.
-
-    The train split, and the validation split where there is a test split, are read by the rule's first reading alone.
+    The test split is read last, for the first time: the model is kept before, since it may turn out to be damaged, and
+    temperatures follow from validation images alone. The train split, and the validation split where there is a test
+    split, are read by the rule's first reading alone.
 
     Args:
         loop: with the rule, the data and the folder.
@@ -32,13 +47,17 @@ def final_result(loop: Loop, state: State, progress: Progress, readings: Sequenc
         progress: told of splits and images.
         readings: which of the rule's readings are counted on the test split; the first one always is.
 
+    Returns:
+        The result, and the temperatures; None without validation images enough.
+
     Raises:
         Stopped: after Ctrl-C or SIGTERM, when what was counted is saved.
     """
     rule, folder, compute = loop.rule, loop.folder, loop.compute
     best = rule.predictors[0]
-    shares = _shares(loop, state, progress, list(dict.fromkeys([best, *readings])))
-    return {
+    found, calibration = _measured(loop, state, progress, list(dict.fromkeys([best, *readings])))
+    read = found["test"] or found["validation"]
+    result = {
         "rule": rule.name,
         "data": loop.data.name,
         "seed": loop.options.seed,
@@ -47,34 +66,75 @@ def final_result(loop: Loop, state: State, progress: Progress, readings: Sequenc
         "seconds": round(state.seconds, 3),
         "parameters": sum(parameter.numel() for parameter in state.net.parameters()),
         "peak_memory_bytes": peak_memory_bytes(compute.device),
-        **{f"{name}_accuracy": found[best] if found else None for name, found in shares.items()},
-        "readings": shares["test"] or shares["validation"],
+        **{f"{name}_accuracy": each[best].accuracy if each else None for name, each in found.items()},
+        **{f"test_{name}": getattr(found["test"][best], name) if found["test"] else None for name in ("nll", "ece")},
+        "readings": {name: quality.accuracy for name, quality in read.items()} if read else None,
+        "qualities": {name: dataclasses.asdict(quality) for name, quality in read.items()} if read else None,
+        "calibration_images": calibration.images if calibration else 0,
         "device": str(compute.device),
         "precision": compute.precision,
         "run": str(folder.path) if folder else None,
     }
+    return result, calibration
 
 
-def _shares(loop: Loop, state: State, progress: Progress, readings: Sequence[str]) -> Shares:
-    rule, data, folder, compute = loop.rule, loop.data, loop.folder, loop.compute
-    best, key = rule.predictors[0], _setting(loop, state)
+def _measured(
+    loop: Loop, state: State, progress: Progress, readings: Sequence[str]
+) -> tuple[Measured, Calibration | None]:
+    data, only = loop.data, loop.rule.predictors[:1]
     with stop_on_signals() as stop:
-        tally = Tally(folder.evaluation_file if folder else None, key, loop.options.checkpoint_seconds, stop)
-
-        def share(name: str, split: Split, names: Sequence[str]) -> dict[str, float] | None:
-            if not len(split):
-                return None
-            progress.evaluating(name)
-            count = tally.of(
-                name, split, names, lambda images: progress.evaluating(f"{name}: {images / len(split):.0%}")
-            )
-            return accuracies(rule, state.net, split, data, compute, loop.noise, names, count)
-
+        evaluation = _Evaluation(loop, state, progress, stop)
+        calibration = evaluation.calibrate(readings)
+        if loop.folder:
+            loop.folder.save_model(state.weights(), state.step, calibration.record() if calibration else None)
         train = Split(data.train.images[:_MOST_TRAIN], data.train.labels[:_MOST_TRAIN])
-        shares: Shares = {"train": share("train", train, [best])}
-        shares["validation"] = share("validation", data.validation, [best] if data.has_test else readings)
-        shares["test"] = share("test", data.test, readings) if data.has_test else None  # own data may come without one
-    return shares
+        found: Measured = {"train": evaluation.measure("train", train, only)}
+        found["validation"] = evaluation.measure("validation", data.validation, only if data.has_test else readings)
+        found["test"] = None  # own data may come without a test split
+        if data.has_test:
+            found["test"] = evaluation.measure("test", data.test, readings)
+    return found, calibration
+
+
+class _Evaluation:
+    """Passes over splits that go on where an earlier process stopped: first `calibrate`, then `measure`."""
+
+    def __init__(self, loop: Loop, state: State, progress: Progress, stop: StopRequest) -> None:
+        self._loop, self._state, self._progress = loop, state, progress
+        file = loop.folder.evaluation_file if loop.folder else None
+        self._tally = Tally(file, _setting(loop, state), loop.options.checkpoint_seconds, stop)
+        self._calibration: Calibration | None = None
+
+    def calibrate(self, readings: Sequence[str]) -> Calibration | None:
+        """Fit the readings' temperatures on validation images; None without images enough."""
+        loop = self._loop
+        images = calibration_images(loop.data.validation, loop.noise)
+        if len(images):
+            count = self._count("calibration", images, readings, lambda _, p, labels: likelihood_slopes(p, labels))
+            temperatures = {name: fit_temperature(count.sums[name]) for name in readings}
+            self._calibration = Calibration(temperatures, settings_of(loop.rule), len(images))
+        return self._calibration
+
+    def measure(self, name: str, split: Split, readings: Sequence[str]) -> dict[str, Quality] | None:
+        """Return how good the readings are on a split, with their temperatures; None without images."""
+        if not len(split):
+            return None
+        rule, calibration = self._loop.rule, self._calibration
+        temperatures = {each: calibration.temperature(rule, each) if calibration else None for each in readings}
+        count = self._count(name, split, readings, lambda each, p, y: confidence_sums(p, y, temperatures[each]))
+        return {
+            each: Quality.of(count.right[each] / count.images, count.sums[each], temperatures[each])
+            for each in readings
+        }
+
+    def _count(self, name: str, split: Split, readings: Sequence[str], more: More) -> Count:
+        loop, progress = self._loop, self._progress
+        progress.evaluating(name)
+        count = self._tally.of(
+            name, split, readings, lambda images: progress.evaluating(f"{name}: {images / len(split):.0%}")
+        )
+        accuracies(loop.rule, self._state.net, split, loop.data, loop.compute, loop.noise, readings, count, more)
+        return count
 
 
 def _setting(loop: Loop, state: State) -> dict[str, Any]:

@@ -2,15 +2,14 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sidestep import checkpoint
-from sidestep.data import DataSet, Split, load
+from sidestep.data import DataSet, load
 from sidestep.errors import CheckpointError, InputError
 from sidestep.nets.own import ImagePath
 from sidestep.nets.ternary import pack_layers
@@ -20,65 +19,21 @@ from sidestep.rules.dense import check_multiple
 from sidestep.rules.protocol import Dividing, Rule, Task
 from sidestep.steplog import Header, Recorder
 from sidestep.training.alignment import check_watch
-from sidestep.training.evaluate import accuracies, check_readings, check_rule, predictions, with_inference
+from sidestep.training.evaluate import check_readings, check_rule, with_inference
 from sidestep.training.folder import RunFolder
 from sidestep.training.loop import Loop
 from sidestep.training.options import Compute, Options
 from sidestep.training.progress import Progress, Silent
-from sidestep.training.result import final_result
+from sidestep.training.result import finish
 from sidestep.training.resume import followed, take_up
 from sidestep.training.state import AVERAGE, State
 from sidestep.training.stopping import Stopped, stop_on_signals
+from sidestep.training.trained import Run
 from sidestep.training.units import begin_units, place_units
 from sidestep.version import __version__
 from sidestep.wording import counted
 
-__all__ = ["Run", "load_run", "train"]
-
-
-@dataclass
-class Run:
-    """A net with the rule that trained it: what `train` and `load_run` return."""
-
-    rule: Rule
-    net: nn.Module
-    task: Task
-    compute: Compute
-    seed: int
-    step: int
-    result: dict[str, Any]
-    folder: Path | None = None
-
-    def predict(self, images: Tensor, reading: str | None = None) -> Tensor:
-        """Return class probabilities, (n, classes), float32 on the CPU, for raw images (n, channels, height, width).
-
-        Args:
-            images: pixels as in the training data, uint8 in 0 .. 255 or the float values trained on.
-            reading: one of `rule.predictors`; the first by default.
-
-        Raises:
-            InputError: for images of another shape than trained on, or a reading that the rule does not have.
-        """
-        name = reading or self.rule.predictors[0]
-        check_readings(self.rule, [name])
-        if tuple(images.shape[1:]) != self.task.image_shape:
-            raise InputError(
-                f"images have shape {tuple(images.shape[1:])}, but the net was trained on {self.task.image_shape} "
-                "(channels, height, width)"
-            )
-        self.task.check_pixels(images)
-        found = predictions(self.rule, self.net, images, self.task, self.compute, Noise(self.seed), [name])
-        return (
-            torch.cat([part[name].float().cpu() for part in found])
-            if len(images)
-            else torch.zeros(0, self.task.classes)
-        )
-
-    def evaluate(self, split: Split, names: Sequence[str] | None = None) -> dict[str, float]:
-        """Return reading name -> accuracy in [0, 1] on a split of raw images and labels; all readings by default."""
-        names = names or self.rule.predictors
-        check_readings(self.rule, names)
-        return accuracies(self.rule, self.net, split, self.task, self.compute, Noise(self.seed), names)
+__all__ = ["load_run", "train"]
 
 
 def train(  # long: rule, data and options, three hooks for own code, and what is read at the end
@@ -95,7 +50,8 @@ def train(  # long: rule, data and options, three hooks for own code, and what i
 
     On Linux, this tells the C library to keep freed memory for the rest of the process (`measure.keep_freed_memory`),
     which saves a fifth of the time, unless units take their steps one after another, to save memory. The train
-    accuracy is counted on the first 10,000 images of the split.
+    accuracy is counted on the first 10,000 images of the split. Temperatures, which make probabilities of what the
+    readings give, are fitted on up to 3,000 validation images; with fewer than 50 there are none.
 
     Args:
         rule: one of `sidestep.rules`, with its hyper-parameters.
@@ -106,7 +62,7 @@ def train(  # long: rule, data and options, three hooks for own code, and what i
             have loaded, give a function).
         source: how `data` can be loaded again, written to the run's configuration.
         progress: told of steps and epochs; silent by default.
-        readings: which of the rule's readings are counted at the end beside its first; all by default.
+        readings: which of the rule's readings are calibrated and counted at the end beside its first; all by default.
 
     Returns:
         The run: net, predictions, and `result` with the accuracies.
@@ -158,10 +114,8 @@ def train(  # long: rule, data and options, three hooks for own code, and what i
     if stop.requested:
         raise Stopped(f"stopped after step {state.step} of {loop.total_steps}", state.step, stop.signal_number)
     state.adopt_average()
-    if folder:
-        folder.save_model(state.weights())  # before the test split is touched: it may turn out to be damaged
     run = Run(rule, net, task, compute, options.seed, state.step, {}, folder.path if folder else None)
-    run.result = final_result(loop, state, progress, readings or rule.predictors)
+    run.result, run.calibration = finish(loop, state, progress, readings or rule.predictors)
     if state.files:
         state.files.leave()
     if folder:
@@ -246,7 +200,7 @@ def load_run(
     except RuntimeError as error:
         raise CheckpointError(f"the weights in {path} do not fit the net of its config.toml: {error}") from error
     net = pack_layers(net).to(compute.device)
-    return Run(rule, net, known, compute, seed, step, {}, Path(path))
+    return Run(rule, net, known, compute, seed, step, {}, Path(path), folder.calibration(step))
 
 
 def _weights(folder: RunFolder) -> tuple[dict[str, Tensor], int]:
@@ -258,5 +212,5 @@ def _weights(folder: RunFolder) -> tuple[dict[str, Tensor], int]:
         return weights, int(record["step"])
     if not folder.model_file.exists():
         raise CheckpointError(f"{folder.path} has no checkpoint yet; let it train on with --resume")
-    tensors, _ = checkpoint.load(folder.model_file)
-    return tensors, 0
+    tensors, record = checkpoint.load(folder.model_file)
+    return tensors, int(record.get("step", 0))

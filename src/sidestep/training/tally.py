@@ -1,5 +1,6 @@
 """How far an evaluation has come, in a file, so that one that is stopped goes on from there."""
 
+import hashlib
 import json
 import time
 import zlib
@@ -24,12 +25,16 @@ class Count:
 
     right: dict[str, int]
     images: int = 0
+    sums: dict[str, list[float]] = field(default_factory=dict)  # of whatever else is added up, by reading
     after_batch: Callable[[], None] = field(default=lambda: None, repr=False, compare=False)
 
-    def add(self, right: Mapping[str, int], images: int) -> None:
-        """Count a batch."""
+    def add(self, right: Mapping[str, int], images: int, more: Mapping[str, Tensor] | None = None) -> None:
+        """Count a batch; `more` is added up by reading, as it is."""
         for name, number in right.items():
             self.right[name] += number
+        for name, values in (more or {}).items():
+            before = torch.tensor(self.sums[name], dtype=torch.float64) if name in self.sums else 0
+            self.sums[name] = (values + before).tolist()
         self.images += images
         self.after_batch()
 
@@ -61,7 +66,9 @@ class Tally:
         earlier = self._earlier.get(name, {})
         data = checksum([split.images, split.labels]) if self._file else 0  # without a file nothing is gone on with
         same = list(earlier.get("right", ())) == list(names) and earlier.get("data") == data
-        count = Count(dict(earlier["right"]), earlier["images"]) if same else Count(dict.fromkeys(names, 0))
+        count = Count(dict.fromkeys(names, 0))
+        if same:
+            count = Count(dict(earlier["right"]), earlier["images"], dict(earlier.get("sums", {})))
 
         def after_batch() -> None:
             tell(count.images)
@@ -87,11 +94,11 @@ class Tally:
         if self._file is None:
             return
         counts = {
-            name: {"images": count.images, "right": count.right, "data": self._data[name]}
+            name: {"images": count.images, "right": count.right, "sums": count.sums, "data": self._data[name]}
             for name, count in self._counts.items()
         }
         record = {"key": self._key, "counts": {**self._earlier, **counts}}
-        checkpoint.write_text(self._file, json.dumps(record) + "\n")
+        checkpoint.write_text(self._file, json.dumps({**record, "digest": _digest(record)}) + "\n")
         self._saved = time.perf_counter()
 
 
@@ -110,5 +117,12 @@ def _read(file: Path | None, key: Mapping[str, Any]) -> dict[str, Any]:
         record = json.loads(file.read_text(encoding="utf-8")) if file else {}
     except (OSError, ValueError):  # not there, or damaged: then it is counted again
         return {}
-    counts = record.get("counts") if isinstance(record, dict) and record.get("key") == key else None
+    if not isinstance(record, dict) or record.pop("digest", None) != _digest(record) or record.get("key") != key:
+        return {}
+    counts = record.get("counts")
     return counts if isinstance(counts, dict) else {}
+
+
+def _digest(record: Mapping[str, Any]) -> str:
+    """Return what shows a change of the counts: accuracies and temperatures are made of them."""
+    return hashlib.blake2b(json.dumps(record).encode(), digest_size=16).hexdigest()

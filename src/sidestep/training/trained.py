@@ -1,0 +1,103 @@
+"""A trained net with the rule that trained it: predictions, and how good they are."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sidestep.data import Split
+from sidestep.errors import InputError
+from sidestep.noise import Noise
+from sidestep.rules.protocol import Rule, Task
+from sidestep.training.calibration import FEWEST, Calibration, Quality, calibrated, confidence_sums
+from sidestep.training.evaluate import accuracies, check_readings, predictions
+from sidestep.training.options import Compute
+from sidestep.training.tally import Count
+
+__all__ = ["Run"]
+
+
+@dataclass
+class Run:
+    """A net with the rule that trained it: what `train` and `load_run` return."""
+
+    rule: Rule
+    net: nn.Module
+    task: Task
+    compute: Compute
+    seed: int
+    step: int
+    result: dict[str, Any]
+    folder: Path | None = None
+    calibration: Calibration | None = None  # the readings' temperatures; None: what they give are scores
+
+    def temperature(self, reading: str | None = None) -> float | None:
+        """Return the T that turns a reading's scores into probabilities; None if it has none.
+
+        It has one if the run was trained to its end, with 50 validation images or more, if the reading was counted
+        then, and if what predictions depend on (`rule.for_inference`) is as it was.
+        """
+        name = reading or self.rule.predictors[0]
+        check_readings(self.rule, [name])
+        return self.calibration.temperature(self.rule, name) if self.calibration else None
+
+    def uncalibrated(self, reading: str | None = None) -> str | None:
+        """Return why what a reading gives is no probability, in a few words; None if it is one."""
+        name = reading or self.rule.predictors[0]
+        if self.calibration is None:
+            return f"no temperature: it takes {FEWEST} validation images and a run trained to its end"
+        return self.calibration.missing(self.rule, name)
+
+    def predict(self, images: Tensor, reading: str | None = None, *, raw: bool = False) -> Tensor:
+        """Return class probabilities, (n, classes), float32 on the CPU, for raw images (n, channels, height, width).
+
+        They are calibrated, `q = softmax(log p / T)`, if `temperature(reading)` is not None. Otherwise they are the
+        reading's own p: scores, which need not say how often the answer is right. The answer is the same by both.
+
+        Args:
+            images: pixels as in the training data, uint8 in 0 .. 255 or the float values trained on.
+            reading: one of `rule.predictors`; the first by default.
+            raw: return p in any case.
+
+        Raises:
+            InputError: for images of another shape than trained on, or a reading that the rule does not have.
+        """
+        name = reading or self.rule.predictors[0]
+        check_readings(self.rule, [name])
+        if tuple(images.shape[1:]) != self.task.image_shape:
+            raise InputError(
+                f"images have shape {tuple(images.shape[1:])}, but the net was trained on {self.task.image_shape} "
+                "(channels, height, width)"
+            )
+        self.task.check_pixels(images)
+        found = predictions(self.rule, self.net, images, self.task, self.compute, Noise(self.seed), [name])
+        if not len(images):
+            return torch.zeros(0, self.task.classes)
+        scores = torch.cat([part[name].float().cpu() for part in found])
+        temperature = None if raw else self.temperature(name)
+        return scores if temperature is None else calibrated(scores, temperature)
+
+    def evaluate(self, split: Split, names: Sequence[str] | None = None) -> dict[str, float]:
+        """Return reading name -> accuracy in [0, 1] on a split of raw images and labels; all readings by default."""
+        return {name: quality.accuracy for name, quality in self.assess(split, names).items()}
+
+    def assess(self, split: Split, names: Sequence[str] | None = None) -> dict[str, Quality]:
+        """Return reading name -> accuracy, negative log-likelihood and calibration error on a split; all by default.
+
+        Raises:
+            InputError: for a reading that the rule does not have, or without images.
+        """
+        if not len(split):
+            raise InputError("there are no images to evaluate; give a split with at least one")
+        names = names or self.rule.predictors
+        check_readings(self.rule, names)
+        temperatures, count = {name: self.temperature(name) for name in names}, Count(dict.fromkeys(names, 0))
+        accuracies(
+            self.rule, self.net, split, self.task, self.compute, Noise(self.seed), names, count,
+            lambda name, scores, labels: confidence_sums(scores, labels, temperatures[name]),
+        )  # fmt: skip
+        shares = {name: right / len(split) for name, right in count.right.items()}
+        return {name: Quality.of(shares[name], count.sums[name], temperatures[name]) for name in names}
