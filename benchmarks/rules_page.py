@@ -28,16 +28,22 @@ class Entry:
 
 
 TWELVE = ("--epochs", "12", "--augment", "shift")
+SMOOTH = ("--label-smoothing", "0.1")
 WIDE = ("--net", "mlp", "--hidden", "512", "512")
 INPUT = ("--columns", "input", "--learning-rate", "3e-3", "--batch", "1024", "--epochs", "60")
 ENTRIES = {
     "linear": Entry("a linear classifier", "784-10", ("backprop", "--net", "linear", "--epochs", "12")),
     "backprop": Entry("backprop", "512-512", ("backprop", *WIDE, *TWELVE)),
     "backprop-norm": Entry("backprop, batch norm", "512-512", ("backprop", *WIDE, "--norm", "batch", *TWELVE)),
+    "backprop-smooth": Entry("backprop", "512-512", ("backprop", *WIDE, *SMOOTH, *TWELVE)),
+    "backprop-norm-smooth": Entry(
+        "backprop, batch norm", "512-512", ("backprop", *WIDE, "--norm", "batch", *SMOOTH, *TWELVE)
+    ),
     "deep": Entry(
         "backprop, deep supervision", "512-512",
         ("backprop", *WIDE, "--norm", "batch", "--deep-supervision", "0.3", *TWELVE),
     ),
+    "ll-plain": Entry("local-loss", "512-512", ("local-loss", "--label-smoothing", "0", *TWELVE)),
     "ll": Entry("local-loss", "512-512", ("local-loss", *TWELVE), 98.5),
     "dfa": Entry("direct-feedback-alignment", "512-512", ("direct-feedback-alignment", *TWELVE), 98.0),
     "fa": Entry("feedback-alignment", "512-512", ("feedback-alignment", *TWELVE), 97.8),

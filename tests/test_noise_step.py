@@ -21,7 +21,7 @@ from sidestep.noise import Noise
 from sidestep.probes import RankOneProbes, SparseProbes
 from sidestep.rules import Batch, NoiseStep, Task
 from sidestep.rules.density import advanced, density_and_count, first_density
-from sidestep.rules.flips import TernaryOptimizer, choose_flips
+from sidestep.rules.flips import TernaryOptimizer, choose_by_threshold, choose_flips
 from sidestep.rules.trits import accumulate, along_probes, move, sign_and_median, subtract
 from sidestep.update import Dense, Flips, Seeded
 from tests.reference.noise_step_plain import plain_step
@@ -414,6 +414,68 @@ class TestFlips:
             self.optimizer.step()
 
 
+class TestBop:
+    """Helwegen et al. (2019), algorithm 1, for weights of -1, 0 and 1."""
+
+    def setup_method(self):
+        self.net = ternary_mlp((1, 5, 4), (10,), 2, bias=False, local=False)
+        self.net.draw(Noise(0))
+        self.optimizer = TernaryOptimizer([(list(self.net.parameters()), 0.25)])
+
+    def gradients(self, seed):
+        return {n: Noise(seed).normal(t.numel()).view(t.shape) for n, t in self.net.named_parameters()}
+
+    def test_it_is_a_plain_loop_over_weights(self):
+        weights = weights_of(self.net).tolist()
+        means = [0.0] * len(weights)
+        for step in range(12):
+            gradients = self.gradients(step)
+            flips = choose_by_threshold(self.net, gradients, self.optimizer, 0.2)
+            for place, slope in enumerate(torch.cat([g.flatten() for g in gradients.values()]).tolist()):
+                means[place] = 0.75 * means[place] + 0.25 * slope
+                if abs(means[place]) > 0.2 and means[place] * weights[place] >= 0:
+                    weights[place] += -1 if means[place] > 0 else 1
+            move(self.net, flips.positions, flips.moves)
+            assert weights_of(self.net).tolist() == weights
+
+    def test_weights_of_one_sign_or_the_other_flip_where_the_paper_flips_them(self):
+        for trits in self.net.parameters():
+            trits.data.copy_(Noise(3).signs(trits.numel()).view(trits.shape))
+        before, gradients = weights_of(self.net), self.gradients(1)
+        flips = choose_by_threshold(self.net, gradients, self.optimizer, 0.1)
+        mean = 0.25 * torch.cat([g.flatten() for g in gradients.values()])
+        wanted = ((mean.abs() > 0.1) & (mean.sign() == before.sign())).nonzero()[:, 0]
+        assert torch.equal(flips.positions, wanted)
+        assert torch.equal(flips.moves, -before[wanted])
+
+    def test_the_average_is_not_cleared_so_a_weight_goes_all_the_way(self):
+        name, trits = next(self.net.named_parameters())
+        trits.data.fill_(1)
+        gradient, seen = {name: torch.ones(trits.shape)}, []
+        for _ in range(4):
+            flips = choose_by_threshold(self.net, gradient, self.optimizer, 0.1)
+            move(self.net, flips.positions, flips.moves)
+            seen.append(int(trits[0, 0]))
+        assert seen == [0, -1, -1, -1]
+
+    def test_a_rate_that_has_fallen_to_zero_moves_nothing_that_stood(self):
+        for group in self.optimizer.param_groups:
+            group["lr"] = 0.0
+        assert len(choose_by_threshold(self.net, self.gradients(1), self.optimizer, 0.0).positions) == 0
+
+    def test_a_gradient_that_is_not_finite_is_named(self):
+        gradients = self.gradients(1)
+        name = next(iter(gradients))
+        gradients[name][0, 0] = float("nan")
+        with pytest.raises(NonFiniteError, match=f"gradient of {name} is not finite"):
+            choose_by_threshold(self.net, gradients, self.optimizer, 0.1)
+
+    def test_it_learns(self):
+        options = Options(epochs=6, decay="cosine")
+        rule = NoiseStep(update="bop", bop_rate=0.01, bop_threshold=1e-4, hidden=(64, 64))
+        assert train(rule, "digits", options).result["test_accuracy"] > 0.88
+
+
 class TestDensity:
     def test_two_stages_as_in_the_paper(self):
         schedule, seen = torch.zeros(4), []
@@ -455,6 +517,7 @@ class TestChoices:
             ({"estimator": "activity-probes"}, ("flips", "flips")),
             ({"codec": "trits"}, ("trits", "clamped-sum")),
             ({"update": "accumulators"}, ("trits", "accumulators")),
+            ({"update": "bop"}, ("flips", "bop")),
             ({"estimator": "weight-probes", "update": "flips"}, ("flips", "flips")),
             ({"estimator": "rank-one", "codec": "flips"}, ("flips", "flips")),
         ],
@@ -468,7 +531,7 @@ class TestChoices:
             NoiseStep(codec=wrong[0], update=wrong[1])
 
     @pytest.mark.parametrize("estimator", ["local-losses", "weight-probes", "rank-one", "activity-probes"])
-    @pytest.mark.parametrize("update", ["clamped-sum", "accumulators", "flips"])
+    @pytest.mark.parametrize("update", ["clamped-sum", "accumulators", "flips", "bop"])
     @pytest.mark.parametrize("net", ["mlp", "conv"])
     def test_every_estimator_goes_with_every_update_and_every_net(self, estimator, update, net):
         rule = NoiseStep(net=net, hidden=(6, 5), estimator=estimator, update=update, probes=8, bias=True, threshold=1)
@@ -491,6 +554,8 @@ class TestChoices:
             {"tangents": 0},
             {"threshold": 0},
             {"momentum": 1.0},
+            {"bop_rate": 0.0},
+            {"bop_threshold": -1.0},
             {"memory": 0},
             {"head_share": 0.0},
         ],

@@ -1,13 +1,21 @@
 """Direct flips: momentum picks the few weights that move one step, and no float weight exists.
 
-    v <- beta v - g / rms(g)                    per parameter
-    the largest share p of |v|, among the weights that can still move in the direction of v:
-    w <- w + sgn(v),  v <- 0 there
+    flips:  v <- beta v - g / rms(g)                    per parameter
+            the largest share p of |v|, among the weights that can still move in the direction of v:
+            w <- w + sgn(v),  v <- 0 there
+    bop:    m <- (1 - gamma) m + gamma g
+            where |m| > tau, and w can still move against m:    w <- w - sgn(m)
+
+The second is Bop, from which the idea comes: Helwegen et al., "Latent weights do not exist: rethinking binarized
+neural network optimization" (2019), algorithm 1. There a weight is -1 or 1 and changes its sign where `sgn m = sgn w`;
+a ternary weight takes one step where `m w >= 0`: one of 1 passes 0 on its way to -1. As there, g is not normalised, tau
+is one number for all layers, m is not cleared by a flip, and gamma is what falls over a run.
 
 What is logged are the flips themselves, so the log can be replayed without data, whatever the gradient came from.
 """
 
 import math
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 import torch
@@ -17,11 +25,14 @@ from sidestep.errors import NonFiniteError
 from sidestep.nets.ternary import ternary_parameters
 from sidestep.update import Flips
 
-__all__ = ["TernaryOptimizer", "choose_flips"]
+__all__ = ["TernaryOptimizer", "choose_by_threshold", "choose_flips"]
+
+Chosen = tuple[Tensor, Tensor]  # ascending places in a parameter, and the step of each: -1 or 1
 
 
 class TernaryOptimizer(torch.optim.Optimizer):
-    """Holds what ternary rules remember of each parameter (momentum, or evidence), and the share that flips as `lr`.
+    """Holds what ternary rules remember of each parameter (momentum, or evidence), and as `lr` the share that flips
+    (of Bop: gamma).
 
     It has no step of its own: rules change trits through their updates.
     """
@@ -42,35 +53,75 @@ def choose_flips(
     Raises:
         NonFiniteError: naming the parameter, for a gradient with infinities or NaNs.
     """
-    shares = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
-    positions, moves, offset = [], [], 0
+
+    def choose(name: str, trits: Tensor, gradient: Tensor, share: float) -> Chosen:
+        state = optimizer.state[trits]
+        gradient = gradient.float()
+        largest = gradient.abs().max().clamp_min_(torch.finfo(torch.float32).tiny)  # squares could overflow
+        size = (gradient / largest).square_().mean().sqrt_().mul_(largest)
+        _check_finite(name, size)
+        size.clamp_min_(torch.finfo(torch.float32).tiny)
+        momentum = _momentum(state, trits).mul_(beta).sub_(gradient / size).view(-1)
+        inside = _largest(momentum, trits, _count(state, share * trits.numel()))
+        moves = momentum[inside].sign()
+        momentum[inside] = 0
+        return inside, moves
+
+    return _flips(net, gradients, optimizer, choose, rest)
+
+
+def choose_by_threshold(
+    net: nn.Module, gradients: dict[str, Tensor], optimizer: torch.optim.Optimizer, threshold: float, **rest: Any
+) -> Flips:
+    """Advance the averages by one gradient, and return a flip of every weight whose average is above the threshold.
+
+    Raises:
+        NonFiniteError: naming the parameter, for a gradient with infinities or NaNs.
+    """
+
+    def choose(name: str, trits: Tensor, gradient: Tensor, rate: float) -> Chosen:
+        _check_finite(name, gradient.abs().max())
+        mean = _momentum(optimizer.state[trits], trits).lerp_(gradient.float(), rate).view(-1)
+        inside = ((mean.abs() > threshold) & (mean * trits.view(-1) >= 0)).nonzero()[:, 0]
+        return inside, -mean[inside].sign()
+
+    return _flips(net, gradients, optimizer, choose, rest)
+
+
+def _flips(
+    net: nn.Module,
+    gradients: dict[str, Tensor],
+    optimizer: torch.optim.Optimizer,
+    choose: Callable[[str, Tensor, Tensor, float], Chosen],
+    rest: dict[str, Any],
+) -> Flips:
+    """Ask `choose(name, trits, gradient, lr)` for every parameter, and count positions over all of them."""
+    rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    device = next(iter(gradients.values())).device
+    positions = [torch.empty(0, dtype=torch.int64, device=device)]
+    moves, offset = [positions[0].to(torch.int8)], 0
     for name, trits in ternary_parameters(net).items():
         if name in gradients:
-            state = optimizer.state[trits]
-            momentum = _momentum(name, state, trits, gradients[name], beta)
-            inside = _largest(momentum, trits, _count(state, shares[id(trits)] * trits.numel()))
+            inside, steps = choose(name, trits, gradients[name], rates[id(trits)])
             positions.append(inside + offset)
-            moves.append(momentum.view(-1)[inside].sign().to(torch.int8))
-            momentum.view(-1)[inside] = 0
+            moves.append(steps.to(torch.int8))
         offset += trits.numel()
-    device = next(iter(gradients.values())).device
-    empty = torch.empty(0, dtype=torch.int64, device=device)
-    return Flips(torch.cat([empty, *positions]), torch.cat([empty.to(torch.int8), *moves]), **rest)
+    return Flips(torch.cat(positions), torch.cat(moves), **rest)
 
 
-def _momentum(name: str, state: dict[str, Any], trits: Tensor, gradient: Tensor, beta: float) -> Tensor:
-    gradient = gradient.float()
-    largest = gradient.abs().max().clamp_min_(torch.finfo(torch.float32).tiny)  # squares could overflow
-    size = (gradient / largest).square_().mean().sqrt_().mul_(largest)
+def _check_finite(name: str, size: Tensor) -> None:
     if not bool(size.isfinite()):
         raise NonFiniteError(
             f"the gradient of {name} is not finite; try --precision float32, or look for extreme pixel values and for "
             "functions in your module without a derivative at 0"
         )
-    size.clamp_min_(torch.finfo(torch.float32).tiny)
+
+
+def _momentum(state: dict[str, Any], trits: Tensor) -> Tensor:
     if "momentum" not in state:
         state["momentum"] = torch.zeros(trits.shape, dtype=torch.float32, device=trits.device)
-    return state["momentum"].mul_(beta).sub_(gradient / size)
+    found: Tensor = state["momentum"]
+    return found
 
 
 def _count(state: dict[str, Any], wanted: float) -> int:

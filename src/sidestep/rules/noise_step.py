@@ -1,4 +1,4 @@
-"""noise_step: ternary nets trained forward-only, whose history of steps is the model.
+"""noise_step: ternary nets whose history of steps is the model.
 
 As the source has it (`--estimator weight-probes`):
 
@@ -7,8 +7,9 @@ As the source has it (`--estimator weight-probes`):
     w      <- clamp(w - clamp(sum_i tau_i nu_i, -1, 1), -1, 1)
 
 Three choices make it a family: what estimates the gradient, what is logged of it, and how logged values move weights.
+The default, local losses, is ternary local back-propagation with logged flips: reverse mode, within each stage.
 Sources: Brickner, "noise_step: Training in 1.58b With No Gradient Memory" (2024); for the other estimators see
-`sidestep.nets.perturbed` and `sidestep.nets.local`.
+`sidestep.nets.perturbed` and `sidestep.nets.local`, for flips `sidestep.rules.flips`.
 """
 
 import math
@@ -34,7 +35,7 @@ from sidestep.probes import DenseProbes, Probes, RankOneProbes, SparseProbes
 from sidestep.rules.built import built
 from sidestep.rules.dense import check_choice, check_positive, check_range
 from sidestep.rules.density import DensitySchedule, advanced, density_and_count, first_density
-from sidestep.rules.flips import TernaryOptimizer, choose_flips
+from sidestep.rules.flips import TernaryOptimizer, choose_by_threshold, choose_flips
 from sidestep.rules.protocol import Batch, Task
 from sidestep.rules.trits import accumulate, along_probes, as_gradients, move, sign_and_median, subtract
 from sidestep.rules.true_gradient import end_to_end
@@ -45,7 +46,7 @@ __all__ = ["NoiseStep"]
 
 @dataclass(frozen=True)
 class NoiseStep:
-    """Train a net of ternary weights forward-only; its log of steps rebuilds it without data."""
+    """Train ternary weights by local back-propagation or by probes; the log of the steps rebuilds them."""
 
     net: Literal["mlp", "conv"] = "mlp"
     """Network: dense layers with layer norm and ReLU, or 3 x 3 convolutions with group norm and ReLU."""
@@ -59,15 +60,17 @@ class NoiseStep:
     bias: bool = False
     """Give every layer a ternary bias, as the paper has it (in a module of your own, the heads)."""
     estimator: Literal["local-losses", "weight-probes", "rank-one", "activity-probes"] = "local-losses"
-    """What estimates the gradient: a local loss per stage; the paper's sparse weight probes; a rank-one probe per
-    example; a random direction per example on every layer's outputs."""
+    """What estimates the gradient. local-losses: local back-propagation, of a loss of its own in each stage.
+    weight-probes: the paper's, by forward mode; in MLPs by mixed mode, one layer of it backwards. Forward-only:
+    rank-one, a probe per example, and activity-probes, a random direction per example on every layer's outputs."""
     codec: Literal["auto", "trits", "flips"] = "auto"
     """What is logged: sign and median of one number per probe, or which weights move. Default: trits with weight-probes
     and rank-one, otherwise flips."""
-    update: Literal["auto", "clamped-sum", "accumulators", "flips"] = "auto"
+    update: Literal["auto", "clamped-sum", "accumulators", "flips", "bop"] = "auto"
     """How weights move: by the clamped sum of the signed probes (the paper's), when integer accumulators of that sum
-    reach a threshold, or by direct flips with momentum. Default: flips for flips, accumulators for the trits of
-    rank-one, otherwise clamped-sum."""
+    reach a threshold, by direct flips with momentum, or by Bop's (Helwegen et al. 2019), where the gradient's moving
+    average is above a threshold. Default: flips for flips, accumulators for the trits of rank-one, otherwise
+    clamped-sum."""
     probes: int = 128
     """Number of weight probes per step, K, or of probes that a gradient is projected on for the trits of a log."""
     tangents: int = 1
@@ -90,13 +93,19 @@ class NoiseStep:
     """The same for the heads, which are small. Default: flip_share."""
     momentum: float = 0.95
     """Decay of the momentum of direct flips, beta."""
+    bop_rate: float = 1e-3
+    """Share of a new gradient in Bop's moving average, gamma; --decay lets it fall."""
+    bop_threshold: float = 1e-6
+    """Size that Bop's moving average must pass for a weight to move, tau."""
     label_smoothing: float = 0.1
     """Share of a label that is spread over all classes, in local losses."""
     memory: int = 256
     """Memory for the tangents of weight probes, in MiB: more are carried at once if it is larger."""
 
     name: ClassVar[str] = "noise-step"
-    summary: ClassVar[str] = "Ternary nets trained forward-only (noise_step); the log of their steps is the model"
+    summary: ClassVar[str] = (
+        "Ternary nets by local back-propagation, or by probes (noise_step); the log of steps is the model"
+    )
     predictors: ClassVar[tuple[str, ...]] = ("forward", "heads")
     for_inference: ClassVar[tuple[str, ...]] = ()
 
@@ -106,7 +115,8 @@ class NoiseStep:
         check_range(1, 10_000, tangents=self.tangents)
         if self.threshold is not None:
             check_range(1, 1 << 30, threshold=self.threshold)
-        check_positive(1, flip_share=self.flip_share)
+        check_positive(1, flip_share=self.flip_share, bop_rate=self.bop_rate)
+        check_range(0, 1e6, bop_threshold=self.bop_threshold)
         if self.head_share is not None:
             check_positive(1, head_share=self.head_share)
         check_range(0, 0.9999, momentum=self.momentum)
@@ -120,7 +130,7 @@ class NoiseStep:
         if self.net == "mlp" and self.pooled is not None:
             raise InputError("pooled is for net = conv; an MLP has nothing to pool")
         codec, update = self.choices
-        if (update == "flips") != (codec == "flips"):
+        if (update in ("flips", "bop")) != (codec == "flips"):
             raise InputError(
                 f"codec {codec} does not go with update {update}: flips are logged as flips, and clamped-sum and "
                 "accumulators work on trits; leave one of the two at auto"
@@ -130,7 +140,7 @@ class NoiseStep:
     def choices(self) -> tuple[str, str]:
         """The codec and the update, with `auto` resolved."""
         seeded = self.estimator in ("weight-probes", "rank-one")
-        wanted = {"flips": "flips", "clamped-sum": "trits", "accumulators": "trits"}
+        wanted = {"flips": "flips", "bop": "flips", "clamped-sum": "trits", "accumulators": "trits"}
         codec = self.codec if self.codec != "auto" else wanted.get(self.update, "trits" if seeded else "flips")
         dense = "accumulators" if self.estimator == "rank-one" else "clamped-sum"
         return codec, self.update if self.update != "auto" else (dense if codec == "trits" else "flips")
@@ -168,6 +178,8 @@ class NoiseStep:
         trits = ternary_parameters(self._own(net))
         heads = [p for name, p in trits.items() if name.startswith("heads.")]
         others = [p for name, p in trits.items() if not name.startswith("heads.")]
+        if self.choices[1] == "bop":
+            return TernaryOptimizer([(others, self.bop_rate), (heads, self.bop_rate)])
         return TernaryOptimizer([(others, self.flip_share), (heads, self.head_share or self.flip_share)])
 
     def estimate(self, net: nn.Module, batch: Batch, noise: Noise) -> Update:
@@ -216,6 +228,8 @@ class NoiseStep:
             return replace(update, coefs=sign_and_median(update.coefs))
         gradients = as_gradients(net, update) if isinstance(update, Seeded) else update.gradients  # type: ignore
         kept = {"statistics": update.statistics, "losses": update.losses}
+        if self.choices[1] == "bop":
+            return choose_by_threshold(net, gradients, optimizer, self.bop_threshold, **kept)
         return choose_flips(net, gradients, optimizer, self.momentum, **kept)
 
     def apply(self, net: nn.Module, update: Update, optimizer: torch.optim.Optimizer) -> None:
