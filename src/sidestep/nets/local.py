@@ -2,9 +2,9 @@
 
     g_l = d CE(head_l(stage_l(h_(l-1))), y) / d W_l          h_(l-1) is data
 
-So each gradient passes one head and one layer. It lies in the span of the head's m columns: m forward-mode probes along
-those would give the same numbers. Source: Nøkland and Eidnes (2019); Ren et al., "Scaling forward gradient with local
-losses" (2022).
+Each gradient is exact, taken by reverse mode within its stage: back through the head, the norm and the rectifier to the
+one layer. So this is local back-propagation, and not forward-only. Source: Nøkland and Eidnes, "Training neural
+networks with local error signals" (2019).
 """
 
 import torch

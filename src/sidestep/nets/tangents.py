@@ -1,10 +1,16 @@
-"""Alignments: the exact directional derivative of a net's loss along every probe, forward only.
+"""Alignments: the exact directional derivative of a net's loss along every probe.
 
     alpha_i = J nu_i = d/de L(w + e nu_i) at e = 0,     L the mean loss of the batch
 
-Forward-mode differentiation after Brickner, "noise_step" (2024), section 2: no gradient exists, activations are not
-kept for a way back, and a probe is made again from its seed whenever it is needed. Chains of linear layers have an
-engine of their own; every other net goes through `torch.func.jvp`.
+Forward-mode differentiation after Brickner, "noise_step" (2024), section 2: no gradient by the weights exists, and a
+probe is made again from its seed whenever it is needed. Three ways give the same numbers:
+
+    any net              `torch.func.jvp` under `vmap`: plain forward mode, and the reference
+    a chain, any probes  tangents carried from the first layer to the logits: forward mode
+    a chain, sparse      mixed mode: the loss gradient is pushed back through the last layer, and the norm and ReLU
+                         below it, once for all probes (`sidestep.nets.tangent_columns`); the rest is forward mode
+
+The last is taken where it is cheaper, so in most MLPs. Torch's reverse mode is called for a `loss` of yours alone.
 """
 
 import math
@@ -49,8 +55,7 @@ def alignments(
 
         alpha_i = sum_p dL/dw_p nu_ip,     L = mean cross-entropy of net(inputs) with labels
 
-    Derivatives are exact and with respect to the trits, so a layer's scale is in them. They are carried forward, those
-    of many probes at a time; nothing runs backwards through a hidden layer's weights. A chain of `TernaryLinear`,
+    Derivatives are exact and with respect to the trits, so a layer's scale is in them. A chain of `TernaryLinear`,
     `nn.ReLU`, `nn.LayerNorm` without affine, `nn.Identity` and `nn.Flatten` takes a fast path, be it an `nn.Sequential`
     or a module whose method `chain()` returns its modules in order; other nets are evaluated by `torch.func.jvp`, which
     has to know their operations. Under autocast matrix products are rounded to its dtype.
@@ -82,7 +87,7 @@ def alignments(
     (torch.Size([4]), torch.Size([]))
     """
     weights = ternary_parameters(net)
-    asked = _Asked(net, weights, inputs, labels, probes, memory, loss or F.cross_entropy)
+    asked = _Asked(net, weights, inputs, labels, probes, memory, loss)
     asked.check()
     with torch.no_grad():
         chain = read_chain(net, weights, inputs)
@@ -106,7 +111,7 @@ class _Asked:
     labels: Tensor
     probes: Probes
     memory: int
-    loss: Loss
+    loss: Loss | None  # None: the mean cross-entropy
 
     def check(self) -> None:
         if self.memory < LEAST_MEMORY:
@@ -133,8 +138,7 @@ class _Asked:
         return max(1.0, self.probes.density * self.probes.weights)
 
     @property
-    def most(self) -> int:
-        """Bytes of tangents at a time from which on there is nothing to gain."""
+    def most(self) -> int:  # bytes of tangents at a time from which on there is nothing to gain
         return CACHED if self.inputs.device.type == "cpu" else self.memory
 
     def chunks(self, probe_bytes: float, memory: float) -> Iterator[tuple[int, int]]:
@@ -144,7 +148,15 @@ class _Asked:
             yield first, min(first + size, self.probes.count)
 
     def loss_at(self, logits: Tensor) -> Tensor:
-        return self.loss(at_least_float32(logits), self.labels)
+        return (self.loss or F.cross_entropy)(at_least_float32(logits), self.labels)
+
+    def gradient_at(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the gradient by the logits, (batch, classes), and the loss."""
+        if self.loss is not None:
+            return torch.func.grad_and_value(self.loss_at)(logits)
+        gradient = at_least_float32(logits).log_softmax(dim=1).exp_().mul_(1 / len(logits))
+        gradient[torch.arange(len(logits), device=logits.device), self.labels] -= 1 / len(logits)
+        return gradient.to(logits.dtype), self.loss_at(logits)
 
 
 def _through_chain(asked: _Asked, chain: Chain, product: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -158,9 +170,9 @@ def _through_chain(asked: _Asked, chain: Chain, product: torch.dtype) -> tuple[T
 
 
 def _by_columns(asked: _Asked, chain: Chain, product: torch.dtype, memory: int) -> tuple[Tensor, Tensor]:
-    """Sparse probes: all that is shared is made once, then a tile of non-zeros after another."""
+    """Sparse probes, in mixed mode: all that is shared is made once, then a tile of non-zeros after another."""
     steps = list(walk(chain, asked.inputs, product))
-    gradient, value = torch.func.grad_and_value(asked.loss_at)(steps[-1].outputs.T)
+    gradient, value = asked.gradient_at(steps[-1].outputs.T)
     widest = max(linear.shape[0] for linear in chain.linears)
     row = (3 * len(asked.inputs) + 3 * widest) * product.itemsize
     columns = fold_columns(steps, gradient.T, product, int(memory / 2 / row))
@@ -178,7 +190,7 @@ def _by_columns(asked: _Asked, chain: Chain, product: torch.dtype, memory: int) 
 def _by_tangents(
     asked: _Asked, chain: Chain, product: torch.dtype, sizes: list[tuple[int, int]]
 ) -> tuple[Tensor, Tensor]:
-    """Any probes: whole tangents from the first layer to the logits; activations are kept only if there is room."""
+    """Any probes, in forward mode: whole tangents up to the logits; activations are kept only if there is room."""
     batch, size = len(asked.inputs), asked.work.itemsize
     stored = 3 * batch * sum(units for units, _ in sizes) * size
     keep = stored < asked.memory / 2
@@ -194,7 +206,7 @@ def _by_tangents(
         else:
             direct = _sparse(asked, chain, first, last)
         outputs, tangent = carry(steps or walk(chain, asked.inputs, product), direct, product)
-        gradient, value = torch.func.grad_and_value(asked.loss_at)(outputs.T)
+        gradient, value = asked.gradient_at(outputs.T)
         found.append(tangent.mul_(gradient.T[:, None]).sum((0, 2)))
     return torch.cat(found), value
 
@@ -205,7 +217,7 @@ def _sparse(asked: _Asked, chain: Chain, first: int, last: int) -> SparseDirect:
 
 
 def _through_any_net(asked: _Asked) -> tuple[Tensor, Tensor]:
-    """Forward-mode differentiation by torch: one net with plain weights, many with tangents."""
+    """Plain forward mode, by torch: one net with plain weights, many with tangents."""
     dtype = asked.inputs.dtype if asked.inputs.is_floating_point() else torch.float32
     weights = {name: weight.to(dtype) for name, weight in asked.weights.items()}
 
