@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from sidestep.data import Split
-from sidestep.errors import InputError, NonFiniteError
+from sidestep.errors import InputError
 from sidestep.nets.local import floating, local_gradients
 from sidestep.nets.own import ImagePath
 from sidestep.nets.perturbed import activity_gradients, check_chain, rank_one_alignments, rank_one_shapes
@@ -33,11 +33,12 @@ from sidestep.nets.units import kept_statistics
 from sidestep.noise import Noise
 from sidestep.probes import DenseProbes, Probes, RankOneProbes, SparseProbes
 from sidestep.rules.built import built
+from sidestep.rules.codecs import codec_and_update
 from sidestep.rules.dense import check_choice, check_positive, check_range
 from sidestep.rules.density import DensitySchedule, advanced, density_and_count, first_density
 from sidestep.rules.flips import TernaryOptimizer, choose_by_threshold, choose_flips
 from sidestep.rules.protocol import Batch, Task
-from sidestep.rules.trits import accumulate, along_probes, as_gradients, move, sign_and_median, subtract
+from sidestep.rules.trits import accumulate, along_probes, as_gradients, check_finite, move, sign_and_median, subtract
 from sidestep.rules.true_gradient import end_to_end
 from sidestep.update import Dense, Flips, Seeded, Update
 
@@ -129,21 +130,12 @@ class NoiseStep:
             )
         if self.net == "mlp" and self.pooled is not None:
             raise InputError("pooled is for net = conv; an MLP has nothing to pool")
-        codec, update = self.choices
-        if (update in ("flips", "bop")) != (codec == "flips"):
-            raise InputError(
-                f"codec {codec} does not go with update {update}: flips are logged as flips, and clamped-sum and "
-                "accumulators work on trits; leave one of the two at auto"
-            )
+        codec_and_update(self.estimator, self.codec, self.update)
 
     @property
     def choices(self) -> tuple[str, str]:
         """The codec and the update, with `auto` resolved."""
-        seeded = self.estimator in ("weight-probes", "rank-one")
-        wanted = {"flips": "flips", "bop": "flips", "clamped-sum": "trits", "accumulators": "trits"}
-        codec = self.codec if self.codec != "auto" else wanted.get(self.update, "trits" if seeded else "flips")
-        dense = "accumulators" if self.estimator == "rank-one" else "clamped-sum"
-        return codec, self.update if self.update != "auto" else (dense if codec == "trits" else "flips")
+        return codec_and_update(self.estimator, self.codec, self.update)
 
     def build(self, task: Task, noise: Noise, examples: Split | None, module: ImagePath | None) -> nn.Module:
         """Make the ternary net; a module of the user's takes the place of its stages."""
@@ -293,11 +285,7 @@ class NoiseStep:
         return SparseProbes(noise.stream("probes"), _weights(net), count, density, self.exclusive)
 
     def _seeded(self, net: nn.Module, coefs: Tensor, probes: Probes, losses: dict[str, Tensor]) -> Seeded:
-        if not bool(coefs.isfinite().all()):
-            raise NonFiniteError(
-                f"{int((~coefs.isfinite()).sum())} of {len(coefs)} alignments are not finite; try --precision float32, "
-                "or look for extreme pixel values"
-            )
+        check_finite(coefs)
         statistics: dict[str, Tensor] = {}
         if isinstance(probes, SparseProbes) and self.schedule != "constant":
             before = net.get_buffer("schedule")

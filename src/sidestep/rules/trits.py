@@ -12,13 +12,22 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from sidestep.errors import InputError
+from sidestep.errors import InputError, NonFiniteError
 from sidestep.nets.directions import Directions, weighted_directions
 from sidestep.nets.ternary import ternary_parameters
 from sidestep.probes import DenseProbes, Probes, SparseProbes
 from sidestep.update import Seeded
 
-__all__ = ["accumulate", "along_probes", "as_gradients", "move", "sign_and_median", "subtract"]
+__all__ = ["accumulate", "along_probes", "as_gradients", "check_finite", "move", "sign_and_median", "subtract"]
+
+
+def check_finite(coefs: Tensor) -> None:
+    """Raise NonFiniteError for derivatives along probes (K,) with infinities or NaNs."""
+    if not bool(coefs.isfinite().all()):
+        raise NonFiniteError(
+            f"{int((~coefs.isfinite()).sum())} of {len(coefs)} alignments are not finite; try --precision float32, or "
+            "look for extreme pixel values"
+        )
 
 
 def sign_and_median(coefs: Tensor) -> Tensor:
