@@ -14,6 +14,7 @@ from torch import nn
 
 from sidestep.cli.bar import TrainingBar
 from sidestep.cli.output import default_data_dir, error_console, fail, notice, show, show_json, show_table
+from sidestep.cli.place import check_place, label
 from sidestep.cli.quality import QUALITY_COLUMNS, quality_cells
 from sidestep.data import load
 from sidestep.errors import CheckpointError, InputError
@@ -139,6 +140,8 @@ def _others(data: str, rule: str) -> str:
 def _train(name: str, rule: Rule, options: Options, data_options: DataOptions, extra: Extra) -> None:
     source = {key: value for key, value in dataclasses.asdict(data_options).items() if value is not None}
     source = {{"data": "name", "image_size": "size"}.get(key, key): value for key, value in source.items()}
+    if options.out:
+        check_place(Path(options.out), data_options.data)
     found = module_from(extra.module) if extra.module else None
     source.update({"module": extra.module} if extra.module else {})
     data = load(
@@ -182,9 +185,7 @@ def _parse(name: str, arguments: Sequence[str], defaults: Given) -> Given:
             _say_whose_they_are(name, arguments)
         raise
     if options.out is None:
-        data = data_options.data
-        label = Path(data).stem if "/" in data else data.removesuffix(".npz")
-        stem = data_options.preset or f"{name}-{label}"
+        stem = data_options.preset or f"{name}-{label(data_options.data)}"
         options = dataclasses.replace(options, out=Path("runs") / f"{stem}-{options.seed}")
     return rule, options, data_options, extra
 

@@ -16,10 +16,10 @@ from sidestep.cli.output import check_new, default_data_dir, error_console, noti
 from sidestep.cli.quality import QUALITY_COLUMNS, quality_cells
 from sidestep.cli.repeated import Repeated, all_words, settings
 from sidestep.cli.train import module_from
-from sidestep.data import DataSet, load, read_images
+from sidestep.data import DataSet, load, read_named_images
 from sidestep.errors import InputError
 from sidestep.training import Run, load_run
-from sidestep.training.data_of_run import check_cut, check_task, unlike_contrast
+from sidestep.training.data_of_run import check_cut, check_task, picture_form, unlike_contrast
 from sidestep.training.folder import RunFolder
 
 __all__ = ["data_of", "eval_command", "predict_command"]
@@ -106,13 +106,18 @@ def data_of(run: Path, data: str | None, data_dir: Path | None) -> DataSet:
         raise InputError(f"{run} was trained on arrays in memory; name a data set or a .npz file with --data")
     size = saved.get("size") if data is None or data == saved["name"] else None
     return load(
-        name, data_dir=directory, validation=saved.get("validation", 0.1), size=size, progress=error_console.is_terminal
+        name,
+        data_dir=directory,
+        validation=saved.get("validation", 0.1),
+        size=size,
+        form=picture_form(run),
+        progress=error_console.is_terminal,
     )
 
 
 def _predict(
     run: Annotated[Path, tyro.conf.Positional],
-    file: Annotated[Path, tyro.conf.Positional],
+    file: Annotated[tuple[Path, ...], tyro.conf.Positional],
     /,
     out: Path | None = None,
     reading: str | None = None,
@@ -123,13 +128,14 @@ def _predict(
     overwrite: bool = False,
     json: bool = False,
 ) -> None:  # long: the options of the command
-    """Print the class of every image in a file.
+    """Print the class of every image in files or folders; pictures are stretched as those trained on were.
 
     Args:
         run: Folder of the run.
-        file: Images: a .npz (array `images`, `x`, `x_test`, `test_images`, or its only one), a .npy, or a picture.
-        out: Write all predictions there: .csv (index, class, probability) or .npz (labels, probabilities, class_names);
-            without a temperature (see `sidestep eval`) it says score and scores instead.
+        file: Images: pictures, folders of them, a .npz (array `images`, `x`, `x_test`, `test_images`, or its only one),
+            a .npy.
+        out: Write all predictions there: .csv (index, class, probability, file) or .npz (labels, probabilities,
+            class_names, files); without a temperature (see `sidestep eval`) it says score and scores instead.
         reading: Which of the rule's readings to use, e.g. ancestral; by default the first (see `sidestep rules`).
         set: Other settings of the samplers than at training, NAME=VALUE, e.g. --set steps=200.
         module: Image path the run was trained with, FILE.py:NAME, if it was one of your own.
@@ -142,10 +148,12 @@ def _predict(
     if out:
         check_new(out, overwrite, (".csv", ".npz"))
     unfinished = RunFolder(run).unfinished(trained.step)
-    images = read_images(file, trained.task.image_shape)
+    if not file:
+        raise InputError("name the images to classify: sidestep predict RUN FILE ..., or a folder of pictures")
+    images, files = read_named_images(file, trained.task.image_shape, picture_form(run))
     unlike = unlike_contrast(trained.task, images)
     if unlike:
-        notice(f"{file}: {unlike}")
+        notice(f"{', '.join(map(str, file[:3]))}{', ...' * (len(file) > 3)}: {unlike}")
     name = reading or trained.rule.predictors[0]
     probabilities = trained.predict(images, name)
     missing = trained.uncalibrated(name)
@@ -153,15 +161,15 @@ def _predict(
     labels = probabilities.argmax(dim=1).tolist()
     classes = trained.task.class_names
     if out:
-        _write(out, probabilities, classes, kind)
+        _write(out, probabilities, classes, kind, files)
     if json:
         show_json({
             "run": str(run), "finished": unfinished is None, "reading": name, "images": len(labels), "labels": labels,
-            "classes": [classes[label] for label in labels], "temperature": trained.temperature(name),
-            kind: probabilities.amax(dim=1).tolist(),
+            "classes": [classes[label] for label in labels], "files": list(files),
+            "temperature": trained.temperature(name), kind: probabilities.amax(dim=1).tolist(),
         })  # fmt: skip
         return
-    rows = [[str(i), classes[k], f"{probabilities[i, k]:{form}}"] for i, k in enumerate(labels[: max(0, most)])]
+    rows = [[files[i], classes[k], f"{probabilities[i, k]:{form}}"] for i, k in enumerate(labels[: max(0, most)])]
     title = f"{len(labels):,} images, read by {name}" + (f"; not finished: {unfinished}" if unfinished else "")
     show_table(title, ["image", "class", kind], rows)
     if missing:
@@ -172,20 +180,20 @@ def _predict(
         show(f"written: {out}")
 
 
-def _write(out: Path, probabilities: Tensor, names: tuple[str, ...], kind: str) -> None:
+def _write(out: Path, probabilities: Tensor, names: tuple[str, ...], kind: str, files: tuple[str, ...]) -> None:
     labels = probabilities.argmax(dim=1)
     if out.suffix == ".npz":
         buffer = io.BytesIO()
-        answers, classes, numbers = labels.numpy(), np.array(names), probabilities.numpy()
+        answers, shares, classes, where = labels.numpy(), probabilities.numpy(), np.array(names), np.array(files)
         if kind == "probability":
-            np.savez(buffer, labels=answers, probabilities=numbers, class_names=classes)
+            np.savez(buffer, labels=answers, probabilities=shares, class_names=classes, files=where)
         else:
-            np.savez(buffer, labels=answers, scores=numbers, class_names=classes)
+            np.savez(buffer, labels=answers, scores=shares, class_names=classes, files=where)
         checkpoint.write_bytes(out, buffer.getvalue())
     else:
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(["index", "class", kind])
+        writer.writerow(["index", "class", kind, "file"])
         for index, label in enumerate(labels.tolist()):
-            writer.writerow([index, names[label], f"{probabilities[index, label]:.6f}"])
+            writer.writerow([index, names[label], f"{probabilities[index, label]:.6f}", files[index]])
         checkpoint.write_text(out, text.getvalue())

@@ -42,7 +42,7 @@ def read_named_images(
     Raises:
         DataError: if a file is missing or damaged, or its images have another shape.
     """
-    form = form or PictureForm(image_shape[0])
+    form = form or PictureForm(1 if image_shape[0] == 1 else 3)
     parts: list[tuple[Tensor | None, list[Path]]] = []  # an array's images with its file, or pictures
     for path in paths:
         if not path.is_dir() and path.suffix in ARRAYS:
@@ -118,7 +118,7 @@ def _decoded(files: list[Path], image_shape: tuple[int, int, int], form: Picture
 
     hint = (
         f"the net was trained on {image_shape} (channels, height, width), on images that were not stretched; resize "
-        "the picture first, or train with --image-size"
+        "first"
     )
     tell_lost(where, files, for_all(files, read_header), form)
     pixels = read_pictures(files, form, image_shape[1:], where, odd, hint)

@@ -5,13 +5,13 @@ from pathlib import Path
 
 from torch import Tensor
 
-from sidestep.data import DataSet, names
+from sidestep.data import DataSet, PictureForm, names
 from sidestep.data.source import channel_statistics
-from sidestep.errors import InputError
+from sidestep.errors import CheckpointError, InputError
 from sidestep.rules.protocol import Task
 from sidestep.training.folder import RunFolder
 
-__all__ = ["check_cut", "check_task", "unlike_contrast"]
+__all__ = ["check_cut", "check_task", "picture_form", "pictures_record", "unlike_contrast"]
 
 _FACTOR = 8.0  # between two contrasts: pixels in 0 .. 16 in place of 0 .. 255 differ by 16
 
@@ -56,6 +56,34 @@ def check_cut(folder: Path, found: DataSet, instead: str) -> None:
             f"the run was trained on {wanted[0]} images and validated on {wanted[1]}, but {found.name} is now cut into "
             f"{len(found.train)} and {len(found.validation)}: {instead}"
         )
+
+
+def pictures_record(data: DataSet) -> dict[str, dict[str, bool]]:
+    """Return what a run's configuration says of how its pictures were read, beside their shape and dtype."""
+    return {"pictures": {"stretched": data.pictures.size is not None}} if data.pictures else {}
+
+
+def picture_form(folder: Path) -> PictureForm:
+    """Return how pictures are to be read for a run: grey or colour, bytes or floats, and stretched, as in training.
+
+    Args:
+        folder: the run's; one that was not trained on picture files takes them as bytes, of the size trained on.
+
+    Raises:
+        CheckpointError: if its configuration lacks the shape of the images.
+    """
+    config = RunFolder(folder).config()
+    data = config.get("data", {})
+    try:
+        channels, *size = config["task"]["image_shape"]
+        known = data.get("name") in {known.name for known in names()}
+        # without a record they were arrays, or the run is from before there was one
+        stretched = data["pictures"]["stretched"] if "pictures" in data else "size" in data and not known
+        pixels = config["task"]["pixels"] if "pictures" in data else "uint8"
+        height, width = size
+        return PictureForm(1 if channels == 1 else 3, pixels, (height, width) if stretched else None)
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"the config.toml of {folder} lacks or misnames an entry: {error}") from error
 
 
 def unlike_contrast(task: Task, images: Tensor) -> str | None:

@@ -19,6 +19,7 @@ from sidestep.rules.dense import check_multiple
 from sidestep.rules.protocol import Dividing, Rule, Task
 from sidestep.steplog import Header, Recorder
 from sidestep.training.alignment import check_watch
+from sidestep.training.data_of_run import pictures_record
 from sidestep.training.evaluate import check_readings, check_rule, with_inference
 from sidestep.training.folder import RunFolder
 from sidestep.training.loop import Loop
@@ -82,7 +83,7 @@ def train(  # long: rule, data and options, three hooks for own code, and what i
     task = Task.of(data)
     folder = RunFolder(Path(options.out)) if options.out else None
     options = dataclasses.replace(options, epochs=options.epochs_for(len(data.train)))
-    sizes = {"train_images": len(data.train), "validation_images": len(data.validation)}
+    sizes = {"train_images": len(data.train), "validation_images": len(data.validation), **pictures_record(data)}
     config = _config(rule, task, options, compute, {"name": data.name, **sizes, **(source or {})}, module)
     examples = data.train
     data = data.to(compute.device)

@@ -1,0 +1,34 @@
+"""Where a run's folder goes: the word for its data in its name, and what it must not lie in."""
+
+from pathlib import Path
+
+from sidestep.data import names
+from sidestep.data.layout import holds_runs
+from sidestep.errors import InputError
+
+__all__ = ["check_place", "label"]
+
+
+def label(data: str) -> str:
+    """Return a word for a data set in the name of a run's folder: `pets` for `.` in a folder of that name."""
+    path = Path(data).expanduser()
+    if data not in {known.name for known in names()} and path.is_dir():
+        return path.resolve().name or "root"
+    return Path(data).stem if "/" in data else data.removesuffix(".npz")
+
+
+def check_place(out: Path, data: str) -> None:
+    """Refuse to write a run among the pictures of a class; a folder of runs beside the classes is not read as one."""
+    root, at = Path(data).expanduser(), out.expanduser()
+    if data in {known.name for known in names()} or not root.is_dir():
+        return
+    root, at = root.resolve(), at.resolve()
+    if root != at and root not in at.parents:
+        return
+    inside = at.relative_to(root).parts
+    beside = root / inside[0] if inside else root
+    if not inside or len(inside) > 3 or (beside.is_dir() and any(beside.iterdir()) and not holds_runs(beside)):
+        raise InputError(
+            f"--out {out} lies among the images of --data {data}, where it would be taken for one of them; choose "
+            "another --out"
+        )
