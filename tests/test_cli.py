@@ -13,10 +13,11 @@ import numpy
 import pytest
 import torch
 
-from sidestep import data
+from sidestep import Options, data, train
 from sidestep.cli import main
 from sidestep.cli.bar import TrainingBar
-from sidestep.rules import Task
+from sidestep.errors import DataError
+from sidestep.rules import Backprop, Task
 from sidestep.training.data_of_run import unlike_contrast
 from sidestep.training.loop import Loop
 
@@ -435,14 +436,25 @@ def test_evaluating_on_other_classes_or_other_units_of_pixels_is_refused(capsys)
     assert (status, "has 4 classes" in error) == (2, True), error
 
 
-def test_a_damaged_test_split_does_not_cost_the_trained_model(capsys):
-    images = numpy.zeros((40, 8, 8), "uint8")
-    labels = numpy.arange(40) % 2
-    numpy.savez("own.npz", x_train=images, y_train=labels, x_test=images / 255, y_test=labels)
-    status, _, error = run(capsys, "train", "backprop", *QUICK, "--data", "own.npz", "--out", "a")
-    assert status == 2
-    assert "own" in error
+def test_a_damaged_test_split_does_not_cost_the_trained_model():
+    def damaged():
+        raise DataError("a picture that cannot be read")
+
+    digits = dataclasses.replace(data.load("digits"), read_test=damaged)
+    with pytest.raises(DataError, match="a picture"):
+        train(Backprop(net="mlp", hidden=(8,)), digits, Options(epochs=1, out="a"))
     assert Path("a/model.safetensors").exists()
+
+
+def test_a_test_split_in_other_units_or_of_another_dtype_is_told_before_training(capsys):
+    images, labels = numpy.random.default_rng(0).random((40, 8, 8)), numpy.arange(40) % 2
+    own = {"x_train": images, "y_train": labels, "y_test": labels}
+    numpy.savez("units.npz", **own, x_test=images * 255)
+    status, _, error = run(capsys, "train", "backprop", *QUICK, "--data", "units.npz", "--out", "a")
+    assert (status, error.count("the test pixels have a mean of 127")) == (0, 1), error
+    numpy.savez("bytes.npz", **own, x_test=(images * 255).astype("uint8"))
+    status, _, error = run(capsys, "train", "backprop", *QUICK, "--data", "bytes.npz", "--out", "b")
+    assert (status, "those of train torch.float32" in error, Path("b").exists()) == (2, True, False)
 
 
 def test_a_test_label_of_no_class_is_refused_before_training(capsys):

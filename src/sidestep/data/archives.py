@@ -32,10 +32,14 @@ def digits_source(name: str, paths: tuple[Path, ...], class_names: tuple[str, ..
     kept, held = (part.numpy() for part in hold_out(len(labels), DIGITS_TEST, "digits test"))
     return Source(
         name,
-        train=lambda: (images[kept], labels[kept]),
-        test=lambda: (images[held], labels[held]),
+        train=partial(_given, images[kept], labels[kept]),
+        test=partial(_given, images[held], labels[held]),
         class_names=class_names,
     )
+
+
+def _given(images: Array, labels: Array) -> tuple[Array, Array]:
+    return images, labels
 
 
 def idx_source(name: str, paths: tuple[Path, ...], class_names: tuple[str, ...]) -> Source:
@@ -43,8 +47,8 @@ def idx_source(name: str, paths: tuple[Path, ...], class_names: tuple[str, ...])
     train_images, train_labels, test_images, test_labels = paths
     return Source(
         name,
-        train=lambda: (_idx(train_images, 3), _idx(train_labels, 1)),
-        test=lambda: (_idx(test_images, 3), _idx(test_labels, 1)),
+        train=partial(_idx_pair, train_images, train_labels),
+        test=partial(_idx_pair, test_images, test_labels),
         class_names=class_names,
     )
 
@@ -75,6 +79,10 @@ def _digits() -> tuple[Array, Array]:
             f"scikit-learn's digits cannot be read ({error}): install scikit-learn again, or use another set"
         ) from error
     return np.rint(table[:, :64] * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8), table[:, 64].astype(np.int64)
+
+
+def _idx_pair(images: Path, labels: Path) -> tuple[Array, Array]:
+    return _idx(images, 3), _idx(labels, 1)
 
 
 def _idx(path: Path, dimensions: int) -> Array:

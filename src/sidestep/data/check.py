@@ -6,11 +6,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
+from sidestep.data.labels import label_tensor
 from sidestep.data.splits import Split
 from sidestep.errors import DataError
 
-__all__ = ["Array", "as_array", "check_label_range", "image_layout", "image_tensor", "label_tensor", "make_split"]
+__all__ = ["Array", "as_array", "image_layout", "image_tensor", "make_split"]
 
 Array = NDArray[Any]
 CHANNELS = (1, 3, 4)
@@ -28,16 +30,46 @@ def make_split(images: Array, labels: Array, where: str) -> Split:
 
 
 def as_array(values: Any, where: str) -> Array:
-    """Anything array-like, torch tensors on any device too, as a numpy array; raises DataError for ragged
-    lists.
+    """Anything array-like as a numpy array: torch tensors on any device, sparse ones too, lists of arrays or tensors,
+    data frames.
+
+    Raises DataError for what is none, for lists of arrays of different shapes, and for arrays with masked elements.
     """
+    if isinstance(values, list | tuple) and values and any(hasattr(value, "__array__") for value in values):
+        values = [as_array(value, where) for value in values]  # numpy takes tensors apart, one number at a time
+    if isinstance(values, Dataset | DataLoader) or values is None:
+        raise _no_array(values, where)  # numpy would go through its items, images and labels in one
     if isinstance(values, Tensor):
-        values = values.detach().cpu()
-        return np.asarray(values.float() if values.dtype == torch.bfloat16 else values)
+        return _from_tensor(values, where)
+    if isinstance(values, np.ma.MaskedArray) and np.ma.is_masked(values):
+        raise DataError(f"{where}: some elements are masked, and would count as numbers; fill or remove them first")
+    if not isinstance(values, np.ndarray) and callable(getattr(values, "toarray", None)):
+        values = values.toarray()  # SciPy's sparse arrays
     try:
-        return np.asarray(values)
-    except ValueError as error:
+        array: Array = np.asarray(values)
+    except (ValueError, TypeError) as error:
         raise DataError(f"{where}: these cannot be one array, since their shapes differ ({error})") from None
+    if array.ndim == 0:
+        raise _no_array(values, where)
+    return array
+
+
+def _no_array(values: Any, where: str) -> DataError:
+    return DataError(
+        f"{where}: need an array, got {type(values).__name__}; of a torch.utils.data.Dataset, give the stacked "
+        "tensors of its images and labels (those of a TensorDataset: *dataset.tensors)"
+    )
+
+
+def _from_tensor(values: Tensor, where: str) -> Array:
+    try:
+        values = values.detach().to_dense().cpu().resolve_conj().resolve_neg()
+        if values.is_floating_point() and values.element_size() < 4:
+            values = values.float()  # numpy has no bfloat16, nor 8 bits
+        return values.numpy()
+    except (RuntimeError, TypeError, NotImplementedError) as error:
+        said = (str(error).splitlines() or [type(error).__name__])[0]
+        raise DataError(f"{where}: a tensor in {values.dtype} that cannot be a numpy array ({said})") from None
 
 
 def image_layout(shape: tuple[int, ...], where: str) -> tuple[tuple[int, int, int], bool]:
@@ -68,21 +100,9 @@ def image_layout(shape: tuple[int, ...], where: str) -> tuple[tuple[int, int, in
     )
 
 
-def check_label_range(labels: Tensor, classes: int, where: str) -> None:
-    """Raise DataError unless every label is below `classes`."""
-    wrong = labels >= classes
-    if bool(wrong.any()):
-        index = int(wrong.int().argmax())
-        raise DataError(
-            f"{where}: labels must be 0 to {classes - 1}, for {classes} classes; "
-            f"label {int(labels[index])} (index {index}) and {int(wrong.sum()) - 1} more are out of range; "
-            "give class_names (in a .npz file: an array of strings) with a name for every class, or without any, "
-            "train images of that class"
-        )
-
-
 def image_tensor(images: Array, where: str) -> Tensor:
     """Images in any form that `make_split` accepts as (n, channels, height, width), uint8 or float32."""
+    _check_kind(images, where)
     shape, channels_last = image_layout(images.shape, where)
     pixels = _pixels(images, where)
     if channels_last:
@@ -93,19 +113,28 @@ def image_tensor(images: Array, where: str) -> Tensor:
     return torch.from_numpy(pixels)
 
 
+def _check_kind(images: Array, where: str) -> None:
+    if images.dtype.kind in "uif":
+        return
+    kind = "Python objects" if images.dtype == object else str(images.dtype)
+    hints = {
+        "b": "convert them with .astype('uint8') * 255",
+        "O": "make one array of numbers of them, with numpy.stack or .astype('float32')",
+        "c": "take their magnitude (numpy.abs)",
+    }
+    raise DataError(
+        f"{where}: pixels must be uint8, other integers of 0 to 255, or floats; got {kind}; "
+        + hints.get(images.dtype.kind, "give the pixels as numbers")
+    )
+
+
 def _pixels(images: Array, where: str) -> Array:
-    """The same array in uint8 or float32."""
+    """The same array, of integers or floats, in uint8 or float32."""
     if images.dtype.kind == "f":
         with np.errstate(over="ignore"):  # what passes float32's range is infinite then, and named below
             pixels = images.astype(np.float32, copy=False)
         _check_finite(pixels, where)
         return pixels
-    if images.dtype.kind not in "ui":
-        kind = "Python objects" if images.dtype == object else str(images.dtype)
-        raise DataError(
-            f"{where}: pixels must be uint8, other integers of 0 to 255, or floats; got {kind}; "
-            "convert them with .astype('uint8') or .astype('float32')"
-        )
     if images.dtype != np.uint8:
         low, high = int(images.min()), int(images.max())
         if low < 0 or high > 255:
@@ -123,28 +152,5 @@ def _check_finite(pixels: Array, where: str) -> None:
     first = tuple(int(i) for i in np.unravel_index(int(wrong.argmax()), wrong.shape))
     raise DataError(
         f"{where}: {int(wrong.sum())} of {wrong.size} pixels are NaN or infinite (in float32), "
-        f"the first at index {first}; remove those images, or replace the values (numpy.nan_to_num)"
+        f"the first at index {first}; remove those images, or give these pixels values in the units of the others"
     )
-
-
-def label_tensor(labels: Array, examples: int, where: str) -> Tensor:
-    """Labels in any form that `make_split` accepts as int64 of shape (examples,)."""
-    if labels.ndim == 2 and labels.shape[1] == 1:
-        labels = labels[:, 0]
-    if labels.ndim != 1:
-        hint = "; one-hot rows become labels with .argmax(1)" if labels.ndim == 2 else ""
-        raise DataError(f"{where}: need one integer for each image, (N,) or (N, 1), got shape {labels.shape}{hint}")
-    if len(labels) != examples:
-        raise DataError(f"{where}: need one label for each image, got {len(labels)} labels for {examples} images")
-    if labels.dtype.kind not in "uib":
-        fix = (
-            "convert them with .astype('int64')"
-            if labels.dtype.kind == "f"
-            else "number them with numpy.unique(labels, return_inverse=True)[1]"
-        )
-        raise DataError(f"{where}: labels must be integers from 0, got {labels.dtype} ({labels[0]!r} first); {fix}")
-    numbers = labels.astype(np.int64)
-    if numbers.min() < 0:
-        index = int((numbers < 0).argmax())
-        raise DataError(f"{where}: labels must be integers from 0, got {labels[index]} at index {index}")
-    return torch.from_numpy(numbers)

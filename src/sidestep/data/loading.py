@@ -4,13 +4,15 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from sidestep.data.catalogue import KNOWN, Known
-from sidestep.data.check import as_array
+from sidestep.data.check import Array, as_array
 from sidestep.data.download import fetch, find_local
 from sidestep.data.folder import folder_source
+from sidestep.data.labels import class_names_from
 from sidestep.data.npz import npz_source
 from sidestep.data.source import Source, assemble
 from sidestep.data.splits import DataSet, PictureForm
@@ -44,11 +46,11 @@ def load(
     name = os.fspath(name_or_path)
     if name in KNOWN:
         return assemble(known_source(KNOWN[name], data_dir, size, progress), validation)
-    path = Path(name).expanduser()
-    if path.is_dir():
+    path, is_folder, is_file = _place(name)
+    if is_folder:
         return assemble(folder_source(path.resolve().name, path, size, form), validation)
-    if path.suffix == ".npz" or path.is_file():
-        if path.is_file() and path.suffix != ".npz":
+    if path.suffix == ".npz" or is_file:
+        if is_file and path.suffix != ".npz":
             raise DataError(f"{path}: a data file must be .npz; write one with numpy.savez(path, x_train=..., ...)")
         if size is not None:
             raise InputError(f"size={size} is for known sets and image folders; images in a .npz file stay as they are")
@@ -82,16 +84,19 @@ def from_arrays(
     train = as_array(x_train, f"{name}: train images"), as_array(y_train, f"{name}: train labels")
     test = None
     if x_test is not None:
-        test = as_array(x_test, f"{name}: test images"), as_array(y_test, f"{name}: test labels")
+        test = as_array(x_test, f"{name}: test images").copy(), as_array(y_test, f"{name}: test labels").copy()
     source = Source(
         name,
         train=lambda: train,
-        test=(lambda: test) if test is not None else None,
-        class_names=tuple(map(str, class_names)) if class_names is not None else None,
-        test_shapes=(test[0].shape, test[1].shape) if test is not None else None,
-        test_labels=(lambda: test[1]) if test is not None else None,
+        test=partial(_given, *test) if test is not None else None,
+        class_names=class_names_from(class_names, name) if class_names is not None else None,
+        checks_test=True,
     )
     return assemble(source, validation)
+
+
+def _given(images: Array, labels: Array) -> tuple[Array, Array]:
+    return images, labels
 
 
 def known_source(
@@ -118,6 +123,19 @@ def known_source(
     chosen = size if size is not None else known.sizes[0]
     paths = _original_files(known, chosen, folder, progress, cache)
     return replace(known.opener(known.name, paths, known.class_names), image_shape=known.image_shape(chosen))
+
+
+def _place(name: str) -> tuple[Path, bool, bool]:
+    """The path, and whether a folder or a file lies there; raises DataError for what can be no path."""
+    try:
+        name.encode("utf-8")  # a file name that is no text could not be written into a run's configuration
+        path = Path(name).expanduser()
+        return path, path.is_dir(), path.is_file()
+    except UnicodeEncodeError:
+        raise DataError(f"{name!r:.200} is not valid text, which a path must be here; rename the file") from None
+    except (OSError, RuntimeError) as error:  # RuntimeError: ~name, where there is no such user
+        said = getattr(error, "strerror", None) or error
+        raise DataError(f"{name[:200]}: no data can be read there ({said})") from error
 
 
 def _npz_name(known: Known, size: int) -> str:

@@ -1,6 +1,5 @@
 """Where a data set comes from, and how its parts become one: checks, the validation cut, mean and std."""
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -8,8 +7,17 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from sidestep.data.check import Array, check_label_range, image_layout, label_tensor, make_split
+from sidestep.data.check import Array, make_split
+from sidestep.data.contrast import Moments, moments, unlike_split
 from sidestep.data.cut import cut_validation
+from sidestep.data.labels import (
+    NOT_CLASSES,
+    NUMBERED_ALIKE,
+    check_class_names,
+    check_label_range,
+    looks_like_numbers,
+)
+from sidestep.data.notices import tell
 from sidestep.data.sameness import tell_sameness
 from sidestep.data.splits import DataSet, PictureForm, Split
 from sidestep.errors import DataError, InputError
@@ -29,8 +37,7 @@ class Source:
     test: Reader | None = None
     class_names: tuple[str, ...] | None = None  # None: numbered by the train labels
     image_shape: tuple[int, int, int] | None = None  # what the images must be, where that is known
-    test_shapes: tuple[tuple[int, ...], tuple[int, ...]] | None = None  # known without reading: images', labels'
-    test_labels: Callable[[], Array] | None = None  # where they can be read without the images
+    checks_test: bool = False  # whether test is quick to read: once, before training, to find what is wrong with it
     pictures: PictureForm | None = None  # how picture files were read
 
 
@@ -49,20 +56,39 @@ def assemble(source: Source, validation: float = 0.1) -> DataSet:
             f"{train.image_shape}; give the file by its path to use it as a set of its own"
         )
     class_names = _class_names(source, train.labels)
+    check_class_names(class_names, source.name)
     check_label_range(train.labels, len(class_names), f"{source.name}: train labels")
-    _check_test_shapes(source, train)
-    _check_test_labels(source, len(class_names))
+    if source.image_shape is None:  # that is, no known set
+        _tell_of_many_classes(source.name, len(class_names), len(train))
     tell_sameness(source.name, train, class_names)
     if source.validation is not None:
         held = _read_like(source.validation, f"{source.name}: validation", train, len(class_names))
     else:
         train, held = cut_validation(train, validation, class_names, source.name)
-    mean, std = channel_statistics(train.images)
+    statistics = moments(train.images)
+    if source.validation is not None:
+        _tell_of_units(source.name, "validation", held, statistics)
     read_test = None
     if source.test is not None:
         example = Split(train.images[:1].clone(), train.labels[:1].clone())  # so that train itself is not kept alive
         read_test = partial(_read_like, source.test, f"{source.name}: test", example, len(class_names))
-    return DataSet(source.name, train, held, class_names, mean, std, read_test, source.pictures)
+        if source.checks_test:  # nothing else is made of it, and it is let go of
+            _tell_of_units(source.name, "test", read_test(), statistics)
+    return DataSet(source.name, train, held, class_names, statistics.mean, statistics.std, read_test, source.pictures)
+
+
+def _tell_of_units(name: str, split: str, images: Split, train: Moments) -> None:
+    unlike = unlike_split(split, images.images, train)
+    if unlike:
+        tell(f"{name}: {unlike}")
+
+
+def _tell_of_many_classes(name: str, classes: int, examples: int) -> None:
+    if looks_like_numbers(classes, examples):
+        tell(
+            f"{name}: {classes} classes for {examples} train images: if the labels are numbers to be predicted "
+            "(regression), a classifier of their values learns nothing of use"
+        )
 
 
 def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -74,23 +100,8 @@ def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, 
     >>> channel_statistics(torch.tensor([0, 255], dtype=torch.uint8).reshape(2, 1, 1, 1))
     ((0.5,), (0.5,))
     """
-    mean, std = [], []
-    for channel in range(images.shape[1]):
-        pixels = images[:, channel].reshape(-1)
-        if images.dtype == torch.uint8:
-            counts = torch.bincount(pixels, minlength=256).double()
-            values = torch.arange(256, dtype=torch.float64, device=images.device) / 255
-            centre = float((counts * values).sum() / counts.sum())
-            variance = float((counts * (values - centre) ** 2).sum() / counts.sum())
-        else:
-            chunks = torch.split(pixels, 1 << 22)  # float64 copies of 32 MB, never of the whole set
-            centre = sum(float(chunk.double().sum()) for chunk in chunks) / len(pixels)
-            squares = (float(((chunk.double() - centre) ** 2).sum()) for chunk in chunks)
-            variance = sum(squares) / len(pixels)
-        mean.append(centre)
-        deviation = math.sqrt(variance)
-        std.append(deviation if deviation > 1e-6 * abs(centre) else 1.0)
-    return tuple(mean), tuple(std)
+    found = moments(images)
+    return found.mean, found.std
 
 
 def _class_names(source: Source, labels: Tensor) -> tuple[str, ...]:
@@ -105,28 +116,15 @@ def _class_names(source: Source, labels: Tensor) -> tuple[str, ...]:
         missing = next(place for place, label in enumerate(present) if place != label)
         raise DataError(
             f"{source.name}: train labels must be 0 to K-1 with every class present, got {present[0]} to "
-            f"{present[-1]} without any {missing}; renumber them with "
-            "numpy.unique(labels, return_inverse=True)[1], or give class_names if a class has no example"
+            f"{present[-1]} without any {missing}; {_renumber(len(present), len(labels))}"
         )
     return tuple(str(label) for label in present)
 
 
-def _check_test_shapes(source: Source, train: Split) -> None:
-    """Find a test split that cannot fit before training, not after it, without reading an image of it."""
-    if source.test_shapes is None:
-        return
-    images, labels = source.test_shapes
-    _check_alike(image_layout(images, f"{source.name}: test images")[0], train, f"{source.name}: test")
-    if labels[:1] != images[:1]:
-        raise DataError(f"{source.name}: test has {images[0]} images but labels of shape {labels}")
-
-
-def _check_test_labels(source: Source, classes: int) -> None:
-    """Find a test label that no net of so many classes can answer before training; nothing else is made of them."""
-    if source.test_labels is None:
-        return
-    labels, where = source.test_labels(), f"{source.name}: test labels"
-    check_label_range(label_tensor(labels, labels.size, where), classes, where)
+def _renumber(classes: int, examples: int) -> str:
+    if looks_like_numbers(classes, examples):
+        return f"{classes} different values for {examples} images look like {NOT_CLASSES}"
+    return f"{NUMBERED_ALIKE}, or give class_names alone if a class has no example"
 
 
 def _check_alike(image_shape: tuple[int, int, int], train: Split, where: str) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
@@ -67,7 +67,9 @@ class Split:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class DataSet:
-    """A data set for classification; its test split is read when `.test` is first asked for (its labels' range before).
+    """A data set for classification; its test split is read when `.test` is first asked for.
+
+    Of arrays and `.npz` files it is looked at once before, for what is wrong with it, and let go of.
 
     mean and std are per channel and of the train split alone, in units of 1 for white where images are uint8
     (pixel / 255), and in the images' own units where they are floats; a channel that never changes has std 1.
@@ -116,7 +118,7 @@ class DataSet:
 
     def to(self, device: str | torch.device) -> "DataSet":
         """The same set with its tensors on `device`; the test split follows when it is read."""
-        read_test = (lambda: self.test.to(device)) if self.has_test else None
+        read_test = partial(_moved_test, self, device) if self.has_test else None
         train, validation = self.train.to(device), self.validation.to(device)
         return replace(self, train=train, validation=validation, read_test=read_test)
 
@@ -124,6 +126,10 @@ class DataSet:
         shape = " x ".join(map(str, self.image_shape))
         counts = f"{len(self.train)} train + {len(self.validation)} validation"
         return f"DataSet({self.name!r}, {counts} images of {shape}, {self.classes} classes)"
+
+
+def _moved_test(data: DataSet, device: str | torch.device) -> Split:
+    return data.test.to(device)
 
 
 def _dtype_name(tensor: Tensor) -> str:

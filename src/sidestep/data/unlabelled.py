@@ -11,7 +11,7 @@ from sidestep.data.check import Array, image_tensor
 from sidestep.data.folder import read_pictures, tell_lost
 from sidestep.data.image_file import for_all, read_header
 from sidestep.data.layout import entries_of
-from sidestep.data.npz import npz_array, npz_keys
+from sidestep.data.npz_file import npz_array, npz_keys
 from sidestep.data.splits import PictureForm
 from sidestep.errors import DataError
 
