@@ -1,9 +1,17 @@
-"""Words that messages and pages have in common."""
+"""Words that messages and pages have in common, and text of unknown origin made harmless for each of them."""
 
+import csv
 import difflib
-from collections.abc import Iterable
+import html
+import io
+import re
+import unicodedata
+from collections.abc import Iterable, Sequence
 
-__all__ = ["counted", "suggestion"]
+__all__ = ["counted", "csv_text", "markdown", "sentence", "spelled", "suggestion"]
+
+_FORMULA = "=+-@\t\r\n\uff1d\uff0b\uff0d\uff20"  # a cell that begins so is calculated; the last four are full-width
+_NUMBER = re.compile(r"[+-]?\d+(\.\d*)?(e[+-]?\d+)?", re.IGNORECASE | re.ASCII)
 
 
 def counted(number: float, noun: str) -> str:
@@ -25,3 +33,59 @@ def suggestion(given: str, known: Iterable[str], listing: str) -> str:
     """
     near = difflib.get_close_matches(given, list(known), 1)
     return f"did you mean {near[0]}? {listing[:1].upper()}{listing[1:]}" if near else listing
+
+
+def spelled(text: str) -> str:
+    """Return text of unknown origin on one line, with every sign that a terminal obeys or hides spelled out.
+
+    These are control and format characters (escape sequences, changes of the direction of writing, zero widths), ends
+    of lines, lone surrogates (names of files that are not UTF-8), and signs that Unicode does not know.
+
+    >>> spelled("a" + chr(27) + "[2J"), spelled(chr(0x202E) + "b"), spelled("é [red]")
+    ('a\\\\x1b[2J', '\\\\u202eb', 'é [red]')
+    """
+    return "".join(sign if _harmless(sign) else sign.encode("unicode_escape").decode() for sign in text)
+
+
+def _harmless(sign: str) -> bool:
+    return sign.isprintable() or unicodedata.category(sign) == "Zs"
+
+
+def sentence(text: str) -> str:
+    """Return `spelled` text whose lines are joined to one: messages of other libraries have several.
+
+    >>> sentence("it does not fit:\\n\\tsize 3")
+    'it does not fit: size 3'
+    """
+    return spelled(re.sub(r"[ \t]*[\r\n]+\s*", " ", text.strip()))
+
+
+def markdown(text: str) -> str:
+    """Return text of unknown origin for a page of Markdown: no markup, no HTML, no end of a table's cell.
+
+    >>> print(markdown("a|b <c> _d_ [e](f)"))
+    a\\|b &lt;c&gt; \\_d\\_ \\[e\\](f)
+    """
+    escaped = re.sub(r"([\\`*_\[\]|~#!])", r"\\\1", spelled(text))
+    return html.escape(escaped, quote=False)
+
+
+def csv_text(rows: Iterable[Sequence[object]]) -> str:
+    """Return rows as comma-separated values that no spreadsheet calculates.
+
+    A text that begins as a formula does (`=`, `+`, `-`, `@`, tab, end of line) gets an apostrophe in front, as OWASP
+    says, unless it is a plain number; what a terminal would obey is `spelled` out.
+
+    >>> csv_text([["class", "share"], ["=1+2", -0.5], ["-3", 1]])
+    "class,share\\n'=1+2,-0.5\\n-3,1\\n"
+    """
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([[_cell(value) for value in row] for row in rows])
+    return text.getvalue()
+
+
+def _cell(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    guard = "'" if value.startswith(tuple(_FORMULA)) and not _NUMBER.fullmatch(value) else ""
+    return guard + spelled(value)

@@ -1,6 +1,5 @@
 """A table of accuracies beside the paper's: rows from the cells that are there, and the page that shows them."""
 
-import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,7 +11,7 @@ from sidestep.bench.study_report import Table, share
 from sidestep.bench.table_rows import FIRST_TEST, FIRST_TRAIN, command_for
 from sidestep.rules.presets import PaperCell, Preset
 from sidestep.version import __version__
-from sidestep.wording import counted
+from sidestep.wording import counted, spelled
 
 __all__ = ["accuracy_record", "accuracy_row", "accuracy_tables", "accuracy_text", "verdict"]
 
@@ -143,7 +142,7 @@ def accuracy_text(record: Mapping[str, Any]) -> str:
     left_out = record["rows_left_out"]
     parts = [
         f"# {record['table']}, budget {record['budget']}",
-        textwrap.indent(record["command"], "    "),
+        "\n".join(f"    {spelled(line)}" for line in record["command"].splitlines()),
         _BUDGETS[record["budget"]],
         f"{counted(record['seeds'], 'seed')}, {counted(record['inference_runs'], 'inference run')} each; {places}; "
         f"{counted(record['threads'], 'thread')}; sidestep {record['sidestep']}, torch {record['torch']}."

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from sidestep.bench.blocks import AGREES, COMPARED, ORACLE
 from sidestep.bench.study_report import Table, new_figure, share
 from sidestep.nets.chain_study import CHAIN_READINGS, READINGS_BY_BLOCK
+from sidestep.wording import markdown
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -70,7 +71,7 @@ def blocks_text(record: Mapping[str, Any]) -> str:
     """Return the heading and what was done."""
     blocks, seeds = record["blocks"], ", ".join(map(str, record["seeds"]))
     return (
-        f"# Is it the denoising, or just classifiers? {record['data']}, blocks: {blocks}\n\n"
+        f"# Is it the denoising, or just classifiers? {markdown(record['data'])}, blocks: {blocks}\n\n"
         f"{record['rule']['name']}, and {record['baseline']['name']} on the same blocks in a chain. "
         f"Training images: {record['train_images']:,}; epochs: {record['epochs']}; batch: {record['batch']}; "
         f"seeds: {seeds}. All options, and every seed's numbers, are in study.json."

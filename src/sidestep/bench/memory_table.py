@@ -2,7 +2,6 @@
 
 import json
 import math
-import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from sidestep.rules import RULES, Batch, Task
 from sidestep.rules.presets import PRESETS, Preset
 from sidestep.training import Compute
 from sidestep.version import __version__
-from sidestep.wording import counted
+from sidestep.wording import counted, spelled
 
 __all__ = ["memory_record", "memory_tables", "memory_text", "training_peak", "with_earlier"]
 
@@ -125,7 +124,7 @@ def memory_text(record: Mapping[str, Any]) -> str:
     """Return what stands above the table."""
     parts = [
         f"# {record['table']}: memory in training",
-        textwrap.indent(record["command"], "    "),
+        "\n".join(f"    {spelled(line)}" for line in record["command"].splitlines()),
         f"{record['device']}, {record['precision']}, {counted(record['threads'], 'thread')}; "
         f"sidestep {record['sidestep']}, torch {record['torch']}.",
         _NOTE.format(steps=record["steps"], batch=", ".join(map(str, record["batch"]))),

@@ -1,10 +1,9 @@
 """The pages of a comparison: bench.md, and bench.html with everything in one file."""
 
 import base64
-import io
+import html
 import sys
 from collections.abc import Mapping, Sequence
-from html import escape
 from typing import Any
 
 from sidestep import checkpoint
@@ -14,8 +13,8 @@ from sidestep.bench.race_numbers import common_threshold
 from sidestep.bench.race_records import RaceFolder
 from sidestep.bench.race_tables import race_tables
 from sidestep.bench.race_words import sentences
-from sidestep.bench.study_report import Table
-from sidestep.wording import counted
+from sidestep.bench.study_report import Table, png_of
+from sidestep.wording import counted, markdown, spelled
 
 __all__ = ["NOTES", "Report", "write_report"]
 
@@ -90,50 +89,61 @@ class Report:
 
 def write_report(report: Report, folder: RaceFolder, asked: Mapping[str, Any]) -> None:
     """Write bench.md and bench.html into the folder, each in one move."""
-    parts = ["# What does it gain, and what does it take?", f"    {report.command}", report.where(asked)]
+    parts = [
+        "# What does it gain, and what does it take?",
+        f"    {spelled(report.command)}",
+        markdown(report.where(asked)),
+    ]
     for data in report.race.data:
-        parts += [f"## {data}", *report.said[data], *(table.markdown() for table in report.tables[data])]
+        parts += [
+            f"## {markdown(data)}",
+            *map(markdown, report.said[data]),
+            *(table.markdown() for table in report.tables[data]),
+        ]
     parts += ["## How to read it", "\n".join(f"- {note}" for note in NOTES)]
     checkpoint.write_text(folder.page_file, "\n\n".join(parts) + "\n")
     checkpoint.write_text(folder.html_file, _html(report, asked))
+
+
+def _words(text: str) -> str:
+    """Return words for a page of HTML; what is invisible is spelled out."""
+    return html.escape(spelled(text))
 
 
 def _html(report: Report, asked: Mapping[str, Any]) -> str:
     parts = []
     for data in report.race.data:
         main, *more = report.tables[data]
-        parts.append(f"<h2>{escape(data)}</h2>")
-        parts.append(f'<div class="said">{"".join(f"<p>{escape(line)}</p>" for line in report.said[data])}</div>')
+        parts.append(f"<h2>{_words(data)}</h2>")
+        parts.append(f'<div class="said">{"".join(f"<p>{_words(line)}</p>" for line in report.said[data])}</div>')
         parts.append(_table(main, report.baseline))
         for caption, figure in race_figures(report.records, data, report.labels, report.baseline):
-            buffer = io.BytesIO()
-            figure.savefig(buffer, format="png", dpi=150)
-            picture = base64.b64encode(buffer.getvalue()).decode()
+            picture = base64.b64encode(png_of(figure, dpi=150)).decode()
             parts.append(
-                f'<figure><figcaption>{escape(caption)}</figcaption><img alt="{escape(caption)}" '
+                f'<figure><figcaption>{_words(caption)}</figcaption><img alt="{_words(caption)}" '
                 f'src="data:image/png;base64,{picture}"></figure>'
             )
         parts += [_table(table, report.baseline) for table in more]
-    notes = "".join(f"<li>{escape(note)}</li>" for note in NOTES)
+    notes = "".join(f"<li>{_words(note)}</li>" for note in NOTES)
     return (
         '<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(report.command)}</title>\n<style>{_STYLE}</style>\n"
+        f"<title>{_words(report.command)}</title>\n<style>{_STYLE}</style>\n"
         "<h1>What does it gain, and what does it take?</h1>\n"
-        f"<pre>{escape(report.command)}</pre>\n<p class='small'>{escape(report.where(asked))}</p>\n"
+        f"<pre>{_words(report.command)}</pre>\n<p class='small'>{_words(report.where(asked))}</p>\n"
         + "\n".join(parts)
         + f"\n<h2>How to read it</h2>\n<ul class='small'>{notes}</ul>\n</html>\n"
     )
 
 
 def _table(table: Table, baseline: str) -> str:
-    head = "".join(f"<th>{escape(column)}</th>" for column in table.columns)
+    head = "".join(f"<th>{_words(column)}</th>" for column in table.columns)
     lines = []
     for row in table.rows:
         kinds = [' class="words"' if table.columns[i] in ("how", "why") else "" for i in range(len(row))]
         cells = "".join(f"<td{kind}>{_cell(word)}</td>" for kind, word in zip(kinds, row, strict=True))
         lines.append(f'<tr class="baseline">{cells}</tr>' if row[0] == baseline else f"<tr>{cells}</tr>")
-    title = f"<p><b>{escape(table.title)}</b></p>" if table.title else ""
+    title = f"<p><b>{_words(table.title)}</b></p>" if table.title else ""
     return (
         f'{title}<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
     )
@@ -143,5 +153,5 @@ def _cell(word: str) -> str:
     """Return a cell's words; what stands in brackets behind a number goes below it."""
     number, bracket, spread = word.partition(" (")
     if bracket and number.replace(".", "").replace(",", "").isdigit():
-        return f"{escape(number)}<small>{escape(spread.removesuffix(')'))}</small>"
-    return escape(word)
+        return f"{_words(number)}<small>{_words(spread.removesuffix(')'))}</small>"
+    return _words(word)

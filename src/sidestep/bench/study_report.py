@@ -2,6 +2,7 @@
 
 import io
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -11,12 +12,12 @@ import torch
 from sidestep import checkpoint
 from sidestep.errors import InputError
 from sidestep.version import __version__
-from sidestep.wording import counted
+from sidestep.wording import counted, markdown, spelled
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["Table", "folder_for_study", "new_figure", "share", "write_study"]
+__all__ = ["Table", "folder_for_study", "new_figure", "png_of", "share", "write_study"]
 
 
 class Table(NamedTuple):
@@ -28,8 +29,9 @@ class Table(NamedTuple):
 
     def markdown(self) -> str:
         """Return it as Markdown."""
-        lines = [self.columns, ["---"] * len(self.columns), *self.rows]
-        return f"{self.title}\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        rows = [[markdown(word) for word in line] for line in (self.columns, *self.rows)]
+        lines = [rows[0], ["---"] * len(self.columns), *rows[1:]]
+        return f"{markdown(self.title)}\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def share(mean: float, error: float | None = None, signed: bool = False) -> str:
@@ -92,13 +94,25 @@ def write_study(out: Path, record: Mapping[str, Any], text: str, tables: Sequenc
     Raises:
         CheckpointError: if one of them cannot be written.
     """
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
     parts = [text, *(table.markdown() for table in tables), "![the study as a picture](study.png)",
              f"sidestep {__version__}, torch {torch.__version__}."]  # fmt: skip
-    checkpoint.write_bytes(out / "study.png", buffer.getvalue())
+    checkpoint.write_bytes(out / "study.png", png_of(figure))
     checkpoint.write_text(out / "study.md", "\n\n".join(parts) + "\n")
     checkpoint.write_text(out / "study.json", json.dumps(record, indent=1) + "\n")
+
+
+def png_of(figure: "Figure", dpi: int | None = None) -> bytes:
+    """Return a figure as a file; names in it are shown as they are, `$` included, and `spelled`."""
+    from matplotlib.text import Text
+
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)
+        text.set_text("\n".join(map(spelled, text.get_text().split("\n"))))
+    buffer = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # a box stands for such a letter
+        figure.savefig(buffer, format="png", dpi=dpi or figure.dpi)
+    return buffer.getvalue()
 
 
 def new_figure(width: float, height: float) -> "Figure":

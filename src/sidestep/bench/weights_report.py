@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from sidestep.bench.study_report import Table, new_figure, share
 from sidestep.bench.weights import PLAIN
+from sidestep.wording import markdown
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -50,7 +51,7 @@ def weights_tables(record: Mapping[str, Any]) -> list[Table]:
 def weights_text(record: Mapping[str, Any]) -> str:
     """Return the heading and what was done."""
     return (
-        f"# Which times own the gradient? {record['data']}\n\n"
+        f"# Which times own the gradient? {markdown(record['data'])}\n\n"
         f"One net per loss, {record['steps']} steps in batches of {record['batch']}, seed {record['seed']}; every "
         f"loss's gradient on each of them at {len(record['times'])} times, from the same {record['images']} "
         f"{record['split']} images with the same noise; eta {record['eta']:g}, clipped at "

@@ -1,6 +1,5 @@
 """The command line: `sidestep train RULE`, `eval`, `predict`, `replay`, `rules`, `data` and others."""
 
-import os
 import sys
 from collections.abc import Callable, Sequence
 
@@ -12,6 +11,8 @@ from sidestep.cli.log import inspect_command, replay_command, verify_command
 from sidestep.cli.output import data_notices_shown, fail, show
 from sidestep.cli.presets import presets_command
 from sidestep.cli.reproduce import reproduce_command
+from sidestep.cli.rescue import explained
+from sidestep.cli.streams import all_letters, delivered, output_lost
 from sidestep.cli.study import study_command
 from sidestep.cli.train import train_command
 from sidestep.cli.use import eval_command, predict_command
@@ -65,28 +66,37 @@ options:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line and exit: 0 if all went well, 2 for wrong input, 128 + signal if it was stopped."""
+    """Run the command line and exit: 0 if all went well, 2 for wrong input, 128 + signal if it was stopped.
+
+    1 if what was printed could not be written, or a command's own answer is no; 70 for a mistake of ours.
+    """
     given = list(sys.argv[1:] if arguments is None else arguments)
+    all_letters()
+    with delivered():
+        _run(_begun, given)
+
+
+def _begun(given: list[str]) -> None:
     if not given or given[0] in ("-h", "--help", "help"):
-        show(HELP)
+        show(*HELP.splitlines())
     elif given[0] == "--version":
         show(f"sidestep {__version__}")
     elif given[0] not in COMMANDS:
         said = suggestion(given[0], COMMANDS, f"there are: {', '.join(COMMANDS)}")
         fail(f"unknown command {given[0]!r}: {said}", 2)
     else:
-        _run(COMMANDS[given[0]], given[1:])
+        COMMANDS[given[0]](given[1:])
 
 
-def _run(command: Callable[[list[str]], None], rest: list[str]) -> None:
+def _run(command: Callable[[list[str]], None], given: list[str]) -> None:
     try:
         with data_notices_shown():
-            command(rest)
-        sys.stdout.flush()
+            command(given)
     except KeyboardInterrupt:
         fail("stopped at once; the last checkpoint is as it was", 130)
     except SidestepError as error:
         fail(str(error), 2)
-    except BrokenPipeError:  # the reader of our output, such as `head`, has gone
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(1) from None
+    except Exception as error:  # no traceback leaves the command line
+        if output_lost(error):
+            raise
+        fail(*explained(error))

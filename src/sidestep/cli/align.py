@@ -1,7 +1,6 @@
 """`sidestep align RULE` and `sidestep align RUN`: how well a rule's estimates point along the true gradient."""
 
 import difflib
-import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -10,7 +9,9 @@ import tyro
 
 from sidestep import checkpoint
 from sidestep.bench.alignment_report import alignment_figure, alignment_table
+from sidestep.bench.study_report import png_of
 from sidestep.cli.output import check_new, default_data_dir, error_console, show, show_json, show_table
+from sidestep.cli.parse import parsed
 from sidestep.cli.train import module_from
 from sidestep.cli.use import data_of
 from sidestep.data import load
@@ -73,7 +74,7 @@ class Untrained:
 def align_command(arguments: list[str]) -> None:
     """Parse the options, measure, and print the table."""
     if not arguments or arguments[0] in ("-h", "--help"):
-        show(_HELP)
+        show(*_HELP.splitlines())
     elif arguments[0] in RULES:
         _align_rule(arguments[0], arguments[1:])
     elif Path(arguments[0]).is_dir():
@@ -95,7 +96,7 @@ def _align_rule(name: str, arguments: list[str]) -> None:
     collect.__annotations__["rule"] = Annotated[RULES[name], tyro.conf.arg(name="")]
     collect.__defaults__ = (RULES[name](), Untrained(), Look())
     about = f"Measure how well the estimates of {name} point along the true gradient, in an untrained net."
-    rule, given, look = tyro.cli(collect, prog=f"sidestep align {name}", description=about, args=arguments)
+    rule, given, look = parsed(collect, f"sidestep align {name}", arguments, about)
     _check(look)
     data = load(
         given.data,
@@ -111,7 +112,7 @@ def _align_rule(name: str, arguments: list[str]) -> None:
 
 def _align_run(folder: Path, arguments: list[str]) -> None:
     about = "Measure how well the estimates of a run's rule point along the true gradient, in its net as it stands."
-    look = tyro.cli(Look, prog=f"sidestep align {folder}", description=about, args=arguments)
+    look = parsed(Look, f"sidestep align {folder}", arguments, about)
     _check(look)
     # never from the run's own configuration: looking at somebody's run must not run their code
     run = load_run(folder, module=module_from(look.module) if look.module else None, device=look.device)
@@ -126,9 +127,7 @@ def _check(look: Look) -> None:
 
 def _report(found: Aligned, look: Look, curves: dict[str, list[tuple[int, float]]]) -> None:
     if look.out:
-        buffer = io.BytesIO()
-        alignment_figure(found, curves).savefig(buffer, format="png")
-        checkpoint.write_bytes(look.out, buffer.getvalue())
+        checkpoint.write_bytes(look.out, png_of(alignment_figure(found, curves)))
     if look.json:
         show_json({**found.record(), "training": curves})
         return

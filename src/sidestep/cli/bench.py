@@ -7,8 +7,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
-import tyro
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
 
 from sidestep.bench.apart import FAILED
 from sidestep.bench.entries import find_baseline, read_entries
@@ -17,7 +16,8 @@ from sidestep.bench.race_numbers import score
 from sidestep.bench.race_page import Report, write_report
 from sidestep.bench.race_records import RaceFolder
 from sidestep.bench.race_run import Budget
-from sidestep.cli.output import default_data_dir, error_console, fail, show, show_json, show_table
+from sidestep.cli.output import PlainColumn, default_data_dir, error_console, fail, show, show_json, show_table, tell
+from sidestep.cli.parse import parsed
 from sidestep.cli.repeated import Repeated, all_words
 from sidestep.errors import InputError
 from sidestep.training import Stopped
@@ -30,7 +30,7 @@ _SECONDS = 300.0  # of training per run, where only --to says when to stop
 
 def bench_command(arguments: list[str]) -> None:
     """Parse the options, run what is not done yet, and print the table."""
-    begin = tyro.cli(_bench, prog="sidestep bench", args=arguments)
+    begin = parsed(_bench, "sidestep bench", arguments)
     begin(shlex.join(["sidestep", "bench", *arguments]))
 
 
@@ -153,8 +153,8 @@ class _RaceBar(AbstractContextManager["_RaceBar"]):
 
     def __init__(self) -> None:
         self._bar = Progress(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-            TextColumn("{task.fields[news]}"), console=error_console, disable=not error_console.is_terminal,
+            PlainColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+            PlainColumn("{task.fields[news]}"), console=error_console, disable=not error_console.is_terminal,
         )  # fmt: skip
         self._runs = self._bar.add_task("runs", total=None, news="")
         self._run = self._bar.add_task("", total=100, news="")
@@ -180,11 +180,8 @@ class _RaceBar(AbstractContextManager["_RaceBar"]):
     def end(self, record: Mapping[str, Any]) -> None:
         """Print a line about the run above the bars."""
         self._bar.advance(self._runs)
-        if not error_console.is_terminal:
-            return
         found = record[FAILED]["why"] if FAILED in record else f"{score(record):.2%} in {record['seconds']:.1f} s"
-        line = f"{record['entry']} on {record['data']}, seed {record['seed']}: {found}"
-        error_console.print(line, markup=False, soft_wrap=True)
+        tell(f"{record['entry']} on {record['data']}, seed {record['seed']}: {found}")
 
 
 def _names(words: tuple[str, ...]) -> tuple[str, ...]:

@@ -16,7 +16,8 @@ from sidestep.bench.fit_memory import (
     verdict,
 )
 from sidestep.bench.step_cost import Work
-from sidestep.cli.output import error_console, fail, show, show_json, show_table
+from sidestep.cli.output import fail, show, show_json, show_table, tell
+from sidestep.cli.parse import parsed
 from sidestep.cli.train import last_value, rule_named
 from sidestep.data import names
 from sidestep.errors import InputError
@@ -64,7 +65,7 @@ def fit_memory_command(arguments: list[str]) -> None:
         raise InputError("give the memory that training may take, for instance --budget 512MiB")
     budget = parse_bytes(given.budget)
     ways = _ways(rule, given)
-    rows = fit_memory(ways, budget, _tell)
+    rows = fit_memory(ways, budget, tell)
     asked = {key: value for key, value in dataclasses.asdict(given).items() if key not in ("json", "budget")}
     hyper = {field.name: getattr(rule, field.name) for field in dataclasses.fields(rule)}
     if given.json:
@@ -72,7 +73,7 @@ def fit_memory_command(arguments: list[str]) -> None:
     else:
         table = fit_table(rows, budget)
         show_table(table.title, table.columns, table.rows)
-        show("\n".join(["", *(f"{row.label}: {row.why}" for row in rows if row.why), verdict(rows, budget)]))
+        show("", *(f"{row.label}: {row.why}" for row in rows if row.why), verdict(rows, budget))
         show("A step is one update of all weights from one batch; what it teaches differs between rules.")
     if not any(row.fits(budget) for row in rows):
         fail(verdict(rows, budget), 1)
@@ -86,7 +87,7 @@ def _parse(kind: type[Rule], arguments: list[str]) -> tuple[Rule, FitOptions]:
 
     collect.__annotations__["rule"] = Annotated[kind, tyro.conf.arg(name="")]
     collect.__defaults__ = (FitOptions(), kind())
-    return tyro.cli(collect, prog="sidestep fit-memory", description=_HELP, args=arguments)
+    return parsed(collect, "sidestep fit-memory", arguments, _HELP)
 
 
 def _ways(rule: Rule, given: FitOptions) -> list[Way]:
@@ -136,8 +137,3 @@ def _net_of(rule: Rule) -> dict[str, Any]:
     elif values.get("norm") in (True, False, "auto"):  # a rule's only norm of dense layers is that over features
         values["norm"] = "layer" if values["norm"] else "none"
     return values
-
-
-def _tell(line: str) -> None:
-    if error_console.is_terminal:
-        error_console.print(line)

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import tyro
 
 from sidestep.cli.output import check_new, default_data_dir, error_console, show, show_json, show_table
+from sidestep.cli.parse import parsed
 from sidestep.data import grid, load, names
 from sidestep.errors import InputError
 from sidestep.rules import RULES
@@ -16,19 +17,19 @@ __all__ = ["data_command", "rules_command"]
 
 def rules_command(arguments: list[str]) -> None:
     """Parse the options and list the learning rules."""
-    tyro.cli(_rules, prog="sidestep rules", args=arguments)
+    parsed(_rules, "sidestep rules", arguments)
 
 
 def data_command(arguments: list[str]) -> None:
     """List the data sets, or show pictures of one."""
     if arguments and arguments[0] == "show":
-        tyro.cli(_show, prog="sidestep data show", args=arguments[1:])
+        parsed(_show, "sidestep data show", arguments[1:])
     elif arguments and not arguments[0].startswith("-"):
         raise InputError(
             f"unknown word {arguments[0]!r}: use `sidestep data` or `sidestep data show NAME --out grid.png`"
         )
     else:
-        tyro.cli(_data, prog="sidestep data", args=arguments)
+        parsed(_data, "sidestep data", arguments)
 
 
 def _rules(*, json: bool = False) -> None:
@@ -43,7 +44,7 @@ def _rules(*, json: bool = False) -> None:
         return
     rows = [[name, kind.summary, ", ".join(kind.predictors)] for name, kind in RULES.items()]
     show_table("", ["rule", "what it does", "readings at inference"], rows)
-    show("\n`sidestep train RULE --help` explains a rule's options.")
+    show("", "`sidestep train RULE --help` explains a rule's options.")
 
 
 def _data(*, json: bool = False) -> None:
@@ -60,7 +61,7 @@ def _data(*, json: bool = False) -> None:
     columns = ["data set", "what it is", "train", "test", "download", "licence"]
     rows = [[k.name, k.description, f"{k.train:,}", f"{k.test:,}", k.download, k.licence] for k in found]
     show_table("", columns, rows)
-    show("\nAlso: a .npz file, or a folder with one folder of images per class.")
+    show("", "Also: a .npz file, or a folder with one folder of images per class.")
 
 
 def _show(

@@ -8,7 +8,8 @@ import tyro
 from torch import Tensor
 
 from sidestep import checkpoint
-from sidestep.cli.output import check_new, fail, notice, plain, show, show_json, show_table
+from sidestep.cli.output import check_new, fail, notice, show, show_json, show_table
+from sidestep.cli.parse import parsed
 from sidestep.cli.train import module_from
 from sidestep.errors import CheckpointError, InputError
 from sidestep.steplog import LogReader, Replayed, rebuild, summary
@@ -23,17 +24,17 @@ _ROUNDING = "; float weights have the bits of training on its processor alone, w
 
 def replay_command(arguments: list[str]) -> None:
     """Parse the options, replay, and print or write what came out."""
-    tyro.cli(_replay, prog="sidestep replay", args=arguments)
+    parsed(_replay, "sidestep replay", arguments)
 
 
 def inspect_command(arguments: list[str]) -> None:
     """Parse the options and print what a log holds."""
-    tyro.cli(_inspect, prog="sidestep inspect", args=arguments)
+    parsed(_inspect, "sidestep inspect", arguments)
 
 
 def verify_command(arguments: list[str]) -> None:
     """Parse the options, replay, and compare with a run."""
-    tyro.cli(_verify, prog="sidestep verify", args=arguments)
+    parsed(_verify, "sidestep verify", arguments)
 
 
 def _log(path: Path) -> Path:
@@ -128,8 +129,8 @@ def _inspect(log: Annotated[Path, tyro.conf.Positional], /, json: bool = False) 
     if json:
         show_json({"log": str(log), **found})
         return
-    rows = [[name.replace("_", " "), plain(_words(value))] for name, value in found.items() if value is not None]
-    show_table(plain(str(log)), ["what", "value"], rows)
+    rows = [[name.replace("_", " "), _words(value)] for name, value in found.items() if value is not None]
+    show_table(str(log), ["what", "value"], rows)
     if found["damage"] is None:
         show("no damage")
 

@@ -1,74 +1,116 @@
-"""What the command line prints, and where: results to standard output, progress and errors to standard error."""
+"""What the command line prints, and where: results to standard output, progress and errors to standard error.
 
+These are the only doors to the terminal. Text that came from a file (names of classes, files, entries; messages that
+hold them) is made harmless here, so that no caller can forget it.
+"""
+
+import contextlib
+import io
 import json
 import os
+import sys
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
 from rich.console import Console
-from rich.markup import escape
+from rich.progress import Task, TextColumn
 from rich.table import Table
+from rich.text import Text
 
 from sidestep.data import DataNotice
 from sidestep.errors import InputError
+from sidestep.wording import sentence, spelled
 
 __all__ = [
+    "PlainColumn",
     "check_new",
+    "complain",
+    "complain_in_lines",
     "data_notices_shown",
     "default_data_dir",
     "error_console",
     "fail",
     "notice",
-    "plain",
     "show",
     "show_json",
     "show_table",
+    "tell",
 ]
 
-error_console = Console(stderr=True, highlight=False)
+
+class _StandardError(io.TextIOBase):
+    """Standard error as it is when something is printed; that nobody reads it stops nothing, least of all training."""
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError, ValueError):
+            sys.stderr.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            sys.stderr.flush()
+
+    def isatty(self) -> bool:
+        return sys.stderr.isatty()
+
+    def fileno(self) -> int:
+        return sys.stderr.fileno()
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        return sys.stderr.encoding
 
 
-def show(text: str) -> None:
-    """Print text to standard output."""
-    print(text.rstrip("\n"))
+error_console = Console(file=_StandardError(), highlight=False)  # type: ignore[arg-type]
+_WIDTH = 200  # of tables that no terminal shows
 
 
-def plain(text: str) -> str:
-    """Return text of unknown origin for a table: no markup, and control characters spelled out.
-
-    >>> plain("a\x1b[2J")
-    'a\\\\x1b[2J'
-    """
-    return escape("".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in text))
+def show(*lines: str) -> None:
+    """Print lines to standard output."""
+    for line in lines:
+        print(spelled(line))
 
 
 def show_json(record: Mapping[str, Any]) -> None:
-    """Print a record as one line of JSON, the last line of standard output."""
+    """Print a record as one line of JSON, the last line of standard output: exact, and in ASCII."""
     print(json.dumps(record), flush=True)
 
 
-def show_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
+def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print a table to standard output."""
-    table = Table(title=title, title_justify="left", box=None, header_style="bold", pad_edge=False)
+    table = Table(
+        title=Text(spelled(title)) if title else None,
+        title_justify="left", box=None, header_style="bold", pad_edge=False,
+    )  # fmt: skip
     for column in columns:
-        table.add_column(column, overflow="fold")
+        table.add_column(Text(spelled(column)), overflow="fold")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*(Text(spelled(word)) for word in row))
     console = Console(highlight=False)
     if not console.is_terminal:
-        console = Console(highlight=False, width=200)
+        console = Console(highlight=False, width=_WIDTH)
     console.print(table)
 
 
 def notice(text: str) -> None:
     """Print a sentence to standard error that whoever started the command should know."""
-    error_console.print(f"sidestep: {text}", markup=False, soft_wrap=True)
+    _to_standard_error(f"sidestep: {text}")
 
 
-@contextmanager
+def complain(text: str) -> None:
+    """Print what is wrong to standard error."""
+    _to_standard_error(f"sidestep: {text}", style="bold red")
+
+
+def complain_in_lines(text: str) -> None:
+    """Print what is wrong, in several lines, to standard error."""
+    for line in text.splitlines():
+        _to_standard_error(line, style="red")
+
+
+@contextlib.contextmanager
 def data_notices_shown() -> Iterator[None]:
     """Print what loaders have to tell of the data (`DataNotice`) as notices, each sentence once."""
     told: set[str] = set()
@@ -89,8 +131,26 @@ def data_notices_shown() -> Iterator[None]:
 
 def fail(message: str, status: int) -> NoReturn:
     """Print an error and exit."""
-    error_console.print(f"sidestep: {message}", style="bold red", markup=False, soft_wrap=True)
+    complain(message)
     raise SystemExit(status)
+
+
+def tell(line: str, end: str = "\n") -> None:
+    """Print a line about what is under way to standard error, if that is a terminal."""
+    if error_console.is_terminal:
+        _to_standard_error(line, end=end)
+
+
+def _to_standard_error(text: str, style: str = "", end: str = "\n") -> None:
+    error_console.print(Text(sentence(text), style=style), soft_wrap=True, end=end)
+
+
+class PlainColumn(TextColumn):
+    """Words beside a progress bar, as they are."""
+
+    def render(self, task: Task) -> Text:
+        """Return the words without markup."""
+        return Text(spelled(self.text_format.format(task=task)))
 
 
 def check_new(path: Path, overwrite: bool, suffixes: tuple[str, ...]) -> None:
@@ -99,6 +159,8 @@ def check_new(path: Path, overwrite: bool, suffixes: tuple[str, ...]) -> None:
         raise InputError(f"--out must end in {' or '.join(suffixes)}, got {path}")
     if not path.parent.is_dir():
         raise InputError(f"the folder {path.parent} does not exist")
+    if path.is_dir():
+        raise InputError(f"{path} is a folder; choose another --out")
     if path.exists() and not overwrite:
         raise InputError(f"{path} exists already; choose another --out, or replace it with --overwrite")
 

@@ -2,9 +2,8 @@
 
 import dataclasses
 
-import tyro
-
 from sidestep.cli.output import show, show_json, show_table
+from sidestep.cli.parse import parsed
 from sidestep.errors import InputError
 from sidestep.rules.presets import PRESETS, PaperCell, presets_for
 from sidestep.wording import suggestion
@@ -14,7 +13,7 @@ __all__ = ["presets_command"]
 
 def presets_command(arguments: list[str]) -> None:
     """Parse the options and list the presets."""
-    tyro.cli(_presets, prog="sidestep presets", args=arguments)
+    parsed(_presets, "sidestep presets", arguments)
 
 
 def _presets(*, data: str | None = None, json: bool = False) -> None:
@@ -34,7 +33,7 @@ def _presets(*, data: str | None = None, json: bool = False) -> None:
         return
     rows = [[preset.name, preset.data, preset.rule, _reported(preset.paper), preset.summary] for preset in found]
     show_table("", ["preset", "data", "rule", "the paper's %", "what it is"], rows)
-    show("\n`sidestep train --preset NAME` trains by one; options given beside it go first.")
+    show("", "`sidestep train --preset NAME` trains by one; options given beside it go first.")
 
 
 def _reported(cell: PaperCell | None) -> str:

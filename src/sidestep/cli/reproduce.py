@@ -6,15 +6,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-import tyro
-
 from sidestep.bench.accuracy_table import accuracy_tables
 from sidestep.bench.memory_table import memory_record, memory_tables, memory_text, with_earlier
 from sidestep.bench.reproduce import Plan, folder_for_tables, reproduce, write_page
 from sidestep.bench.study_report import Table
 from sidestep.bench.table_rows import wanted_presets
 from sidestep.cli.bar import TrainingBar
-from sidestep.cli.output import default_data_dir, error_console, fail, show, show_json, show_table
+from sidestep.cli.output import default_data_dir, error_console, fail, show, show_json, show_table, tell
+from sidestep.cli.parse import parsed
 from sidestep.cli.repeated import Repeated, all_words
 from sidestep.errors import InputError
 from sidestep.training import Progress, Stopped
@@ -28,8 +27,8 @@ _ACCURACY, _MEMORY = "noprop-table1", "noprop-table2"
 def reproduce_command(arguments: list[str]) -> None:
     """Parse the options, fill the table, write and print it."""
     if not arguments or arguments[0] in ("-h", "--help"):
-        lines = "\n".join(f"  {name:16}{about}" for name, (about, _) in TABLES.items())
-        show(f"usage: sidestep reproduce TABLE [OPTIONS]\n\ntables:\n{lines}\n\n"
+        lines = [f"  {name:16}{about}" for name, (about, _) in TABLES.items()]
+        show("usage: sidestep reproduce TABLE [OPTIONS]", "", "tables:", *lines, "",
              "`sidestep reproduce TABLE --help` explains the options of a table.")  # fmt: skip
         return
     name, rest = arguments[0], arguments[1:]
@@ -37,7 +36,7 @@ def reproduce_command(arguments: list[str]) -> None:
         said = suggestion(name, TABLES, f"there are: {', '.join(TABLES)}")
         raise InputError(f"unknown table {name!r}: {said}")
     command = shlex.join(["sidestep", "reproduce", *arguments])
-    begin = tyro.cli(TABLES[name][1], prog=f"sidestep reproduce {name}", args=rest)
+    begin = parsed(TABLES[name][1], f"sidestep reproduce {name}", rest)
     try:
         begin(command)
     except KeyboardInterrupt as stopped:
@@ -124,7 +123,7 @@ def _memory(
             names = " ".join(all_words(rows))
             raise InputError(f"the paper gives memory for rows with one-hot labels only, got --rows {names}")
         folder_for_tables(report)
-        measured = memory_record(_MEMORY, found, device, command, _tell, steps)
+        measured = memory_record(_MEMORY, found, device, command, tell, steps)
         record = with_earlier(measured, report / f"{_MEMORY}.json")
         write_page(report, _MEMORY, memory_text(record), memory_tables(record), record)
         _print(record, memory_tables(record), report / f"{_MEMORY}.md", json)
@@ -140,14 +139,9 @@ TABLES: Mapping[str, tuple[str, Callable[..., Callable[[str], None]]]] = {
 
 @contextmanager
 def _watch(line: str) -> Iterator[Progress]:
-    _tell(line)
+    tell(line)
     with TrainingBar(line) as bar:
         yield bar
-
-
-def _tell(line: str) -> None:
-    if error_console.is_terminal:
-        error_console.print(line)
 
 
 def _print(record: Mapping[str, Any], tables: list[Table], path: Path, as_json: bool) -> None:

@@ -5,15 +5,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import tyro
-
 from sidestep.bench.blocks import study_blocks
 from sidestep.bench.blocks_report import blocks_figure, blocks_tables, blocks_text
 from sidestep.bench.study_report import Table, folder_for_study, write_study
 from sidestep.bench.weights import Look, study_weights
 from sidestep.bench.weights_report import weights_figure, weights_tables, weights_text
 from sidestep.cli.bar import TrainingBar
-from sidestep.cli.output import default_data_dir, error_console, fail, show, show_json, show_table
+from sidestep.cli.output import default_data_dir, error_console, fail, show, show_json, show_table, tell
+from sidestep.cli.parse import parsed
 from sidestep.data import DataSet, load
 from sidestep.errors import InputError
 from sidestep.rules import Backprop, NoPropCT, NoPropDT
@@ -29,15 +28,15 @@ __all__ = ["study_command"]
 def study_command(arguments: list[str]) -> None:
     """Parse the options, run a study, and print its tables."""
     if not arguments or arguments[0] in ("-h", "--help"):
-        lines = "\n".join(f"  {name:16}{about}" for name, (about, _) in STUDIES.items())
-        show(f"usage: sidestep study NAME [OPTIONS]\n\nstudies:\n{lines}\n\n"
+        lines = [f"  {name:16}{about}" for name, (about, _) in STUDIES.items()]
+        show("usage: sidestep study NAME [OPTIONS]", "", "studies:", *lines, "",
              "`sidestep study NAME --help` explains the options of a study.")  # fmt: skip
         return
     name, rest = arguments[0], arguments[1:]
     if name not in STUDIES:
         said = suggestion(name, STUDIES, f"there are: {', '.join(STUDIES)}")
         raise InputError(f"unknown study {name!r}: {said}")
-    tyro.cli(STUDIES[name][1], prog=f"sidestep study {name}", args=rest)
+    parsed(STUDIES[name][1], f"sidestep study {name}", rest)
 
 
 def _blocks(
@@ -162,15 +161,13 @@ def _data(name: str, data_dir: Path | None, validation: float) -> tuple[DataSet,
 
 @contextmanager
 def _watch(line: str) -> Iterator[Progress]:
-    if error_console.is_terminal:
-        error_console.print(line)
+    tell(line)
     with TrainingBar(line) as bar:
         yield bar
 
 
 def _told(name: str, step: int) -> None:
-    if error_console.is_terminal:
-        error_console.print(f"loss {name}: {step} steps", end="\r")
+    tell(f"loss {name}: {step} steps", end="\r")
 
 
 def _report(out: Path, record: dict[str, Any], text: str, tables: list[Table], figure: "Figure", as_json: bool) -> None:
@@ -179,7 +176,7 @@ def _report(out: Path, record: dict[str, Any], text: str, tables: list[Table], f
         show_json(record)
         return
     for table in tables:
-        show(f"{table.title}:\n")
+        show(f"{table.title}:", "")
         show_table("", table.columns, table.rows)
         show("")
     show(f"written: {out / 'study.json'}, study.md, study.png")

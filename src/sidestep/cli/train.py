@@ -13,9 +13,20 @@ import tyro
 from torch import nn
 
 from sidestep.cli.bar import TrainingBar
-from sidestep.cli.output import default_data_dir, error_console, fail, notice, show, show_json, show_table
+from sidestep.cli.output import (
+    complain,
+    default_data_dir,
+    error_console,
+    fail,
+    notice,
+    show,
+    show_json,
+    show_table,
+)
+from sidestep.cli.parse import parsed
 from sidestep.cli.place import check_place, label
 from sidestep.cli.quality import QUALITY_COLUMNS, quality_cells
+from sidestep.cli.rescue import is_own
 from sidestep.data import load
 from sidestep.errors import CheckpointError, InputError
 from sidestep.rules import RULES, Rule
@@ -72,7 +83,7 @@ rules: {", ".join(RULES)}
 def train_command(arguments: list[str]) -> None:
     """Parse the options, train, and print the result."""
     if not arguments or arguments[0] in ("-h", "--help"):
-        show(_HELP)
+        show(*_HELP.splitlines())
         return
     name, rest, preset = _what_to_train(arguments)
     plain = RULES[name](), Options(), DataOptions(), Extra()
@@ -177,9 +188,7 @@ def _parse(name: str, arguments: Sequence[str], defaults: Given) -> Given:
     collect.__annotations__["rule"] = Annotated[kind, tyro.conf.arg(name="")]
     collect.__defaults__ = (rule, data_options, options, extra)
     try:
-        rule, options, data_options, extra = tyro.cli(
-            collect, prog=f"sidestep train {name}", description=kind.__doc__, args=list(arguments)
-        )
+        rule, options, data_options, extra = parsed(collect, f"sidestep train {name}", arguments, kind.__doc__)
     except SystemExit as leaving:
         if leaving.code:
             _say_whose_they_are(name, arguments)
@@ -198,12 +207,7 @@ def _say_whose_they_are(name: str, arguments: Sequence[str]) -> None:
         field = option.removeprefix("--").removeprefix("no-").replace("-", "_")
         others = [other for other, kind in RULES.items() if field in {each.name for each in dataclasses.fields(kind)}]
         if field not in own and others:
-            error_console.print(
-                f"sidestep: {option} is not an option of {name}; it is one of {', '.join(others)}",
-                style="bold red",
-                markup=False,
-                soft_wrap=True,
-            )
+            complain(f"{option} is not an option of {name}; it is one of {', '.join(others)}")
 
 
 def _preset_options(preset: Preset) -> Given:
@@ -252,8 +256,9 @@ def module_from(reference: str) -> Callable[[], nn.Module]:
     loaded = importlib.util.module_from_spec(specification)
     try:
         specification.loader.exec_module(loaded)
-    except Exception as error:  # it is the user's code: anything may come out of it
+    except (Exception, SystemExit) as error:  # it is the user's code: anything may come out of it
         raise InputError(f"{file} cannot be loaded: {type(error).__name__}: {error}") from error
+    is_own(loaded)
     made = getattr(loaded, name, None)
     if made is None:
         raise InputError(f"{file} has no {name}")

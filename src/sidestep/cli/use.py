@@ -1,6 +1,5 @@
 """`sidestep eval RUN` and `sidestep predict RUN FILE`: use what was trained."""
 
-import csv
 import dataclasses
 import io
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from sidestep import checkpoint
 from sidestep.cli.output import check_new, default_data_dir, error_console, notice, show, show_json, show_table
+from sidestep.cli.parse import parsed
 from sidestep.cli.quality import QUALITY_COLUMNS, quality_cells
 from sidestep.cli.repeated import Repeated, all_words, settings
 from sidestep.cli.train import module_from
@@ -21,18 +21,19 @@ from sidestep.errors import InputError
 from sidestep.training import Run, load_run
 from sidestep.training.data_of_run import check_cut, check_task, picture_form, unlike_contrast
 from sidestep.training.folder import RunFolder
+from sidestep.wording import csv_text
 
 __all__ = ["data_of", "eval_command", "predict_command"]
 
 
 def eval_command(arguments: list[str]) -> None:
     """Parse the options, evaluate, and print the accuracies."""
-    tyro.cli(_evaluate, prog="sidestep eval", args=arguments)
+    parsed(_evaluate, "sidestep eval", arguments)
 
 
 def predict_command(arguments: list[str]) -> None:
     """Parse the options, predict, and print or write the classes."""
-    tyro.cli(_predict, prog="sidestep predict", args=arguments)
+    parsed(_predict, "sidestep predict", arguments)
 
 
 def _load(path: Path, module: str | None, device: str, given: Sequence[str]) -> Run:
@@ -191,9 +192,8 @@ def _write(out: Path, probabilities: Tensor, names: tuple[str, ...], kind: str, 
             np.savez(buffer, labels=answers, scores=shares, class_names=classes, files=where)
         checkpoint.write_bytes(out, buffer.getvalue())
     else:
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(["index", "class", kind, "file"])
-        for index, label in enumerate(labels.tolist()):
-            writer.writerow([index, names[label], f"{probabilities[index, label]:.6f}", files[index]])
-        checkpoint.write_text(out, text.getvalue())
+        rows = [
+            [index, names[label], f"{probabilities[index, label]:.6f}", files[index]]
+            for index, label in enumerate(labels.tolist())
+        ]
+        checkpoint.write_text(out, csv_text([["index", "class", kind, "file"], *rows]))

@@ -1,5 +1,6 @@
 """Data as pictures: a grid of labelled images in one PNG."""
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ from torch import Tensor
 from sidestep.data.check import Array
 from sidestep.data.splits import Split
 from sidestep.errors import DataError, InputError
+from sidestep.wording import spelled
 
 __all__ = ["grid"]
 
@@ -74,9 +76,11 @@ def _draw(pictures: Array, titles: list[str], path: Path, rows: int, columns: in
     for axis, picture, title in zip(axes, pictures, titles, strict=False):
         short = title if len(title) <= LONGEST else title[: LONGEST - 1] + "…"
         axis.imshow(picture, cmap="gray", vmin=0, vmax=white, interpolation="nearest")
-        axis.set_title(short, fontsize=8 if longest <= 12 else 5.5, pad=2, parse_math=False)
+        axis.set_title(spelled(short), fontsize=8 if longest <= 12 else 5.5, pad=2, parse_math=False)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, format="png")
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Glyph .* missing from font")  # a box stands for such a letter
+            figure.savefig(path, format="png")
     except OSError as error:
         raise DataError(f"cannot write {path}: {error.strerror or error}") from error

@@ -1,0 +1,55 @@
+"""Standard output and standard error as they may be: closed, full, unread, or without most letters."""
+
+import contextlib
+import errno
+import io
+import os
+import sys
+from collections.abc import Iterator
+
+from sidestep.cli.output import complain
+
+__all__ = ["all_letters", "delivered", "output_lost"]
+
+
+def all_letters() -> None:
+    """Let every letter be written: one that the console's encoding lacks is spelled, as in `caf\\xe9`."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors in ("strict", "surrogateescape"):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def output_lost(error: Exception) -> bool:
+    """Return whether an error comes from printing: it names no file, and standard output takes nothing more."""
+    if not isinstance(error, OSError) or error.filename is not None:
+        return False
+    try:
+        sys.stdout.write("\n")
+        sys.stdout.flush()
+    except OSError:
+        return True
+    return False
+
+
+@contextlib.contextmanager
+def delivered() -> Iterator[None]:
+    """At the end see to it that what was printed has been written; exit with status 1, and say so, if it was not.
+
+    Without a word where the reader of a pipe, such as `head`, has gone.
+    """
+    try:
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+    except OSError as error:
+        _write_no_more()
+        if error.errno != errno.EPIPE:
+            complain(f"standard output could not be written: {error.strerror}; what was to be printed is lost")
+        raise SystemExit(1) from None
+
+
+def _write_no_more() -> None:
+    """Send what is left nowhere: Python would try to write it again at its end, and say so at length."""
+    with contextlib.suppress(OSError, ValueError):  # a test's stream has no number
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
