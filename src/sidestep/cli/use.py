@@ -136,8 +136,8 @@ def _predict(
         file: Images: pictures, folders of them, a .npz (array `images`, `x`, `x_test`, `test_images`, or its only one),
             a .npy.
         out: Write all predictions there: .csv (index, class, probability, file) or .npz (labels, probabilities,
-            class_names, files); without a temperature (see `sidestep eval`) it says score and scores instead. In the .csv
-            a name that a spreadsheet would calculate has an apostrophe in front.
+            class_names, files); without a temperature (see `sidestep eval`) it says score and scores instead. In the
+            .csv a name that a spreadsheet would calculate has an apostrophe in front.
         reading: Which of the rule's readings to use, e.g. ancestral; by default the first (see `sidestep rules`).
         set: Other settings of the samplers than at training, NAME=VALUE, e.g. --set steps=200.
         module: Image path the run was trained with, FILE.py:NAME, if it was one of your own.
