@@ -17,9 +17,11 @@ import torch
 
 from sidestep import Options, data, load_run, train
 from sidestep.errors import CheckpointError, InputError, NonFiniteError
+from sidestep.files import read_json
 from sidestep.noise import Noise
 from sidestep.rules import Backprop, Batch, NoPropDT
 from sidestep.training import Stopped
+from sidestep.training.config import read_config, write_config
 from sidestep.training.folder import RunFolder
 from sidestep.training.loop import Loop
 from sidestep.training.options import Compute
@@ -51,7 +53,7 @@ class TestRunFolder:
             "rule data seed steps epochs seconds parameters peak_memory_bytes "
             "train_accuracy validation_accuracy test_accuracy run"
         )
-        result = json.loads((tmp_path / "run/result.json").read_text())
+        result = read_json(tmp_path / "run/result.json")
         assert set(wanted.split()) <= result.keys()
         assert result == json.loads(json.dumps(run.result))
         config = RunFolder(tmp_path / "run").config()
@@ -278,9 +280,15 @@ class TestEvaluationAtTheEnd:
 def test_a_run_from_before_an_option_was_there_goes_on_with_its_default(tmp_path):
     quick(tmp_path, rule=NoPropDT(blocks=2))
     config = tmp_path / "run/config.toml"
-    config.write_text("".join(line for line in config.read_text().splitlines(True) if not line.startswith("draws")))
+
+    def forget():
+        entries = read_config(config)[0]
+        del entries["rule"]["draws"]
+        write_config(config, entries)
+
+    forget()
     quick(tmp_path, rule=NoPropDT(blocks=2), resume=True)
-    config.write_text("".join(line for line in config.read_text().splitlines(True) if not line.startswith("draws")))
+    forget()
     with pytest.raises(InputError, match="draws: was absent, given 3"):
         quick(tmp_path, rule=NoPropDT(blocks=2, draws=3), resume=True)
 

@@ -1,6 +1,6 @@
 """Every error that a user can meet, with one base class to catch them all."""
 
-__all__ = ["CheckpointError", "DataError", "InputError", "NonFiniteError", "SidestepError"]
+__all__ = ["BusyError", "CheckpointError", "DataError", "InputError", "NonFiniteError", "SidestepError"]
 
 
 class SidestepError(Exception):
@@ -13,6 +13,10 @@ class InputError(SidestepError, ValueError):
 
 class DataError(InputError):
     """A data set that is missing, damaged, or not of the form that training needs."""
+
+
+class BusyError(InputError):
+    """The folder of a run that another process is writing: nothing was touched."""
 
 
 class CheckpointError(SidestepError):

@@ -12,6 +12,7 @@ from sidestep.cli.output import check_new, fail, notice, show, show_json, show_t
 from sidestep.cli.parse import parsed
 from sidestep.cli.train import module_from
 from sidestep.errors import CheckpointError, InputError
+from sidestep.files import check_plain
 from sidestep.steplog import LogReader, Replayed, rebuild, summary
 from sidestep.training.folder import RunFolder
 from sidestep.training.options import Compute
@@ -38,7 +39,11 @@ def verify_command(arguments: list[str]) -> None:
 
 
 def _log(path: Path) -> Path:
-    return RunFolder(path).log_file if path.is_dir() else path
+    if not path.is_dir():
+        return path
+    log = RunFolder(path).log_file
+    check_plain(log)  # somebody's folder may hold a link or a pipe in its place
+    return log
 
 
 def _replay(
@@ -200,8 +205,9 @@ def _trained(path: Path) -> tuple[dict[str, dict[str, Tensor]], int | None]:
         tensors, record = state
         found["state.safetensors"] = {name[4:]: tensor for name, tensor in tensors.items() if name.startswith("net/")}
         step = int(record["step"])
-    if folder.model_file.exists():
-        found["model.safetensors"] = checkpoint.load(folder.model_file)[0]
+    model = folder.load_model()
+    if model:
+        found["model.safetensors"] = model[0]
     if not found:
         raise CheckpointError(f"{path} has no weights to compare with; let it train on with --resume")
     return found, step

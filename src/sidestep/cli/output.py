@@ -21,6 +21,7 @@ from rich.text import Text
 
 from sidestep.data import DataNotice
 from sidestep.errors import InputError
+from sidestep.training.folder import RunNotice
 from sidestep.wording import sentence, spelled
 
 __all__ = [
@@ -112,14 +113,15 @@ def complain_in_lines(text: str) -> None:
 
 @contextlib.contextmanager
 def data_notices_shown() -> Iterator[None]:
-    """Print what loaders have to tell of the data (`DataNotice`) as notices, each sentence once."""
+    """Print what loaders have to tell of data (`DataNotice`), and readers of runs (`RunNotice`), once each."""
     told: set[str] = set()
     with warnings.catch_warnings():
-        warnings.simplefilter("always", DataNotice)
+        for kind in (DataNotice, RunNotice):
+            warnings.simplefilter("always", kind)
         others = warnings.showwarning
 
         def show_warning(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> None:
-            if not issubclass(category, DataNotice):
+            if not issubclass(category, (DataNotice, RunNotice)):
                 others(message, category, *rest, **more)
             elif str(message) not in told:
                 told.add(str(message))

@@ -100,7 +100,7 @@ def train_command(arguments: list[str]) -> None:
     if saved and saved.config_file.exists():
         # options that are not given again keep the values that the run was started with
         given = _parse(name, [*rest, "--out", str(out)], _saved_options(RULES[name], saved.config()))
-    elif saved and not (saved.path.exists() and (saved.path.is_file() or any(saved.path.iterdir()))):
+    elif saved and saved.empty():
         notice(f"{out} holds no run yet; starting one")
     _train(name, *given)
 

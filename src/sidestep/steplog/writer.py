@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sidestep.checkpoint import write_bytes
 from sidestep.errors import CheckpointError, InputError
+from sidestep.files import open_plain
 from sidestep.probes import DenseProbes
 from sidestep.steplog.flips import encode_flips
 from sidestep.steplog.format import CRC, FLIPS, MOST_COEFS, MOST_FLIPS, MOST_STEPS, MOST_WORK, REALS, TRITS, BlockHead
@@ -74,7 +75,7 @@ class LogWriter:
         Raises CheckpointError if the file cannot be written.
         """
         with _explained(path):
-            handle = path.open("r+b")
+            handle = open_plain(path, os.O_RDWR, alone=True)
             handle.truncate(size)
             handle.seek(size)
         return cls(handle, path, header, step, crc)

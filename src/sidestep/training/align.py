@@ -8,6 +8,7 @@ from typing import Any
 
 from sidestep.data import DataSet, load
 from sidestep.errors import CheckpointError, InputError
+from sidestep.files import check_plain, read_plain
 from sidestep.measure import WHOLE, Alignment
 from sidestep.nets.own import ImagePath
 from sidestep.nets.ternary import unpack_layers
@@ -133,11 +134,14 @@ def alignment_curves(folder: Path, measure: str = "cosine") -> dict[str, list[tu
     if measure not in MEASURES.values():
         raise InputError(f"measure must be one of {', '.join(MEASURES)}, got {measure!r}")
     curves: dict[str, list[tuple[int, float]]] = {}
-    file = RunFolder(folder).metrics_file
-    if not file.exists():
+    found = RunFolder(folder)
+    file, state = found.metrics_file, found.open_state()
+    if not check_plain(file):
         return curves
+    if state:
+        found.metrics_of(state[1])
     try:
-        for line in map(json.loads, file.read_text(encoding="utf-8").splitlines()):
+        for line in map(json.loads, read_plain(file).decode().splitlines()):
             tensor, _, name = line["name"].rpartition(": ")
             if line["split"] == SPLIT and name == measure:
                 curves.setdefault(tensor, []).append((int(line["step"]), float(line["value"])))

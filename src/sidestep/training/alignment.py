@@ -15,7 +15,7 @@ from sidestep.noise import Noise
 from sidestep.rules import RULES
 from sidestep.rules.protocol import Batch, Dividing, Measurable, Rule, Task
 from sidestep.rules.trits import as_gradients
-from sidestep.training.folder import MetricsLog
+from sidestep.training.metrics import MetricsLog
 from sidestep.training.options import Compute, Options
 from sidestep.training.state import State
 from sidestep.update import Dense, Seeded, Update

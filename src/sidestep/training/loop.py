@@ -14,7 +14,8 @@ from sidestep.rules.protocol import Batch, Checking, Rule, UnitByUnit
 from sidestep.steplog import Recorder
 from sidestep.training.alignment import Watch
 from sidestep.training.evaluate import accuracies
-from sidestep.training.folder import MetricsLog, RunFolder
+from sidestep.training.folder import RunFolder
+from sidestep.training.metrics import MetricsLog
 from sidestep.training.options import Compute, Options
 from sidestep.training.progress import Progress
 from sidestep.training.state import State
@@ -66,6 +67,8 @@ class Loop:
             saved = time.perf_counter()
             begun = saved - state.seconds
             self._summed_from = state.step - state.step % self.steps_per_epoch if state.sums else state.step
+            if state.step == 0 < self.total_steps:
+                self._save(state, log)  # before the log's first block, which does not hold an optimiser's momentum
             while state.step < self.total_steps and not stop.requested:
                 self.take_step(state)
                 state.seconds = time.perf_counter() - begun
@@ -163,7 +166,7 @@ class Loop:
             )
         tensors, record = state.tensors()
         logged = self.recorder.commit() if self.recorder else {}
-        self.folder.save_state(tensors, {**record, "metrics_bytes": log.commit(), **logged})
+        self.folder.save_state(tensors, {**record, **log.commit(), **logged})
         state.saved_step = state.step
 
     def _check_finite(self, names: list[str], losses: Tensor, state: State) -> None:

@@ -5,7 +5,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sidestep import checkpoint
 from sidestep.errors import CheckpointError
 from sidestep.rules.protocol import Rule
 from sidestep.steplog import Recorder, Scan
@@ -45,10 +44,11 @@ def take_up(
         return 0
     found = folder.open_state()
     if found:
+        kept = folder.metrics_of(found[1])
         state.restore(*found)
         if recorder.resume(found[1]):
             progress.notice(_LOST)
-        return int(found[1]["metrics_bytes"])
+        return kept
     scan = recorder.resume_log(state.net, rule, state.optimizer)
     _check_end(folder, state, scan)
     if scan is None:
@@ -63,9 +63,10 @@ def take_up(
 
 def _check_end(folder: RunFolder, state: State, scan: Scan | None) -> None:
     """Refuse to go on, which would remove the trained model, unless that is what the run stands at without a state."""
-    if not folder.model_file.exists():
+    found = folder.load_model()
+    if not found:
         return
-    trained, own = checkpoint.load(folder.model_file)[0], state.net.state_dict()
+    trained, own = found[0], state.net.state_dict()
     if trained.keys() == own.keys() and all(same_bits(own[name], value) for name, value in trained.items()):
         return
     log, steps = folder.log_file, scan.steps if scan else 0

@@ -2,13 +2,13 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sidestep import checkpoint
 from sidestep.data import DataSet, load
 from sidestep.errors import CheckpointError, InputError
 from sidestep.nets.own import ImagePath
@@ -69,10 +69,11 @@ def train(  # long: rule, data and options, three hooks for own code, and what i
         The run: net, predictions, and `result` with the accuracies.
 
     Raises:
-        InputError: for options, data or modules that do not fit together.
+        InputError: for options, data or modules that do not fit together; BusyError: if another process writes there.
+        CheckpointError: if a file in the folder is damaged, was changed, or is a link.
         NonFiniteError: if the loss stops being a number.
-        Stopped: after Ctrl-C or SIGTERM, when the step (or, at the end, the batch of the evaluation) under way is done
-            and what a resumed run needs is written.
+        Stopped: after Ctrl-C, SIGTERM or SIGHUP, when the step (or, at the end, the batch of the evaluation) under way
+            is done and what a resumed run needs is written.
     """
     options = options or Options()
     if isinstance(data, str):
@@ -92,36 +93,37 @@ def train(  # long: rule, data and options, three hooks for own code, and what i
     state, kept_metrics, progress = State(net, rule.optimizer(net)), 0, progress or Silent()
     if options.average:
         state.check_average()
-    recorder = None
-    if folder:
-        folder.prepare(config, options.resume, options.overwrite)
-    place_units(state, rule, options.units, folder.path if folder else None)
-    if folder:
-        own, name, same = _module_name(module), data.name, followed(options, len(data.train))
-        recorder = Recorder(folder.log_file, lambda net: Header.of(net, rule, task, name, options.seed, own, same))
-        kept_metrics = take_up(folder, options, state, rule, recorder, progress)
-    logging = None if options.average else recorder  # a log gives the weights that trained, not their average
-    loop = Loop(rule, data, options, compute, folder, logging)
-    if state.step > loop.total_steps:
-        raise InputError(
-            f"{options.out} has been trained for {state.step} steps already, more than the {loop.total_steps} of "
-            f"{counted(options.epochs or 0, 'epoch')}; give more --epochs"
-        )
-    if folder and recorder and options.resume:
-        folder.take_over(config, finished=state.step == loop.total_steps)
-        recorder.open()
-    with stop_on_signals() as stop:
-        loop.run(state, kept_metrics, progress, stop)
-    if stop.requested:
-        raise Stopped(f"stopped after step {state.step} of {loop.total_steps}", state.step, stop.signal_number)
-    state.adopt_average()
-    run = Run(rule, net, task, compute, options.seed, state.step, {}, folder.path if folder else None)
-    run.result, run.calibration = finish(loop, state, progress, readings or rule.predictors)
-    if state.files:
-        state.files.leave()
-    if folder:
-        folder.save_result(run.result)
-    return run
+    with ExitStack() as stack:
+        recorder = None
+        if folder:
+            stack.enter_context(folder.prepared(config, options.resume, options.overwrite, progress))
+        place_units(state, rule, options.units, folder.path if folder else None)
+        if folder:
+            own, name, same = _module_name(module), data.name, followed(options, len(data.train))
+            recorder = Recorder(folder.log_file, lambda net: Header.of(net, rule, task, name, options.seed, own, same))
+            kept_metrics = take_up(folder, options, state, rule, recorder, progress)
+        logging = None if options.average else recorder  # a log gives the weights that trained, not their average
+        loop = Loop(rule, data, options, compute, folder, logging)
+        if state.step > loop.total_steps:
+            raise InputError(
+                f"{options.out} has been trained for {state.step} steps already, more than the {loop.total_steps} of "
+                f"{counted(options.epochs or 0, 'epoch')}; give more --epochs"
+            )
+        if folder and recorder and options.resume:
+            folder.take_over(config, finished=state.step == loop.total_steps)
+            recorder.open()
+        with stop_on_signals() as stop:
+            loop.run(state, kept_metrics, progress, stop)
+        if stop.requested:
+            raise Stopped(f"stopped after step {state.step} of {loop.total_steps}", state.step, stop.signal_number)
+        state.adopt_average()
+        run = Run(rule, net, task, compute, options.seed, state.step, {}, folder.path if folder else None)
+        run.result, run.calibration = finish(loop, state, progress, readings or rule.predictors)
+        if state.files:
+            state.files.leave()
+        if folder:
+            folder.save_result(run.result)
+        return run
 
 
 def _begin(rule: Rule, data: DataSet, options: Options, compute: Compute, readings: Sequence[str]) -> None:
@@ -211,7 +213,7 @@ def _weights(folder: RunFolder) -> tuple[dict[str, Tensor], int]:
         weights = {name[4:]: tensor for name, tensor in tensors.items() if name.startswith("net/")}
         weights |= {name[len(AVERAGE) :]: tensor for name, tensor in tensors.items() if name.startswith(AVERAGE)}
         return weights, int(record["step"])
-    if not folder.model_file.exists():
+    found = folder.load_model()
+    if not found:
         raise CheckpointError(f"{folder.path} has no checkpoint yet; let it train on with --resume")
-    tensors, record = checkpoint.load(folder.model_file)
-    return tensors, int(record.get("step", 0))
+    return found[0], int(found[1].get("step", 0))

@@ -31,9 +31,10 @@ class StopRequest:
 
 @contextmanager
 def stop_on_signals() -> Iterator[StopRequest]:
-    """Turn the first Ctrl-C or SIGTERM into a request to stop after this step; a second one stops at once.
+    """Turn the first Ctrl-C, SIGTERM or SIGHUP (the terminal is gone) into a request to stop after this step.
 
-    Signals can only be caught in the main thread; elsewhere the request is simply never made.
+    A second one stops at once. A SIGHUP that is ignored, as under `nohup`, stays ignored. Signals can only be caught in
+    the main thread; elsewhere the request is simply never made.
     """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
@@ -45,9 +46,17 @@ def stop_on_signals() -> Iterator[StopRequest]:
             raise KeyboardInterrupt
         request.signal_number = number
 
-    earlier = {number: signal.signal(number, receive) for number in (signal.SIGINT, signal.SIGTERM)}
+    earlier = {number: signal.signal(number, receive) for number in _caught()}
     try:
         yield request
     finally:
         for number, handler in earlier.items():
             signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+
+
+def _caught() -> list[signal.Signals]:
+    found = [signal.SIGINT, signal.SIGTERM]
+    hangup = getattr(signal, "SIGHUP", None)  # not on Windows
+    if hangup is not None and signal.getsignal(hangup) != signal.SIG_IGN:
+        found.append(hangup)
+    return found

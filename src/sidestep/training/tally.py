@@ -1,7 +1,5 @@
 """How far an evaluation has come, in a file, so that one that is stopped goes on from there."""
 
-import hashlib
-import json
 import time
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -14,6 +12,7 @@ from torch import Tensor
 
 from sidestep import checkpoint
 from sidestep.data import Split
+from sidestep.errors import CheckpointError
 from sidestep.training.stopping import Stopped, StopRequest
 
 __all__ = ["Count", "Tally", "checksum"]
@@ -98,7 +97,7 @@ class Tally:
             for name, count in self._counts.items()
         }
         record = {"key": self._key, "counts": {**self._earlier, **counts}}
-        checkpoint.write_text(self._file, json.dumps({**record, "digest": _digest(record)}) + "\n")
+        checkpoint.write_json(self._file, record)
         self._saved = time.perf_counter()
 
 
@@ -112,17 +111,10 @@ def checksum(tensors: Iterable[Tensor]) -> int:
 
 
 def _read(file: Path | None, key: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the counts in a file, or nothing if there is none of this key."""
+    """Return the counts in a file, or nothing if there is none of this key, or none that is as it was written."""
     try:
-        record = json.loads(file.read_text(encoding="utf-8")) if file else {}
-    except (OSError, ValueError):  # not there, or damaged: then it is counted again
+        record = checkpoint.read_json(file) if file else {}
+    except CheckpointError:  # not there, or changed or damaged: then it is counted again
         return {}
-    if not isinstance(record, dict) or record.pop("digest", None) != _digest(record) or record.get("key") != key:
-        return {}
-    counts = record.get("counts")
+    counts = record.get("counts") if record.get("key") == key else None
     return counts if isinstance(counts, dict) else {}
-
-
-def _digest(record: Mapping[str, Any]) -> str:
-    """Return what shows a change of the counts: accuracies and temperatures are made of them."""
-    return hashlib.blake2b(json.dumps(record).encode(), digest_size=16).hexdigest()

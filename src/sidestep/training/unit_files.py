@@ -2,7 +2,10 @@
 
 import errno
 import mmap
+import os
+import re
 import shutil
+import stat
 import tempfile
 import weakref
 from collections.abc import Mapping
@@ -16,9 +19,10 @@ from torch.utils.hooks import RemovableHandle
 from sidestep.errors import CheckpointError, InputError
 from sidestep.tensorfile import layout, raw_bytes
 
-__all__ = ["UnitFiles", "remove_left_units"]
+__all__ = ["UnitFiles", "check_left_units", "remove_left_units"]
 
 _NAME = "units"  # of the folder, in that of a run
+_OURS = re.compile(r".*-\d+\.safetensors")
 _ALIGN = 64  # as torch aligns its own memory: where a tensor begins may change how sums are rounded
 
 
@@ -131,7 +135,7 @@ def _dense(tensor: Tensor) -> bool:
 def _written(path: Path, head: bytes, rows: Mapping[str, Tensor], places: Mapping[str, int]) -> mmap.mmap:
     """Write a file to its end, so that no page of it can be missing when the disk is full, and map it."""
     try:
-        with path.open("w+b") as file:
+        with open(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666), "w+b") as file:
             file.write(head)
             for name, place in places.items():
                 file.write(bytes(place - file.tell()))  # padding
@@ -149,16 +153,32 @@ def _view(mapped: mmap.mmap, place: int, like: Tensor) -> Tensor:
     return row.as_strided(like.shape, like.stride())
 
 
+def check_left_units(folder: Path) -> None:
+    """Raise CheckpointError if what stands in the place of the units' folder is none of ours, but a link, say."""
+    place = folder / _NAME
+    try:
+        mode = place.lstat().st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISDIR(mode):
+        what = "a link, which might lead anywhere" if stat.S_ISLNK(mode) else "no folder"
+        raise CheckpointError(f"{place}, where units are while others train, is {what}: remove it")
+
+
 def remove_left_units(folder: Path) -> None:
     """Remove the files of units that a killed run has left in its folder."""
+    check_left_units(folder)
     _remove(folder / _NAME)
 
 
 def _remove(folder: Path) -> None:
-    """Remove the files of ours from a folder, and the folder if nothing else is in it."""
+    """Remove the files of ours from a folder, and the folder if nothing else is in it; follow no link."""
     try:
-        for path in folder.glob("*.safetensors"):
-            path.unlink(missing_ok=True)
+        if folder.is_symlink():
+            return
+        for path in folder.iterdir():
+            if _OURS.fullmatch(path.name) and not stat.S_ISDIR(path.lstat().st_mode):
+                path.unlink(missing_ok=True)
         folder.rmdir()
     except OSError:  # not there, or something else is in it
         pass
