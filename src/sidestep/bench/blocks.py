@@ -1,7 +1,6 @@
 """Is it the denoising, or just T classifiers? Two rules on the same blocks, and the first one's chain taken apart."""
 
 import dataclasses
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -97,7 +96,7 @@ def trained_run(  # long: what is trained, on what, how, and what is read of it
     """
     folder = RunFolder(Path(options.out or "."))
     epochs = options.epochs_for(len(data.train))
-    result = _read(folder.result_file)
+    result = folder.result() or {}
     if folder.config_file.exists() and result.get("epochs", epochs) != epochs:
         raise InputError(
             f"{folder.path} has been trained to its end, of {counted(result['epochs'], 'epoch')}, and would be lost "
@@ -219,12 +218,3 @@ def mean_and_error(values: Sequence[Any]) -> tuple[Any, Any]:
 
 def _fields(rule: Rule) -> dict[str, Any]:
     return {field.name: getattr(rule, field.name) for field in dataclasses.fields(rule)}
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """Return the JSON object in a file, or nothing if it is absent or damaged."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}

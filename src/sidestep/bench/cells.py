@@ -1,7 +1,6 @@
 """One cell of a table: a preset trained with one seed, and read several times. Files say what is done already."""
 
 import gc
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ import torch
 from sidestep import checkpoint
 from sidestep.bench.blocks import Watch, trained_run
 from sidestep.data import DataSet, Split
-from sidestep.errors import SidestepError
+from sidestep.errors import BusyError, CheckpointError, SidestepError
 from sidestep.noise import Noise
 from sidestep.rules import RULES
 from sidestep.rules.presets import Preset
@@ -62,6 +61,7 @@ def fill_cell(preset: Preset, seed: int, data: DataSet, source: Mapping[str, Any
 
     Raises:
         Stopped: after Ctrl-C or SIGTERM, when the checkpoint is written.
+        BusyError: if another process writes the run.
     """
     file = plan.failure_file(preset, seed)
     try:
@@ -72,10 +72,12 @@ def fill_cell(preset: Preset, seed: int, data: DataSet, source: Mapping[str, Any
         needed = list(dict.fromkeys([rule.predictors[0], preset.reading]))
         run = trained_run(rule, data, options, source, watch, needed)
         _read_often(run, preset, data.test, plan.inference_runs if preset.sampled else 1)
+    except BusyError:  # somebody else fills this cell: that is no failure of the run
+        raise
     except (SidestepError, MemoryError, RuntimeError) as error:  # torch reports a lack of memory as a RuntimeError
         message = f"{type(error).__name__}: {error}".splitlines()[0]
         file.parent.mkdir(parents=True, exist_ok=True)
-        checkpoint.write_text(file, json.dumps({"failed": message}) + "\n")
+        checkpoint.write_json(file, {"failed": message})
         return False
     return True
 
@@ -104,8 +106,8 @@ def _read_often(run: Run, preset: Preset, test: Split, count: int) -> None:
     shares = record["accuracies"].setdefault(preset.reading, [first])
     while len(shares) < count:
         shares.append(_another(run, preset.reading, test, len(shares)))
-        checkpoint.write_text(path, json.dumps(record) + "\n")
-    checkpoint.write_text(path, json.dumps(record) + "\n")
+        checkpoint.write_json(path, record)
+    checkpoint.write_json(path, record)
     path.with_name(_UNDER_WAY).unlink(missing_ok=True)
 
 
@@ -147,7 +149,6 @@ def cell_record(preset: Preset, seed: int, plan: Plan) -> dict[str, Any] | None:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # not there, or not ours: then it counts as not done
+        return checkpoint.read_json(path)
+    except CheckpointError:  # not there, not ours or changed: then it counts as not done
         return {}
-    return found if isinstance(found, dict) else {}
