@@ -11,18 +11,18 @@ __all__ = ["check_place", "label"]
 
 def label(data: str) -> str:
     """Return a word for a data set in the name of a run's folder: `pets` for `.` in a folder of that name."""
-    path = Path(data).expanduser()
-    if data not in {known.name for known in names()} and path.is_dir():
-        return path.resolve().name or "root"
+    folder = _folder(data)
+    if folder:
+        return folder.name or "root"
     return Path(data).stem if "/" in data else data.removesuffix(".npz")
 
 
 def check_place(out: Path, data: str) -> None:
     """Refuse to write a run among the pictures of a class; a folder of runs beside the classes is not read as one."""
-    root, at = Path(data).expanduser(), out.expanduser()
-    if data in {known.name for known in names()} or not root.is_dir():
+    root = _folder(data)
+    if root is None:
         return
-    root, at = root.resolve(), at.resolve()
+    at = out.resolve()
     if root != at and root not in at.parents:
         return
     inside = at.relative_to(root).parts
@@ -32,3 +32,14 @@ def check_place(out: Path, data: str) -> None:
             f"--out {out} lies among the images of --data {data}, where it would be taken for one of them; choose "
             "another --out"
         )
+
+
+def _folder(data: str) -> Path | None:
+    """Return the folder that a data set is read from, with its real name, or None if it is no folder of pictures."""
+    if data in {known.name for known in names()}:
+        return None
+    try:
+        path = Path(data).expanduser()
+        return path.resolve() if path.is_dir() else None
+    except (OSError, RuntimeError, ValueError):  # no name of a file; `load` says so
+        return None

@@ -138,15 +138,26 @@ def _of(some: int, count: int, verb: str) -> str:
 def _check_memory(root: Path, count: int, shape: tuple[int, ...], form: PictureForm) -> None:
     """Refuse a set that this machine cannot hold before most of it is decoded."""
     need = count * int(np.prod(shape)) * (4 if form.pixels == "float32" else 1)
-    try:
-        there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):  # not on this system
-        return
-    if need > there:
+    there = _memory()
+    if there is not None and 2 * need > there:  # twice: while the array becomes a tensor
         raise DataError(
-            f"{root}: {count:,} images of {shape[1]} x {shape[0]} pixels need {need / 2**30:,.1f} GiB, and this "
-            f"machine has {there / 2**30:,.1f} GiB of memory; give size= (--image-size) to shrink them"
+            f"{root}: {counted(count, 'image')} of {shape[1]} x {shape[0]} pixels take {need / 2**30:,.1f} GiB, twice "
+            f"that while they are read, and {there / 2**30:,.1f} GiB of memory are free; give size= (--image-size) to "
+            "shrink them"
         )
+
+
+def _memory() -> int | None:
+    """Bytes of memory that are free, on Linux, else bytes of memory; None where that is not known."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration, ValueError):
+        pass
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return None
 
 
 def _read(files: Listing, *, form: PictureForm, shape: tuple[int, int], first: Path, root: Path) -> tuple[Array, Array]:

@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,17 +72,22 @@ def find_layout(given: Path) -> Layout:
     return Layout(root, names, _files(top, names), parts.get("validation"), parts.get("test"), split=True)
 
 
-def entries_of(folder: Path) -> list[Path]:
-    """What lies in a folder, by name, without what is hidden or left there by a system."""
+def entries_of(folder: Path) -> tuple[list[Path], list[Path]]:
+    """The files and the folders in a folder, by name, without what is hidden or left there by a system."""
+    files: list[str] = []
+    folders: list[str] = []
     try:
-        found = sorted(folder.iterdir())
+        with os.scandir(folder) as found:
+            for entry in found:
+                if not entry.name.startswith(".") and entry.name.lower() not in NOT_OURS:
+                    (folders if entry.is_dir() else files).append(entry.name)
     except OSError as error:
         raise DataError(f"{folder}: this folder cannot be read ({error.strerror or error})") from error
-    return [path for path in found if not path.name.startswith(".") and path.name.lower() not in NOT_OURS]
+    return [folder / name for name in sorted(files)], [folder / name for name in sorted(folders)]
 
 
 def _folders(root: Path) -> list[Path]:
-    return [path for path in entries_of(root) if path.is_dir() and not holds_runs(path)]
+    return [path for path in entries_of(root)[1] if not holds_runs(path)]
 
 
 def _only_child(folder: Path) -> Path:
@@ -137,7 +143,7 @@ def _tell_layout(root: Path, splits: dict[str, Path]) -> None:
 
 def _class_names(top: Path, root: Path) -> tuple[str, ...]:
     folders = _folders(top)
-    skipped = [path.name for path in entries_of(top) if path.is_dir() and path not in folders]
+    skipped = [path.name for path in entries_of(top)[1] if path not in folders]
     if skipped:
         tell(f"{top}: {', '.join(skipped[:10])} {_are(skipped)} skipped: runs of sidestep, no classes")
     loose = _pictures(top)
@@ -148,6 +154,10 @@ def _class_names(top: Path, root: Path) -> tuple[str, ...]:
             f"{root}: need a folder for each of at least two classes, directly or in train/; found "
             f"{', '.join(path.name for path in folders) or 'none'} in {place}{pictures}; {HELP}"
         )
+    cases = Counter(path.name.casefold() for path in folders)
+    alike = [path.name for path in folders if cases[path.name.casefold()] > 1]
+    if alike:
+        tell(f"{top}: the classes {', '.join(alike[:10])} differ from one another in upper and lower case alone")
     if loose:
         tell(
             f"{top}: not used, since nothing says what it shows: {counted(loose, 'image')} beside the classes' folders"
@@ -183,10 +193,10 @@ def _files(root: Path, class_names: Sequence[str]) -> Listing:
             raise DataError(
                 f"{folder}: there is no class of this name in train; classes are {', '.join(class_names[:20])}"
             )
-        found = entries_of(folder)
-        if not found:
+        found, inside = entries_of(folder)
+        if not found and not inside:
             raise DataError(f"{folder}: no images in it; add some, or remove the folder")
-        nested.extend(path for path in found if path.is_dir())
+        nested.extend(inside)
         files.extend((path, label_of[folder.name]) for path in found)
     if nested:
         more = f" and {len(nested) - 3:,} more" if len(nested) > 3 else ""
@@ -200,7 +210,7 @@ def _files(root: Path, class_names: Sequence[str]) -> Listing:
 
 def _pictures(folder: Path) -> int:
     """How many files are named like pictures."""
-    return sum(path.suffix.lower() in PICTURES and not path.is_dir() for path in entries_of(folder))
+    return sum(path.suffix.lower() in PICTURES for path in entries_of(folder)[0])
 
 
 def holds_runs(folder: Path, deep: int = 2) -> bool:
@@ -209,7 +219,7 @@ def holds_runs(folder: Path, deep: int = 2) -> bool:
         return True
     try:
         with os.scandir(folder) as found:
-            inside = [Path(entry.path) for entry in found if entry.is_dir(follow_symlinks=False)] if deep else []
+            inside = [folder / entry.name for entry in found if entry.is_dir(follow_symlinks=False)] if deep else []
     except OSError:
         return False
     return any(holds_runs(path, deep - 1) for path in inside) and not _pictures(folder)

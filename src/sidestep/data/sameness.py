@@ -28,10 +28,9 @@ def tell_sameness(name: str, train: Split, class_names: Sequence[str]) -> None:
         if 2 * int(_blank(train.images, own).sum()) >= len(own):
             blank.append(label)
     if len(alike) > 1 and _all_alike(train.images, torch.arange(len(train))):
-        tell(
-            f"{name}: all {counted(len(train), 'training image')} are alike, pixel for pixel: there is nothing to learn"
-        )
-    elif alike:
+        tell(f"{name}: all {counted(len(train), 'training image')} are alike, pixel for pixel: nothing can be learnt")
+        return
+    if alike:
         tell(f"{name}: all training images of {_named(alike, class_names)} are alike, pixel for pixel")
     if blank:
         tell(f"{name}: at least half the training images of {_named(blank, class_names)} are of one colour throughout")

@@ -104,9 +104,9 @@ def _pictures_in(path: Path) -> list[Path]:
         if (real := folder.resolve()) in entered:  # a link that leads back
             continue
         entered.add(real)
-        inside = entries_of(folder)
-        found.extend(entry for entry in inside if not entry.is_dir())
-        waiting.extend(entry for entry in reversed(inside) if entry.is_dir())
+        files, inside = entries_of(folder)
+        found.extend(files)
+        waiting.extend(reversed(inside))
     if not found:
         raise DataError(f"{path}: no pictures in this folder")
     return found
