@@ -81,8 +81,8 @@ def align(
             was trained on; for a run in a folder, also for data that are cut into splits in another way.
 
     >>> from sidestep import align, rules
-    >>> round(align(rules.Backprop(net="mlp"), "digits", estimates=1).whole.cosine, 6)
-    1.0
+    >>> align(rules.Backprop(net="mlp"), "digits", estimates=1).whole.cosine > 0.99  # 1, but for bfloat16's rounding
+    True
     """
     options = options or Options()
     check_range(1, 1_000_000, estimates=estimates)
