@@ -12,7 +12,7 @@ from sidestep.data.labels import label_tensor
 from sidestep.data.splits import Split
 from sidestep.errors import DataError
 
-__all__ = ["Array", "as_array", "image_layout", "image_tensor", "make_split"]
+__all__ = ["Array", "as_array", "image_layout", "image_tensor", "make_split", "pixel_tensor"]
 
 Array = NDArray[Any]
 CHANNELS = (1, 3, 4)
@@ -154,3 +154,13 @@ def _check_finite(pixels: Array, where: str) -> None:
         f"{where}: {int(wrong.sum())} of {wrong.size} pixels are NaN or infinite (in float32), "
         f"the first at index {first}; remove those images, or give these pixels values in the units of the others"
     )
+
+
+def pixel_tensor(images: Array, where: str) -> Tensor:
+    """Images (n, channels, height, width) in that order as a tensor of its own, uint8 or float32."""
+    _check_kind(images, where)
+    return torch.from_numpy(np.array(_pixels(images, where), order="C")) if images.size else _none_of(images)
+
+
+def _none_of(images: Array) -> Tensor:
+    return torch.zeros(images.shape, dtype=torch.float32 if images.dtype.kind == "f" else torch.uint8)

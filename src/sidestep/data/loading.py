@@ -43,6 +43,11 @@ def load(
     >>> load("digits", validation=0.2)
     DataSet('digits', 1150 train + 287 validation images of 1 x 8 x 8, 10 classes)
     """
+    if not isinstance(name_or_path, str | os.PathLike):
+        raise InputError(
+            f"give the name of a data set or a path, got {type(name_or_path).__name__}; arrays become a data set with "
+            "from_arrays(images, labels)"
+        )
     name = os.fspath(name_or_path)
     if name in KNOWN:
         return assemble(known_source(KNOWN[name], data_dir, size, progress), validation)

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -47,7 +48,9 @@ def assemble(source: Source, validation: float = 0.1) -> DataSet:
 
     Raises InputError unless validation is in [0, 0.5], DataError for anything wrong with the arrays.
     """
-    if isinstance(validation, bool) or not 0.0 <= validation <= 0.5:  # also refuses NaN
+    if (
+        isinstance(validation, bool) or not isinstance(validation, Real) or not 0.0 <= validation <= 0.5
+    ):  # also refuses NaN
         raise InputError(f"validation must be a fraction of the train split from 0 to 0.5, got {validation!r}")
     train = make_split(*source.train(), f"{source.name}: train")
     if source.image_shape is not None and train.image_shape != source.image_shape:

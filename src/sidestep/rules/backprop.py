@@ -88,11 +88,11 @@ class Backprop:
     for_inference: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
+        check_choice(self)
         check_range(1, 1000, blocks=self.blocks)
         check_positive(100, learning_rate=self.learning_rate)
         check_range(0, 1, weight_decay=self.weight_decay)
         check_range(0, 0.99, label_smoothing=self.label_smoothing)
-        check_choice(self)
         if self.dimension is not None:
             check_range(1, 1_000_000, dimension=self.dimension)
         others = self.embedding != "one-hot" or self.dimension is not None or self.path != "auto"

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
+from numbers import Real
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 
 from sidestep.errors import InputError
 from sidestep.nets.precision import full_precision
+from sidestep.rules.fields import settle_fields
 from sidestep.update import Dense, Update
 
 __all__ = [
@@ -89,6 +91,7 @@ def apply_dense(net: nn.Module, update: Update, optimizer: torch.optim.Optimizer
 def check_positive(most: float, /, **values: float) -> None:
     """Raise InputError for a hyper-parameter that is not above 0 and at most `most`."""
     for name, value in values.items():
+        _check_number(name, value)
         if not 0 < value <= most:  # false for NaN too
             raise InputError(f"{name} must be above 0 and at most {most:g}, got {value}")
 
@@ -96,9 +99,15 @@ def check_positive(most: float, /, **values: float) -> None:
 def check_range(low: float, high: float, **values: float) -> None:
     """Raise InputError for a hyper-parameter outside [low, high]."""
     for name, value in values.items():
+        _check_number(name, value)
         if not low <= value <= high:
             ends = " and ".join(f"{end:,}" if isinstance(end, int) else f"{end:g}" for end in (low, high))
             raise InputError(f"{name} must lie between {ends}, got {value}")
+
+
+def _check_number(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise InputError(f"{name} must be a number, got {value!r:.80}")
 
 
 def check_multiple(examples: int, name: str, value: int) -> None:
@@ -110,7 +119,10 @@ def check_multiple(examples: int, name: str, value: int) -> None:
 
 
 def check_choice(rule: Any) -> None:
-    """Raise InputError for a dataclass field annotated as a Literal that holds none of its values."""
+    """Give every field of a rule a value of its type (see `settle_fields`), or raise InputError; one annotated as a
+    Literal must hold one of its values.
+    """
+    settle_fields(rule)
     kinds = get_type_hints(type(rule))
     for field in fields(rule):
         if get_origin(kinds[field.name]) is Literal and getattr(rule, field.name) not in get_args(kinds[field.name]):

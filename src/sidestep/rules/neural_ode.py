@@ -76,11 +76,11 @@ class NeuralODE:
     for_inference: ClassVar[tuple[str, ...]] = ("steps", "method", "tolerance")
 
     def __post_init__(self) -> None:
+        check_choice(self)
         check_steps(self.steps)
         check_positive(1, tolerance=self.tolerance)
         check_positive(100, learning_rate=self.learning_rate)
         check_range(0, 1, weight_decay=self.weight_decay)
-        check_choice(self)
         if self.dimension is not None:
             check_range(1, 1_000_000, dimension=self.dimension)
 

@@ -111,13 +111,13 @@ class NoPropCT:
     for_inference: ClassVar[tuple[str, ...]] = ("steps", "solver", "start", "grid", "draws")
 
     def __post_init__(self) -> None:
+        check_choice(self)
         check_loss(self.loss)
         check_positive(1e6, eta=self.eta, largest_weight=self.largest_weight)
         check_positive(100, learning_rate=self.learning_rate)
         check_range(0, 1, weight_decay=self.weight_decay)
         check_range(1, 1000, draws=self.draws, draws_per_image=self.draws_per_image)
         check_steps(self.steps)
-        check_choice(self)
         if self.dimension is not None:
             check_range(1, 1_000_000, dimension=self.dimension)
         check_range(

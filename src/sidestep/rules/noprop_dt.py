@@ -96,10 +96,10 @@ class NoPropDT:
     for_inference: ClassVar[tuple[str, ...]] = ("draws",)
 
     def __post_init__(self) -> None:
+        check_choice(self)
         check_range(1, 1000, blocks=self.blocks)
         check_range(1, 1000, draws=self.draws)
         check_loss(self.loss)
-        check_choice(self)
         if self.dimension is not None:
             check_range(1, 1_000_000, dimension=self.dimension)
         check_positive(1e6, eta=self.eta, largest_weight=self.largest_weight)

@@ -2,11 +2,12 @@
 
 import json
 import math
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from sidestep.data import DataSet, load
+from sidestep.data import DataSet
 from sidestep.errors import CheckpointError, InputError
 from sidestep.files import check_plain, read_plain
 from sidestep.measure import WHOLE, Alignment
@@ -19,6 +20,7 @@ from sidestep.training.alignment import MEASURES, SPLIT, check_measurable, compa
 from sidestep.training.data_of_run import check_cut, check_task
 from sidestep.training.evaluate import check_rule
 from sidestep.training.folder import RunFolder
+from sidestep.training.given import given_data, given_options
 from sidestep.training.options import Compute, Options
 from sidestep.training.trained import Run
 
@@ -57,7 +59,7 @@ class Aligned:
 
 def align(
     what: Rule | Run,
-    data: DataSet | str = "digits",
+    data: DataSet | str | os.PathLike[str] = "digits",
     options: Options | None = None,
     *,
     estimates: int = 8,
@@ -71,7 +73,7 @@ def align(
 
     Args:
         what: a rule, whose untrained net is measured, or a run, whose net is measured as it stands.
-        data: a data set, or the name of one; for a run, the one that it was trained on, cut as it was.
+        data: a data set, or the name of or the path to one; for a run, the one that it was trained on, cut as it was.
         options: batch, and for a rule seed, device and precision; the rest is not used.
         estimates: how many to make of the one batch, each with noise of its own.
         module: for a rule, an image path of your own, as in `train`.
@@ -84,9 +86,9 @@ def align(
     >>> align(rules.Backprop(net="mlp"), "digits", estimates=1).whole.cosine > 0.99  # 1, but for bfloat16's rounding
     True
     """
-    options = options or Options()
+    options = given_options(options)
     check_range(1, 1_000_000, estimates=estimates)
-    data = load(data) if isinstance(data, str) else data
+    data = given_data(data)
     rule = what.rule if isinstance(what, Run) else what
     check_rule(rule)
     check_measurable(rule)

@@ -9,6 +9,7 @@ import torch
 
 from sidestep.errors import InputError
 from sidestep.measure import has_bfloat16
+from sidestep.rules.fields import settle_fields
 
 __all__ = ["Compute", "Options"]
 
@@ -57,6 +58,9 @@ class Options:
     """Delete the earlier run in the folder first."""
 
     def __post_init__(self) -> None:
+        if isinstance(self.device, torch.device):
+            object.__setattr__(self, "device", str(self.device))
+        settle_fields(self)
         if self.epochs is not None and not 0 <= self.epochs <= 1_000_000:
             raise InputError(f"epochs must be 0 (only evaluate) or more, got {self.epochs}")
         if not 2 <= self.batch <= 1_000_000:

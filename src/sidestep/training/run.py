@@ -1,6 +1,7 @@
 """`train`: from a rule and data to a trained run; `load_run`: from a folder back to the net."""
 
 import dataclasses
+import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sidestep.data import DataSet, load
+from sidestep.data import DataSet
 from sidestep.errors import CheckpointError, InputError
 from sidestep.nets.own import ImagePath
 from sidestep.nets.ternary import pack_layers
@@ -22,6 +23,7 @@ from sidestep.training.alignment import check_watch
 from sidestep.training.data_of_run import pictures_record
 from sidestep.training.evaluate import check_readings, check_rule, with_inference
 from sidestep.training.folder import RunFolder
+from sidestep.training.given import given_data, given_options
 from sidestep.training.loop import Loop
 from sidestep.training.options import Compute, Options
 from sidestep.training.progress import Progress, Silent
@@ -39,7 +41,7 @@ __all__ = ["load_run", "train"]
 
 def train(  # long: rule, data and options, three hooks for own code, and what is read at the end
     rule: Rule,
-    data: DataSet | str = "digits",
+    data: DataSet | str | os.PathLike[str] = "digits",
     options: Options | None = None,
     *,
     module: ImagePath | None = None,
@@ -56,7 +58,7 @@ def train(  # long: rule, data and options, three hooks for own code, and what i
 
     Args:
         rule: one of `sidestep.rules`, with its hyper-parameters.
-        data: a data set, or the name of one (see `sidestep.data.load`).
+        data: a data set, or the name of one or the path to one (see `sidestep.data.load`).
         options: epochs, batch, seed, folder and so on; without a folder (`out`) nothing is written.
         module: an image path of your own, (batch, channels, height, width) -> (batch, ...): a function or class that
             makes a module, or a module, which is copied for every block and *started anew* (to keep weights that you
@@ -75,10 +77,11 @@ def train(  # long: rule, data and options, three hooks for own code, and what i
         Stopped: after Ctrl-C, SIGTERM or SIGHUP, when the step (or, at the end, the batch of the evaluation) under way
             is done and what a resumed run needs is written.
     """
-    options = options or Options()
-    if isinstance(data, str):
-        source = source or {"name": data}
-        data = load(data)
+    options = given_options(options)
+    check_rule(rule)
+    if isinstance(data, str | os.PathLike):
+        source = source or {"name": os.fspath(data)}
+    data = given_data(data)
     compute = Compute.find(options.device, options.precision)
     _begin(rule, data, options, compute, readings or [])
     task = Task.of(data)

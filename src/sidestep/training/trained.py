@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from sidestep.data import Split
-from sidestep.errors import InputError
 from sidestep.noise import Noise
 from sidestep.rules.protocol import Rule, Task
 from sidestep.training.calibration import FEWEST, Calibration, Quality, calibrated, confidence_sums
 from sidestep.training.evaluate import accuracies, check_readings, predictions
+from sidestep.training.given import given_images, given_split
 from sidestep.training.options import Compute
 from sidestep.training.tally import Count
 
@@ -51,14 +51,15 @@ class Run:
             return f"no temperature: it takes {FEWEST} validation images and a run trained to its end"
         return self.calibration.missing(self.rule, name)
 
-    def predict(self, images: Tensor, reading: str | None = None, *, raw: bool = False) -> Tensor:
+    def predict(self, images: Any, reading: str | None = None, *, raw: bool = False) -> Tensor:
         """Return class probabilities, (n, classes), float32 on the CPU, for raw images (n, channels, height, width).
 
         They are calibrated, `q = softmax(log p / T)`, if `temperature(reading)` is not None. Otherwise they are the
         reading's own p: scores, which need not say how often the answer is right. The answer is the same by both.
 
         Args:
-            images: pixels as in the training data, uint8 in 0 .. 255 or the float values trained on.
+            images: a tensor or an array, pixels as in the training data, uint8 in 0 .. 255 or the float values trained
+                on.
             reading: one of `rule.predictors`; the first by default.
             raw: return p in any case.
 
@@ -67,12 +68,7 @@ class Run:
         """
         name = reading or self.rule.predictors[0]
         check_readings(self.rule, [name])
-        if tuple(images.shape[1:]) != self.task.image_shape:
-            raise InputError(
-                f"images have shape {tuple(images.shape[1:])}, but the net was trained on {self.task.image_shape} "
-                "(channels, height, width)"
-            )
-        self.task.check_pixels(images)
+        images = given_images(self.task, images)
         found = predictions(self.rule, self.net, images, self.task, self.compute, Noise(self.seed), [name])
         if not len(images):
             return torch.zeros(0, self.task.classes)
@@ -90,8 +86,7 @@ class Run:
         Raises:
             InputError: for a reading that the rule does not have, or without images.
         """
-        if not len(split):
-            raise InputError("there are no images to evaluate; give a split with at least one")
+        split = given_split(self.task, split)
         names = names or self.rule.predictors
         check_readings(self.rule, names)
         temperatures, count = {name: self.temperature(name) for name in names}, Count(dict.fromkeys(names, 0))

@@ -1,0 +1,103 @@
+"""What the functions of the Python interface are given, taken in the forms that people have it in, or refused."""
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sidestep.data import DataSet, Split, load
+from sidestep.data.check import Array, as_array, pixel_tensor
+from sidestep.data.labels import check_label_range
+from sidestep.errors import InputError
+from sidestep.rules.protocol import Task
+from sidestep.training.options import Options
+
+__all__ = ["given_data", "given_images", "given_options", "given_split"]
+
+
+def given_data(data: Any) -> DataSet:
+    """The data set, loaded if it is a name or a path; raises InputError for other forms of data, with what to do."""
+    if isinstance(data, DataSet):
+        return data
+    if isinstance(data, str | os.PathLike):
+        return load(data)
+    if isinstance(data, Split):
+        hint = "data.from_arrays(split.images, split.labels)"
+    elif hasattr(data, "tensors"):  # torch.utils.data.TensorDataset
+        hint = "data.from_arrays(*dataset.tensors)"
+    elif isinstance(data, torch.utils.data.Dataset | torch.utils.data.DataLoader):
+        hint = "data.from_arrays(images, labels), with stacked tensors of its images, unaugmented, and of its labels"
+    else:
+        hint = "data.from_arrays(images, labels)"
+    raise InputError(
+        f"data must be a data set, the name of one or a path, got {type(data).__name__}; make a data set of it with "
+        f"{hint}"
+    )
+
+
+def given_options(options: Any) -> Options:
+    """The options, those by default for None; raises InputError for another form of them."""
+    if options is None:
+        return Options()
+    if not isinstance(options, Options):
+        hint = "Options(**options)" if isinstance(options, Mapping) else "for instance Options(epochs=3)"
+        raise InputError(f"options must be Options, got {type(options).__name__}; give {hint}")
+    return options
+
+
+def given_images(task: Task, images: Any) -> Tensor:
+    """Raw images as the net takes them, (n, channels, height, width) in the dtype trained on.
+
+    Args:
+        task: of the net.
+        images: a tensor or anything array-like, also with channels last, or (n, height, width) for one channel;
+            float64 becomes float32, integers of 0 to 255 become uint8.
+
+    Raises:
+        InputError: for images of another shape or dtype than trained on, or with pixels that are no numbers.
+    """
+    if isinstance(images, DataSet | Split):
+        hint = "data.test.images" if isinstance(images, DataSet) else "split.images"
+        raise InputError(f"images must be an array of images, got {type(images).__name__}; give {hint}")
+    plain = isinstance(images, Tensor) and images.layout == torch.strided and not images.requires_grad
+    if not plain or tuple(images.shape[1:]) != task.image_shape or images.dtype not in (torch.uint8, torch.float32):
+        images = pixel_tensor(_shaped(as_array(images, "images"), task.image_shape), "images")
+    task.check_pixels(images)
+    return images  # on the device where they lie
+
+
+def _shaped(images: Array, wanted: tuple[int, int, int]) -> Array:
+    channels, height, width = wanted
+    shape = images.shape[1:]
+    if shape == wanted:
+        return images
+    if channels == 1 and shape in ((height, width), (width,) if height == 1 else ()):
+        return images.reshape(-1, *wanted)
+    if shape == (height, width, channels):
+        return images.transpose(0, 3, 1, 2)
+    one = images.shape in (wanted, (height, width, channels), (height, width))
+    raise InputError(
+        f"images have shape {shape}, but the net was trained on {wanted} (channels, height, width)"
+        + ("; give one image as images[None]" if one else "")
+    )
+
+
+def given_split(task: Task, split: Any) -> Split:
+    """The split, if its images and labels are of the kind that the net was trained on; raises InputError otherwise."""
+    if isinstance(split, DataSet):
+        raise InputError("evaluate takes one split, got a data set; give data.test, data.validation or data.train")
+    if not isinstance(split, Split):
+        hint = "data.from_arrays(images, labels, validation=0).train makes one of arrays"
+        raise InputError(f"evaluate takes a split of a data set, got {type(split).__name__}; {hint}")
+    if not len(split):
+        raise InputError("there are no images to evaluate; give a split with at least one")
+    if split.image_shape != task.image_shape:
+        raise InputError(
+            f"images have shape {split.image_shape}, but the net was trained on {task.image_shape} "
+            "(channels, height, width)"
+        )
+    task.check_pixels(split.images)
+    check_label_range(split.labels, task.classes, "the split")
+    return split
