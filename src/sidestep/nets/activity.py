@@ -20,6 +20,7 @@ from torch.nn.grad import conv2d_weight
 from sidestep.errors import InputError
 from sidestep.nets.directions import Directions
 from sidestep.nets.precision import at_least_float32, full_precision
+from sidestep.nets.trained import trained
 
 __all__ = ["Seen", "activity_pass", "at_layer", "check_activity", "cotangent", "output_gradients", "tangent_of"]
 
@@ -36,7 +37,7 @@ class Seen:
 def check_activity(net: nn.Module) -> None:
     """Raise InputError for layers that directions of outputs have no definition for."""
     for name, layer in net.named_modules():
-        if not any(True for _ in layer.parameters(recurse=False)):
+        if not any(p.requires_grad for p in layer.parameters(recurse=False)):
             continue
         kind = type(layer).__name__
         if not isinstance(layer, nn.Linear | nn.Conv2d):
@@ -51,7 +52,7 @@ def activity_pass(
     """Return the module's outputs, their tangent, and layer name -> what it saw and its direction.
 
     Args:
-        module: runs once; every linear or convolutional layer in it is perturbed.
+        module: runs once; every linear or convolutional layer in it that is not frozen is perturbed.
         inputs: what it gets, (batch, ...); it has no tangent.
         prefix: stands before the names of its layers.
         directions: where the noise comes from.
@@ -74,7 +75,7 @@ def activity_pass(
     with ExitStack() as stack:
         stack.enter_context(forward_ad.dual_level())
         for name, layer in module.named_modules():
-            if isinstance(layer, nn.Linear | nn.Conv2d):
+            if isinstance(layer, nn.Linear | nn.Conv2d) and trained(layer):
                 hook = layer.register_forward_hook(hook_for(".".join(filter(None, (prefix, name)))))
                 stack.callback(hook.remove)
         primal, tangent = forward_ad.unpack_dual(module(inputs))
@@ -83,7 +84,7 @@ def activity_pass(
 
 def at_layer(stage: nn.Module) -> tuple[nn.Module, tuple[str, nn.Linear | nn.Conv2d], nn.Module]:
     """Return what lies before a stage's one layer, the layer with its name, and what lies after it."""
-    parts = list(stage.named_children()) if isinstance(stage, nn.Sequential) else []
+    parts = list(stage._modules.items()) if isinstance(stage, nn.Sequential) else []  # also what stands there twice
     places = [place for place, (_, part) in enumerate(parts) if any(True for _ in part.parameters())]
     if len(places) == 1 and isinstance(layer := parts[places[0]][1], nn.Linear | nn.Conv2d):
         before, after = parts[: places[0]], parts[places[0] + 1 :]

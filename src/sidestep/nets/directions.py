@@ -15,6 +15,7 @@ from torch.func import functional_call
 
 from sidestep.nets.precision import at_least_float32
 from sidestep.nets.staged import StagedNet
+from sidestep.nets.trained import first_names, trained
 from sidestep.noise import Noise
 from sidestep.probes import Distribution
 
@@ -52,9 +53,10 @@ def paired_logits(
     draw the same on both sides, or the difference would measure what they drew.
     """
     sides = [images, images]
+    names = first_names(net)  # one direction for a weight, wherever it stands
     for prefix, part in _parts(net):
-        weights = dict(part.named_parameters())
-        steps = {name: directions.draw(prefix + name, w.shape, index, w).mul_(eps) for name, w in weights.items()}
+        weights = trained(part)
+        steps = {n: directions.draw(names[id(w)], w.shape, index, w).mul_(eps) for n, w in weights.items()}
         for side, sign in enumerate((1, -1)):
             shifted = {name: torch.add(w, steps[name], alpha=sign) for name, w in weights.items()}
             with _seeded(part, directions, prefix, index, images.device):
@@ -74,9 +76,9 @@ def _seeded(
 def weighted_directions(
     net: nn.Module, directions: Directions, coefs: Tensor, names: Collection[str] | None = None
 ) -> dict[str, Tensor]:
-    """Return parameter name -> `sum_i c_i nu_i`, one direction in memory at a time; for all parameters by default."""
+    """Return parameter name -> `sum_i c_i nu_i`, one direction in memory at a time; for all trained ones by default."""
     sums = {}
-    for name, parameter in net.named_parameters():
+    for name, parameter in trained(net).items():
         if names is not None and name not in names:
             continue
         total = torch.zeros_like(parameter)
@@ -94,8 +96,8 @@ def _parts(net: StagedNet) -> Iterator[tuple[str, nn.Module]]:
 
 
 def _leaves(prefix: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    if type(module) is not nn.Sequential:
+    if type(module) is not nn.Sequential or module._forward_hooks or module._forward_pre_hooks:
         yield prefix, module
         return
-    for name, child in module.named_children():
+    for name, child in module._modules.items():  # unlike named_children(), with modules that stand there twice
         yield from _leaves(f"{prefix}{name}.", child)

@@ -41,10 +41,10 @@ class FeedbackLayer(nn.Module):
             return
         with noise.torch_seeded():
             drawn = nn.init.kaiming_uniform_(torch.empty_like(layer.weight), a=5**0.5)
-        if kind == "random":
+        if kind == "random" or not layer.weight.requires_grad:  # beside a frozen W there is no step for B either
             self.register_buffer("feedback", drawn.detach())
         else:
-            self.feedback = nn.Parameter(drawn.detach(), requires_grad=False)
+            self.feedback = nn.Parameter(drawn.detach())
 
     def matrix(self) -> Tensor:
         """Return B, of the weight's shape."""
@@ -127,7 +127,11 @@ def with_feedback(net: nn.Module, kind: FeedbackKind, noise: Noise) -> None:
         InputError: for layers without a definition (see `check_layers`).
     """
     check_layers(net)
-    found = [(name, layer) for name, layer in net.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
-    for index, (name, layer) in enumerate(found):
-        parent, _, last = name.rpartition(".")
-        setattr(net.get_submodule(parent), last, FeedbackLayer(layer, kind, noise.sub(index)))
+    every = list(net.named_modules(remove_duplicate=False))  # a layer may stand in several places
+    made: dict[int, FeedbackLayer] = {}
+    for name, layer in every:
+        if isinstance(layer, nn.Linear | nn.Conv2d):
+            if id(layer) not in made:
+                made[id(layer)] = FeedbackLayer(layer, kind, noise.sub(len(made)))
+            parent, _, last = name.rpartition(".")
+            setattr(net.get_submodule(parent), last, made[id(layer)])

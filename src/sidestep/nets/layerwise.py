@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from sidestep.errors import InputError
 from sidestep.nets.heads import logits_of_heads
-from sidestep.nets.own import ImagePath, image_paths
+from sidestep.nets.own import ImagePath, image_paths, parts_in_order
 from sidestep.nets.precision import at_least_float32
 from sidestep.nets.ternary_nets import ChannelsLast, GridAverage
+from sidestep.nets.trained import check_own_weights
 from sidestep.noise import Noise
 
 __all__ = ["LayerwiseNet", "check_hidden", "layerwise_net", "layerwise_own", "layerwise_stages", "shapes_of"]
@@ -89,6 +90,8 @@ def layerwise_own(
             "this rule needs a module in stages, an nn.Sequential with weights in several of its parts, got one "
             f"{type(path).__name__}; write it as one, or train it with back-propagation"
         )
+    if local:
+        check_own_weights(stages)
     with noise.stream("heads").torch_seeded():
         return LayerwiseNet(stages, _heads(stages, image_shape, classes, local))
 
@@ -171,7 +174,7 @@ _NORMS = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm, nn.module
 def _cut(path: nn.Module) -> list[nn.Module]:
     stages: list[nn.Sequential] = []
     full = True
-    for part in path.children() if isinstance(path, nn.Sequential) else [path]:
+    for part in parts_in_order(path) or [path]:
         trains = any(True for _ in part.parameters()) and not isinstance(part, _NORMS)
         if not stages or (trains and full):
             stages.append(nn.Sequential())

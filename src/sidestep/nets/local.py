@@ -14,6 +14,7 @@ from torch.nn.functional import cross_entropy
 
 from sidestep.nets.precision import at_least_float32, full_precision
 from sidestep.nets.ternary_nets import TernaryNet
+from sidestep.nets.trained import trained
 
 __all__ = ["floating", "local_gradients"]
 
@@ -51,7 +52,7 @@ def floating(module: nn.Module, like: Tensor) -> dict[str, Tensor]:
     dtype = torch.get_autocast_dtype(device) if low else like.dtype
     return {
         name: parameter.detach().to(dtype, memory_format=_layout(parameter))
-        for name, parameter in module.named_parameters()
+        for name, parameter in trained(module).items()
     }
 
 

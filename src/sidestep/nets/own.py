@@ -4,12 +4,14 @@ import copy
 from collections.abc import Callable
 from functools import partial
 
+import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from sidestep.errors import InputError
 from sidestep.noise import Noise
 
-__all__ = ["ImagePath", "image_paths"]
+__all__ = ["ImagePath", "image_paths", "parts_in_order"]
 
 ImagePath = nn.Module | Callable[[], nn.Module]
 
@@ -31,6 +33,14 @@ def image_paths(given: ImagePath, blocks: int, noise: Noise) -> list[nn.Module]:
     return [_initialised(partial(_fresh_copy, given), noise.sub(index)) for index in range(blocks)]
 
 
+def parts_in_order(path: nn.Module) -> list[nn.Module]:
+    """Return what an nn.Sequential runs, one after another, with modules that stand there twice; of others, nothing."""
+    plain = isinstance(path, nn.Sequential) and type(path).forward is nn.Sequential.forward
+    if not plain or path._forward_hooks or path._forward_pre_hooks:
+        return []
+    return [part for part in path._modules.values() if part is not None]
+
+
 def _initialised(make: Callable[[], nn.Module], noise: Noise) -> nn.Module:
     with noise.torch_seeded():
         module = make()
@@ -40,12 +50,19 @@ def _initialised(make: Callable[[], nn.Module], noise: Noise) -> nn.Module:
 
 
 def _fresh_copy(module: nn.Module) -> nn.Module:
+    """A copy that starts anew; what is frozen keeps its values, which is what freezing asks for."""
     twin = copy.deepcopy(module)
     for name, layer in twin.named_modules():
-        reset = getattr(layer, "reset_parameters", None)
+        reset, own = getattr(layer, "reset_parameters", None), list(layer.parameters(recurse=False))
+        frozen = [(p, p.detach().clone()) for p in own if not (p.requires_grad or is_lazy(p))]
+        if own and len(frozen) == len(own):
+            continue
         if callable(reset):
             reset()
-        elif any(True for _ in layer.parameters(recurse=False)):
+            with torch.no_grad():
+                for parameter, value in frozen:
+                    parameter.copy_(value)
+        elif own:
             raise InputError(
                 f"layer {name or 'the module itself'} ({type(layer).__name__}) has parameters but no "
                 "reset_parameters(), so its copies would all start alike; give the class or a function that makes the "

@@ -18,7 +18,7 @@ from torch.nn.grad import conv2d_weight
 
 from sidestep.errors import InputError
 from sidestep.nets.precision import at_least_float32, full_precision
-from sidestep.nets.ternary import TernaryConv2d, TernaryLayer, TernaryLinear
+from sidestep.nets.ternary import TernaryConv2d, TernaryLayer, TernaryLinear, ternary_parameters
 from sidestep.nets.ternary_nets import TernaryNet
 from sidestep.noise import Noise
 from sidestep.probes import RankOneProbes
@@ -30,7 +30,7 @@ Perturb = Callable[[str, TernaryLayer, Tensor, Tensor], Tensor]  # name, layer, 
 
 def rank_one_shapes(net: TernaryNet) -> tuple[tuple[int, int], ...]:
     """Return rows and columns of every parameter; a bias is one column."""
-    return tuple((len(trits), trits[0].numel()) for trits in net.parameters())
+    return tuple((len(trits), trits[0].numel()) for trits in ternary_parameters(net).values())
 
 
 def rank_one_alignments(
@@ -43,7 +43,7 @@ def rank_one_alignments(
     batch = len(labels)
     if probes.count % batch:
         raise InputError(f"rank-one probes come in whole batches of {batch}, got {probes.count}")
-    order = {name: index for index, (name, _) in enumerate(net.named_parameters())}
+    order = {name: index for index, name in enumerate(ternary_parameters(net))}
     found, loss = [], images.new_zeros(())
     for first in range(0, probes.count, batch):
 

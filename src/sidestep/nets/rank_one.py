@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from sidestep.errors import InputError
 from sidestep.nets.directions import Directions
 from sidestep.nets.staged import StagedNet
+from sidestep.nets.trained import trained
 from sidestep.nets.units import kept_statistics
 from sidestep.noise import Noise
 
@@ -66,8 +67,12 @@ def check_rank_one(net: nn.Module, input_columns: bool) -> None:
     for name, layer in net.named_modules():
         kind = type(layer).__name__
         known = isinstance(layer, nn.Linear | nn.Conv2d)
-        if not known and any(True for _ in layer.parameters(recurse=False)):
+        if not any(p.requires_grad for p in layer.parameters(recurse=False)):
+            continue
+        if not known:
             raise InputError(f"layer {name} ({kind}) takes no rank-1 noise; use noise_kind = full-rank")
+        if input_columns and not layer.weight.requires_grad:
+            raise InputError(f"layer {name} has a frozen weight and a bias that is not; use columns = drawn")
         if isinstance(layer, nn.Conv2d):
             if input_columns:
                 raise InputError(f"layer {name} ({kind}) sees many inputs per example; use columns = drawn")
@@ -109,7 +114,7 @@ def rank_one_logits(
     """Return logits (2, K, size, classes), at + and - the noise, and layer name -> its directions.
 
     Args:
-        net: of linear and convolutional layers, and others without parameters.
+        net: of linear and convolutional layers, and others without trained parameters; what is frozen gets no noise.
         images: (groups * size, channels, height, width).
         members: the population.
         directions: where the noise comes from.
@@ -137,7 +142,7 @@ def rank_one_logits(
 
     with ExitStack() as stack:
         for name, layer in net.named_modules():
-            if isinstance(layer, nn.Linear | nn.Conv2d):
+            if isinstance(layer, nn.Linear | nn.Conv2d) and trained(layer):
                 stack.callback(layer.register_forward_hook(hook_for(name)).remove)
         logits = net(images if multiply_late else images.repeat(2 * members.pairs, 1, 1, 1))
     return logits.view(2, members.count, members.size, -1), found
@@ -157,12 +162,18 @@ def weighted_rank_one(factors: dict[str, Factors], coefs: Tensor) -> dict[str, T
 
 
 def _drawn(name: str, layer: Layer, inputs: Tensor, members: Members, directions: Directions) -> Factors:
-    outputs, columns = len(layer.weight), layer.weight[0].numel()
+    outputs, columns = (members.count, len(layer.weight)), (members.count, layer.weight[0].numel())
+    moves, bias = layer.weight.requires_grad, _has_bias(layer)
     return Factors(
-        directions.draw(f"{name}.rows", (members.count, outputs), 0, inputs),
-        directions.draw(f"{name}.columns", (members.count, columns), 0, inputs),
-        None if layer.bias is None else directions.draw(f"{name}.bias", (members.count, outputs), 0, inputs),
+        directions.draw(f"{name}.rows", outputs, 0, inputs) if moves else inputs.new_zeros(outputs),
+        directions.draw(f"{name}.columns", columns, 0, inputs) if moves else inputs.new_zeros(columns),
+        directions.draw(f"{name}.bias", outputs, 0, inputs) if bias else None,
     )
+
+
+def _has_bias(layer: Layer) -> bool:
+    """Whether there is a bias that is trained."""
+    return layer.bias is not None and layer.bias.requires_grad
 
 
 def _from_inputs(name: str, layer: Layer, inputs: Tensor, members: Members, directions: Directions) -> Factors:
@@ -173,7 +184,7 @@ def _from_inputs(name: str, layer: Layer, inputs: Tensor, members: Members, dire
     if len(inputs) != members.examples:  # what the two members of a pair saw
         columns, inverse = (part.view(2, members.count, -1).mean(dim=0) for part in (columns, inverse))
     rows = directions.draw(f"{name}.rows", (members.count, len(layer.weight)), 0, inputs)
-    bias = None if layer.bias is None else rows * inverse.repeat(members.count // len(inverse), 1)
+    bias = rows * inverse.repeat(members.count // len(inverse), 1) if _has_bias(layer) else None
     return Factors(rows, columns, bias)
 
 
@@ -187,7 +198,7 @@ def _at_input(layer: Layer, inputs: Tensor, factors: Factors, members: Members) 
 
 def _length(inputs: Tensor, layer: Layer) -> Tensor:
     """`|x|`, (batch, 1), where a bias is the weight of one more input that is 1."""
-    return (inputs.square().sum(dim=1, keepdim=True) + (layer.bias is not None)).sqrt().clamp_min(1e-12)
+    return (inputs.square().sum(dim=1, keepdim=True) + _has_bias(layer)).sqrt().clamp_min(1e-12)
 
 
 def _along(layer: Layer, inputs: Tensor, factors: Factors, members: Members) -> Tensor:

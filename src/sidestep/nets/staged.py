@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from sidestep.errors import InputError
-from sidestep.nets.own import ImagePath, image_paths
+from sidestep.nets.own import ImagePath, image_paths, parts_in_order
 from sidestep.nets.precision import at_least_float32
+from sidestep.nets.trained import check_own_weights
 from sidestep.noise import Noise
 
 __all__ = ["GroupHeads", "StagedNet", "check_layers", "staged_mlp", "staged_own"]
@@ -113,6 +114,8 @@ def staged_own(
     stages = _cut(path) if local else [path]
     image, heads = torch.zeros(2, *image_shape), []
     check_layers(path)
+    if local:
+        check_own_weights(stages)
     with torch.no_grad(), noise.stream("heads").torch_seeded():
         for stage in stages:
             image = stage(image)
@@ -140,13 +143,14 @@ def check_layers(net: nn.Module, pairs: bool = False) -> None:
 
 
 def _cut(path: nn.Module) -> list[nn.Module]:
-    if not isinstance(path, nn.Sequential):
+    parts = parts_in_order(path)
+    if not parts:
         raise InputError(
             f"local losses need a module in stages, an nn.Sequential, got one {type(path).__name__}; write it as one, "
             "or choose another kind"
         )
     stages: list[nn.Sequential] = [nn.Sequential()]
-    for part in path:
+    for part in parts:
         trains = any(True for _ in part.parameters())
         if trains and any(True for _ in stages[-1].parameters()):
             stages.append(nn.Sequential())

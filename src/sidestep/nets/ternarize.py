@@ -27,7 +27,7 @@ def ternarize(module: nn.Module, noise: Noise) -> nn.Module:
     """Return a copy of `module` whose linear, convolution and embedding layers hold only trits, drawn from `noise`.
 
     Layer, RMS, group and instance norms lose their scales and shifts. Modules of the user's stay, if they have no
-    parameters of their own outside of such layers.
+    parameters of their own outside of such layers; so do layers whose parameters are all frozen, with their floats.
 
     Raises:
         InputError: naming the layer that has no ternary form, and what to do.
@@ -73,7 +73,7 @@ def _is_lazy(layer: nn.Module) -> bool:
 
 def _replace_children(module: nn.Module, prefix: str, made: dict[int, nn.Module]) -> None:
     """Replace what has a ternary form below `module`; `made` knows by id what took a layer's place elsewhere."""
-    own = [name for name, _ in module.named_parameters(recurse=False)]
+    own = [name for name, parameter in module.named_parameters(recurse=False) if parameter.requires_grad]
     if own and not isinstance(module, TernaryLayer):
         raise InputError(
             f"{prefix.rstrip('.') or 'the module itself'} ({type(module).__name__}) holds the parameter {own[0]} "
@@ -91,8 +91,10 @@ def _replace_children(module: nn.Module, prefix: str, made: dict[int, nn.Module]
 
 
 def _ternary_form(name: str, layer: nn.Module) -> nn.Module | None:
-    """Return what takes the layer's place, or None if it stays."""
+    """Return what takes the layer's place, or None if it stays, as a frozen one does."""
     kind = type(layer).__name__
+    if _is_frozen(name, layer):
+        return None
     for refused, reason in REFUSED.items():
         if isinstance(layer, refused):
             raise InputError(f"layer {name} ({kind}) cannot be ternary: {reason}")
@@ -113,6 +115,18 @@ def _ternary_form(name: str, layer: nn.Module) -> nn.Module | None:
             f"{', '.join(norm.__name__ for norm in NORMS)} without theirs"
         )
     return None
+
+
+def _is_frozen(name: str, layer: nn.Module) -> bool:
+    """Whether a layer has parameters, and all of them are frozen."""
+    own = [] if isinstance(layer, TernaryLayer) else list(layer.parameters(recurse=False))
+    frozen = [parameter for parameter in own if not parameter.requires_grad]
+    if frozen and len(frozen) < len(own) and not isinstance(layer, NORMS):
+        raise InputError(
+            f"layer {name} ({type(layer).__name__}) is frozen in part, and a ternary layer is trained as a whole: "
+            "freeze all of its parameters, which keeps it as it is, or none"
+        )
+    return bool(frozen) and len(frozen) == len(own)
 
 
 def _ternary_convolution(name: str, layer: nn.Conv2d) -> nn.Module:

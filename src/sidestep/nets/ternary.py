@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sidestep.errors import InputError
+from sidestep.nets.trained import trained
 from sidestep.noise import Noise
 from sidestep.ternary import pack_trits, packed_bytes, unpack_trits
 
@@ -175,9 +176,11 @@ class TernaryEmbedding(TernaryLayer):
 def ternary_parameters(net: nn.Module) -> dict[str, Tensor]:
     """Return name -> int8 parameter of all ternary layers, in the order in which positions of weights are counted.
 
-    Raises InputError if the net has other parameters, or none.
+    Frozen floats are left out: they are no part of what is trained or logged.
+
+    Raises InputError if the net has other parameters that are trained, or no trits.
     """
-    found: dict[str, Tensor] = dict(net.named_parameters())
+    found: dict[str, Tensor] = dict(trained(net))
     wrong = [name for name, parameter in found.items() if parameter.dtype != torch.int8]
     if wrong:
         raise InputError(

@@ -16,10 +16,11 @@ from torch import Tensor, nn
 
 from sidestep.errors import InputError
 from sidestep.nets.heads import logits_of_heads
-from sidestep.nets.own import ImagePath, image_paths
+from sidestep.nets.own import ImagePath, image_paths, parts_in_order
 from sidestep.nets.precision import at_least_float32
 from sidestep.nets.ternarize import ternarize
 from sidestep.nets.ternary import TernaryConv2d, TernaryLayer, TernaryLinear, ternary_parameters
+from sidestep.nets.trained import check_own_weights
 from sidestep.noise import Noise
 
 __all__ = ["ChannelsLast", "GridAverage", "TernaryNet", "ternary_conv_net", "ternary_mlp", "ternary_own"]
@@ -204,6 +205,8 @@ def ternary_own(
             "local losses need a module in stages, an nn.Sequential with a ternary layer in several of its parts, got "
             f"one {type(path).__name__}; write it as one, or choose another estimator"
         )
+    if local:
+        check_own_weights(stages)
     for number, stage in enumerate(stages if local else [], start=1):
         trained = [name for name, layer in stage.named_modules() if isinstance(layer, TernaryLayer)]
         if len(trained) > 1:
@@ -222,9 +225,7 @@ def ternary_own(
 def _cut(path: nn.Module) -> list[nn.Module]:
     stages: list[nn.Sequential] = []
     full = True
-    plain = isinstance(path, nn.Sequential) and type(path).forward is nn.Sequential.forward
-    for part in path._modules.values() if plain else [path]:  # with modules that stand there twice
-        assert part is not None
+    for part in parts_in_order(path) or [path]:
         trains = any(isinstance(layer, TernaryLayer) for layer in part.modules())
         if not stages or (trains and full):
             stages.append(nn.Sequential())

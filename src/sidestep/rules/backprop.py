@@ -28,6 +28,7 @@ from sidestep.nets.own import ImagePath, image_paths
 from sidestep.nets.paths import path_maker
 from sidestep.nets.straight_through import float_twin
 from sidestep.nets.ternary_nets import TernaryNet, ternary_conv_net, ternary_mlp
+from sidestep.nets.trained import trained
 from sidestep.nets.units import kept_statistics
 from sidestep.noise import Noise
 from sidestep.rules.built import built
@@ -163,7 +164,7 @@ class Backprop:
     def units(self, net: nn.Module) -> dict[str, list[str]]:
         """Return the one unit: all parameters."""
         net = self._own(net)
-        return {"net": [name for name, _ in net.named_parameters()]}
+        return {"net": list(trained(net))}
 
     def optimizer(self, net: nn.Module) -> torch.optim.Optimizer:
         """Make AdamW."""

@@ -24,6 +24,7 @@ __all__ = [
     "check_used",
     "gradients_of",
     "merged",
+    "parameter_groups",
 ]
 
 
@@ -47,22 +48,33 @@ def merged(parts: Iterable[tuple[str, Dense]]) -> Dense:
     return whole
 
 
+def parameter_groups(net: nn.Module, units: Mapping[str, list[str]]) -> list[dict[str, Any]]:
+    """Return one parameter group per unit for an optimiser.
+
+    Raises:
+        InputError: if all parameters are frozen.
+    """
+    parameters = dict(net.named_parameters())
+    if not any(units.values()):
+        raise InputError(
+            f"nothing is left to train: all {len(parameters)} parameters of the net are frozen (requires_grad is "
+            "False); unfreeze some, parameter.requires_grad_(True)"
+        )
+    return [{"params": [parameters[name] for name in names]} for names in units.values()]
+
+
 def adamw(
     net: nn.Module, units: Mapping[str, list[str]], learning_rate: float, weight_decay: float
 ) -> torch.optim.Optimizer:
     """Return fused AdamW with one parameter group per unit: its arithmetic is elementwise, so units stay apart."""
-    parameters = dict(net.named_parameters())
-    groups = [{"params": [parameters[name] for name in names]} for names in units.values()]
-    return torch.optim.AdamW(groups, lr=learning_rate, weight_decay=weight_decay, fused=True)
+    return torch.optim.AdamW(parameter_groups(net, units), lr=learning_rate, weight_decay=weight_decay, fused=True)
 
 
 def adam(
     net: nn.Module, units: Mapping[str, list[str]], learning_rate: float, weight_decay: float
 ) -> torch.optim.Optimizer:
     """Return fused Adam with one parameter group per unit; its weight decay is part of the gradient (L2)."""
-    parameters = dict(net.named_parameters())
-    groups = [{"params": [parameters[name] for name in names]} for names in units.values()]
-    return torch.optim.Adam(groups, lr=learning_rate, weight_decay=weight_decay, fused=True)
+    return torch.optim.Adam(parameter_groups(net, units), lr=learning_rate, weight_decay=weight_decay, fused=True)
 
 
 OPTIMIZERS = {"adam": adam, "adamw": adamw}
@@ -77,6 +89,8 @@ def apply_dense(net: nn.Module, update: Update, optimizer: torch.optim.Optimizer
     with torch.no_grad():
         for name, gradient in update.gradients.items():
             parameter = parameters[name]
+            if not parameter.requires_grad:  # frozen
+                continue
             if gradient.stride() != parameter.stride() or gradient.dtype != parameter.dtype:
                 # fused optimisers walk both in memory order, and are silently wrong where the orders differ
                 gradient = torch.empty_like(parameter).copy_(gradient)

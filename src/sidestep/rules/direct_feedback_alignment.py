@@ -19,6 +19,7 @@ from sidestep.data import Split
 from sidestep.nets.layerwise import LayerwiseNet, check_hidden, layerwise_net, layerwise_own, shapes_of
 from sidestep.nets.own import ImagePath
 from sidestep.nets.precision import at_least_float32, full_precision
+from sidestep.nets.trained import first_names, trained
 from sidestep.nets.units import kept_statistics
 from sidestep.noise import Noise
 from sidestep.rules.built import built
@@ -78,7 +79,7 @@ class DirectFeedbackAlignment:
     def units(self, net: nn.Module) -> dict[str, list[str]]:
         """Return the one unit, all parameters: every stage needs the output's error."""
         net = self._own(net)
-        return {"net": [name for name, _ in net.named_parameters()]}
+        return {"net": list(trained(net))}
 
     def optimizer(self, net: nn.Module) -> torch.optim.Optimizer:
         """Make AdamW, which takes the arbitrary length of B_l out again."""
@@ -88,7 +89,7 @@ class DirectFeedbackAlignment:
         """Return each stage's gradient under the error that its feedback matrix brings, and the head's own."""
         net = self._own(net)
         net.train()
-        device = batch.images.device
+        device, names = batch.images.device, first_names(net)
         with kept_statistics(net) as changed, noise.stream("module").torch_seeded(device):
             outputs, inputs = [], batch.images
             for stage in net.stages:
@@ -98,10 +99,12 @@ class DirectFeedbackAlignment:
             loss = cross_entropy(logits, batch.labels, label_smoothing=self.label_smoothing)
             statistics = changed()
             error = torch.autograd.grad(loss, logits, retain_graph=True)[0]  # (batch, classes)
-            gradients = gradients_of(loss, _parameters(net.heads, "heads"))
+            gradients = gradients_of(loss, {names[id(parameter)]: parameter for parameter in net.heads.parameters()})
             for index, output in enumerate(outputs):
-                wanted = _parameters(net.stages[index], f"stages.{index}")
-                gradients |= gradients_of(_agreement(output, error, net.get_buffer(f"feedback_{index}")), wanted)
+                brought = _agreement(output, error, net.get_buffer(f"feedback_{index}"))
+                wanted = {names[id(parameter)]: parameter for parameter in net.stages[index].parameters()}
+                for name, gradient in gradients_of(brought, wanted).items():  # a weight may stand in several stages
+                    gradients[name] = gradients[name] + gradient if name in gradients else gradient
         return Dense(gradients, statistics, {"net: cross-entropy": loss.detach()})
 
     def true_gradients(self, net: nn.Module, batch: Batch) -> dict[str, Tensor]:
@@ -139,7 +142,3 @@ def _agreement(output: Tensor, error: Tensor, feedback: Tensor) -> Tensor:
     with full_precision(output):
         brought = error @ feedback.to(error.dtype)  # (batch, features)
         return (at_least_float32(output).flatten(1) * brought).sum()
-
-
-def _parameters(module: nn.Module, prefix: str) -> dict[str, Tensor]:
-    return {f"{prefix}.{name}": parameter for name, parameter in module.named_parameters()}

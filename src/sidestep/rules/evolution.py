@@ -22,6 +22,7 @@ from sidestep.nets.own import ImagePath
 from sidestep.nets.precision import full_precision
 from sidestep.nets.rank_one import Members, check_rank_one, check_repeats, rank_one_logits, weighted_rank_one
 from sidestep.nets.staged import StagedNet, check_layers
+from sidestep.nets.trained import check_unshared, trained
 from sidestep.nets.units import kept_statistics
 from sidestep.noise import Noise
 from sidestep.probes import Distribution
@@ -111,6 +112,7 @@ class Evolution:
         check_layers(net, pairs=True)
         if self.noise_kind == "rank-1":
             check_rank_one(net, self.columns == "input")
+            check_unshared(net, again=True, instead="noise_kind = full-rank")
             if module is not None:
                 check_repeats(net, task.image_shape)
         return net
@@ -121,7 +123,7 @@ class Evolution:
     def units(self, net: nn.Module) -> dict[str, list[str]]:
         """Return the one unit: all parameters."""
         net = self._own(net)
-        return {"net": [name for name, _ in net.named_parameters()]}
+        return {"net": list(trained(net))}
 
     def optimizer(self, net: nn.Module) -> torch.optim.Optimizer:
         """Make the optimiser."""
@@ -180,7 +182,7 @@ class Evolution:
             losses = losses.mean(dim=2)
             coefs = self._coefs(losses)
         found = weighted_rank_one(factors, coefs)  # under autocast, if there is one: nothing is subtracted here
-        return {name: found[name].view(p.shape) for name, p in net.named_parameters()}, losses
+        return {name: found[name].view(p.shape) for name, p in trained(net).items()}, losses
 
     def _full_rank(
         self, net: StagedNet, batch: Batch, members: Members, directions: Directions

@@ -3,8 +3,9 @@
     delta_l = (B_(l+1)^T delta_(l+1)) * f'(z_l)          dL/dW_l := delta_l h_(l-1)^T
 
 `random`: B fixed (Lillicrap et al. 2016, equation 1); `sign-symmetric`: B = sign(W) mean |W| (Liao et al. 2016);
-`kolen-pollack`: B starts at random and gets every step that W gets, so weight decay makes the two meet (Akrout et al.
-2019, section 4). Each layer's derivative but the one by its inputs is the ordinary one.
+`kolen-pollack`: B starts at random and gets every step that W gets (Akrout et al. 2019, section 4). So W - B changes by
+weight decay alone, by the factor 1 - learning_rate * weight_decay a step: 1 - 1e-6 at the defaults, where the two do
+not meet in a run of usual length. Each layer's derivative but the one by its inputs is the ordinary one.
 """
 
 from collections.abc import Collection
@@ -19,6 +20,7 @@ from sidestep.data import Split
 from sidestep.nets.feedback import FeedbackLayer, exact_errors, feedback_kinds, with_feedback
 from sidestep.nets.layerwise import LayerwiseNet, check_hidden, layerwise_net, layerwise_own
 from sidestep.nets.own import ImagePath
+from sidestep.nets.trained import first_names, trained
 from sidestep.nets.units import kept_statistics
 from sidestep.noise import Noise
 from sidestep.rules.built import built
@@ -47,7 +49,7 @@ class FeedbackAlignment:
     learning_rate: float = 1e-3
     """Step size of AdamW."""
     weight_decay: float = 1e-3
-    """Decoupled weight decay of AdamW; with kolen-pollack it also shrinks what B and W do not share."""
+    """Decoupled weight decay of AdamW; with kolen-pollack the only thing that brings B and W together."""
 
     name: ClassVar[str] = "feedback-alignment"
     summary: ClassVar[str] = "Errors come back through random, sign-symmetric or Kolen-Pollack feedback matrices"
@@ -77,7 +79,7 @@ class FeedbackAlignment:
     def units(self, net: nn.Module) -> dict[str, list[str]]:
         """Return the one unit, all parameters: an error needs the layers above it."""
         net = self._own(net)
-        return {"net": [name for name, _ in net.named_parameters()]}
+        return {"net": list(trained(net))}
 
     def optimizer(self, net: nn.Module) -> torch.optim.Optimizer:
         """Make AdamW; B and W of kolen-pollack get the same gradients, so their moments are the same too."""
@@ -93,8 +95,10 @@ class FeedbackAlignment:
             gradients = gradients_of(loss, dict(net.named_parameters()))
             statistics = changed()
         if self.feedback == "kolen-pollack":
-            for name in _feedback_layers(net):
-                gradients[f"{name}.feedback"] = gradients[f"{name}.layer.weight"].clone()
+            names = first_names(net)
+            for name, layer in _feedback_layers(net).items():
+                if layer.layer.weight.requires_grad:
+                    gradients[f"{name}.feedback"] = gradients[names[id(layer.layer.weight)]].clone()
         return Dense(gradients, statistics, {"net: cross-entropy": loss.detach()})
 
     def true_gradients(self, net: nn.Module, batch: Batch) -> dict[str, Tensor]:

@@ -24,6 +24,7 @@ from sidestep.nets.goodness import GoodnessNet, goodness_loss, wrong_labels
 from sidestep.nets.layerwise import check_hidden
 from sidestep.nets.own import ImagePath
 from sidestep.nets.precision import at_least_float32
+from sidestep.nets.trained import trained
 from sidestep.noise import Noise
 from sidestep.rules.built import built
 from sidestep.rules.dense import adamw, apply_dense, check_choice, check_positive, check_range, gradients_of, merged
@@ -92,7 +93,7 @@ class ForwardForward:
     def units(self, net: nn.Module) -> dict[str, list[str]]:
         """Return one unit per stage, and the read-out."""
         net = self._own(net)
-        names = [name for name, _ in net.named_parameters()]
+        names = list(trained(net))
         stages = {f"stage {i}": [n for n in names if n.startswith(f"stages.{i}.")] for i in range(len(self.hidden))}
         return {**stages, "readout": [n for n in names if n.startswith("readout.")]}
 

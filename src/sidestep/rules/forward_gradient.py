@@ -23,6 +23,7 @@ from sidestep.nets.directions import Directions
 from sidestep.nets.forward_mode import forward_mode
 from sidestep.nets.own import ImagePath
 from sidestep.nets.staged import GroupHeads, StagedNet
+from sidestep.nets.trained import check_unshared, trained
 from sidestep.nets.units import kept_statistics
 from sidestep.noise import Noise
 from sidestep.probes import Distribution
@@ -78,6 +79,7 @@ class ForwardGradient:
         """Make the MLP; a module of the user's takes the place of its hidden layers, with one head per stage."""
         net = make_net(task, self.hidden, self.norm, noise, module, self.groups if self.kind == "local" else 0)
         if self.kind != "weights":
+            check_unshared(net.stages, again=False, instead="kind = weights")
             for stage in net.stages:
                 check_activity(stage)
         if self.kind == "local":
@@ -91,7 +93,7 @@ class ForwardGradient:
     def units(self, net: nn.Module) -> dict[str, list[str]]:
         """Return every stage with its head, and the read-out, for local losses; otherwise the one unit."""
         net = self._own(net)
-        names = [name for name, _ in net.named_parameters()]
+        names = list(trained(net))
         if self.kind != "local":
             return {"net": names}
         units: dict[str, list[str]] = {}
@@ -112,7 +114,8 @@ class ForwardGradient:
         way = {"weights": _along_weights, "activities": _along_activities, "local": _along_local}[self.kind]
         with torch.no_grad(), kept_statistics(net) as changed, forward_mode(net):
             gradients, losses = way(net, batch, directions, range(self.tangents), noise.stream("module"))
-            return Dense(gradients, changed(), losses)
+            kept = {name: gradients[name] for name in trained(net) if name in gradients}
+            return Dense(kept, changed(), losses)
 
     def true_gradients(self, net: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """Return the gradient of the net's mean cross-entropy."""
@@ -144,7 +147,7 @@ class ForwardGradient:
 
 def _along_weights(net: StagedNet, batch: Batch, directions: Directions, tangents: range, noise: Noise) -> Found:
     """`(grad L . v) v` over all weights."""
-    weights = {name: parameter.detach() for name, parameter in net.named_parameters()}
+    weights = {name: parameter.detach() for name, parameter in trained(net).items()}
     sums = {name: torch.zeros_like(weight) for name, weight in weights.items()}
 
     def loss_at(values: dict[str, Tensor]) -> Tensor:
@@ -191,14 +194,20 @@ def _along_local(net: StagedNet, batch: Batch, directions: Directions, tangents:
         seen = before(inputs)
         outputs, along = layer(seen), torch.zeros(())
         labels = batch.labels[:, None].expand(-1, len(head.weight))
-        for index in tangents:
+        moves = bool(trained(layer))
+        if not moves:
+            features = after(outputs)
+            upstream, loss = cotangent(head(features), labels)
+        for index in tangents if moves else range(0):
             direction = directions.draw(f"stages.{number}.{name}", outputs.shape, index, outputs)
             with noise.sub(number).torch_seeded(outputs.device):
                 features, tangent = tangent_of(after, outputs, direction)
-            upstream, losses[f"stage {number}: cross-entropy"] = cotangent(head(features), labels)
+            upstream, loss = cotangent(head(features), labels)
             alpha = (upstream * head.linear(tangent)).sum(dim=2) / (batch_size * len(tangents))  # (batch, groups)
             along = along + direction.view(*alpha.shape, -1) * alpha[:, :, None]
-        gradients |= _named(f"stages.{number}.{name}", output_gradients(layer, seen, along.view(outputs.shape)))
+        losses[f"stage {number}: cross-entropy"] = loss
+        if moves:
+            gradients |= _named(f"stages.{number}.{name}", output_gradients(layer, seen, along.view(outputs.shape)))
         gradients |= _named(f"heads.{number}", head.gradients(features, upstream / batch_size))
         inputs = features
     features = inputs.flatten(1)

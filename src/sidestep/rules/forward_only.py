@@ -12,6 +12,7 @@ from sidestep.errors import InputError
 from sidestep.nets.own import ImagePath
 from sidestep.nets.staged import StagedNet, check_layers, staged_mlp, staged_own
 from sidestep.noise import Noise
+from sidestep.rules.dense import parameter_groups
 from sidestep.rules.protocol import Task
 
 __all__ = [
@@ -120,9 +121,7 @@ def make_optimizer(
     kind: str, net: nn.Module, units: Mapping[str, list[str]], learning_rate: float, weight_decay: float
 ) -> torch.optim.Optimizer:
     """Make the optimiser of that name, with one parameter group per unit."""
-    parameters = dict(net.named_parameters())
-    groups = [{"params": [parameters[name] for name in names]} for names in units.values()]
-    return OPTIMIZERS[kind](groups, lr=learning_rate, weight_decay=weight_decay)
+    return OPTIMIZERS[kind](parameter_groups(net, units), lr=learning_rate, weight_decay=weight_decay)
 
 
 def probabilities(net: nn.Module, images: Tensor) -> dict[str, Tensor]:

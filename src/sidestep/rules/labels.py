@@ -10,6 +10,7 @@ from sidestep.nets.embeddings import class_embedding, unit_rows
 from sidestep.nets.own import ImagePath, image_paths
 from sidestep.nets.paths import path_maker
 from sidestep.nets.readouts import make_readout
+from sidestep.nets.trained import trained
 from sidestep.noise import Noise
 from sidestep.rules.protocol import Task
 
@@ -43,7 +44,7 @@ def embedding_for(
 
 def block_units(net: nn.Module) -> dict[str, list[str]]:
     """Return the parameter names of the one block of a continuous-time net, and of what is trained with it."""
-    names = [name for name, _ in net.named_parameters()]
+    names = list(trained(net))
     shared = [name for name in names if not name.startswith("block.")]
     found = {"block": [name for name in names if name.startswith("block.")]}
     return {**found, "read-out": shared} if shared else found
@@ -52,7 +53,7 @@ def block_units(net: nn.Module) -> dict[str, list[str]]:
 def project_rows(net: nn.Module) -> None:
     """Scale a trained embedding's rows back to norm 1."""
     embedding = net.embedding
-    if isinstance(embedding, nn.Parameter):
+    if isinstance(embedding, nn.Parameter) and embedding.requires_grad:
         with torch.no_grad():
             embedding.copy_(unit_rows(embedding))
 

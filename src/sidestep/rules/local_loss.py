@@ -20,6 +20,7 @@ from sidestep.nets.feedback import feedback_kinds
 from sidestep.nets.layerwise import LayerwiseNet, check_hidden, layerwise_net, layerwise_own, shapes_of
 from sidestep.nets.own import ImagePath
 from sidestep.nets.precision import at_least_float32, full_precision
+from sidestep.nets.trained import trained
 from sidestep.nets.units import kept_statistics
 from sidestep.noise import Noise
 from sidestep.rules.built import built
@@ -86,7 +87,7 @@ class LocalLoss:
     def units(self, net: nn.Module) -> dict[str, list[str]]:
         """Return one unit per stage, with its head."""
         net = self._own(net)
-        names = [name for name, _ in net.named_parameters()]
+        names = list(trained(net))
         return {f"stage {i}": [n for n in names if int(n.split(".")[1]) == i] for i in range(len(net.stages))}
 
     def optimizer(self, net: nn.Module) -> torch.optim.Optimizer:

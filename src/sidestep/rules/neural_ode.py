@@ -27,6 +27,7 @@ from sidestep.nets.embeddings import embedding_distances
 from sidestep.nets.own import ImagePath
 from sidestep.nets.precision import full_precision
 from sidestep.nets.timed_predictions import Walker
+from sidestep.nets.trained import trained
 from sidestep.nets.units import kept_statistics
 from sidestep.nets.walks import check_steps
 from sidestep.noise import Noise
@@ -95,7 +96,7 @@ class NeuralODE:
     def units(self, net: nn.Module) -> dict[str, list[str]]:
         """Return the one unit: all parameters."""
         net = self._own(net)
-        return {"net": [name for name, _ in net.named_parameters()]}
+        return {"net": list(trained(net))}
 
     def optimizer(self, net: nn.Module) -> torch.optim.Optimizer:
         """Make AdamW."""

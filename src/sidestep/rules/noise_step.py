@@ -29,6 +29,7 @@ from sidestep.nets.perturbed import activity_gradients, check_chain, rank_one_al
 from sidestep.nets.tangents import alignments
 from sidestep.nets.ternary import ternary_parameters
 from sidestep.nets.ternary_nets import TernaryNet, ternary_conv_net, ternary_mlp, ternary_own
+from sidestep.nets.trained import trained
 from sidestep.nets.units import kept_statistics
 from sidestep.noise import Noise
 from sidestep.probes import DenseProbes, Probes, RankOneProbes, SparseProbes
@@ -151,15 +152,12 @@ class NoiseStep:
         return net
 
     def _own(self, net: nn.Module) -> TernaryNet:
-        def fits(own: TernaryNet) -> bool:
-            return own.ternary and (own.local or self.estimator != "local-losses")
-
-        return built(net, TernaryNet, self, fits)
+        return built(net, TernaryNet, self, lambda own: own.ternary and (own.local or self.estimator != "local-losses"))
 
     def units(self, net: nn.Module) -> dict[str, list[str]]:
         """Return the stages with their heads for local losses, otherwise the one unit: all parameters."""
         net = self._own(net)
-        names = [name for name, _ in net.named_parameters()]
+        names = list(trained(net))
         if self.estimator != "local-losses":
             return {"net": names}
         stages = sorted({int(name.split(".")[1]) for name in names})

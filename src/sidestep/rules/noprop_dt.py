@@ -29,6 +29,7 @@ from sidestep.nets.samplers import ddim_chain, stack_predictions
 from sidestep.nets.schedules import cosine_alpha_bar, readable_alpha_bar
 from sidestep.nets.stack import DenoisingStack
 from sidestep.nets.together import BlocksTogether, drawn_masks
+from sidestep.nets.trained import trained
 from sidestep.nets.units import kept_statistics, run_units
 from sidestep.noise import Noise
 from sidestep.rules.built import built
@@ -143,7 +144,7 @@ class NoPropDT:
     def units(self, net: nn.Module) -> dict[str, list[str]]:
         """Return the parameter names of each block, and of the read-out with the embedding, which all blocks share."""
         net = self._own(net)
-        names = [name for name, _ in net.named_parameters()]
+        names = list(trained(net))
         found = {
             f"block {index + 1}": [name for name in names if name.startswith(f"blocks.{index}.")]
             for index in range(len(net.blocks))

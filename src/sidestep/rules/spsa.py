@@ -22,6 +22,7 @@ from sidestep.nets.directions import Directions, paired_logits
 from sidestep.nets.own import ImagePath
 from sidestep.nets.precision import full_precision
 from sidestep.nets.staged import StagedNet, check_layers
+from sidestep.nets.trained import trained
 from sidestep.nets.units import kept_statistics
 from sidestep.noise import Noise
 from sidestep.probes import DenseProbes, Distribution
@@ -84,7 +85,7 @@ class SPSA:
     def units(self, net: nn.Module) -> dict[str, list[str]]:
         """Return the one unit: all parameters."""
         net = self._own(net)
-        return {"net": [name for name, _ in net.named_parameters()]}
+        return {"net": list(trained(net))}
 
     def optimizer(self, net: nn.Module) -> torch.optim.Optimizer:
         """Make the optimiser."""
@@ -103,7 +104,7 @@ class SPSA:
                 losses.append(torch.stack([losses_under(self.objective, side, batch.labels).mean() for side in sides]))
             both = torch.stack(losses, dim=1)  # (2, pairs)
             coefs = (both[0] - both[1]) / (2 * self.eps * self.pairs)
-            shapes = tuple((name, tuple(parameter.shape)) for name, parameter in net.named_parameters())
+            shapes = tuple((name, tuple(parameter.shape)) for name, parameter in trained(net).items())
             probes = DenseProbes(noise.stream("directions"), shapes, self.pairs, self.distribution)
             return Seeded(coefs, probes, changed(), {f"net: {self.objective}": both.mean()})
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from sidestep.errors import InputError
+from sidestep.nets.trained import frozen, trained
 from sidestep.rules.protocol import Rule, Task
 from sidestep.steplog.format import CRC, FORMAT, FRAME, MAGIC, MOST_HEADER, MOST_WEIGHTS, NOISE, DamagedLogError
 from sidestep.version import __version__
@@ -41,6 +42,7 @@ class Header:
     noise: str = NOISE
     sidestep: str = __version__
     training: dict[str, Any] = field(default_factory=dict)  # what else the steps follow from: batch, augment, ...
+    frozen: tuple[tuple[str, str, tuple[int, ...]], ...] = ()  # parameters that no step moves; written if there are any
 
     @property
     def weights(self) -> int:
@@ -63,7 +65,8 @@ class Header:
         Raises InputError if that is longer than a header may be, or for a net that is larger.
         """
         self.check()
-        text = _canonical({**dataclasses.asdict(self), "table": self.table})
+        entries = {name: value for name, value in dataclasses.asdict(self).items() if value or name != "frozen"}
+        text = _canonical({**entries, "table": self.table})
         if len(text) > MOST_HEADER:
             raise InputError(f"the log's header may have {MOST_HEADER:,} bytes, this net's has {len(text):,}")
         frame = FRAME.pack(MAGIC, FORMAT, len(text)) + text
@@ -75,7 +78,7 @@ class Header:
         try:
             entries = json.loads(text)
             digest = entries.pop("table")
-            for name in ("parameters", "buffers"):
+            for name in ("parameters", "buffers", *(["frozen"] if "frozen" in entries else [])):
                 entries[name] = tuple((n, kind, tuple(shape)) for n, kind, shape in entries[name])
             found = cls(**entries)
             found.check()
@@ -95,9 +98,9 @@ class Header:
             raise InputError("module is neither null nor a name")
         if not isinstance(self.rule.get("name"), str) or isinstance(self.seed, bool) or not 0 <= self.seed < 1 << 64:
             raise InputError("the rule has no name, or the seed is not from 0 to 2^64 - 1")
-        for entry in (*self.parameters, *self.buffers):
+        for entry in (*self.parameters, *self.buffers, *self.frozen):
             _check_entry(*entry)
-        for name, table in (("parameters", self.parameters), ("buffers", self.buffers)):
+        for name, table in (("parameters", self.parameters), ("buffers", self.buffers), ("frozen", self.frozen)):
             if sum(math.prod(shape) for _, _, shape in table) > MOST_WEIGHTS:
                 raise InputError(f"the {name} have more than {MOST_WEIGHTS:,} elements")
         if not self.weights:
@@ -105,7 +108,19 @@ class Header:
 
     def differences(self, other: "Header") -> list[tuple[str, Any, Any]]:
         """Return name, own value and other value of what two headers of one run have in common, where they differ."""
-        names = ("rule", "task", "data", "training", "seed", "module", "parameters", "buffers", "start", "noise")
+        names = (
+            "rule",
+            "task",
+            "data",
+            "training",
+            "seed",
+            "module",
+            "parameters",
+            "buffers",
+            "frozen",
+            "start",
+            "noise",
+        )
         mine, others = (json.loads(_canonical(dataclasses.asdict(header))) for header in (self, other))
         return [(name, mine[name], others[name]) for name in names if mine[name] != others[name]]
 
@@ -127,16 +142,17 @@ class Header:
             task=dataclasses.asdict(task),
             data=data,
             seed=seed,
-            parameters=table_of(dict(net.named_parameters())),
+            parameters=table_of(dict(trained(net))),
             buffers=table_of(dict(net.named_buffers())),
             start=digest_of(net),
             module=module,
             training=dict(training or {}),
+            frozen=table_of(frozen(net)),
         )
 
 
 def digest_of(net: nn.Module) -> str:
-    """Return a blake2b digest over the name, dtype, shape and bytes of every parameter, in order."""
+    """Return a blake2b digest over the name, dtype, shape and bytes of every parameter, frozen ones too, in order."""
     digest = hashlib.blake2b(digest_size=16)
     for name, parameter in net.named_parameters():
         plain = parameter.detach().cpu().contiguous()

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from sidestep.errors import InputError
 from sidestep.nets.own import ImagePath
+from sidestep.nets.trained import trained
 from sidestep.rules.protocol import Rule
 from sidestep.steplog.only import only_part
 from sidestep.steplog.reader import LogReader
@@ -125,9 +126,9 @@ def _named(net: nn.Module, only: str | None) -> tuple[str, ...]:
 
 
 def _range(net: nn.Module, names: tuple[str, ...]) -> tuple[int, int]:
-    """Where the weights of neighbouring parameters lie among all weights."""
+    """Where the weights of neighbouring parameters lie among all that are trained."""
     at, first, last = 0, None, 0
-    for name, parameter in net.named_parameters():
+    for name, parameter in trained(net).items():
         if name in names:
             first = at if first is None else first
             last = at + parameter.numel()

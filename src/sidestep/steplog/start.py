@@ -9,6 +9,7 @@ from torch.utils._pytree import tree_leaves
 
 from sidestep.errors import CheckpointError, InputError, SidestepError
 from sidestep.nets.own import ImagePath
+from sidestep.nets.trained import frozen, trained
 from sidestep.noise import Noise
 from sidestep.rules import RULES
 from sidestep.rules.protocol import Rule, Task
@@ -40,7 +41,7 @@ def untrained(header: Header, module: ImagePath | None) -> tuple[Rule, nn.Module
     if name not in RULES:
         raise CheckpointError(f"the log is of the rule {name!r}, which is not there; there are: {', '.join(RULES)}")
     try:
-        elements = sum(math.prod(shape) for _, _, shape in (*header.parameters, *header.buffers))
+        elements = sum(math.prod(shape) for _, _, shape in (*header.parameters, *header.buffers, *header.frozen))
         _check_whole_numbers(options, max(elements, 1 << 24))
         rule = RULES[name](**options)
         task = _task(header.task)
@@ -55,10 +56,12 @@ def untrained(header: Header, module: ImagePath | None) -> tuple[Rule, nn.Module
 def check_net(header: Header, net: nn.Module) -> None:
     """Raise CheckpointError unless a net, before its first step, is the one that the log starts from."""
     own: dict[str, dict[str, Any]] = {
-        "parameters": dict(net.named_parameters()),
+        "trained parameters": dict(trained(net)),
         "buffers": dict(net.named_buffers()),
+        "frozen parameters": frozen(net),
     }
-    for kind, there in (("parameters", header.parameters), ("buffers", header.buffers)):
+    tables = zip(own, (header.parameters, header.buffers, header.frozen), strict=True)
+    for kind, there in tables:
         here = table_of(own[kind])
         if here != there:
             pairs = zip(there, here, strict=False)

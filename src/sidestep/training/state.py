@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from sidestep import checkpoint
 from sidestep.errors import CheckpointError, InputError
+from sidestep.nets.trained import trained
 from sidestep.training.unit_files import UnitFiles
 
 __all__ = ["AVERAGE", "State"]
@@ -40,7 +41,7 @@ class State:
 
     def check_average(self) -> None:
         """Raise InputError if the net has parameters that no moving average can be taken of."""
-        for name, parameter in self.net.named_parameters():
+        for name, parameter in trained(self.net).items():
             if not parameter.is_floating_point():
                 raise InputError(
                     f"a moving average needs float weights, but {name} is {parameter.dtype}: leave --average out"
@@ -94,7 +95,7 @@ class State:
             names: of the parameters, if not all.
         """
         weight = min(decay, (1 + self.step) / (10 + self.step))
-        parameters = dict(self.net.named_parameters())
+        parameters = trained(self.net)  # what is frozen is its own average
         with torch.no_grad():
             for name in parameters if names is None else names:
                 if name not in self.average:
@@ -128,9 +129,9 @@ class State:
                 self.release()
 
     def not_finite(self) -> list[str]:
-        """Return the names of parameters that hold an infinity or no number."""
+        """Return the names of trained parameters that hold an infinity or no number."""
         found = []
-        for name, parameter in self.net.named_parameters():
+        for name, parameter in trained(self.net).items():
             if not bool(parameter.isfinite().all()):
                 found.append(name)
             self.release()

@@ -1,0 +1,68 @@
+"""Which parameters a rule may move: all but those that are frozen (`requires_grad` False).
+
+Trits count as trained in any case, since whole numbers cannot require a gradient. A parameter that stands in a net
+several times is one parameter, under the first of its names.
+"""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from sidestep.errors import InputError
+
+__all__ = ["check_own_weights", "check_unshared", "first_names", "frozen", "trained"]
+
+
+def trained(net: nn.Module) -> dict[str, nn.Parameter]:
+    """Return name -> parameter of what is trained, in the order of the net.
+
+    >>> layer = nn.Linear(3, 2)
+    >>> _ = layer.weight.requires_grad_(False)
+    >>> list(trained(layer))
+    ['bias']
+    """
+    ternary = (layer for layer in net.modules() if hasattr(layer, "trits"))
+    trits = {id(p) for layer in ternary for p in layer.parameters(recurse=False) if not p.is_floating_point()}
+    return {name: p for name, p in net.named_parameters() if p.requires_grad or id(p) in trits}
+
+
+def frozen(net: nn.Module) -> dict[str, Tensor]:
+    """Return name -> parameter of what is not."""
+    moving = trained(net)
+    return {name: parameter for name, parameter in net.named_parameters() if name not in moving}
+
+
+def first_names(net: nn.Module) -> dict[int, str]:
+    """Return id -> name of every parameter; a shared one has the name that `named_parameters` gives it."""
+    return {id(parameter): name for name, parameter in net.named_parameters()}
+
+
+def check_own_weights(stages: Sequence[nn.Module]) -> None:
+    """Raise InputError for stages that share a trained parameter: the loss of one would move the others."""
+    seen: dict[int, int] = {}
+    for number, stage in enumerate(stages, start=1):
+        for name, parameter in trained(stage).items():
+            if seen.setdefault(id(parameter), number) != number:
+                raise InputError(
+                    f"stages {seen[id(parameter)]} and {number} of the module share the parameter {name}, and each has "
+                    "a loss of its own, so one would undo what the other learns; give each stage weights of its own, "
+                    "or train the module by a rule with one loss for all"
+                )
+
+
+def check_unshared(net: nn.Module, again: bool, instead: str) -> None:
+    """Raise InputError for a trained parameter of two layers, or, unless `again`, of one layer that stands twice.
+
+    Args:
+        net: whose layers get directions of their own, by name.
+        again: whether one and the same layer may be used a second time.
+        instead: the option that takes such nets.
+    """
+    seen: dict[int, tuple[str, Tensor | nn.Module]] = {}
+    for name, layer in net.named_modules(remove_duplicate=False):
+        for own, parameter in layer.named_parameters(recurse=False):
+            first, owner = seen.setdefault(id(parameter), (name, layer))
+            if parameter.requires_grad and first != name and not (again and owner is layer):
+                raise InputError(
+                    f"layers {first} and {name} share their {own}, and a direction belongs to one layer; use {instead}"
+                )
