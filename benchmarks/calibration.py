@@ -1,0 +1,188 @@
+"""Train every rule briefly on MNIST and print how good its scores are, and its probabilities: docs/calibration.md.
+
+    python -m benchmarks.calibration --out runs/calibration.jsonl [--seeds 0] [--only spsa backprop] [--draw]
+    python -m benchmarks.calibration --stability [--seeds 0 1 2 3 4]      # how far few validation images carry: digits
+
+One JSON line per rule and seed is appended to the file, and what is there already is not trained again. Numbers are of
+the 10,000 test images; a tenth of the training images, 6,000, is kept aside for validation. The last column is the ECE
+that perfect probabilities would have on as many images: right answers drawn with just the confidences that are given.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sidestep import Options, Run, data, train
+from sidestep.cli.output import default_data_dir
+from sidestep.data import DataSet, Split
+from sidestep.noise import Noise
+from sidestep.rules import RULES
+from sidestep.training.calibration import (
+    Quality,
+    calibrated,
+    confidence_sums,
+    fit_temperature,
+    likelihood_slopes,
+)
+
+DRAWS = 200
+
+
+@dataclass(frozen=True)
+class Entry:
+    """How a rule is trained for the table: in seconds rather than well."""
+
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    epochs: int = 1
+    images: int = 54_000  # of the training split
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+FEW = 6_000  # for convolutions
+ENTRIES = {
+    "backprop": Entry({"net": "mlp", "hidden": (512, 512)}),
+    "local-loss": Entry(),
+    "feedback-alignment": Entry(),
+    "direct-feedback-alignment": Entry(),
+    "forward-forward": Entry({"label": "head", "threshold": 1.0}, 2),
+    "hebbian": Entry({}, 2),
+    "noise-step": Entry({}, 2),
+    "forward-gradient": Entry({}, 3, options={"batch": 256}),
+    "evolution": Entry({"columns": "input", "learning_rate": 3e-3}, 8, options={"batch": 1024}),
+    "spsa": Entry({}, 6),
+    "noprop-dt": Entry({"blocks": 3}, 2, FEW),
+    "noprop-ct": Entry({"loss": "cross-entropy"}, 3, FEW),
+    "noprop-fm": Entry({"loss": "cross-entropy"}, 3, FEW),
+    "neural-ode": Entry({"steps": 5}, 3, FEW),
+}
+
+
+def first_images(found: DataSet, count: int) -> DataSet:
+    """Return the set with the first training images alone; validation and test as they are."""
+    return replace(found, train=Split(found.train.images[:count], found.train.labels[:count]))
+
+
+def perfect_error(confidences: Tensor, noise: Noise) -> float:
+    """Return the mean ECE of draws in which an answer is right with its confidence, (n,) of them."""
+    chances = torch.stack([confidences, 1 - confidences], dim=1)  # two classes stand for all: the answer, or not
+    chances[:, 1] = chances[:, 1].minimum(chances[:, 0] * 0.999)  # so that the first is the answer
+    found = []
+    for draw in range(DRAWS):
+        wrong = (noise.sub(draw).uniform(len(chances)) >= confidences).long()
+        found.append(Quality.of(0, confidence_sums(chances, wrong, None).tolist(), None).ece)
+    return mean(found)
+
+
+def measured(name: str, seed: int) -> dict[str, Any]:
+    """Train one entry and return its line."""
+    entry, mnist = ENTRIES[name], data.load("mnist", data_dir=default_data_dir())
+    begun = time.process_time()
+    run = train(
+        RULES[name](**entry.settings), first_images(mnist, entry.images),
+        Options(epochs=entry.epochs, seed=seed, decay="cosine", **entry.options),
+    )  # fmt: skip
+    seconds = time.process_time() - begun
+    raw, found = run.predict(mnist.test.images, raw=True), run.predict(mnist.test.images)
+    return {
+        "rule": name, "seed": seed, "reading": run.rule.predictors[0], "qualities": run.result["qualities"],
+        "same_answers": torch.equal(raw.argmax(dim=1), found.argmax(dim=1)),
+        "perfect_ece": perfect_error(found.amax(dim=1), Noise(0)),
+        "training_images": entry.images, "epochs": entry.epochs, "settings": str(run.rule),
+        "processor_seconds": round(seconds, 1), "calibrating": calibrating_seconds(run, mnist),
+        "calibration_images": run.result["calibration_images"], "precision": run.result["precision"],
+    }  # fmt: skip
+
+
+def calibrating_seconds(run: Run, mnist: DataSet) -> list[float]:
+    """Return processor seconds for all readings: of predicting 3,000 images, of adding up slopes, of 10,000 images."""
+    part = mnist.validation.images[:3000], mnist.validation.labels[:3000]
+    begun = time.process_time()
+    scores = [run.predict(part[0], name, raw=True) for name in run.rule.predictors]
+    predicted = time.process_time()
+    for each in scores:
+        for probabilities, labels in zip(each.split(500), part[1].split(500), strict=True):
+            likelihood_slopes(probabilities, labels)
+    added = time.process_time()
+    run.assess(mnist.test)
+    return [round(part, 2) for part in (predicted - begun, added - predicted, time.process_time() - added)]
+
+
+def stability(seed: int) -> dict[str, Any]:
+    """Fit the temperatures of digits on 200 samples of its 144 validation images, drawn with replacement."""
+    digits = data.load("digits")
+    run = train(RULES["noprop-dt"](blocks=3), "digits", Options(seed=seed, epochs=10))
+    labels, tests = digits.validation.labels, digits.test.labels
+    found = {}
+    for name in run.rule.predictors:
+        scores, of_test = (run.predict(part.images, name, raw=True) for part in (digits.validation, digits.test))
+        temperatures, errors = [], []
+        for draw in range(DRAWS):
+            rows = Noise(seed).stream("bootstrap").sub(draw).integers(len(labels), len(labels))
+            temperatures.append(fit_temperature(likelihood_slopes(scores[rows], labels[rows]).tolist()))
+            errors.append(Quality.of(0, confidence_sums(of_test, tests, temperatures[-1]).tolist(), None).ece)
+        quality = run.result["qualities"][name]
+        spread = [sorted(temperatures)[round(share * (DRAWS - 1))] for share in (0.025, 0.975)]
+        perfect = perfect_error(calibrated(of_test, quality["temperature"]).amax(dim=1), Noise(0))
+        found[name] = {**quality, "from_to": spread, "drawn_ece": mean(errors), "perfect_ece": perfect}
+    return {"seed": seed, "readings": found}
+
+
+def rows_of(lines: list[dict[str, Any]]) -> list[str]:
+    """Return the table: a row for each rule, and reading if there are several."""
+    rows = ["| rule | sampler | seeds | accuracy % | NLL of scores | NLL | ECE of scores | ECE | T | perfect |",
+            "|---|---|---|---|---|---|---|---|---|---|"]  # fmt: skip
+    for name in ENTRIES:
+        of_rule = [line for line in lines if line["rule"] == name]
+        for reading in of_rule[0]["qualities"] if of_rule else ():
+            found = [Quality(**line["qualities"][reading]) for line in of_rule]
+
+            def middle(key: str, found: list[Quality] = found) -> float:
+                return mean(asdict(quality)[key] for quality in found)
+
+            spread = f" ({stdev(q.ece for q in found) / len(found) ** 0.5:.4f})" if len(found) > 1 else ""
+            default = reading == of_rule[0]["reading"]
+            perfect = f"{mean(line['perfect_ece'] for line in of_rule):.4f}" if default else ""
+            rows.append(
+                f"| {name if default else ''} | {reading} | {len(found)} | {100 * middle('accuracy'):.2f} "
+                f"| {middle('raw_nll'):.3f} | {middle('nll'):.3f} | {middle('raw_ece'):.4f} "
+                f"| {middle('ece'):.4f}{spread} | {middle('temperature'):.3g} | {perfect} |"
+            )
+    return rows
+
+
+def main() -> None:
+    """Parse the options, train what is missing, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--only", nargs="+", default=list(ENTRIES), choices=list(ENTRIES))
+    parser.add_argument("--draw", action="store_true", help="train nothing; the table of what is there")
+    parser.add_argument("--stability", action="store_true", help="of the digits' temperatures, one JSON line per seed")
+    given = parser.parse_args()
+    if given.stability:
+        for seed in given.seeds:
+            print(json.dumps(stability(seed)), flush=True)
+        return
+    if given.out is None:
+        parser.error("give --out FILE.jsonl")
+    lines = [json.loads(line) for line in given.out.read_text().splitlines()] if given.out.exists() else []
+    done = {(line["rule"], line["seed"]) for line in lines}
+    for seed in given.seeds if not given.draw else ():
+        for name in given.only:
+            if (name, seed) not in done:
+                lines.append(measured(name, seed))
+                with given.out.open("a") as file:
+                    file.write(json.dumps(lines[-1]) + "\n")
+    print("\n".join(rows_of(lines)))
+
+
+if __name__ == "__main__":
+    main()
