@@ -181,6 +181,17 @@ class TestARun:
         quality = other.assess(data.load("digits").test, ["ddim"])["ddim"]
         assert (quality.ece, quality.nll) == (quality.raw_ece, quality.raw_nll)
 
+    def test_can_be_calibrated_at_other_settings(self, run):
+        digits = data.load("digits")
+        again = load_run(run.folder).recalibrated(digits.validation)
+        assert again.calibration == run.calibration
+        other = load_run(run.folder, inference={"draws": 3})
+        found = other.recalibrated(digits.validation, ["mean"])
+        assert (list(found.calibration.temperatures), other.calibration) == (["mean"], run.calibration)
+        assert found.assess(digits.test, ["mean"])["mean"].ece < other.assess(digits.test, ["mean"])["mean"].ece / 5
+        with pytest.raises(InputError, match="50 validation images or more, got 49"):
+            other.recalibrated(Split(digits.validation.images[:49], digits.validation.labels[:49]))
+
     def test_refuses_a_temperature_that_was_changed(self, run, tmp_path):
         for file in run.folder.iterdir():
             (tmp_path / file.name).write_bytes(file.read_bytes())
@@ -329,9 +340,10 @@ def test_the_command_line_says_probability_or_score(run, tmp_path, capsys, monke
         assert ("score" in found) == (found["temperature"] is None) == (kind == "score")
         said(*words, *other, "--out", f"{kind}.csv")
         said(*words, *other, "--out", f"{kind}.npz")
-        assert Path(f"{kind}.csv").read_text().startswith(f"index,class,{kind}\n")
+        assert Path(f"{kind}.csv").read_text().startswith(f"index,class,{kind}")
         assert numpy.load(f"{kind}.npz")[plural].max(axis=1) == pytest.approx(found[kind])
         assert ("without T, NLL and ECE are those of scores" in said("eval", str(run.folder), *other)) == bool(other)
+        assert "of scores" not in said("eval", str(run.folder), *other, "--calibrate")
         record = json.loads(said("eval", str(run.folder), *other, "--json"))
         assert record["qualities"]["ddim"].items() <= record.items()
         assert (record["temperature"] is None) == (kind == "score")

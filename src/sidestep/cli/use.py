@@ -52,6 +52,7 @@ def _evaluate(
     set: Repeated = (),
     module: str | None = None,
     device: str = "auto",
+    calibrate: bool = False,
     json: bool = False,
 ) -> None:  # long: the options of the command
     """Print accuracy, negative log-likelihood and calibration error of a trained run, by every reading of its rule.
@@ -68,6 +69,7 @@ def _evaluate(
         set: Other settings of the samplers than at training, NAME=VALUE, e.g. --set steps=200 draws=16.
         module: Image path the run was trained with, FILE.py:NAME, if it was one of your own.
         device: Where to compute: auto, cpu, cuda, cuda:1, mps.
+        calibrate: Fit the temperatures anew, at these settings, on the run's validation images. They are not kept.
         json: Print one JSON object.
     """
     given = all_words(set)
@@ -79,6 +81,9 @@ def _evaluate(
     part = found.test if split == "test" else found.validation if split == "validation" else found.train
     if not len(part):
         raise InputError(f"{found.name} has no {split} images; choose another --split")
+    if calibrate:
+        check_cut(run, found, instead="leave --calibrate out")
+        trained = trained.recalibrated(found.validation, all_words(reading))
     found_by = trained.assess(part, all_words(reading))
     unfinished = RunFolder(run).unfinished(trained.step)
     if json:

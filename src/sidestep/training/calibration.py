@@ -60,6 +60,11 @@ class Calibration:
     settings: Mapping[str, Any]  # values of what predictions depend on, at which they were fitted
     images: int  # validation images on which they were fitted
 
+    @classmethod
+    def fitted(cls, rule: Rule, sums: Mapping[str, Sequence[float]], images: int) -> "Calibration":
+        """Return the calibration of a rule's readings from their slopes (`likelihood_slopes`), on so many images."""
+        return cls({name: fit_temperature(sums[name]) for name in sums}, settings_of(rule), images)
+
     def temperature(self, rule: Rule, reading: str) -> float | None:
         """Return a reading's T; None if there is none, or if the rule has other settings than T was fitted with."""
         return self.temperatures.get(reading) if dict(self.settings) == settings_of(rule) else None

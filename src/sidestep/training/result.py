@@ -13,9 +13,7 @@ from sidestep.training.calibration import (
     Quality,
     calibration_images,
     confidence_sums,
-    fit_temperature,
     likelihood_slopes,
-    settings_of,
 )
 from sidestep.training.evaluate import accuracies
 from sidestep.training.loop import Loop
@@ -111,8 +109,7 @@ class _Evaluation:
         images = calibration_images(loop.data.validation, loop.noise)
         if len(images):
             count = self._count("calibration", images, readings, lambda _, p, labels: likelihood_slopes(p, labels))
-            temperatures = {name: fit_temperature(count.sums[name]) for name in readings}
-            self._calibration = Calibration(temperatures, settings_of(loop.rule), len(images))
+            self._calibration = Calibration.fitted(loop.rule, count.sums, len(images))
         return self._calibration
 
     def measure(self, name: str, split: Split, readings: Sequence[str]) -> dict[str, Quality] | None:

@@ -1,7 +1,7 @@
 """A trained net with the rule that trained it: predictions, and how good they are."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,15 @@ from torch import Tensor, nn
 from sidestep.data import Split
 from sidestep.noise import Noise
 from sidestep.rules.protocol import Rule, Task
-from sidestep.training.calibration import FEWEST, Calibration, Quality, calibrated, confidence_sums
+from sidestep.training.calibration import (
+    FEWEST,
+    Calibration,
+    Quality,
+    calibrated,
+    calibration_images,
+    confidence_sums,
+    likelihood_slopes,
+)
 from sidestep.training.evaluate import accuracies, check_readings, predictions
 from sidestep.training.given import given_images, given_split
 from sidestep.training.options import Compute
@@ -89,10 +97,30 @@ class Run:
         split = given_split(self.task, split)
         names = names or self.rule.predictors
         check_readings(self.rule, names)
-        temperatures, count = {name: self.temperature(name) for name in names}, Count(dict.fromkeys(names, 0))
-        accuracies(
-            self.rule, self.net, split, self.task, self.compute, Noise(self.seed), names, count,
-            lambda name, scores, labels: confidence_sums(scores, labels, temperatures[name]),
-        )  # fmt: skip
+        temperatures = {name: self.temperature(name) for name in names}
+        count = self._count(split, names, lambda name, p, labels: confidence_sums(p, labels, temperatures[name]))
         shares = {name: right / len(split) for name, right in count.right.items()}
         return {name: Quality.of(shares[name], count.sums[name], temperatures[name]) for name in names}
+
+    def recalibrated(self, validation: Split, names: Sequence[str] | None = None) -> "Run":
+        """Return the run with temperatures fitted anew, at the settings that it has now; nothing is written.
+
+        Args:
+            validation: raw images and labels that it was not trained on and will not be judged by; 3,000 at most count.
+            names: of the readings; all by default.
+
+        Raises:
+            InputError: for fewer than 50 images, or a reading that the rule does not have.
+        """
+        names = names or self.rule.predictors
+        check_readings(self.rule, names)
+        images = calibration_images(validation, Noise(self.seed))
+        if not len(images):
+            raise InputError(f"a temperature takes {FEWEST} validation images or more, got {len(validation)}")
+        count = self._count(images, names, lambda _, p, labels: likelihood_slopes(p, labels))
+        return replace(self, calibration=Calibration.fitted(self.rule, count.sums, len(images)))
+
+    def _count(self, split: Split, names: Sequence[str], more: Callable[[str, Tensor, Tensor], Tensor]) -> Count:
+        count = Count(dict.fromkeys(names, 0))
+        accuracies(self.rule, self.net, split, self.task, self.compute, Noise(self.seed), names, count, more)
+        return count
