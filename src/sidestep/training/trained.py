@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sidestep.data import Split
+from sidestep.errors import InputError
 from sidestep.noise import Noise
 from sidestep.rules.protocol import Rule, Task
 from sidestep.training.calibration import (
