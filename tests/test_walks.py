@@ -12,18 +12,21 @@ from sidestep.nets import (
     CosineSchedule,
     LearnedSchedule,
     LinearSchedule,
+    adaptive,
+    adaptive_walk,
     ancestral_walk,
     cosine_alpha_bar,
     ddim_walk,
     euler_walk,
     heun_walk,
     readable_alpha_bar,
-    solver_walk,
 )
+from sidestep.nets.adaptive import ADAPTIVE
 from sidestep.nets.timed_predictions import diffusion_velocity
-from sidestep.nets.walks import ADAPTIVE, check_steps, step_times
+from sidestep.nets.walks import check_steps, step_times
 from sidestep.noise import Noise
 from sidestep.rules import NoPropCT, NoPropFM, Task
+from tests.reference.torchdiffeq_walk import plain_adaptive, plain_pair
 
 TASK = Task((1, 8, 8), tuple("abcd"), (0.0,), (1.0,))
 
@@ -120,12 +123,13 @@ def test_solvers_of_the_probability_flow_end_where_ddim_does(schedule):
     ends = schedule.alpha_bar(evenly(1)).detach()
     start, wanted = on_the_line(ends[0], u, eps), on_the_line(ends[1], u, eps)
 
-    def rate(latent, time):
-        return diffusion_velocity(perfect(u), schedule, None, latent, time).detach()
+    def rate(latent, time, rows=None):
+        wanted = u if rows is None else u[rows]
+        return diffusion_velocity(perfect(wanted), schedule, None, latent, time).detach()
 
     assert (heun_walk(rate, evenly(100), start) - wanted).abs().max() < 5e-3
     assert (euler_walk(rate, evenly(300), start) - wanted).abs().max() < 5e-2
-    assert (solver_walk(rate, (0.0, 1.0), start, tolerance=1e-7) - wanted).abs().max() < 1e-5
+    assert (adaptive_walk(rate, (0.0, 1.0), start, tolerance=1e-7) - wanted).abs().max() < 1e-5
 
 
 def swinging(latent, time):
@@ -156,27 +160,97 @@ def test_heun_without_the_end_takes_an_euler_step_there_and_never_asks_for_the_r
     assert max(asked) == 1
 
 
-@pytest.mark.parametrize("method", ADAPTIVE)
-def test_every_adaptive_solver_finds_the_known_end_and_asks_for_no_time_beyond_it(method):
-    asked = []
+class TestAdaptive:
+    @pytest.mark.parametrize("method", ADAPTIVE)
+    def test_every_solver_finds_the_known_end_and_asks_for_no_time_beyond_it(self, method):
+        asked = []
 
-    def watched(latent, time):
-        asked.append(time.item())
-        return swinging(latent, time)
+        def watched(latent, time, _rows):
+            asked.extend(time.tolist())
+            return swinging(latent, time[:, None])
 
-    single, double = torch.float32, torch.float64
-    for dtype, tolerance, error in ((single, 1e-3, 5e-3), (double, 1e-3, 5e-3), (double, 1e-6, 2e-4)):
-        start = torch.tensor([[1.0, -0.5]], dtype=dtype)
-        found = solver_walk(watched, (0.0, 1.0), start, method, tolerance)
-        assert found.dtype == dtype
-        torch.testing.assert_close(found, start * math.exp(math.sin(1)), rtol=error, atol=0)
-    assert min(asked) >= 0
-    assert max(asked) <= 1  # a net has seen no time after 1
+        single, double = torch.float32, torch.float64
+        for dtype, tolerance, error in ((single, 1e-3, 5e-3), (double, 1e-3, 5e-3), (double, 1e-6, 2e-4)):
+            start = torch.tensor([[1.0, -0.5]], dtype=dtype)
+            found = adaptive_walk(watched, (0.0, 1.0), start, method, tolerance)
+            assert found.dtype == dtype
+            torch.testing.assert_close(found, start * math.exp(math.sin(1)), rtol=error, atol=0)
+        assert min(asked) >= 0
+        assert max(asked) <= 1  # a net has seen no time after 1
 
+    @pytest.mark.parametrize("method", ADAPTIVE)
+    def test_the_coefficients_are_those_of_torchdiffeq(self, method):
+        pair = adaptive._PAIRS[method]
+        wanted = plain_pair(method)
+        assert pair.order == wanted.order
+        for name in ("nodes", "weights", "errors"):
+            assert getattr(pair, name) == pytest.approx(getattr(wanted, name), rel=1e-14, abs=1e-16)
+        for own, theirs in zip(pair.stages, wanted.stages, strict=True):
+            assert own == pytest.approx(theirs, rel=1e-14, abs=1e-16)
 
-def test_another_solver_is_refused():
-    with pytest.raises(InputError, match="dopri5, dopri8, bosh3, fehlberg2, adaptive_heun, got 'rk45'"):
-        solver_walk(swinging, (0.0, 1.0), torch.ones(1, 1), "rk45")
+    @pytest.mark.parametrize("method", ADAPTIVE)
+    def test_each_example_ends_where_torchdiffeq_takes_it_alone(self, method):
+        start, pace = torch.linspace(-1, 1, 10, dtype=torch.float64).view(5, 2), torch.tensor([0.1, 1, 3, 9, 30])
+
+        def rate(latent, time, rows):
+            return pace[rows, None] * ((pace[rows] * time)[:, None].cos() - latent)
+
+        found = adaptive_walk(rate, (0.0, 0.9), start, method, 1e-6)
+        for index in range(5):
+            rows = torch.tensor([index])
+            alone = plain_adaptive(
+                lambda z, t, rows=rows: rate(z, t.view(1), rows), (0.0, 0.9), start[rows], "dopri5", 1e-10
+            )
+            torch.testing.assert_close(found[rows], alone, rtol=0, atol=1e-4)  # a hundred steps of 1e-6
+
+    def test_slow_examples_do_not_pay_for_fast_ones_and_none_changes_another(self):
+        pace, asked = torch.tensor([0.1, 100.0]), torch.zeros(2)
+
+        def rate(latent, time, rows):
+            asked.index_add_(0, rows, torch.ones(len(rows)))
+            return (pace[rows] * time).cos()[:, None] * pace[rows, None] + 0 * latent
+
+        start = torch.zeros(2, 3)
+        found = adaptive_walk(rate, (0.0, 1.0), start)
+        assert asked[1] > 3 * asked[0]
+        for index in (0, 1):
+            pace_of = pace[index]
+            alone = adaptive_walk(
+                lambda z, t, rows, one=pace_of: (one * t).cos()[:, None] * one + 0 * z, (0.0, 1.0), start[:1]
+            )
+            torch.testing.assert_close(found[index : index + 1], alone, rtol=0, atol=1e-6)
+
+    def test_a_last_bit_stays_one_where_the_rate_swings_faster_than_the_steps(self):
+        """Steps that are a smooth function of the estimated error make a thousandth of it."""
+        start = torch.linspace(-1, 1, 40, dtype=torch.float64).view(20, 2)
+
+        def rate(latent, time, _rows):
+            return (time[:, None] - latent) + 0.02 * (1000 * time[:, None] + latent).sin()
+
+        one, other = (adaptive_walk(rate, (0.0, 1.0), start + moved) for moved in (0, 1e-9))
+        assert (one - other).abs().max() < 1e-8
+
+    def test_what_is_not_finite_ends_as_nan_and_leaves_the_others_alone(self):
+        def rate(latent, time, rows):
+            return torch.where(rows[:, None] == 1, torch.nan, 1.0) + 0 * latent
+
+        found = adaptive_walk(rate, (0.0, 1.0), torch.zeros(3, 2))
+        assert found[1].isnan().all()
+        torch.testing.assert_close(found[::2], torch.ones(2, 2))
+
+    def test_a_jump_is_passed_by_the_smallest_steps(self):
+        def rate(latent, time, _rows):
+            return 1e6 * (time[:, None] > 0.3).to(latent.dtype) + 0 * latent
+
+        found = adaptive_walk(rate, (0.0, 1.0), torch.zeros(1, 1, dtype=torch.float64))
+        assert found.item() == pytest.approx(0.7e6, rel=1e-3)
+
+    def test_another_solver_is_refused(self):
+        with pytest.raises(InputError, match="dopri5, dopri8, bosh3, fehlberg2, adaptive_heun, got 'rk45'"):
+            adaptive_walk(lambda z, _t, _rows: z, (0.0, 1.0), torch.ones(1, 1), "rk45")
+
+    def test_no_example_at_all_is_fine(self):
+        assert adaptive_walk(lambda z, _t, _rows: z, (0.0, 1.0), torch.ones(0, 3)).shape == (0, 3)
 
 
 @pytest.mark.parametrize("rule", [NoPropCT, NoPropFM])

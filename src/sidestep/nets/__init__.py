@@ -1,5 +1,6 @@
 """Networks: blocks, stacks of blocks, embeddings, schedules, samplers, and the baselines' nets."""
 
+from sidestep.nets.adaptive import adaptive_walk
 from sidestep.nets.baselines import MLP, ChainedBlocks
 from sidestep.nets.blocks import Block, LatentPath
 from sidestep.nets.continuous import CosineSchedule, LearnedSchedule, LinearSchedule, make_schedule
@@ -33,7 +34,7 @@ from sidestep.nets.ternary import (
 )
 from sidestep.nets.ternary_nets import TernaryNet, ternary_conv_net, ternary_mlp
 from sidestep.nets.units import kept_statistics, run_units
-from sidestep.nets.walks import ancestral_walk, ddim_walk, euler_walk, heun_walk, solver_walk
+from sidestep.nets.walks import ancestral_walk, ddim_walk, euler_walk, heun_walk
 
 __all__ = [
     "MLP",
@@ -60,6 +61,7 @@ __all__ = [
     "TernaryLinear",
     "TernaryNet",
     "TimedBlock",
+    "adaptive_walk",
     "ancestral_chain",
     "ancestral_walk",
     "class_embedding",
@@ -85,7 +87,6 @@ __all__ = [
     "readable_alpha_bar",
     "run_units",
     "signal_to_noise",
-    "solver_walk",
     "stack_predictions",
     "ternarize",
     "ternary_conv_net",

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sidestep.nets.adaptive import adaptive_walk
 from sidestep.nets.continuous import Schedule
 from sidestep.nets.denoiser import Denoiser
-from sidestep.nets.walks import ancestral_walk, ddim_walk, euler_walk, heun_walk, solver_walk, step_times
+from sidestep.nets.walks import ancestral_walk, ddim_walk, euler_walk, heun_walk, step_times
 from sidestep.noise import Noise
 
 __all__ = ["Walker", "diffusion_velocity"]
@@ -22,6 +23,7 @@ def diffusion_velocity(net: Denoiser, schedule: Schedule, outputs: Tensor, laten
     `dz/dt = -gamma'(t)/2 (sqrt(abar) uhat - abar z)`, from `z = sqrt(abar) uhat + sqrt(1 - abar) eps` with uhat and eps
     held (Song et al. 2021b, eq. 13, in terms of gamma); it stays bounded at both ends of time.
     """
+    time = time[:, None]
     alpha_bar = schedule.alpha_bar(time)
     return -schedule.slope(time) / 2 * (alpha_bar.sqrt() * net.label_estimate(outputs) - alpha_bar * latent)
 
@@ -54,9 +56,10 @@ class Walker:
         self._prepared = self.net.block.prepare(self.images)
         self.times = step_times(self.steps, self.grid, self.images.device)
 
-    def outputs(self, latent: Tensor, time: Tensor) -> Tensor:
-        """Return the block's class outputs at z and t, (batch, classes)."""
-        return self.net.block.outputs(self._prepared, latent, time)
+    def outputs(self, latent: Tensor, time: Tensor, rows: Tensor | None = None) -> Tensor:
+        """Return the block's class outputs at z and t, (batch, classes), or those of some `rows` of the batch."""
+        prepared = self._prepared if rows is None or len(rows) == len(self._prepared) else self._prepared[rows]
+        return self.net.block.outputs(prepared, latent, time)
 
     def zero(self) -> Tensor:
         """Return z_0 = 0, (batch, dimension)."""
@@ -73,9 +76,9 @@ class Walker:
         drawn = stream.normal(count, start=first, device=self._prepared.device)
         return drawn.to(self.net.embedding.dtype).view(-1, self.net.dimension)
 
-    def rate(self, latent: Tensor, time: Tensor) -> Tensor:
-        """Return dz/dt at z and t."""
-        return self.velocity(self.outputs(latent, time), latent, time)
+    def rate(self, latent: Tensor, time: Tensor, rows: Tensor | None = None) -> Tensor:
+        """Return dz/dt at z and t, (batch, dimension), or that of some `rows` of the batch."""
+        return self.velocity(self.outputs(latent, time, rows), latent, time)
 
     def euler(self, latent: Tensor) -> Tensor:
         """Return z_1 by Euler's method."""
@@ -86,8 +89,8 @@ class Walker:
         return heun_walk(self.rate, self.times, latent, to_the_end=self.last == 1)
 
     def adaptive(self, latent: Tensor, solver: str, tolerance: float = 1e-3) -> Tensor:
-        """Return z_1 by an adaptive solver of torchdiffeq, up to the last time, and a step of Euler's from there."""
-        latent = solver_walk(self.rate, (0.0, self.last), latent, solver, tolerance)
+        """Return z_1 by an adaptive solver, up to the last time, and a step of Euler's from there."""
+        latent = adaptive_walk(self.rate, (0.0, self.last), latent, solver, tolerance)
         return euler_walk(self.rate, self.times.new_tensor([self.last, 1.0]), latent) if self.last < 1 else latent
 
     def _estimate(self, latent: Tensor, index: int) -> Tensor:

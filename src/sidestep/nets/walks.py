@@ -1,8 +1,7 @@
 """Walks from noise, or from zero, to the label: every sampler, written once, for any estimate of the label."""
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -11,7 +10,6 @@ from sidestep.errors import InputError
 from sidestep.nets.schedules import posterior_coefficients
 
 __all__ = [
-    "ADAPTIVE",
     "MOST_STEPS",
     "ancestral_step",
     "ancestral_walk",
@@ -20,12 +18,10 @@ __all__ = [
     "ddim_walk",
     "euler_walk",
     "heun_walk",
-    "solver_walk",
     "step_times",
 ]
 
 MOST_STEPS = 1000
-ADAPTIVE: tuple[str, ...] = ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun")
 
 Estimate = Callable[[Tensor, int], Tensor]  # (z, index of the step) -> uhat, (batch, dimension)
 Velocity = Callable[[Tensor, Tensor], Tensor]  # (z, t as a tensor of shape (1,)) -> dz/dt
@@ -105,28 +101,3 @@ def heun_walk(velocity: Velocity, times: Tensor, latent: Tensor, to_the_end: boo
         second = velocity(latent + size * first, times[index + 1 : index + 2])
         latent = latent + size / 2 * (first + second)
     return latent
-
-
-def solver_walk(
-    velocity: Velocity, ends: Sequence[float], latent: Tensor, method: str = "dopri5", tolerance: float = 1e-3
-) -> Tensor:
-    """Integrate dz/dt between two times by one of torchdiffeq's methods with adaptive steps.
-
-    Raises:
-        InputError: for a method that is not one of ADAPTIVE.
-    """
-    from torchdiffeq import odeint  # imports scipy, which takes a while
-
-    if method not in ADAPTIVE:
-        raise InputError(f"the adaptive solver must be {', '.join(ADAPTIVE)}, got {method!r}")
-
-    def field(time: Tensor, state: Tensor) -> Tensor:
-        return velocity(state, time.reshape(1).to(state.dtype))
-
-    times = torch.tensor(list(ends), device=latent.device, dtype=torch.float32)
-    # without step_t a solver steps over the end, to times at which no net was trained, and interpolates back
-    options: dict[str, Any] = {"step_t": times[-1:]}
-    if latent.device.type != "mps":
-        options["dtype"] = torch.float64
-    found: Tensor = odeint(field, latent, times, method=method, rtol=tolerance, atol=tolerance, options=options)
-    return found[-1]

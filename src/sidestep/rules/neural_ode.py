@@ -193,6 +193,8 @@ class NeuralODE:
             walk = Walker(net, images, lambda outputs, _z, _time: _velocity(net, outputs), noise, start, self.steps)
 
             def end(latent: Tensor) -> Tensor:
+                if self.method == "dopri5":  # torchdiffeq's would choose its steps for the batch as a whole
+                    return walk.adaptive(latent, "dopri5", self.tolerance)
                 return self._solve(lambda time, state: walk.rate(state, time.reshape(1)), latent)
 
             readings: dict[str, Callable[[], Tensor]] = {

@@ -95,7 +95,7 @@ class NoPropCT:
     steps: int = 50
     """Steps of a sampler when predicting, 1 to 1000 (the paper's tables: 1000)."""
     solver: Literal["dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun"] = "dopri5"
-    """Method of the reading `adaptive` (torchdiffeq)."""
+    """Method of the reading `adaptive`, which gives each image its own steps."""
     start: Literal["zero", "noise"] = "zero"
     """Where `ddim`, `euler`, `heun` and `adaptive` start: at z_0 = 0, or at z_0 ~ N(0, I)."""
     grid: Literal["uniform", "cosine"] = "uniform"

@@ -90,7 +90,7 @@ class NoPropFM:
     steps: int = 50
     """Steps of a sampler when predicting, 1 to 1000 (the paper's tables: 1000)."""
     solver: Literal["dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun"] = "dopri5"
-    """Method of the reading `adaptive` (torchdiffeq)."""
+    """Method of the reading `adaptive`, which gives each image its own steps."""
     start: Literal["zero", "noise"] = "zero"
     """Where `euler`, `heun` and `adaptive` start: at z_0 = 0, or at z_0 ~ N(0, I)."""
     grid: Literal["uniform", "cosine"] = "uniform"
@@ -237,7 +237,7 @@ class NoPropFM:
         def velocity(outputs: Tensor, latent: Tensor, time: Tensor) -> Tensor:
             if self.prediction == "velocity":
                 return _velocity(net, outputs)
-            return (net.label_estimate(outputs) - latent) / (1 - time).clamp_min(_REST)
+            return (net.label_estimate(outputs) - latent) / (1 - time[:, None]).clamp_min(_REST)
 
         last = 1.0 if self.prediction == "velocity" else 1 - _REST
         return Walker(net, images, velocity, noise, start, self.steps, last, self.grid)
