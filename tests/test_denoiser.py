@@ -124,7 +124,9 @@ class TestPredictions:
         zero, noise = type(rule)(**options), type(rule)(**{**options, "start": "noise"})
         net, images = build(rule).double(), batch().images.double()
         # a block that looks at z, as an untrained one hardly does
-        net.block.outputs = lambda prepared, latent, time: 3 * (2 * latent[:, :4] + time + 9 * prepared[:, :4]).sin()
+        net.block.outputs = lambda prepared, latent, time: (
+            3 * (2 * latent[:, :4] + time[:, None] + 9 * prepared[:, :4]).sin()
+        )
         before, after = zero.predict(net, images, Noise(9)), noise.predict(net, images, Noise(9))
         for name in rule.predictors:
             moved = (before[name] - after[name]).abs().max()

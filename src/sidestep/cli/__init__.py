@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from sidestep.cli.align import align_command
 from sidestep.cli.bench import bench_command
 from sidestep.cli.fit_memory import fit_memory_command
+from sidestep.cli.launched import check_one_process
 from sidestep.cli.lists import data_command, rules_command
 from sidestep.cli.log import inspect_command, replay_command, verify_command
 from sidestep.cli.output import data_notices_shown, fail, show
@@ -38,6 +39,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "study": study_command,
     "fit-memory": fit_memory_command,
 }
+_READING = ("rules", "presets")  # commands that write and compute nothing
 HELP = """\
 usage: sidestep COMMAND ...
 
@@ -85,6 +87,8 @@ def _begun(given: list[str]) -> None:
         said = suggestion(given[0], COMMANDS, f"there are: {', '.join(COMMANDS)}")
         fail(f"unknown command {given[0]!r}: {said}", 2)
     else:
+        if given[0] not in _READING and not {"-h", "--help"} & set(given[1:]):
+            check_one_process()
         COMMANDS[given[0]](given[1:])
 
 

@@ -20,6 +20,7 @@ from sidestep.rules.dense import check_multiple
 from sidestep.rules.protocol import Dividing, Rule, Task
 from sidestep.steplog import Header, Recorder
 from sidestep.training.alignment import check_watch
+from sidestep.training.alone import check_alone
 from sidestep.training.data_of_run import pictures_record
 from sidestep.training.evaluate import check_readings, check_rule, with_inference
 from sidestep.training.folder import RunFolder
@@ -77,6 +78,7 @@ def train(  # long: rule, data and options, three hooks for own code, and what i
         Stopped: after Ctrl-C, SIGTERM or SIGHUP, when the step (or, at the end, the batch of the evaluation) under way
             is done and what a resumed run needs is written.
     """
+    check_alone()
     options = given_options(options)
     check_rule(rule)
     if isinstance(data, str | os.PathLike):
