@@ -78,7 +78,6 @@ def train(  # long: rule, data and options, three hooks for own code, and what i
         Stopped: after Ctrl-C, SIGTERM or SIGHUP, when the step (or, at the end, the batch of the evaluation) under way
             is done and what a resumed run needs is written.
     """
-    check_alone()
     options = given_options(options)
     check_rule(rule)
     if isinstance(data, str | os.PathLike):
@@ -133,6 +132,7 @@ def train(  # long: rule, data and options, three hooks for own code, and what i
 
 def _begin(rule: Rule, data: DataSet, options: Options, compute: Compute, readings: Sequence[str]) -> None:
     """Refuse what cannot work before anything is written, and tell the C library what to do with freed memory."""
+    check_alone()
     check_rule(rule)
     check_readings(rule, readings)
     if isinstance(rule, Dividing):
