@@ -128,9 +128,14 @@ class RunFolder:
         try:  # config.toml, which says that the other files are ours, is replaced at the end
             for file in (self.state_file, *(self.path / name for name in _FILES[1:])):
                 file.unlink(missing_ok=True)
+            self._remove_temporaries()
             remove_left_units(self.path)
         except OSError as error:
             raise InputError(f"the folder {self.path} cannot be emptied: {error.strerror}") from error
+
+    def _remove_temporaries(self) -> None:
+        for entry in filter(_temporary, list(self.path.iterdir())):
+            entry.unlink(missing_ok=True)
 
     def empty(self) -> bool:
         """Say whether nothing is there, or nothing but what a killed run has left before it began."""
@@ -144,8 +149,7 @@ class RunFolder:
             finished: whether there is nothing left to train; otherwise the earlier end's results are removed.
         """
         try:
-            for entry in filter(_temporary, list(self.path.iterdir())):
-                entry.unlink(missing_ok=True)
+            self._remove_temporaries()
             if not finished:
                 self.model_file.unlink(missing_ok=True)
                 self.result_file.unlink(missing_ok=True)
