@@ -58,7 +58,7 @@ class Noisy(nn.Module):
     """Draws in its forward pass, but is no layer that could be refused by its kind."""
 
     def forward(self, values):
-        return F.dropout(values.flatten(1), 0.5)
+        return F.dropout(values.flatten(1), 0.5, self.training)
 
 
 def gradients(rule, net, given=None, step=0):

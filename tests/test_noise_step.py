@@ -159,7 +159,7 @@ class TestForeignChains:
                 self.inner = nn.Linear(64, 8)
 
             def forward(self, x):
-                return nn.functional.dropout(self.inner(x.flatten(1)).relu(), 0.5)
+                return nn.functional.dropout(self.inner(x.flatten(1)).relu(), 0.5, self.training)
 
         rule = NoiseStep(estimator="weight-probes", codec="flips", probes=4)
         net = rule.build(TASK, Noise(0), None, Noisy)

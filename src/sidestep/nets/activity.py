@@ -68,7 +68,8 @@ def activity_pass(
             primal = forward_ad.unpack_dual(output).primal
             direction = directions.draw(name, primal.shape, index, primal)
             seen[name] = Seen(layer, forward_ad.unpack_dual(given[0]).primal, direction)
-            return output + forward_ad.make_dual(torch.zeros_like(primal), direction)
+            # a copy of the direction: an activation that works in place would write into its tangent
+            return output + forward_ad.make_dual(torch.zeros_like(primal), direction.clone())
 
         return hook
 
@@ -102,7 +103,8 @@ def at_layer(stage: nn.Module) -> tuple[nn.Module, tuple[str, nn.Linear | nn.Con
 def tangent_of(module: nn.Module, inputs: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
     """Return the module's outputs and their derivative along `direction` of its inputs."""
     with forward_ad.dual_level():
-        primal, tangent = forward_ad.unpack_dual(module(forward_ad.make_dual(inputs, direction)))
+        # copies, since an activation that works in place would write into both
+        primal, tangent = forward_ad.unpack_dual(module(forward_ad.make_dual(inputs.clone(), direction.clone())))
     return primal, torch.zeros_like(primal) if tangent is None else tangent
 
 

@@ -74,7 +74,7 @@ class _CarriedBack(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, outputs: Tensor, inputs: Tensor, back: Callable[[Tensor], Tensor]) -> Tensor:
         ctx.back, ctx.dtype = back, inputs.dtype
-        return outputs.view_as(outputs)
+        return outputs.clone()  # of a view of it no later part could work in place
 
     @staticmethod
     def backward(ctx: Any, error: Tensor) -> tuple[Tensor, Tensor, None]:

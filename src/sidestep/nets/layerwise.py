@@ -83,7 +83,7 @@ def layerwise_own(
     Raises:
         InputError: for a module that is not an nn.Sequential with weights in several of its parts.
     """
-    path = image_paths(module, 1, noise.stream("own"))[0]
+    path = image_paths(module, 1, noise.stream("own"), image_shape)[0]
     stages = _cut(path)
     if len(stages) < 2:
         raise InputError(

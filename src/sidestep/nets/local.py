@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 
+from sidestep.nets.check_module import inplace_explained
 from sidestep.nets.precision import at_least_float32, full_precision
 from sidestep.nets.ternary_nets import TernaryNet
 from sidestep.nets.trained import trained
@@ -37,7 +38,7 @@ def local_gradients(
             logits = functional_call(head, leaves[1], (features,))
             loss = cross_entropy(at_least_float32(logits), labels, label_smoothing=label_smoothing)
         names = [f"stages.{index}.{name}" for name in leaves[0]] + [f"heads.{index}.{name}" for name in leaves[1]]
-        with full_precision(loss):
+        with full_precision(loss), inplace_explained():
             found = torch.autograd.grad(loss, [*leaves[0].values(), *leaves[1].values()])
         gradients.update(zip(names, found, strict=True))
         losses[f"stage {index}: cross-entropy"] = loss.detach()

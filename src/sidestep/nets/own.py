@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from sidestep.errors import InputError
+from sidestep.nets.check_module import check_module, made_by, name_of
 from sidestep.noise import Noise
 
 __all__ = ["ImagePath", "image_paths", "parts_in_order"]
@@ -16,7 +17,9 @@ __all__ = ["ImagePath", "image_paths", "parts_in_order"]
 ImagePath = nn.Module | Callable[[], nn.Module]
 
 
-def image_paths(given: ImagePath, blocks: int, noise: Noise) -> list[nn.Module]:
+def image_paths(
+    given: ImagePath, blocks: int, noise: Noise, image_shape: tuple[int, int, int] | None = None
+) -> list[nn.Module]:
     """Return one freshly initialised image path per block, from a factory or as copies of a module.
 
     Args:
@@ -24,13 +27,22 @@ def image_paths(given: ImagePath, blocks: int, noise: Noise) -> list[nn.Module]:
             anew through its layers' own `reset_parameters`.
         blocks: T.
         noise: where the initial weights come from.
+        image_shape: (channels, height, width), for a module of the user's, which is tried out on such images.
+
+    Raises:
+        InputError: for a module that cannot be made, or that no rule can train (see `check_module`).
     """
-    if not isinstance(given, nn.Module):
-        paths = [_initialised(given, noise.sub(index)) for index in range(blocks)]
-        if len({id(path) for path in paths}) < blocks:
-            raise InputError("the factory returned one and the same module twice; each block needs a new one")
-        return paths
-    return [_initialised(partial(_fresh_copy, given), noise.sub(index)) for index in range(blocks)]
+    name = name_of(given)
+    make = partial(_fresh_copy, given) if isinstance(given, nn.Module) else partial(made_by, given, name)
+    paths = []
+    for index in range(blocks):
+        with noise.sub(index).torch_seeded():
+            paths.append(make())
+        if index == 0 and image_shape is not None:
+            check_module(paths[0], name, image_shape, noise.stream("trial"))
+    if len({id(path) for path in paths}) < blocks:
+        raise InputError("the factory returned one and the same module twice; each block needs a new one")
+    return paths
 
 
 def parts_in_order(path: nn.Module) -> list[nn.Module]:
@@ -39,14 +51,6 @@ def parts_in_order(path: nn.Module) -> list[nn.Module]:
     if not plain or path._forward_hooks or path._forward_pre_hooks:
         return []
     return [part for part in path._modules.values() if part is not None]
-
-
-def _initialised(make: Callable[[], nn.Module], noise: Noise) -> nn.Module:
-    with noise.torch_seeded():
-        module = make()
-    if not isinstance(module, nn.Module):
-        raise InputError(f"an image path must be a torch.nn.Module, got {type(module).__name__}")
-    return module
 
 
 def _fresh_copy(module: nn.Module) -> nn.Module:

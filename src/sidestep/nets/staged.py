@@ -110,7 +110,7 @@ def staged_own(
     For local losses it must be an nn.Sequential: its stages end before every part with parameters but the first, and
     each gets a head on all of its features.
     """
-    path = image_paths(module, 1, noise)[0]
+    path = image_paths(module, 1, noise, image_shape)[0]
     stages = _cut(path) if local else [path]
     image, heads = torch.zeros(2, *image_shape), []
     check_layers(path)

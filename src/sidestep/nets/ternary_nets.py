@@ -198,7 +198,7 @@ def ternary_own(
     Raises:
         InputError: for layers that have no ternary form, or a module without stages where they are needed.
     """
-    path = ternarize(image_paths(module, 1, noise.stream("own"))[0], noise)
+    path = ternarize(image_paths(module, 1, noise.stream("own"), image_shape)[0], noise)
     stages = _cut(path) if local else [path]
     if local and len(stages) < 2:
         raise InputError(

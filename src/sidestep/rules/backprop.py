@@ -147,7 +147,7 @@ class Backprop:
                 return MLP(task.image_shape, self.hidden if self.net == "mlp" else (), task.classes)
         rows = embedding_for(self.embedding, self.dimension, False, task, noise.stream("embedding"), examples)
         given = path_maker(self.path, task.image_shape, norm=True) if module is None else module
-        paths = image_paths(given, self.blocks, noise.stream("paths"))
+        paths = image_paths(given, self.blocks, noise.stream("paths"), None if module is None else task.image_shape)
         with noise.stream("blocks").torch_seeded():
             return ChainedBlocks(
                 paths,

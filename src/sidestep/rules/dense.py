@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sidestep.errors import InputError
+from sidestep.nets.check_module import inplace_explained
 from sidestep.nets.precision import full_precision
 from sidestep.rules.fields import settle_fields
 from sidestep.update import Dense, Update
@@ -33,7 +34,7 @@ def gradients_of(loss: Tensor, wanted: Mapping[str, Tensor]) -> dict[str, Tensor
     trained = {name: tensor for name, tensor in wanted.items() if tensor.requires_grad}
     if not trained:
         return {}
-    with full_precision(loss):  # or autocast would round what the forward pass computed in float32
+    with full_precision(loss), inplace_explained():  # or autocast would round what the forward pass had in float32
         found = torch.autograd.grad(loss, list(trained.values()), allow_unused=True)
     return {name: gradient for name, gradient in zip(trained, found, strict=True) if gradient is not None}
 

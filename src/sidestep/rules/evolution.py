@@ -112,7 +112,7 @@ class Evolution:
         check_layers(net, pairs=True)
         if self.noise_kind == "rank-1":
             check_rank_one(net, self.columns == "input")
-            check_unshared(net, again=True, instead="noise_kind = full-rank")
+            check_unshared(net, again=self.columns == "drawn", instead="noise_kind = full-rank")
             if module is not None:
                 check_repeats(net, task.image_shape)
         return net

@@ -92,7 +92,8 @@ def make_denoiser(  # long: what a continuous-time net is made of
         schedule: the noise schedule, or None.
     """
     given = path_maker(path, task.image_shape, norm=False) if module is None else module
-    made = image_paths(given, 1, noise.stream("paths"))[0]
+    shape = None if module is None else task.image_shape
+    made = image_paths(given, 1, noise.stream("paths"), shape)[0]
     with noise.stream("blocks").torch_seeded():
         block = TimedBlock(made, task.image_shape, embedding.shape[1], task.classes, kind == "prototype")
         return Denoiser(block, embedding, make_readout(readout, embedding), schedule, learns(kind))

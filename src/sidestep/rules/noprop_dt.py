@@ -128,7 +128,7 @@ class NoPropDT:
         given = path_maker(self.path, task.image_shape, norm=True) if module is None else module
         with noise.stream("blocks").torch_seeded():
             return DenoisingStack(
-                image_paths(given, self.blocks, noise.stream("paths")),
+                image_paths(given, self.blocks, noise.stream("paths"), None if module is None else task.image_shape),
                 task.image_shape,
                 rows,
                 self._schedule(task.classes),
