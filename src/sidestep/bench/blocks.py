@@ -118,7 +118,11 @@ def _check_same(  # long: the six things that a run is made of
     free = {"out", "resume", "overwrite", "epochs", "device", "precision", "checkpoint_seconds"}
     given = {key: value for key, value in dataclasses.asdict(options).items() if key not in free}
     had = {key: config["train"].get(key) for key in given}
-    given |= {"rule": rule, "data": source.get("name", data.name), "training images": len(data.train)}
+    given |= {
+        "rule": rule,
+        "data": data.source.get("name", source.get("name", data.name)),
+        "training images": len(data.train),
+    }
     had |= {"rule": run.rule, "data": config["data"].get("name"), "training images": config["data"].get("train_images")}
     different = [f"{key}: was {had[key]}, given {given[key]}" for key in given if had[key] != given[key]]
     if different:

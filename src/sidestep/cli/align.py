@@ -56,6 +56,14 @@ class Look:
 
 
 @dataclass(frozen=True)
+class LookAtRun(Look):
+    """What to measure of a run, and where to write it."""
+
+    data: str | None = None
+    """What the run was trained on, if it has moved: a data set, a .npz file or an image folder."""
+
+
+@dataclass(frozen=True)
 class Untrained:
     """Which images, and which net."""
 
@@ -112,11 +120,11 @@ def _align_rule(name: str, arguments: list[str]) -> None:
 
 def _align_run(folder: Path, arguments: list[str]) -> None:
     about = "Measure how well the estimates of a run's rule point along the true gradient, in its net as it stands."
-    look = parsed(Look, f"sidestep align {folder}", arguments, about)
+    look = parsed(LookAtRun, f"sidestep align {folder}", arguments, about)
     _check(look)
     # never from the run's own configuration: looking at somebody's run must not run their code
     run = load_run(folder, module=module_from(look.module) if look.module else None, device=look.device)
-    found = align(run, data_of(folder, None, look.data_dir), Options(batch=look.batch), estimates=look.estimates)
+    found = align(run, data_of(folder, look.data, look.data_dir), Options(batch=look.batch), estimates=look.estimates)
     _report(found, look, alignment_curves(folder))
 
 

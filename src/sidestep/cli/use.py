@@ -17,9 +17,9 @@ from sidestep.cli.quality import QUALITY_COLUMNS, quality_cells
 from sidestep.cli.repeated import Repeated, all_words, settings
 from sidestep.cli.train import module_from
 from sidestep.data import DataSet, load, read_named_images
-from sidestep.errors import InputError
+from sidestep.errors import DataError, InputError
 from sidestep.training import Run, load_run
-from sidestep.training.data_of_run import check_cut, check_task, picture_form, unlike_contrast
+from sidestep.training.data_of_run import check_cut, check_task, difference, picture_form, unlike_contrast
 from sidestep.training.folder import RunFolder
 from sidestep.wording import csv_text
 
@@ -76,8 +76,9 @@ def _evaluate(
     trained = _load(run, module, device, given)
     found = data_of(run, data, data_dir)
     check_task(trained.task, found)
-    if split != "test" and data is None:
-        check_cut(run, found, instead="evaluate on --split test")
+    other = difference(RunFolder(run).config(), found) if data else None
+    if other and split != "test":
+        notice(f"{found.name} is not what {run} was trained on ({other}): some {split} images may have been trained on")
     part = found.test if split == "test" else found.validation if split == "validation" else found.train
     if not len(part):
         raise InputError(f"{found.name} has no {split} images; choose another --split")
@@ -105,20 +106,35 @@ def _evaluate(
 
 def data_of(run: Path, data: str | None, data_dir: Path | None) -> DataSet:
     """Return the data set of that name, or the one that a run was trained on."""
-    saved = RunFolder(run).config().get("data", {})
+    config = RunFolder(run).config()
+    saved = config.get("data", {})
     directory = data_dir or default_data_dir() or (Path(saved["data_dir"]) if "data_dir" in saved else None)
-    name = data or saved.get("name", "arrays")
-    if name == "arrays":
+    name = data or str(saved.get("name", "arrays"))
+    if data is None and (saved.get("in_memory") or name == "arrays"):
         raise InputError(f"{run} was trained on arrays in memory; name a data set or a .npz file with --data")
-    size = saved.get("size") if data is None or data == saved["name"] else None
-    return load(
-        name,
-        data_dir=directory,
-        validation=saved.get("validation", 0.1),
-        size=size,
-        form=picture_form(run),
-        progress=error_console.is_terminal,
-    )
+    try:
+        found = load(
+            name,
+            data_dir=directory,
+            validation=saved.get("validation", 0.1),
+            size=saved.get("size") if data is None or data == saved.get("name") else None,
+            form=picture_form(run),
+            progress=error_console.is_terminal,
+        )
+    except DataError as error:
+        if data is not None:
+            raise
+        raise DataError(
+            f"{error} ({RunFolder(run).config_file} says that the run was trained on them); give them with --data if "
+            "they lie elsewhere now"
+        ) from error
+    other = difference(config, found)
+    if other and data is None:
+        raise InputError(
+            f"{name} is not what {run} was trained on ({other}): bring these data back, or give those that you mean "
+            "with --data"
+        )
+    return found
 
 
 def _predict(

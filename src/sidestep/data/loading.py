@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from difflib import get_close_matches
 from functools import partial
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -49,17 +50,27 @@ def load(
             "from_arrays(images, labels)"
         )
     name = os.fspath(name_or_path)
+    asked: dict[str, float] = {"validation": float(validation)} if isinstance(validation, Real) else {}
+    asked |= {"size": size} if size is not None else {}
     if name in KNOWN:
-        return assemble(known_source(KNOWN[name], data_dir, size, progress), validation)
+        found = assemble(known_source(KNOWN[name], data_dir, size, progress), validation)
+        folder = {"data_dir": os.path.abspath(Path(data_dir).expanduser())} if data_dir is not None else {}
+        return replace(found, source={"name": name, **folder, **asked})
+    path, source = _source(name, size, form)
+    return replace(assemble(source, validation), source={"name": os.path.abspath(path), **asked})
+
+
+def _source(name: str, size: int | None, form: PictureForm | None) -> tuple[Path, Source]:
+    """The path, and what lies there."""
     path, is_folder, is_file = _place(name)
     if is_folder:
-        return assemble(folder_source(path.resolve().name, path, size, form), validation)
+        return path, folder_source(path.resolve().name, path, size, form)
     if path.suffix == ".npz" or is_file:
         if is_file and path.suffix != ".npz":
             raise DataError(f"{path}: a data file must be .npz; write one with numpy.savez(path, x_train=..., ...)")
         if size is not None:
             raise InputError(f"size={size} is for known sets and image folders; images in a .npz file stay as they are")
-        return assemble(npz_source(path.stem, (path,), None), validation)
+        return path, npz_source(path.stem, (path,), None)
     raise DataError(_unknown(name))
 
 

@@ -77,7 +77,8 @@ def assemble(source: Source, validation: float = 0.1) -> DataSet:
         read_test = partial(_read_like, source.test, f"{source.name}: test", example, len(class_names))
         if source.checks_test:  # nothing else is made of it, and it is let go of
             _tell_of_units(source.name, "test", read_test(), statistics)
-    return DataSet(source.name, train, held, class_names, statistics.mean, statistics.std, read_test, source.pictures)
+    mean, std = statistics.mean, statistics.std
+    return DataSet(source.name, train, held, class_names, mean, std, read_test, pictures=source.pictures)
 
 
 def _tell_of_units(name: str, split: str, images: Split, train: Moments) -> None:

@@ -1,8 +1,9 @@
 """What training sees of a data set: splits of image and label tensors, and the set that holds them."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -89,6 +90,7 @@ class DataSet:
     mean: tuple[float, ...]  # (channels,)
     std: tuple[float, ...]  # (channels,)
     read_test: Callable[[], Split] | None = None  # None: this set has no test images
+    source: Mapping[str, Any] = field(default_factory=dict)  # what `load` gives it again by; empty for arrays in memory
     pictures: PictureForm | None = None  # how picture files were read; None: it was given as arrays
 
     @cached_property

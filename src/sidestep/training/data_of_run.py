@@ -1,7 +1,11 @@
 """Whether data are of the kind that a run was trained on, and cut into splits as they were."""
 
+import hashlib
 import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -10,9 +14,19 @@ from sidestep.data.source import channel_statistics
 from sidestep.errors import CheckpointError, InputError
 from sidestep.rules.protocol import Task
 from sidestep.training.folder import RunFolder
+from sidestep.wording import counted
 
-__all__ = ["check_cut", "check_task", "picture_form", "pictures_record", "unlike_contrast"]
+__all__ = [
+    "check_cut",
+    "check_task",
+    "data_record",
+    "difference",
+    "in_saved_units",
+    "picture_form",
+    "unlike_contrast",
+]
 
+_SAME = 1e-6  # of a standard deviation: sums in float64 differ by far less from one machine to another
 _FACTOR = 8.0  # between two contrasts: pixels in 0 .. 16 in place of 0 .. 255 differ by 16
 
 
@@ -41,26 +55,87 @@ def check_task(task: Task, found: DataSet) -> None:
     task.check_pixels(found.train.images)
 
 
+def data_record(data: DataSet, source: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a run's configuration says of its data: how they are loaded again, how many, and a digest of labels.
+
+    Mean and standard deviation of the training images, which tell data of one path from others, too, stand in its task.
+
+    Args:
+        data: what is trained on.
+        source: what whoever trains has to say of where they came from; what `load` noted counts more.
+    """
+    return {
+        "name": data.name,
+        **source,
+        **data.source,
+        "in_memory": None if data.source or "name" in source else True,
+        "train_images": len(data.train),
+        "validation_images": len(data.validation),
+        "labels": _labels_digest(data),
+        "pictures": {"stretched": data.pictures.size is not None} if data.pictures else None,
+    }
+
+
+def _labels_digest(data: DataSet) -> str:
+    digest = hashlib.sha256()
+    for split in (data.train, data.validation):
+        digest.update(split.labels.cpu().numpy().astype("<i8").tobytes())
+        digest.update(b"|")
+    return digest.hexdigest()[:32]
+
+
+def difference(config: Mapping[str, Any], data: DataSet) -> str | None:
+    """Return in what data differ from those that a run was trained on, in a few words; None if they are the same.
+
+    Compared are the numbers of training and validation images, the labels in their order (by a digest), and mean and
+    standard deviation of each channel of the training images, within a millionth of the standard deviation.
+    """
+    saved, task = config.get("data", {}), config.get("task", {})
+    for name, split in (("train", data.train), ("validation", data.validation)):
+        count = saved.get(f"{name}_images", len(split))
+        if count != len(split):
+            return f"{counted(len(split), f'{name} image')}, not {count:,}"
+    for name, found in (("mean", data.mean), ("standard deviation", data.std)):
+        had = task.get("mean" if name == "mean" else "std", found)
+        near = [abs(one - other) <= _SAME * std for one, other, std in zip(had, found, data.std, strict=False)]
+        if len(had) != len(found) or not all(near):
+            return f"train pixels with a {name} of {_numbers(found)}, not {_numbers(had)}"
+    if saved.get("labels", _labels_digest(data)) != _labels_digest(data):
+        return "other labels, or the same in another order"
+    return None
+
+
+def _numbers(values: Sequence[float]) -> str:
+    return ", ".join(f"{value:.7g}" for value in values)
+
+
+def in_saved_units(folder: RunFolder, data: DataSet) -> DataSet:
+    """Return the data with the mean and standard deviation that a run was started with, to the bit, if they are its
+    data: another machine may have summed up in another order.
+    """
+    try:
+        config = folder.config()
+    except CheckpointError:  # there is no run yet, or what makes the folder ready will say what is wrong
+        return data
+    if difference(config, data):
+        return data  # the comparison of all options will say in what
+    mean, std = (tuple(config.get("task", {}).get(name, ())) for name in ("mean", "std"))
+    if not mean or (mean, std) == (tuple(data.mean), tuple(data.std)):
+        return data
+    return replace(data, mean=mean, std=std)
+
+
 def check_cut(folder: Path, found: DataSet, instead: str) -> None:
-    """Raise InputError for data that are not cut as a run's were: a net was trained on some of the validation images.
+    """Raise InputError for data that are not a run's, cut as they were: it may have been trained on these images.
 
     Args:
         folder: the run's.
         found: the data that it was trained on, loaded again.
         instead: what to do, for the error.
     """
-    saved = RunFolder(folder).config().get("data", {})
-    wanted = (saved.get("train_images"), saved.get("validation_images"))
-    if wanted != (len(found.train), len(found.validation)):
-        raise InputError(
-            f"the run was trained on {wanted[0]} images and validated on {wanted[1]}, but {found.name} is now cut into "
-            f"{len(found.train)} and {len(found.validation)}: {instead}"
-        )
-
-
-def pictures_record(data: DataSet) -> dict[str, dict[str, bool]]:
-    """Return what a run's configuration says of how its pictures were read, beside their shape and dtype."""
-    return {"pictures": {"stretched": data.pictures.size is not None}} if data.pictures else {}
+    other = difference(RunFolder(folder).config(), found)
+    if other:
+        raise InputError(f"{found.name} is not what {folder} was trained on, or is cut otherwise ({other}): {instead}")
 
 
 def picture_form(folder: Path) -> PictureForm:

@@ -21,7 +21,7 @@ from sidestep.rules.protocol import Dividing, Rule, Task
 from sidestep.steplog import Header, Recorder
 from sidestep.training.alignment import check_watch
 from sidestep.training.alone import check_alone
-from sidestep.training.data_of_run import pictures_record
+from sidestep.training.data_of_run import data_record, in_saved_units
 from sidestep.training.evaluate import check_readings, check_rule, with_inference
 from sidestep.training.folder import RunFolder
 from sidestep.training.given import given_data, given_options
@@ -85,11 +85,11 @@ def train(  # long: rule, data and options, three hooks for own code, and what i
     data = given_data(data)
     compute = Compute.find(options.device, options.precision)
     _begin(rule, data, options, compute, readings or [])
-    task = Task.of(data)
     folder = RunFolder(Path(options.out)) if options.out else None
+    data = in_saved_units(folder, data) if folder and options.resume else data
+    task = Task.of(data)
     options = dataclasses.replace(options, epochs=options.epochs_for(len(data.train)))
-    sizes = {"train_images": len(data.train), "validation_images": len(data.validation), **pictures_record(data)}
-    config = _config(rule, task, options, compute, {"name": data.name, **sizes, **(source or {})}, module)
+    config = _config(rule, task, options, compute, data_record(data, source or {}), module)
     examples = data.train
     data = data.to(compute.device)
     net = rule.build(task, Noise(options.seed).stream("build"), examples, module)

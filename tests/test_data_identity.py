@@ -1,0 +1,142 @@
+"""A run knows its data again: by an absolute path, and by what they are, so that no other data are taken for them."""
+
+import math
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sidestep import Options, align, data, load_run, train
+from sidestep.cli import main
+from sidestep.errors import InputError
+from sidestep.rules import Backprop
+from sidestep.training.data_of_run import difference, in_saved_units
+from sidestep.training.folder import RunFolder
+
+QUICK = Backprop(net="mlp", hidden=(8,))
+TRAIN = ["train", "backprop", "--net", "mlp", "--hidden", "8", "--epochs", "1", "--out", "run"]
+
+
+def write(path: Path, seed: int = 0, classes: int = 3) -> Path:
+    rng, labels = np.random.default_rng(seed), np.arange(120) % classes
+    images = rng.integers(0, 200, (120, 6, 6), dtype=np.uint8) + 20 * labels[:, None, None].astype(np.uint8)
+    path.parent.mkdir(exist_ok=True)
+    np.savez(path, x_train=images[:100], y_train=labels[:100], x_test=images[100:], y_test=labels[100:])
+    return path
+
+
+def cli(capsys, *arguments: str) -> tuple[int, str, str]:
+    status = 0
+    try:
+        main(list(arguments))
+    except SystemExit as leaving:
+        status = int(leaving.code or 0)
+    out, error = capsys.readouterr()
+    return status, out, " ".join(error.split())
+
+
+@pytest.fixture
+def trained(tmp_path, monkeypatch, capsys) -> Path:
+    """The folder of a run on a/data.npz, started in a; b/data.npz is other data."""
+    write(tmp_path / "a/data.npz")
+    write(tmp_path / "b/data.npz", seed=1)
+    monkeypatch.chdir(tmp_path / "a")
+    monkeypatch.delenv("SIDESTEP_DATA", raising=False)
+    assert cli(capsys, *TRAIN, "--data", "data.npz")[0] == 0
+    return tmp_path / "a/run"
+
+
+def test_the_data_are_found_from_any_folder(trained, monkeypatch, capsys):
+    here = cli(capsys, "eval", "run", "--json")[1]
+    monkeypatch.chdir(trained.parents[1] / "b")
+    status, out, error = cli(capsys, "eval", "../a/run", "--json")
+    assert (status, error) == (0, "")
+    assert out.partition('"run"')[0] == here.partition('"run"')[0]
+
+
+@pytest.mark.parametrize("command", [["eval", "run"], ["eval", "run", "--split", "validation"], ["align", "run"]])
+def test_other_data_in_their_place_are_refused(trained, capsys, command):
+    shutil.copy("../b/data.npz", "data.npz")
+    status, out, error = cli(capsys, *command)
+    assert (status, out) == (2, "")
+    assert "is not what run was trained on (train pixels with a mean of" in error
+    assert "--data" in error
+
+
+@pytest.mark.parametrize("command", ["eval", "align"])
+def test_data_that_are_gone_are_said_where_they_were_and_can_be_named(trained, capsys, command):
+    shutil.move("data.npz", "moved.npz")
+    status, _, error = cli(capsys, command, "run")
+    assert status == 2
+    for words in (f"{trained.parent / 'data.npz'}: no such file", "run/config.toml", "--data"):
+        assert words in error
+    status, _, error = cli(capsys, command, "run", "--data", "moved.npz", "--json")
+    assert (status, error) == (0, "")
+
+
+def test_other_data_may_be_named_for_a_test_but_not_taken_for_those_that_were_held_out(trained, capsys):
+    assert cli(capsys, "eval", "run", "--data", "../b/data.npz")[0] == 0
+    status, _, error = cli(capsys, "eval", "run", "--data", "../b/data.npz", "--split", "validation")
+    assert (status, "some validation images may have been trained on" in error) == (0, True)
+    status, _, error = cli(capsys, "align", "run", "--data", "../b/data.npz")
+    assert (status, "is not what run was trained on" in error) == (2, True)
+
+
+def test_a_run_goes_on_with_its_data_moved_and_not_with_others(trained, capsys):
+    shutil.move("data.npz", "data2.npz")
+    on = ["--epochs", "2", "--resume", "--data"]
+    status, _, error = cli(capsys, *TRAIN, *on, "data2.npz")
+    assert status == 0, error
+    assert RunFolder(trained).config()["data"]["name"] == str(trained.parent / "data2.npz")
+    status, _, error = cli(capsys, *TRAIN, *on, "../b/data.npz")
+    assert (status, "was started otherwise" in error) == (2, True)
+
+
+def test_every_way_in_which_data_differ_is_seen(tmp_path):
+    found = data.load(write(tmp_path / "data.npz"))
+    train(QUICK, found, Options(epochs=1, out=tmp_path / "run"))
+    config = RunFolder(tmp_path / "run").config()
+    assert difference(config, found) is None
+    assert difference(config, data.load(write(tmp_path / "again.npz"))) is None
+    labels = found.train.labels.flip(0)
+    assert "other labels" in difference(config, replace(found, train=data.Split(found.train.images, labels)))
+    held = found.validation
+    assert "labels" in difference(config, replace(found, validation=data.Split(held.images, (held.labels + 1) % 3)))
+    assert "mean" in difference(config, replace(found, mean=(found.mean[0] + 1e-5,)))
+    assert "standard deviation" in difference(config, replace(found, std=(found.std[0] * 1.001,)))
+    assert "80 train images, not 90" in difference(config, data.load(tmp_path / "data.npz", validation=0.2))
+
+
+def test_sums_in_another_order_are_the_same_data_and_the_run_keeps_its_own(tmp_path):
+    found = data.load(write(tmp_path / "data.npz"))
+    train(QUICK, found, Options(epochs=1, out=tmp_path / "run"))
+    other = replace(found, mean=(math.nextafter(found.mean[0], 1),), std=(math.nextafter(found.std[0], 1),))
+    assert difference(RunFolder(tmp_path / "run").config(), other) is None
+    assert in_saved_units(RunFolder(tmp_path / "run"), other).mean == found.mean
+    run = train(QUICK, other, Options(epochs=2, out=tmp_path / "run", resume=True))
+    assert (run.task.mean, run.task.std) == (found.mean, found.std)
+
+
+def test_a_set_loaded_in_python_is_found_again_as_it_was_cut(tmp_path, capsys, monkeypatch):
+    write(tmp_path / "a/data.npz")
+    monkeypatch.chdir(tmp_path)
+    run = train(QUICK, data.load("a/data.npz", validation=0.25), Options(epochs=1, out="run"))
+    assert RunFolder(run.folder).config()["data"]["name"] == str(tmp_path / "a/data.npz")
+    monkeypatch.chdir(tmp_path / "a")
+    for split in ("test", "validation"):
+        assert cli(capsys, "eval", "../run", "--split", split)[0] == 0
+
+
+@pytest.mark.parametrize("name", ["arrays", "digits", "mine"])
+def test_arrays_in_memory_are_never_taken_for_a_set_of_their_name(tmp_path, capsys, name):
+    digits = data.load("digits")
+    arrays = data.from_arrays(digits.train.images, digits.train.labels, name=name)
+    train(QUICK, arrays, Options(epochs=1, out=tmp_path / "run"))
+    status, _, error = cli(capsys, "eval", str(tmp_path / "run"))
+    assert (status, "was trained on arrays in memory" in error) == (2, True), error
+    found = align(load_run(tmp_path / "run"), arrays, estimates=1)
+    assert found.whole.cosine == pytest.approx(1, abs=1e-3)
+    with pytest.raises(InputError, match="is not what"):
+        align(load_run(tmp_path / "run"), digits, estimates=1)
