@@ -13,6 +13,7 @@ from sidestep.data import DataSet, PictureForm, names
 from sidestep.data.source import channel_statistics
 from sidestep.errors import CheckpointError, InputError
 from sidestep.rules.protocol import Task
+from sidestep.training.config import read_config
 from sidestep.training.folder import RunFolder
 from sidestep.wording import counted
 
@@ -114,7 +115,7 @@ def in_saved_units(folder: RunFolder, data: DataSet) -> DataSet:
     data: another machine may have summed up in another order.
     """
     try:
-        config = folder.config()
+        config = read_config(folder.config_file)[0]
     except CheckpointError:  # there is no run yet, or what makes the folder ready will say what is wrong
         return data
     if difference(config, data):
