@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from sidestep import data
+from sidestep.checkpoint import TEMPORARY_PREFIX
 from sidestep.data import read_images
 from sidestep.data.archives import cifar_source, idx_source
 from sidestep.data.source import assemble
@@ -25,7 +26,7 @@ from sidestep.training import Options, alignment_curves, load_run, train
 from sidestep.training.folder import RunFolder
 from sidestep.training.progress import Silent
 
-__all__ = ["Reader", "Sample", "Told", "samples"]
+__all__ = ["Reader", "Sample", "ToldError", "samples"]
 
 Reader = Callable[[Path], object]  # of the folder that holds the file: what it finds, to be compared
 _CLASSES = ("cat", "dog", "owl")
@@ -43,7 +44,7 @@ class Sample:
     exact: bool = True  # whether what is read must be as before; data have no digest
 
 
-class Told(Exception):
+class ToldError(Exception):
     """The reader gave a result and said that something was wrong."""
 
 
@@ -91,7 +92,14 @@ def _run_samples(folder: Path) -> Iterator[Sample]:
         options = Options(epochs=epochs, batch=14, device="cpu", precision="float32", out=path, resume=True)
         run = train(RULE, found, options, progress=listening)
         lines = [line.partition(b', "seconds"')[0] for line in (path / "metrics.jsonl").read_bytes().splitlines()]
-        left = run.result["readings"], sorted(entry.name for entry in path.iterdir() if entry.name != "units")
+        left = (
+            run.result["readings"],
+            sorted(
+                entry.name
+                for entry in path.iterdir()
+                if entry.name != "units" and not entry.name.startswith(TEMPORARY_PREFIX)
+            ),
+        )
         result = _digest(run.net.state_dict()), lines, left
         return _or_told(result, listening.told)
 
@@ -163,7 +171,7 @@ def _quiet() -> Iterator[None]:
 
 def _or_told(result: object, told: list[str]) -> object:
     if told:
-        raise Told("; ".join(told))
+        raise ToldError("; ".join(told))
     return result
 
 

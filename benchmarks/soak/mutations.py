@@ -8,6 +8,7 @@ that takes more than ten seconds. Prints the counts by format, and an example of
 import collections
 import gzip
 import io
+import json
 import os
 import random  # noqa: TID251
 import resource
@@ -18,15 +19,17 @@ import traceback
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from benchmarks.fuzz_steplog import forge, parts_of
 from benchmarks.soak import FAILURES
 from benchmarks.soak._changes import BINARY, TEXT
-from benchmarks.soak._samples import Sample, Told, samples
-from sidestep import checkpoint
+from benchmarks.soak._samples import Sample, ToldError, samples
+from sidestep import checkpoint, files
 from sidestep.errors import SidestepError
 
 __all__ = ["run"]
@@ -58,11 +61,11 @@ def run(seed: int, count: int, show: Callable[[str], None] = print) -> dict[str,
         for index in range(count):
             sample = known[index % len(known)]
             counts = by_format.setdefault(sample.format, collections.Counter())
-            how, damage = _damage(sample, dice)
+            how, damage, sealed = _damage(sample, dice)
             chosen = dice.randrange(len(sample.readers))
             reader, (_, before) = sample.readers[chosen], wanted[sample.format][chosen]
             kind, found = _outcome(sample, reader, Path(place), damage)
-            if kind == "same" and sample.exact and found != before:
+            if kind == "same" and sample.exact and sealed and found != before:
                 kind = "silent differences"
             counts[kind] += 1
             if kind in FAILURES:
@@ -94,7 +97,7 @@ def _outcome(
     signal.setitimer(signal.ITIMER_REAL, SECONDS)
     try:
         return "same", reader(copy)
-    except Told as told:
+    except ToldError as told:
         return "told", str(told)
     except SidestepError as error:
         return "refused", str(error)
@@ -107,19 +110,18 @@ def _outcome(
         signal.setitimer(signal.ITIMER_REAL, 0)
 
 
-def _damage(sample: Sample, dice: random.Random) -> tuple[str, Callable[[Path], None]]:
-    """Return the name of a damage, and what does it to a file."""
+def _damage(sample: Sample, dice: random.Random) -> tuple[str, Callable[[Path], None], bool]:
+    """Return the name of a damage, what does it to a file, and whether a digest can tell."""
     if dice.random() < _PLACES:
         put = dice.choice(_INSTEAD)
-        return put.__name__, put
-    original = (sample.folder / sample.file).read_bytes()
-    inside = _INSIDE.get(sample.format)
-    if inside and dice.random() < 0.4:
-        data = inside(sample.folder / sample.file, dice)
-        return "inside", lambda path: _write(path, data)
+        return put.__name__, put, True
+    forge = _FORGED.get(sample.format)
+    if forge and dice.random() < 0.4:
+        mine = random.Random(dice.getrandbits(64))
+        return forge.__name__, lambda path: forge(path, mine), False
     change = dice.choice(TEXT if sample.text else BINARY)
-    changed = change(original, dice)
-    return change.__name__, lambda path: _write(path, changed)
+    changed = change((sample.folder / sample.file).read_bytes(), dice)
+    return change.__name__, lambda path: _write(path, changed), True
 
 
 def _write(path: Path, data: bytes) -> None:
@@ -167,42 +169,80 @@ def _changed(data: bytes, dice: random.Random) -> bytes:
     return dice.choice(BINARY)(data, dice)
 
 
-def _in_gzip(path: Path, dice: random.Random) -> bytes:
+def _packed_again(path: Path, dice: random.Random) -> None:
     """Change what is packed, and pack it again: the checksum is right."""
-    return gzip.compress(_changed(gzip.decompress(path.read_bytes()), dice), 1, mtime=0)
+    path.write_bytes(gzip.compress(_changed(gzip.decompress(path.read_bytes()), dice), 1, mtime=0))
 
 
-def _in_zip(path: Path, dice: random.Random) -> bytes:
+def _zipped_again(path: Path, dice: random.Random) -> None:
     """Change a member, its name or its kind, with the right checksum."""
     packed = io.BytesIO()
     with zipfile.ZipFile(path) as old, zipfile.ZipFile(packed, "w") as new:
         names = old.namelist()
         chosen = dice.choice(names)
         for name in names:
-            data = old.read(name)
+            data, written = old.read(name), name
             if name == chosen:
                 how = dice.randrange(8)
-                name = {0: name.removesuffix(".npy"), 1: f"../{name}", 2: "x" * 3000, 3: "\udc80"}.get(how, name)
+                written = {0: name.removesuffix(".npy"), 1: f"../{name}", 2: "x" * 3000, 3: "\x1b[2J"}.get(how, name)
                 data = data if how == 0 else _changed(data, dice)
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                try:
-                    new.writestr(zipfile.ZipInfo(name), data)
-                except (UnicodeEncodeError, ValueError):
-                    new.writestr("odd.npy", data)
-    return packed.getvalue()
+            new.writestr(zipfile.ZipInfo(written), data)
+    path.write_bytes(packed.getvalue())
 
 
-def _in_log(path: Path, dice: random.Random) -> bytes:
-    """Leave a block out, or write bytes that no checksum speaks for behind the last."""
-    parts = parts_of(path)
-    data = forge(parts, dice)  # with the right checksums, so that only its shape can tell
-    return data if dice.random() < 0.0 else b"".join(parts[:-1]) + parts[-1][: dice.randrange(len(parts[-1]))]
+def _log_forged(path: Path, dice: random.Random) -> None:
+    """Change a log, and put all its checksums right."""
+    path.write_bytes(forge(parts_of(path), dice))
 
 
-_INSIDE: dict[str, Callable[[Path, random.Random], bytes]] = {
-    "npz": _in_zip, "npz, compressed": _in_zip, "idx images": _in_gzip, "idx labels": _in_gzip,
-    "cifar archive": _in_gzip, "steps.steplog": _in_log,
+def _config_unsealed(path: Path, dice: random.Random) -> None:
+    """Remove the digest, or put it right, and change what is left."""
+    lines = path.read_bytes().splitlines(keepends=True)
+    changed = dice.choice(TEXT)(b"".join(line for line in lines if not line.startswith(b"digest")), dice)
+    path.write_bytes(changed)
+
+
+def _json_sealed(path: Path, dice: random.Random) -> None:
+    """Change a record, and put its digest right."""
+    record = {key: value for key, value in json.loads(path.read_bytes()).items() if key != "digest"}
+    changed = dice.choice(TEXT)(json.dumps(record).encode(), dice)
+    with suppress(ValueError, AttributeError, RecursionError):
+        changed = json.dumps(files.sealed(json.loads(changed))).encode()
+    path.write_bytes(changed)
+
+
+def _state_sealed(path: Path, dice: random.Random) -> None:
+    """Change the record of a checkpoint, or what its tensors are called, and put its digest right."""
+    tensors, record = checkpoint.load(path)
+    if dice.random() < 0.3:
+        old = dice.choice(sorted(tensors))
+        new = dice.choice(["", "net/", old + "x", "\x1b[2J[/x]", *tensors])
+        tensors[new] = dice.choice([torch.zeros(3), tensors[old].double(), tensors[old][None], tensors[old]])
+        del tensors[old if new != old else dice.choice(sorted(tensors))]
+    for _ in range(20):
+        try:
+            changed = json.loads(dice.choice(TEXT)(json.dumps(record).encode(), dice))
+            checkpoint.save(path, tensors, changed)
+            return
+        except (ValueError, SidestepError, RecursionError):
+            continue
+
+
+def _metrics_unsealed(path: Path, dice: random.Random) -> None:
+    """Change the metrics, and let the checkpoint know nothing of their digest."""
+    data = dice.choice(TEXT)(path.read_bytes(), dice)
+    path.write_bytes(data)
+    tensors, record = checkpoint.load(path.with_name("state.safetensors"))
+    record = {**record, "metrics_bytes": len(data)}
+    record.pop("metrics_digest", None)
+    checkpoint.save(path.with_name("state.safetensors"), tensors, record)
+
+
+_FORGED: dict[str, Callable[[Path, random.Random], None]] = {
+    "npz": _zipped_again, "npz, compressed": _zipped_again, "idx images": _packed_again, "idx labels": _packed_again,
+    "cifar archive": _packed_again, "steps.steplog": _log_forged, "config.toml": _config_unsealed,
+    "state.safetensors": _state_sealed, "model.safetensors": _state_sealed, "evaluation.json": _json_sealed,
+    "result.json": _json_sealed, "metrics.jsonl": _metrics_unsealed,
 }  # fmt: skip
 
 

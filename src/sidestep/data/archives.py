@@ -85,10 +85,16 @@ def _idx_pair(images: Path, labels: Path) -> tuple[Array, Array]:
     return _idx(images, 3), _idx(labels, 1)
 
 
+def _check_file(path: Path) -> None:
+    if not path.is_file():  # opening a pipe would wait for whoever writes to it
+        raise DataError(f"{path}: {'not a file' if path.exists() else 'no such file'}")
+
+
 def _idx(path: Path, dimensions: int) -> Array:
     """An idx array of bytes: two zeros, type 8, the number of dimensions, their lengths in 4 bytes each, the
     data.
     """
+    _check_file(path)
     try:
         raw = gzip.decompress(path.read_bytes())
     except (OSError, EOFError, zlib.error) as error:
@@ -106,6 +112,7 @@ def _cifar(path: Path, members: tuple[str, ...], label_bytes: int) -> tuple[Arra
     """Images (n, 3, 32, 32) and labels (n,) of these members of the archive, in this order; nothing is
     unpacked.
     """
+    _check_file(path)
     parts: dict[str, bytes] = {}
     try:
         with tarfile.open(path, "r|gz") as archive:

@@ -152,7 +152,7 @@ def check_class_names(names: tuple[str, ...], where: str) -> None:
     for index, name in enumerate(names):
         try:
             key = unicodedata.normalize("NFC", name.encode("utf-8").decode())
-        except UnicodeEncodeError:  # a lone surrogate, as file names that are not in UTF-8 have
+        except UnicodeError:  # a lone surrogate, as file names that are not in UTF-8 have, or beyond Unicode
             raise DataError(f"{where}: the name of class {index}, {name!r:.80}, is not valid text; rename it") from None
         if not name.strip():
             raise DataError(f"{where}: class {index} has no name ({name!r:.80}); give each class one")

@@ -1,4 +1,4 @@
-"""One `.npz` file that may come from anybody: the names of its arrays, and one array, read once its size is known."""
+"""A `.npz` or `.npy` file that may come from anybody: the names of its arrays, and one, read once its size is known."""
 
 import zipfile
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ import numpy as np
 from sidestep.data.check import Array
 from sidestep.errors import DataError
 
-__all__ = ["npz_array", "npz_keys", "npz_members"]
+__all__ = ["npy_array", "npz_array", "npz_keys", "npz_members"]
 
 CGROUP = Path("/sys/fs/cgroup")
 
@@ -48,17 +48,33 @@ def npz_array(path: Path, key: str) -> Array:
     with _reading(path, key), zipfile.ZipFile(path) as archive:
         member = archive.getinfo(f"{key}.npy")
         with archive.open(member) as file:
-            shape, kind = _header(file, f"{path}: {key}")
-            size = prod(shape) * kind.itemsize
-            if file.tell() + size != member.file_size:
-                raise DataError(
-                    f"{path}: {key} says {shape} in {kind}, {size:,} bytes, but has {member.file_size - file.tell():,}"
-                    ": damaged or cut short; write it again"
-                )
-        _check_memory(f"{path}: {key}", size + prod(shape) * min(kind.itemsize, 4))  # and its copy, as a tensor
+            _check_size(file, member.file_size, f"{path}: {key}")
         with archive.open(member) as file:
             array: Array = np.lib.format.read_array(file, allow_pickle=False)
             return array
+
+
+def npy_array(path: Path) -> Array:
+    """The array of a `.npy` file; raises DataError as `npz_array` does."""
+    if not path.is_file():
+        raise DataError(f"{path}: {'not a file' if path.exists() else 'no such file'}")
+    with _reading(path, "its array"), path.open("rb") as file:
+        _check_size(file, path.stat().st_size, str(path))
+        file.seek(0)
+        array: Array = np.lib.format.read_array(file, allow_pickle=False)
+        return array
+
+
+def _check_size(file: IO[bytes], bytes_there: int, where: str) -> None:
+    """Raise DataError if what the header says is not what is there, or more than fits into memory."""
+    shape, kind = _header(file, where)
+    size = prod(shape) * kind.itemsize
+    if file.tell() + size != bytes_there:
+        raise DataError(
+            f"{where} says {shape} in {kind}, {size:,} bytes, but has {bytes_there - file.tell():,}"
+            ": damaged or cut short; write it again"
+        )
+    _check_memory(where, size + prod(shape) * min(kind.itemsize, 4))  # and its copy, as a tensor
 
 
 def _header(file: IO[bytes], where: str) -> tuple[tuple[int, ...], np.dtype[np.void]]:

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -11,7 +10,7 @@ from sidestep.data.check import Array, image_tensor
 from sidestep.data.folder import read_pictures, tell_lost
 from sidestep.data.image_file import for_all, read_header
 from sidestep.data.layout import entries_of
-from sidestep.data.npz_file import npz_array, npz_keys
+from sidestep.data.npz_file import npy_array, npz_array, npz_keys
 from sidestep.data.splits import PictureForm
 from sidestep.errors import DataError
 
@@ -68,7 +67,7 @@ def read_named_images(
 def _array(path: Path, image_shape: tuple[int, int, int]) -> Tensor:
     if not path.is_file():
         raise DataError(f"{path}: {'not a file' if path.exists() else 'no such file'}")
-    pixels = _npy(path) if path.suffix == ".npy" else _npz(path)
+    pixels = npy_array(path) if path.suffix == ".npy" else _npz(path)
     if pixels.ndim == 3 and pixels.shape in (image_shape, (*image_shape[1:], image_shape[0])):
         pixels = pixels[None]  # one image on its own
     if pixels.ndim == 2 and pixels.shape == image_shape[1:]:
@@ -123,11 +122,3 @@ def _decoded(files: list[Path], image_shape: tuple[int, int, int], form: Picture
     tell_lost(where, files, for_all(files, read_header), form)
     pixels = read_pictures(files, form, image_shape[1:], where, odd, hint)
     return image_tensor(pixels, str(where)) if files else torch.empty(0)
-
-
-def _npy(path: Path) -> Array:
-    try:
-        array: Array = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
-        raise DataError(f"{path}: cannot be read as a .npy file ({error})") from error
-    return array

@@ -33,8 +33,10 @@ from sidestep.noise import Noise
 from sidestep.rules.protocol import Rule
 
 __all__ = [
+    "CONFIDENCE_SUMS",
     "FEWEST",
     "HIGHEST",
+    "SLOPE_SUMS",
     "Calibration",
     "Quality",
     "calibrated",
@@ -48,7 +50,9 @@ __all__ = [
 FEWEST, _MOST = 50, 3_000  # validation images: with fewer nothing is fitted; more are not needed
 HIGHEST = 50.0  # T lies between 1 / 50 and 50
 _POINTS = 129  # values of 1/T at which slopes are added up, 6% apart
+SLOPE_SUMS = 2 * _POINTS  # numbers of `likelihood_slopes`
 _BINS = 15
+CONFIDENCE_SUMS = 2 * (1 + 3 * _BINS)  # numbers of `confidence_sums`
 _AT_ONCE = 1 << 20  # numbers in one product
 
 

@@ -9,6 +9,8 @@ from torch import Tensor
 from sidestep.data import Split
 from sidestep.measure import peak_memory_bytes
 from sidestep.training.calibration import (
+    CONFIDENCE_SUMS,
+    SLOPE_SUMS,
     Calibration,
     Quality,
     calibration_images,
@@ -108,7 +110,8 @@ class _Evaluation:
         loop = self._loop
         images = calibration_images(loop.data.validation, loop.noise)
         if len(images):
-            count = self._count("calibration", images, readings, lambda _, p, labels: likelihood_slopes(p, labels))
+            count = self._count("calibration", images, readings, lambda _, p, labels: likelihood_slopes(p, labels),
+                                SLOPE_SUMS)  # fmt: skip
             self._calibration = Calibration.fitted(loop.rule, count.sums, len(images))
         return self._calibration
 
@@ -118,17 +121,18 @@ class _Evaluation:
             return None
         rule, calibration = self._loop.rule, self._calibration
         temperatures = {each: calibration.temperature(rule, each) if calibration else None for each in readings}
-        count = self._count(name, split, readings, lambda each, p, y: confidence_sums(p, y, temperatures[each]))
+        count = self._count(name, split, readings, lambda each, p, y: confidence_sums(p, y, temperatures[each]),
+                            CONFIDENCE_SUMS)  # fmt: skip
         return {
             each: Quality.of(count.right[each] / count.images, count.sums[each], temperatures[each])
             for each in readings
         }
 
-    def _count(self, name: str, split: Split, readings: Sequence[str], more: More) -> Count:
+    def _count(self, name: str, split: Split, readings: Sequence[str], more: More, numbers: int) -> Count:
         loop, progress = self._loop, self._progress
         progress.evaluating(name)
         count = self._tally.of(
-            name, split, readings, lambda images: progress.evaluating(f"{name}: {images / len(split):.0%}")
+            name, split, readings, lambda images: progress.evaluating(f"{name}: {images / len(split):.0%}"), numbers
         )
         accuracies(loop.rule, self._state.net, split, loop.data, loop.compute, loop.noise, readings, count, more)
         return count

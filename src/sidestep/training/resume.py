@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sidestep.errors import CheckpointError
+from sidestep.errors import CheckpointError, SidestepError
 from sidestep.rules.protocol import Rule
 from sidestep.steplog import Recorder, Scan
 from sidestep.training.folder import RunFolder
@@ -44,9 +44,18 @@ def take_up(
         return 0
     found = folder.open_state()
     if found:
-        kept = folder.metrics_of(found[1])
-        state.restore(*found)
-        if recorder.resume(found[1]):
+        try:
+            kept = folder.metrics_of(found[1])
+            state.restore(*found)
+            lost = recorder.resume(found[1])
+        except SidestepError:
+            raise
+        except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError, RuntimeError) as error:
+            raise CheckpointError(
+                f"the record in {folder.state_file} lacks or misnames an entry ({type(error).__name__}: {error}): use "
+                "a copy, or train anew with --overwrite"
+            ) from error
+        if lost:
             progress.notice(_LOST)
         return kept
     scan = recorder.resume_log(state.net, rule, state.optimizer)

@@ -2,8 +2,8 @@
 
 import dataclasses
 import os
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sidestep.data import DataSet
-from sidestep.errors import CheckpointError, InputError
+from sidestep.errors import CheckpointError, InputError, SidestepError
 from sidestep.nets.own import ImagePath
 from sidestep.nets.ternary import pack_layers
 from sidestep.noise import Noise
@@ -36,6 +36,8 @@ from sidestep.training.trained import Run
 from sidestep.training.units import begin_units, place_units
 from sidestep.version import __version__
 from sidestep.wording import counted
+
+_UNFIT = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError, MemoryError)
 
 __all__ = ["load_run", "train"]
 
@@ -183,7 +185,7 @@ def load_run(
     """
     folder = RunFolder(Path(path))
     config = folder.config()
-    try:
+    with _described(folder.config_file):
         rule_options, task = dict(config["rule"]), config["task"]
         rule = RULES[rule_options.pop("name")](
             **{k: tuple(v) if isinstance(v, list) else v for k, v in rule_options.items()}
@@ -191,24 +193,34 @@ def load_run(
         shape, seed = tuple(task["image_shape"]), int(config["train"]["seed"])
         known = Task(shape, tuple(task["class_names"]), tuple(task["mean"]), tuple(task["std"]), task["pixels"])
         compute = Compute.find(device, config["train"]["precision"])
-    except (KeyError, TypeError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise CheckpointError(f"{folder.config_file} lacks or misnames an entry: {error}") from error
     if "module" in config and module is None:
         raise InputError(
             f"{path} was trained with a module of its own ({config['module']['name']}): give it, "
             "load_run(path, module=...) or --module file.py:Name"
         )
     rule = with_inference(rule, inference or {})
-    net = rule.build(known, Noise(seed).stream("build"), None, module)
-    weights, step = _weights(folder)
+    with _described(folder.config_file):
+        net = rule.build(known, Noise(seed).stream("build"), None, module)
+    with _described(folder.state_file):
+        weights, step = _weights(folder)
     try:
         net.load_state_dict(weights)
     except RuntimeError as error:
         raise CheckpointError(f"the weights in {path} do not fit the net of its config.toml: {error}") from error
     net = pack_layers(net).to(compute.device)
     return Run(rule, net, known, compute, seed, step, {}, Path(path), folder.calibration(step))
+
+
+@contextmanager
+def _described(file: Path) -> Iterator[None]:
+    """Raise CheckpointError for whatever goes wrong with what a file says that may come from anybody."""
+    try:
+        yield
+    except SidestepError:
+        raise
+    except _UNFIT as error:
+        said = str(error).strip().partition("\n")[0]
+        raise CheckpointError(f"{file} lacks or misnames an entry ({type(error).__name__}: {said})") from error
 
 
 def _weights(folder: RunFolder) -> tuple[dict[str, Tensor], int]:

@@ -52,8 +52,9 @@ class Tally:
         self._earlier = _read(file, self._key)
 
     def of(
-        self, name: str, split: Split, names: Sequence[str], tell: Callable[[int], None] = lambda images: None
-    ) -> Count:
+        self, name: str, split: Split, names: Sequence[str], tell: Callable[[int], None] = lambda images: None,
+        numbers: int = 0,
+    ) -> Count:  # fmt: skip
         """Return the count of a split by the named readings: an earlier one of the same images, or a new one.
 
         Args:
@@ -61,10 +62,11 @@ class Tally:
             split: its images and labels.
             names: of the readings.
             tell: called with the number of images after every batch.
+            numbers: how many `sums` a reading has, if any.
         """
         earlier = self._earlier.get(name, {})
         data = checksum([split.images, split.labels]) if self._file else 0  # without a file nothing is gone on with
-        same = list(earlier.get("right", ())) == list(names) and earlier.get("data") == data
+        same = _is_count(earlier, names, len(split), numbers) and earlier.get("data") == data
         count = Count(dict.fromkeys(names, 0))
         if same:
             count = Count(dict(earlier["right"]), earlier["images"], dict(earlier.get("sums", {})))
@@ -99,6 +101,23 @@ class Tally:
         record = {"key": self._key, "counts": {**self._earlier, **counts}}
         checkpoint.write_json(self._file, record)
         self._saved = time.perf_counter()
+
+
+def _is_count(record: Any, names: Sequence[str], most: int, numbers: int) -> bool:
+    """Say whether a record is one that `save` may have written for these readings of a split of `most` images."""
+    if not (isinstance(record, dict) and isinstance(record.get("right"), dict)):
+        return False
+    right, images, sums = record["right"], record.get("images"), record.get("sums", {})
+    if list(right) != list(names) or type(images) is not int or not 0 <= images <= most:
+        return False
+    if not all(type(count) is int and 0 <= count <= images for count in right.values()):
+        return False
+    if not isinstance(sums, dict) or (set(sums) != set(names) if numbers and images else sums):
+        return False
+    return all(
+        isinstance(values, list) and len(values) == numbers and all(type(value) is float for value in values)
+        for values in sums.values()
+    )
 
 
 def checksum(tensors: Iterable[Tensor]) -> int:
