@@ -48,7 +48,7 @@ Train neural networks without end-to-end back-propagation.
 commands:
   train RULE        train a net by a learning rule, e.g.: sidestep train noprop-dt --data mnist --out runs/a
   eval RUN          accuracy of a trained run by every sampler, e.g.: sidestep eval runs/a
-  predict RUN FILE  classes of the images in a file, e.g.: sidestep predict runs/a images.npz
+  predict RUN FILE  classes of the images in files or folders, e.g.: sidestep predict runs/a photo.jpg more/
   align RULE | RUN  how well a rule's estimates point along the true gradient, layer by layer, untrained or in a run
   replay LOG        rebuild a trained net from its step log, e.g.: sidestep replay runs/a --out model.safetensors
   inspect LOG       what a step log holds, and its size beside the packed weights

@@ -214,7 +214,7 @@ def _pictures(folder: Path) -> int:
 
 
 def holds_runs(folder: Path, deep: int = 2) -> bool:
-    """Whether a folder is a run's, or has runs in it and no picture: by their configurations, looked at as text."""
+    """Whether a folder is a run's, or has runs (or is called so, and has folders) and no picture in it."""
     if _is_run(folder):
         return True
     try:
@@ -222,7 +222,8 @@ def holds_runs(folder: Path, deep: int = 2) -> bool:
             inside = [folder / entry.name for entry in found if entry.is_dir(follow_symlinks=False)] if deep else []
     except OSError:
         return False
-    return any(holds_runs(path, deep - 1) for path in inside) and not _pictures(folder)
+    named = folder.name == "runs" and bool(inside)  # by default; of a run that has just begun there is no more to see
+    return (named or any(holds_runs(path, deep - 1) for path in inside)) and not _pictures(folder)
 
 
 def _is_run(folder: Path) -> bool:
