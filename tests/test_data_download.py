@@ -1,6 +1,7 @@
 """Downloads against a small server here: mirrors, cut and changed files, retries, the cache, and the bar."""
 
 import hashlib
+import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -30,6 +31,9 @@ class Server:
         self.files: dict[str, bytes] = {"/file.bin": CONTENT}
         self.cut = 0
         self.announce = True
+        self.hold = threading.Event()  # answers stop half way until this is set
+        self.hold.set()
+        self.half = threading.Event()  # half of an answer is out
         self.asked: list[str] = []
         outer = self
 
@@ -45,7 +49,12 @@ class Server:
                     self.send_header("Content-Length", str(len(content)))
                 self.end_headers()
                 outer.cut, cut = outer.cut - 1, outer.cut > 0
-                self.wfile.write(content[: len(content) // 2] if cut else content)
+                self.wfile.write(content[: len(content) // 2])
+                self.wfile.flush()
+                outer.half.set()
+                outer.hold.wait(20)
+                if not cut:
+                    self.wfile.write(content[len(content) // 2 :])
 
             def log_message(self, *words: object) -> None:
                 pass
@@ -60,6 +69,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     running = Server()
     yield running
+    running.hold.set()
     running.http.shutdown()
     running.http.server_close()
 
@@ -91,6 +101,54 @@ def test_nothing_is_left_of_a_download_that_fails(server: Server, tmp_path: Path
     with pytest.raises(DataError, match=r"cannot download file\.bin(.|\n)*data_dir.*(.|\n)*digits"):
         fetch(remote(server.url + "/file.bin"), tmp_path, pause=0)
     assert list(tmp_path.iterdir()) == []
+
+
+FETCH = """
+import sys
+from pathlib import Path
+from sidestep.data.download import Remote, fetch
+fetch(Remote("file.bin", sys.argv[1], (sys.argv[2],)), Path(sys.argv[3]), pause=0)
+"""
+
+
+def test_a_killed_download_leaves_nothing_once_the_next_has_begun(server: Server, tmp_path: Path) -> None:
+    server.hold.clear()
+    for _ in range(2):  # what they leave does not pile up
+        server.half.clear()
+        killed = subprocess.Popen([sys.executable, "-c", FETCH, MD5, server.url + "/file.bin", str(tmp_path)])
+        assert server.half.wait(60)
+        killed.kill()
+        killed.wait()
+        assert not (tmp_path / "file.bin").exists()
+        assert len(list(tmp_path.iterdir())) == 1
+    server.hold.set()
+    assert fetch(remote(server.url + "/file.bin"), tmp_path).read_bytes() == CONTENT
+    assert [path.name for path in tmp_path.iterdir()] == ["file.bin"]
+
+
+def test_what_another_process_is_downloading_is_not_touched(server: Server, tmp_path: Path) -> None:
+    server.hold.clear()
+    other = subprocess.Popen([sys.executable, "-c", FETCH, MD5, server.url + "/file.bin", str(tmp_path)])
+    assert server.half.wait(60)
+    (its_own,) = tmp_path.iterdir()
+    with pytest.raises(DataError, match="cannot download"):
+        fetch(remote(server.url + "/absent"), tmp_path, pause=0)
+    assert list(tmp_path.iterdir()) == [its_own]
+    server.hold.set()
+    assert other.wait(60) == 0
+    assert (tmp_path / "file.bin").read_bytes() == CONTENT
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_sha256_counts_where_it_is_known(server: Server, tmp_path: Path) -> None:
+    right, wrong = hashlib.sha256(CONTENT).hexdigest(), "0" * 64
+    url = (server.url + "/file.bin",)
+    with pytest.raises(DataError, match="another sha256"):
+        fetch(Remote("file.bin", MD5, url, wrong), tmp_path, pause=0)
+    path = fetch(Remote("file.bin", "0" * 32, url, right), tmp_path)
+    assert find_local(Remote("file.bin", "0" * 32, url, right), [tmp_path]) == path
+    with pytest.raises(DataError, match="need sha256 0000"):
+        find_local(Remote("file.bin", MD5, url, wrong), [tmp_path])
 
 
 def test_a_cut_file_in_the_cache_is_fetched_again(server: Server, tmp_path: Path) -> None:

@@ -224,7 +224,7 @@ def place_originals(name: str, folder: Path, contents: list[bytes]) -> data.Know
     for remote, content in zip(remotes, contents, strict=True):
         (folder / remote.file).write_bytes(content)
     pairs = zip(remotes, contents, strict=True)
-    files = tuple(replace(remote, md5=hashlib.md5(content).hexdigest()) for remote, content in pairs)
+    files = tuple(replace(remote, md5=hashlib.md5(content).hexdigest(), sha256=None) for remote, content in pairs)
     return replace(known, files={size: files})
 
 
@@ -293,7 +293,11 @@ def test_names_describes_every_set() -> None:
     for known in data.names():
         assert known.description
         assert known.licence
-        assert all(len(remote.md5) == 32 and remote.urls for files in known.files.values() for remote in files)
+        remotes = [remote for files in known.files.values() for remote in files]
+        assert all(len(remote.md5) == 32 and remote.urls for remote in remotes)
+        assert all(len(remote.sha256 or "0" * 64) == 64 for remote in remotes)
+        assert all(url.startswith("https://") for remote in remotes for url in remote.urls)
+    assert all(remote.checksum[0] == "sha256" for remote in KNOWN["mnist"].files[28])
     assert described["bloodmnist"].sizes == (28, 64, 128)
     assert described["bloodmnist"].image_shape(64) == (3, 64, 64)
 

@@ -90,22 +90,22 @@ MNIST_MIRRORS = (
     "https://ossci-datasets.s3.amazonaws.com/mnist/",
     "https://storage.googleapis.com/cvdf-datasets/mnist/",
 )
-FASHION_MIRRORS = (
-    "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion/",
-    "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
-)
+FASHION_MIRRORS = ("https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion/",)
 CIFAR_MIRRORS = ("https://www.cs.toronto.edu/~kriz/",)
 MEDMNIST_MIRRORS = ("https://zenodo.org/records/10519652/files/",)
 
 
-def _remote(file: str, md5: str, mirrors: tuple[str, ...]) -> Remote:
-    return Remote(file, md5, tuple(mirror + file for mirror in mirrors))
+def _remote(file: str, md5: str, mirrors: tuple[str, ...], sha256: str | None = None) -> Remote:
+    return Remote(file, md5, tuple(mirror + file for mirror in mirrors), sha256)
 
 
-def _idx_files(mirrors: tuple[str, ...], md5s: tuple[str, str, str, str]) -> tuple[Remote, ...]:
+def _idx_files(
+    mirrors: tuple[str, ...], md5s: tuple[str, ...], sha256s: tuple[str | None, ...] = (None,) * 4
+) -> tuple[Remote, ...]:
     """The four files in the order that `idx_source` takes: train images, train labels, the same of test."""
     parts = ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")
-    return tuple(_remote(f"{part}-ubyte.gz", md5, mirrors) for part, md5 in zip(parts, md5s, strict=True))
+    digests = zip(parts, md5s, sha256s, strict=True)
+    return tuple(_remote(f"{part}-ubyte.gz", md5, mirrors, sha256) for part, md5, sha256 in digests)
 
 
 MNIST_MD5S = (
@@ -113,6 +113,12 @@ MNIST_MD5S = (
     "d53e105ee54ea40749a09fcbcd1e9432",
     "9fb629c4189551a2d022fa330f9573f3",
     "ec29112dd5afa0611ce80d1b7f02629c",
+)
+MNIST_SHA256S = (  # of files with these md5s; of the other sets no file was at hand, so their md5s count
+    "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
+    "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c",
+    "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
+    "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6",
 )
 FASHION_MD5S = (
     "8d4fb7e6c68d591d4c3dfef9ec88bf0d",
@@ -152,7 +158,7 @@ KNOWN: dict[str, Known] = {
             channels=1,
             class_names=DIGITS,
             download="12 MB",
-            files={28: _idx_files(MNIST_MIRRORS, MNIST_MD5S)},
+            files={28: _idx_files(MNIST_MIRRORS, MNIST_MD5S, MNIST_SHA256S)},
             opener=idx_source,
         ),
         Known(
