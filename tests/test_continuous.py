@@ -101,6 +101,30 @@ class TestSchedules:
                 slope = plain_snr_slope(plain, time).item()
                 assert schedule.snr_slope(at).item() == pytest.approx(slope, rel=1e-7, abs=1e-9)
 
+    @pytest.mark.parametrize("rest", [2**-10, 2**-20, 2**-30, 2**-40])  # 1 - rest has no rounding of its own
+    @pytest.mark.parametrize("name", ["linear", "cosine"])
+    def test_what_is_left_to_the_noise_or_the_label_is_right_to_the_last_digits_of_float32(self, name, rest):
+        """The references are Python's floats, in which the smaller share is computed by itself."""
+        low = rest / 3
+        schedule = make_schedule(name, low, 1 - rest)
+        span = 1 - rest - low
+        top = math.log(rest / (1 - rest))
+        for time in (0.0, 2**-12, 2**-5, 0.25, 0.5, 0.75, 1 - 2**-5, 1 - 2**-12, 1.0):
+            if name == "linear":
+                bottom = math.log((1 - low) / low)
+                gamma, slope = bottom + (top - bottom) * time, top - bottom
+                signal, noise = 1 / (1 + math.exp(gamma)), 1 / (1 + math.exp(-gamma))
+                rise = -slope * math.exp(-gamma)
+            else:
+                sine, cosine = math.sin(math.pi / 2 * time), math.sin(math.pi / 2 * (1 - time))
+                signal, noise = low + span * sine**2, rest + span * cosine**2
+                rise = math.pi * span * sine * cosine / noise**2
+            found = schedule.levels(torch.tensor([time]))
+            near = {"rel": 8e-6, "abs": 0}  # float32 has gamma, up to 28, to a millionth
+            assert found.signal.item() == pytest.approx(signal, **near)
+            assert found.noise.item() == pytest.approx(noise, **near)
+            assert schedule.snr_slope(torch.tensor([time])).item() == pytest.approx(rise, **near)
+
     def test_a_new_learned_schedule_is_nearly_a_straight_line(self):
         straight, new = (make_schedule(name, 0.0067, 0.9933) for name in ("linear", "learned"))
         time = torch.linspace(0, 1, 21)
@@ -126,7 +150,7 @@ class TestReadableLevels:
     @pytest.mark.parametrize(("blocks", "classes"), [(1, 2), (3, 2), (3, 10), (6, 10), (3, 100), (10, 100)])
     def test_levels_rise_between_their_ends(self, blocks, classes):
         levels = readable_alpha_bar(blocks, classes)
-        assert levels.shape == (blocks + 1,)
+        assert (levels.shape, levels.dtype) == ((blocks + 1,), torch.float64)
         check_alpha_bar(levels)
         assert levels[0].item() == pytest.approx(1e-3)
         assert levels[-1].item() == pytest.approx(0.999)

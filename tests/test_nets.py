@@ -30,7 +30,7 @@ from sidestep.nets import (
     signal_to_noise,
 )
 from sidestep.nets.paths import ConvPath, path_maker
-from sidestep.nets.schedules import check_alpha_bar
+from sidestep.nets.schedules import Levels, check_alpha_bar
 from sidestep.noise import Noise
 from tests.reference.noprop_plain import plain_alpha_bar
 
@@ -86,10 +86,10 @@ def test_the_weights_of_the_stack_are_the_paper_s():
     assert stack.loss_weights(0.1).tolist() == pytest.approx(wanted, rel=1e-4)
 
 
-def small_stack(blocks=3, classes=4, size=8):
+def small_stack(blocks=3, classes=4, size=8, alpha_bar=None):
     shape = (1, size, size)
     paths = image_paths(path_maker("figure-6", shape, norm=True), blocks, Noise(3))
-    alpha_bar = cosine_alpha_bar(blocks)
+    alpha_bar = cosine_alpha_bar(blocks) if alpha_bar is None else alpha_bar
     with Noise(3).torch_seeded():
         embedding = one_hot_embedding(classes)
         return DenoisingStack(paths, shape, embedding, alpha_bar, SoftmaxReadout(embedding))
@@ -123,6 +123,32 @@ def test_with_perfect_blocks_the_ancestral_chain_has_the_marginals_of_q(blocks):
         start = 0.0316 * math.sqrt(float((1 - alpha_bar) / (1 - stack.alpha_bar[0])))
         assert (latent.mean(dim=0) - target).abs().max() < 4 * spread + start
         assert latent.var(dim=0).mean().item() == pytest.approx(float(1 - alpha_bar), rel=0.03)
+
+
+@pytest.mark.parametrize("rest", [1e-3, 1e-6, 1e-9, 1e-12])
+@pytest.mark.parametrize("side", ["clean", "noisy"])
+def test_steps_and_weights_near_the_ends_are_those_of_float64(rest, side):
+    """Two levels of which nearly nothing is left to the noise, or to the label."""
+    small = torch.tensor([5 * rest, rest], dtype=torch.float64)
+    exact = Levels(1 - small, small) if side == "clean" else Levels(small.flip(0), 1 - small.flip(0))
+    start, end = (float(exact.signal[i]) if side == "noisy" else 1 - float(small[i]) for i in (0, 1))
+    left, after = (float(exact.noise[i]) for i in (0, 1))
+    rise = (left - after if side == "clean" else end - start) / end
+    wanted = (math.sqrt(end) * rise / left, math.sqrt(start / end) * after / left, after * rise / left)
+    single = Levels(exact.signal.float(), exact.noise.float())
+    found = posterior_coefficients(single[0], single[1])
+    assert [value.item() for value in found] == pytest.approx(wanted, rel=1e-6, abs=0)
+
+
+def test_a_stack_keeps_what_its_levels_leave_to_the_noise():
+    rest = 1e-6
+    levels = cosine_alpha_bar(4, high=1 - rest)
+    stack = small_stack(4, alpha_bar=levels)
+    assert stack.levels.noise.dtype == stack.alpha_bar.dtype == torch.float32
+    assert stack.levels.noise[-1].item() == pytest.approx(rest, rel=1e-7 + 1e-9)
+    wanted = 2 * ((1 - rest) / rest - float(levels[-2]) / (1 - float(levels[-2])))
+    assert float(stack.loss_weights(1.0)[-1]) == pytest.approx(wanted, rel=1e-7)
+    assert "noise_share" not in stack.state_dict()
 
 
 def test_one_ancestral_step_from_q_lands_exactly_on_q():

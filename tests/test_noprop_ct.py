@@ -180,10 +180,51 @@ def test_a_learned_schedule_that_has_become_flat_is_an_error():
     assert narrow.broken(net) is None
 
 
+@pytest.mark.parametrize("gamma", [-13.0, -16.7, -40.0])
+def test_a_label_that_is_all_but_clean_leaves_every_gradient_and_reading_finite(gamma):
+    """In float32 `1 - sigmoid(16.7)` is 0: its root had an infinite slope."""
+    rule, net = built(loss="paper", schedule="learned", embedding="learned", dimension=6, steps=5, draws=1)
+    with torch.no_grad():
+        net.schedule.g0.fill_(gamma)
+    update = rule.estimate(net, batch(), estimate_noise())
+    assert all(gradient.isfinite().all() for gradient in update.gradients.values())
+    assert update.gradients["schedule.g0"].abs() > 0
+    for name, probabilities in rule.predict(net, batch().images, Noise(1)).items():
+        assert probabilities.isfinite().all(), name
+    assert (rule.broken(net) is None) == (gamma > -13.8)
+    rule.apply(net, update, rule.optimizer(net))
+    assert rule.broken(net) is None
+    assert net.schedule.g0.item() == pytest.approx(max(gamma, -13.8155), abs=0.01)
+
+
+def test_what_is_not_finite_or_saturated_is_said():
+    given = {"loss": "paper", "schedule": "learned"}
+    for name, value, words in (
+        ("schedule.g0", math.nan, "schedule.g0 is not finite"),
+        ("block.join.bias", math.inf, "block.join.bias is not finite"),
+        ("schedule.log_span", 200.0, "the noise schedule is not finite"),
+        ("schedule.g0", -20.0, r"saturated: .* between -13.8 and 20.7"),
+        ("schedule.g0", 20.0, "saturated"),
+        ("schedule.inner", -60.0, "not finite"),
+    ):
+        rule, net = built(**given)
+        with torch.no_grad():
+            net.get_parameter(name).fill_(value)
+        assert re.search(words, rule.broken(net)), name
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+def test_ends_of_a_fixed_schedule_may_be_as_near_as_its_options_allow(schedule):
+    rule, net = built(schedule=schedule, smallest_alpha_bar=1e-9, largest_alpha_bar=1 - 1e-6)
+    assert rule.broken(net) is None
+
+
 def test_a_run_whose_schedule_becomes_flat_stops_and_keeps_its_last_checkpoint(tmp_path):
     class Flattening(NoPropCT):
-        def watch(self, net):
-            return {**super().watch(net), "alpha_bar(1)": super().watch(net)["alpha_bar(0)"]}
+        def broken(self, net):
+            with torch.no_grad():
+                net.schedule.log_span.fill_(-10.0)
+            return super().broken(net)
 
     rule = Flattening(loss="paper", schedule="learned")
     with pytest.raises(NonFiniteError, match=r"after step 11, the learned schedule.*; there is no checkpoint yet"):

@@ -73,7 +73,7 @@ def test_other_losses_stand_in_the_place_of_the_paper_s(loss):
         **{"cross-entropy": {"label_smoothing": 0.1}, "clipped": {"largest_weight": 0.5, "eta": 0.4}}.get(loss, {}),
     }
     rule, net = built(embedding="orthogonal", **options)
-    assert torch.equal(net.alpha_bar, readable_alpha_bar(3, 4))
+    assert torch.equal(net.alpha_bar, readable_alpha_bar(3, 4).float())
     given = batch()
     update = rule.estimate(net, given, estimate_noise())
     for index in range(3):

@@ -80,7 +80,7 @@ def shuffled_chain(stack: DenoisingStack, features: list[Tensor], orders: Mappin
     for index, rows in enumerate(features):
         latent = latent[orders[index]] if index in orders else latent
         logits.append(stack.block(index).logits(rows, latent))
-        estimate, before, after = stack.label_estimate(logits[-1]), stack.alpha_bar[index], stack.alpha_bar[index + 1]
+        estimate, before, after = stack.label_estimate(logits[-1]), stack.levels[index], stack.levels[index + 1]
         latent = ddim_step(latent, estimate, before, after)
     return Chain(latent, torch.stack(logits))
 

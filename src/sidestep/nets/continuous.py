@@ -4,16 +4,30 @@ t runs with the network, from noise at 0 to the label at 1, so gamma falls and a
 """
 
 import math
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from sidestep.errors import InputError
-from sidestep.nets.schedules import check_alpha_bar
+from sidestep.nets.schedules import Levels, check_alpha_bar
 
-__all__ = ["SCHEDULES", "CosineSchedule", "LearnedSchedule", "LinearSchedule", "Schedule", "make_schedule"]
+__all__ = [
+    "GAMMA_RANGE",
+    "SCHEDULES",
+    "CosineSchedule",
+    "LearnedSchedule",
+    "LinearSchedule",
+    "Schedule",
+    "make_schedule",
+]
+
+
+GAMMA_RANGE = (math.log(1e-6 / (1 - 1e-6)), math.log(1e9 - 1))  # -13.8 to 20.7: alpha_bar from 1e-9 to 1 - 1e-6
+_SLACK = 1e-3  # of gamma beyond its bounds: rounding
+_FLATTEST = 1e-3  # the least that a learned alpha_bar may rise from t = 0 to t = 1
+_NARROWEST = 1e-3  # the least span that a bounded schedule is left
 
 
 class Schedule(Protocol):
@@ -31,6 +45,10 @@ class Schedule(Protocol):
         """Return sigmoid(-gamma(t))."""
         ...
 
+    def levels(self, time: Tensor) -> Levels:
+        """Return alpha_bar(t) and 1 - alpha_bar(t) = sigmoid(gamma(t))."""
+        ...
+
     def snr_slope(self, time: Tensor) -> Tensor:
         """Return `SNR'(t) = -gamma'(t) exp(-gamma(t))`, positive."""
         ...
@@ -46,6 +64,10 @@ class _Base(nn.Module):
     def alpha_bar(self, time: Tensor) -> Tensor:
         """Return sigmoid(-gamma(t))."""
         return torch.sigmoid(-self.gamma(time))
+
+    def levels(self, time: Tensor) -> Levels:
+        """Return alpha_bar(t) and 1 - alpha_bar(t), neither as a difference."""
+        return Levels.at(self.gamma(time))
 
     def snr_slope(self, time: Tensor) -> Tensor:
         """Return `SNR'(t) = -gamma'(t) exp(-gamma(t))`."""
@@ -81,19 +103,21 @@ class CosineSchedule(_Base):
         check_alpha_bar(torch.tensor([low, high], dtype=torch.float64))
         self.low, self.high = low, high
 
-    def _level(self, time: Tensor) -> Tensor:
-        return self.low + (self.high - self.low) * torch.sin(math.pi / 2 * time) ** 2
+    def _parts(self, time: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return alpha_bar, 1 - alpha_bar, and d alpha_bar / dt; `cos(pi t / 2) = sin(pi (1 - t) / 2)`, near 1 too."""
+        sine, cosine = torch.sin(math.pi / 2 * time), torch.sin(math.pi / 2 * (1 - time))
+        span = self.high - self.low
+        return self.low + span * sine**2, (1 - self.high) + span * cosine**2, math.pi * span * sine * cosine
 
     def gamma(self, time: Tensor) -> Tensor:
         """Return gamma(t)."""
-        level = self._level(time)
-        return torch.log1p(-level) - level.log()
+        level, rest, _ = self._parts(time)
+        return rest.log() - level.log()
 
     def slope(self, time: Tensor) -> Tensor:
         """Return d gamma / dt; it is 0 at both ends."""
-        level = self._level(time)
-        rise = (self.high - self.low) * math.pi / 2 * torch.sin(math.pi * time)
-        return -rise / (level * (1 - level))
+        level, rest, rise = self._parts(time)
+        return -rise / (level * rest)
 
 
 class LearnedSchedule(_Base):
@@ -101,7 +125,8 @@ class LearnedSchedule(_Base):
 
     `gamma(t) = g0 + (g1 - g0) (1 - gbar(t))`, `gbar(t) = (gt(t) - gt(0)) / (gt(1) - gt(0))`, and
     `gt(t) = sum_k v_k sigmoid(w_k t + b_k)` with v_k, w_k > 0 through softplus. g0 = gamma(1) and g1 = gamma(0) are
-    trained too; g1 - g0 is kept positive through its logarithm. It starts near a straight line.
+    trained too; g1 - g0 is kept positive through its logarithm. It starts near a straight line. `bound` keeps both ends
+    within GAMMA_RANGE, as the variational diffusion model keeps them between -13.3 and 5 (Kingma et al. 2021).
 
     Args:
         low: alpha_bar(0) at the start of training.
@@ -124,6 +149,13 @@ class LearnedSchedule(_Base):
     def g1(self) -> Tensor:
         """gamma(0), always above g0 = gamma(1)."""
         return self.g0 + self.log_span.exp()
+
+    def bound(self) -> None:
+        """Move the ends back to where they are bounded, in place."""
+        low, high = GAMMA_RANGE
+        with torch.no_grad():
+            self.g0.clamp_(low, high - _NARROWEST)
+            self.log_span.clamp_(max=(high - self.g0).log())
 
     def _raw(self, time: Tensor) -> tuple[Tensor, Tensor]:
         """Return gt(t) and its derivative."""
@@ -171,3 +203,25 @@ def make_schedule(name: str, low: float, high: float) -> LinearSchedule | Cosine
 
 def _gamma_of(alpha_bar: float) -> float:
     return math.log((1 - alpha_bar) / alpha_bar)
+
+
+def schedule_failure(schedule: Schedule) -> str | None:
+    """Return what is wrong with a schedule that is not finite, out of bounds or, if it is learned, flat; or None."""
+    with torch.no_grad():
+        ends = torch.tensor([0.0, 1.0], device=next((p.device for p in cast("nn.Module", schedule).parameters()), None))
+        first, last = schedule.gamma(ends).tolist()
+        before, after = schedule.alpha_bar(ends).tolist()
+    remedy, (low, high) = "take a smaller --learning-rate, or --schedule linear", GAMMA_RANGE
+    if not (math.isfinite(first) and math.isfinite(last)):
+        return f"the noise schedule is not finite any more: gamma(0) = {first:g}, gamma(1) = {last:g}; {remedy}"
+    if last < low - _SLACK or first > high + _SLACK:
+        return (
+            f"the noise schedule is saturated: gamma(0) = {first:.3g} and gamma(1) = {last:.3g} must lie between "
+            f"{low:.1f} and {high:.1f}, beyond which nothing of the noise or of the label is left; {remedy}"
+        )
+    if isinstance(schedule, LearnedSchedule) and after - before <= _FLATTEST:
+        return (
+            f"the learned schedule has become flat: alpha_bar(0) = {before:.3g}, alpha_bar(1) = {after:.3g}, so no "
+            f"time shows more of the label than another; {remedy}"
+        )
+    return None

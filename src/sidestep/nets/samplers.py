@@ -40,7 +40,7 @@ def ancestral_chain(stack: DenoisingStack, features: list[Tensor], noise: Noise,
     latent, logits = normal(0), []
     for index, rows in enumerate(features):
         logits.append(stack.block(index).logits(rows, latent))
-        estimate, before, after = stack.label_estimate(logits[-1]), stack.alpha_bar[index], stack.alpha_bar[index + 1]
+        estimate, before, after = stack.label_estimate(logits[-1]), stack.levels[index], stack.levels[index + 1]
         latent = ancestral_step(latent, estimate, before, after, normal(index + 1))
     return Chain(latent, torch.stack(logits))
 
@@ -56,7 +56,7 @@ def ddim_chain(stack: DenoisingStack, features: list[Tensor], latent: Tensor | N
     logits = []
     for index, rows in enumerate(features):
         logits.append(stack.block(index).logits(rows, latent))
-        estimate, before, after = stack.label_estimate(logits[-1]), stack.alpha_bar[index], stack.alpha_bar[index + 1]
+        estimate, before, after = stack.label_estimate(logits[-1]), stack.levels[index], stack.levels[index + 1]
         latent = ddim_step(latent, estimate, before, after)
     return Chain(latent, torch.stack(logits))
 

@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,6 +11,7 @@ from torch import Tensor
 from sidestep.errors import InputError
 
 __all__ = [
+    "Levels",
     "PosteriorCoefficients",
     "check_alpha_bar",
     "cosine_alpha_bar",
@@ -17,6 +19,36 @@ __all__ = [
     "readable_alpha_bar",
     "signal_to_noise",
 ]
+
+
+@dataclass(frozen=True)
+class Levels:
+    """Noise levels, each as the signal's share alpha_bar and the noise's, `1 - alpha_bar`.
+
+    Both are kept, since the difference would round away what is left of the smaller one: in float32, `1 - 0.999999` is
+    off by 1.3 %, and above 0.99999997 it is 0.
+    """
+
+    signal: Tensor
+    noise: Tensor  # of the same shape
+
+    @classmethod
+    def of(cls, level: "Tensor | Levels") -> "Levels":
+        """Return levels that are given as alpha_bar alone, or as they are."""
+        return level if isinstance(level, Levels) else cls(level, 1 - level)
+
+    @classmethod
+    def at(cls, gamma: Tensor) -> "Levels":
+        """Return the levels of negative log signal-to-noise ratios: `sigmoid(-gamma)` and `sigmoid(gamma)`."""
+        return cls(torch.sigmoid(-gamma), torch.sigmoid(gamma))
+
+    def __len__(self) -> int:
+        """How many there are."""
+        return len(self.signal)
+
+    def __getitem__(self, index: Any) -> "Levels":
+        """Return some of them."""
+        return Levels(self.signal[index], self.noise[index])
 
 
 class PosteriorCoefficients(NamedTuple):
@@ -40,7 +72,7 @@ def cosine_alpha_bar(blocks: int, offset: float = 0.008, low: float = 1e-3, high
         high: the largest value allowed.
 
     Returns:
-        float32 tensor of shape (T + 1,), strictly rising.
+        float64 tensor of shape (T + 1,), strictly rising.
 
     Raises:
         InputError: if `blocks` is below 1 or the schedule would not rise strictly within (0, 1).
@@ -55,7 +87,7 @@ def cosine_alpha_bar(blocks: int, offset: float = 0.008, low: float = 1e-3, high
     def levels(blocks: int) -> Tensor:
         time = torch.linspace(1, 0, blocks + 1, dtype=torch.float64)
         squared = torch.cos((time + offset) / (1 + offset) * math.pi / 2) ** 2
-        return (squared / squared[-1]).clamp(low, high).float()
+        return (squared / squared[-1]).clamp(low, high)
 
     return _rising(levels, blocks, f"the cosine schedule clipped to [{low:g}, {high:g}]", ", or take levels = readable")
 
@@ -84,7 +116,7 @@ def readable_alpha_bar(blocks: int, classes: int, low: float = 1e-3, high: float
     def levels(blocks: int) -> Tensor:
         wanted = torch.linspace(float(readable[0]), float(readable[-1]), blocks + 1, dtype=torch.float64)
         places = torch.searchsorted(readable, wanted[1:-1])
-        return torch.sigmoid(torch.cat([log_snr[:1], log_snr[places], log_snr[-1:]])).float()
+        return torch.sigmoid(torch.cat([log_snr[:1], log_snr[places], log_snr[-1:]]))
 
     return _rising(levels, blocks, f"readable levels of {classes} classes in [{low:g}, {high:g}]", "")
 
@@ -140,7 +172,7 @@ def signal_to_noise(alpha_bar: Tensor) -> Tensor:
     return alpha_bar / (1 - alpha_bar)
 
 
-def posterior_coefficients(start: Tensor, end: Tensor) -> PosteriorCoefficients:
+def posterior_coefficients(start: Tensor | Levels, end: Tensor | Levels) -> PosteriorCoefficients:
     """Return a, b, c of the step from alpha_bar = `start` to `end`, for a network that predicts the label embedding.
 
     With `alpha = start / end`: `a = sqrt(end) (1 - alpha) / (1 - start)`, `b = sqrt(alpha) (1 - end) / (1 - start)`,
@@ -153,10 +185,12 @@ def posterior_coefficients(start: Tensor, end: Tensor) -> PosteriorCoefficients:
     >>> print(f"{mean:.4f} {0.6**0.5:.4f} {variance:.4f}")
     0.7746 0.7746 0.4000
     """
-    alpha = start / end
-    rest = 1 - start
+    start, end = Levels.of(start), Levels.of(end)
+    alpha = start.signal / end.signal
+    # of alpha_bar and of what it leaves, the smaller one is known better
+    rise = torch.where(end.signal > 0.5, start.noise - end.noise, end.signal - start.signal) / end.signal
     return PosteriorCoefficients(
-        prediction=end.sqrt() * (1 - alpha) / rest,
-        previous=alpha.sqrt() * (1 - end) / rest,
-        variance=(1 - end) * (1 - alpha) / rest,
+        prediction=end.signal.sqrt() * rise / start.noise,
+        previous=alpha.sqrt() * end.noise / start.noise,
+        variance=end.noise * rise / start.noise,
     )

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from sidestep.errors import InputError
 from sidestep.nets.blocks import Block
 from sidestep.nets.embeddings import expected_embedding
-from sidestep.nets.schedules import check_alpha_bar, signal_to_noise
+from sidestep.nets.schedules import Levels, check_alpha_bar, signal_to_noise
 from sidestep.nets.together import can_go_together
 from sidestep.nets.units import run_units
 from sidestep.nets.ways import WAYS, choose_way
@@ -23,7 +23,8 @@ class DenoisingStack(nn.Module):
         paths: T image paths, one per block, modules from images to features.
         image_shape: (channels, height, width).
         embedding: u, float32 of shape (classes, dimension).
-        alpha_bar: the schedule, float32 of shape (T + 1,), rising within (0, 1).
+        alpha_bar: the schedule, of shape (T + 1,), rising within (0, 1); best in float64, in which what is left to the
+            noise is computed.
         readout: module from (z_T, embedding) to logits.
         learn_embedding: whether the embedding is a parameter or fixed.
         image_latent: whether z has the shape of the image.
@@ -32,6 +33,7 @@ class DenoisingStack(nn.Module):
 
     embedding: Tensor
     alpha_bar: Tensor
+    noise_share: Tensor
 
     def __init__(  # long: these eight are what a stack is made of
         self,
@@ -60,7 +62,9 @@ class DenoisingStack(nn.Module):
             self.embedding = nn.Parameter(embedding.clone())
         else:
             self.register_buffer("embedding", embedding.clone())
-        self.register_buffer("alpha_bar", alpha_bar.clone())
+        exact = alpha_bar.detach().double()
+        self.register_buffer("alpha_bar", exact.float())
+        self.register_buffer("noise_share", (1 - exact).float(), persistent=False)
 
     @property
     def classes(self) -> int:
@@ -71,6 +75,11 @@ class DenoisingStack(nn.Module):
     def dimension(self) -> int:
         """The length of the label embedding and of z, d."""
         return self.embedding.shape[1]
+
+    @property
+    def levels(self) -> Levels:
+        """alpha_bar_0 .. alpha_bar_T, with what they leave to the noise."""
+        return Levels(self.alpha_bar, self.noise_share)
 
     @property
     def learns_embedding(self) -> bool:
@@ -115,8 +124,8 @@ class DenoisingStack(nn.Module):
 
     def noised_label(self, labels: Tensor, level: int, noise: Tensor) -> Tensor:
         """Return `z_level ~ N(sqrt(alpha_bar) u_y, (1 - alpha_bar) I)`, from standard normal noise of its shape."""
-        alpha_bar = self.alpha_bar[level]
-        return alpha_bar.sqrt() * self.label_embedding(labels) + (1 - alpha_bar).sqrt() * noise
+        shares = self.levels[level]
+        return shares.signal.sqrt() * self.label_embedding(labels) + shares.noise.sqrt() * noise
 
     def image_features(self, images: Tensor) -> list[Tensor]:
         """Return every block's image features, T tensors (batch, features): they do not depend on z."""

@@ -98,11 +98,11 @@ class Walker:
 
     def ddim(self, schedule: Schedule, latent: Tensor) -> Tensor:
         """Return z_1 by DDIM."""
-        return ddim_walk(self._estimate, schedule.alpha_bar(self.times), latent)
+        return ddim_walk(self._estimate, schedule.levels(self.times), latent)
 
     def ancestral(self, schedule: Schedule, draw: int = 0) -> Tensor:
         """Return z_1 by one draw of the paper's chain, from z_0 ~ N(0, I)."""
-        levels = schedule.alpha_bar(self.times)
+        levels = schedule.levels(self.times)
         return ancestral_walk(self._estimate, levels, self.normal(draw, 0), lambda i: self.normal(draw, i + 1))
 
     def read(self, latents: list[Tensor]) -> Tensor:

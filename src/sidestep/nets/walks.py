@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from sidestep.errors import InputError
-from sidestep.nets.schedules import posterior_coefficients
+from sidestep.nets.schedules import Levels, posterior_coefficients
 
 __all__ = [
     "MOST_STEPS",
@@ -24,6 +24,7 @@ __all__ = [
 MOST_STEPS = 1000
 
 Estimate = Callable[[Tensor, int], Tensor]  # (z, index of the step) -> uhat, (batch, dimension)
+Level = Tensor | Levels  # alpha_bar, or that with what it leaves to the noise
 Velocity = Callable[[Tensor, Tensor], Tensor]  # (z, t as a tensor of shape (1,)) -> dz/dt
 
 
@@ -52,21 +53,23 @@ def step_times(steps: int, grid: str = "uniform", device: str | torch.device = "
     return angles.sin().square().float().to(device)
 
 
-def ancestral_step(latent: Tensor, estimate: Tensor, before: Tensor, after: Tensor, normal: Tensor) -> Tensor:
+def ancestral_step(latent: Tensor, estimate: Tensor, before: Level, after: Level, normal: Tensor) -> Tensor:
     """Return `z_t = a uhat + b z_s + sqrt(c) eps`, from alpha_bar = `before` to `after` (Li et al. 2025, eq. 3)."""
     a, b, c = posterior_coefficients(before, after)
     return a * estimate + b * latent + c.sqrt() * normal
 
 
-def ddim_step(latent: Tensor, estimate: Tensor, before: Tensor, after: Tensor) -> Tensor:
+def ddim_step(latent: Tensor, estimate: Tensor, before: Level, after: Level) -> Tensor:
     """Return the step without noise (Song et al. 2021, eq. 12 with eta = 0).
 
     `z_t = sqrt(abar_t) uhat + sqrt((1 - abar_t) / (1 - abar_s)) (z_s - sqrt(abar_s) uhat)`
     """
-    return after.sqrt() * estimate + ((1 - after) / (1 - before)).sqrt() * (latent - before.sqrt() * estimate)
+    before, after = Levels.of(before), Levels.of(after)
+    kept = (after.noise / before.noise).sqrt()
+    return after.signal.sqrt() * estimate + kept * (latent - before.signal.sqrt() * estimate)
 
 
-def ancestral_walk(estimate: Estimate, alpha_bar: Tensor, latent: Tensor, normal: Callable[[int], Tensor]) -> Tensor:
+def ancestral_walk(estimate: Estimate, alpha_bar: Level, latent: Tensor, normal: Callable[[int], Tensor]) -> Tensor:
     """Walk with fresh noise at each step, `normal(i)` at step i, along `alpha_bar` of shape (steps + 1,)."""
     for index in range(len(alpha_bar) - 1):
         guess = estimate(latent, index)
@@ -74,7 +77,7 @@ def ancestral_walk(estimate: Estimate, alpha_bar: Tensor, latent: Tensor, normal
     return latent
 
 
-def ddim_walk(estimate: Estimate, alpha_bar: Tensor, latent: Tensor) -> Tensor:
+def ddim_walk(estimate: Estimate, alpha_bar: Level, latent: Tensor) -> Tensor:
     """Walk without noise along `alpha_bar` of shape (steps + 1,)."""
     for index in range(len(alpha_bar) - 1):
         latent = ddim_step(latent, estimate(latent, index), alpha_bar[index], alpha_bar[index + 1])

@@ -35,8 +35,8 @@ def bin_centres(bins: int) -> Tensor:
 
 def noised_labels(net: Denoiser, schedule: Schedule, labels: Tensor, normal: Tensor, time: Tensor) -> Tensor:
     """Return `z_t = sqrt(abar(t)) u_y + sqrt(1 - abar(t)) eps`, (batch, dimension), at one time of shape (1,)."""
-    alpha_bar = schedule.alpha_bar(time)
-    return alpha_bar.sqrt() * net.label_embedding(labels) + (1 - alpha_bar).sqrt() * normal
+    level = schedule.levels(time)
+    return level.signal.sqrt() * net.label_embedding(labels) + level.noise.sqrt() * normal
 
 
 def squared_gradients(  # long: a gradient depends on all of these

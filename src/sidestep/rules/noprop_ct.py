@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from sidestep.data import Split
 from sidestep.errors import InputError
-from sidestep.nets.continuous import Schedule, make_schedule
+from sidestep.nets.continuous import LearnedSchedule, Schedule, make_schedule, schedule_failure
 from sidestep.nets.denoiser import Denoiser, draw_times
 from sidestep.nets.dropout import masks_from
 from sidestep.nets.embeddings import embedding_distances
@@ -50,8 +50,6 @@ from sidestep.rules.true_gradient import end_to_end
 from sidestep.update import Dense, Update
 
 __all__ = ["NoPropCT"]
-
-_FLATTEST = 1e-3  # the least that a learned alpha_bar may rise from t = 0 to t = 1
 
 
 @dataclass(frozen=True)
@@ -159,9 +157,8 @@ class NoPropCT:
         generator, schedule = noise.generator(batch.images.device), _schedule(net)
         draw = draw_times(self.times, len(batch.labels) * self.draws_per_image, net.dimension, generator)
         labels = batch.labels.repeat(self.draws_per_image)
-        alpha_bar = schedule.alpha_bar(draw.time)[:, None]
-        target = net.label_embedding(labels)
-        latent = alpha_bar.sqrt() * target + (1 - alpha_bar).sqrt() * draw.normal
+        level, target = schedule.levels(draw.time[:, None]), net.label_embedding(labels)
+        latent = level.signal.sqrt() * target + level.noise.sqrt() * draw.normal
         with (
             kept_statistics(net) as changed,
             masks_from(generator),
@@ -181,10 +178,10 @@ class NoPropCT:
 
     def _other_terms(self, net: Denoiser, labels: Tensor, noise: Noise) -> dict[str, Tensor]:
         """Return `CE(p_out(z_1), y)` and `KL(q(z_0 | y) || N(0, I))`, which the block does not enter."""
-        ends = _schedule(net).alpha_bar(net.embedding.new_tensor([0.0, 1.0]))
+        ends = _schedule(net).levels(net.embedding.new_tensor([0.0, 1.0]))
         target = net.label_embedding(labels)
         normal = torch.empty_like(target).normal_(generator=noise.generator(target.device))
-        last = ends[1].sqrt() * target + (1 - ends[1]).sqrt() * normal
+        last = ends[1].signal.sqrt() * target + ends[1].noise.sqrt() * normal
         return {
             "read-out: cross-entropy": readout_loss(net.readout, net.embedding, last, labels),
             "read-out: KL": start_divergence(target, ends[0]),
@@ -209,9 +206,11 @@ class NoPropCT:
         return update
 
     def apply(self, net: nn.Module, update: Update, optimizer: torch.optim.Optimizer) -> None:
-        """Take one step along the gradients; put the embedding back to norm 1 where that is wanted."""
+        """Take one step along the gradients; keep a learned schedule in bounds, and rows at norm 1 where wanted."""
         net = self._own(net)
         apply_dense(net, update, optimizer)
+        if isinstance(net.schedule, LearnedSchedule):
+            net.schedule.bound()
         if self.unit_norm:
             project_rows(net)
 
@@ -249,15 +248,12 @@ class NoPropCT:
         return {**embedding_distances(net.embedding), "alpha_bar(0)": first, "alpha_bar(1)": last}
 
     def broken(self, net: nn.Module) -> str | None:
-        """Return what is wrong with a learned schedule that does not rise any more."""
-        ends = self.watch(net)
-        if self.schedule != "learned" or ends["alpha_bar(1)"] - ends["alpha_bar(0)"] > _FLATTEST:
-            return None
-        return (
-            f"the learned schedule has become flat: alpha_bar(0) = {ends['alpha_bar(0)']:.3g}, alpha_bar(1) = "
-            f"{ends['alpha_bar(1)']:.3g}, so no time shows more of the label than another; take a smaller "
-            "--learning-rate, or --schedule linear"
-        )
+        """Return what is wrong with a net that is not finite, or whose schedule is saturated or, learned, flat."""
+        net = self._own(net)
+        lost = [name for name, value in net.state_dict().items() if not bool(value.isfinite().all())]
+        if lost:
+            return f"{lost[0]} is not finite any more; take a smaller --learning-rate"
+        return schedule_failure(_schedule(net))
 
 
 def _schedule(net: Denoiser) -> Schedule:

@@ -214,7 +214,7 @@ class NoPropDT:
         """Return the gradients of the terms that no block sees: `CE(p_out(z_T), y) + KL(q(z_0 | y) || N(0, I))`."""
         last = _latent(net, batch.labels, len(net.blocks), noise.generator(batch.images.device))
         entropy = readout_loss(net.readout, net.embedding, last, batch.labels)
-        divergence = start_divergence(net.label_embedding(batch.labels), net.alpha_bar[0])
+        divergence = start_divergence(net.label_embedding(batch.labels), net.levels[0])
         wanted = {name: parameter for name, parameter in net.named_parameters() if not name.startswith("blocks.")}
         found = gradients_of(entropy + divergence, wanted)
         losses = {f"{_SHARED}: cross-entropy": entropy.detach(), f"{_SHARED}: KL": divergence.detach()}
