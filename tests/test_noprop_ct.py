@@ -324,7 +324,7 @@ def test_a_learned_schedule_with_another_loss_is_refused(loss):
         ({"start": "ones"}, "start must be one of zero, noise, got 'ones'"),
         ({"grid": "square"}, "grid must be one of uniform, cosine, got 'square'"),
         ({"schedule": "quadratic"}, "schedule must be one of learned, linear, cosine"),
-        ({"loss": "huber"}, "loss must be paper, clipped"),
+        ({"loss": "huber"}, "loss must be one of paper, clipped"),
         ({"times": "sorted"}, "times must be one of stratified, uniform"),
         ({"optimizer_kind": "sgd"}, "optimizer_kind must be one of adam, adamw"),
         ({"smallest_alpha_bar": 0.9, "largest_alpha_bar": 0.1}, "rise"),
