@@ -53,7 +53,7 @@ _POINTS = 129  # values of 1/T at which slopes are added up, 6% apart
 SLOPE_SUMS = 2 * _POINTS  # numbers of `likelihood_slopes`
 _BINS = 15
 CONFIDENCE_SUMS = 2 * (1 + 3 * _BINS)  # numbers of `confidence_sums`
-_AT_ONCE = 1 << 20  # numbers in one product
+_AT_ONCE = 1 << 17  # numbers in one product: a megabyte, beside a net that may be small
 
 
 @dataclass(frozen=True)
