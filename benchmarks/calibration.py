@@ -44,6 +44,8 @@ class Entry:
     epochs: int = 1
     images: int = 54_000  # of the training split
     options: Mapping[str, Any] = field(default_factory=dict)
+    rule: str = ""  # its name, where the entry has another
+    readings: tuple[str, ...] | None = None  # all, if none are named
 
 
 FEW = 6_000  # for convolutions
@@ -59,7 +61,8 @@ ENTRIES = {
     "evolution": Entry({"columns": "input", "learning_rate": 3e-3}, 8, options={"batch": 1024}),
     "spsa": Entry({}, 6),
     "noprop-dt": Entry({"blocks": 3}, 2, FEW),
-    "noprop-ct": Entry({"loss": "cross-entropy", "steps": 10}, 2, FEW),
+    "noprop-ct": Entry({"loss": "cross-entropy"}, 3, FEW),
+    "noprop-ct, longer": Entry({"loss": "cross-entropy"}, 3, 15_000, rule="noprop-ct", readings=("ddim",)),
     "noprop-fm": Entry({"loss": "cross-entropy", "steps": 10}, 2, FEW),
     "neural-ode": Entry({"steps": 4}, 2, FEW),
 }
@@ -86,8 +89,8 @@ def measured(name: str, seed: int) -> dict[str, Any]:
     entry, mnist = ENTRIES[name], data.load("mnist", data_dir=default_data_dir())
     begun = time.process_time()
     run = train(
-        RULES[name](**entry.settings), first_images(mnist, entry.images),
-        Options(epochs=entry.epochs, seed=seed, decay="cosine", **entry.options),
+        RULES[entry.rule or name](**entry.settings), first_images(mnist, entry.images),
+        Options(epochs=entry.epochs, seed=seed, decay="cosine", **entry.options), readings=entry.readings,
     )  # fmt: skip
     seconds = time.process_time() - begun
     raw, found = run.predict(mnist.test.images, raw=True), run.predict(mnist.test.images)
@@ -96,17 +99,17 @@ def measured(name: str, seed: int) -> dict[str, Any]:
         "same_answers": torch.equal(raw.argmax(dim=1), found.argmax(dim=1)),
         "perfect_ece": perfect_error(found.amax(dim=1), Noise(0)),
         "training_images": entry.images, "epochs": entry.epochs, "settings": str(run.rule),
-        "processor_seconds": round(seconds, 1), "calibrating": calibrating_seconds(run, mnist),
+        "processor_seconds": round(seconds, 1), "calibrating": calibrating_seconds(run, mnist, entry.readings),
         "calibration_images": run.result["calibration_images"], "precision": run.result["precision"],
     }  # fmt: skip
 
 
-def calibrating_seconds(run: Run, mnist: DataSet) -> list[float]:
+def calibrating_seconds(run: Run, mnist: DataSet, readings: tuple[str, ...] | None) -> list[float]:
     """Return the processor seconds of fitting all temperatures on 3,000 images, and of measuring on 10,000."""
     begun = time.process_time()
-    run.recalibrated(mnist.validation)
+    run.recalibrated(mnist.validation, readings)
     fitted = time.process_time()
-    run.assess(mnist.test)
+    run.assess(mnist.test, readings)
     return [round(fitted - begun, 2), round(time.process_time() - fitted, 2)]
 
 
