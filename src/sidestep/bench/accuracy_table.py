@@ -9,7 +9,9 @@ from sidestep.bench.blocks import mean_and_error
 from sidestep.bench.cells import Plan, cell_record
 from sidestep.bench.study_report import Table, share
 from sidestep.bench.table_rows import FIRST_TEST, FIRST_TRAIN, command_for
+from sidestep.rules import RULES
 from sidestep.rules.presets import PaperCell, Preset
+from sidestep.rules.variant import variant_of
 from sidestep.version import __version__
 from sidestep.wording import counted, spelled
 
@@ -70,6 +72,7 @@ def accuracy_row(preset: Preset, full: Preset, cells: Sequence[Mapping[str, Any]
         "data": preset.data,
         "paper": None if preset.paper is None else {"mean": preset.paper.mean, "error": preset.paper.error},
         "reading": preset.reading,
+        "variant": variant_of(RULES[preset.rule](**preset.options)),
         "values": [100 * value for cell in done for value in cell["accuracies"]],
         "seeds": len(done),
         "failed": [{"seed": cell["seed"], "why": cell["failed"]} for cell in cells if "failed" in cell],
@@ -151,9 +154,19 @@ def accuracy_text(record: Mapping[str, Any]) -> str:
             if left_out
             else ""
         ),
+        *_variants(record["rows"]),
         *_NOTES,
     ]
     return "\n\n".join(parts)
+
+
+def _variants(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return a line about each variant of the paper's methods among the rows."""
+    found: dict[str, list[str]] = {}
+    for row in rows:
+        if row.get("variant"):
+            found.setdefault(row["variant"], []).append(row["row"])
+    return [f"{', '.join(dict.fromkeys(names))}: {variant}." for variant, names in found.items()]
 
 
 def accuracy_tables(record: Mapping[str, Any]) -> list[Table]:

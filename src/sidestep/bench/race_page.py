@@ -14,6 +14,7 @@ from sidestep.bench.race_records import RaceFolder
 from sidestep.bench.race_tables import race_tables
 from sidestep.bench.race_words import sentences
 from sidestep.bench.study_report import Table, png_of
+from sidestep.rules.variant import variant_of
 from sidestep.wording import counted, markdown, spelled
 
 __all__ = ["NOTES", "Report", "write_report"]
@@ -63,6 +64,8 @@ class Report:
         self.records = [record for record in records if record["seed"] in seeds]
         self.race, self.baseline, self.command = race, baseline, command
         self.labels = [entry.label for entry in race.entries]
+        made = {entry.label: variant_of(entry.make()) for entry in race.entries}
+        self.variants = [f"{label}: {variant}" for label, variant in made.items() if variant]
         self.said: dict[str, list[str]] = {}
         self.tables: dict[str, list[Table]] = {}
         for data in race.data:
@@ -100,6 +103,7 @@ def write_report(report: Report, folder: RaceFolder, asked: Mapping[str, Any]) -
             *map(markdown, report.said[data]),
             *(table.markdown() for table in report.tables[data]),
         ]
+    parts += ["\n".join(f"- {markdown(line)}" for line in report.variants)] if report.variants else []
     parts += ["## How to read it", "\n".join(f"- {note}" for note in NOTES)]
     checkpoint.write_text(folder.page_file, "\n\n".join(parts) + "\n")
     checkpoint.write_text(folder.html_file, _html(report, asked))
@@ -124,7 +128,7 @@ def _html(report: Report, asked: Mapping[str, Any]) -> str:
                 f'src="data:image/png;base64,{picture}"></figure>'
             )
         parts += [_table(table, report.baseline) for table in more]
-    notes = "".join(f"<li>{_words(note)}</li>" for note in NOTES)
+    notes = "".join(f"<li>{_words(note)}</li>" for note in (*report.variants, *NOTES))
     return (
         '<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'

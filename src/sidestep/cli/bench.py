@@ -145,6 +145,7 @@ class _Begin:
             for line in report.said[data]:
                 show(line)
             show("")
+        show(*report.variants)
         show(f"written: {self.out / 'bench.md'}, bench.html, bench.jsonl")
 
 

@@ -11,6 +11,7 @@ from sidestep.cli.parse import parsed
 from sidestep.data import grid, load, names
 from sidestep.errors import InputError
 from sidestep.rules import RULES
+from sidestep.rules.variant import variant_of
 
 __all__ = ["data_command", "rules_command"]
 
@@ -40,10 +41,15 @@ def _rules(*, json: bool = False) -> None:
     """
     if json:
         defaults = {name: {f.name: f.default for f in dataclasses.fields(kind)} for name, kind in RULES.items()}
-        show_json({name: {"summary": RULES[name].summary, "defaults": fields} for name, fields in defaults.items()})
+        show_json({
+            name: {"summary": RULES[name].summary, "variant": variant_of(RULES[name]()), "defaults": fields}
+            for name, fields in defaults.items()
+        })  # fmt: skip
         return
     rows = [[name, kind.summary, ", ".join(kind.predictors)] for name, kind in RULES.items()]
     show_table("", ["rule", "what it does", "readings at inference"], rows)
+    variants = {name: variant_of(kind()) for name, kind in RULES.items()}
+    show("", *(f"{name}, by default: {variant}" for name, variant in variants.items() if variant))
     show("", "`sidestep train RULE --help` explains a rule's options.")
 
 

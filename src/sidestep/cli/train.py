@@ -289,4 +289,6 @@ def _report(run: Run, as_json: bool) -> None:
         which = "test" if result["test_accuracy"] is not None else "validation"
         rows = [[name, *quality_cells(Quality(**quality))] for name, quality in result["qualities"].items()]
         show_table("", [f"{which}, by", *QUALITY_COLUMNS], rows)
+    if result["variant"]:
+        show(f"variant: {result['variant']}")
     show(f"run: {result['run']}")

@@ -18,6 +18,7 @@ from sidestep.cli.repeated import Repeated, all_words, settings
 from sidestep.cli.train import module_from
 from sidestep.data import DataSet, load, read_named_images
 from sidestep.errors import DataError, InputError
+from sidestep.rules.variant import variant_of
 from sidestep.training import Run, load_run
 from sidestep.training.data_of_run import check_cut, check_task, difference, picture_form, unlike_contrast
 from sidestep.training.folder import RunFolder
@@ -89,7 +90,8 @@ def _evaluate(
     unfinished = RunFolder(run).unfinished(trained.step)
     if json:
         show_json({
-            "rule": trained.rule.name, "data": found.name, "split": split, "images": len(part), "seed": trained.seed,
+            "rule": trained.rule.name, "variant": variant_of(trained.rule),
+            "data": found.name, "split": split, "images": len(part), "seed": trained.seed,
             "settings": list(given), "finished": unfinished is None,
             "steps": trained.step, **dataclasses.asdict(next(iter(found_by.values()))),
             "readings": {name: quality.accuracy for name, quality in found_by.items()},
@@ -100,6 +102,9 @@ def _evaluate(
     title += f" ({', '.join(given)})" if given else ""
     title += f"; not finished: {unfinished}" if unfinished else ""
     show_table(title, ["by", *QUALITY_COLUMNS], [[name, *quality_cells(found_by[name])] for name in found_by])
+    variant = variant_of(trained.rule)
+    if variant:
+        show(f"variant: {variant}")
     for missing in dict.fromkeys(filter(None, map(trained.uncalibrated, found_by))):
         show(f"without T, NLL and ECE are those of scores: {missing}")
 

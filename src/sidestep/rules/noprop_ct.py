@@ -47,6 +47,7 @@ from sidestep.rules.labels import (
 )
 from sidestep.rules.protocol import Batch, Task
 from sidestep.rules.true_gradient import end_to_end
+from sidestep.rules.variant import PAPER_LABELS, PaperOptions
 from sidestep.update import Dense, Update
 
 __all__ = ["NoPropCT"]
@@ -106,6 +107,11 @@ class NoPropCT:
     predictors: ClassVar[tuple[str, ...]] = (
         "ddim", "ddim from noise", "ancestral", "euler", "heun", "adaptive", "mean", "first step",
     )  # fmt: skip
+    paper_options: ClassVar[PaperOptions] = {
+        **PAPER_LABELS, "loss": ("paper",), "schedule": ("learned",), "eta": (1.0,),
+        "times": ("uniform",), "draws_per_image": (1,), "optimizer_kind": ("adam",),
+    }  # fmt: skip
+    paper_reading: ClassVar[str] = "ancestral"
     for_inference: ClassVar[tuple[str, ...]] = ("steps", "solver", "start", "grid", "draws")
 
     def __post_init__(self) -> None:

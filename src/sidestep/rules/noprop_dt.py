@@ -37,6 +37,7 @@ from sidestep.rules.dense import adamw, apply_dense, check_choice, check_positiv
 from sidestep.rules.labels import embedding_for, learns, project_rows, readout_loss, start_divergence
 from sidestep.rules.protocol import Batch, Task
 from sidestep.rules.true_gradient import end_to_end
+from sidestep.rules.variant import PAPER_LABELS, PaperOptions
 from sidestep.update import Dense, Update
 
 __all__ = ["NoPropDT"]
@@ -94,6 +95,8 @@ class NoPropDT:
     name: ClassVar[str] = "noprop-dt"
     summary: ClassVar[str] = "NoProp, discrete time: T blocks, each trained on its own to denoise the label"
     predictors: ClassVar[tuple[str, ...]] = ("ddim", "ancestral", "mean", "block 1 alone", "mean of blocks")
+    paper_options: ClassVar[PaperOptions] = {**PAPER_LABELS, "loss": ("paper",), "levels": ("cosine",), "eta": (0.1,)}
+    paper_reading: ClassVar[str] = "ancestral"
     for_inference: ClassVar[tuple[str, ...]] = ("draws",)
 
     def __post_init__(self) -> None:

@@ -46,6 +46,7 @@ from sidestep.rules.dense import (
 from sidestep.rules.labels import block_units, embedding_for, learns, make_denoiser, project_rows, readout_loss
 from sidestep.rules.protocol import Batch, Task
 from sidestep.rules.true_gradient import end_to_end
+from sidestep.rules.variant import PAPER_LABELS, PaperOptions
 from sidestep.update import Dense, Update
 
 __all__ = ["NoPropFM"]
@@ -101,6 +102,11 @@ class NoPropFM:
     name: ClassVar[str] = "noprop-fm"
     summary: ClassVar[str] = "NoProp, flow matching: one block carries noise to the label"
     predictors: ClassVar[tuple[str, ...]] = ("euler", "euler from noise", "heun", "adaptive", "mean", "first step")
+    paper_options: ClassVar[PaperOptions] = {
+        **PAPER_LABELS, "prediction": ("velocity",), "loss": ("paper",), "sigma": (0.0,), "readout": ("nearest",),
+        "times": ("uniform",), "draws_per_image": (1,), "optimizer_kind": ("adam",),
+    }  # fmt: skip
+    paper_reading: ClassVar[str] = "euler from noise"
     for_inference: ClassVar[tuple[str, ...]] = ("steps", "solver", "start", "grid", "draws")
 
     def __post_init__(self) -> None:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from sidestep.data import Split
 from sidestep.measure import peak_memory_bytes
+from sidestep.rules.variant import variant_of
 from sidestep.training.calibration import (
     CONFIDENCE_SUMS,
     SLOPE_SUMS,
@@ -59,6 +60,7 @@ def finish(
     read = found["test"] or found["validation"]
     result = {
         "rule": rule.name,
+        "variant": variant_of(rule),
         "data": loop.data.name,
         "seed": loop.options.seed,
         "steps": state.step,
