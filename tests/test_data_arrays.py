@@ -355,6 +355,21 @@ class TestFilesFromAnybody:
         with pytest.raises(DataError, match="found x_train"):
             data.load(tmp_path / "text.npz")
 
+    def test_images_to_predict_are_found_by_their_key_in_capitals_too(self, tmp_path: Path) -> None:
+        np.savez(tmp_path / "mine.npz", X_test=PIXELS[:7], other=LABELS)
+        assert torch.equal(data.read_images(tmp_path / "mine.npz", (1, 6, 5))[:, 0], torch.from_numpy(PIXELS[:7]))
+
+    def test_an_encrypted_or_strangely_packed_member_is_one_sentence(self, tmp_path: Path) -> None:
+        path = write(tmp_path / "mine.npz")
+        raw = bytearray(path.read_bytes())
+        for flag_or_method, value in ((6, 1), (8, 99)):  # in the local header; two further on in the directory
+            changed = bytearray(raw)
+            changed[flag_or_method] = value
+            changed[raw.index(b"PK\x01\x02") + flag_or_method + 2] = value
+            path.write_bytes(changed)
+            with pytest.raises(DataError, match="x_train cannot be read"):
+                data.load(path)
+
     def test_places_that_are_no_file(self, tmp_path: Path) -> None:
         np.save(tmp_path / "x.npy", PIXELS)
         (tmp_path / "folder.npz").mkdir()

@@ -145,7 +145,7 @@ def _read_like(reader: Reader, where: str, train: Split, classes: int) -> Split:
     if split.images.dtype != train.images.dtype:
         raise DataError(
             f"{where} images are {split.images.dtype}, those of train {train.images.dtype}; "
-            "store both as uint8 or both as floats, since uint8 is divided by 255"
+            "give both in one dtype and in the same units: uint8 counts from 0 to 255"
         )
     check_label_range(split.labels, classes, f"{where} labels")
     return split

@@ -83,7 +83,8 @@ def _array(path: Path, image_shape: tuple[int, int, int]) -> Tensor:
 
 def _npz(path: Path) -> Array:
     keys = npz_keys(path)
-    key = next((name for name in KEYS if name in keys), next(iter(keys)) if len(keys) == 1 else None)
+    lower = {name.lower(): name for name in sorted(keys)}  # X_test is x_test
+    key = next((lower[name] for name in KEYS if name in lower), next(iter(keys)) if len(keys) == 1 else None)
     if key is None:
         raise DataError(f"{path}: name the array of images 'images'; found {', '.join(sorted(keys)) or 'no array'}")
     return npz_array(path, key)
