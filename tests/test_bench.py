@@ -300,8 +300,8 @@ def test_units_take_their_turns_in_a_run_and_leave_no_files(stripes, units, tmp_
     threads, ways = torch.get_num_threads(), []
     usual = race_module.measure_run.__globals__["start"]
 
-    def seen(rule, data, options):
-        state, loop = usual(rule, data, options)
+    def seen(*given):
+        state, loop = usual(*given)
         ways.append((loop.options.units, state.files is not None))
         return state, loop
 
@@ -590,6 +590,8 @@ def test_a_stopped_comparison_keeps_what_was_done(stripes, monkeypatch, tmp_path
     monkeypatch.setattr(race_module, "run_apart", stopping)
     words = [
         "bench",
+        "--baseline",
+        "backprop",
         "--rules",
         SMALL,
         "--data",
@@ -613,7 +615,21 @@ def test_a_stopped_comparison_keeps_what_was_done(stripes, monkeypatch, tmp_path
 
 
 def test_the_command_prints_a_table_and_writes_one_file_of_html(stripes, here, tmp_path, capsys):
-    words = ["bench", "--rules", f"{SMALL},{OTHER}", "--data", stripes, "--epochs", "2", "--seeds", "2", "--out", "o"]
+    words = [
+        "bench",
+        "--rules",
+        f"{SMALL},{OTHER}",
+        "--data",
+        stripes,
+        "--baseline",
+        "backprop",
+        "--epochs",
+        "2",
+        "--seeds",
+        "2",
+        "--out",
+        "o",
+    ]
     main(words)
     printed = capsys.readouterr().out
     assert SMALL in printed
@@ -638,7 +654,7 @@ def test_the_command_prints_a_table_and_writes_one_file_of_html(stripes, here, t
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--rules", "spsa", "--epochs", "1"], "baseline backprop is not among the rules"),
+        (["--rules", "spsa", "--epochs", "1", "--baseline", "backprop"], "baseline backprop is not among the rules"),
         (["--rules", "backprop"], "needs a budget"),
         (["--rules", "backprop", "--epochs", "1", "--to", "96"], "above 0 and below 1"),
         (["--rules", "backprop,noprp-dt", "--epochs", "1"], "did you mean noprop-dt"),
@@ -659,7 +675,7 @@ def test_bad_input_is_refused_before_anything_runs(words, message, capsys, tmp_p
 def test_a_killed_command_goes_on_where_it_was(stripes, tmp_path):
     out = tmp_path / "real"
     words = [sys.executable, "-m", "sidestep", "bench", "--rules", f"{SMALL},{OTHER}", "--data", stripes,
-             "--epochs", "2", "--seeds", "2", "--out", str(out)]  # fmt: skip
+             "--baseline", "backprop", "--epochs", "2", "--seeds", "2", "--out", str(out)]  # fmt: skip
     process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while not (out / "bench.jsonl").exists():
         assert process.poll() is None

@@ -10,13 +10,15 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from sidestep.errors import InputError
 from sidestep.rules import RULES, Rule
 from sidestep.rules.presets import PRESETS
+from sidestep.rules.same_net import SameNet
 from sidestep.training import Options
 from sidestep.wording import suggestion
 
-__all__ = ["NOT_OF_ONE", "Entry", "find_baseline", "read_entries"]
+__all__ = ["BASELINE_KIND", "NOT_OF_ONE", "Entry", "find_baseline", "read_entries"]
 
 # of no single entry: what all have alike, and what only a run that leaves a folder does
 NOT_OF_ONE = frozenset({"epochs", "seed", "device", "checkpoint_seconds", "out", "resume", "overwrite", "align"})
+BASELINE_KIND = "back-propagation"  # of entries that are made, to stand beside others
 _NUMBER = re.compile(r"[-+.\d][-+.\deE_]*")
 
 
@@ -29,10 +31,17 @@ class Entry:
     options: Mapping[str, Any] = field(default_factory=dict)  # of the rule's fields; the others keep their defaults
     train: Mapping[str, Any] = field(default_factory=dict)  # of the fields of `sidestep.training.Options`
     data: str | None = None  # the data set that its preset is for
+    same_net: bool = False  # back-propagation on the net of this rule, and not the rule
 
     def make(self) -> Rule:
         """Return the rule."""
-        return RULES[self.rule](**self.options)
+        rule = RULES[self.rule](**self.options)
+        return SameNet(rule) if self.same_net else rule
+
+    @property
+    def kind(self) -> str:
+        """What the entry trains by, in a word."""
+        return BASELINE_KIND if self.same_net else self.rule
 
     def training(self, common: Mapping[str, Any], **own: Any) -> Options:
         """Return the options of a run: the entry's own go before those that are common to all."""

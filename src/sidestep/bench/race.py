@@ -1,12 +1,13 @@
 """A comparison of rules: every run in a fresh process, round by round, each seed over all entries in rotating order."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from torch import nn
 
 from sidestep.bench.apart import FAILED, run_apart
 from sidestep.bench.entries import NOT_OF_ONE, Entry
@@ -38,12 +39,14 @@ class Race:
     data_dir: Path | None = None
     validation: float = 0.1
     image_size: int | None = None
+    module: Callable[[], nn.Module] | None = None  # of the user's, in all entries; it must pass to other processes
+    baselines: tuple[Entry, ...] = ()  # that `sidestep.bench.same_net` has made, and that run beside the entries
 
     def plan(self, entry: Entry, data: str, seed: int, forward_equivalents: float | None = None) -> RunPlan:
         """Return what one run is made of."""
         return RunPlan(
             entry, data, seed, self.budget, self.common, self.every, self.device, self.data_dir, self.validation,
-            self.image_size, forward_equivalents,
+            self.image_size, forward_equivalents, self.module,
         )  # fmt: skip
 
 
@@ -70,9 +73,10 @@ def race_order(race: Race) -> Iterator[tuple[int, str, Entry]]:
     which ratios are taken, lie close together.
     """
     for number in range(race.seeds):
-        at = number % len(race.entries)
+        entries = (*race.entries, *race.baselines)
+        at = number % len(entries)
         for data in race.data:
-            for entry in (*race.entries[at:], *race.entries[:at]):
+            for entry in (*entries[at:], *entries[:at]):
                 yield race.seed + number, data, entry
 
 
@@ -127,6 +131,7 @@ def settings(race: Race) -> dict[str, Any]:
         "every": race.every,
         "validation": race.validation,
         "image_size": race.image_size,
+        **({"module": str(race.module)} if race.module else {}),
         "machine": {"device": str(device), "processor": processor_name(device), "threads": torch.get_num_threads()},
         "versions": {"sidestep": __version__, "torch": torch.__version__},
     }
@@ -160,7 +165,7 @@ def run_race(race: Race, folder: RaceFolder, watch: RaceWatch, stop: StopRequest
             counts[entry.label, data] = counted
         plan = race.plan(entry, data, seed, counted.get("forward_equivalents"))
         found = run_apart(measure_run, plan, lambda news: watch.progress(*news), stop, threads)
-        kind = {"rule": entry.rule, "entry": entry.label, "data": data, "seed": seed, "place": number}
+        kind = {"rule": entry.kind, "entry": entry.label, "data": data, "seed": seed, "place": number}
         record = {**kind, **found, **({} if FAILED in found and FAILED in counted else {"counts": counted})}
         folder.add(record)
         watch.end(record)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from sidestep.bench.race_numbers import finished, score
+from sidestep.bench.race_numbers import Baseline, baseline_labels, finished, score
 from sidestep.bench.study_report import new_figure
 
 if TYPE_CHECKING:
@@ -21,25 +21,26 @@ _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
 
 def race_figures(
-    records: Sequence[Mapping[str, Any]], data: str, labels: Sequence[str], baseline: str
+    records: Sequence[Mapping[str, Any]], data: str, labels: Sequence[str], baseline: Baseline
 ) -> "list[tuple[str, Figure]]":
     """Return (what it shows, picture) for a data set: a line or a point per run, a colour and a marker per entry."""
+    baselines = baseline_labels(baseline)
     return [
-        (f"Validation accuracy on {data} against seconds of training", _course(records, data, labels, baseline, 1)),
+        (f"Validation accuracy on {data} against seconds of training", _course(records, data, labels, baselines, 1)),
         (f"Accuracy on {data} against peak memory above net, optimiser and data",
-         _memory(records, data, labels, baseline)),
+         _memory(records, data, labels, baselines)),
         (f"Validation accuracy on {data} against bytes exchanged, if every step were shared between machines",
-         _course(records, data, labels, baseline, 0)),
+         _course(records, data, labels, baselines, 0)),
     ]  # fmt: skip
 
 
 def _course(
-    records: Sequence[Mapping[str, Any]], data: str, labels: Sequence[str], baseline: str, by_seconds: int
+    records: Sequence[Mapping[str, Any]], data: str, labels: Sequence[str], baselines: Sequence[str], by_seconds: int
 ) -> "Figure":
     figure = new_figure(9.5, 4.8)
     axes = figure.subplots()
     for index, label in enumerate(labels):
-        colour, marker = _look(index, label == baseline)
+        colour, marker = _look(index, label in baselines)
         for number, record in enumerate(finished(records, data, label)):
             each = record.get("counts", {}).get("estimate_bytes")
             if not by_seconds and not each:
@@ -51,7 +52,7 @@ def _course(
                 up,
                 color=colour,
                 alpha=0.8,
-                linewidth=2.2 if label == baseline else 1.3,
+                linewidth=2.2 if label in baselines else 1.3,
                 marker=marker,
                 markevery=[len(up) - 1],  # where it ended
                 label=None if number else label,
@@ -60,18 +61,20 @@ def _course(
     return figure
 
 
-def _memory(records: Sequence[Mapping[str, Any]], data: str, labels: Sequence[str], baseline: str) -> "Figure":
+def _memory(
+    records: Sequence[Mapping[str, Any]], data: str, labels: Sequence[str], baselines: Sequence[str]
+) -> "Figure":
     figure = new_figure(9.5, 4.8)
     axes = figure.subplots()
     for index, label in enumerate(labels):
-        colour, marker = _look(index, label == baseline)
+        colour, marker = _look(index, label in baselines)
         runs = finished(records, data, label)
         axes.scatter(
             [max(record["peak_memory_bytes"], 2**16) / 2**20 for record in runs],
             [_drawn(score(record)) for record in runs],
             color=colour,
             marker=marker,
-            s=80 if label == baseline else 48,
+            s=80 if label in baselines else 48,
             edgecolors="white",
             linewidths=0.6,
             label=label if runs else None,

@@ -9,8 +9,11 @@ from sidestep.bench.race_run import THRESHOLDS
 
 __all__ = [
     "MEASURES",
+    "Baseline",
     "Measure",
     "Spread",
+    "baseline_labels",
+    "baseline_of",
     "common_threshold",
     "finished",
     "ratios",
@@ -19,6 +22,19 @@ __all__ = [
     "spread_of",
     "value_of",
 ]
+
+
+Baseline = str | Mapping[str, str]  # the entry that all are compared with; or entry -> the one of its own
+
+
+def baseline_of(baseline: Baseline, entry: str) -> str | None:
+    """Return the entry that an entry is compared with, which may be itself, or None."""
+    return baseline if isinstance(baseline, str) else baseline.get(entry)
+
+
+def baseline_labels(baseline: Baseline) -> list[str]:
+    """Return the entries that others are compared with, each once."""
+    return [baseline] if isinstance(baseline, str) else list(dict.fromkeys(baseline.values()))
 
 
 class Spread(NamedTuple):
@@ -83,13 +99,20 @@ def spread_of(values: Sequence[float | None]) -> Spread | None:
 
 
 def ratios(
-    records: Sequence[Mapping[str, Any]], data: str, entry: str, baseline: str, key: str, threshold: float | None = None
+    records: Sequence[Mapping[str, Any]],
+    data: str,
+    entry: str,
+    baseline: Baseline,
+    key: str,
+    threshold: float | None = None,
 ) -> Spread | None:
     """Return an entry's number over the baseline's, pair by pair: of the runs with the same seed.
 
     A pair counts where both have the number, and the baseline's is not 0.
     """
-    theirs = {record["seed"]: value_of(record, key, threshold) for record in finished(records, data, baseline)}
+    other_label = baseline_of(baseline, entry)
+    others = finished(records, data, other_label) if other_label else []
+    theirs = {record["seed"]: value_of(record, key, threshold) for record in others}
     found = []
     for record in finished(records, data, entry):
         own, other = value_of(record, key, threshold), theirs.get(record["seed"])
@@ -104,14 +127,14 @@ def score(record: Mapping[str, Any]) -> float:
 
 
 def common_threshold(
-    records: Sequence[Mapping[str, Any]], data: str, baseline: str, wanted: float | None
+    records: Sequence[Mapping[str, Any]], data: str, baseline: Baseline, wanted: float | None
 ) -> float | None:
-    """Return the accuracy that seconds are counted to: the wanted one, or the highest that all the baseline's runs
-    reached (without a finished run of it, that any run reached); None if there is none.
+    """Return the accuracy that seconds are counted to: the wanted one, or the highest that all baselines' runs
+    reached (without a finished one of these, that any run reached); None if there is none.
     """
     if wanted is not None:
         return wanted
-    own = finished(records, data, baseline)
+    own = [run for label in baseline_labels(baseline) for run in finished(records, data, label)]
     runs = own or finished(records, data)
     enough = all if own else any
     passed = [each for each in THRESHOLDS if enough(value_of(run, "seconds_to", each) is not None for run in runs)]

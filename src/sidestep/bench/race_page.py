@@ -9,7 +9,7 @@ from typing import Any
 from sidestep import checkpoint
 from sidestep.bench.race import Race
 from sidestep.bench.race_figures import race_figures
-from sidestep.bench.race_numbers import common_threshold
+from sidestep.bench.race_numbers import Baseline, baseline_labels, common_threshold
 from sidestep.bench.race_records import RaceFolder
 from sidestep.bench.race_tables import race_tables
 from sidestep.bench.race_words import sentences
@@ -26,7 +26,10 @@ NOTES = (
     "--every says otherwise; (2 of 3) where only some runs reached it. The clock runs during steps, with the making of "
     "their batches; evaluation is left out, and there are no checkpoints.",
     "ms a step: median over all steps of a run, then over runs; images/s follows from it.",
-    "x: ratio to the baseline's run of the same seed, pair by pair: the median, in brackets the least and the most.",
+    "x: ratio to the baseline's run of the same seed, pair by pair: the median, in brackets the least and the most. By "
+    "default the baseline is back-propagation on the same net: the layers that the rule's own prediction runs through, "
+    "trained end to end by AdamW with the same options of training, and the rule's own learning rate, weight decay and "
+    "label smoothing where it has them. Rows whose nets and options are the same share one.",
     "memory: the most that the process held during the steps before the first evaluation, over what it held when net, "
     "optimiser and data were there, less the optimiser's state (with units=one-resident these are in files, and what "
     "is in use of them counts); on a GPU torch's own count. A few MiB are there whatever the rule does.",
@@ -59,18 +62,19 @@ details { margin: .8rem 0 } li { margin: .3rem 0 } .small { color: #59636b; font
 class Report:
     """What a comparison says: for every data set its sentences and its tables, and how it was made."""
 
-    def __init__(self, race: Race, records: Sequence[Mapping[str, Any]], baseline: str, command: str) -> None:
+    def __init__(self, race: Race, records: Sequence[Mapping[str, Any]], baseline: Baseline, command: str) -> None:
         seeds = range(race.seed, race.seed + race.seeds)
         self.records = [record for record in records if record["seed"] in seeds]
         self.race, self.baseline, self.command = race, baseline, command
-        self.labels = [entry.label for entry in race.entries]
+        entries = (*race.entries, *race.baselines)
+        self.labels = [entry.label for entry in entries]
         made = {entry.label: variant_of(entry.make()) for entry in race.entries}
         self.variants = [f"{label}: {variant}" for label, variant in made.items() if variant]
         self.said: dict[str, list[str]] = {}
         self.tables: dict[str, list[Table]] = {}
         for data in race.data:
             threshold = common_threshold(self.records, data, baseline, race.budget.accuracy)
-            rules = {entry.label: entry.rule for entry in race.entries}
+            rules = {entry.label: entry.kind for entry in entries}
             self.said[data] = sentences(self.records, data, rules, baseline, threshold)
             self.tables[data] = race_tables(self.records, data, self.labels, baseline, threshold)
 
@@ -140,13 +144,13 @@ def _html(report: Report, asked: Mapping[str, Any]) -> str:
     )
 
 
-def _table(table: Table, baseline: str) -> str:
+def _table(table: Table, baseline: Baseline) -> str:
     head = "".join(f"<th>{_words(column)}</th>" for column in table.columns)
-    lines = []
+    lines, baselines = [], baseline_labels(baseline)
     for row in table.rows:
-        kinds = [' class="words"' if table.columns[i] in ("how", "why") else "" for i in range(len(row))]
+        kinds = [' class="words"' if table.columns[i] in ("how", "why", "baseline") else "" for i in range(len(row))]
         cells = "".join(f"<td{kind}>{_cell(word)}</td>" for kind, word in zip(kinds, row, strict=True))
-        lines.append(f'<tr class="baseline">{cells}</tr>' if row[0] == baseline else f"<tr>{cells}</tr>")
+        lines.append(f'<tr class="baseline">{cells}</tr>' if row[0] in baselines else f"<tr>{cells}</tr>")
     title = f"<p><b>{_words(table.title)}</b></p>" if table.title else ""
     return (
         f'{title}<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'

@@ -5,7 +5,17 @@ from typing import Any
 
 from sidestep.bench.apart import FAILED
 from sidestep.bench.blocks import mean_and_error
-from sidestep.bench.race_numbers import Spread, finished, ratios, rounded, score, spread_of, value_of
+from sidestep.bench.race_numbers import (
+    Baseline,
+    Spread,
+    baseline_of,
+    finished,
+    ratios,
+    rounded,
+    score,
+    spread_of,
+    value_of,
+)
 from sidestep.bench.race_run import THRESHOLDS
 from sidestep.bench.study_report import Table, share
 
@@ -15,7 +25,7 @@ _UNITS = (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10), ("B", 1))
 
 
 def race_tables(
-    records: Sequence[Mapping[str, Any]], data: str, labels: Sequence[str], baseline: str, threshold: float | None
+    records: Sequence[Mapping[str, Any]], data: str, labels: Sequence[str], baseline: Baseline, threshold: float | None
 ) -> list[Table]:
     """Return the table of a data set, that of the seconds to every accuracy, and that of failures, if there are any.
 
@@ -23,20 +33,31 @@ def race_tables(
         records: of all runs.
         data: the data set.
         labels: entries, in the order of the rows.
-        baseline: the entry that the ratios are taken to.
+        baseline: the entry that all ratios are taken to, or entry -> the one of its own, which a last column names.
         threshold: the validation accuracy that seconds are counted to.
     """
     rows = [_row(records, data, label, baseline, threshold) for label in labels]
     reach = "seconds to accuracy" if threshold is None else f"s to {100 * threshold:g} %"
     columns = ["rule", "runs", "accuracy, %", reach, "x", "ms a step", "x", "images/s", "memory", "x", "tensors", "x",
                "forward passes", "exchange", "decided", "parameters"]  # fmt: skip
-    tables = [Table(f"{data}: x is the ratio to {baseline}", columns, rows)]
+    if isinstance(baseline, str):
+        title = f"{data}: x is the ratio to {baseline}"
+    else:
+        title = f"{data}: x is the ratio to back-propagation on the same net, by the entry in the last column"
+        columns.append("baseline")
+        rows = [[*row, _name_of(baseline, row[0])] for row in rows]
+    tables = [Table(title, columns, rows)]
     reached = _thresholds(records, data, labels, threshold)
     tables += [reached] if len(reached.columns) > 1 else []
     failed = [[r["entry"], str(r["seed"]), *_failure(r)] for r in records if r["data"] == data and _failure(r)]
     if failed:
         tables.append(Table(f"{data}: runs that failed", ["rule", "seed", "how", "why"], failed))
     return tables
+
+
+def _name_of(baseline: Baseline, label: str) -> str:
+    found = baseline_of(baseline, label)
+    return "itself" if found == label else found or "-"
 
 
 def _failure(record: Mapping[str, Any]) -> list[str]:
@@ -48,7 +69,7 @@ def _failure(record: Mapping[str, Any]) -> list[str]:
 
 
 def _row(
-    records: Sequence[Mapping[str, Any]], data: str, label: str, baseline: str, threshold: float | None
+    records: Sequence[Mapping[str, Any]], data: str, label: str, baseline: Baseline, threshold: float | None
 ) -> list[str]:
     runs = finished(records, data, label)
     every = [record for record in records if (record["entry"], record["data"]) == (label, data)]

@@ -3,7 +3,20 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from sidestep.bench.race_numbers import MEASURES, Measure, finished, ratios, rounded, score, spread_of, value_of
+from sidestep.bench.entries import BASELINE_KIND
+from sidestep.bench.race_numbers import (
+    MEASURES,
+    Baseline,
+    Measure,
+    baseline_labels,
+    baseline_of,
+    finished,
+    ratios,
+    rounded,
+    score,
+    spread_of,
+    value_of,
+)
 
 __all__ = ["CLOSE", "sentences"]
 
@@ -19,7 +32,11 @@ class _Best(NamedTuple):
 
 
 def sentences(
-    records: Sequence[Mapping[str, Any]], data: str, labels: Mapping[str, str], baseline: str, threshold: float | None
+    records: Sequence[Mapping[str, Any]],
+    data: str,
+    labels: Mapping[str, str],
+    baseline: Baseline,
+    threshold: float | None,
 ) -> list[str]:
     """Return what the numbers on one data set come to.
 
@@ -30,7 +47,7 @@ def sentences(
         records: of all runs.
         data: the data set.
         labels: entry -> the name of its rule, in the order of the table.
-        baseline: the entry that others are compared with.
+        baseline: the entry that others are compared with, or entry -> the one of its own.
         threshold: the validation accuracy that seconds are counted to.
     """
     means = {label: _mean(finished(records, data, label)) for label in labels}
@@ -39,17 +56,22 @@ def sentences(
         return [f"On {data} no run has finished."]
     best = max(there, key=lambda label: there[label])
     near = [label for label in there if there[label] >= there[best] - CLOSE]
-    own = [label for label in near if labels[label] == labels[baseline]]
+    rules = {labels[label] for label in baseline_labels(baseline) if label in labels}
+    own = [label for label in near if labels[label] in rules]
     found = [f"On {data} the highest accuracy is that of {best}, {_percent(there[best])}."]
     others = f" Within a point of it: {_listed([label for label in near if label != best])}." if len(near) > 1 else ""
     found[0] += others
     bests = [each for measure in MEASURES if (each := _best(records, data, near, own, measure, threshold))]
     found.append(f"Of these {_all_said(bests, threshold)}." if len(near) > 1 and bests else "")
-    found.append(_verdict(records, data, bests, own, labels[baseline], baseline, threshold))
-    if baseline in there:
-        below = [f"{label} ({100 * (there[label] - there[baseline]):+.1f} points)"
-                 for label in there if label not in near and label != baseline]  # fmt: skip
-        found.append(f"Further from the best accuracy, against {baseline}: {_listed(below)}." if below else "")
+    rule = rules.pop() if len(rules) == 1 else BASELINE_KIND
+    found.append(_verdict(records, data, bests, own, rule, baseline, threshold))
+    below = []
+    for label in (label for label in there if label not in near):
+        other = baseline_of(baseline, label)
+        if other in there and other != label:
+            below.append(f"{label} ({100 * (there[label] - there[other]):+.1f} points)")
+    against = baseline if isinstance(baseline, str) else "back-propagation on the same net"
+    found.append(f"Further from the best accuracy, against {against}: {_listed(below)}." if below else "")
     found.append(_sizes(records, data))
     missing = [label for label in labels if label not in there]
     found.append(f"No run finished of {_listed(missing)}." if missing else "")
@@ -62,7 +84,7 @@ def _verdict(  # long: what a verdict is about
     bests: Sequence[_Best],
     own: Sequence[str],
     rule: str,
-    baseline: str,
+    baseline: Baseline,
     threshold: float | None,
 ) -> str:
     if not own:
@@ -81,7 +103,8 @@ def _verdict(  # long: what a verdict is about
             parts += [f"{measure.words} {rounded(ratio.median, 2)} x"] if ratio else []
         words.append(f"{entry} ({', '.join(parts)})" if parts else entry)
     won = f"{rule} keeps {_listed(kept)}" if kept else f"{rule} keeps none of these"
-    return f"{won}; there is something to gain from {_listed(words)}, against {baseline} of the same seeds."
+    against = baseline if isinstance(baseline, str) else "the same net trained by back-propagation"
+    return f"{won}; there is something to gain from {_listed(words)}, against {against} of the same seeds."
 
 
 def _best(

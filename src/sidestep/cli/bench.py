@@ -12,11 +12,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedCo
 from sidestep.bench.apart import FAILED
 from sidestep.bench.entries import find_baseline, read_entries
 from sidestep.bench.race import Race, check_race, run_race, settings
-from sidestep.bench.race_numbers import score
+from sidestep.bench.race_numbers import Baseline, baseline_of, score
 from sidestep.bench.race_page import Report, write_report
 from sidestep.bench.race_records import RaceFolder
 from sidestep.bench.race_run import Budget
+from sidestep.bench.same_net import with_baselines
 from sidestep.cli.output import PlainColumn, default_data_dir, error_console, fail, show, show_json, show_table, tell
+from sidestep.cli.own import ModuleOfFile
 from sidestep.cli.parse import parsed
 from sidestep.cli.repeated import Repeated, all_words
 from sidestep.errors import InputError
@@ -25,6 +27,7 @@ from sidestep.training.stopping import stop_on_signals
 
 __all__ = ["bench_command"]
 
+SAME_NET = "same-net"
 _SECONDS = 300.0  # of training per run, where only --to says when to stop
 
 
@@ -45,7 +48,8 @@ def _bench(  # long: the options of the command
     forward_passes: float | None = None,
     to: float | None = None,
     every: int | None = None,
-    baseline: str = "backprop",
+    baseline: str = SAME_NET,
+    module: str | None = None,
     batch: int | None = None,
     augment: Literal["none", "flip", "flip-crop", "shift"] | None = None,
     decay: Literal["none", "cosine", "linear"] | None = None,
@@ -62,8 +66,8 @@ def _bench(  # long: the options of the command
     json: bool = False,
 ) -> "_Begin":
     """Train rules side by side and set what they reach beside what they take: accuracy, seconds, memory, operations,
-    bytes exchanged, with ratios to back-propagation. Every run has a fresh process; seed by seed all entries have their
-    turn. Stop it when you like: the same command goes on, and finished runs are not run again.
+    bytes exchanged, with ratios to back-propagation on the same net. Every run has a fresh process; seed by seed all
+    entries have their turn. Stop it when you like: the same command goes on, and finished runs are not run again.
 
     Args:
         rules: Entries RULE or RULE:option=value,option=value, with commas or spaces between them; all (the default) for
@@ -76,7 +80,9 @@ def _bench(  # long: the options of the command
         forward_passes: Forward passes over the training split, or as many operations, at most.
         to: Stop a run when its validation accuracy, measured once an epoch, reaches this share, e.g. 0.96.
         every: Steps between two evaluations. Default: an epoch.
-        baseline: The entry that ratios are taken to.
+        baseline: What ratios are taken to: same-net, for every entry back-propagation on the net that it builds, by the
+            same options; or one entry for all, which --rules names too.
+        module: FILE.py:NAME, a class or function that makes the image path or stages of all entries.
         batch: Images per step.
         augment: Augmentation of the training images.
         decay: How the learning rate falls over the run.
@@ -101,21 +107,26 @@ def _bench(  # long: the options of the command
     race = Race(
         tuple(entries), _names(all_words(data) or ("digits",)), Budget(epochs, seconds, forward_passes, to),
         seeds, seed, common, every, device, data_dir or default_data_dir(), validation, image_size,
+        ModuleOfFile(module) if module else None,
     )  # fmt: skip
-    return _Begin(race, find_baseline(entries, baseline).label, out, retry, overwrite, json)
+    chosen = None if baseline == SAME_NET else find_baseline(entries, baseline).label
+    return _Begin(race, chosen, out, retry, overwrite, json)
 
 
 class _Begin:
     """A comparison that is ready to begin, once it is known what was typed."""
 
     def __init__(  # long: what was asked for
-        self, race: Race, baseline: str, out: Path, retry: bool, overwrite: bool, json: bool
+        self, race: Race, baseline: str | None, out: Path, retry: bool, overwrite: bool, json: bool
     ) -> None:
         self.race, self.baseline, self.out = race, baseline, out
         self.retry, self.overwrite, self.json = retry, overwrite, json
 
     def __call__(self, command: str) -> None:
         check_race(self.race)
+        baseline: Baseline | None = self.baseline
+        if baseline is None:
+            self.race, baseline = with_baselines(self.race)
         asked = settings(self.race)
         folder = RaceFolder(self.out, asked, self.overwrite)
         stopped: Stopped | None = None
@@ -124,7 +135,7 @@ class _Begin:
                 run_race(self.race, folder, bar, stop, self.retry)
             except Stopped as error:
                 stopped = error
-        report = Report(self.race, folder.records, self.baseline, command)
+        report = Report(self.race, folder.records, baseline, command)
         write_report(report, folder, asked)
         if stopped is not None:
             fail(
@@ -136,7 +147,9 @@ class _Begin:
 
     def _print(self, report: Report) -> None:
         if self.json:
-            show_json({"command": report.command, "said": report.said, "runs": report.records})
+            baselines = {label: baseline_of(report.baseline, label) for label in report.labels}
+            found = {"command": report.command, "said": report.said, "baselines": baselines, "runs": report.records}
+            show_json(found)
             return
         for data in self.race.data:
             for table in report.tables[data]:

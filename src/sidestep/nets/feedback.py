@@ -19,7 +19,15 @@ from torch.nn.grad import conv2d_input
 from sidestep.errors import InputError
 from sidestep.noise import Noise
 
-__all__ = ["FeedbackKind", "FeedbackLayer", "check_layers", "exact_errors", "feedback_kinds", "with_feedback"]
+__all__ = [
+    "FeedbackKind",
+    "FeedbackLayer",
+    "check_layers",
+    "exact_errors",
+    "feedback_kinds",
+    "with_feedback",
+    "without_feedback",
+]
 
 FeedbackKind = Literal["random", "sign-symmetric", "kolen-pollack"]
 
@@ -118,6 +126,13 @@ def exact_errors(net: nn.Module) -> Iterator[None]:
     finally:
         for layer in layers:
             layer.exact = False
+
+
+def without_feedback(net: nn.Module) -> None:
+    """Put the plain layer back in the place of every FeedbackLayer of `net`."""
+    for name, layer in [found for found in net.named_modules() if isinstance(found[1], FeedbackLayer)]:
+        parent, _, last = name.rpartition(".")
+        setattr(net.get_submodule(parent), last, layer.layer)
 
 
 def with_feedback(net: nn.Module, kind: FeedbackKind, noise: Noise) -> None:

@@ -109,6 +109,14 @@ class GoodnessNet(nn.Module):
             found = [_without_length(h) for h in self.stage_outputs(self.shown(images, None))]
         return torch.cat([h.flatten(2).mean(dim=2) if h.ndim > 2 else h for h in found], dim=1)  # (batch, features)
 
+    def joined(self, images: Tensor) -> Tensor:
+        """Return what `seen` does, with derivatives from one stage to the next: for back-propagation end to end."""
+        found, inputs = [], self.shown(images, None)
+        for stage in self.stages:
+            inputs = _without_length(stage(inputs))
+            found.append(inputs.flatten(2).mean(dim=2) if inputs.ndim > 2 else inputs)
+        return torch.cat(found, dim=1)
+
     def forward(self, images: Tensor) -> Tensor:
         """Return the read-out's logits, (batch, classes)."""
         return at_least_float32(self.readout(self.seen(images)))

@@ -155,6 +155,10 @@ class HebbianNet(nn.Module):
             found.append(summary(images))
         return inputs, torch.cat(found, dim=1)
 
+    def joined(self, images: Tensor) -> Tensor:
+        """Return all features that the read-out gets, (batch, features), differentiable by the stages' weights."""
+        return self.seen(images)[1]
+
     def forward(self, images: Tensor) -> Tensor:
         """Return the logits; no derivative passes from the read-out to the stages."""
         with torch.no_grad():

@@ -74,7 +74,7 @@ def layerwise_net(
 
 
 def layerwise_own(
-    module: ImagePath, image_shape: tuple[int, int, int], classes: int, local: bool, noise: Noise
+    module: ImagePath, image_shape: tuple[int, int, int], classes: int, local: bool, noise: Noise, least: int = 2
 ) -> LayerwiseNet:
     """Return a net of the user's nn.Sequential: a stage ends before every part with weights but the first.
 
@@ -85,7 +85,7 @@ def layerwise_own(
     """
     path = image_paths(module, 1, noise.stream("own"), image_shape)[0]
     stages = _cut(path)
-    if len(stages) < 2:
+    if len(stages) < (2 if local else least):
         raise InputError(
             "this rule needs a module in stages, an nn.Sequential with weights in several of its parts, got one "
             f"{type(path).__name__}; write it as one, or train it with back-propagation"

@@ -23,7 +23,7 @@ from sidestep.nets.dropout import masks_from
 from sidestep.nets.embeddings import embedding_distances
 from sidestep.nets.feedback import feedback_kinds
 from sidestep.nets.heads import logits_of_heads
-from sidestep.nets.layerwise import LayerwiseNet, layerwise_net
+from sidestep.nets.layerwise import LayerwiseNet, layerwise_net, layerwise_own
 from sidestep.nets.own import ImagePath, image_paths
 from sidestep.nets.paths import path_maker
 from sidestep.nets.straight_through import float_twin
@@ -119,6 +119,11 @@ class Backprop:
             )
 
     @property
+    def end_to_end(self) -> bool:
+        """Whether this is the plain form: a comparison then needs no other run of back-propagation on this net."""
+        return not (self.activation_checkpointing or self.deep_supervision or self.accumulate > 1)
+
+    @property
     def batch_multiple(self) -> tuple[str, int]:
         """What the size of a batch must be a multiple of: the number of its parts."""
         return "accumulate", self.accumulate
@@ -128,10 +133,10 @@ class Backprop:
         return self.ternary or self.norm != "none"
 
     def build(self, task: Task, noise: Noise, examples: Split | None, module: ImagePath | None) -> nn.Module:
-        """Make the net; a module of the user's takes the place of the blocks' image path."""
-        if self.net != "chained-blocks" and module is not None:
-            raise InputError("a module of your own is an image path of blocks; use it with net = chained-blocks")
+        """Make the net; a module of the user's takes the place of the blocks' image path, or of all hidden layers."""
         heads = self.deep_supervision > 0
+        if self.net != "chained-blocks" and module is not None:
+            return self._around(module, task, noise)
         if self.ternary or self.net == "conv":
             shape, classes = task.image_shape, task.classes
             if self.net == "mlp":
@@ -160,6 +165,14 @@ class Backprop:
 
     def _own(self, net: nn.Module) -> nn.Module:
         return built(net, (ChainedBlocks, MLP, LayerwiseNet, TernaryNet), self, lambda own: not feedback_kinds(own))
+
+    def _around(self, module: ImagePath, task: Task, noise: Noise) -> nn.Module:
+        if self.net == "linear" or self.ternary:
+            raise InputError(
+                f"{'ternary weights' if self.ternary else 'net = linear'} and a module of your own do not go together: "
+                "take net = mlp or conv without ternary, where it is the hidden layers, or net = chained-blocks"
+            )
+        return layerwise_own(module, task.image_shape, task.classes, self.deep_supervision > 0, noise, least=1)
 
     def units(self, net: nn.Module) -> dict[str, list[str]]:
         """Return the one unit: all parameters."""

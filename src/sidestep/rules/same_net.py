@@ -1,0 +1,97 @@
+"""Back-propagation on the net that another rule has built: the baseline that differs from it in the rule alone.
+
+    g = d/dtheta CE(f(x), y)          f: the rule's own layers, `sidestep.nets.end_to_end`
+
+with AdamW, and with those of the rule's hyper-parameters that back-propagation has too: learning rate, weight decay and
+label smoothing. What the rule does not name has the value that stands beside it in `_DEFAULTS`.
+"""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from sidestep.data import Split
+from sidestep.nets.baselines import ChainedBlocks
+from sidestep.nets.dropout import masks_from
+from sidestep.nets.end_to_end import end_to_end_net
+from sidestep.nets.own import ImagePath
+from sidestep.nets.units import kept_statistics
+from sidestep.noise import Noise
+from sidestep.rules.dense import adamw, apply_dense, gradients_of
+from sidestep.rules.protocol import Batch, Rule, Task
+from sidestep.update import Dense, Update
+
+__all__ = ["SameNet"]
+
+_DEFAULTS = {"learning_rate": 1e-3, "weight_decay": 1e-3, "label_smoothing": 0.0}
+
+
+@dataclass(frozen=True)
+class SameNet:
+    """Train the net of another rule end to end, by back-propagation with AdamW."""
+
+    of: Rule
+    """The rule whose net it is."""
+
+    name: ClassVar[str] = "same-net"
+    summary: ClassVar[str] = "Back-propagation on the net that another rule has built"
+    predictors: ClassVar[tuple[str, ...]] = ("forward",)
+    for_inference: ClassVar[tuple[str, ...]] = ()
+
+    @property
+    def shared(self) -> dict[str, float]:
+        """The hyper-parameters that it has of the rule, by name."""
+        return {name: getattr(self.of, name, value) for name, value in _DEFAULTS.items()}
+
+    def build(self, task: Task, noise: Noise, examples: Split | None, module: ImagePath | None) -> nn.Module:
+        """Make the rule's net, around a module of the user's where one is given, and open it end to end."""
+        net = self.of.build(task, noise, examples, module)
+        return end_to_end_net(net, task.image_shape, noise.stream("same net"))
+
+    def units(self, net: nn.Module) -> dict[str, list[str]]:
+        """Return the one unit: all parameters."""
+        return {"net": [name for name, _ in net.named_parameters()]}
+
+    def optimizer(self, net: nn.Module) -> torch.optim.Optimizer:
+        """Make AdamW."""
+        return adamw(net, self.units(net), self.shared["learning_rate"], self.shared["weight_decay"])
+
+    def estimate(self, net: nn.Module, batch: Batch, noise: Noise) -> Update:
+        """Return the gradient of the batch's mean loss."""
+        net.train()
+        device = batch.images.device
+        generator = noise.generator(device)
+        with kept_statistics(net) as changed, masks_from(generator), noise.stream("module").torch_seeded(device):
+            if isinstance(net, ChainedBlocks):  # see there: training starts from noise
+                start = net.embedding.new_empty(len(batch.labels), net.dimension)
+                logits = net(batch.images, start.normal_(generator=generator))
+            else:
+                logits = net(batch.images)
+            loss = cross_entropy(logits, batch.labels, label_smoothing=self.shared["label_smoothing"])
+            statistics = changed()
+            gradients = gradients_of(loss, dict(net.named_parameters()))
+        return Dense(gradients, statistics, {"net: cross-entropy": loss.detach()})
+
+    def decide(self, net: nn.Module, update: Update, optimizer: torch.optim.Optimizer) -> Update:
+        """Return the update as it is."""
+        return update
+
+    def apply(self, net: nn.Module, update: Update, optimizer: torch.optim.Optimizer) -> None:
+        """Take one AdamW step along the gradient."""
+        apply_dense(net, update, optimizer)
+
+    def predict(
+        self, net: nn.Module, images: Tensor, noise: Noise, start: int = 0, names: Collection[str] | None = None
+    ) -> dict[str, Tensor]:
+        """Return the softmax of the net's output."""
+        net.eval()
+        with torch.no_grad():
+            return {"forward": net(images).softmax(dim=1)}
+
+    def watch(self, net: nn.Module) -> dict[str, float]:
+        """Return nothing."""
+        return {}
