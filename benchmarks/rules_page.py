@@ -35,25 +35,25 @@ ENTRIES = {
     "linear": Entry("a linear classifier", "784-10", ("backprop", "--net", "linear", "--epochs", "12")),
     "backprop": Entry("backprop", "512-512", ("backprop", *WIDE, *TWELVE)),
     "backprop-norm": Entry("backprop, batch norm", "512-512", ("backprop", *WIDE, "--norm", "batch", *TWELVE)),
-    "backprop-smooth": Entry("backprop", "512-512", ("backprop", *WIDE, *SMOOTH, *TWELVE)),
+    "backprop-smooth": Entry("backprop, smoothing 0.1", "512-512", ("backprop", *WIDE, *SMOOTH, *TWELVE)),
     "backprop-norm-smooth": Entry(
-        "backprop, batch norm", "512-512", ("backprop", *WIDE, "--norm", "batch", *SMOOTH, *TWELVE)
+        "backprop, batch norm, smoothing 0.1", "512-512", ("backprop", *WIDE, "--norm", "batch", *SMOOTH, *TWELVE)
     ),
     "deep": Entry(
         "backprop, deep supervision", "512-512",
         ("backprop", *WIDE, "--norm", "batch", "--deep-supervision", "0.3", *TWELVE),
     ),
-    "ll-plain": Entry("local-loss", "512-512", ("local-loss", "--label-smoothing", "0", *TWELVE)),
+    "ll-plain": Entry("local-loss, no smoothing", "512-512", ("local-loss", "--label-smoothing", "0", *TWELVE)),
     "ll": Entry("local-loss", "512-512", ("local-loss", *TWELVE), 98.5),
     "dfa": Entry("direct-feedback-alignment", "512-512", ("direct-feedback-alignment", *TWELVE), 98.0),
     "fa": Entry("feedback-alignment", "512-512", ("feedback-alignment", *TWELVE), 97.8),
     "ff": Entry(
-        "forward-forward, label as a head", "512-512",
+        "channel-wise competition (forward-forward, label as a head)", "512-512",
         ("forward-forward", "--label", "head", "--threshold", "1", "--epochs", "5", "--augment", "shift"), 97.0,
     ),
     "fg": Entry("forward-gradient, local", "512-512", ("forward-gradient", "--epochs", "28", "--batch", "256"), 97.5),
     "heb": Entry("hebbian, and a linear read-out", "512-512", ("hebbian", "--epochs", "16"), 96.0),
-    "evo": Entry("evolution, rank-1 along the input", "128-64", ("evolution", *INPUT), 96.0),
+    "evo": Entry("node perturbation (evolution along the input)", "128-64", ("evolution", *INPUT)),
     "spsa": Entry("spsa", "64", ("spsa", "--epochs", "12")),
     "backprop-small": Entry(
         "backprop, layer norm", "128-64",

@@ -20,8 +20,9 @@ from sidestep.wording import counted, markdown, spelled
 __all__ = ["NOTES", "Report", "write_report"]
 
 NOTES = (
-    "accuracy: mean test accuracy at the end of each run, with its standard error in brackets; validation accuracy "
-    "where the data have no test split. With --to it is that of the moment at which a run stopped.",
+    "accuracy: mean test accuracy at the end of each run, in brackets its standard error over seeds, and that of a "
+    "test set of this size, sqrt(p (1 - p) / n), which more seeds do not make smaller; validation accuracy where the "
+    "data have no test split. With --to it is that of the moment at which a run stopped.",
     "s to: median seconds of training until that validation accuracy was measured, which is once an epoch unless "
     "--every says otherwise; (2 of 3) where only some runs reached it. The clock runs during steps, with the making of "
     "their batches; evaluation is left out, and there are no checkpoints.",

@@ -110,6 +110,7 @@ def measure_run(plan: RunPlan, tell: Tell) -> dict[str, Any]:
     return {
         "ended_by": ended,
         "test_accuracy": test,
+        "judged_images": len(loop.data.test if loop.data.has_test else loop.data.validation),
         "validation_accuracy": course.curve[-1][2],
         "reading": best,
         "steps": state.step,

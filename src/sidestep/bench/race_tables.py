@@ -88,7 +88,7 @@ def _row(
     return [
         label,
         count,
-        share(*mean_and_error(list(map(score, runs)))),
+        share(*mean_and_error(list(map(score, runs))), images=runs[0].get("judged_images")),
         _reached(runs, threshold),
         ratio("seconds_to"),
         _number(median("seconds_per_step"), 1000),

@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -34,13 +35,20 @@ class Table(NamedTuple):
         return f"{markdown(self.title)}\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def share(mean: float, error: float | None = None, signed: bool = False) -> str:
-    """Return a share in percent, with its standard error in brackets where there is one.
+def share(mean: float, error: float | None = None, signed: bool = False, images: int | None = None) -> str:
+    """Return a share in percent, with its standard error over seeds in brackets where there is one.
 
-    >>> share(0.9875, 0.0012), share(-0.001, signed=True)
-    ('98.75 (0.12)', '-0.10')
+    Of so many test `images` it has a sampling error besides, `sqrt(p (1 - p) / n)`, which stands behind that.
+
+    >>> share(0.9875, 0.0012), share(-0.001, signed=True), share(0.9875, 0.0012, images=10_000)
+    ('98.75 (0.12)', '-0.10', '98.75 (0.12; 0.11)')
+    >>> share(0.9875, images=10_000)
+    '98.75 (-; 0.11)'
     """
     text = f"{100 * mean:+.2f}" if signed else f"{100 * mean:.2f}"
+    if images:
+        of_seeds = "-" if error is None else f"{100 * error:.2f}"
+        return f"{text} ({of_seeds}; {100 * math.sqrt(max(0.0, mean * (1 - mean)) / images):.2f})"
     return text if error is None else f"{text} ({100 * error:.2f})"
 
 
