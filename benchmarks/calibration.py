@@ -64,6 +64,7 @@ ENTRIES = {
     "noprop-ct": Entry({"loss": "cross-entropy"}, 3, FEW),
     "noprop-ct, longer": Entry({"loss": "cross-entropy"}, 3, 15_000, rule="noprop-ct", readings=("ddim",)),
     "noprop-fm": Entry({"loss": "cross-entropy", "steps": 10}, 2, FEW),
+    "noprop-fm, longer": Entry({"loss": "cross-entropy"}, 3, 15_000, rule="noprop-fm", readings=("euler",)),
     "neural-ode": Entry({"steps": 4}, 2, FEW),
 }
 
