@@ -97,7 +97,7 @@ class NoiseStep:
     """Decay of the momentum of direct flips, beta."""
     bop_rate: float = 1e-3
     """Share of a new gradient in Bop's moving average, gamma; --decay lets it fall."""
-    bop_threshold: float = 1e-6
+    bop_threshold: float = 3e-6
     """Size that Bop's moving average must pass for a weight to move, tau."""
     label_smoothing: float = 0.1
     """Share of a label that is spread over all classes, in local losses."""
