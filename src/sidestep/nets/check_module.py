@@ -132,24 +132,44 @@ def _taken(twin: nn.Module, name: str, image_shape: Shape, noise: Noise) -> Tens
 
 
 def _called(twin: nn.Module, name: str, images: Tensor, noise: Noise, mode: str) -> Any:
-    given = images.clone()
+    given, several = images.clone(), dict[str, str]()  # layers that give something else than a tensor
+
+    def hook_for(layer: str) -> Callable[..., None]:
+        def hook(module: nn.Module, _: Any, found: Any) -> None:
+            if not isinstance(found, Tensor):
+                several[f"{layer} ({type(module).__name__})"] = type(found).__name__
+
+        return hook
+
+    hooks = [layer.register_forward_hook(hook_for(path)) for path, layer in twin.named_modules() if path]
     try:
         with torch.no_grad(), noise.torch_seeded():
             found = twin(given)
     except Exception as error:  # it is the user's code: anything may come out of it
-        wide = next((n for n, p in twin.named_parameters() if not is_lazy(p) and p.dtype == torch.float64), None)
-        fix = f"its parameter {wide} is float64, and images are float32: end with .float()" if wide else ""
-        fix = fix or "change its layers, or the images"
         shape = ", ".join(map(str, images.shape[1:]))
         raise InputError(
-            f"the module {name} does not take images of shape (batch, {shape}) in {mode} mode ({_words(error)}); {fix}"
+            f"the module {name} does not take images of shape (batch, {shape}) in {mode} mode ({_words(error)}); "
+            f"{_fix(twin, several)}"
         ) from error
+    finally:
+        for hook in hooks:
+            hook.remove()
     if not _same(given, images):
         raise InputError(
             f"the module {name} changes its input in place, which others are to see as it was; copy it first: "
             "x = x - 0.5 in place of x -= 0.5, or x = x.clone() at its beginning"
         )
     return found
+
+
+def _fix(twin: nn.Module, several: dict[str, str]) -> str:
+    """What is likely to help a module whose forward pass fails."""
+    for layer, kind in several.items():
+        return f"its layer {layer} gives a {kind}: wrap it in a module that returns what the next one needs"
+    for name, parameter in twin.named_parameters():
+        if not is_lazy(parameter) and parameter.dtype == torch.float64:
+            return f"its parameter {name} is float64, and images are float32: end the module with .float()"
+    return "change its layers, or the images"
 
 
 def _check_output(found: Any, name: str) -> None:
