@@ -223,3 +223,18 @@ def test_modules_of_one_s_own_train(kind):
 def test_it_learns_the_digits(kind, least):
     """`least` is five points under the mean test accuracy of seeds 0, 1 and 2."""
     assert train(kind, data.load("digits"), Options(epochs=12)).result["test_accuracy"] > least
+
+
+def test_kolen_pollack_s_matrices_approach_the_weights_by_weight_decay_alone():
+    """W - B shrinks by 1 - learning_rate * weight_decay a step, which at the defaults is next to nothing."""
+    for decay in (1e-3, 1.0):
+        rule = FeedbackAlignment(hidden=(12, 8), feedback="kolen-pollack", norm="layer", weight_decay=decay)
+        net = rule.build(TASK, Noise(0), None, None).double()
+        layer, optimizer = net.stages[1][0], rule.optimizer(net)
+        before = (layer.layer.weight - layer.feedback).detach().clone()
+        images, labels = Noise(1).normal(32 * 200).view(32, 2, 10, 10).double(), torch.arange(32) % 4
+        for step in range(20):
+            update = rule.estimate(net, Batch(images, labels), Noise(0).at(step))
+            rule.apply(net, rule.decide(net, update, optimizer), optimizer)
+        factor = (1 - rule.learning_rate * decay) ** 20
+        torch.testing.assert_close((layer.layer.weight - layer.feedback).detach(), factor * before)

@@ -126,6 +126,25 @@ class TestLocalLoss:
         with pytest.raises(InputError, match=r"nn\.Sequential with weights in several"):
             LocalLoss().build(TASK, Noise(0), None, nn.Linear(8, 8))
 
+    def test_similarity_of_maps_is_the_paper_s(self):
+        """A convolution, the deviation over places, cosines about the mean, and the squared distance to the labels'."""
+        from sidestep.rules.local_loss import _similarity_loss
+
+        net = LocalLoss(net="conv", hidden=(4, 6), similarity=0.5).build(TASK, Noise(0), None, None)
+        maps, labels = Noise(1).normal(5 * 4 * 9).view(5, 4, 3, 3), torch.tensor([0, 1, 0, 2, 3])
+        weight = net.projections[0].weight
+        assert weight.shape == (4, 4, 3, 3)
+        assert net.projections[0].bias is None
+        seen = torch.nn.functional.conv2d(maps, weight, padding=1)
+        wanted = 0.0
+        says = [seen[i].flatten(1).std(dim=1) for i in range(5)]
+        onehot = torch.eye(4)[labels]
+        for i in range(5):
+            for j in range(5):
+                found, true = (torch.corrcoef(torch.stack([rows[i], rows[j]]))[0, 1] for rows in (says, onehot))
+                wanted += (found - true) ** 2 / 25
+        torch.testing.assert_close(_similarity_loss(net.projections[0], maps, 4, labels), wanted)
+
     @pytest.mark.parametrize("wrong", [{"hidden": ()}, {"hidden": (0,)}, {"norm": "group"}, {"similarity": 1.0}])
     def test_bad_input_is_refused_by_name(self, wrong):
         with pytest.raises(InputError, match=next(iter(wrong))):

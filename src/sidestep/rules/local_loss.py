@@ -1,10 +1,11 @@
 """Local losses: every stage has a head and a loss of its own, and no derivative passes between stages.
 
-    L_l = (1 - s) CE(V_l h_l, y) + s |C(P_l h_l) - C(Y)|^2 / n^2          h_(l-1) is data
+    L_l = (1 - s) CE(V_l h_l, y) + s |C(A(P_l h_l)) - C(Y)|^2 / n^2          h_(l-1) is data
 
 C is the matrix of the cosines between the examples of a batch, after their mean is taken off, and Y the one-hot labels:
-examples of one class are to look alike. Source: Nøkland and Eidnes, "Training neural networks with local error signals"
-(2019), section 2 (`predsim`; its s is 0.99, since the similarity term is small).
+examples of one class are to look alike. P_l is a linear layer; for maps it is a 3 x 3 convolution, and A the standard
+deviation over places. Source: Nøkland and Eidnes, "Training neural networks with local error signals" (2019), section 2
+(`predsim`; its s is 0.99, since the similarity term is small).
 """
 
 from collections.abc import Collection, Iterator
@@ -73,8 +74,7 @@ class LocalLoss:
                 net = layerwise_net(self.net, task.image_shape, self.hidden, task.classes, self.norm, True)
         if self.similarity:
             with noise.stream("projections").torch_seeded():
-                widths = [shape[0] for shape in shapes_of(net.stages, task.image_shape)]
-                net.projections = nn.ModuleList(nn.Linear(width, width, bias=False) for width in widths)
+                net.projections = nn.ModuleList(map(_projection, shapes_of(net.stages, task.image_shape)))
         return net
 
     def _own(self, net: nn.Module) -> LayerwiseNet:
@@ -160,11 +160,20 @@ class LocalLoss:
         return {}
 
 
+def _projection(shape: tuple[int, ...]) -> nn.Module:
+    """What features of this shape pass before they are compared."""
+    width = shape[0]
+    return nn.Conv2d(width, width, 3, padding=1, bias=False) if len(shape) == 3 else nn.Linear(width, width, bias=False)
+
+
 def _similarity_loss(projection: nn.Module, outputs: Tensor, classes: int, labels: Tensor) -> Tensor:
     """The mean squared difference between the cosines of projected features and those of labels, ()."""
-    if outputs.ndim > 2:  # of maps, the deviation over places says how strongly a channel responds
-        outputs = at_least_float32(outputs).flatten(2).std(dim=2)
+    if outputs.ndim == 3:  # rows of features, of which the paper has none
+        outputs = at_least_float32(outputs).std(dim=2)
     features = at_least_float32(projection(outputs))
+    if features.ndim == 4:  # the deviation over places says how strongly a channel responds
+        features = features.flatten(2)
+        features = features.std(dim=2) if features.shape[2] > 1 else features.flatten(1)
     with full_precision(features):
         found, wanted = (_cosines(rows) for rows in (features, one_hot(labels, classes).to(features.dtype)))
         return (found - wanted).square().mean()
