@@ -518,7 +518,7 @@ def test_the_command_says_what_is_wrong(capsys, tmp_path, monkeypatch):
         (["hebbian"], "hebbian cannot be compared"),
         (["spsa", "--out", "a.jpg"], "must end in .png"),
         (["spsa", "--validation", "0"], "at least 2 images"),
-        (["spsa", "--batch", "1"], "batch must be at least 2"),
+        (["spsa", "--batch", "1"], "at least 2 images"),
         (["."], "not the folder of a run"),
     ):
         status, _, error = run(capsys, "align", *arguments)

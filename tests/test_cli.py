@@ -238,7 +238,7 @@ def test_own_arrays_train_and_are_evaluated_on_their_test_split(capsys):
         (["train", "noprop-dt", "--eta", "-1"], "eta must be above 0"),
         (["train", "noprop-dt", "--learning-rate", "nan"], "learning_rate must be"),
         (["train", "noprop-dt", "--epochs", "-2"], "epochs must be 0"),
-        (["train", "noprop-dt", "--batch", "0"], "batch must be at least 2"),
+        (["train", "noprop-dt", "--batch", "0"], "batch must be at least 1"),
         (["train", "noprop-dt", "--validation", "0.9"], "validation"),
         (["train", "noprop-dt", "--device", "cuda:63"], "--device cpu"),
         (["eval", "nowhere"], "no config.toml"),

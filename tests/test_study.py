@@ -401,7 +401,7 @@ def test_the_study_of_weights_runs_and_reports(capsys):
         ([*BLOCKS, "--seeds", "0"], "seeds must lie"),
         ([*BLOCKS, "--data", "mnits"], "did you mean 'mnist'?"),
         (["noprop-blocks", "--blocks", "0"], "blocks must lie between 1"),
-        (["noprop-blocks", "--batch", "1"], "batch must be at least 2"),
+        (["noprop-blocks", "--batch", "1"], "a batch of 1"),
         (["noprop-blocks", "--out", "file/study"], "cannot be made"),
         (["noprop-blocks", "--data", "own.npz"], "no test split"),
         (["noprop-weights", "--data", "digits", "--steps", "-1"], "steps must be 0"),

@@ -63,8 +63,8 @@ class Options:
         settle_fields(self)
         if self.epochs is not None and not 0 <= self.epochs <= 1_000_000:
             raise InputError(f"epochs must be 0 (only evaluate) or more, got {self.epochs}")
-        if not 2 <= self.batch <= 1_000_000:
-            raise InputError(f"batch must be at least 2 (batch norm needs two examples), got {self.batch}")
+        if not 1 <= self.batch <= 1_000_000:
+            raise InputError(f"batch must be at least 1 and at most a million, got {self.batch}")
         if not 0 <= self.seed < 2**63:
             raise InputError(f"seed must lie between 0 and 2^63 - 1, got {self.seed}")
         if not (math.isfinite(self.checkpoint_seconds) and self.checkpoint_seconds > 0):

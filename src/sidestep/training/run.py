@@ -30,6 +30,7 @@ from sidestep.training.options import Compute, Options
 from sidestep.training.progress import Progress, Silent
 from sidestep.training.result import finish
 from sidestep.training.resume import followed, take_up
+from sidestep.training.single import check_single
 from sidestep.training.state import AVERAGE, State
 from sidestep.training.stopping import Stopped, stop_on_signals
 from sidestep.training.trained import Run
@@ -96,6 +97,8 @@ def train(  # long: rule, data and options, three hooks for own code, and what i
     data = data.to(compute.device)
     net = rule.build(task, Noise(options.seed).stream("build"), examples, module)
     net = net.to(compute.device)
+    if min(options.batch, len(data.train)) == 1:
+        check_single(rule, net, task, compute.device)
     state, kept_metrics, progress = State(net, rule.optimizer(net)), 0, progress or Silent()
     if options.average:
         state.check_average()

@@ -1,0 +1,34 @@
+"""A batch of one image: fine, unless something in the net takes statistics of the batch."""
+
+from contextlib import suppress
+
+import torch
+from torch import nn
+
+from sidestep.errors import InputError, NonFiniteError
+from sidestep.noise import Noise
+from sidestep.rules.protocol import Batch, Rule, Task
+
+__all__ = ["check_single"]
+
+
+def check_single(rule: Rule, net: nn.Module, task: Task, device: torch.device) -> None:
+    """Raise InputError if a net cannot be trained on one image at a time, which an estimate from one tells.
+
+    Args:
+        rule: of the net.
+        net: before its first step; an estimate leaves it as it is.
+        task: what images are like.
+        device: where the net lies.
+    """
+    one = Batch(torch.zeros(1, *task.image_shape, device=device), torch.zeros(1, dtype=torch.int64, device=device))
+    try:
+        with suppress(NonFiniteError):  # of a black image, which says nothing of others
+            rule.estimate(net, one, Noise(0))
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise InputError(
+            f"this net of {rule.name} has batch norm, whose statistics need two images or more, got a batch of 1; take "
+            "a larger batch, or a net without batch norm (norm = layer or none, where the rule has it)"
+        ) from error
