@@ -21,6 +21,7 @@ from sidestep.nets.directions import Directions, paired_logits, weighted_directi
 from sidestep.nets.own import ImagePath
 from sidestep.nets.precision import full_precision
 from sidestep.nets.rank_one import Members, check_rank_one, check_repeats, rank_one_logits, weighted_rank_one
+from sidestep.nets.resolution import check_noise_size
 from sidestep.nets.staged import StagedNet, check_layers
 from sidestep.nets.trained import check_unshared, trained
 from sidestep.nets.units import kept_statistics
@@ -66,7 +67,7 @@ class Evolution:
     population: int = 16
     """Members of the population of each example or group: an even number, two to a pair."""
     eps: float = 0.01
-    """Size of the noise."""
+    """Size of the noise; refused where half of the weights, or more, are too coarse to follow it."""
     fitness: Fitness = "raw"
     """What counts of a member's loss: the loss, its z-score, or its centred rank among all members of the step."""
     objective: str = "cross-entropy"
@@ -110,6 +111,7 @@ class Evolution:
         """Make the MLP; a module of the user's takes the place of its hidden layers."""
         net = make_net(task, self.hidden, self.norm, noise, module)
         check_layers(net, pairs=True)
+        check_noise_size(net, self.eps, rows=self.noise_kind == "rank-1")
         if self.noise_kind == "rank-1":
             check_rank_one(net, self.columns == "input")
             check_unshared(net, again=self.columns == "drawn", instead="noise_kind = full-rank")

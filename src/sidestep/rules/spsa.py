@@ -21,6 +21,7 @@ from sidestep.errors import InputError
 from sidestep.nets.directions import Directions, paired_logits
 from sidestep.nets.own import ImagePath
 from sidestep.nets.precision import full_precision
+from sidestep.nets.resolution import check_noise_size
 from sidestep.nets.staged import StagedNet, check_layers
 from sidestep.nets.trained import trained
 from sidestep.nets.units import kept_statistics
@@ -50,7 +51,7 @@ class SPSA:
     distribution: Distribution = "rademacher"
     """Fair signs, or normal values (MeZO's)."""
     eps: float = 1e-3
-    """Size of the noise."""
+    """Size of the noise; refused where half of the weights, or more, are too coarse to follow it."""
     objective: str = "cross-entropy"
     """What is made small: cross-entropy, or accuracy (the share of errors), or one that was added in Python."""
     optimizer_kind: str = "sgd"
@@ -77,6 +78,7 @@ class SPSA:
         """Make the MLP; a module of the user's takes the place of its hidden layers."""
         net = make_net(task, self.hidden, self.norm, noise, module)
         check_layers(net, pairs=True)
+        check_noise_size(net, self.eps, rows=False)
         return net
 
     def _own(self, net: nn.Module) -> StagedNet:
