@@ -95,10 +95,8 @@ def train(  # long: rule, data and options, three hooks for own code, and what i
     config = _config(rule, task, options, compute, data_record(data, source or {}), module)
     examples = data.train
     data = data.to(compute.device)
-    net = rule.build(task, Noise(options.seed).stream("build"), examples, module)
-    net = net.to(compute.device)
-    if min(options.batch, len(data.train)) == 1:
-        check_single(rule, net, task, compute.device)
+    net = rule.build(task, Noise(options.seed).stream("build"), examples, module).to(compute.device)
+    check_single(rule, net, task, min(options.batch, len(data.train)))
     state, kept_metrics, progress = State(net, rule.optimizer(net)), 0, progress or Silent()
     if options.average:
         state.check_average()

@@ -12,15 +12,18 @@ from sidestep.rules.protocol import Batch, Rule, Task
 __all__ = ["check_single"]
 
 
-def check_single(rule: Rule, net: nn.Module, task: Task, device: torch.device) -> None:
+def check_single(rule: Rule, net: nn.Module, task: Task, size: int) -> None:
     """Raise InputError if a net cannot be trained on one image at a time, which an estimate from one tells.
 
     Args:
         rule: of the net.
         net: before its first step; an estimate leaves it as it is.
         task: what images are like.
-        device: where the net lies.
+        size: of the batches; there is nothing to check but for 1.
     """
+    if size > 1:
+        return
+    device = next(net.parameters()).device
     one = Batch(torch.zeros(1, *task.image_shape, device=device), torch.zeros(1, dtype=torch.int64, device=device))
     try:
         with suppress(NonFiniteError):  # of a black image, which says nothing of others
