@@ -155,7 +155,7 @@ def restore_optimizer(
     _check_same_optimizer(optimizer, parameters, tensors, record)
     current = optimizer.state_dict()["param_groups"]
     groups = [
-        {key: _as_before(value, group.get(key)) for key, value in saved.items()}
+        {**group, **{key: _as_before(key, value, group[key]) for key, value in saved.items() if key in group}}
         for group, saved in zip(current, record["groups"], strict=True)
     ]
     optimizer.state.clear()
@@ -206,9 +206,15 @@ def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
-def _as_before(value: Any, current: Any) -> Any:
-    """JSON has no tuples: a list where the optimizer has a tuple (betas) becomes one again."""
-    return tuple(value) if isinstance(current, tuple) else value
+def _as_before(key: str, value: Any, current: Any) -> Any:
+    """JSON has no tuples: a list where the optimizer has a tuple (betas) becomes one again; other kinds are refused."""
+    kinds = (int, float, bool, type(None))
+    if isinstance(current, tuple) and isinstance(value, list) and len(value) == len(current):
+        return tuple(_as_before(key, one, other) for one, other in zip(value, current, strict=True))
+    fits = isinstance(value, kinds) if isinstance(current, kinds) else type(value) is type(current)
+    if not fits or (key == "params" and value != current):
+        raise CheckpointError(f"the optimizer's {key} is {value!r:.80} in the checkpoint and {current!r:.80} here")
+    return value
 
 
 def _like_parameter(tensor: Tensor, parameter: Tensor) -> Tensor:

@@ -79,6 +79,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _begun(given: list[str]) -> None:
+    odd = [word for word in given if "\0" in word]
+    if odd:
+        fail(f"{odd[0]!r} holds a NUL character, which no name of a file can hold; leave it out", 2)
     if not given or given[0] in ("-h", "--help", "help"):
         show(*HELP.splitlines())
     elif given[0] == "--version":

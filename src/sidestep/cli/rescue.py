@@ -22,6 +22,7 @@ _LACKS = (
     "overflowed",
     "too large",
 )
+_LONGEST = 500  # signs of another library's message
 _OURS = 70  # EX_SOFTWARE of sysexits.h
 _own_files: set[str] = set()
 
@@ -33,9 +34,11 @@ def is_own(module: ModuleType) -> None:
 
 def explained(error: Exception) -> tuple[str, int]:
     """Return a sentence about an error that is none of Sidestep's own, and the exit status: 70 for our mistakes."""
-    words = sentence(str(error))
+    words = sentence(str(error).strip().partition("\n")[0])[:_LONGEST]  # torch adds where it was in its own code
     if isinstance(error, MemoryError | torch.OutOfMemoryError) or _is_memory(error):
         return f"there is not enough memory{_size(words)}: take a smaller net, smaller images or a smaller --batch", 2
+    if isinstance(error, OverflowError) or "Overflow when unpacking" in words:
+        return f"a number that was given is too large ({words}); give a smaller one", 2
     own = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename in _own_files]
     if own:
         where = f"{own[-1].filename}, line {own[-1].lineno}"

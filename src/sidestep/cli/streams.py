@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import io
+import logging
 import os
 import sys
 from collections.abc import Iterator
@@ -13,7 +14,8 @@ __all__ = ["all_letters", "delivered", "output_lost"]
 
 
 def all_letters() -> None:
-    """Let every letter be written: one that the console's encoding lacks is spelled, as in `caf\\xe9`."""
+    """Let nobody else print, and every letter be written: one that the encoding lacks is spelled, as in `caf\\xe9`."""
+    logging.lastResort = None  # Pillow logs what it finds in a damaged file, past our doors; errors tell enough
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper) and stream.errors in ("strict", "surrogateescape"):
             stream.reconfigure(errors="backslashreplace")
