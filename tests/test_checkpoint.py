@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors.torch
@@ -331,6 +332,11 @@ def test_optimizer_state_continues_to_the_same_bits(tmp_path: Path, name: str, b
     assert kept == {key: bits(tensor) for key, tensor in tensors.items()}  # the loaded tensors are not reused
 
 
+def _with(record: dict[str, Any], **values: Any) -> dict[str, Any]:
+    first, *rest = record["groups"]
+    return {**record, "groups": [{**first, **values}, *rest]}
+
+
 def test_optimizer_of_other_parameters_or_class_is_refused() -> None:
     net = network()
     optimizer = OPTIMIZERS["adam"](groups(net))
@@ -344,6 +350,9 @@ def test_optimizer_of_other_parameters_or_class_is_refused() -> None:
         (OPTIMIZERS["adam"](one_group), tensors, record, "same network and parameter groups"),
         (optimizer, {}, record, r"lacks the optimizer's tensors \['0\.step'"),
         (optimizer, tensors, {"class": "Adam"}, r"record lacks \['groups'"),
+        (optimizer, tensors, _with(record, lr="fast"), "optimizer's lr is 'fast' in the checkpoint"),
+        (optimizer, tensors, _with(record, betas=[0.9]), r"optimizer's betas is \[0\.9\]"),
+        (optimizer, tensors, _with(record, params=record["groups"][0]["params"][::-1]), "optimizer's params is"),
     ]
     for given, given_tensors, given_record, message in refusals:
         before = copy.deepcopy(given.state_dict()["param_groups"])

@@ -247,9 +247,26 @@ def test_an_error_inside_the_users_module_is_told_as_one(capfd, monkeypatch, tmp
         f"your module failed in {Path.cwd()}/mine.py, line 2: RuntimeError: my mistake",
         2,
     )
+    for number, how in enumerate(("raise SystemExit(0)", "raise BaseException('x')", "raise SystemExit")):
+        Path(f"leaves{number}.py").write_text(f"def path():\n    {how}\n")
+        words = ["train", "backprop", "--module", f"leaves{number}.py:path", "--out", "never", "--epochs", "1"]
+        status, _, error = run(capfd, *words)
+        assert (status, f"leaves{number}.py" in error) == (2, True), error
     Path("leaves.py").write_text("raise SystemExit(0)\n")
     status, _, error = run(capfd, "train", "backprop", "--module", "leaves.py:x")
     assert (status, "SystemExit" in error) == (2, True)
+
+
+@pytest.mark.parametrize("arguments", [
+    ["train", "spsa", "--out", "a\0b"], ["eval", "a\0b"], ["replay", "x", "--drop-steps", "0:" + "9" * 5000],
+    ["train", "spsa", "--hidden", "9" * 25, "--epochs", "1", "--out", "x"],
+])  # fmt: skip
+def test_arguments_that_no_file_or_number_can_be(capfd, tmp_path, monkeypatch, arguments):
+    monkeypatch.chdir(tmp_path)
+    status, _, error = run(capfd, *arguments)
+    assert status == 2
+    assert len(error.splitlines()) == 1
+    assert len(error) < 6000
 
 
 def test_a_folder_is_no_output_file(tmp_path):

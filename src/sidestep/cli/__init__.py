@@ -12,7 +12,7 @@ from sidestep.cli.log import inspect_command, replay_command, verify_command
 from sidestep.cli.output import data_notices_shown, fail, show
 from sidestep.cli.presets import presets_command
 from sidestep.cli.reproduce import reproduce_command
-from sidestep.cli.rescue import explained
+from sidestep.cli.rescue import explained, from_own
 from sidestep.cli.streams import all_letters, delivered, output_lost
 from sidestep.cli.study import study_command
 from sidestep.cli.train import train_command
@@ -103,7 +103,7 @@ def _run(command: Callable[[list[str]], None], given: list[str]) -> None:
         fail("stopped at once; the last checkpoint is as it was", 130)
     except SidestepError as error:
         fail(str(error), 2)
-    except Exception as error:  # no traceback leaves the command line
-        if output_lost(error):
+    except BaseException as error:  # no traceback leaves the command line
+        if output_lost(error) or (isinstance(error, SystemExit) and not from_own(error)):
             raise
         fail(*explained(error))

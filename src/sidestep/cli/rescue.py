@@ -12,7 +12,7 @@ import torch
 from sidestep.version import __version__
 from sidestep.wording import sentence
 
-__all__ = ["explained", "is_own"]
+__all__ = ["explained", "from_own", "is_own"]
 
 _LACKS = (
     "out of memory",
@@ -32,14 +32,19 @@ def is_own(module: ModuleType) -> None:
     _own_files.add(str(module.__file__))
 
 
-def explained(error: Exception) -> tuple[str, int]:
+def from_own(error: BaseException) -> list[traceback.FrameSummary]:
+    """Return the places in the user's modules that an error passed, the last one last."""
+    return [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename in _own_files]
+
+
+def explained(error: BaseException) -> tuple[str, int]:
     """Return a sentence about an error that is none of Sidestep's own, and the exit status: 70 for our mistakes."""
     words = sentence(str(error).strip().partition("\n")[0])[:_LONGEST]  # torch adds where it was in its own code
     if isinstance(error, MemoryError | torch.OutOfMemoryError) or _is_memory(error):
         return f"there is not enough memory{_size(words)}: take a smaller net, smaller images or a smaller --batch", 2
     if isinstance(error, OverflowError) or "Overflow when unpacking" in words:
         return f"a number that was given is too large ({words}); give a smaller one", 2
-    own = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename in _own_files]
+    own = from_own(error)
     if own:
         where = f"{own[-1].filename}, line {own[-1].lineno}"
         return f"your module failed in {where}: {type(error).__name__}: {words}", 2
@@ -49,7 +54,7 @@ def explained(error: Exception) -> tuple[str, int]:
     return f"this is a mistake in Sidestep, not yours: {type(error).__name__}: {words}. {_kept(error)}", _OURS
 
 
-def _is_memory(error: Exception) -> bool:
+def _is_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError | ValueError) and any(words in str(error).lower() for words in _LACKS)
 
 
@@ -64,7 +69,7 @@ def _size(words: str) -> str:
     return f", {found[1]} were asked for at once" if found else ""
 
 
-def _kept(error: Exception) -> str:
+def _kept(error: BaseException) -> str:
     """Write the details into a file of the temporary folder, and say where they are."""
     trace = "".join(traceback.format_exception(error))
     try:

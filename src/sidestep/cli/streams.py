@@ -21,7 +21,7 @@ def all_letters() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-def output_lost(error: Exception) -> bool:
+def output_lost(error: BaseException) -> bool:
     """Return whether an error comes from printing: it names no file, and standard output takes nothing more."""
     if not isinstance(error, OSError) or error.filename is not None:
         return False
