@@ -61,7 +61,7 @@ class RaceFolder:
         try:
             earlier = json.loads(self.asked_file.read_text(encoding="utf-8"))
             different = _differences(earlier, given)
-        except (OSError, ValueError, AttributeError):
+        except (OSError, ValueError, AttributeError, RecursionError):
             different = ["its bench.json cannot be read"]
         if different:
             raise InputError(
@@ -76,7 +76,7 @@ class RaceFolder:
             try:
                 record = json.loads(line)
                 found[key_of(record)] = record
-            except (ValueError, LookupError, TypeError):
+            except (ValueError, LookupError, TypeError, RecursionError):
                 continue
         return list(found.values())
 

@@ -147,6 +147,6 @@ def alignment_curves(folder: Path, measure: str = "cosine") -> dict[str, list[tu
             tensor, _, name = line["name"].rpartition(": ")
             if line["split"] == SPLIT and name == measure:
                 curves.setdefault(tensor, []).append((int(line["step"]), float(line["value"])))
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, OverflowError) as error:
         raise CheckpointError(f"{file} is damaged: {error}") from error
     return curves

@@ -74,7 +74,7 @@ def bytes_until(path: Path, step: int) -> int:
         try:
             if not line.endswith(b"\n") or json.loads(line)["step"] > step:
                 break
-        except (ValueError, LookupError, TypeError):
+        except (ValueError, LookupError, TypeError, RecursionError):
             break
         kept += len(line)
     return kept
