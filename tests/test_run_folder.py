@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from sidestep import Options, data, load_run, train
+from sidestep.cli import main
 from sidestep.errors import BusyError, CheckpointError, InputError, SidestepError
 from sidestep.files import read_json
 from sidestep.rules import Backprop, NoiseStep
@@ -19,7 +20,7 @@ from sidestep.training import Stopped
 from sidestep.training.align import alignment_curves
 from sidestep.training.config import read_config, write_config
 from sidestep.training.folder import RunFolder, RunNotice
-from sidestep.training.lock import LOCK_FILES
+from sidestep.training.lock import LOCK_FILES, only_writer
 from sidestep.training.progress import Silent
 from sidestep.training.stopping import stop_on_signals
 
@@ -342,3 +343,29 @@ def test_a_hangup_saves_unless_it_is_ignored(tmp_path, ignored):
         assert signal.getsignal(signal.SIGHUP) == (signal.SIG_IGN if ignored else signal.SIG_DFL)
     finally:
         signal.signal(signal.SIGHUP, earlier)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["bench", "--rules", "backprop", "--epochs", "1"],
+        ["study", "noprop-blocks"],
+        ["study", "noprop-weights", "--data", "digits"],
+        ["train", "backprop"],
+    ],
+    ids=lambda words: "-".join(words[:2]),
+)
+def test_a_folder_that_is_being_written_is_left_alone_by_every_command(tmp_path, capsys, command):
+    out = tmp_path / "out"
+    out.mkdir()
+    with only_writer(out), pytest.raises(SystemExit) as leaving:
+        main([*command, "--out", str(out)])
+    assert leaving.value.code == 2
+    assert f"{out} is being written by this process since" in capsys.readouterr().err.replace("\n", " ")
+    assert list(out.iterdir()) == []
+
+
+def test_where_nothing_can_be_locked_the_notice_is_a_warning(tmp_path, monkeypatch):
+    monkeypatch.setattr(fcntl, "flock", lambda *given: (_ for _ in ()).throw(OSError(errno.ENOSYS, "no")))
+    with pytest.warns(RunNotice, match="cannot lock files"), only_writer(tmp_path):
+        pass

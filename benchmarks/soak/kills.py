@@ -9,6 +9,7 @@ and configuration must be those of the uninterrupted run, bit for bit, and nothi
 A forked process takes each course, so a thousand points take minutes. Needs fork: Linux or macOS.
 """
 
+import contextlib
 import json
 import os
 import random  # noqa: TID251
@@ -140,7 +141,7 @@ class Sweep:
 
     def __init__(self, place: Path, dice: random.Random, rules: Iterable[str]) -> None:
         self.place, self.dice, self.counts = place, dice, Counter[str]()
-        self.counts.update(dict.fromkeys(("points", "kills", "torn writes", "faults", "double kills"), 0))
+        self.counts.update(dict.fromkeys(("points", "of", "kills", "torn writes", "faults", "double kills"), 0))
         self.counts.update(dict.fromkeys(("silent differences", "lost runs", "tracebacks", "hangs"), 0))
         for rule in rules:
             learn(rule, Options(epochs=1, batch=12, out=place / "made" / rule))  # here, so that children begin warm
@@ -221,13 +222,14 @@ def run(
         with tempfile.TemporaryDirectory(dir=memory) as place:
             sweep = Sweep(Path(place).resolve(), dice, rules)
             points = sweep.points
-            if count and count < len(points):
-                points = dice.sample(points, count)
-            for course, kind, index in points:
-                wrong = sweep.try_point(course, kind, index)
-                if wrong:
-                    sweep.counts[wrong.partition(":")[0]] += 1
-                    tell(f"{course.rule}, {course.kind}, {kind} at operation {index}: {wrong}")
+            points = dice.sample(points, min(count or len(points), len(points)))
+            sweep.counts["of"] = len(sweep.points)
+            with contextlib.suppress(KeyboardInterrupt):  # then the counts so far are returned
+                for course, kind, index in points:
+                    wrong = sweep.try_point(course, kind, index)
+                    if wrong:
+                        sweep.counts[wrong.partition(":")[0]] += 1
+                        tell(f"{course.rule}, {course.kind}, {kind} at operation {index}: {wrong}")
             return dict(sweep.counts)
     finally:
         torch.set_num_threads(threads)

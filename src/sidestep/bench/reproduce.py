@@ -13,6 +13,7 @@ from sidestep.bench.study_report import Table
 from sidestep.bench.table_rows import BUDGETS, budget_data, table_presets, wanted_presets
 from sidestep.errors import InputError
 from sidestep.training import Compute
+from sidestep.training.lock import only_writer
 
 __all__ = ["Plan", "folder_for_tables", "reproduce", "write_page"]
 
@@ -53,15 +54,16 @@ def reproduce(  # long: which table and rows, and where everything lies
         folder_for_tables(folder)
     # all sets first: one that is missing shows now, and not after days
     sets = {preset.data: budget_data(preset, plan.budget, data_dir, progress) for preset in wanted}
-    record = _write(report, accuracy_record(table, every, wanted, plan, command))
-    for full in wanted:
-        preset = full.for_budget(plan.budget)
-        source = {"name": preset.data, "validation": preset.validation, "preset": preset.name}
-        optional = {"size": preset.image_size, "data_dir": data_dir}
-        source |= {key: value for key, value in optional.items() if value is not None}
-        for seed in range(plan.seeds):
-            fill_cell(preset, seed, sets[preset.data], source, plan, watch)
-            record = _write(report, accuracy_record(table, every, wanted, plan, command))
+    with only_writer(report):  # of the page; each run has a lock of its own
+        record = _write(report, accuracy_record(table, every, wanted, plan, command))
+        for full in wanted:
+            preset = full.for_budget(plan.budget)
+            source = {"name": preset.data, "validation": preset.validation, "preset": preset.name}
+            optional = {"size": preset.image_size, "data_dir": data_dir}
+            source |= {key: value for key, value in optional.items() if value is not None}
+            for seed in range(plan.seeds):
+                fill_cell(preset, seed, sets[preset.data], source, plan, watch)
+                record = _write(report, accuracy_record(table, every, wanted, plan, command))
     return record
 
 

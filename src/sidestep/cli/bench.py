@@ -16,6 +16,7 @@ from sidestep.bench.race_numbers import Baseline, baseline_of, score
 from sidestep.bench.race_page import Report, write_report
 from sidestep.bench.race_records import RaceFolder
 from sidestep.bench.race_run import Budget
+from sidestep.bench.reproduce import folder_for_tables
 from sidestep.bench.same_net import with_baselines
 from sidestep.cli.output import PlainColumn, default_data_dir, error_console, fail, show, show_json, show_table, tell
 from sidestep.cli.own import ModuleOfFile
@@ -23,6 +24,7 @@ from sidestep.cli.parse import parsed
 from sidestep.cli.repeated import Repeated, all_words
 from sidestep.errors import InputError
 from sidestep.training import Stopped
+from sidestep.training.lock import only_writer
 from sidestep.training.stopping import stop_on_signals
 
 __all__ = ["bench_command"]
@@ -124,6 +126,11 @@ class _Begin:
 
     def __call__(self, command: str) -> None:
         check_race(self.race)
+        folder_for_tables(self.out)
+        with only_writer(self.out):
+            self._run(command)
+
+    def _run(self, command: str) -> None:
         baseline: Baseline | None = self.baseline
         if baseline is None:
             self.race, baseline = with_baselines(self.race)

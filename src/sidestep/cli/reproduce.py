@@ -17,6 +17,7 @@ from sidestep.cli.parse import parsed
 from sidestep.cli.repeated import Repeated, all_words
 from sidestep.errors import InputError
 from sidestep.training import Progress, Stopped
+from sidestep.training.lock import only_writer
 from sidestep.wording import counted, suggestion
 
 __all__ = ["reproduce_command"]
@@ -123,9 +124,10 @@ def _memory(
             names = " ".join(all_words(rows))
             raise InputError(f"the paper gives memory for rows with one-hot labels only, got --rows {names}")
         folder_for_tables(report)
-        measured = memory_record(_MEMORY, found, device, command, tell, steps)
-        record = with_earlier(measured, report / f"{_MEMORY}.json")
-        write_page(report, _MEMORY, memory_text(record), memory_tables(record), record)
+        with only_writer(report):
+            measured = memory_record(_MEMORY, found, device, command, tell, steps)
+            record = with_earlier(measured, report / f"{_MEMORY}.json")
+            write_page(report, _MEMORY, memory_text(record), memory_tables(record), record)
         _print(record, memory_tables(record), report / f"{_MEMORY}.md", json)
 
     return begin

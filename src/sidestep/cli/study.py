@@ -17,6 +17,7 @@ from sidestep.data import DataSet, load
 from sidestep.errors import InputError
 from sidestep.rules import Backprop, NoPropCT, NoPropDT
 from sidestep.training import Options, Progress, Stopped
+from sidestep.training.lock import only_writer
 from sidestep.wording import suggestion
 
 if TYPE_CHECKING:
@@ -81,7 +82,8 @@ def _blocks(
     }  # fmt: skip; more seeds only add to the results
     options = Options(epochs=epochs, batch=batch, device=device, out=folder_for_study(out, asked, overwrite, seeds))
     try:
-        record = study_blocks(*rules, found, options, seeds, source, _watch)
+        with only_writer(out):
+            record = study_blocks(*rules, found, options, seeds, source, _watch)
     except Stopped as stopped:
         fail(f"{stopped}; saved in {out}. Continue by running the same command again", 128 + stopped.signal_number)
     except KeyboardInterrupt:  # a second one, or not while training
@@ -139,7 +141,8 @@ def _weights(
              "validation": validation}  # fmt: skip
     folder_for_study(out, asked, overwrite)
     try:
-        record = study_weights(rules, found, options, steps, look, _told)
+        with only_writer(out):
+            record = study_weights(rules, found, options, steps, look, _told)
     except KeyboardInterrupt:
         fail("stopped; nothing was saved: run the same command again, with fewer --steps if it takes too long", 130)
     _report(out, {"asked": asked, **record}, weights_text(record), weights_tables(record), weights_figure(record), json)

@@ -24,7 +24,7 @@ from sidestep.training.config import (
     without_none,
     write_config,
 )
-from sidestep.training.lock import LOCK_FILES, only_writer
+from sidestep.training.lock import LOCK_FILES, RunNotice, only_writer
 from sidestep.training.metrics import MetricsLog, bytes_until, check_metrics, open_metrics
 from sidestep.training.progress import Progress
 from sidestep.training.unit_files import check_left_units, remove_left_units
@@ -35,10 +35,6 @@ _FILES = (
     "config.toml", "metrics.jsonl", "model.safetensors", "state.safetensors", "result.json", "steps.steplog",
     "evaluation.json",
 )  # fmt: skip
-
-
-class RunNotice(UserWarning):
-    """What somebody who reads a run should know of its folder; the command line prints it as a notice."""
 
 
 class RunFolder:
@@ -251,7 +247,10 @@ class RunFolder:
     def save_result(self, result: Mapping[str, Any]) -> None:
         """Write the result of a finished run, which needs the counts of its evaluation no more."""
         checkpoint.write_json(self.result_file, result, indent=2)
-        self.evaluation_file.unlink(missing_ok=True)
+        try:
+            self.evaluation_file.unlink(missing_ok=True)
+        except OSError as error:
+            raise CheckpointError(f"{self.evaluation_file} cannot be removed: {error.strerror}") from error
 
     def result(self) -> dict[str, Any] | None:
         """Return the result of a finished run; None where there is none, or none that is as it was written."""

@@ -15,19 +15,27 @@ from filelock import BaseFileLock, FileLock, Timeout
 from sidestep.errors import BusyError, CheckpointError, InputError
 from sidestep.files import check_plain, read_json, write_json
 
-__all__ = ["LOCK_FILES", "only_writer"]
+__all__ = ["LOCK_FILES", "RunNotice", "only_writer"]
 
 LOCK_FILES = (".lock", ".lock.json")  # the lock and its owner; what a killed process leaves does no harm
 _CANNOT = {errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL}
 
 
+class RunNotice(UserWarning):
+    """What somebody who reads or writes a folder should know of it; the command line prints it as a notice."""
+
+
+def _warn(sentence: str) -> None:
+    warnings.warn(sentence, RunNotice, stacklevel=3)
+
+
 @contextmanager
-def only_writer(folder: Path, notice: Callable[[str], None]) -> Iterator[None]:
+def only_writer(folder: Path, notice: Callable[[str], None] = _warn) -> Iterator[None]:
     """Hold the lock of a folder that is there. The system lets go of it when the process ends, however it ends.
 
     Args:
         folder: to be written to.
-        notice: told a sentence where the file system cannot lock; then nothing is locked.
+        notice: told a sentence where the file system cannot lock; then nothing is locked. By default, a RunNotice.
 
     Raises:
         BusyError: if another process, or another part of this one, is writing there.
@@ -36,12 +44,9 @@ def only_writer(folder: Path, notice: Callable[[str], None]) -> Iterator[None]:
     lock_file, owner_file = (folder / name for name in LOCK_FILES)
     for file in (lock_file, owner_file):
         check_plain(file)
-    lock = FileLock(lock_file, timeout=0)
-    held = False
+    lock, held = _lock(lock_file), False
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that it falls back to a file as a mark where there is no flock
-            _acquire(lock, lock_file)
+        _acquire(lock, lock_file)
         held = True
     except Timeout as error:
         raise BusyError(f"{folder} is being written {_by_whom(owner_file)}: {_WHAT_NOW}") from error
@@ -63,6 +68,13 @@ def only_writer(folder: Path, notice: Callable[[str], None]) -> Iterator[None]:
                 with contextlib.suppress(OSError):
                     file.unlink(missing_ok=True)
             lock.release()
+
+
+def _lock(file: Path) -> BaseFileLock:
+    try:  # a mark in place of a lock would outlive a kill
+        return FileLock(file, timeout=0, fallback_to_soft=False)
+    except TypeError:  # filelock 3 has no such option, and does not fall back
+        return FileLock(file, timeout=0)
 
 
 def _acquire(lock: BaseFileLock, file: Path) -> None:
