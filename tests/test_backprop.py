@@ -279,3 +279,22 @@ def test_with_a_norm_the_net_is_that_of_the_other_rules_with_the_same_weights(no
 def test_what_cannot_work_is_refused_with_what_to_do(options, says):
     with pytest.raises(InputError, match=says):
         Backprop(**options)
+
+
+class TestOneBlock:
+    def test_the_noise_at_its_start_is_an_input_alone_and_no_part_of_what_is_read_out(self):
+        net = build(Backprop(blocks=1)).train()
+        latent = Noise(5).normal(24 * net.dimension).view(24, -1).double()
+        given, generator = batch().images, Noise(1).generator(torch.device("cpu"))
+        with masks_from(generator):
+            logits, read = net.every_logits(given, latent)
+        embedded = logits.softmax(dim=1) @ net.embedding
+        wanted = net.readout(net.mixing.tanh()[0] * embedded, net.embedding)
+        torch.testing.assert_close(read, wanted, rtol=1e-6, atol=1e-6)
+
+    def test_a_longer_chain_starts_from_its_noise(self):
+        net = build(Backprop(blocks=2)).eval()
+        zeros = torch.zeros(24, net.dimension, dtype=torch.float64)
+        with torch.no_grad():
+            first, second = net(batch().images, zeros), net(batch().images, zeros + 3)
+        assert (first - second).abs().max() > 0.01

@@ -43,8 +43,10 @@ class ChainedBlocks(nn.Module):
 
     `z_t = (1 - a_t) z_(t-1) + a_t uhat_t(z_(t-1), x)` with `a_t = tanh(w_t)` learned, and a linear read-out of z_T (Li
     et al. 2025, section 4). Training starts from z_0 ~ N(0, I) (at a constant z_0 the latent path's batch norm would
-    divide by nearly nothing), inference from z_0 = 0. The paper does not say how w_t and the read-out start; here a_t
-    starts at 0.5 and the read-out at the identity: from a random one the chain learns far more slowly.
+    divide by nearly nothing), inference from z_0 = 0. A chain of one block reads z_1 = a_1 uhat_1(z_0, x): its noise is
+    an input, and no part of what is read out, which it would drown at half its weight. The paper does not say how w_t
+    and the read-out start; here a_t starts at 0.5 and the read-out at the identity: from a random one the chain learns
+    far more slowly.
 
     Args:
         paths: T image paths, one per block.
@@ -90,12 +92,12 @@ class ChainedBlocks(nn.Module):
         """Return every block's own logits, then those that `forward` gives."""
         if latent is None:
             latent = self.embedding.new_zeros(len(images), self.dimension)
-        found = []
+        found, kept = [], latent if len(self.blocks) > 1 else torch.zeros_like(latent)
         for block, weight in zip(self.blocks, self.mixing.tanh(), strict=True):
             if self.activation_checkpointing and self.training:
                 logits = checkpoint(repeatable(block), images, latent, use_reentrant=False)
             else:
                 logits = block(images, latent)
             found.append(logits)
-            latent = (1 - weight) * latent + weight * expected_embedding(logits, self.embedding)
+            latent = kept = (1 - weight) * kept + weight * expected_embedding(logits, self.embedding)
         return [*found, self.readout(latent, self.embedding)]
