@@ -344,9 +344,19 @@ def test_an_unfinished_run_is_said_to_be_one(capsys, monkeypatch):
         )  # a title is as wide as its table
     for look in looks:
         assert last_json(run(capsys, *look, "--json")[1])["finished"] is False
+    said = " ".join(run(capsys, *looks[1])[1].split())
+    assert "2 images, read by forward; not finished: step 13 of 20" in said
+    assert "image class score" in said
+    assert (
+        "scores, which need not say how often they are right: no temperature: it takes 50 validation images and a run "
+        "trained to its end"
+    ) in said
+    record = last_json(run(capsys, *looks[1], "--json")[1])
+    assert (record["temperature"], len(record["score"]), "probability" in record) == (None, 2, False)
     assert run(capsys, *words, "--resume")[0] == 0
     for look in looks:
         assert "finished" not in run(capsys, *look)[1]
+    assert "image class probability" in " ".join(run(capsys, *looks[1])[1].split())
     Path("a/state.safetensors").unlink()  # the weights alone tell no step, but are written at the end only
     assert last_json(run(capsys, "eval", "a", "--json")[1])["finished"] is True
 

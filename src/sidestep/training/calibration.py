@@ -5,10 +5,16 @@ mends most of that without changing any answer:
 
     q = softmax(log p / T)        T > 1: less sure than p, T < 1: surer
 
-`1/T` minimises the negative log-likelihood of the labels of validation images, `sum_i -log q_i(y_i)`, which is convex
-in 1/T, plus `1/T + log T`, as little as one more image would add: where every answer is right, as it may be if images
-are few, the minimum would else lie at 1/T = infinity. (Guo et al. 2017, "On calibration of modern neural networks",
-section 4.2; the added term is a Gamma(2, 1) prior of 1/T, whose mode is T = 1.)
+Two temperatures are fitted to the labels of n validation images, and the one with the smaller expected calibration
+error (below) on those images is taken:
+
+- the likeliest: `1/T` minimises the negative log-likelihood `sum_i -log q_i(y_i)`, which is convex in 1/T, plus
+  `1/T + log T`, as little as one more image would add: where every answer is right, as it may be if images are few, the
+  minimum would else lie at 1/T = infinity. (Guo et al. 2017, "On calibration of modern neural networks", section 4.2;
+  the added term is a Gamma(2, 1) prior of 1/T, whose mode is T = 1.)
+- the expected: the mean of the largest probability is the accuracy, `(right + 1) / (n + 2)` with Laplace's correction,
+  so that it is never 1. The mean falls as T rises. (Clarte et al. 2023, "Expectation consistency for calibration of
+  neural networks".)
 
 How good probabilities are, two numbers say:
 
@@ -35,23 +41,23 @@ from sidestep.rules.protocol import Rule
 __all__ = [
     "CONFIDENCE_SUMS",
     "FEWEST",
+    "FIT_SUMS",
     "HIGHEST",
-    "SLOPE_SUMS",
     "Calibration",
     "Quality",
     "calibrated",
     "calibration_images",
     "confidence_sums",
+    "fit_sums",
     "fit_temperature",
-    "likelihood_slopes",
     "settings_of",
 ]
 
 FEWEST, _MOST = 50, 3_000  # validation images: with fewer nothing is fitted; more are not needed
 HIGHEST = 50.0  # T lies between 1 / 50 and 50
-_POINTS = 129  # values of 1/T at which slopes are added up, 6% apart
-SLOPE_SUMS = 2 * _POINTS  # numbers of `likelihood_slopes`
+_POINTS = 129  # values of 1/T at which sums are made, 6% apart
 _BINS = 15
+FIT_SUMS = (2 + _BINS) * _POINTS + 2  # numbers of `fit_sums`
 CONFIDENCE_SUMS = 2 * (1 + 3 * _BINS)  # numbers of `confidence_sums`
 _AT_ONCE = 1 << 17  # numbers in one product: a megabyte, beside a net that may be small
 
@@ -66,7 +72,7 @@ class Calibration:
 
     @classmethod
     def fitted(cls, rule: Rule, sums: Mapping[str, Sequence[float]], images: int) -> "Calibration":
-        """Return the calibration of a rule's readings from their slopes (`likelihood_slopes`), on so many images."""
+        """Return the calibration of a rule's readings from their sums (`fit_sums`), on so many images."""
         return cls({name: fit_temperature(sums[name]) for name in sums}, settings_of(rule), images)
 
     def temperature(self, rule: Rule, reading: str) -> float | None:
@@ -136,15 +142,16 @@ def calibrated(probabilities: Tensor, temperature: float) -> Tensor:
 
 @cache
 def _grid() -> Tensor:
-    """The values of 1/T at which slopes are added up, (points,), evenly spaced in log T."""
+    """The values of 1/T at which sums are made, (points,), evenly spaced in log T."""
     return torch.linspace(-math.log(HIGHEST), math.log(HIGHEST), _POINTS, dtype=torch.float64).exp()
 
 
-def likelihood_slopes(probabilities: Tensor, labels: Tensor) -> Tensor:
-    """Return first and second derivatives of `sum_i -log q_i(y_i)` by b = 1/T on a grid of b, (2 points,), float64.
+def fit_sums(probabilities: Tensor, labels: Tensor) -> Tensor:
+    """Return all that `fit_temperature` needs, to be added over batches, float64.
 
-    With `l = log p`: `sum_i (E_q[l] - l(y_i))` and `sum_i Var_q[l]`. These can be added over batches, which is all that
-    `fit_temperature` needs.
+    On a grid of b = 1/T: first and second derivatives of `sum_i -log q_i(y_i)` by b, which with `l = log p` are
+    `sum_i (E_q[l] - l(y_i))` and `sum_i Var_q[l]`, (points,) each; by bin, right answers less the sum of confidences,
+    (points, bins). Then the number of images, and of right answers.
 
     Args:
         probabilities: p, (n, classes).
@@ -152,27 +159,43 @@ def likelihood_slopes(probabilities: Tensor, labels: Tensor) -> Tensor:
     """
     logs, labels = _logarithms(probabilities), labels.cpu()
     own = logs.gather(1, labels[:, None]).sum()
-    slopes, curvatures = [], []
+    right = (probabilities.detach().cpu().argmax(dim=1) == labels).double()
+    slopes, curvatures, gaps = [], [], []
     for values in _grid().split(max(1, _AT_ONCE // max(1, logs.numel()))):
         weights = (values[:, None, None] * logs).softmax(dim=2)  # (points, n, classes)
         means = (weights * logs).sum(dim=2, keepdim=True)
         slopes.append(means.sum(dim=(1, 2)) - own)
         curvatures.append((weights * (logs - means).square()).sum(dim=(1, 2)))
-    return torch.cat([*slopes, *curvatures])
+        confidence = weights.amax(dim=2)  # (points, n)
+        empty = torch.zeros(len(values), _BINS, dtype=torch.float64)
+        gaps.append(empty.scatter_add(1, _bins(confidence), right - confidence).flatten())
+    return torch.cat([*slopes, *curvatures, *gaps, torch.stack([right.new_tensor(len(right)), right.sum()])])
+
+
+def _bins(confidence: Tensor) -> Tensor:
+    """Return the number of each confidence's bin: (0, 1/15], (1/15, 2/15], ..."""
+    return (confidence * _BINS).ceil().long().sub(1).clamp(0, _BINS - 1)
 
 
 def fit_temperature(sums: Sequence[float]) -> float:
-    """Return T from what `likelihood_slopes` gave, added over batches: four digits, between 1/50 and 50.
+    """Return T from what `fit_sums` gave, added over batches: four digits, between 1/50 and 50."""
+    parts = torch.tensor(sums, dtype=torch.float64).split([_POINTS, _POINTS, _POINTS * _BINS, 1, 1])
+    gaps = parts[2].view(_POINTS, _BINS)
+    found = [_likeliest(parts[0], parts[1]), _expected(gaps, float(parts[3]), float(parts[4]))]
+    return float(f"{math.exp(-min(found, key=lambda place: _error(gaps, place))):.4g}")  # if even, the likeliest
 
-    The slope rises with b = 1/T. Its zero is found by cubic interpolation of log b by the slope between two points of
-    the grid, of which the slopes' own derivatives are known.
+
+def _likeliest(slopes: Tensor, curvatures: Tensor) -> float:
+    """Return log b of highest likelihood and prior.
+
+    The slope rises with b. Its zero is found by cubic interpolation of log b by the slope between two points of the
+    grid, of which the slopes' own derivatives are known.
     """
-    slopes, curvatures = torch.tensor(sums, dtype=torch.float64).view(2, _POINTS)
     grid = _grid()
     slopes, curvatures = slopes + 1 - 1 / grid, curvatures + grid.square().reciprocal()
     right = int((slopes < 0).sum())  # the first point whose slope is not negative
     if right in (0, _POINTS):
-        return HIGHEST if right == 0 else 1 / HIGHEST
+        return math.log(HIGHEST) * (1 if right else -1)
     (before, after), (first, last) = slopes[right - 1 : right + 1].tolist(), grid[right - 1 : right + 1].log().tolist()
     rates = (1 / (grid * curvatures)[right - 1 : right + 1]).tolist()  # d log b / d slope
     width = after - before
@@ -181,7 +204,24 @@ def fit_temperature(sums: Sequence[float]) -> float:
         first * (1 + 2 * s) * (1 - s) ** 2 + last * s**2 * (3 - 2 * s)
         + width * (rates[0] * s * (1 - s) ** 2 - rates[1] * s**2 * (1 - s))
     )  # fmt: skip
-    return float(f"{math.exp(-min(max(found, first), last)):.4g}")
+    return min(max(found, first), last)
+
+
+def _expected(gaps: Tensor, images: float, right: float) -> float:
+    """Return log b at which the mean confidence is the accuracy, linear between two points of the grid."""
+    missing = gaps.sum(dim=1) + images * (right + 1) / (images + 2) - right  # falls with b
+    place = int((missing > 0).sum())  # the first point that is sure enough
+    if place in (0, _POINTS):
+        return math.log(HIGHEST) * (1 if place else -1)
+    (before, after), (first, last) = missing[place - 1 : place + 1].tolist(), _grid()[place - 1 : place + 1].log()
+    return float(first + (last - first) * before / (before - after))
+
+
+def _error(gaps: Tensor, place: float) -> float:
+    """Return the calibration error times images at log b, each bin's gap linear between two points of the grid."""
+    share = (place / math.log(HIGHEST) + 1) / 2 * (_POINTS - 1)
+    before = min(max(int(share), 0), _POINTS - 2)
+    return float(torch.lerp(gaps[before], gaps[before + 1], share - before).abs().sum())
 
 
 def confidence_sums(probabilities: Tensor, labels: Tensor, temperature: float | None) -> Tensor:
@@ -200,7 +240,7 @@ def confidence_sums(probabilities: Tensor, labels: Tensor, temperature: float | 
 def _sums(probabilities: Tensor, labels: Tensor) -> Tensor:
     """Return the sum of -log p(y), and by bin: images, right answers, the sum of confidences; (1 + 3 bins,)."""
     confidence, answers = probabilities.double().max(dim=1)
-    bins = (confidence * _BINS).ceil().long().sub(1).clamp(0, _BINS - 1)  # (0, 1/15], (1/15, 2/15], ...
+    bins = _bins(confidence)
     parts = torch.ones_like(confidence), (answers == labels).double(), confidence
     binned = [torch.zeros(_BINS, dtype=torch.float64).index_add(0, bins, part) for part in parts]
     return torch.cat([-_logarithms(probabilities).gather(1, labels[:, None]).sum().view(1), *binned])

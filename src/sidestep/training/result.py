@@ -11,12 +11,12 @@ from sidestep.measure import peak_memory_bytes
 from sidestep.rules.variant import variant_of
 from sidestep.training.calibration import (
     CONFIDENCE_SUMS,
-    SLOPE_SUMS,
+    FIT_SUMS,
     Calibration,
     Quality,
     calibration_images,
     confidence_sums,
-    likelihood_slopes,
+    fit_sums,
 )
 from sidestep.training.evaluate import accuracies
 from sidestep.training.loop import Loop
@@ -112,8 +112,8 @@ class _Evaluation:
         loop = self._loop
         images = calibration_images(loop.data.validation, loop.noise)
         if len(images):
-            count = self._count("calibration", images, readings, lambda _, p, labels: likelihood_slopes(p, labels),
-                                SLOPE_SUMS)  # fmt: skip
+            count = self._count("calibration", images, readings, lambda _, p, labels: fit_sums(p, labels),
+                                FIT_SUMS)  # fmt: skip
             self._calibration = Calibration.fitted(loop.rule, count.sums, len(images))
         return self._calibration
 

@@ -19,7 +19,7 @@ from sidestep.training.calibration import (
     calibrated,
     calibration_images,
     confidence_sums,
-    likelihood_slopes,
+    fit_sums,
 )
 from sidestep.training.evaluate import accuracies, check_readings, predictions
 from sidestep.training.given import given_images, given_split
@@ -118,7 +118,7 @@ class Run:
         images = calibration_images(validation, Noise(self.seed))
         if not len(images):
             raise InputError(f"a temperature takes {FEWEST} validation images or more, got {len(validation)}")
-        count = self._count(images, names, lambda _, p, labels: likelihood_slopes(p, labels))
+        count = self._count(images, names, lambda _, p, labels: fit_sums(p, labels))
         return replace(self, calibration=Calibration.fitted(self.rule, count.sums, len(images)))
 
     def _count(self, split: Split, names: Sequence[str], more: Callable[[str, Tensor, Tensor], Tensor]) -> Count:
