@@ -220,7 +220,7 @@ def test_velocities_with_a_loss_of_labels_are_refused(loss):
         ({"solver": "rk4"}, "solver must be one of dopri5"),
         ({"start": "ones"}, "start must be one of zero, noise, got 'ones'"),
         ({"grid": "square"}, "grid must be one of uniform, cosine, got 'square'"),
-        ({"loss": "huber"}, "loss must be paper, clipped"),
+        ({"loss": "huber"}, "loss must be one of paper, clipped"),
         ({"readout": "magic"}, "readout must be one of softmax, radial, nearest"),
         ({"largest_weight": 4.0}, "largest_weight = 4.0 needs loss = clipped, got cross-entropy"),
         ({"loss": "paper", "sigma": 0.1}, "needs sigma = 0, got 0.1.*take prediction = velocity"),
