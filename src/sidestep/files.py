@@ -129,7 +129,7 @@ def check_plain(path: Path, alone: bool = False) -> bool:
     """
     try:
         facts = os.lstat(path)
-    except (FileNotFoundError, NotADirectoryError):  # the second: a part of the path is a file
+    except FileNotFoundError:
         return False
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror}") from error

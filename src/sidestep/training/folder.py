@@ -85,7 +85,9 @@ class RunFolder:
         try:
             if self.path.exists() and not self.path.is_dir():
                 raise InputError(f"{self.path} is a file; choose another --out")
-            entries = list(self.path.iterdir()) if self.path.exists() else []
+            if not self.path.exists():
+                return False  # also where a part of the path is a file, which making the folder will say
+            entries = list(self.path.iterdir())
         except OSError as error:
             raise InputError(
                 f"the folder {self.path} cannot be read: {error.strerror}; choose another --out"
