@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from sidestep import data
+from sidestep import data, machine
 from sidestep.data import npz_file
 from sidestep.data.labels import check_class_names
 from sidestep.errors import DataError
@@ -330,14 +330,24 @@ class TestFilesFromAnybody:
         path = tmp_path / "bomb.npz"
         np.savez_compressed(path, x_train=np.zeros((60, 300, 300), np.uint8), y_train=LABELS)
         assert path.stat().st_size < 10_000
-        monkeypatch.setattr(npz_file, "_free_memory", lambda: 5_000_000)
+        monkeypatch.setattr(npz_file, "free_memory", lambda: 5_000_000)
         monkeypatch.setattr(np.lib.format, "read_array", lambda *a, **k: pytest.fail("it was read"))
         with pytest.raises(DataError, match=r"x_train needs 0.0 GB of memory, and 0.0 GB are free"):
             data.load(path)
 
-    def test_free_memory_is_a_number_of_bytes_or_unknown(self) -> None:
-        free = npz_file._free_memory()
-        assert free is None or free > 1 << 20
+    def test_free_memory_is_that_of_the_system_or_of_the_container(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(machine, "MEMINFO", tmp_path / "meminfo")
+        monkeypatch.setattr(machine, "CGROUP", tmp_path)
+        assert machine.free_memory() is None
+        (tmp_path / "meminfo").write_text("MemTotal: 9 kB\nMemAvailable: 4 kB\n")
+        assert machine.free_memory() == 4096
+        (tmp_path / "memory.max").write_text("max\n")
+        (tmp_path / "memory.current").write_text("1000\n")
+        assert machine.free_memory() == 4096
+        (tmp_path / "memory.max").write_text("3000\n")
+        assert machine.free_memory() == 2000
 
     def test_members_of_one_name_or_of_no_array(self, tmp_path: Path) -> None:
         path = write(tmp_path / "mine.npz")
@@ -376,3 +386,34 @@ class TestFilesFromAnybody:
         for path in ("x.npy", "folder.npz", "n" * 300 + ".npz", "a" * 300 + "/b.npz", "nul\0.npz", "\udcff.npz"):
             with pytest.raises(DataError):
                 data.load(tmp_path / path)
+
+
+class TestNamesAndLabelsThatDoNotBeginAtOneNumber:
+    def test_labels_from_1_with_a_name_for_each_class(self) -> None:
+        for labels in (LABELS + 1, (LABELS + 1)[:, None]):
+            with pytest.raises(DataError, match=r"labels are 1 to 3, for 3 classes.*subtract 1 from them"):
+                data.from_arrays(PIXELS, labels, class_names=["a", "b", "c"])
+
+    def test_a_first_class_without_images_is_told_and_another_is_not(self) -> None:
+        with pytest.warns(data.DataNotice, match=r"labels begin at 1, so that no image shows a, and label 1 .* for b:"):
+            assert data.from_arrays(PIXELS, LABELS + 1, class_names=["a", "b", "c", "d"]).classes == 4
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            data.from_arrays(PIXELS, LABELS, class_names=["a", "b", "c", "d"])
+
+    @pytest.mark.parametrize(
+        ("names", "message"),
+        [
+            (np.array("abc"), "must be a list of names, one for each class, got 'abc'"),
+            (np.array([], dtype=str), "must name two classes or more, got 0"),
+            (["only"], "must name two classes or more, got 1"),
+        ],
+    )
+    def test_too_few_names(self, names: object, message: str) -> None:
+        with pytest.raises(DataError, match=f"class_names {message}"):
+            data.from_arrays(PIXELS, LABELS, class_names=names)  # type: ignore[arg-type]
+
+    def test_labels_that_are_missing_are_not_called_regression(self) -> None:
+        with pytest.raises(DataError, match=r"nan at index 3.*leave out images without a label") as caught:
+            data.from_arrays(PIXELS, np.where(np.arange(len(LABELS)) == 3, np.nan, LABELS))
+        assert "regression" not in str(caught.value)

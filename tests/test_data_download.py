@@ -1,6 +1,7 @@
 """Downloads against a small server here: mirrors, cut and changed files, retries, the cache, and the bar."""
 
 import hashlib
+import io
 import subprocess
 import sys
 import threading
@@ -12,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pooch
 import pytest
+import requests
 from test_data_sets import idx
 
 from sidestep.data.catalogue import KNOWN
@@ -227,3 +229,30 @@ def test_a_known_set_from_the_network(server: Server, tmp_path: Path) -> None:
     assert len(mnist.test) == 5
     assert len(assemble(known_source(known, cache=tmp_path)).train) == 27
     assert len(server.asked) == 4
+
+
+@pytest.mark.parametrize(
+    ("there", "followed"), [("http://other.example/file.bin", False), ("ftp://other.example/f", False), ("/b", True)]
+)
+def test_a_redirection_from_https_to_anything_else_is_not_followed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: str, followed: bool
+) -> None:
+    asked = []
+
+    def send(self: object, request: requests.PreparedRequest, **_: object) -> requests.Response:
+        answer = requests.Response()
+        asked.append(str(request.url))
+        answer.url, answer.request, answer.raw = str(request.url), request, io.BytesIO(CONTENT)
+        answer.status_code = 302 if len(asked) == 1 else 200
+        answer.headers["location"] = there
+        return answer
+
+    monkeypatch.setattr(requests.adapters.HTTPAdapter, "send", send)
+    remote = Remote("file.bin", MD5, ("https://one.example/file.bin",))
+    if followed:
+        assert fetch(remote, tmp_path, rounds=1).read_bytes() == CONTENT
+        assert asked == ["https://one.example/file.bin", "https://one.example/b"]
+    else:
+        with pytest.raises(DataError, match=f"leads on to {there}, which is not https"):
+            fetch(remote, tmp_path, rounds=1)
+        assert asked == ["https://one.example/file.bin"]

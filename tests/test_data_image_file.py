@@ -3,6 +3,7 @@
 import os
 import socket
 import struct
+import warnings
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ from PIL import EpsImagePlugin, Image
 from sidestep import data
 from sidestep.data import DataNotice, PictureForm
 from sidestep.data.image_file import MOST_PIXELS, read_header, read_picture
-from sidestep.errors import DataError
+from sidestep.errors import DataError, InputError
 
 RNG = np.random.default_rng(5)
 GREY, COLOUR = PictureForm(1), PictureForm(3)
@@ -206,9 +207,44 @@ def test_a_set_that_memory_cannot_hold_is_refused(tmp_path: Path, monkeypatch: p
         (tmp_path / kind).mkdir()
         for number in range(3):
             Image.fromarray(RNG.integers(0, 256, (100, 100, 3), dtype=np.uint8)).save(tmp_path / kind / f"{number}.png")
-    monkeypatch.setattr("sidestep.data.folder._memory", lambda: 2 * 6 * 100 * 100 * 3)
+    monkeypatch.setattr("sidestep.data.folder.free_memory", lambda: 2 * 6 * 100 * 100 * 3)
     data.load(tmp_path)
-    monkeypatch.setattr("sidestep.data.folder._memory", lambda: 2 * 6 * 100 * 100 * 3 - 1)
+    monkeypatch.setattr("sidestep.data.folder.free_memory", lambda: 2 * 6 * 100 * 100 * 3 - 1)
     with pytest.raises(DataError, match="6 images of 100 x 100 pixels take"):
         data.load(tmp_path)
     data.load(tmp_path, size=10)
+
+
+@pytest.mark.parametrize("kind", [b"P6", b"P3"])
+@pytest.mark.parametrize(("white", "told"), [(255, False), (15, False), (1023, True), (65535, True)])
+def test_colours_of_more_than_8_bits_in_a_ppm_are_told(tmp_path: Path, kind: bytes, white: int, told: bool) -> None:
+    for label in "ab":
+        (tmp_path / label).mkdir()
+        for number in range(3):
+            values = [white * (number + 1) // 4] * 12
+            wide = np.array(values, ">u2" if white > 255 else "u1").tobytes()
+            body = wide if kind == b"P6" else " ".join(map(str, values)).encode()
+            (tmp_path / label / f"{number}.ppm").write_bytes(kind + b" 2 2 %d\n" % white + body)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        found = data.load(tmp_path)
+    assert found.image_shape == (3, 2, 2)
+    assert any("16 bits for each colour (or some more than 8)" in str(each.message) for each in caught) is told
+
+
+def test_a_link_that_leads_to_itself_is_named_as_a_file(tmp_path: Path) -> None:
+    for label in "ab":
+        (tmp_path / label).mkdir()
+        for number in range(3):
+            Image.new("L", (2, 2), number).save(tmp_path / label / f"{number}.png")
+    (tmp_path / "a/x.png").symlink_to("x.png")
+    with pytest.raises(DataError, match=r"a/x\.png: not an image that can be read \(Too many levels"):
+        data.load(tmp_path)
+
+
+@pytest.mark.parametrize("size", [8.5, (8, 8), "8", True])
+def test_a_size_is_one_whole_number(tmp_path: Path, size: object) -> None:
+    for label in "ab":
+        (tmp_path / label).mkdir()
+    with pytest.raises(InputError, match="size must be one whole number of pixels"):
+        data.load(tmp_path, size=size)  # type: ignore[arg-type]

@@ -14,10 +14,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urljoin, urlsplit
 
 from sidestep.errors import DataError
 
 if TYPE_CHECKING:
+    from requests import Response
     from rich.progress import Progress, TaskID
 
 __all__ = ["Remote", "fetch", "find_local"]
@@ -114,8 +116,19 @@ def _download(url: str, part: Path, label: str, progress: bool) -> None:
     import pooch
 
     with _bar(label, progress) as bar:
-        downloader = pooch.HTTPDownloader(progressbar=bar or False, chunk_size=CHUNK, timeout=TIMEOUT)
+        downloader = pooch.HTTPDownloader(
+            progressbar=bar or False, chunk_size=CHUNK, timeout=TIMEOUT, hooks={"response": _stay_encrypted}
+        )
         downloader(url, str(part), None)
+
+
+def _stay_encrypted(response: "Response", **_: object) -> None:
+    """Follow no redirection from https to anything else."""
+    import requests.exceptions
+
+    there = urljoin(response.url, response.headers.get("location", ""))
+    if response.is_redirect and urlsplit(response.url).scheme == "https" != urlsplit(there).scheme:
+        raise requests.exceptions.ConnectionError(f"it leads on to {there:.200}, which is not https, and not followed")
 
 
 def _is_whole(path: Path, remote: Remote) -> bool:

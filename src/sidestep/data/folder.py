@@ -1,8 +1,8 @@
 """Image folders: one folder per class, read with Pillow."""
 
-import os
 from collections.abc import Callable, Sequence
 from functools import partial
+from numbers import Integral
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ from sidestep.data.notices import tell
 from sidestep.data.source import Source
 from sidestep.data.splits import PictureForm
 from sidestep.errors import DataError, InputError
+from sidestep.machine import free_memory
 from sidestep.wording import counted
 
 __all__ = ["folder_source", "read_pictures", "tell_lost"]
@@ -33,6 +34,8 @@ def folder_source(name: str, root: Path, size: int | None = None, form: PictureF
     images need one size unless `size` is given, which stretches each to size x size. The headers of all files are
     looked at here, and those that cannot be read are named in one DataError.
     """
+    if size is not None and (isinstance(size, bool) or not isinstance(size, Integral)):
+        raise InputError(f"size must be one whole number of pixels, for height and width, got {size!r:.80}")
     if size is not None and size < 1:
         raise InputError(f"size must be at least 1 pixel, got {size}")
     layout = find_layout(root)
@@ -99,7 +102,7 @@ def read_pictures(  # what to read, how, and two parts of a message
 
 
 def _form(headers: list[Header], size: int | None, given: PictureForm | None) -> PictureForm:
-    stretch = (size, size) if size else None
+    stretch = (int(size), int(size)) if size else None
     if given is not None:
         return PictureForm(given.channels, given.pixels, stretch or given.size)
     channels = 1 if all(header.grey for header in headers) else 3
@@ -119,7 +122,10 @@ def tell_lost(root: Path, files: Sequence[Path], headers: list[Header], form: Pi
     if form.pixels == "uint8" and deep:
         tell(f"{root}: {_of(deep, count, 'has')} 16 bits, of which 8 are kept (divided by 257), as in training")
     if halved:
-        tell(f"{root}: {_of(halved, count, 'has')} 16 bits for each colour, of which the upper 8 are read")
+        tell(
+            f"{root}: {_of(halved, count, 'has')} 16 bits for each colour (or some more than 8), "
+            "of which the upper 8 are read"
+        )
     pages = [(path, header.pages) for path, header in zip(files, headers, strict=True) if header.pages > 1]
     if pages:
         left = sum(number - 1 for _, number in pages)
@@ -138,26 +144,13 @@ def _of(some: int, count: int, verb: str) -> str:
 def _check_memory(root: Path, count: int, shape: tuple[int, ...], form: PictureForm) -> None:
     """Refuse a set that this machine cannot hold before most of it is decoded."""
     need = count * int(np.prod(shape)) * (4 if form.pixels == "float32" else 1)
-    there = _memory()
+    there = free_memory()
     if there is not None and 2 * need > there:  # twice: while the array becomes a tensor
         raise DataError(
             f"{root}: {counted(count, 'image')} of {shape[1]} x {shape[0]} pixels take {need / 2**30:,.1f} GiB, twice "
             f"that while they are read, and {there / 2**30:,.1f} GiB of memory are free; give size= (--image-size) to "
             "shrink them"
         )
-
-
-def _memory() -> int | None:
-    """Bytes of memory that are free, on Linux, else bytes of memory; None where that is not known."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
-    except (OSError, StopIteration, ValueError):
-        pass
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
-        return None
 
 
 def _read(files: Listing, *, form: PictureForm, shape: tuple[int, int], first: Path, root: Path) -> tuple[Array, Array]:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -38,7 +38,7 @@ class Header:
 
     grey: bool
     deep: bool  # 16 bits of grey: kept, in floats
-    halved: bool  # 16 bits a colour, of which Pillow's decoders give the upper 8
+    halved: bool  # more than 8 bits a colour, of which Pillow's decoders give 8
     pages: int  # or frames
 
 
@@ -57,7 +57,7 @@ def read_header(path: Path) -> Header:
         return Header(
             grey=image.mode in GREY or deep,
             deep=deep,
-            halved=not deep and any(";16" in str(tile) for tile in getattr(image, "tile", ())),
+            halved=not deep and any(map(_is_halved, getattr(image, "tile", ()))),
             pages=int(getattr(image, "n_frames", 1)),
         )
 
@@ -165,6 +165,12 @@ def _check_kind(path: Path, image: "Image") -> None:
 def _is_deep(image: "Image") -> bool:
     """Whether it holds 16 bits of grey, 65535 for white; releases of Pillow before 11.3 give those of a PNG mode I."""
     return image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM"))
+
+
+def _is_halved(tile: Any) -> bool:
+    """Whether a part of a picture has more than 8 bits a colour: `RGB;16B`, or in a PPM more than 255 for white."""
+    codec, *_, details = tile
+    return ";16" in str(details) or (str(codec).startswith("ppm") and details[-1] > 255)
 
 
 def _formats() -> tuple[str, ...]:

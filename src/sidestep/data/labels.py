@@ -81,6 +81,8 @@ def _not_integers(labels: Labels) -> str:
         wrong = ~np.isfinite(labels) | (labels != np.floor(labels))
         if bool(wrong.any()):
             index = int(wrong.argmax())
+            if bool((np.isnan(labels) == wrong).all()):
+                return f"({labels[index]} at index {index}): leave out images without a label, and number the classes"
             return (
                 f"({labels[index]} at index {index}), which is no whole number: these are {NOT_CLASSES} "
                 "(.astype('int64') would make classes of them that mean nothing)"
@@ -108,6 +110,11 @@ def check_label_range(labels: Tensor, classes: int, where: str) -> None:
     """Raise DataError unless every label is below `classes`."""
     wrong = labels >= classes
     if bool(wrong.any()):
+        if int(labels.min()) == 1 and int(labels.max()) == classes:
+            raise DataError(
+                f"{where}: labels are 1 to {classes}, for {classes} classes, but must be 0 to {classes - 1}: "
+                "subtract 1 from them, and from those of the other splits where these begin at 1, too"
+            )
         index = int(wrong.int().argmax())
         raise DataError(
             f"{where}: labels must be 0 to {classes - 1}, for {classes} classes; "
@@ -129,6 +136,10 @@ def class_names_from(values: Any, where: str) -> tuple[str, ...]:
     if isinstance(values, str | bytes | Mapping | Set) or not isinstance(values, Iterable):
         raise DataError(f"{where}: class_names must be a list of names, one for each class, got {values!r:.80}")
     if isinstance(values, np.ndarray):
+        if values.ndim == 0:
+            raise DataError(
+                f"{where}: class_names must be a list of names, one for each class, got {values.item()!r:.80}"
+            )
         values = values.ravel().tolist()
     return tuple(_name(value, where) for value in values)
 
@@ -148,6 +159,8 @@ def _name(value: Any, where: str) -> str:
 
 def check_class_names(names: tuple[str, ...], where: str) -> None:
     """Raise DataError for a name that is empty, or no text that can be written down, and for two that are equal."""
+    if len(names) < 2:
+        raise DataError(f"{where}: class_names must name two classes or more, got {len(names)}")
     seen: dict[str, int] = {}
     for index, name in enumerate(names):
         try:

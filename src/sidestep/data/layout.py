@@ -80,10 +80,17 @@ def entries_of(folder: Path) -> tuple[list[Path], list[Path]]:
         with os.scandir(folder) as found:
             for entry in found:
                 if not entry.name.startswith(".") and entry.name.lower() not in NOT_OURS:
-                    (folders if entry.is_dir() else files).append(entry.name)
+                    (folders if _is_folder(entry) else files).append(entry.name)
     except OSError as error:
         raise DataError(f"{folder}: this folder cannot be read ({error.strerror or error})") from error
     return [folder / name for name in sorted(files)], [folder / name for name in sorted(folders)]
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads to itself: as a file it is named among those that cannot be read
+        return False
 
 
 def _folders(root: Path) -> list[Path]:

@@ -11,10 +11,9 @@ import numpy as np
 
 from sidestep.data.check import Array
 from sidestep.errors import DataError
+from sidestep.machine import free_memory
 
 __all__ = ["npy_array", "npz_array", "npz_keys", "npz_members"]
-
-CGROUP = Path("/sys/fs/cgroup")
 
 
 def npz_keys(path: Path) -> set[str]:
@@ -97,26 +96,12 @@ def _header(file: IO[bytes], where: str) -> tuple[tuple[int, ...], np.dtype[np.v
 
 
 def _check_memory(where: str, wanted: int) -> None:
-    free = _free_memory()
+    free = free_memory()
     if free is not None and wanted > free:
         raise DataError(
             f"{where} needs {wanted / 1e9:,.1f} GB of memory, and {free / 1e9:,.1f} GB are free; store fewer images, "
             "or pixels as uint8 or float32"
         )
-
-
-def _free_memory() -> int | None:
-    """Bytes that can still be had here, by the system and by the limit of a container; None where neither says."""
-    found = []
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        found += [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
-        limit = (CGROUP / "memory.max").read_text().strip()
-        if limit.isdecimal():
-            found.append(max(0, int(limit) - int((CGROUP / "memory.current").read_text())))
-    except (OSError, ValueError, IndexError):
-        pass
-    return min(found, default=None)
 
 
 @contextmanager

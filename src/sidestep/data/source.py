@@ -1,6 +1,6 @@
 """Where a data set comes from, and how its parts become one: checks, the validation cut, mean and std."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from numbers import Real
@@ -63,6 +63,7 @@ def assemble(source: Source, validation: float = 0.1) -> DataSet:
     check_label_range(train.labels, len(class_names), f"{source.name}: train labels")
     if source.image_shape is None:  # that is, no known set
         _tell_of_many_classes(source.name, len(class_names), len(train))
+    _tell_of_first_class(source.name, train.labels, class_names)
     tell_sameness(source.name, train, class_names)
     if source.validation is not None:
         held = _read_like(source.validation, f"{source.name}: validation", train, len(class_names))
@@ -92,6 +93,16 @@ def _tell_of_many_classes(name: str, classes: int, examples: int) -> None:
         tell(
             f"{name}: {classes} classes for {examples} train images: if the labels are numbers to be predicted "
             "(regression), a classifier of their values learns nothing of use"
+        )
+
+
+def _tell_of_first_class(name: str, labels: Tensor, class_names: Sequence[str]) -> None:
+    """Say so where the labels leave class 0 out, as those that begin at 1 do."""
+    first = int(labels.min())
+    if first:
+        tell(
+            f"{name}: the train labels begin at {first}, so that no image shows {class_names[0]}, and label {first} "
+            f"stands for {class_names[first]}: if it should stand for {class_names[0]}, number labels from 0"
         )
 
 

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import torch
 
+from sidestep.machine import free_memory
+
 __all__ = [
     "Growth",
     "free_memory_bytes",
@@ -147,13 +149,7 @@ def _status_on_linux(name: str) -> int:
 def free_memory_bytes(device: str | torch.device = "cpu") -> int | None:
     """Return how much memory can still be had on a device, in bytes, or None where the system does not say."""
     device = torch.device(device)
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return None
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
+    return int(torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else free_memory()
 
 
 def _peak_of_getrusage() -> int:
