@@ -28,6 +28,7 @@ from sidestep.bench.race_tables import race_tables
 from sidestep.bench.race_words import sentences
 from sidestep.cli import main
 from sidestep.cli.bench import _bench, _names
+from sidestep.data.notices import DataNotice, tell
 from sidestep.errors import InputError, NonFiniteError
 from sidestep.rules import RULES
 from sidestep.training import Options, Stopped
@@ -690,3 +691,13 @@ def test_a_killed_command_goes_on_where_it_was(stripes, tmp_path):
     assert len(lines) == 4
     assert all("failed" not in json.loads(line) for line in lines)
     assert "written" in done.stdout
+
+
+def _tell_there(given, told):
+    tell(f"{given}: read otherwise")
+    return {"given": given}
+
+
+def test_what_is_to_be_told_of_data_in_another_process_is_told_here():
+    with pytest.warns(DataNotice, match="^stripes: read otherwise$"):
+        assert run_apart(_tell_there, "stripes", lambda news: None, StopRequest(), 1) == {"given": "stripes"}

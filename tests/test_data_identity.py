@@ -1,12 +1,15 @@
 """A run knows its data again: by an absolute path, and by what they are, so that no other data are taken for them."""
 
+import json
 import math
 import shutil
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from sidestep import Options, align, data, load_run, train
 from sidestep.cli import main
@@ -140,3 +143,58 @@ def test_arrays_in_memory_are_never_taken_for_a_set_of_their_name(tmp_path, caps
     assert found.whole.cosine == pytest.approx(1, abs=1e-3)
     with pytest.raises(InputError, match="is not what"):
         align(load_run(tmp_path / "run"), digits, estimates=1)
+
+
+def test_one_changed_pixel_and_another_order_make_other_data(tmp_path):
+    found = data.load(write(tmp_path / "data.npz"))
+    run = train(QUICK, found, Options(epochs=1, out=str(tmp_path / "run")))
+    config = RunFolder(run.folder).config()
+    assert difference(config, found) is None
+    changed = found.train.images.clone()
+    changed[0, 0, 0, 0] ^= 1
+    assert "pixels" in difference(config, replace(found, train=data.Split(changed, found.train.labels)))
+    order = found.train.labels.argsort(stable=True)
+    swapped = found.train.images.clone()
+    swapped[order[[0, 1]]] = swapped[order[[1, 0]]]  # of one class: the labels and all sums are the same
+    other = replace(found, train=data.Split(swapped, found.train.labels))
+    assert "pixels, or the same in another order" in difference(config, other)
+    with pytest.raises(InputError, match=r"was started otherwise \(data\.pixels"):
+        train(QUICK, other, Options(epochs=2, out=str(tmp_path / "run"), resume=True))
+    older = {**config, "data": {key: value for key, value in config["data"].items() if key != "pixels"}}
+    assert difference(older, other) is None  # of a run from before there was a digest nothing can be said
+
+
+def test_pictures_of_another_folder_are_all_evaluated_on_and_those_of_the_run_are_not(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for root, add in (("mine", 0), ("other", 3)):
+        for label, grey in (("a", 20), ("b", 200)):
+            Path(root, label).mkdir(parents=True)
+            for number in range(10):
+                pixels = np.full((4, 4), grey + number + add, np.uint8)
+                pixels[0, number % 4] = 128
+                Image.fromarray(pixels).save(f"{root}/{label}/{number}.png")
+    assert cli(capsys, *TRAIN, "--data", "mine")[0] == 0
+    shutil.copytree("mine", "moved")
+    for name, images, word in (("mine", 4, False), ("moved", 4, False), ("other", 20, True)):
+        status, out, error = cli(capsys, "eval", "run", "--data", name, "--json")
+        assert (status, json.loads(out)["images"]) == (0, images)
+        assert ("all its 20 images are evaluated on" in error) is word
+    shutil.copytree("other", "split/test")
+    shutil.copytree("mine", "split/train")
+    assert json.loads(cli(capsys, "eval", "run", "--data", "split", "--json")[1])["images"] == 20  # its test/
+    assert json.loads(cli(capsys, "eval", "run", "--data", "other", "--split", "train", "--json")[1])["images"] == 14
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+def test_predictions_and_evaluations_in_other_units_are_told_in_python_too(tmp_path, dtype):
+    found = data.load(write(tmp_path / "data.npz"))
+    images = found.train.images.numpy().astype(dtype)
+    run = train(QUICK, data.from_arrays(images, found.train.labels), Options(epochs=1))
+    other = (images // 64 if dtype == np.uint8 else images / 255).astype(dtype)
+    with pytest.warns(data.DataNotice, match="images to predict: the pixels have a standard deviation of"):
+        run.predict(other)
+    with pytest.warns(data.DataNotice, match="images to evaluate: the pixels have a standard deviation of"):
+        run.evaluate(data.from_arrays(other, found.train.labels, validation=0).train)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run.predict(images)

@@ -2,12 +2,15 @@
 
 import multiprocessing
 import signal
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import Any, cast
 
 from torch import OutOfMemoryError, set_num_threads
 
+from sidestep.data.notices import DataNotice, tell
 from sidestep.errors import NonFiniteError, SidestepError
 from sidestep.training import Stopped
 from sidestep.training.stopping import StopRequest
@@ -59,6 +62,9 @@ def run_apart(
                 return {FAILED: _ended(process.exitcode or 0)}
             if kind == "record":
                 return dict(value)
+            if kind == "notice":
+                tell(value)
+                continue
             told(value)
     finally:
         process.join(timeout=5 if not stop.requested else 0)
@@ -86,12 +92,30 @@ def _ended(status: int) -> dict[str, str]:
     return {"kind": "killed", "why": f"the process was ended by {name}{memory}"}
 
 
+@contextmanager
+def _notices_sent(there: Connection) -> Iterator[None]:
+    """Let the parent tell what loaders have to tell of data: it knows how, and whether it was told before."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", DataNotice)
+        others = warnings.showwarning
+
+        def send(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> None:
+            if issubclass(category, DataNotice):
+                there.send(("notice", str(message)))
+            else:
+                others(message, category, *rest, **more)
+
+        warnings.showwarning = cast("Any", send)
+        yield
+
+
 def _in_there(there: Connection, work: Work, given: Any, threads: int | None) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if threads:
         set_num_threads(threads)
     try:
-        record = work(given, lambda value: there.send(("told", value)))
+        with _notices_sent(there):
+            record = work(given, lambda value: there.send(("told", value)))
     except BrokenPipeError:  # nobody waits any more
         return
     except Exception as error:  # whatever a rule, a module or torch may raise: the others are to go on

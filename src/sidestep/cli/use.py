@@ -20,7 +20,7 @@ from sidestep.data import DataSet, load, read_named_images
 from sidestep.errors import DataError, InputError
 from sidestep.rules.variant import variant_of
 from sidestep.training import Run, load_run
-from sidestep.training.data_of_run import check_cut, check_task, difference, picture_form, unlike_contrast
+from sidestep.training.data_of_run import check_cut, check_task, difference, picture_form
 from sidestep.training.folder import RunFolder
 from sidestep.wording import csv_text
 
@@ -63,7 +63,8 @@ def _evaluate(
 
     Args:
         run: Folder of the run.
-        data: Data set, .npz file or image folder; by default what the run was trained on.
+        data: Data set, .npz file or image folder; by default what the run was trained on. Of another folder of classes
+            without train/ and test/ all images are evaluated on.
         data_dir: Folder that is looked in before anything is downloaded. Default: the variable SIDESTEP_DATA.
         split: Which split to evaluate on.
         reading: Only these readings (`sidestep rules` lists them).
@@ -80,7 +81,14 @@ def _evaluate(
     other = difference(RunFolder(run).config(), found) if data else None
     if other and split != "test":
         notice(f"{found.name} is not what {run} was trained on ({other}): some {split} images may have been trained on")
-    part = found.test if split == "test" else found.validation if split == "validation" else found.train
+    if other and split == "test" and found.cut_test:
+        part = found.every_image()
+        notice(
+            f"{found.name} is not what {run} was trained on ({other}), and has no splits: all its {len(part):,} images "
+            "are evaluated on; if some of them were trained on, that says little"
+        )
+    else:
+        part = found.test if split == "test" else found.validation if split == "validation" else found.train
     if not len(part):
         raise InputError(f"{found.name} has no {split} images; choose another --split")
     if calibrate:
@@ -179,9 +187,6 @@ def _predict(
     if not file:
         raise InputError("name the images to classify: sidestep predict RUN FILE ..., or a folder of pictures")
     images, files = read_named_images(file, trained.task.image_shape, picture_form(run))
-    unlike = unlike_contrast(trained.task, images)
-    if unlike:
-        notice(f"{', '.join(map(str, file[:3]))}{', ...' * (len(file) > 3)}: {unlike}")
     name = reading or trained.rule.predictors[0]
     probabilities = trained.predict(images, name)
     missing = trained.uncalibrated(name)

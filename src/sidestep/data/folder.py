@@ -55,6 +55,7 @@ def folder_source(name: str, root: Path, size: int | None = None, form: PictureF
         validation=partial(read, layout.validation) if layout.validation is not None else None,
         test=partial(read, test) if test else None,
         class_names=layout.class_names,
+        cut_test=not layout.split,
         pictures=form,
     )
 

@@ -39,6 +39,7 @@ class Source:
     class_names: tuple[str, ...] | None = None  # None: numbered by the train labels
     image_shape: tuple[int, int, int] | None = None  # what the images must be, where that is known
     checks_test: bool = False  # whether test is quick to read: once, before training, to find what is wrong with it
+    cut_test: bool = False  # whether test was cut off a set without splits
     pictures: PictureForm | None = None  # how picture files were read
 
 
@@ -79,7 +80,9 @@ def assemble(source: Source, validation: float = 0.1) -> DataSet:
         if source.checks_test:  # nothing else is made of it, and it is let go of
             _tell_of_units(source.name, "test", read_test(), statistics)
     mean, std = statistics.mean, statistics.std
-    return DataSet(source.name, train, held, class_names, mean, std, read_test, pictures=source.pictures)
+    return DataSet(
+        source.name, train, held, class_names, mean, std, read_test, cut_test=source.cut_test, pictures=source.pictures
+    )
 
 
 def _tell_of_units(name: str, split: str, images: Split, train: Moments) -> None:

@@ -91,6 +91,7 @@ class DataSet:
     std: tuple[float, ...]  # (channels,)
     read_test: Callable[[], Split] | None = None  # None: this set has no test images
     source: Mapping[str, Any] = field(default_factory=dict)  # what `load` gives it again by; empty for arrays in memory
+    cut_test: bool = False  # whether test is a part of one set of images, cut off by us: a folder without train/
     pictures: PictureForm | None = None  # how picture files were read; None: it was given as arrays
 
     @cached_property
@@ -102,6 +103,11 @@ class DataSet:
                 "add x_test and y_test (or a folder test/) to measure one"
             )
         return self.read_test()
+
+    def every_image(self) -> Split:
+        """The images of all splits as one, to judge a net by that was trained on another set."""
+        parts = [part for part in (self.train, self.validation, self.test if self.has_test else None) if part]
+        return Split(torch.cat([part.images for part in parts]), torch.cat([part.labels for part in parts]))
 
     @property
     def has_test(self) -> bool:

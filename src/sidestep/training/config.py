@@ -23,7 +23,15 @@ __all__ = ["check_belongs", "check_same", "identity_of", "is_ours", "read_config
 
 FORMAT = 2  # of the folder; raised when an older Sidestep could not read it any more
 _MARK = "sidestep"  # the table that says that a folder is a run's
-_DATA = ("task.mean", "task.std", "task.image_shape", "data.train_images", "data.validation_images", "data.labels")
+_DATA = (
+    "task.mean",
+    "task.std",
+    "task.image_shape",
+    "data.train_images",
+    "data.validation_images",
+    "data.labels",
+    "data.pixels",
+)
 _MOST = 1 << 26  # bytes
 _HEAD = (
     "# A run of Sidestep. Whoever edits this by hand removes the line with the digest; it is then read with a notice.\n"
@@ -155,7 +163,7 @@ def check_same(path: Path, saved: dict[str, Any], given: dict[str, Any]) -> None
     if given.get("train.decay") != "none" or given.get("train.warmup"):
         free -= {"train.epochs"}  # the learning rate follows from it, at every step
     if all(saved.get(key) == given.get(key) for key in _DATA if key in saved):  # of a run from before, not all
-        free |= {"data.name", "data.labels", "data.in_memory", "data.size"}  # they may have been moved
+        free |= {"data.name", "data.labels", "data.pixels", "data.in_memory", "data.size"}  # they may have been moved
     different = sorted(
         key for key in saved.keys() | given.keys() if saved.get(key) != given.get(key) and key not in free
     )

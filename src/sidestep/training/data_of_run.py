@@ -73,6 +73,7 @@ def data_record(data: DataSet, source: Mapping[str, Any]) -> dict[str, Any]:
         "train_images": len(data.train),
         "validation_images": len(data.validation),
         "labels": _labels_digest(data),
+        "pixels": _pixels_digest(data),
         "pictures": {"stretched": data.pictures.size is not None} if data.pictures else None,
     }
 
@@ -85,11 +86,21 @@ def _labels_digest(data: DataSet) -> str:
     return digest.hexdigest()[:32]
 
 
+def _pixels_digest(data: DataSet) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for split in (data.train, data.validation):
+        for images in split.images.split(4096):
+            pixels = images.cpu().contiguous().numpy()
+            digest.update(pixels.astype(pixels.dtype.newbyteorder("<"), copy=False).tobytes())
+        digest.update(b"|")
+    return digest.hexdigest()
+
+
 def difference(config: Mapping[str, Any], data: DataSet) -> str | None:
     """Return in what data differ from those that a run was trained on, in a few words; None if they are the same.
 
-    Compared are the numbers of training and validation images, the labels in their order (by a digest), and mean and
-    standard deviation of each channel of the training images, within a millionth of the standard deviation.
+    Compared are the numbers of training and validation images, mean and standard deviation of each channel of the
+    training images, within a millionth of the standard deviation, and by digests the labels and the pixels, in order.
     """
     saved, task = config.get("data", {}), config.get("task", {})
     for name, split in (("train", data.train), ("validation", data.validation)):
@@ -103,6 +114,8 @@ def difference(config: Mapping[str, Any], data: DataSet) -> str | None:
             return f"train pixels with a {name} of {_numbers(found)}, not {_numbers(had)}"
     if saved.get("labels", _labels_digest(data)) != _labels_digest(data):
         return "other labels, or the same in another order"
+    if saved.get("pixels", own := _pixels_digest(data)) != own:
+        return "other pixels, or the same in another order"
     return None
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sidestep.data import Split
+from sidestep.data.notices import tell
 from sidestep.errors import InputError
 from sidestep.noise import Noise
 from sidestep.rules.protocol import Rule, Task
@@ -21,6 +22,7 @@ from sidestep.training.calibration import (
     confidence_sums,
     fit_sums,
 )
+from sidestep.training.data_of_run import unlike_contrast
 from sidestep.training.evaluate import accuracies, check_readings, predictions
 from sidestep.training.given import given_images, given_split
 from sidestep.training.options import Compute
@@ -65,6 +67,7 @@ class Run:
 
         They are calibrated, `q = softmax(log p / T)`, if `temperature(reading)` is not None. Otherwise they are the
         reading's own p: scores, which need not say how often the answer is right. The answer is the same by both.
+        Pixels that can hardly be in the units of those trained on are told (a `DataNotice`).
 
         Args:
             images: a tensor or an array, pixels as in the training data, uint8 in 0 .. 255 or the float values trained
@@ -78,6 +81,7 @@ class Run:
         name = reading or self.rule.predictors[0]
         check_readings(self.rule, [name])
         images = given_images(self.task, images)
+        self._tell_of_contrast("images to predict", images)
         found = predictions(self.rule, self.net, images, self.task, self.compute, Noise(self.seed), [name])
         if not len(images):
             return torch.zeros(0, self.task.classes)
@@ -96,6 +100,7 @@ class Run:
             InputError: for a reading that the rule does not have, or without images.
         """
         split = given_split(self.task, split)
+        self._tell_of_contrast("images to evaluate", split.images)
         names = names or self.rule.predictors
         check_readings(self.rule, names)
         temperatures = {name: self.temperature(name) for name in names}
@@ -120,6 +125,11 @@ class Run:
             raise InputError(f"a temperature takes {FEWEST} validation images or more, got {len(validation)}")
         count = self._count(images, names, lambda _, p, labels: fit_sums(p, labels))
         return replace(self, calibration=Calibration.fitted(self.rule, count.sums, len(images)))
+
+    def _tell_of_contrast(self, what: str, images: Tensor) -> None:
+        unlike = unlike_contrast(self.task, images)
+        if unlike:
+            tell(f"{what}: {unlike}")
 
     def _count(self, split: Split, names: Sequence[str], more: Callable[[str, Tensor, Tensor], Tensor]) -> Count:
         count = Count(dict.fromkeys(names, 0))
