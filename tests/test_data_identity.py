@@ -198,3 +198,14 @@ def test_predictions_and_evaluations_in_other_units_are_told_in_python_too(tmp_p
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         run.predict(images)
+
+
+def test_other_test_images_at_the_place_of_the_run_s_are_refused(trained, capsys):
+    arrays = dict(np.load("data.npz"))
+    arrays["x_test"][0] ^= 1
+    np.savez("data.npz", **arrays)
+    status, out, error = cli(capsys, "eval", "run")
+    assert (status, out) == (2, "")
+    assert "the test images are not those that run was evaluated on at its end" in error
+    for more in (["--data", "data.npz"], ["--split", "validation"]):  # what is named is meant
+        assert cli(capsys, "eval", "run", *more)[0] == 0

@@ -20,7 +20,7 @@ from sidestep.data import DataSet, load, read_named_images
 from sidestep.errors import DataError, InputError
 from sidestep.rules.variant import variant_of
 from sidestep.training import Run, load_run
-from sidestep.training.data_of_run import check_cut, check_task, difference, picture_form
+from sidestep.training.data_of_run import check_cut, check_task, check_test, difference, picture_form
 from sidestep.training.folder import RunFolder
 from sidestep.wording import csv_text
 
@@ -91,6 +91,8 @@ def _evaluate(
         part = found.test if split == "test" else found.validation if split == "validation" else found.train
     if not len(part):
         raise InputError(f"{found.name} has no {split} images; choose another --split")
+    if data is None and split == "test":
+        check_test(run, part)
     if calibrate:
         check_cut(run, found, instead="leave --calibrate out")
         trained = trained.recalibrated(found.validation, all_words(reading))

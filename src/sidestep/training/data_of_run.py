@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from sidestep.data import DataSet, PictureForm, names
+from sidestep.data import DataSet, PictureForm, Split, names
 from sidestep.data.source import channel_statistics
 from sidestep.errors import CheckpointError, InputError
 from sidestep.rules.protocol import Task
@@ -20,10 +20,12 @@ from sidestep.wording import counted
 __all__ = [
     "check_cut",
     "check_task",
+    "check_test",
     "data_record",
     "difference",
     "in_saved_units",
     "picture_form",
+    "pixels_digest",
     "unlike_contrast",
 ]
 
@@ -73,7 +75,7 @@ def data_record(data: DataSet, source: Mapping[str, Any]) -> dict[str, Any]:
         "train_images": len(data.train),
         "validation_images": len(data.validation),
         "labels": _labels_digest(data),
-        "pixels": _pixels_digest(data),
+        "pixels": pixels_digest(data.train, data.validation),
         "pictures": {"stretched": data.pictures.size is not None} if data.pictures else None,
     }
 
@@ -86,14 +88,25 @@ def _labels_digest(data: DataSet) -> str:
     return digest.hexdigest()[:32]
 
 
-def _pixels_digest(data: DataSet) -> str:
+def pixels_digest(*splits: Split) -> str:
+    """Return a digest of the pixels of splits, in their order, the same on every machine."""
     digest = hashlib.blake2b(digest_size=16)
-    for split in (data.train, data.validation):
+    for split in splits:
         for images in split.images.split(4096):
             pixels = images.cpu().contiguous().numpy()
             digest.update(pixels.astype(pixels.dtype.newbyteorder("<"), copy=False).tobytes())
         digest.update(b"|")
     return digest.hexdigest()
+
+
+def check_test(folder: Path, test: Split) -> None:
+    """Raise InputError for test images that are not those that a finished run was evaluated on at its end."""
+    saved = (RunFolder(folder).result() or {}).get("test_pixels")
+    if saved is not None and saved != pixels_digest(test):
+        raise InputError(
+            f"the test images are not those that {folder} was evaluated on at its end, though its training images are: "
+            "bring these data back, or give those that you mean with --data"
+        )
 
 
 def difference(config: Mapping[str, Any], data: DataSet) -> str | None:
@@ -114,7 +127,7 @@ def difference(config: Mapping[str, Any], data: DataSet) -> str | None:
             return f"train pixels with a {name} of {_numbers(found)}, not {_numbers(had)}"
     if saved.get("labels", _labels_digest(data)) != _labels_digest(data):
         return "other labels, or the same in another order"
-    if saved.get("pixels", own := _pixels_digest(data)) != own:
+    if saved.get("pixels", own := pixels_digest(data.train, data.validation)) != own:
         return "other pixels, or the same in another order"
     return None
 

@@ -18,6 +18,7 @@ from sidestep.training.calibration import (
     confidence_sums,
     fit_sums,
 )
+from sidestep.training.data_of_run import pixels_digest
 from sidestep.training.evaluate import accuracies
 from sidestep.training.loop import Loop
 from sidestep.training.progress import Progress
@@ -73,6 +74,7 @@ def finish(
         "readings": {name: quality.accuracy for name, quality in read.items()} if read else None,
         "qualities": {name: dataclasses.asdict(quality) for name, quality in read.items()} if read else None,
         "calibration_images": calibration.images if calibration else 0,
+        "test_pixels": pixels_digest(loop.data.test) if found["test"] else None,  # to know them again
         "device": str(compute.device),
         "precision": compute.precision,
         "run": str(folder.path) if folder else None,
