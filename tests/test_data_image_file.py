@@ -248,3 +248,10 @@ def test_a_size_is_one_whole_number(tmp_path: Path, size: object) -> None:
         (tmp_path / label).mkdir()
     with pytest.raises(InputError, match="size must be one whole number of pixels"):
         data.load(tmp_path, size=size)  # type: ignore[arg-type]
+
+
+def test_files_to_predict_whose_names_lead_nowhere(tmp_path: Path) -> None:
+    (tmp_path / "loop.png").symlink_to("loop.png")
+    for name, message in (("x" * 300, "cannot be read"), ("loop.png", "cannot be read"), ("gone.png", "no such file")):
+        with pytest.raises(DataError, match=message):
+            data.read_images(tmp_path / name, (1, 4, 4))

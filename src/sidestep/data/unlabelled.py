@@ -44,6 +44,7 @@ def read_named_images(
     form = form or PictureForm(1 if image_shape[0] == 1 else 3)
     parts: list[tuple[Tensor | None, list[Path]]] = []  # an array's images with its file, or pictures
     for path in paths:
+        _check_there(path)
         if not path.is_dir() and path.suffix in ARRAYS:
             parts.append((_array(path, image_shape), [path]))
         else:
@@ -62,6 +63,15 @@ def read_named_images(
     if len({part.dtype for part in images}) > 1:
         raise DataError("some of these images are uint8 (0 to 255), others float32; give them one after another")
     return torch.cat(images), tuple(names)
+
+
+def _check_there(path: Path) -> None:
+    try:
+        path.stat()
+    except (FileNotFoundError, ValueError):  # ValueError: a name with NUL in it
+        raise DataError(f"{path}: no such file") from None
+    except OSError as error:  # a name too long, a link that leads to itself, a folder that is closed
+        raise DataError(f"{path!s:.200}: cannot be read ({error.strerror or error})") from error
 
 
 def _array(path: Path, image_shape: tuple[int, int, int]) -> Tensor:
@@ -92,8 +102,6 @@ def _npz(path: Path) -> Array:
 
 def _pictures_in(path: Path) -> list[Path]:
     """The path itself, or all files in the folder and the folders in it, by name; no folder is entered twice."""
-    if not path.exists():
-        raise DataError(f"{path}: no such file")
     if not path.is_dir():
         return [path]
     found: list[Path] = []
