@@ -21,7 +21,7 @@ AdaptiveVelocity = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 _TICKS, _FIRST = 2**14, 2**7  # in a walk, and in its first step
 _SAFETY = 0.9  # how far below the best guess the next step stays
-_MOST = 3  # the most powers of two by which a step is larger or smaller than the last
+_MOST = 6  # the most powers of sqrt(2) by which a step is larger or smaller than the last
 
 
 class _Pair(NamedTuple):
@@ -125,8 +125,8 @@ def adaptive_walk(
     """Integrate dz/dt between two times by a pair with adaptive steps, each example by its own.
 
     A step is accepted if the root mean square of its errors, each over `tolerance (1 + |z|)`, is at most 1, or if it is
-    the smallest there is. The next one is as large, or by a power of two larger or smaller, so that it depends on z in
-    a few places only: as a smooth function of the error, it would make a difference in the last bit into one of the
+    the smallest there is. The next one is as large, or by a power of sqrt(2) larger or smaller, so that it depends on z
+    in a few places only: as a smooth function of the error, it would make a difference in the last bit into one of the
     size of the tolerance, where the rate swings faster than the steps can follow.
 
     Args:
@@ -153,13 +153,13 @@ def adaptive_walk(
         size = torch.minimum(walk.size, _TICKS - walk.tick)
         step = _taken(velocity, pair, ends, walk, size, tolerance)
         accepted = (step.error <= 1) | (size <= 1)
-        change = torch.log2(_SAFETY / step.error ** (1 / pair.order)).floor()
+        change = (2 * torch.log2(_SAFETY / step.error ** (1 / pair.order))).floor()
         change = torch.where(accepted, change.clamp(0, _MOST), change.clamp(-_MOST, -1))
         moved = accepted[:, None]
         walk = _Walk(
             walk.rows,
             torch.where(accepted, walk.tick + size, walk.tick),
-            (size * torch.exp2(change)).floor().clamp_min(1),
+            (size * torch.exp2(change / 2)).round().clamp_min(1),
             torch.where(moved, step.latent, walk.latent),
             torch.where(moved, step.rate, walk.rate),
         )
