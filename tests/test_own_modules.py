@@ -136,6 +136,10 @@ WRONG = {
     "no features": (lambda: stages(last=[Does(lambda _, x: x[:, :0])]), "must return a tensor"),
     "double weights": (lambda: stages().double(), r"float64.*\.float\(\)"),
     "double outputs": (lambda: stages(last=[Does(lambda _, x: x.double())]), r"float64.*\.float\(\)"),
+    "half outputs": (lambda: stages(last=[Does(lambda _, x: x.half())]), r"float16.*\.float\(\)"),
+    "sparse": (lambda: stages(last=[Does(lambda _, x: x.to_sparse())]), "plain tensor with values, got sparse_coo"),
+    "without values": (lambda: stages(last=[Does(lambda _, x: x.to("meta"))]), "plain tensor with values.*meta"),
+    "changes its input to what it was": (lambda: stages(Does(lambda _, x: x.mul_(1))), "changes its input in place"),
     "whole numbers": (lambda: stages(last=[Does(lambda _, x: x.long())]), r"int64.*\.float\(\)"),
     "changes its input": (lambda: stages(Does(shifts)), r"changes its input in place.*x = x - 0\.5"),
     "changes a view of it": (lambda: stages(nn.Flatten(), nn.ReLU(inplace=True)), "changes its input in place"),
@@ -255,6 +259,48 @@ def test_what_cannot_be_differentiated_for_working_in_place_says_so(name):
     """A rectifier keeps its output for the way back, and the part after it writes over that."""
     with pytest.raises(InputError, match=r"in place.*x = x \* 2"):
         gradients(RULES[name], lambda: nn.Sequential(*stages(), nn.ReLU(), Twice(True), nn.Linear(12, 12), nn.ReLU()))
+
+
+@pytest.mark.parametrize("name", ["direct-feedback-alignment", "noise-step"])
+def test_a_module_that_cuts_derivatives_off_says_so(name):
+    with pytest.raises(InputError, match=r"cuts them off; leave detach"):
+        gradients(RULES[name], lambda: stages(nn.Flatten(), last=[Does(lambda _, x: x.detach())]))
+
+
+class CountsInTraining(Counting):
+    def forward(self, x):
+        if self.training:
+            self.calls += 1
+        return x
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_a_buffer_that_counts_in_training_is_fine_or_refused_with_the_fix(name):
+    if name in ("forward-gradient weights", "noise-step weight probes"):
+        with pytest.raises(InputError, match=r"self\.count = self\.count \+ 1"):
+            gradients(RULES[name], lambda: stages(CountsInTraining()))
+    else:
+        assert gradients(RULES[name], lambda: stages(CountsInTraining()))
+
+
+def test_outputs_that_are_not_finite_are_no_draws():
+    RULES["evolution"].build(TASK, Noise(0), None, lambda: stages(last=[Does(lambda _, x: x / 0 * 0)]))
+
+
+class AlwaysEval(nn.BatchNorm1d):
+    def train(self, mode=True):
+        return super().train(False)
+
+
+@pytest.mark.parametrize("name", [name for name in RULES if name.split()[0] in (
+    "noprop-dt", "noprop-ct", "noprop-fm", "backprop", "neural-ode", "feedback-alignment",
+    "direct-feedback-alignment", "local-loss")])  # fmt: skip
+def test_a_batch_norm_that_stays_in_evaluation_mode_trains(name):
+    def make():
+        norm = AlwaysEval(16).requires_grad_(False)
+        return nn.Sequential(nn.Flatten(), nn.Linear(64, 16), norm, nn.ReLU(), nn.Linear(16, 12), nn.ReLU())
+
+    assert gradients(RULES[name], make)
 
 
 def shared_relu():

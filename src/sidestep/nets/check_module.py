@@ -81,10 +81,21 @@ def check_module(module: nn.Module, name: str, image_shape: Shape, noise: Noise)
 
 @contextmanager
 def inplace_explained() -> Iterator[None]:
-    """Inside, a derivative that fails because its values were written over is an InputError with the fix."""
+    """Inside, a derivative that fails for what a module of the user's does is an InputError with the fix."""
     try:
         yield
     except RuntimeError as error:
+        if any(said in str(error) for said in ("does not require grad", "not have been used in the graph")):
+            raise InputError(
+                "the loss does not depend on the weights as far as derivatives go: a part of the module cuts them off; "
+                "leave detach(), torch.no_grad() and .data out of it, or train it by spsa or evolution"
+            ) from error
+        if "mutate a captured Tensor" in str(error):
+            raise InputError(
+                "a part of the module changes a buffer of its own in place in training mode, through which there is no "
+                "forward-mode derivative; write self.count = self.count + 1 in place of self.count += 1, or leave it "
+                "out"
+            ) from error
         if "modified by an inplace operation" not in str(error):
             raise
         raise InputError(
@@ -154,7 +165,7 @@ def _called(twin: nn.Module, name: str, images: Tensor, noise: Noise, mode: str)
     finally:
         for hook in hooks:
             hook.remove()
-    if not _same(given, images):
+    if given._version or not _same(given, images):  # written to, also where black images stay black
         raise InputError(
             f"the module {name} changes its input in place, which others are to see as it was; copy it first: "
             "x = x - 0.5 in place of x -= 0.5, or x = x.clone() at its beginning"
@@ -179,12 +190,18 @@ def _check_output(found: Any, name: str) -> None:
             f"the module {name} must return a tensor (batch, features ...), got a {type(found).__name__}{parts}; "
             "return the part that is meant (an LSTM's outputs are the first of two)"
         )
+    if found.layout != torch.strided or found.device.type == "meta":
+        kind = "one without values (meta)" if found.device.type == "meta" else str(found.layout)
+        raise InputError(
+            f"the module {name} must return a plain tensor with values, got {kind.removeprefix('torch.')}; end it with "
+            ".to_dense(), or leave the change of device out"
+        )
     if found.dim() < 2 or len(found) != _IMAGES or not found.numel():
         raise InputError(
             f"the module {name} must return a tensor (batch, features ...); for {_IMAGES} images it gave "
             f"{tuple(found.shape)}"
         )
-    if not found.is_floating_point() or found.dtype == torch.float64:
+    if found.dtype != torch.float32:
         kind = str(found.dtype).removeprefix("torch.")
         raise InputError(f"the module {name} returns {kind}, and what follows it is float32; end it with .float()")
 

@@ -94,7 +94,7 @@ def check_repeats(net: nn.Module, image_shape: tuple[int, int, int]) -> None:
     for index in range(2):
         with torch.no_grad(), kept_statistics(net), noise.sub(index).torch_seeded():
             logits.append(net(images))
-    if not torch.equal(*logits):
+    if not torch.equal(*(each.nan_to_num() for each in logits)):  # NaN is no draw
         raise InputError(
             "the module draws random numbers in its forward pass, and with rank-1 noise the two members of a pair, "
             "which are in one batch, would draw differently: their difference would measure the draws; leave the draws "

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, jvp, vmap
 
 from sidestep.errors import InputError, NonFiniteError
+from sidestep.nets.check_module import inplace_explained
 from sidestep.nets.precision import at_least_float32, full_precision
 from sidestep.nets.tangent_chain import (
     Chain,
@@ -240,7 +241,8 @@ def _through_any_net(asked: _Asked) -> tuple[Tensor, Tensor]:
             except RuntimeError:  # an operation that does not know vmap: then one after another
                 together = False
         for index in range(last - first):
-            found.append(along({name: tangent[index] for name, tangent in tangents.items()})[None])
+            with inplace_explained():
+                found.append(along({name: tangent[index] for name, tangent in tangents.items()})[None])
     return torch.cat(found).to(asked.work), value.to(asked.work)
 
 

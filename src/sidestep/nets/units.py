@@ -91,4 +91,5 @@ def kept_statistics(net: nn.Module, prefix: str = "") -> Iterator[Callable[[], d
     finally:
         with torch.no_grad():
             for name, buffer in net.named_buffers():
-                buffer.copy_(before[name])
+                if not torch.equal(buffer, before[name]):  # a write, even of the same, undoes what autograd has kept
+                    buffer.copy_(before[name])

@@ -19,6 +19,7 @@ from torch.nn.functional import cross_entropy
 
 from sidestep.data import Split
 from sidestep.nets.activity import activity_pass, at_layer, check_activity, cotangent, output_gradients, tangent_of
+from sidestep.nets.check_module import inplace_explained
 from sidestep.nets.directions import Directions
 from sidestep.nets.forward_mode import forward_mode
 from sidestep.nets.own import ImagePath
@@ -156,7 +157,8 @@ def _along_weights(net: StagedNet, batch: Batch, directions: Directions, tangent
 
     for index in tangents:
         along = {name: directions.draw(name, weight.shape, index, weight) for name, weight in weights.items()}
-        loss, derivative = jvp(loss_at, (weights,), (along,))[:2]
+        with inplace_explained():
+            loss, derivative = jvp(loss_at, (weights,), (along,))[:2]
         for name, v in along.items():
             sums[name] += v * (derivative / len(tangents))
     return sums, {"net: cross-entropy": loss}
