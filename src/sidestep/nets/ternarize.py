@@ -71,8 +71,8 @@ def _is_lazy(layer: nn.Module) -> bool:
     return isinstance(layer, nn.modules.lazy.LazyModuleMixin)
 
 
-def _replace_children(module: nn.Module, prefix: str, made: dict[int, nn.Module]) -> None:
-    """Replace what has a ternary form below `module`; `made` knows by id what took a layer's place elsewhere."""
+def _replace_children(module: nn.Module, prefix: str, made: dict[nn.Module, nn.Module]) -> None:
+    """Replace what has a ternary form below `module`; `made` knows what took a layer's place elsewhere."""
     own = [name for name, parameter in module.named_parameters(recurse=False) if parameter.requires_grad]
     if own and not isinstance(module, TernaryLayer):
         raise InputError(
@@ -82,9 +82,9 @@ def _replace_children(module: nn.Module, prefix: str, made: dict[int, nn.Module]
     for name, child in list(module._modules.items()):
         if child is None:
             continue
-        replaced = made.get(id(child)) or _ternary_form(prefix + name, child)
+        replaced = made.get(child) or _ternary_form(prefix + name, child)
         if replaced is not None:
-            made[id(child)] = replaced
+            made[child] = replaced
             setattr(module, name, replaced)
         elif not isinstance(child, TernaryLayer):
             _replace_children(child, f"{prefix}{name}.", made)

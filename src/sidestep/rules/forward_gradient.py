@@ -14,7 +14,7 @@ from typing import ClassVar, Literal, cast
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, jvp
+from torch.func import jvp
 from torch.nn.functional import cross_entropy
 
 from sidestep.data import Split
@@ -24,6 +24,7 @@ from sidestep.nets.directions import Directions
 from sidestep.nets.forward_mode import forward_mode
 from sidestep.nets.own import ImagePath
 from sidestep.nets.staged import GroupHeads, StagedNet
+from sidestep.nets.substituted import functional_call
 from sidestep.nets.trained import check_unshared, trained
 from sidestep.nets.units import kept_statistics
 from sidestep.noise import Noise

@@ -19,13 +19,13 @@ from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from sidestep.data import Split
 from sidestep.errors import InputError
 from sidestep.nets.local import floating, local_gradients
 from sidestep.nets.own import ImagePath
 from sidestep.nets.perturbed import activity_gradients, check_chain, rank_one_alignments, rank_one_shapes
+from sidestep.nets.substituted import functional_call
 from sidestep.nets.tangents import alignments
 from sidestep.nets.ternary import ternary_parameters
 from sidestep.nets.ternary_nets import TernaryNet, ternary_conv_net, ternary_mlp, ternary_own
