@@ -369,3 +369,48 @@ def test_where_nothing_can_be_locked_the_notice_is_a_warning(tmp_path, monkeypat
     monkeypatch.setattr(fcntl, "flock", lambda *given: (_ for _ in ()).throw(OSError(errno.ENOSYS, "no")))
     with pytest.warns(RunNotice, match="cannot lock files"), only_writer(tmp_path):
         pass
+
+
+def test_a_finished_run_without_state_and_log_is_told_as_it_is(tmp_path):
+    train(QUICK, SET, Options(epochs=1, batch=12, out=tmp_path / "run"))
+    (tmp_path / "run" / "state.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="is not there either. Nothing was changed") as caught:
+        train(QUICK, SET, Options(epochs=1, batch=12, out=tmp_path / "run", resume=True))
+    assert "replay" not in str(caught.value)  # there is nothing to replay
+
+
+def test_weights_that_may_not_be_read_are_not_told_as_missing(tmp_path, monkeypatch):
+    train(QUICK, SET, Options(epochs=1, batch=12, out=tmp_path / "run"))
+    opened = os.open
+
+    def refused(path, *rest, **more):
+        if str(path).endswith("state.safetensors"):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+        return opened(path, *rest, **more)
+
+    monkeypatch.setattr(os, "open", refused)
+    with pytest.raises(CheckpointError, match="cannot read the checkpoint .*Permission denied"):
+        load_run(tmp_path / "run")
+
+
+def test_a_folder_whose_weights_could_not_be_read_again_is_refused_before_training(tmp_path):
+    out = tmp_path / os.fsdecode(b"caf\xe9")
+    with pytest.raises(CheckpointError, match="not valid UTF-8"):
+        train(QUICK, SET, Options(epochs=1, batch=12, out=out))
+    assert not out.exists()
+
+
+def test_a_finished_run_that_cannot_be_continued_keeps_its_model(tmp_path, monkeypatch):
+    train(QUICK, SET, Options(epochs=1, batch=12, out=tmp_path / "run"))
+    before = {file.name: file.read_bytes() for file in (tmp_path / "run").iterdir()}
+    opened = os.open
+
+    def refused(path, flags, *rest, **more):
+        if str(path).endswith("metrics.jsonl") and flags & (os.O_RDWR | os.O_WRONLY):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+        return opened(path, flags, *rest, **more)
+
+    monkeypatch.setattr(os, "open", refused)
+    with pytest.raises(CheckpointError, match="metrics.jsonl cannot be written"):
+        train(QUICK, SET, Options(epochs=2, batch=12, out=tmp_path / "run", resume=True))
+    assert {file.name: file.read_bytes() for file in (tmp_path / "run").iterdir()} == before

@@ -18,7 +18,7 @@ from torch import Tensor
 from sidestep.errors import CheckpointError, InputError
 from sidestep.files import (
     TEMPORARY_PREFIX,
-    check_plain,
+    open_plain,
     read_json,
     write_bytes,
     write_json,
@@ -29,6 +29,7 @@ from sidestep.tensorfile import layout, raw_bytes
 
 __all__ = [
     "TEMPORARY_PREFIX",
+    "check_name",
     "load",
     "opened",
     "optimizer_tensors",
@@ -58,6 +59,7 @@ def save(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], record: Ma
     except (TypeError, ValueError) as error:
         raise InputError(f"a checkpoint's record must be plain JSON (no tensors, no sets), got {error}") from error
     header = {"format": FORMAT, "digest": _digest(tensors, text), "record": json.loads(text)}
+    check_name(Path(path))
     kinds = {name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()}
     head, places = layout(kinds, {METADATA_KEY: json.dumps(header)})
     data = (raw_bytes(tensors[name]) for name in places)
@@ -73,11 +75,23 @@ def load(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> tu
     return {name: tensor.to(device, copy=True) for name, tensor in tensors.items()}, record
 
 
+def check_name(path: Path) -> None:
+    """Raise CheckpointError for a path that safetensors, which takes Unicode alone, could not open again."""
+    try:
+        os.fspath(path).encode()
+    except UnicodeEncodeError as error:
+        raise CheckpointError(
+            f"the name {path} is not valid UTF-8, so no weights in it could be read: rename it, or choose another"
+        ) from error
+
+
 def opened(path: str | os.PathLike[str]) -> tuple[Mapping[str, Tensor], dict[str, Any]]:
     """As `load`, but a tensor is in memory from when it is asked for until it is let go of: copy what you keep."""
     path = Path(path)
-    check_plain(path)
+    check_name(path)
     try:
+        with open_plain(path, os.O_RDONLY):  # safetensors would say that a file is not there which may not be read
+            pass
         tensors = _Stored(path)
         record = _verified_record(path, tensors, tensors.metadata)
     except FileNotFoundError as error:

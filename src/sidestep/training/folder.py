@@ -1,5 +1,6 @@
 """The folder of a run: what is written when, so that a kill at any instant leaves something to resume from."""
 
+import os
 import re
 import stat
 import warnings
@@ -13,7 +14,7 @@ from torch import Tensor
 from sidestep import checkpoint
 from sidestep.data import steps_per_epoch
 from sidestep.errors import CheckpointError, InputError
-from sidestep.files import check_plain, make_folder
+from sidestep.files import check_plain, make_folder, open_plain
 from sidestep.training.calibration import Calibration
 from sidestep.training.config import (
     check_belongs,
@@ -82,6 +83,7 @@ class RunFolder:
 
     def _check(self, resume: bool, overwrite: bool) -> bool:
         """Return whether there is a run to go on with; look only."""
+        checkpoint.check_name(self.path)
         try:
             if self.path.exists() and not self.path.is_dir():
                 raise InputError(f"{self.path} is a file; choose another --out")
@@ -145,15 +147,25 @@ class RunFolder:
         Args:
             config: the new configuration.
             finished: whether there is nothing left to train; otherwise the earlier end's results are removed.
+
+        Raises:
+            CheckpointError: if a file that is going to be continued may not be written; then nothing is removed.
         """
         try:
+            if not finished:
+                for file in (self.metrics_file, self.log_file):
+                    if file.exists():
+                        open_plain(file, os.O_RDWR, alone=True).close()
             self._remove_temporaries()
             if not finished:
                 self.model_file.unlink(missing_ok=True)
                 self.result_file.unlink(missing_ok=True)
                 self.evaluation_file.unlink(missing_ok=True)
         except OSError as error:
-            raise CheckpointError(f"what {self.path} holds of its end cannot be removed: {error.strerror}") from error
+            raise CheckpointError(
+                f"{error.filename or self.path} cannot be written or removed ({error.strerror}), so the run cannot go "
+                "on there; copy the folder to where you may write"
+            ) from error
         write_config(self.config_file, config)
 
     def config(self) -> dict[str, Any]:

@@ -78,14 +78,19 @@ def _check_end(folder: RunFolder, state: State, scan: Scan | None) -> None:
     trained, own = found[0], state.net.state_dict()
     if trained.keys() == own.keys() and all(same_bits(own[name], value) for name, value in trained.items()):
         return
-    log, steps = folder.log_file, scan.steps if scan else 0
-    there = f"{log} leads to step {steps:,} only" if scan else f"{log} is not there either"
-    damage = f" ({scan.damage})" if scan and scan.damage else ""
+    log = folder.log_file
+    there, rescue = f"{log} is not there either", ""
+    if scan:
+        damage = f" ({scan.damage})" if scan.damage else ""
+        there = f"{log} leads to step {scan.steps:,} only{damage}, not to that model"
+        rescue = (
+            f"have the weights of the steps that are good written, sidestep replay {log} --to-step {scan.steps} --out "
+            "FILE.safetensors; or "
+        )
     raise CheckpointError(
         f"the run in {folder.path} had finished, as its model.safetensors says, but its state.safetensors is gone, and "
-        f"{there}{damage}, not to that model. Nothing was changed: keep a copy of the model and bring the files back; "
-        f"or have the weights of the steps that are good written, sidestep replay {log} --to-step {steps} --out "
-        "FILE.safetensors; or begin anew with --overwrite"
+        f"{there}. Nothing was changed: keep a copy of the model and bring the files back; or {rescue}begin anew with "
+        "--overwrite"
     )
 
 
