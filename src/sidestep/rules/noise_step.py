@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from sidestep.data import Split
 from sidestep.errors import InputError
+from sidestep.nets.check_module import inplace_explained
 from sidestep.nets.local import floating, local_gradients
 from sidestep.nets.own import ImagePath
 from sidestep.nets.perturbed import activity_gradients, check_chain, rank_one_alignments, rank_one_shapes
@@ -181,7 +182,7 @@ class NoiseStep:
         net = self._own(net)
         net.train()
         seeded = noise.stream("module").torch_seeded(batch.images.device)  # for modules that draw in their forward pass
-        with torch.no_grad(), kept_statistics(net) as changed, seeded:
+        with torch.no_grad(), kept_statistics(net) as changed, seeded, inplace_explained():
             if self.estimator == "weight-probes":
                 probes = self._sparse(net, noise)
                 coefs, loss = alignments(net, batch.images, batch.labels, probes, self.memory << 20)
