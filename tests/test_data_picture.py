@@ -70,3 +70,12 @@ def test_wrong_arguments(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match="cannot write"):
         data.grid(split(), ("a", "b", "c"), tmp_path / "file" / "grid.png")
+
+
+def test_a_picture_replaces_a_link_and_not_what_it_leads_to(tmp_path: Path) -> None:
+    (tmp_path / "letter").write_text("mine")
+    (tmp_path / "grid.png").symlink_to(tmp_path / "letter")
+    data.grid(split(), ("a", "b", "c"), tmp_path / "grid.png", 1, 2)
+    assert (tmp_path / "letter").read_text() == "mine"
+    assert (tmp_path / "grid.png").read_bytes().startswith(b"\x89PNG")
+    assert not (tmp_path / "grid.png").is_symlink()

@@ -1,5 +1,6 @@
 """Data as pictures: a grid of labelled images in one PNG."""
 
+import io
 import warnings
 from pathlib import Path
 
@@ -9,7 +10,8 @@ from torch import Tensor
 
 from sidestep.data.check import Array
 from sidestep.data.splits import Split
-from sidestep.errors import DataError, InputError
+from sidestep.errors import CheckpointError, DataError, InputError
+from sidestep.files import write_bytes
 from sidestep.wording import spelled
 
 __all__ = ["grid"]
@@ -77,10 +79,14 @@ def _draw(pictures: Array, titles: list[str], path: Path, rows: int, columns: in
         short = title if len(title) <= LONGEST else title[: LONGEST - 1] + "…"
         axis.imshow(picture, cmap="gray", vmin=0, vmax=white, interpolation="nearest")
         axis.set_title(spelled(short), fontsize=8 if longest <= 12 else 5.5, pad=2, parse_math=False)
+    picture_bytes = io.BytesIO()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Glyph .* missing from font")  # a box stands for such a letter
-            figure.savefig(path, format="png")
+            figure.savefig(picture_bytes, format="png")
+        write_bytes(path, picture_bytes.getvalue())  # whole or not at all, and never through a link
     except OSError as error:
         raise DataError(f"cannot write {path}: {error.strerror or error}") from error
+    except CheckpointError as error:
+        raise DataError(str(error)) from error
