@@ -4,7 +4,8 @@
 
 Each run is a process of its own, one after another, in float32 on one core. A twentieth of the training images is kept
 aside. No setting was chosen on these runs: all come from the single-seed trials on the rules' pages, which list test
-accuracy. Processor seconds are those of the whole process, evaluation included; of a resumed run there are none.
+accuracy. In brackets behind an accuracy stand its standard error over seeds and that of the test set. Processor seconds
+are those of the whole process, evaluation included; of a resumed run there are none.
 """
 
 import argparse
@@ -12,9 +13,12 @@ import json
 import resource
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 
-from benchmarks.ternary_page import read, train
+from benchmarks.ternary_page import TEST_IMAGES, read, train
+from sidestep.bench.blocks import mean_and_error
+from sidestep.bench.study_report import share
+from sidestep.rules import RULES
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,18 @@ class Entry:
     arguments: tuple[str, ...]
     target: float | None = None
 
+    def given(self, option: str) -> str | None:
+        """Return what the command line gives for an option, or None where it leaves the default."""
+        words = dict(zip(self.arguments, self.arguments[1:], strict=False))
+        return words.get(option)
+
+    def setting(self) -> str:
+        """Return label smoothing, whether images are shifted, and epochs, as three cells."""
+        default = getattr(RULES[self.arguments[0]](), "label_smoothing", "-")
+        smoothing = self.given("--label-smoothing") or f"{default:g}" if default != "-" else "-"
+        shifts = "yes" if self.given("--augment") == "shift" else "no"
+        return f"{smoothing} | {shifts} | {self.given('--epochs')}"
+
 
 TWELVE = ("--epochs", "12", "--augment", "shift")
 SMOOTH = ("--label-smoothing", "0.1")
@@ -35,16 +51,16 @@ ENTRIES = {
     "linear": Entry("a linear classifier", "784-10", ("backprop", "--net", "linear", "--epochs", "12")),
     "backprop": Entry("backprop", "512-512", ("backprop", *WIDE, *TWELVE)),
     "backprop-norm": Entry("backprop, batch norm", "512-512", ("backprop", *WIDE, "--norm", "batch", *TWELVE)),
-    "backprop-smooth": Entry("backprop, smoothing 0.1", "512-512", ("backprop", *WIDE, *SMOOTH, *TWELVE)),
+    "backprop-smooth": Entry("backprop", "512-512", ("backprop", *WIDE, *SMOOTH, *TWELVE)),
     "backprop-norm-smooth": Entry(
-        "backprop, batch norm, smoothing 0.1", "512-512", ("backprop", *WIDE, "--norm", "batch", *SMOOTH, *TWELVE)
+        "backprop, batch norm", "512-512", ("backprop", *WIDE, "--norm", "batch", *SMOOTH, *TWELVE)
     ),
     "deep": Entry(
         "backprop, deep supervision", "512-512",
         ("backprop", *WIDE, "--norm", "batch", "--deep-supervision", "0.3", *TWELVE),
     ),
-    "ll-plain": Entry("local-loss, no smoothing", "512-512", ("local-loss", "--label-smoothing", "0", *TWELVE)),
-    "ll": Entry("local-loss", "512-512", ("local-loss", *TWELVE), 98.5),
+    "ll-plain": Entry("local-loss, batch norm", "512-512", ("local-loss", "--label-smoothing", "0", *TWELVE)),
+    "ll": Entry("local-loss, batch norm", "512-512", ("local-loss", *TWELVE), 98.5),
     "dfa": Entry("direct-feedback-alignment", "512-512", ("direct-feedback-alignment", *TWELVE), 98.0),
     "fa": Entry("feedback-alignment", "512-512", ("feedback-alignment", *TWELVE), 97.8),
     "ff": Entry(
@@ -80,14 +96,18 @@ def row(entry: Entry, folders: list[Path]) -> str | None:
     found = [(folder, curve) for folder in folders if (curve := read(folder))]
     if not found:
         return None
-    tests = [100 * curve.test for _, curve in found]
-    error = f" ({stdev(tests) / len(tests) ** 0.5:.2f})" if len(tests) > 1 else ""
+    tests = [curve.test for _, curve in found]
     best = [100 * curve.epochs[-1][2] for _, curve in found]
     times = [json.loads(path.read_text()) for folder, _ in found if (path := folder / "processor.json").exists()]
     seconds = f"{mean(times):.0f}" if times else "-"
-    target = "" if entry.target is None else f"{entry.target:.1f}: {'met' if mean(tests) >= entry.target else 'missed'}"
+    target = (
+        ""
+        if entry.target is None
+        else f"{entry.target:.1f}: {'met' if 100 * mean(tests) >= entry.target else 'missed'}"
+    )
     return (
-        f"| {entry.title} | {entry.net} | {len(found)} | {mean(tests):.2f}{error} | {mean(best):.2f} "
+        f"| {entry.title} | {entry.net} | {entry.setting()} | {len(found)} "
+        f"| {share(*mean_and_error(tests), images=TEST_IMAGES)} | {mean(best):.2f} "
         f"| {100 * mean(curve.train for _, curve in found):.2f} | {seconds} | {target} |"
     )
 
@@ -103,8 +123,10 @@ def main() -> None:
     for seed in given.seeds if not given.draw else ():
         for name in given.only:
             timed(name, seed, given.runs / f"{name}-{seed}")
-    print("| rule | hidden layers | seeds | test % (s.e.) | validation % | train % | processor seconds | target |")
-    print("|---|---|---|---|---|---|---|---|")
+    columns = ("rule", "hidden layers", "label smoothing", "shifts", "epochs", "seeds", "test % (seeds; test set)",
+               "validation %", "train %", "processor seconds", "target")  # fmt: skip
+    print(f"| {' | '.join(columns)} |")
+    print("|" + "---|" * len(columns))
     for name in given.only:
         line = row(ENTRIES[name], [given.runs / f"{name}-{seed}" for seed in given.seeds])
         if line:

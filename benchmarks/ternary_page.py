@@ -14,12 +14,17 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 
 import matplotlib
 
 matplotlib.use("agg")
 import matplotlib.pyplot as plt
+
+from sidestep.bench.blocks import mean_and_error
+from sidestep.bench.study_report import share
+
+TEST_IMAGES = 10_000  # of MNIST, and of CIFAR-10
 
 
 @dataclass(frozen=True)
@@ -95,18 +100,18 @@ def read(folder: Path) -> Curve | None:
 def table(found: dict[str, list[Curve]], data: str) -> str:
     """Return the Markdown table of a data set."""
     lines = [
-        "| net and rule | seeds | test % (s.e.) | train % | seconds | forward passes | log, bytes | weights, packed |",
+        "| net and rule | seeds | test % (seeds; test set) | train % | seconds | forward passes | log, bytes "
+        "| weights, packed |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for name, curves in found.items():
         if not curves or ENTRIES[name].data != data:
             continue
-        tests = [100 * curve.test for curve in curves]
-        error = stdev(tests) / len(tests) ** 0.5 if len(tests) > 1 else float("nan")
+        tests = share(*mean_and_error([curve.test for curve in curves]), images=TEST_IMAGES)
         one = curves[0]
         ternary = "linear" not in name
         lines.append(
-            f"| {ENTRIES[name].title} | {len(curves)} | {mean(tests):.2f} ({error:.2f}) "
+            f"| {ENTRIES[name].title} | {len(curves)} | {tests} "
             f"| {mean(100 * curve.train for curve in curves):.2f} | {mean(curve.seconds for curve in curves):.0f} "
             f"| {one.steps * ENTRIES[name].forwards:,.0f} | {f'{one.log:,}' if one.log else '-'} "
             f"| {f'{-(-one.weights // 5):,}' if ternary else f'{4 * one.weights:,} (float32)'} |"

@@ -28,15 +28,18 @@ class TestRulesPage:
     def test_a_row_has_means_over_seeds_and_whether_the_target_was_met(self, tmp_path):
         folders = [made_up_run(tmp_path / "0", 0.97, 0.96, 50), made_up_run(tmp_path / "1", 0.99, 0.98, 70)]
         folders.append(tmp_path / "not there")
-        assert rules_page.row(Entry("a rule", "8-8", (), 98.0), folders) == (
-            "| a rule | 8-8 | 2 | 98.00 (1.00) | 97.00 | 99.00 | 60 | 98.0: met |"
+        words = ("backprop", "--label-smoothing", "0.1", "--epochs", "3", "--augment", "shift")
+        # sqrt(0.98 * 0.02 / 10,000) = 0.0014
+        assert rules_page.row(Entry("a rule", "8-8", words, 97.9), folders) == (
+            "| a rule | 8-8 | 0.1 | yes | 3 | 2 | 98.00 (1.00; 0.14) | 97.00 | 99.00 | 60 | 97.9: met |"
         )
-        assert rules_page.row(Entry("a rule", "8-8", (), 98.1), folders).endswith("98.1: missed |")
-        assert rules_page.row(Entry("a rule", "8-8", ()), folders[2:]) is None
+        assert rules_page.row(Entry("a rule", "8-8", words, 98.1), folders).endswith("98.1: missed |")
+        assert rules_page.row(Entry("a rule", "8-8", words), folders[2:]) is None
 
     def test_one_seed_has_no_error_and_a_resumed_run_no_seconds(self, tmp_path):
-        line = rules_page.row(Entry("a rule", "8-8", ()), [made_up_run(tmp_path / "0", 0.97, 0.96)])
-        assert line == "| a rule | 8-8 | 1 | 97.00 | 96.00 | 99.00 | - |  |"
+        words = ("backprop", "--epochs", "3")
+        line = rules_page.row(Entry("a rule", "8-8", words), [made_up_run(tmp_path / "0", 0.97, 0.96)])
+        assert line == "| a rule | 8-8 | 0 | no | 3 | 1 | 97.00 (-; 0.17) | 96.00 | 99.00 | - |  |"
 
     @pytest.mark.parametrize("resumed", [False, True])
     def test_runs_have_the_setting_that_the_page_states(self, tmp_path, monkeypatch, resumed):

@@ -113,6 +113,24 @@ class TestArithmetic:
         assert (row["seconds"], row["seeds"], row["verdict"]) == (15.0, 2, "pass")
         assert row["failed"] == [{"seed": 2, "why": "OutOfMemoryError: no"}]
 
+    def test_accuracies_have_the_error_of_the_test_images_too_where_their_number_is_known(self):
+        done = {"seconds": 10.0, "epochs": 3.0, "peak_memory_bytes": 5, "device": "cpu", "precision": "float32"}
+        cells = [
+            {**done, "seed": seed, "accuracies": [0.8, 0.8], "default_reading": {"ddim": 0.5}} for seed in range(2)
+        ]
+
+        def words(*found):
+            row = accuracy_row(SAMPLED, SAMPLED, found, "full")
+            (table,) = accuracy_tables({"rows": [row]})
+            return [table.rows[0][table.columns.index(name)] for name in ("ours", "by default")]
+
+        # sqrt(0.8 * 0.2 / 400) = 0.02 and sqrt(0.5 * 0.5 / 400) = 0.025: of four equal runs the error is not 0 alone
+        assert words(*({**cell, "test_images": 400} for cell in cells)) == [
+            "80.00 (0.00; 2.00)",
+            "50.00 (0.00; 2.50) ddim",
+        ]
+        assert words(*cells) == ["80.00 (0.00)", "50.00 (0.00) ddim"]  # written before their number was
+
     def test_verdict_by_hand(self):
         cell = PaperCell(99.47, 0.04)
         assert verdict(99.391, cell) == "pass"  # from 99.47 - 2 * 0.04 = 99.39 on
@@ -147,7 +165,7 @@ def test_a_table_is_filled_written_and_not_filled_twice(capsys, monkeypatch):
     assert "train_images = 320" in config
     assert inference["images"] == 100
 
-    page = Path("out/noprop-table1-tiny.md").read_text()
+    page, mean = Path("out/noprop-table1-tiny.md").read_text(), forward["mean"]
     for words in (
         "sidestep reproduce noprop-table1 --data digits --budget tiny --seeds 2",
         "first 1,280 images",
@@ -156,6 +174,7 @@ def test_a_table_is_filled_written_and_not_filled_twice(capsys, monkeypatch):
         "sd / sqrt(n)",
         "| forward-one-hot | digits | 99.00 |",
         "| sampled-one-hot | digits | 50.00 (0.50) |",
+        f"; {(mean * (100 - mean) / 100) ** 0.5:.2f}) | forward |",  # 100 sqrt(p (1 - p) / n), n = 100 test images
         "| 2 x 3 |",
         "1 of 3",
     ):

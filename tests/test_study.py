@@ -299,7 +299,9 @@ def test_the_study_of_blocks_runs_resumes_and_reports(capsys, monkeypatch):
     assert record["mean"]["block k agrees with block 1"][0] == 1
     assert record["standard_error"]["chain"] is None
     assert Path("study/study.png").read_bytes().startswith(b"\x89PNG")
-    assert "| block 1 alone |" in Path("study/study.md").read_text()
+    page = Path("study/study.md").read_text()
+    p, n = record["mean"]["block 1 alone"], record["test_images"]
+    assert f"| block 1 alone | {100 * p:.2f} (-; {100 * (p * (1 - p) / n) ** 0.5:.2f}) |" in page
 
     trained = []
     monkeypatch.setattr(
@@ -387,7 +389,10 @@ def test_the_study_of_weights_runs_and_reports(capsys):
     assert record["training"]["paper"]["watched_at"] == [0, 1, 2, 3]
     assert record["training"]["paper"]["watched"]["smallest embedding distance"][0] == pytest.approx(math.sqrt(2))
     assert Path("study/study.png").read_bytes().startswith(b"\x89PNG")
-    assert "under each loss" in Path("study/study.md").read_text()
+    page = Path("study/study.md").read_text()
+    assert "under each loss" in page
+    p, n = next(iter(record["nets"]["paper"]["accuracy"].values())), record["images"]
+    assert f"{100 * p:.2f} (-; {100 * (p * (1 - p) / n) ** 0.5:.2f}) |" in page
     status, out, error = run(capsys, *weights, "--steps", "0", "--bins", "2", "--images", "8", "--out", "none")
     assert status == 0, error
     assert list(json.loads(Path("none/study.json").read_text())["nets"]) == ["untrained"]

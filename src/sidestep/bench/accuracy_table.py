@@ -25,10 +25,11 @@ _BUDGETS = {
     f"tested on the first {FIRST_TEST:,}. The numbers mean nothing, so there is no verdict.",
 }
 _NOTES = (
-    "Test accuracy in %, with the standard error in brackets. As in the paper it is counted over all values of a cell, "
-    "training seeds times inference runs, as sd / sqrt(n). The inference runs of one seed share a net, so these values "
-    "are not independent and the true error is larger (the record has the error of the seeds' means, too). A reading "
-    "that draws no noise has one value per seed.",
+    "Test accuracy in %, with two errors in brackets. The first is the standard error over the values of a cell, as in "
+    "the paper training seeds times inference runs, sd / sqrt(n). The inference runs of one seed share a net, so these "
+    "values are not independent and the true error is larger (the record has the error of the seeds' means, too). A "
+    "reading that draws no noise has one value per seed. The second is that of the test images, sqrt(p (1 - p) / n): "
+    "more seeds do not lessen it, and the paper's accuracies, which are given with the first alone, have it as well.",
     "`ours` is read as the paper reads it (`reading`); `by default` is the reading that the rule takes by itself, one "
     "value per seed.",
     "`verdict`, at the full budget: pass where ours >= paper - 2 e, with e the paper's own standard error, and 0 where "
@@ -75,6 +76,9 @@ def accuracy_row(preset: Preset, full: Preset, cells: Sequence[Mapping[str, Any]
         "variant": variant_of(RULES[preset.rule](**preset.options)),
         "values": [100 * value for cell in done for value in cell["accuracies"]],
         "seeds": len(done),
+        "test_images": min(
+            (n for cell in done if (n := cell.get("test_images"))), default=None
+        ),  # None: not written down
         "failed": [{"seed": cell["seed"], "why": cell["failed"]} for cell in cells if "failed" in cell],
         "epochs": {"wanted": preset.train["epochs"], "paper": full.train["epochs"]},
         "changed": {
@@ -188,17 +192,17 @@ def _words(row: Mapping[str, Any]) -> list[str]:
     if not row["seeds"]:
         state = "failed" if row["failed"] else "not finished"
         return [row["row"], row["data"], theirs, state, row["reading"], "0", "-", "-", f"- of {of}", changed, "-", "-"]
-    default = row["by_default"]
+    default, images = row["by_default"], row.get("test_images")
     each = len(row["values"]) // row["seeds"]
     on_gpu = any(place.startswith("cuda") for place in row["computed_on"])
     return [
         row["row"],
         row["data"],
         theirs,
-        _percent(row["mean"], row["error"]),
+        _percent(row["mean"], row["error"], images),
         row["reading"],
         f"{row['seeds']} x {each}",
-        f"{_percent(default['mean'], default['error'])} {default['reading']}",
+        f"{_percent(default['mean'], default['error'], images)} {default['reading']}",
         row["verdict"],
         f"{epochs['done']:g} of {of}",
         changed,
@@ -207,5 +211,5 @@ def _words(row: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _percent(mean: float, error: float | None) -> str:
-    return share(mean / 100, None if error is None else error / 100)
+def _percent(mean: float, error: float | None, images: int | None = None) -> str:
+    return share(mean / 100, None if error is None else error / 100, images=images)

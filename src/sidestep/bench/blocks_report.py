@@ -34,13 +34,18 @@ _SHUFFLED = "chain, z shuffled at every step"
 
 
 def blocks_tables(record: Mapping[str, Any]) -> list[Table]:
-    """Return the tables: every reading; what the chain adds; block by block; the costs. Shares are in percent."""
+    """Return the tables: every reading; what the chain adds; block by block; the costs. Shares are in percent.
+
+    Accuracies have the error of the test images, too, where the record says how many these are; differences of two
+    accuracies on the same images have not, since most of it cancels.
+    """
     mean, error, other = record["mean"], record["standard_error"], record["baseline"]["name"]
     seeds = f"{len(record['seeds'])} seed" + ("s" if len(record["seeds"]) > 1 else "")
-    spread = ", mean (standard error)" if len(record["seeds"]) > 1 else ""
+    of_images = record.get("test_images")
+    spread = f" (standard error over seeds{'; of the test images' if of_images else ''})"
 
     def row(name: str, signed: bool = False) -> list[str]:
-        return [name, share(mean[name], error[name], signed)]
+        return [name, share(mean[name], error[name], signed, None if signed else of_images)]
 
     readings = [row(name) for name in (*CHAIN_READINGS, other)]
     added = [row(f"chain minus {name}", signed=True) for name in (*COMPARED, other)]
@@ -57,12 +62,13 @@ def blocks_tables(record: Mapping[str, Any]) -> list[Table]:
          + ("" if found["standard_error"] is None else f" ({found['standard_error']:.1f})")]
         for name, found in record["seconds"].items()
     ]  # fmt: skip
-    images = f"{record['test_images']:,} test images"
+    images = f", {of_images:,} test images" if of_images else ""
     return [
-        Table(f"Test accuracy in %, {seeds}{spread}, {images}", ["read by", "accuracy"], readings),
-        Table("What the chain adds, seed by seed, in points; and where it and block 1 differ, in %", ["", ""],
-              added + changed),
-        Table("Block by block, in %; the oracle uses the label and predicts nothing", columns, by_block),
+        Table(f"Test accuracy in %, {seeds}{spread}{images}", ["read by", "accuracy"], readings),
+        Table("What the chain adds, seed by seed, in points (standard error over seeds alone); and where it and block "
+              "1 differ, in %", ["", ""], added + changed),
+        Table("Block by block, in % (standard error over seeds alone; that of the test images comes on top); the "
+              "oracle uses the label and predicts nothing", columns, by_block),
         Table("Training", ["rule", "parameters", "seconds"], costs),
     ]  # fmt: skip
 

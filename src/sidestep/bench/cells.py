@@ -142,6 +142,7 @@ def cell_record(preset: Preset, seed: int, plan: Plan) -> dict[str, Any] | None:
     return {
         "seed": seed,
         "accuracies": shares[: plan.inference_runs if preset.sampled else 1],
+        "test_images": inference.get("images"),
         "default_reading": {default: result["readings"][default]},
         **{key: result[key] for key in wanted},
     }

@@ -31,7 +31,7 @@ def weights_tables(record: Mapping[str, Any]) -> list[Table]:
     late = [[name, *(share(net["gradient_share"][loss][-1]) for loss in losses)] for name, net in nets.items()]
     readings, watched = list(nets["untrained"]["accuracy"]), list(nets["untrained"]["watched"])
     state = [
-        [name, *(share(net["accuracy"][reading]) for reading in readings),
+        [name, *(share(net["accuracy"][reading], images=record["images"]) for reading in readings),
          *(f"{net['watched'][key]:.3g}" for key in watched), f"{net['weight'][0]:.3g} to {net['weight'][-1]:.3g}"]
         for name, net in nets.items()
     ]  # fmt: skip
@@ -42,8 +42,8 @@ def weights_tables(record: Mapping[str, Any]) -> list[Table]:
         Table(f"Share of the squared gradient from times at which z_t alone, without the image, gives the label in "
               f"{100 * PLAIN:.0f} % or more, in %", columns, plain),
         Table(f"Share of the squared gradient from the last of {len(times)} times ({last}), in %", columns, late),
-        Table(f"The nets: accuracy without a label on {record['images']} {record['split']} images, in %; embeddings; "
-              "and the weight eta/2 SNR'(t), first to last time",
+        Table(f"The nets: accuracy without a label on {record['images']} {record['split']} images, in % (one seed; "
+              "error of that many images); embeddings; and the weight eta/2 SNR'(t), first to last time",
               ["net, trained by", *readings, *watched, "weight"], state),
     ]  # fmt: skip
 
