@@ -321,7 +321,8 @@ def test_units_take_their_turns_in_a_run_and_leave_no_files(stripes, units, tmp_
         RunPlan(read_entries([f"local-loss:hidden=16,8,units={units}"])[0], stripes, 0, Budget(epochs=1)), print
     )
     assert counted["units"] == 2
-    assert list((tmp_path / "temporary").iterdir()) == []
+    left = {path.name for path in (tmp_path / "temporary").iterdir()}
+    assert not {name for name in left if not name.startswith("torchinductor_")}  # torch's own, made by whoever is first
 
 
 def test_a_step_is_counted(stripes):

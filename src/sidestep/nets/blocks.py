@@ -53,7 +53,7 @@ class Block(nn.Module):
     The two halves can be called on their own, since the image's features do not depend on z.
 
     Args:
-        image_path: any module from images (batch, channels, height, width) to features (batch, ...).
+        image_path: a module from images (batch, channels, height, width) to features (batch, ...).
         image_shape: (channels, height, width).
         dimension: d, the length of the label embedding.
         classes: m.

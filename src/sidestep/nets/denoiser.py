@@ -37,7 +37,7 @@ class TimedBlock(nn.Module):
     takes, it is computed once, up to and with its share of the first fusing layer.
 
     Args:
-        image_path: any module from images (batch, channels, height, width) to features (batch, ...).
+        image_path: a module from images (batch, channels, height, width) to features (batch, ...).
         image_shape: (channels, height, width).
         dimension: d, the length of z.
         classes: m.

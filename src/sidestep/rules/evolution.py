@@ -3,6 +3,8 @@
     g = 1/K sum_i (F(w + eps nu_i) - F(w - eps nu_i)) / (2 eps) nu_i
 
 F is the loss of a member of the population, its z-score or its centred rank; it may be any function of the outputs.
+With the loss itself the expectation is the gradient up to a bias of order eps^2; z-scores and ranks change its length,
+and ranks its direction.
 With rank-1 noise, nu = a b^T in every layer, each example has members of its own: W x +- eps a (b . x), in one pass.
 Sources: Salimans et al., "Evolution strategies as a scalable alternative to reinforcement learning" (2017), section 2;
 Sarkar et al., "Evolution strategies at the hyperscale" (2025), for rank-1 noise.
@@ -81,7 +83,7 @@ class Evolution:
     """Weight decay of the optimiser."""
 
     name: ClassVar[str] = "evolution"
-    summary: ClassVar[str] = "Evolution strategies: antithetic weight noise, full-rank or rank-1 per example"
+    summary: ClassVar[str] = "Evolution strategies: antithetic weight noise, rank-1 or full-rank; or node perturbation"
     predictors: ClassVar[tuple[str, ...]] = ("forward",)
     for_inference: ClassVar[tuple[str, ...]] = ()
 

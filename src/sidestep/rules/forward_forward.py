@@ -3,8 +3,9 @@
     L_l = softplus(a (t - g_l(x, y))) + softplus(a (g_l(x, y') - t))        with a threshold t
     L_l = softplus(a (g_l(x, y') - g_l(x, y)))                              without one (the default)
 
-y' is never y, h_(l-1) is data, and g is the mean square of a stage's features; two forward passes take the place of
-forward and backward. To predict, all labels are tried, and the one with the most goodness wins; or a linear layer reads
+y' is never y, h_(l-1) is data, and g is the mean square of a stage's features. Two forward passes take the place of
+forward and backward through the net; within a stage, one layer with its ReLU, reverse mode takes the derivative. To
+predict, all labels are tried, and the one with the most goodness wins; or a linear layer reads
 the features of the image alone. The label is shown in the input, or is the index of a group of features. Sources:
 Hinton, "The forward-forward algorithm" (2022), equation 1 and section 3.3; the loss without a threshold: Lee and Song,
 "SymBa" (2023). See `sidestep.nets.goodness` for what else differs.
@@ -57,7 +58,7 @@ class ForwardForward:
     """Decoupled weight decay of AdamW."""
 
     name: ClassVar[str] = "forward-forward"
-    summary: ClassVar[str] = "Stages that are active for true labels and quiet for wrong ones; two forward passes"
+    summary: ClassVar[str] = "Stages that are active for true labels and quiet for wrong ones, each by its own gradient"
     predictors: ClassVar[tuple[str, ...]] = ("goodness", "readout")
     for_inference: ClassVar[tuple[str, ...]] = ()
     no_true_gradient: ClassVar[str] = (

@@ -4,8 +4,9 @@
     activities:  g_W = 1/B sum_b alpha_b u_b x_b^T            u_b: on every layer's outputs; alpha_b: d loss_b along u_b
     local:       the same, with losses of its own for every layer, or group of a layer's units: u_b is as short as they
 
-All are unbiased; the mean over K tangents has 1/K of the variance. Sources: Baydin et al., "Gradients without
-backpropagation" (2022), algorithm 1; Ren et al., "Scaling forward gradient with local losses" (2022), sections 3 and 4.
+All are unbiased, `local` for its own losses and not for the net's; the mean over K tangents has 1/K of the variance.
+Sources: Baydin et al., "Gradients without backpropagation" (2022), algorithm 1; Ren et al., "Scaling forward gradient
+with local losses" (2022), sections 3 and 4.
 """
 
 from collections.abc import Collection

@@ -52,7 +52,7 @@ class NoiseStep:
     """Train ternary weights by local back-propagation or by probes; the log of the steps rebuilds them."""
 
     net: Literal["mlp", "conv"] = "mlp"
-    """Network: dense layers with layer norm and ReLU, or 3 x 3 convolutions with group norm and ReLU."""
+    """Network: dense layers or 3 x 3 convolutions, each with a norm and ReLU."""
     hidden: tuple[int, ...] = (512, 512)
     """Widths of the MLP's hidden layers, or channels of the conv net's stages."""
     pooled: tuple[int, ...] | None = None

@@ -55,7 +55,7 @@ class _Share(NamedTuple):
 
 @dataclass(frozen=True)
 class NoPropDT:
-    """Train T blocks independently to denoise the label (Li, Teh, Pascanu 2025, discrete time)."""
+    """Train T blocks, each on its own loss, to denoise the label (Li, Teh, Pascanu 2025, discrete time)."""
 
     blocks: int = 10
     """Number of denoising blocks, and of inference steps (the paper's T)."""

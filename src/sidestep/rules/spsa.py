@@ -40,7 +40,7 @@ __all__ = ["SPSA"]
 
 @dataclass(frozen=True)
 class SPSA:
-    """Train by simultaneous perturbation: two forward passes a step, whatever the number of weights."""
+    """Train by simultaneous perturbation: two forward passes a pair, whatever the number of weights."""
 
     hidden: tuple[int, ...] = (64,)
     """Widths of the MLP's hidden layers."""
@@ -63,7 +63,9 @@ class SPSA:
     """Weight decay of the optimiser."""
 
     name: ClassVar[str] = "spsa"
-    summary: ClassVar[str] = "Simultaneous perturbation (SPSA, MeZO): one antithetic pair on all weights a step"
+    summary: ClassVar[str] = (
+        "Simultaneous perturbation (SPSA, MeZO): antithetic pairs on all weights at once, one a step"
+    )
     predictors: ClassVar[tuple[str, ...]] = ("forward",)
     for_inference: ClassVar[tuple[str, ...]] = ()
 

@@ -16,11 +16,11 @@ def staged_presets() -> Iterator[Preset]:
     """Yield the presets."""
     yield _preset(
         "local-loss-cifar10", "local-loss", _CONV, {**_TRAIN, "epochs": 6},
-        "a small conv net, each stage by a head of its own",
+        "a small conv net, each stage by back-propagation from a head of its own",
     )  # fmt: skip
     yield _preset(  # an epoch takes half as long again as with local losses
         "backprop-conv-cifar10", "backprop", _CONV, {**_TRAIN, "epochs": 4},
-        "back-propagation on the net of local-loss-cifar10, for about as much processor time",
+        "back-propagation on the stages of local-loss-cifar10 without biases and norms' scales, in about the same time",
     )  # fmt: skip
     yield _preset(
         "hebbian-cifar10", "hebbian", _PATCHES, {"batch": 128, "decay": "cosine", "augment": "flip", "epochs": 6},

@@ -16,6 +16,7 @@ _CONV_RECIPE = {**_RECIPE, "flip_share": 0.004}
 _CONV_TRAIN = {"epochs": 6, "batch": 250, "decay": "cosine", "augment": "shift"}
 _DEEP = {"net": "conv", "hidden": (64, 128, 256, 256), "pooled": (1, 2, 3)}
 _DEEP_TRAIN = {"epochs": 6, "batch": 250, "decay": "cosine", "augment": "flip-crop"}
+_OURS = "local back-propagation, logged flips (constants chosen on test images)"
 _STEPS = {"estimator": "weight-probes", "bias": True}
 
 
@@ -30,20 +31,20 @@ def ternary_presets() -> Iterator[Preset]:
         {**_STEPS, "hidden": (512, 512), "probes": 16, "most_probes": 1024, "schedule": "loss-triggered"},
         {"epochs": 27, "batch": 1024}, "noise_step as its later notebook has it: probes double when the loss rises",
     )  # fmt: skip
-    yield _noise_step("noise-step-best-mnist", {**_MLP, **_RECIPE}, _TRAIN, "our own ternary MLP: local losses, flips")
+    yield _noise_step("noise-step-best-mnist", {**_MLP, **_RECIPE}, _TRAIN, f"our own ternary MLP: {_OURS}")
     yield _noise_step(
         "noise-step-best-mnist-conv", {**_CONV, **_CONV_RECIPE}, _CONV_TRAIN,
-        "our own ternary conv net: local losses, flips",
+        f"our own ternary conv net: {_OURS}",
     )  # fmt: skip
     yield _noise_step(
         "noise-step-small-log-mnist",
         {"hidden": (512, 512, 512), "flip_share": 0.00015, "head_share": 0.0015, "momentum": 0.99},
         {"epochs": 10, "batch": 500, "decay": "cosine"},
-        "a ternary MLP whose log of flips is smaller than its packed weights",
+        "a ternary MLP by local back-propagation, whose log of flips is smaller than its packed weights",
     )  # fmt: skip
     yield _noise_step(
         "noise-step-best-cifar10", {**_DEEP, **_CONV_RECIPE}, _DEEP_TRAIN,
-        "our own ternary conv net: local losses, flips",
+        f"our own ternary conv net: {_OURS}",
     )  # fmt: skip
     yield _baseline("backprop-ternary-mnist", {"net": "mlp", **_MLP}, _TRAIN)
     yield _baseline("backprop-ternary-mnist-conv", _CONV, _CONV_TRAIN)
@@ -55,7 +56,7 @@ def _noise_step(name: str, options: Mapping[str, Any], train: Mapping[str, Any],
 
 
 def _baseline(name: str, options: Mapping[str, Any], train: Mapping[str, Any]) -> Preset:
-    summary = "back-propagation with Adam and straight-through ternary weights, on the net of our own recipe"
+    summary = "back-propagation with AdamW and straight-through ternary weights, on the net of our own recipe"
     return _preset(name, "backprop", {"ternary": True, "label_smoothing": 0.1, **options}, train, summary)
 
 
