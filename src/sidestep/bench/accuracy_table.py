@@ -76,9 +76,7 @@ def accuracy_row(preset: Preset, full: Preset, cells: Sequence[Mapping[str, Any]
         "variant": variant_of(RULES[preset.rule](**preset.options)),
         "values": [100 * value for cell in done for value in cell["accuracies"]],
         "seeds": len(done),
-        "test_images": min(
-            (n for cell in done if (n := cell.get("test_images"))), default=None
-        ),  # None: not written down
+        "test_images": min((n for cell in done if (n := cell.get("test_images"))), default=None),
         "failed": [{"seed": cell["seed"], "why": cell["failed"]} for cell in cells if "failed" in cell],
         "epochs": {"wanted": preset.train["epochs"], "paper": full.train["epochs"]},
         "changed": {
