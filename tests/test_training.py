@@ -490,7 +490,7 @@ def kills(tmp_path, wanted):
     assert whole.wait() == 0, whole.stderr.read().decode()
     seconds = time.perf_counter() - begun
     expected = (tmp_path / "whole/model.safetensors").read_bytes()
-    instants = Noise(17).uniform(10 * wanted).tolist()
+    instants = iter(Noise(17).uniform(100 * wanted).tolist())  # one for each start
     done = rounds = 0
     while done < wanted:
         rounds += 1
@@ -499,7 +499,7 @@ def kills(tmp_path, wanted):
             process = start(folder, "--resume")
             if done < wanted:
                 try:
-                    process.wait(timeout=instants[done] * seconds * 1.1)
+                    process.wait(timeout=next(instants) * seconds * 1.1)
                 except subprocess.TimeoutExpired:
                     process.send_signal(signal.SIGKILL)
                     process.wait()
