@@ -117,8 +117,7 @@ def facts(out: Path) -> dict[str, Any]:
         own = ("seconds", "metrics_digest", "metrics_bytes")  # the metrics hold seconds
         found[f"record of {name}"] = {key: value for key, value in record.items() if key not in own}
         record.get("optimizer", {}).get("tensors", []).sort()  # come back by their names, in whatever order
-    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    found["metrics"] = [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
+    found["metrics"] = [_without_seconds(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     result = json.loads((out / "result.json").read_text())
     own = ("seconds", "peak_memory_bytes", "run", "digest")
     found["result"] = {key: value for key, value in result.items() if key not in own}
@@ -126,6 +125,14 @@ def facts(out: Path) -> dict[str, Any]:
     found["log"] = log.read_bytes() if log.exists() else None
     found["config"] = (out / "config.toml").read_text()
     return found
+
+
+def _without_seconds(line: str) -> Any:
+    """Return a line of the metrics but for its seconds; as it stands if it is torn, which no finished run's may be."""
+    try:
+        return {key: value for key, value in json.loads(line).items() if key != "seconds"}
+    except ValueError:
+        return line
 
 
 def _words(found: Any, whole: Any) -> str:
