@@ -56,11 +56,11 @@ def main(arguments: list[str] | None = None) -> None:
     chain, chain_state = ready(Backprop(blocks=blocks), data, compute, batch=given.batch)
     plain = PlainNoProp(data.image_shape[0], data.image_shape[1], data.classes, blocks)
     batches = [loop.batch(step) for step in range(given.steps)]
-    images = [batch.images.contiguous() for batch in batches]
+    images = [batch.inputs.contiguous() for batch in batches]
 
     def plain_steps() -> None:
         for batch, pixels in zip(batches, images, strict=True):
-            plain.step(pixels, batch.labels)
+            plain.step(pixels, batch.targets)
 
     def steps(one, its_state) -> None:
         for _ in range(given.steps):

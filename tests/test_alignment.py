@@ -222,7 +222,7 @@ PREDICTING = {
 def test_true_gradients_are_the_slope_of_what_is_predicted(rule):
     """By finite differences of the default reading's cross-entropy along the gradient and across it, in float64."""
     net = rule.build(TASK, Noise(0), None, None).double()
-    given = Batch(batch(6).images.double(), batch(6).labels)
+    given = Batch(batch(6).inputs.double(), batch(6).targets)
     true = rule.true_gradients(net, given)
     parameters = dict(net.named_parameters())
     assert true.keys() <= parameters.keys()
@@ -231,10 +231,10 @@ def test_true_gradients_are_the_slope_of_what_is_predicted(rule):
         with torch.no_grad():
             for name, change in moved.items():
                 parameters[name].add_(change)
-            chances = rule.predict(net, given.images, Noise(0), names=rule.predictors[:1])[rule.predictors[0]]
+            chances = rule.predict(net, given.inputs, Noise(0), names=rule.predictors[:1])[rule.predictors[0]]
             for name, change in moved.items():
                 parameters[name].sub_(change)
-        return float(F.nll_loss(chances.log(), given.labels))
+        return float(F.nll_loss(chances.log(), given.targets))
 
     for name in (max(true, key=lambda n: float(true[n].norm())), next(iter(true))):
         direction = (

@@ -104,7 +104,7 @@ class TestAccumulation:
         wanted = {}
         for part in range(3):
             rows = slice(8 * part, 8 * part + 8)
-            loss = cross_entropy(net(given.images[rows]), given.labels[rows])
+            loss = cross_entropy(net(given.inputs[rows]), given.targets[rows])
             for name, parameter in net.named_parameters():
                 wanted[name] = wanted.get(name, 0) + torch.autograd.grad(loss, parameter, retain_graph=True)[0] / 3
         assert_same(found.gradients, wanted)
@@ -117,7 +117,7 @@ class TestAccumulation:
     def test_dropout_and_starts_of_the_chain_are_drawn_for_every_example(self, monkeypatch):
         """Four parts with the same images: they differ in what is drawn, and in nothing else."""
         rule, quarter = Backprop(blocks=2, accumulate=4), batch(6, torch.float32)
-        given = Batch(quarter.images.repeat(4, 1, 1, 1), quarter.labels.repeat(4))
+        given = Batch(quarter.inputs.repeat(4, 1, 1, 1), quarter.targets.repeat(4))
         net = rule.build(TASK, Noise(0), None, None)
         features, starts, plain = [], [], net.every_logits  # the image path sees the images alone: its masks differ
         net.blocks[0].image.register_forward_hook(lambda path, inputs, output: features.append(output))
@@ -154,10 +154,10 @@ class TestDeepSupervision:
     def test_the_gradient_is_that_of_the_written_sum(self):
         rule, given = Backprop(net="mlp", hidden=(12, 9, 7), norm="layer", deep_supervision=0.3), batch()
         net = build(rule)
-        inputs, terms = given.images, []
+        inputs, terms = given.inputs, []
         for stage, head in zip(net.stages, net.heads, strict=True):
             inputs = stage(inputs)
-            terms.append(cross_entropy(head(inputs), given.labels))
+            terms.append(cross_entropy(head(inputs), given.targets))
         loss = terms[2] + 0.3 * (terms[0] + terms[1])
         names = [name for name, _ in net.named_parameters()]
         wanted = dict(zip(names, torch.autograd.grad(loss, list(net.parameters())), strict=True))
@@ -178,15 +178,15 @@ class TestDeepSupervision:
             f"net: cross-entropy of block {i}" for i in range(3)
         ]
         noise = Noise(0).stream("estimate").at(1)
-        generator = noise.generator(given.images.device)
+        generator = noise.generator(given.inputs.device)
         start = torch.empty(24, net.dimension).normal_(generator=generator)
         with masks_from(generator):
             latent, loss = start, 0
             for block, weight in zip(net.train().blocks, net.mixing.tanh(), strict=True):
-                logits = block(given.images, latent)
-                loss = loss + 0.5 * cross_entropy(logits, given.labels)
+                logits = block(given.inputs, latent)
+                loss = loss + 0.5 * cross_entropy(logits, given.targets)
                 latent = (1 - weight) * latent + weight * (logits.softmax(dim=1) @ net.embedding)
-            loss = loss + cross_entropy(net.readout(latent, net.embedding), given.labels)
+            loss = loss + cross_entropy(net.readout(latent, net.embedding), given.targets)
         gradient = torch.autograd.grad(loss, net.mixing)[0]
         torch.testing.assert_close(found.gradients["mixing"], gradient, rtol=1e-4, atol=1e-6)
 
@@ -231,7 +231,7 @@ class TestCheckpointedStages:
                 return tensor
 
             with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-                logits_of_heads(net.stages, net.heads, batch(256, torch.float32).images, checkpointing)
+                logits_of_heads(net.stages, net.heads, batch(256, torch.float32).inputs, checkpointing)
             kept.append(sum(total.values()))
         assert kept[1] < 0.8 * kept[0]
 
@@ -242,9 +242,9 @@ class TestLinear:
         net = build(rule)
         names = [name for name, _ in net.named_parameters()]
         assert names == ["layers.0.weight", "layers.0.bias"]
-        error = net(given.images).softmax(dim=1) - one_hot(given.labels, 4)
+        error = net(given.inputs).softmax(dim=1) - one_hot(given.targets, 4)
         found = estimate(rule, net, given).gradients
-        torch.testing.assert_close(found["layers.0.weight"], (error.T @ given.images.flatten(1)).detach() / 24)
+        torch.testing.assert_close(found["layers.0.weight"], (error.T @ given.inputs.flatten(1)).detach() / 24)
         torch.testing.assert_close(found["layers.0.bias"], error.mean(dim=0).detach())
 
 
@@ -285,7 +285,7 @@ class TestOneBlock:
     def test_the_noise_at_its_start_is_an_input_alone_and_no_part_of_what_is_read_out(self):
         net = build(Backprop(blocks=1)).train()
         latent = Noise(5).normal(24 * net.dimension).view(24, -1).double()
-        given, generator = batch().images, Noise(1).generator(torch.device("cpu"))
+        given, generator = batch().inputs, Noise(1).generator(torch.device("cpu"))
         with masks_from(generator):
             logits, read = net.every_logits(given, latent)
         embedded = logits.softmax(dim=1) @ net.embedding
@@ -296,5 +296,5 @@ class TestOneBlock:
         net = build(Backprop(blocks=2)).eval()
         zeros = torch.zeros(24, net.dimension, dtype=torch.float64)
         with torch.no_grad():
-            first, second = net(batch().images, zeros), net(batch().images, zeros + 3)
+            first, second = net(batch().inputs, zeros), net(batch().inputs, zeros + 3)
         assert (first - second).abs().max() > 0.01

@@ -51,7 +51,7 @@ class TestImagePath:
         rule = type(rule)(**{**vars(rule), "steps": steps})
         net = build(rule)
         calls = counted(net)
-        rule.predict(net, batch().images, Noise(0))
+        rule.predict(net, batch().inputs, Noise(0))
         assert calls == [24]
 
     @pytest.mark.parametrize("draws", [1, 3])
@@ -66,7 +66,7 @@ class TestImagePath:
     def test_its_share_of_the_first_layer_is_that_of_joined_features(self, image_latent):
         shape, dimension = (1, 8, 8), 64 if image_latent else 6
         block = TimedBlock(ConvPath(shape, norm=False), shape, dimension, 4, image_latent).double().eval()
-        images, latent = batch().images.double(), Noise(1).normal(24 * dimension).view(24, dimension).double()
+        images, latent = batch().inputs.double(), Noise(1).normal(24 * dimension).view(24, dimension).double()
         time = Noise(2).uniform(24)
         features = [block.image(images), block.latent(latent), block.time(positional_embedding(time).double())]
         wanted = block.fuse(linear(torch.cat(features, dim=1), block.join.weight, block.join.bias))
@@ -91,7 +91,7 @@ class TestImagePath:
         one, two = (rule.estimate(net, batch(), Noise(3)).gradients for _ in range(2))
         assert torch.equal(state, torch.get_rng_state())
         assert all(torch.equal(one[name], two[name]) for name in one)
-        rule.predict(net, batch().images, Noise(0))
+        rule.predict(net, batch().inputs, Noise(0))
 
 
 def lively(rule):
@@ -105,7 +105,7 @@ def lively(rule):
 
 class TestPredictions:
     def test_they_do_not_depend_on_the_batching(self, rule):
-        net, images = lively(rule), batch().images
+        net, images = lively(rule), batch().inputs
         whole = rule.predict(net, images, Noise(9))
         parts = [rule.predict(net, images[a:b], Noise(9), start=a) for a, b in ((0, 5), (5, 6), (6, 24))]
         others = rule.predict(net, torch.cat([images[:5], -9 * images[5:]]), Noise(9))
@@ -122,7 +122,7 @@ class TestPredictions:
     def test_starting_from_noise_moves_the_walks_that_start_at_zero_and_no_others(self, rule):
         options = {**vars(rule), "steps": 20}
         zero, noise = type(rule)(**options), type(rule)(**{**options, "start": "noise"})
-        net, images = build(rule).double(), batch().images.double()
+        net, images = build(rule).double(), batch().inputs.double()
         # a block that looks at z, as an untrained one hardly does
         net.block.outputs = lambda prepared, latent, time: (
             3 * (2 * latent[:, :4] + time[:, None] + 9 * prepared[:, :4]).sin()
@@ -137,8 +137,8 @@ class TestPredictions:
 
     def test_float64_stays_float64(self, rule):
         net = build(rule).double()
-        images = batch().images.double()
-        update = rule.estimate(net, Batch(images, batch().labels), Noise(3))
+        images = batch().inputs.double()
+        update = rule.estimate(net, Batch(images, batch().targets), Noise(3))
         assert all(gradient.dtype == torch.float64 for gradient in update.gradients.values())
         for probabilities in rule.predict(net, images, Noise(0)).values():
             assert probabilities.dtype == torch.float64
@@ -224,7 +224,7 @@ def test_a_prototype_latent_is_image_shaped_and_takes_a_path_of_its_own(rule):
     update = made.estimate(net, batch(), Noise(3))
     assert update.gradients["block.latent.1.convolutions.0.weight"].abs().max() > 0
     assert update.gradients["embedding"].abs().max() > 0
-    for probabilities in made.predict(net, batch().images, Noise(0)).values():
+    for probabilities in made.predict(net, batch().inputs, Noise(0)).values():
         assert probabilities.isfinite().all()
 
 
@@ -262,8 +262,8 @@ class TestPaths:
 
     def test_without_norm_features_are_not_negative(self):
         with masks_from(Noise(0).generator()):
-            assert (ConvPath((1, 8, 8), norm=False)(batch().images) >= 0).all()
-            assert (ConvPath((1, 8, 8), norm=True)(batch().images) < 0).any()
+            assert (ConvPath((1, 8, 8), norm=False)(batch().inputs) >= 0).all()
+            assert (ConvPath((1, 8, 8), norm=True)(batch().inputs) < 0).any()
 
     @pytest.mark.parametrize(
         ("kind", "shape", "words"),

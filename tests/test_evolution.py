@@ -43,7 +43,7 @@ def batch(size=8, seed=0):
 
 def doubles(size=8):
     given = batch(size)
-    return Batch(given.images.double(), given.labels)
+    return Batch(given.inputs.double(), given.targets)
 
 
 def build(rule, module=None):
@@ -68,7 +68,7 @@ def gradients(rule, net, given=None, step=0):
 
 
 def true_gradient(net, given):
-    loss = F.cross_entropy(net(given.images), given.labels)
+    loss = F.cross_entropy(net(given.inputs), given.targets)
     parameters = dict(net.named_parameters())
     return dict(zip(parameters, torch.autograd.grad(loss, list(parameters.values())), strict=True))
 
@@ -151,8 +151,8 @@ class TestUnbiased:
         """By a plain loop over shifted copies of the net."""
         net, given = build(rule).double(), doubles()
         directions = Directions(Noise(0).stream("estimate").stream("directions"))
-        size = len(given.labels) if isinstance(rule, SPSA) else rule.group
-        groups = [slice(first, first + size) for first in range(0, len(given.labels), size)]
+        size = len(given.targets) if isinstance(rule, SPSA) else rule.group
+        groups = [slice(first, first + size) for first in range(0, len(given.targets), size)]
         wanted = {name: 0 for name, _ in net.named_parameters()}
         for index in range(3 * len(groups)):
             rows = groups[index % len(groups)]
@@ -160,7 +160,7 @@ class TestUnbiased:
             losses = []
             for sign in (1, -1):
                 shifted = {n: p.detach() + sign * rule.eps * noise[n] for n, p in net.named_parameters()}
-                losses.append(F.cross_entropy(functional_call(net, shifted, (given.images[rows],)), given.labels[rows]))
+                losses.append(F.cross_entropy(functional_call(net, shifted, (given.inputs[rows],)), given.targets[rows]))
             for name, direction in noise.items():
                 wanted[name] += (losses[0] - losses[1]) / (2 * rule.eps) * direction / (3 * len(groups))
         for name, gradient in gradients(rule, net, given).items():
@@ -187,7 +187,7 @@ class TestRankOneAgainstALoop:
         given, size = doubles(), 1 if rule.per == "example" else rule.group
         net = build(rule, module).double()
         found = estimate(rule, net, given)
-        members = Members(rule.population // 2, len(given.labels) // size, size)
+        members = Members(rule.population // 2, len(given.targets) // size, size)
         directions = Directions(Noise(0).stream("estimate").stream("directions"), rule.distribution)
         layers = {n: m for n, m in net.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)}
         noise = {}
@@ -202,8 +202,8 @@ class TestRankOneAgainstALoop:
             step = rule.eps * (1 - 2 * side)
             shifted = {n: p + step * noise[n][member] for n, p in net.named_parameters()}
             rows = slice((member % members.groups) * size, (member % members.groups + 1) * size)
-            logits = functional_call(net, shifted, (given.images[rows],))
-            losses[side, member] = F.cross_entropy(logits, given.labels[rows]).detach()
+            logits = functional_call(net, shifted, (given.inputs[rows],))
+            losses[side, member] = F.cross_entropy(logits, given.targets[rows]).detach()
         plus, minus = fitness_of(losses, rule.fitness)
         coefs = (plus - minus) / (2 * rule.eps * members.count)
         assert coefs.abs().max() > 0
@@ -216,7 +216,7 @@ class TestRankOneAgainstALoop:
         members, directions = Members(3, 2, 4), Directions(Noise(1))
         with torch.no_grad():
             one, two = (
-                rank_one_logits(net, given.images, members, directions, 0.1, multiply_late=late)[0]
+                rank_one_logits(net, given.inputs, members, directions, 0.1, multiply_late=late)[0]
                 for late in (True, False)
             )
         torch.testing.assert_close(one, two)
@@ -227,14 +227,14 @@ class TestRankOneAgainstALoop:
         seen = []
         hook = net.stages[0][1].register_forward_hook(lambda layer, inputs, output: seen.append(output))
         with torch.no_grad():
-            logits, factors = rank_one_logits(net, given.images, Members(1, 1, 1), directions, 0.1, True)
+            logits, factors = rank_one_logits(net, given.inputs, Members(1, 1, 1), directions, 0.1, True)
         hook.remove()
-        length = (given.images.square().sum() + 1).sqrt()
+        length = (given.inputs.square().sum() + 1).sqrt()
         rows = factors["stages.0.1"].rows
-        torch.testing.assert_close(factors["stages.0.1"].columns[0], given.images.flatten() / length)
+        torch.testing.assert_close(factors["stages.0.1"].columns[0], given.inputs.flatten() / length)
         shifted = first.weight + 0.1 * rows.T @ factors["stages.0.1"].columns
         bias = first.bias + 0.1 * factors["stages.0.1"].bias[0]
-        moved = F.linear(given.images.flatten(1), shifted, bias)
+        moved = F.linear(given.inputs.flatten(1), shifted, bias)
         torch.testing.assert_close(moved - seen[0][:1], 0.1 * length * rows)
         assert logits.shape == (2, 1, 1, 3)
 
@@ -275,7 +275,7 @@ class TestNoise:
     @each_rule
     def test_pairs_are_exactly_opposite(self, rule):
         """At weights of zero and inputs of one, the outputs of the first layer are the noise itself."""
-        net, given = build(rule), Batch(torch.ones(8, 1, 4, 4), batch().labels)
+        net, given = build(rule), Batch(torch.ones(8, 1, 4, 4), batch().targets)
         with torch.no_grad():
             for parameter in net.parameters():
                 parameter.zero_()
@@ -333,7 +333,7 @@ class TestCommon:
         assert torch.equal(state, torch.get_rng_state())
 
     def test_a_module_that_draws_draws_the_same_for_both_members_of_a_pair(self):
-        net, images = build(SPSA(), lambda: nn.Sequential(Noisy(), nn.Linear(16, 8), Noisy())), batch().images
+        net, images = build(SPSA(), lambda: nn.Sequential(Noisy(), nn.Linear(16, 8), Noisy())), batch().inputs
         directions = Directions(Noise(0))
         with torch.no_grad():
             pairs = [paired_logits(net, images, directions, index, 0.0) for index in (0, 1)]

@@ -42,7 +42,7 @@ def by_autograd(net, given):
     for name, layer in wrapped.items():
         parent, _, last = name.rpartition(".")
         setattr(net.get_submodule(parent), last, layer.layer)
-    loss = cross_entropy(net.train()(given.images), given.labels)
+    loss = cross_entropy(net.train()(given.inputs), given.targets)
     plain = dict(net.named_parameters())
     found = dict(zip(plain, torch.autograd.grad(loss, plain.values()), strict=True))
     for name, layer in wrapped.items():

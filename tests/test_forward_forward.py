@@ -75,13 +75,13 @@ class TestGradient:
         rule = ForwardForward(hidden=(12, 9), label=label, threshold=threshold, sharpness=3.0)
         net, given, noise = build(rule).double(), batch(dtype=torch.float64), Noise(0).at(7)
         update = rule.estimate(net, given, noise)
-        wrong = wrong_labels(given.labels, net(given.images).detach(), noise.stream("negatives"))
+        wrong = wrong_labels(given.targets, net(given.inputs).detach(), noise.stream("negatives"))
         linears = [stage[-2] for stage in net.stages]
         weights = [(layer.weight, layer.bias) for layer in linears]
 
         def goodness(labels):
             """g of both stages, spelled out."""
-            x = given.images
+            x = given.inputs
             if label == "input":
                 x = torch.stack([torch.cat([i, net.patterns[y]]) for i, y in zip(x, labels, strict=True)])
             h, found = x.flatten(1), []
@@ -95,7 +95,7 @@ class TestGradient:
                 h = (h / ((h**2).mean(1, keepdim=True) + 1e-6).sqrt()).detach()
             return found
 
-        for index, (right, other) in enumerate(zip(goodness(given.labels), goodness(wrong), strict=True)):
+        for index, (right, other) in enumerate(zip(goodness(given.targets), goodness(wrong), strict=True)):
             if threshold:
                 loss = (1 + (3 * (1 - right)).exp()).log() + (1 + (3 * (other - 1)).exp()).log()
             else:
@@ -130,7 +130,7 @@ def test_a_stage_s_gradient_does_not_know_the_stages_above(rule):
 
 def test_trying_all_labels_gives_the_goodness_of_each():
     for label in ("input", "head"):
-        net, images = build(ForwardForward(hidden=(12, 9), label=label)).eval(), batch().images
+        net, images = build(ForwardForward(hidden=(12, 9), label=label)).eval(), batch().inputs
         with torch.no_grad():
             together = net.every_goodness(images)
             for y in range(4):
@@ -141,8 +141,8 @@ def test_trying_all_labels_gives_the_goodness_of_each():
 
 
 def test_labels_are_shown_beside_the_image_not_over_it():
-    net, images = build(ForwardForward(hidden=(12,))), batch().images
-    shown = net.shown(images, batch().labels)
+    net, images = build(ForwardForward(hidden=(12,))), batch().inputs
+    shown = net.shown(images, batch().targets)
     assert torch.equal(shown[:, :1], images)
     assert len(net.patterns[:4].flatten(1).unique(dim=0)) == 4
     assert not net.shown(images, None)[:, 1:].any()
@@ -150,12 +150,12 @@ def test_labels_are_shown_beside_the_image_not_over_it():
 
 def test_goodness_is_taken_off_before_the_next_stage():
     net = build(ForwardForward(hidden=(12, 9))).double()
-    images = batch(dtype=torch.float64).images
+    images = batch(dtype=torch.float64).inputs
     with torch.no_grad():
-        outputs = list(net.stage_outputs(net.shown(images, batch().labels)))
+        outputs = list(net.stage_outputs(net.shown(images, batch().targets)))
         for parameter in net.stages[0].parameters():
             parameter.mul_(5)
-        louder = list(net.stage_outputs(net.shown(images, batch().labels)))
+        louder = list(net.stage_outputs(net.shown(images, batch().targets)))
     torch.testing.assert_close(louder[0], 5 * outputs[0])
     torch.testing.assert_close(louder[1], outputs[1], rtol=1e-4, atol=1e-4)
 

@@ -50,13 +50,13 @@ def gradients_of(loss, net):
 
 def local_losses(net, given):
     """The sum of every stage's own loss, with the data cut between stages, by autograd."""
-    inputs, total = given.images, 0
+    inputs, total = given.inputs, 0
     for stage, head in zip(net.stages, net.heads, strict=True):
         outputs = stage(inputs.detach())
         logits = head(outputs)
-        per_group = [F.cross_entropy(logits[:, group], given.labels) for group in range(logits.shape[1])]
+        per_group = [F.cross_entropy(logits[:, group], given.targets) for group in range(logits.shape[1])]
         total, inputs = total + sum(per_group), outputs
-    return total + F.cross_entropy(net.readout(inputs.detach().flatten(1)), given.labels)
+    return total + F.cross_entropy(net.readout(inputs.detach().flatten(1)), given.targets)
 
 
 def tiny(rule, hidden, images):
@@ -98,13 +98,13 @@ class TestUnbiased:
     def test_weights(self, monkeypatch):
         rule, net, given = tiny(RULES["weights"], (1,), 3)
         found = average_over_all_signs(rule, net, given, 7, monkeypatch)
-        for name, gradient in gradients_of(F.cross_entropy(net(given.images), given.labels), net).items():
+        for name, gradient in gradients_of(F.cross_entropy(net(given.inputs), given.targets), net).items():
             torch.testing.assert_close(found[name], gradient, rtol=1e-12, atol=1e-14)
 
     def test_activities(self, monkeypatch):
         rule, net, given = tiny(RULES["activities"], (3, 2), 2)
         found = average_over_all_signs(rule, net, given, 10, monkeypatch)
-        wanted = gradients_of(F.cross_entropy(net(given.images), given.labels), net)
+        wanted = gradients_of(F.cross_entropy(net(given.inputs), given.targets), net)
         assert wanted["stages.0.1.weight"].abs().max() > 0
         for name, gradient in wanted.items():
             torch.testing.assert_close(found[name], gradient, rtol=1e-12, atol=1e-14)
@@ -122,30 +122,30 @@ class TestDerivatives:
     def test_activities_are_a_plain_jvp_of_every_example(self):
         rule, given = replace(RULES["activities"], distribution="gaussian"), batch()
         net = build(rule).double()
-        given = Batch(given.images.double(), given.labels)
+        given = Batch(given.inputs.double(), given.targets)
         found = estimate(rule, net, given).gradients
         directions = Directions(Noise(0).stream("estimate").stream("directions"), "gaussian")
-        like = given.images
+        like = given.inputs
         one, two = (directions.draw(f"stages.{i}.{j}", (8, w), 0, like) for i, j, w in ((0, 1, 8), (1, 0, 6)))
 
         def losses(step):
-            hidden = net.stages[0][1](given.images.flatten(1))
+            hidden = net.stages[0][1](given.inputs.flatten(1))
             hidden = net.stages[0][3](net.stages[0][2](hidden + step * one))
             last = net.stages[1][2](net.stages[1][1](net.stages[1][0](hidden) + step * two))
-            return F.cross_entropy(net.readout(last), given.labels, reduction="none")
+            return F.cross_entropy(net.readout(last), given.targets, reduction="none")
 
         alpha = torch.func.jvp(losses, (torch.zeros((), dtype=torch.float64),), (torch.ones((), dtype=torch.float64),))[
             1
         ]
-        plain = torch.einsum("b,bo,bi->oi", alpha, one, given.images.flatten(1)) / 8
+        plain = torch.einsum("b,bo,bi->oi", alpha, one, given.inputs.flatten(1)) / 8
         torch.testing.assert_close(found["stages.0.1.weight"], plain)
         torch.testing.assert_close(found["stages.1.0.bias"], (alpha[:, None] * two).mean(dim=0))
 
     def test_the_read_out_and_the_heads_are_exact(self):
         for kind in ("activities", "local"):
             net, given = build(RULES[kind]).double(), batch()
-            given = Batch(given.images.double(), given.labels)
-            loss = local_losses(net, given) if kind == "local" else F.cross_entropy(net(given.images), given.labels)
+            given = Batch(given.inputs.double(), given.targets)
+            loss = local_losses(net, given) if kind == "local" else F.cross_entropy(net(given.inputs), given.targets)
             wanted, found = gradients_of(loss, net), estimate(RULES[kind], net, given).gradients
             for name in wanted:
                 if name.startswith(("readout", "heads")):
@@ -173,7 +173,7 @@ class TestDerivatives:
     @each_rule
     def test_more_tangents_are_the_mean_of_single_ones(self, rule):
         net = build(rule).double()
-        given = Batch(batch().images.double(), batch().labels)
+        given = Batch(batch().inputs.double(), batch().targets)
         many = estimate(replace(rule, tangents=3), net, given).gradients
         directions = Directions(Noise(0).stream("estimate").stream("directions"))
         ways = {"weights": "_along_weights", "activities": "_along_activities", "local": "_along_local"}
@@ -208,11 +208,11 @@ class TestLayersOfTheUserS:
     def test_attention_and_recurrent_layers_have_exact_derivatives(self, kind, dtype):
         rule = replace(RULES["weights"], tangents=1)
         net, given = build(rule, lambda: Attention(kind)).to(dtype), batch()
-        given = Batch(given.images.to(dtype), given.labels)
+        given = Batch(given.inputs.to(dtype), given.targets)
         found = estimate(rule, net, given).gradients
         directions = Directions(Noise(0).stream("estimate").stream("directions"))
         along = {name: directions.draw(name, p.shape, 0, p) for name, p in net.named_parameters()}
-        exact = gradients_of(F.cross_entropy(net(given.images), given.labels), net)
+        exact = gradients_of(F.cross_entropy(net(given.inputs), given.targets), net)
         alpha = sum((exact[name] * along[name]).sum() for name in exact)
         assert alpha.abs() > 1e-3
         for name, v in along.items():

@@ -63,7 +63,7 @@ def two_steps(rule, module=None):
         found = [v for v in vars(update).values() if isinstance(v, dict)]
         assert not any(t.requires_grad or t.grad_fn for d in found for t in d.values())
         rule.apply(net, update, optimizer)
-    rule.predict(net, batch.images, Noise(3))
+    rule.predict(net, batch.inputs, Noise(3))
     assert any(not torch.equal(a, b) for a, b in zip(before, net.parameters(), strict=True))
 
 

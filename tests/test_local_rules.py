@@ -74,11 +74,11 @@ class TestLocalLoss:
         """Stage by stage, each loss is made by itself, and reaches the parameters of its unit alone."""
         net, given = build(rule).double(), batch(dtype=torch.float64)
         update = estimate(rule, net, given)
-        inputs = given.images
+        inputs = given.inputs
         for index, names in enumerate(rule.units(net).values()):
             outputs = net.stages[index](inputs)
             if not rule.similarity:
-                loss = cross_entropy(net.heads[index](outputs), given.labels, label_smoothing=rule.label_smoothing)
+                loss = cross_entropy(net.heads[index](outputs), given.targets, label_smoothing=rule.label_smoothing)
                 wanted = torch.autograd.grad(loss, [net.get_parameter(name) for name in names])
                 for name, gradient in zip(names, wanted, strict=True):
                     torch.testing.assert_close(update.gradients[name], gradient, rtol=1e-9, atol=1e-14)
@@ -97,7 +97,7 @@ class TestLocalLoss:
     def test_similarity_is_zero_when_the_features_say_the_class_and_nothing_else(self):
         from sidestep.rules.local_loss import _similarity_loss
 
-        labels = batch().labels
+        labels = batch().targets
         features = 3.0 * torch.nn.functional.one_hot(labels, 4).float()
         assert _similarity_loss(nn.Identity(), features, 4, labels) < 1e-12
         assert _similarity_loss(nn.Identity(), features.roll(1, 0), 4, labels) > 0.1
@@ -106,7 +106,7 @@ class TestLocalLoss:
         rule = LOCAL[0]
         net = build(rule)
         statistics = estimate(rule, net).statistics
-        net.train()(batch().images)
+        net.train()(batch().inputs)
         assert statistics
         for name, value in statistics.items():
             torch.testing.assert_close(value, net.get_buffer(name))
@@ -282,7 +282,7 @@ class TestHebbian:
     @each_hebbian
     def test_labels_reach_the_read_out_and_nothing_else(self, rule):
         net, given = build(rule), batch()
-        other = Batch(given.images, (given.labels + 1) % 4)
+        other = Batch(given.inputs, (given.targets + 1) % 4)
         one, two = (estimate(rule, net, each).gradients for each in (given, other))
         changed = {name for name in one if not torch.equal(one[name], two[name])}
         assert changed == {"readout.weight", "readout.bias"}
@@ -291,8 +291,8 @@ class TestHebbian:
     def test_the_read_out_follows_the_delta_rule(self, rule):
         net, given = build(rule).double(), batch(dtype=torch.float64)
         found = estimate(rule, net, given).gradients
-        features = net.train().seen(given.images)[1]
-        error = net.readout(features).softmax(dim=1) - torch.nn.functional.one_hot(given.labels, 4)
+        features = net.train().seen(given.inputs)[1]
+        error = net.readout(features).softmax(dim=1) - torch.nn.functional.one_hot(given.targets, 4)
         torch.testing.assert_close(found["readout.weight"], (error.T @ features / 24).detach())
         torch.testing.assert_close(found["readout.bias"], error.mean(dim=0).detach())
 

@@ -28,7 +28,7 @@ def test_backprop_of_an_mlp_takes_three_forward_passes_less_the_first_layers_inp
     with count_operations() as estimated:
         rule.estimate(net, batch, Noise(0))
     with count_operations() as forward:
-        rule.predict(net, batch.images, Noise(0))
+        rule.predict(net, batch.inputs, Noise(0))
     assert forward.count == 2 * 6 * sum(SIZES)
     assert estimated.count == 3 * forward.count - 2 * 6 * SIZES[0]
 

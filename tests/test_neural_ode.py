@@ -29,7 +29,7 @@ def noise_of_a_step():
 
 def built(dtype=torch.float32, **options):
     rule = NeuralODE(**options)
-    examples = Split(batch().images, batch().labels)
+    examples = Split(batch().inputs, batch().targets)
     return rule, rule.build(TASK, Noise(0), examples, None).to(dtype)
 
 
@@ -81,11 +81,11 @@ def plain_gradients(steps):
     given, generator = batch(4, torch.float64), noise_of_a_step().generator()
     latent = torch.empty(4, 4, dtype=torch.float64).normal_(generator=generator)
     with masks_from(generator):
-        prepared = net.train().block.prepare(given.images)
+        prepared = net.train().block.prepare(given.inputs)
     for index in range(steps):
         time = torch.tensor([index / steps], dtype=torch.float64)
         latent = latent + net.block.outputs(prepared, latent, time) @ net.embedding / steps
-    loss = cross_entropy(net.readout(latent, net.embedding), given.labels)
+    loss = cross_entropy(net.readout(latent, net.embedding), given.targets)
     names, parameters = zip(*net.named_parameters(), strict=True)
     return dict(zip(names, torch.autograd.grad(loss, parameters), strict=True))
 
@@ -195,7 +195,7 @@ def test_unit_norm_holds_after_a_step():
 
 def test_noise_starts_do_not_depend_on_the_batching():
     rule, net = built(steps=3)
-    images = batch().images
+    images = batch().inputs
     whole = rule.predict(net, images, Noise(3), names=["from noise"])["from noise"]
     later = rule.predict(net, images[5:], Noise(3), start=5, names=["from noise"])["from noise"]
     torch.testing.assert_close(later, whole[5:])
@@ -204,7 +204,7 @@ def test_noise_starts_do_not_depend_on_the_batching():
 @pytest.mark.usefixtures("slow_time")
 def test_every_solver_finds_the_same_end():
     _, net = smooth()
-    images = batch(4, torch.float64).images
+    images = batch(4, torch.float64).inputs
     for method, steps in (("euler", 200), ("midpoint", 20), ("rk4", 5), ("dopri5", 1)):
         found = NeuralODE(method=method, steps=steps).predict(net, images, Noise(0))
         torch.testing.assert_close(found["from zero"], found["adaptive"], rtol=1e-2, atol=1e-3)
@@ -218,7 +218,7 @@ def test_the_adaptive_reading_takes_the_steps_that_its_tolerance_asks_for(monkey
 
     def evaluations(tolerance):
         times.clear()
-        NeuralODE(tolerance=tolerance).predict(net, batch(4, torch.float64).images, Noise(0), names=["adaptive"])
+        NeuralODE(tolerance=tolerance).predict(net, batch(4, torch.float64).inputs, Noise(0), names=["adaptive"])
         return len(times)
 
     assert evaluations(0.9) < evaluations(1e-6)

@@ -92,7 +92,7 @@ def test_losses_and_all_gradients_equal_the_plain_reference(options):
     rule, net = built(smallest_alpha_bar=LOW, largest_alpha_bar=HIGH, **options)
     plain, size = in_double(net), 8
     given = batch(size)
-    update = rule.estimate(net, Batch(given.images.double(), given.labels), estimate_noise())
+    update = rule.estimate(net, Batch(given.inputs.double(), given.targets), estimate_noise())
 
     draw = draw_times(rule.times, size, net.dimension, estimate_noise().generator())
     normal = torch.empty(size, net.dimension, dtype=torch.float64)
@@ -104,7 +104,7 @@ def test_losses_and_all_gradients_equal_the_plain_reference(options):
     terms = [
         plain_ct_terms(
             plain, gamma, embedding, list(readout.values()),
-            (given.images[i].double(), int(given.labels[i]), float(draw.time[i]), draw.normal[i].double(), normal[i]),
+            (given.inputs[i].double(), int(given.targets[i]), float(draw.time[i]), draw.normal[i].double(), normal[i]),
             settings,
         )
         for i in range(size)
@@ -140,10 +140,10 @@ def test_the_block_sees_the_label_times_the_root_of_alpha_bar(schedule):
     rule.estimate(net, given, estimate_noise())
     draw = draw_times(rule.times, 24, 4, estimate_noise().generator())
     alpha_bar = net.schedule.alpha_bar(draw.time).detach()[:, None]
-    wanted = torch.sqrt(alpha_bar) * torch.eye(4)[given.labels] + torch.sqrt(1 - alpha_bar) * draw.normal
+    wanted = torch.sqrt(alpha_bar) * torch.eye(4)[given.targets] + torch.sqrt(1 - alpha_bar) * draw.normal
     torch.testing.assert_close(seen[0], wanted)
     late, early = draw.time.argmax(), draw.time.argmin()
-    assert seen[0][late].argmax() == given.labels[late]  # the label is there at the end, and hardly at the start
+    assert seen[0][late].argmax() == given.targets[late]  # the label is there at the end, and hardly at the start
     assert (seen[0][early] - draw.normal[early]).abs().max() < 0.1
 
 
@@ -189,7 +189,7 @@ def test_a_label_that_is_all_but_clean_leaves_every_gradient_and_reading_finite(
     update = rule.estimate(net, batch(), estimate_noise())
     assert all(gradient.isfinite().all() for gradient in update.gradients.values())
     assert update.gradients["schedule.g0"].abs() > 0
-    for name, probabilities in rule.predict(net, batch().images, Noise(1)).items():
+    for name, probabilities in rule.predict(net, batch().inputs, Noise(1)).items():
         assert probabilities.isfinite().all(), name
     assert (rule.broken(net) is None) == (gamma > -13.8)
     rule.apply(net, update, rule.optimizer(net))
@@ -244,10 +244,10 @@ def test_prediction_has_no_label_and_an_untrained_net_scores_near_chance():
 
 def test_the_first_step_is_the_block_s_own_answer_softmaxed_once():
     rule, net = built()
-    probabilities = rule.predict(net, batch().images, Noise(1))["first step"]
+    probabilities = rule.predict(net, batch().inputs, Noise(1))["first step"]
     net.eval()
     with torch.no_grad():
-        logits = net.block.outputs(net.block.prepare(batch().images), torch.zeros(24, 4), torch.zeros(1))
+        logits = net.block.outputs(net.block.prepare(batch().inputs), torch.zeros(24, 4), torch.zeros(1))
     torch.testing.assert_close(probabilities, logits.softmax(1))
 
 
@@ -286,18 +286,18 @@ def plain_readings(rule, image, place, noise):
 def test_every_reading_equals_a_plain_walk_and_the_mean_is_over_draws_that_differ(start, grid):
     rule, net = built(draws=3, start=start, grid=grid)
     with_a_plain_block(net)
-    images = batch(6).images.double()
+    images = batch(6).inputs.double()
     assert_readings_are_plain(rule, net, images, Noise(4), plain_readings, "ddim from noise")
 
 
 def test_readings_differ_as_samplers_do_and_only_those_asked_for_are_computed():
     rule, net = built(steps=7)
-    found = rule.predict(net, batch().images, Noise(1), names=["heun", "mean"])
+    found = rule.predict(net, batch().inputs, Noise(1), names=["heun", "mean"])
     assert list(found) == ["heun", "mean"]
-    every = rule.predict(net, batch().images, Noise(1))
+    every = rule.predict(net, batch().inputs, Noise(1))
     assert torch.equal(every["heun"], found["heun"])
     assert not torch.allclose(every["ancestral"], every["ddim from noise"])
-    finer = NoPropCT(steps=200).predict(net, batch().images, Noise(1), names=["ddim", "euler", "heun", "adaptive"])
+    finer = NoPropCT(steps=200).predict(net, batch().inputs, Noise(1), names=["ddim", "euler", "heun", "adaptive"])
     for name in ("euler", "heun", "adaptive"):  # all solve the equation that ddim does
         assert (finer[name] - finer["ddim"]).abs().max() < 0.02, name
 

@@ -53,11 +53,11 @@ def test_a_block_s_gradient_is_that_of_its_own_loss_computed_by_hand():
         generator = estimate_noise().sub(index).generator()
         normal = torch.empty(24, 4).normal_(generator=generator)
         with masks_from(generator):
-            z = net.alpha_bar[index].sqrt() * net.embedding[given.labels] + (1 - net.alpha_bar[index]).sqrt() * normal
-            uhat = net.block(index)(given.images, z).softmax(1) @ net.embedding
+            z = net.alpha_bar[index].sqrt() * net.embedding[given.targets] + (1 - net.alpha_bar[index]).sqrt() * normal
+            uhat = net.block(index)(given.inputs, z).softmax(1) @ net.embedding
         snr = net.alpha_bar / (1 - net.alpha_bar)
         weight = 3 / 2 * 0.1 * (snr[index + 1] - snr[index])
-        loss = weight * (uhat - net.embedding[given.labels]).square().sum(1).mean()
+        loss = weight * (uhat - net.embedding[given.targets]).square().sum(1).mean()
         assert float(update.losses[f"block {index + 1}: denoising"]) == pytest.approx(loss.item(), rel=1e-4)
         expected = torch.autograd.grad(loss, list(net.block(index).parameters()))
         for (name, _), gradient in zip(net.block(index).named_parameters(), expected, strict=True):
@@ -80,13 +80,13 @@ def test_other_losses_stand_in_the_place_of_the_paper_s(loss):
         generator = estimate_noise().sub(index).generator()
         normal = torch.empty(24, 4).normal_(generator=generator)
         with masks_from(generator):
-            logits = net.block(index)(given.images, net.noised_label(given.labels, index, normal))
+            logits = net.block(index)(given.inputs, net.noised_label(given.targets, index, normal))
         if loss == "cross-entropy":
-            wanted = cross_entropy(logits, given.labels, label_smoothing=0.1)
+            wanted = cross_entropy(logits, given.targets, label_smoothing=0.1)
         else:
             snr = net.alpha_bar / (1 - net.alpha_bar)
             weight = min(0.5, 3 / 2 * 0.4 * float(snr[index + 1] - snr[index])) if loss == "clipped" else 1.0
-            squared = (logits.softmax(1) @ net.embedding - net.embedding[given.labels]).square().sum(1)
+            squared = (logits.softmax(1) @ net.embedding - net.embedding[given.targets]).square().sum(1)
             wanted = weight * squared.mean()
         assert float(update.losses[f"block {index + 1}: denoising"]) == pytest.approx(wanted.item(), rel=1e-4)
         expected = torch.autograd.grad(wanted, list(net.block(index).parameters()))
@@ -114,7 +114,7 @@ def test_the_block_equals_the_plain_reference():
         copy_block(net.block(index), plain)
         normal = torch.empty(24, 4).normal_(generator=estimate_noise().sub(index).generator())
         loss = plain_block_loss(
-            plain, index + 1, given.images, given.labels, torch.eye(4), net.alpha_bar.tolist(), 0.1, normal
+            plain, index + 1, given.inputs, given.targets, torch.eye(4), net.alpha_bar.tolist(), 0.1, normal
         )
         loss.backward()
         assert float(update.losses[f"block {index + 1}: denoising"]) == pytest.approx(loss.item(), rel=1e-4)
@@ -144,9 +144,9 @@ def test_the_shared_terms_are_cross_entropy_of_a_clean_latent_and_the_kl(readout
     given = batch()
     update = rule.estimate(net, given, estimate_noise())
     normal = torch.empty(24, 6).normal_(generator=estimate_noise().sub(3).generator())
-    u = net.embedding[given.labels]
+    u = net.embedding[given.targets]
     z_last = net.alpha_bar[-1].sqrt() * u + (1 - net.alpha_bar[-1]).sqrt() * normal
-    entropy = cross_entropy(net.readout(z_last, net.embedding), given.labels)
+    entropy = cross_entropy(net.readout(z_last, net.embedding), given.targets)
     a = float(net.alpha_bar[0])
     divergence = (0.5 * (a * u.square().sum(1) - 6 * a - 6 * math.log(1 - a))).mean()
     assert float(update.losses["read-out: cross-entropy"]) == pytest.approx(entropy.item(), rel=1e-4)
@@ -192,10 +192,10 @@ def test_prediction_has_no_label_and_an_untrained_net_scores_near_chance():
 
 def test_readings_are_logits_once_softmaxed():
     rule, net = built()
-    probabilities = rule.predict(net, batch().images, Noise(1))["block 1 alone"]
+    probabilities = rule.predict(net, batch().inputs, Noise(1))["block 1 alone"]
     net.eval()
     with torch.no_grad():
-        logits = net.block(0)(batch().images, torch.zeros(24, 4))
+        logits = net.block(0)(batch().inputs, torch.zeros(24, 4))
     torch.testing.assert_close(probabilities, logits.softmax(1), rtol=1e-4, atol=1e-5)
 
 
@@ -240,7 +240,7 @@ def test_every_reading_equals_a_plain_walk_and_the_mean_is_over_draws_that_diffe
         for index in range(3):
             for parameter in net.block(index).fuse[-1].parameters():
                 parameter.mul_(20)  # an untrained block says nearly the same to every z
-        images = batch(6).images.double()
+        images = batch(6).inputs.double()
         wanted, singles = plain_readings(net, images, Noise(4), 10, draws)
         found = rule.predict(net, images, Noise(4), start=10)
     assert list(found) == list(rule.predictors)
@@ -339,9 +339,9 @@ def test_what_is_left_to_learn_is_not_rounded_away_in_bfloat16(certainty):
 def test_float64_stays_float64():
     rule, net = built(embedding="learned", dimension=6, readout="radial")
     single = rule.estimate(net, batch(), estimate_noise()).losses
-    images = batch().images.double()
+    images = batch().inputs.double()
     net.double()
-    double = rule.estimate(net, Batch(images, batch().labels), estimate_noise())
+    double = rule.estimate(net, Batch(images, batch().targets), estimate_noise())
     assert all(gradient.dtype == torch.float64 for gradient in double.gradients.values())
     assert double.losses.keys() == single.keys()
     for probabilities in rule.predict(net, images, Noise(0)).values():
@@ -365,5 +365,5 @@ def test_own_modules_may_view_their_images_and_conv_outputs():
     rule = NoPropDT(blocks=2)
     net = rule.build(task, Noise(0), None, Viewing)
     images = Noise(1).normal(24 * 192).view(24, 3, 8, 8).contiguous(memory_format=torch.channels_last)
-    rule.estimate(net, Batch(images, batch().labels), estimate_noise())
+    rule.estimate(net, Batch(images, batch().targets), estimate_noise())
     rule.predict(net, images, Noise(0))

@@ -78,7 +78,7 @@ def test_losses_and_all_gradients_equal_the_plain_reference(options):
     rule, net = built(**options)
     plain, size = in_double(net), 8
     given = batch(size)
-    update = rule.estimate(net, Batch(given.images.double(), given.labels), estimate_noise())
+    update = rule.estimate(net, Batch(given.inputs.double(), given.targets), estimate_noise())
 
     generator = estimate_noise().generator()
     draw = draw_times(rule.times, size, net.dimension, generator)
@@ -93,7 +93,7 @@ def test_losses_and_all_gradients_equal_the_plain_reference(options):
     terms = [
         plain_fm_terms(
             plain, embedding, list(readout.values()),
-            (given.images[i].double(), int(given.labels[i]), float(draw.time[i]), draw.normal[i].double(), about[i]),
+            (given.inputs[i].double(), int(given.targets[i]), float(draw.time[i]), draw.normal[i].double(), about[i]),
             settings,
         )
         for i in range(size)
@@ -126,7 +126,7 @@ def test_the_block_sees_a_point_on_the_straight_line_or_around_it(sigma):
     rule.estimate(net, given, estimate_noise())
     draw = draw_times(rule.times, 24, 4, estimate_noise().generator())
     time = draw.time[:, None]
-    line = time * torch.eye(4)[given.labels] + (1 - time) * draw.normal
+    line = time * torch.eye(4)[given.targets] + (1 - time) * draw.normal
     if sigma:
         assert (seen[0] - line).std().item() == pytest.approx(sigma, rel=0.2)
     else:
@@ -135,9 +135,9 @@ def test_the_block_sees_a_point_on_the_straight_line_or_around_it(sigma):
 
 def test_the_velocity_of_the_paper_has_no_softmax():
     rule, net = built(**VELOCITY)
-    found = rule.predict(net, batch().images, Noise(1), names=["first step"])["first step"]
+    found = rule.predict(net, batch().inputs, Noise(1), names=["first step"])["first step"]
     with torch.no_grad():
-        outputs = net.block.outputs(net.block.prepare(batch().images), torch.zeros(24, 4), torch.zeros(1))
+        outputs = net.block.outputs(net.block.prepare(batch().inputs), torch.zeros(24, 4), torch.zeros(1))
         wanted = net.probabilities(outputs @ net.embedding)
     torch.testing.assert_close(found, wanted)
     assert (outputs < 0).any()  # a probability would not be
@@ -171,7 +171,7 @@ def plain_readings(rule, image, place, noise):
 def test_every_reading_equals_a_plain_walk_and_the_mean_is_over_starts_that_differ(options, grid, start):
     rule, net = built(draws=3, start=start, grid=grid, **options)
     with_a_plain_block(net)
-    images = batch(6).images.double()
+    images = batch(6).inputs.double()
     assert_readings_are_plain(rule, net, images, Noise(4), plain_readings, "euler from noise")
 
 

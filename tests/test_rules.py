@@ -196,7 +196,7 @@ def test_twenty_steps_on_one_batch_lower_every_loss_that_can_fall(rule):
 
 def test_predictions_are_probabilities_for_every_reading(rule):
     net = build(rule)
-    found = rule.predict(net, batch().images, Noise(0))
+    found = rule.predict(net, batch().inputs, Noise(0))
     assert tuple(found) == rule.predictors
     for probabilities in found.values():
         assert probabilities.shape == (32, 4)
@@ -307,7 +307,7 @@ class TestActivationCheckpointing:
             from sidestep.nets import masks_from
 
             with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t), masks_from(Noise(0).generator()):
-                net.train()(batch().images)
+                net.train()(batch().inputs)
             kept[name] = total
         assert kept["backprop checkpointed"] < kept["backprop"] / 4
 

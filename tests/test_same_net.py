@@ -47,7 +47,7 @@ def test_every_rule_s_net_trains_end_to_end(name):
     first = next(n for n, p in net.named_parameters() if p.dim() > 1 and n in update.gradients)
     assert not torch.equal(before[first], dict(net.named_parameters())[first])  # down to the first layer
     assert losses[-1] < losses[0]
-    assert rule.predict(net, batch.images, Noise(3))["forward"].shape == (8, 4)
+    assert rule.predict(net, batch.inputs, Noise(3))["forward"].shape == (8, 4)
 
 
 @pytest.mark.parametrize(

@@ -67,7 +67,7 @@ class Toy:
         return torch.optim.SGD(net.parameters(), lr=1.0)
 
     def estimate(self, net, batch, noise):
-        pixels = int(batch.images.double().abs().sum())  # so that a step depends on its batch
+        pixels = int(batch.inputs.double().abs().sum())  # so that a step depends on its batch
         schedule = net.schedule + torch.tensor([1.0, float(pixels)], dtype=torch.float64)
         losses = {"toy: nothing": torch.tensor(1.0 + pixels % 7)}
         return self.draw(net, noise, pixels % 1000 + int(net.schedule[1]) % 1000, {"schedule": schedule}, losses)

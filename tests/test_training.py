@@ -408,7 +408,7 @@ def test_augmentation_is_a_function_of_the_seed_and_changes_training():
 def test_flips_alone_mirror_some_images_and_move_none():
     digits, compute = data.load("digits"), Compute.find("cpu", "float32")
     plain, flipped = (
-        Loop(QUICK, digits, Options(augment=how), compute, None).batch(0).images for how in ("none", "flip")
+        Loop(QUICK, digits, Options(augment=how), compute, None).batch(0).inputs for how in ("none", "flip")
     )
     kept, mirrored = (
         [torch.equal(a, b) for a, b in zip(flipped, each, strict=True)] for each in (plain, plain.flip(3))

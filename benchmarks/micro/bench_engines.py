@@ -92,7 +92,7 @@ def bench_block_step(versus):
     loop, state = ready(NoPropDT(blocks=1), made_up("mnist"), Compute.find("cpu", "float32"))
     plain, batch = PlainNoProp(1, 28, 10, blocks=1), loop.batch(0)
     flops = count_flops(loop, state)
-    versus(lambda: loop.take_step(state), lambda: plain.step(batch.images.contiguous(), batch.labels), flops=flops)
+    versus(lambda: loop.take_step(state), lambda: plain.step(batch.inputs.contiguous(), batch.targets), flops=flops)
 
 
 def bench_replay(versus, tmp_path: Path):

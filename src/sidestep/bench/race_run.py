@@ -148,7 +148,7 @@ def measure_counts(plan: RunPlan, tell: Tell) -> dict[str, Any]:
     with count_operations() as estimated, loop.compute.autocast():
         update = rule.estimate(net, batch, noise)
     with count_operations() as forward, loop.compute.autocast():
-        rule.predict(net, batch.images, loop.noise.stream("predict"), 0, [rule.predictors[0]])
+        rule.predict(net, batch.inputs, loop.noise.stream("predict"), 0, [rule.predictors[0]])
     decided = rule.decide(net, update, state.optimizer)
     sizes = [parameter.numel() for parameter in net.parameters()]
     if state.files:

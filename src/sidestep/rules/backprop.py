@@ -187,11 +187,11 @@ class Backprop:
         """Return the gradient of the batch's mean loss, as the mean of its parts."""
         net = self._own(net)
         net.train()
-        device, size = batch.images.device, self._part_size(net, len(batch.labels))
+        device, size = batch.inputs.device, self._part_size(net, len(batch.targets))
         generator = noise.generator(device)
-        given = [batch.images, batch.labels]
+        given = [batch.inputs, batch.targets]
         if isinstance(net, ChainedBlocks):
-            start = net.embedding.new_empty(len(batch.labels), net.dimension)
+            start = net.embedding.new_empty(len(batch.targets), net.dimension)
             given.append(start.normal_(generator=generator))
         gradients: dict[str, Tensor] = {}
         losses: dict[str, Tensor] = {}

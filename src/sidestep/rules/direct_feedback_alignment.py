@@ -89,14 +89,14 @@ class DirectFeedbackAlignment:
         """Return each stage's gradient under the error that its feedback matrix brings, and the head's own."""
         net = self._own(net)
         net.train()
-        device, names = batch.images.device, first_names(net)
+        device, names = batch.inputs.device, first_names(net)
         with kept_statistics(net) as changed, noise.stream("module").torch_seeded(device):
-            outputs, inputs = [], batch.images
+            outputs, inputs = [], batch.inputs
             for stage in net.stages:
                 outputs.append(stage(inputs))
                 inputs = outputs[-1].detach()
             logits = at_least_float32(net.heads[-1](inputs))
-            loss = cross_entropy(logits, batch.labels, label_smoothing=self.label_smoothing)
+            loss = cross_entropy(logits, batch.targets, label_smoothing=self.label_smoothing)
             statistics = changed()
             error = torch.autograd.grad(loss, logits, retain_graph=True)[0]  # (batch, classes)
             gradients = gradients_of(loss, {names[id(parameter)]: parameter for parameter in net.heads.parameters()})

@@ -137,11 +137,11 @@ class Evolution:
         """Return the estimate as gradients; in float32, since rounding the difference of two losses would drown it."""
         net = self._own(net)
         net.train()
-        check_multiple(len(batch.labels), *self.batch_multiple)
+        check_multiple(len(batch.targets), *self.batch_multiple)
         size = self.batch_multiple[1]
-        members = Members(self.population // 2, len(batch.labels) // size, size)
+        members = Members(self.population // 2, len(batch.targets) // size, size)
         directions = Directions(noise.stream("directions"), self.distribution)
-        drawing = noise.stream("module").torch_seeded(batch.images.device)  # modules of the user's that draw repeat
+        drawing = noise.stream("module").torch_seeded(batch.inputs.device)  # modules of the user's that draw repeat
         with torch.no_grad(), kept_statistics(net) as changed, drawing:
             way = self._rank_one if self.noise_kind == "rank-1" else self._full_rank
             gradients, losses = way(net, batch, members, directions)
@@ -177,11 +177,11 @@ class Evolution:
     def _rank_one(
         self, net: StagedNet, batch: Batch, members: Members, directions: Directions
     ) -> tuple[dict[str, Tensor], Tensor]:
-        with full_precision(batch.images):
+        with full_precision(batch.inputs):
             logits, factors = rank_one_logits(
-                net, batch.images, members, directions, self.eps, self.columns == "input", multiply_late=net.chain
+                net, batch.inputs, members, directions, self.eps, self.columns == "input", multiply_late=net.chain
             )
-            labels = batch.labels.view(members.groups, members.size).expand(2, members.pairs, -1, -1).reshape(-1)
+            labels = batch.targets.view(members.groups, members.size).expand(2, members.pairs, -1, -1).reshape(-1)
             losses = losses_under(self.objective, logits.flatten(0, 2), labels).view(2, members.count, members.size)
             losses = losses.mean(dim=2)
             coefs = self._coefs(losses)
@@ -191,10 +191,10 @@ class Evolution:
     def _full_rank(
         self, net: StagedNet, batch: Batch, members: Members, directions: Directions
     ) -> tuple[dict[str, Tensor], Tensor]:
-        images = batch.images.unflatten(0, (members.groups, members.size))
-        labels = batch.labels.view(members.groups, members.size)
-        losses = batch.images.new_empty(2, members.count)
-        with full_precision(batch.images):
+        images = batch.inputs.unflatten(0, (members.groups, members.size))
+        labels = batch.targets.view(members.groups, members.size)
+        losses = batch.inputs.new_empty(2, members.count)
+        with full_precision(batch.inputs):
             for index in range(members.count):
                 group = index % members.groups
                 for side, logits in enumerate(paired_logits(net, images[group], directions, index, self.eps)):

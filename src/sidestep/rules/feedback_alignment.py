@@ -89,9 +89,9 @@ class FeedbackAlignment:
         """Return what the carried-back errors make of the gradient of the batch's mean cross-entropy."""
         net = self._own(net)
         net.train()
-        device = batch.images.device
+        device = batch.inputs.device
         with kept_statistics(net) as changed, noise.stream("module").torch_seeded(device):
-            loss = cross_entropy(net(batch.images), batch.labels, label_smoothing=self.label_smoothing)
+            loss = cross_entropy(net(batch.inputs), batch.targets, label_smoothing=self.label_smoothing)
             gradients = gradients_of(loss, dict(net.named_parameters()))
             statistics = changed()
         if self.feedback == "kolen-pollack":

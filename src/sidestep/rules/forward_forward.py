@@ -113,17 +113,17 @@ class ForwardForward:
         """
         net = self._own(net)
         net.train()
-        labels, parameters, units = batch.labels, dict(net.named_parameters()), self.units(net)
-        logits = net(batch.images)
+        labels, parameters, units = batch.targets, dict(net.named_parameters()), self.units(net)
+        logits = net(batch.inputs)
         loss = cross_entropy(logits, labels)
         readout = {name: parameters[name] for name in units["readout"]}
         yield "readout", Dense(gradients_of(loss, readout), {}, {"readout: cross-entropy": loss.detach()})
         likely = logits.detach() if self.negatives == "hard" else torch.zeros_like(logits.detach())
         wrong = wrong_labels(labels, likely, noise.stream("negatives"))
         if self.label == "input":
-            inputs = torch.cat([net.shown(batch.images, labels), net.shown(batch.images, wrong)])
+            inputs = torch.cat([net.shown(batch.inputs, labels), net.shown(batch.inputs, wrong)])
         else:
-            inputs = batch.images
+            inputs = batch.inputs
         for (unit, names), outputs in zip(units.items(), net.stage_outputs(inputs), strict=False):
             loss = goodness_loss(*self._pair(net, outputs, labels, wrong), self.threshold, self.sharpness)
             del outputs

@@ -154,8 +154,8 @@ def _along_weights(net: StagedNet, batch: Batch, directions: Directions, tangent
     sums = {name: torch.zeros_like(weight) for name, weight in weights.items()}
 
     def loss_at(values: dict[str, Tensor]) -> Tensor:
-        with noise.torch_seeded(batch.images.device):  # dropout: one mask for all tangents
-            return cross_entropy(functional_call(net, values, (batch.images,)), batch.labels)
+        with noise.torch_seeded(batch.inputs.device):  # dropout: one mask for all tangents
+            return cross_entropy(functional_call(net, values, (batch.inputs,)), batch.targets)
 
     for index in tangents:
         along = {name: directions.draw(name, weight.shape, index, weight) for name, weight in weights.items()}
@@ -171,10 +171,10 @@ def _along_activities(net: StagedNet, batch: Batch, directions: Directions, tang
     stages = nn.Sequential(*net.stages)
     sums: dict[str, Tensor] = {}
     for index in tangents:
-        with noise.torch_seeded(batch.images.device):
-            features, tangent, seen = activity_pass(stages, batch.images, "stages", directions, index)
+        with noise.torch_seeded(batch.inputs.device):
+            features, tangent, seen = activity_pass(stages, batch.inputs, "stages", directions, index)
         features = features.flatten(1)
-        upstream, loss = cotangent(net.readout(features), batch.labels)
+        upstream, loss = cotangent(net.readout(features), batch.targets)
         moved = tangent.flatten(1) @ net.readout.weight.T.to(tangent.dtype)
         alpha = (upstream * moved).sum(dim=1) / (len(features) * len(tangents))
         for name, layer in seen.items():
@@ -192,12 +192,12 @@ def _along_local(net: StagedNet, batch: Batch, directions: Directions, tangents:
     """
     gradients: dict[str, Tensor] = {}
     losses: dict[str, Tensor] = {}
-    inputs, batch_size = batch.images, len(batch.labels)
+    inputs, batch_size = batch.inputs, len(batch.targets)
     for number, (stage, head) in enumerate(zip(net.stages, cast("list[GroupHeads]", net.heads), strict=True)):
         before, (name, layer), after = at_layer(stage)
         seen = before(inputs)
         outputs, along = layer(seen), torch.zeros(())
-        labels = batch.labels[:, None].expand(-1, len(head.weight))
+        labels = batch.targets[:, None].expand(-1, len(head.weight))
         moves = bool(trained(layer))
         if not moves:
             features = after(outputs)
@@ -215,7 +215,7 @@ def _along_local(net: StagedNet, batch: Batch, directions: Directions, tangents:
         gradients |= _named(f"heads.{number}", head.gradients(features, upstream / batch_size))
         inputs = features
     features = inputs.flatten(1)
-    upstream, losses["read-out: cross-entropy"] = cotangent(net.readout(features), batch.labels)
+    upstream, losses["read-out: cross-entropy"] = cotangent(net.readout(features), batch.targets)
     return gradients | _named("readout", output_gradients(net.readout, features, upstream / batch_size)), losses
 
 

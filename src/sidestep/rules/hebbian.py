@@ -116,7 +116,7 @@ class Hebbian:
         """Yield one stage's update after another, and then the read-out's; each sees the stages as they were."""
         net = self._own(net)
         net.train()
-        features, images = [], batch.images
+        features, images = [], batch.inputs
         resting = self.stage_steps is not None and noise.step >= self.stage_steps
         for index, (stage, summary) in enumerate(zip(net.stages, net.summaries, strict=True)):
             own = (kept_statistics(stage, f"stages.{index}."), kept_statistics(summary, f"summaries.{index}."))
@@ -132,7 +132,7 @@ class Hebbian:
             del seen, rows, change
             yield f"stage {index}", update
             del update  # before the next one's activations are made
-        loss = cross_entropy(at_least_float32(net.readout(torch.cat(features, dim=1))), batch.labels)
+        loss = cross_entropy(at_least_float32(net.readout(torch.cat(features, dim=1))), batch.targets)
         readout = {f"readout.{name}": parameter for name, parameter in net.readout.named_parameters()}
         learned = gradients_of(loss, readout) if noise.step >= self.readout_from else {}
         yield "readout", Dense(learned, {}, {"readout: cross-entropy": loss.detach()})

@@ -102,13 +102,13 @@ class LocalLoss:
         """Yield one stage's update after another; a stage's input comes from the stages as they were."""
         net = self._own(net)
         net.train()
-        inputs, parameters = batch.images, dict(net.named_parameters())
+        inputs, parameters = batch.inputs, dict(net.named_parameters())
         for index, (unit, names) in enumerate(self.units(net).items()):
             own = noise.stream("module").sub(index)  # for modules of the user's that draw from torch's own generator
             with kept_statistics(net.stages[index], f"stages.{index}.") as changed, own.torch_seeded(inputs.device):
                 outputs = net.stages[index](inputs)
                 inputs = outputs.detach()
-                loss, terms = self._loss(net, index, outputs, batch.labels)
+                loss, terms = self._loss(net, index, outputs, batch.targets)
                 del outputs
                 gradients = gradients_of(loss, {name: parameters[name] for name in names})
                 update = Dense(gradients, changed(), {f"{unit}: {term}": value for term, value in terms.items()})

@@ -107,20 +107,20 @@ class NeuralODE:
         net = self._own(net)
         net.train()
         net.block.latent.eval()  # an image-shaped z has a path with dropout: a rate with fresh masks is no ODE
-        generator = noise.generator(batch.images.device)
-        latent = net.embedding.new_empty(len(batch.labels), net.dimension).normal_(generator=generator)
+        generator = noise.generator(batch.inputs.device)
+        latent = net.embedding.new_empty(len(batch.targets), net.dimension).normal_(generator=generator)
         with (
             kept_statistics(net) as changed,
             masks_from(generator),
-            noise.stream("module").torch_seeded(batch.images.device),
+            noise.stream("module").torch_seeded(batch.inputs.device),
         ):
-            prepared = net.block.prepare(batch.images)
+            prepared = net.block.prepare(batch.inputs)
             statistics = changed()
         # A graph of its own: differentiated at every step, the rate must not lead back into the image path, nor to the
         # share of `join` that is in `prepared` already and would be counted again each time.
         held = prepared.detach().requires_grad_()
         last = self._flow(net, held, latent)
-        loss = readout_loss(net.readout, net.embedding, last, batch.labels)
+        loss = readout_loss(net.readout, net.embedding, last, batch.targets)
         gradients = _through_both(net, loss, prepared, held)
         return Dense(gradients, statistics, {"net: cross-entropy": loss.detach()})
 

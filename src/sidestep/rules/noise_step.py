@@ -181,23 +181,23 @@ class NoiseStep:
         """
         net = self._own(net)
         net.train()
-        seeded = noise.stream("module").torch_seeded(batch.images.device)  # for modules that draw in their forward pass
+        seeded = noise.stream("module").torch_seeded(batch.inputs.device)  # for modules that draw in their forward pass
         with torch.no_grad(), kept_statistics(net) as changed, seeded, inplace_explained():
             if self.estimator == "weight-probes":
                 probes = self._sparse(net, noise)
-                coefs, loss = alignments(net, batch.images, batch.labels, probes, self.memory << 20)
+                coefs, loss = alignments(net, batch.inputs, batch.targets, probes, self.memory << 20)
                 return self._seeded(net, coefs, probes, {"net: cross-entropy": loss})
             if self.estimator == "rank-one":
-                count = self.tangents * len(batch.labels)
+                count = self.tangents * len(batch.targets)
                 rank_one = RankOneProbes(noise.stream("probes"), rank_one_shapes(net), count)
-                coefs, loss = rank_one_alignments(net, batch.images, batch.labels, rank_one)
+                coefs, loss = rank_one_alignments(net, batch.inputs, batch.targets, rank_one)
                 return self._seeded(net, coefs, rank_one, {"net: cross-entropy": loss})
             if self.estimator == "activity-probes":
                 draws = noise.stream("activities")
-                gradients, loss = activity_gradients(net, batch.images, batch.labels, draws, self.tangents)
+                gradients, loss = activity_gradients(net, batch.inputs, batch.targets, draws, self.tangents)
                 losses = {"net: cross-entropy": loss}
             else:
-                gradients, losses = local_gradients(net, batch.images, batch.labels, self.label_smoothing)
+                gradients, losses = local_gradients(net, batch.inputs, batch.targets, self.label_smoothing)
             if self.choices[0] == "flips":
                 return Dense(gradients, changed(), losses)
             probes = self._sparse(net, noise)
@@ -207,7 +207,7 @@ class NoiseStep:
     def true_gradients(self, net: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """Return the gradient of the last head's mean cross-entropy by the trits, taken for real numbers."""
         net = self._own(net)
-        weights = {name: leaf.requires_grad_() for name, leaf in floating(net, batch.images).items()}
+        weights = {name: leaf.requires_grad_() for name, leaf in floating(net, batch.inputs).items()}
         return end_to_end(net, batch, lambda images: functional_call(net, weights, (images,)), weights)
 
     def decide(self, net: nn.Module, update: Update, optimizer: torch.optim.Optimizer) -> Update:

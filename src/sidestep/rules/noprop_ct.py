@@ -160,24 +160,24 @@ class NoPropCT:
         """Return the gradients of the loss, one time and one noise per image (and draw)."""
         net = self._own(net)
         net.train()
-        generator, schedule = noise.generator(batch.images.device), _schedule(net)
-        draw = draw_times(self.times, len(batch.labels) * self.draws_per_image, net.dimension, generator)
-        labels = batch.labels.repeat(self.draws_per_image)
+        generator, schedule = noise.generator(batch.inputs.device), _schedule(net)
+        draw = draw_times(self.times, len(batch.targets) * self.draws_per_image, net.dimension, generator)
+        labels = batch.targets.repeat(self.draws_per_image)
         level, target = schedule.levels(draw.time[:, None]), net.label_embedding(labels)
         latent = level.signal.sqrt() * target + level.noise.sqrt() * draw.normal
         with (
             kept_statistics(net) as changed,
             masks_from(generator),
-            noise.stream("module").torch_seeded(batch.images.device),
+            noise.stream("module").torch_seeded(batch.inputs.device),
         ):
-            prepared = net.block.prepare(batch.images).repeat(self.draws_per_image, 1)
+            prepared = net.block.prepare(batch.inputs).repeat(self.draws_per_image, 1)
             logits = net.block.outputs(prepared, latent, draw.time)
             statistics = changed()
             weight = self.eta / 2 * schedule.snr_slope(draw.time)
             each = denoising_loss(
                 self.loss, logits, net.embedding, labels, weight, self.largest_weight, self.label_smoothing
             )
-            losses = {"block: denoising": each.mean(), **self._other_terms(net, batch.labels, noise.sub(1))}
+            losses = {"block: denoising": each.mean(), **self._other_terms(net, batch.targets, noise.sub(1))}
             # before the buffers are put back: batch norm's way back needs them untouched
             gradients = gradients_of(torch.stack(list(losses.values())).sum(), dict(net.named_parameters()))
         return Dense(gradients, statistics, {name: loss.detach() for name, loss in losses.items()})

@@ -164,7 +164,7 @@ class NoPropDT:
         net = self._own(net)
         blocks = len(net.blocks)
         net.train()
-        way = net.way(batch.images.device)
+        way = net.way(batch.inputs.device)
         shares, statistics = self._shares(net, batch, noise, way)
         shared = self._shared_share(net, batch, noise.sub(blocks))
         gradients = {name: gradient for share in (*shares, shared) for name, gradient in share.gradients.items()}
@@ -196,18 +196,18 @@ class NoPropDT:
 
     def _block_share(self, net: DenoisingStack, index: int, batch: Batch, noise: Noise) -> _Share:
         """Return the gradients of block `index` alone: of its denoising loss, batch mean."""
-        block, device = net.block(index), batch.images.device
+        block, device = net.block(index), batch.inputs.device
         generator = noise.generator(device)
-        latent = _latent(net, batch.labels, index, generator)
+        latent = _latent(net, batch.targets, index, generator)
         with masks_from(generator):
             if net.together:
-                logits = block(batch.images, latent)
+                logits = block(batch.inputs, latent)
             else:  # a module of the user's may draw from torch's own generator
                 with noise.stream("module").torch_seeded(device):
-                    logits = block(batch.images, latent)
+                    logits = block(batch.inputs, latent)
         weight = logits.new_tensor(float(net.loss_weights(self.eta)[index]))
         loss = denoising_loss(
-            self.loss, logits, net.embedding, batch.labels, weight, self.largest_weight, self.label_smoothing
+            self.loss, logits, net.embedding, batch.targets, weight, self.largest_weight, self.label_smoothing
         ).mean()
         wanted = {f"blocks.{index}.{name}": parameter for name, parameter in block.named_parameters()}
         gradients = gradients_of(loss, {**wanted, "embedding": net.embedding})
@@ -215,9 +215,9 @@ class NoPropDT:
 
     def _shared_share(self, net: DenoisingStack, batch: Batch, noise: Noise) -> _Share:
         """Return the gradients of the terms that no block sees: `CE(p_out(z_T), y) + KL(q(z_0 | y) || N(0, I))`."""
-        last = _latent(net, batch.labels, len(net.blocks), noise.generator(batch.images.device))
-        entropy = readout_loss(net.readout, net.embedding, last, batch.labels)
-        divergence = start_divergence(net.label_embedding(batch.labels), net.levels[0])
+        last = _latent(net, batch.targets, len(net.blocks), noise.generator(batch.inputs.device))
+        entropy = readout_loss(net.readout, net.embedding, last, batch.targets)
+        divergence = start_divergence(net.label_embedding(batch.targets), net.levels[0])
         wanted = {name: parameter for name, parameter in net.named_parameters() if not name.startswith("blocks.")}
         found = gradients_of(entropy + divergence, wanted)
         losses = {f"{_SHARED}: cross-entropy": entropy.detach(), f"{_SHARED}: KL": divergence.detach()}
@@ -266,20 +266,20 @@ class NoPropDT:
             return self._together(net, batch, noise, way)
         tasks = [partial(self._block_share, net, index, batch, noise.sub(index)) for index in range(len(net.blocks))]
         with kept_statistics(net) as changed:
-            return run_units(tasks, batch.images.device, net.together), changed()
+            return run_units(tasks, batch.inputs.device, net.together), changed()
 
     def _together(
         self, net: DenoisingStack, batch: Batch, noise: Noise, way: str
     ) -> tuple[list[_Share], dict[str, Tensor]]:
         """Return the blocks' shares as one, computed in one pass, and the new statistics; equal to rounding."""
-        count, labels = len(net.blocks), batch.labels
-        generators = [noise.sub(index).generator(batch.images.device) for index in range(count)]
+        count, labels = len(net.blocks), batch.targets
+        generators = [noise.sub(index).generator(batch.inputs.device) for index in range(count)]
         latents = torch.stack([_latent(net, labels, index, one) for index, one in enumerate(generators)])
         run, masks = BlocksTogether.copied([net.block(index) for index in range(count)]), drawn_masks(generators)
         if way == "together":
-            logits = run.logits(batch.images, latents, masks)
+            logits = run.logits(batch.inputs, latents, masks)
         else:
-            logits = recorded_logits(run, way, batch.images, latents, masks)
+            logits = recorded_logits(run, way, batch.inputs, latents, masks)
         weights = net.loss_weights(self.eta).to(logits).repeat_interleave(len(labels))
         each = denoising_loss(
             self.loss, logits.flatten(0, 1), net.embedding, labels.repeat(count), weights, self.largest_weight,

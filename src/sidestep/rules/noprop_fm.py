@@ -155,9 +155,9 @@ class NoPropFM:
         """Return the gradients of the loss, one time and one noise per image (and draw)."""
         net = self._own(net)
         net.train()
-        generator = noise.generator(batch.images.device)
-        draw = draw_times(self.times, len(batch.labels) * self.draws_per_image, net.dimension, generator)
-        labels = batch.labels.repeat(self.draws_per_image)
+        generator = noise.generator(batch.inputs.device)
+        draw = draw_times(self.times, len(batch.targets) * self.draws_per_image, net.dimension, generator)
+        labels = batch.targets.repeat(self.draws_per_image)
         time, target = draw.time[:, None], net.label_embedding(labels)
         latent = time * target + (1 - time) * draw.normal
         if self.sigma:
@@ -165,9 +165,9 @@ class NoPropFM:
         with (
             kept_statistics(net) as changed,
             masks_from(generator),
-            noise.stream("module").torch_seeded(batch.images.device),
+            noise.stream("module").torch_seeded(batch.inputs.device),
         ):
-            prepared = net.block.prepare(batch.images).repeat(self.draws_per_image, 1)
+            prepared = net.block.prepare(batch.inputs).repeat(self.draws_per_image, 1)
             outputs = net.block.outputs(prepared, latent, draw.time)
             statistics = changed()
             losses = self._losses(net, outputs, latent, labels, draw)

@@ -51,8 +51,8 @@ class Task:
 class Batch:
     """One training batch on the device: standardised images and their labels."""
 
-    images: Tensor  # (batch, channels, height, width), float
-    labels: Tensor  # (batch,), int64
+    inputs: Tensor  # (batch, channels, height, width), float
+    targets: Tensor  # (batch,), int64
 
 
 class Rule(Protocol):

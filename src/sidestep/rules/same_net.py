@@ -63,15 +63,15 @@ class SameNet:
     def estimate(self, net: nn.Module, batch: Batch, noise: Noise) -> Update:
         """Return the gradient of the batch's mean loss."""
         net.train()
-        device = batch.images.device
+        device = batch.inputs.device
         generator = noise.generator(device)
         with kept_statistics(net) as changed, masks_from(generator), noise.stream("module").torch_seeded(device):
             if isinstance(net, ChainedBlocks):  # see there: training starts from noise
-                start = net.embedding.new_empty(len(batch.labels), net.dimension)
-                logits = net(batch.images, start.normal_(generator=generator))
+                start = net.embedding.new_empty(len(batch.targets), net.dimension)
+                logits = net(batch.inputs, start.normal_(generator=generator))
             else:
-                logits = net(batch.images)
-            loss = cross_entropy(logits, batch.labels, label_smoothing=self.shared["label_smoothing"])
+                logits = net(batch.inputs)
+            loss = cross_entropy(logits, batch.targets, label_smoothing=self.shared["label_smoothing"])
             statistics = changed()
             gradients = gradients_of(loss, dict(net.named_parameters()))
         return Dense(gradients, statistics, {"net: cross-entropy": loss.detach()})

@@ -101,11 +101,11 @@ class SPSA:
         net.train()
         directions = Directions(noise.stream("directions"), self.distribution)
         losses = []
-        drawing = noise.stream("module").torch_seeded(batch.images.device)  # modules of the user's that draw repeat
-        with torch.no_grad(), kept_statistics(net) as changed, full_precision(batch.images), drawing:
+        drawing = noise.stream("module").torch_seeded(batch.inputs.device)  # modules of the user's that draw repeat
+        with torch.no_grad(), kept_statistics(net) as changed, full_precision(batch.inputs), drawing:
             for index in range(self.pairs):
-                sides = paired_logits(net, batch.images, directions, index, self.eps)
-                losses.append(torch.stack([losses_under(self.objective, side, batch.labels).mean() for side in sides]))
+                sides = paired_logits(net, batch.inputs, directions, index, self.eps)
+                losses.append(torch.stack([losses_under(self.objective, side, batch.targets).mean() for side in sides]))
             both = torch.stack(losses, dim=1)  # (2, pairs)
             coefs = (both[0] - both[1]) / (2 * self.eps * self.pairs)
             shapes = tuple((name, tuple(parameter.shape)) for name, parameter in trained(net).items())

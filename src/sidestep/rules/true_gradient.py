@@ -32,10 +32,10 @@ def end_to_end(
         wanted: tensors that the logits depend on, by name; by default the net's parameters.
         running: batch norm by its running statistics, as when predicting, and not by those of the batch.
     """
-    device = batch.images.device
+    device = batch.inputs.device
     drawn = Noise(0).stream("module").torch_seeded(device)  # for modules of the user's that draw
-    with _modes(net, running), kept_statistics(net), full_precision(batch.images), drawn, torch.enable_grad():
-        loss = cross_entropy(logits_of(batch.images), batch.labels)
+    with _modes(net, running), kept_statistics(net), full_precision(batch.inputs), drawn, torch.enable_grad():
+        loss = cross_entropy(logits_of(batch.inputs), batch.targets)
         return gradients_of(loss, dict(net.named_parameters()) if wanted is None else wanted)
 
 

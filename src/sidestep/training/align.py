@@ -101,7 +101,7 @@ def align(
         raise InputError(f"{rule.name} estimates nothing that the loss of its net depends on")
     left_out = tuple(name for name, _ in net.named_parameters() if name not in found)
     whole = found.pop(WHOLE)
-    return Aligned(rule.name, data.name, seed, step, len(batch.labels), estimates, found, whole, left_out)
+    return Aligned(rule.name, data.name, seed, step, len(batch.targets), estimates, found, whole, left_out)
 
 
 def _as_trained(run: Run, data: DataSet) -> Run:
