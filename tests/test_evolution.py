@@ -160,7 +160,9 @@ class TestUnbiased:
             losses = []
             for sign in (1, -1):
                 shifted = {n: p.detach() + sign * rule.eps * noise[n] for n, p in net.named_parameters()}
-                losses.append(F.cross_entropy(functional_call(net, shifted, (given.inputs[rows],)), given.targets[rows]))
+                losses.append(
+                    F.cross_entropy(functional_call(net, shifted, (given.inputs[rows],)), given.targets[rows])
+                )
             for name, direction in noise.items():
                 wanted[name] += (losses[0] - losses[1]) / (2 * rule.eps) * direction / (3 * len(groups))
         for name, gradient in gradients(rule, net, given).items():

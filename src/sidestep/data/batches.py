@@ -14,9 +14,9 @@ __all__ = ["batch_indices", "crop_and_flip", "standardise", "steps_per_epoch"]
 
 
 def standardise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Images (n, channels, height, width) with mean 0 and variance 1 over the train split, in float32.
+    """Images (n, channels, height, width), or features (n, columns), with mean 0 and variance 1 over the train split.
 
-        out = (x - mean) / std        x = images / 255 for uint8, images otherwise
+        out = (x - mean) / std        x = images / 255 for uint8, images otherwise; out in float32
 
     Raises InputError unless there is one mean and one std for each channel.
 
@@ -32,7 +32,7 @@ def standardise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> 
         )
     unit = 255.0 if images.dtype == torch.uint8 else 1.0
     factors = [[1.0 / (unit * s) for s in std], [-m / s for m, s in zip(mean, std, strict=True)]]
-    scale, shift = torch.tensor(factors, device=images.device).view(2, 1, channels, 1, 1)
+    scale, shift = torch.tensor(factors, device=images.device).view(2, 1, channels, *[1] * (images.ndim - 2))
     return torch.addcmul(shift, images.to(torch.float32), scale)
 
 

@@ -14,9 +14,9 @@ from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from sidestep.data import Split
+from sidestep.data.objective import Objective, objective_of
 from sidestep.errors import InputError
 from sidestep.nets.baselines import MLP, ChainedBlocks
 from sidestep.nets.dropout import masks_from
@@ -202,7 +202,7 @@ class Backprop:
             noise.stream("module").torch_seeded(device),  # for modules of the user's that draw from torch's generator
         ):
             for part in zip(*(tensor.split(size) for tensor in given), strict=True):
-                loss, terms = self._losses(net, *part)
+                loss, terms = self._losses(net, batch.objective, *part)
                 statistics = changed()  # before the way back, where checkpointed blocks run, and count, a second time
                 found = gradients_of(loss / self.accumulate, dict(net.named_parameters()))
                 gradients = _added(gradients, found) if self.accumulate > 1 else found
@@ -234,7 +234,7 @@ class Backprop:
         net = self._own(net)
         net.eval()
         with torch.no_grad():
-            return {"forward": net(images).softmax(dim=1)}
+            return {"forward": objective_of(net).predictions(net(images))}
 
     def watch(self, net: nn.Module) -> dict[str, float]:
         """Return the smallest norm and distance of the class embeddings where these are learned, or nothing."""
@@ -255,7 +255,7 @@ class Backprop:
         return size
 
     def _losses(
-        self, net: nn.Module, images: Tensor, labels: Tensor, start: Tensor | None = None
+        self, net: nn.Module, objective: Objective, images: Tensor, labels: Tensor, start: Tensor | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss to be differentiated, shape (), and its terms by name."""
         if isinstance(net, ChainedBlocks):
@@ -264,13 +264,13 @@ class Backprop:
             every = logits_of_heads(net.stages, net.heads, images, self.activation_checkpointing)
         else:
             every = [net(images)]
-        loss = cross_entropy(every[-1], labels, label_smoothing=self.label_smoothing)
-        terms = {"net: cross-entropy": loss}
+        loss = objective.mean(every[-1], labels, self.label_smoothing)
+        terms = {f"net: {objective.name}": loss}
         if self.deep_supervision:
             kind = "block" if isinstance(net, ChainedBlocks) else "stage"
             for index, logits in enumerate(every[:-1]):
-                term = cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
-                terms[f"net: cross-entropy of {kind} {index}"] = term
+                term = objective.mean(logits, labels, self.label_smoothing)
+                terms[f"net: {objective.name} of {kind} {index}"] = term
                 loss = loss + self.deep_supervision * term
         return loss, terms
 

@@ -13,9 +13,9 @@ from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from sidestep.data import Split
+from sidestep.data.objective import objective_of
 from sidestep.nets.layerwise import LayerwiseNet, check_hidden, layerwise_net, layerwise_own, shapes_of
 from sidestep.nets.own import ImagePath
 from sidestep.nets.precision import at_least_float32, full_precision
@@ -96,7 +96,7 @@ class DirectFeedbackAlignment:
                 outputs.append(stage(inputs))
                 inputs = outputs[-1].detach()
             logits = at_least_float32(net.heads[-1](inputs))
-            loss = cross_entropy(logits, batch.targets, label_smoothing=self.label_smoothing)
+            loss = batch.objective.mean(logits, batch.targets, self.label_smoothing)
             statistics = changed()
             error = torch.autograd.grad(loss, logits, retain_graph=True)[0]  # (batch, classes)
             gradients = gradients_of(loss, {names[id(parameter)]: parameter for parameter in net.heads.parameters()})
@@ -129,7 +129,7 @@ class DirectFeedbackAlignment:
         net = self._own(net)
         net.eval()
         with torch.no_grad():
-            return {"forward": net(images).softmax(dim=1)}
+            return {"forward": objective_of(net).predictions(net(images))}
 
     def watch(self, net: nn.Module) -> dict[str, float]:
         """Return nothing."""

@@ -182,7 +182,9 @@ class Evolution:
                 net, batch.inputs, members, directions, self.eps, self.columns == "input", multiply_late=net.chain
             )
             labels = batch.targets.view(members.groups, members.size).expand(2, members.pairs, -1, -1).reshape(-1)
-            losses = losses_under(self.objective, logits.flatten(0, 2), labels).view(2, members.count, members.size)
+            losses = losses_under(self.objective, logits.flatten(0, 2), labels, batch.objective).view(
+                2, members.count, members.size
+            )
             losses = losses.mean(dim=2)
             coefs = self._coefs(losses)
         found = weighted_rank_one(factors, coefs)  # under autocast, if there is one: nothing is subtracted here
@@ -198,7 +200,7 @@ class Evolution:
             for index in range(members.count):
                 group = index % members.groups
                 for side, logits in enumerate(paired_logits(net, images[group], directions, index, self.eps)):
-                    losses[side, index] = losses_under(self.objective, logits, labels[group]).mean()
+                    losses[side, index] = losses_under(self.objective, logits, labels[group], batch.objective).mean()
         return weighted_directions(net, directions, self._coefs(losses)), losses
 
     def _coefs(self, losses: Tensor) -> Tensor:

@@ -14,9 +14,10 @@ from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cosine_similarity, cross_entropy
+from torch.nn.functional import cosine_similarity
 
 from sidestep.data import Split
+from sidestep.data.objective import objective_of
 from sidestep.nets.feedback import FeedbackLayer, exact_errors, feedback_kinds, with_feedback
 from sidestep.nets.layerwise import LayerwiseNet, check_hidden, layerwise_net, layerwise_own
 from sidestep.nets.own import ImagePath
@@ -91,7 +92,7 @@ class FeedbackAlignment:
         net.train()
         device = batch.inputs.device
         with kept_statistics(net) as changed, noise.stream("module").torch_seeded(device):
-            loss = cross_entropy(net(batch.inputs), batch.targets, label_smoothing=self.label_smoothing)
+            loss = batch.objective.mean(net(batch.inputs), batch.targets, self.label_smoothing)
             gradients = gradients_of(loss, dict(net.named_parameters()))
             statistics = changed()
         if self.feedback == "kolen-pollack":
@@ -124,7 +125,7 @@ class FeedbackAlignment:
         net = self._own(net)
         net.eval()
         with torch.no_grad():
-            return {"forward": net(images).softmax(dim=1)}
+            return {"forward": objective_of(net).predictions(net(images))}
 
     def watch(self, net: nn.Module) -> dict[str, float]:
         """Return each layer's cosine between B and W: 0 at first for random matrices, 1 is backprop."""

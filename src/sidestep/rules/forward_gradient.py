@@ -16,7 +16,6 @@ from typing import ClassVar, Literal, cast
 import torch
 from torch import Tensor, nn
 from torch.func import jvp
-from torch.nn.functional import cross_entropy
 
 from sidestep.data import Split
 from sidestep.nets.activity import activity_pass, at_layer, check_activity, cotangent, output_gradients, tangent_of
@@ -155,7 +154,7 @@ def _along_weights(net: StagedNet, batch: Batch, directions: Directions, tangent
 
     def loss_at(values: dict[str, Tensor]) -> Tensor:
         with noise.torch_seeded(batch.inputs.device):  # dropout: one mask for all tangents
-            return cross_entropy(functional_call(net, values, (batch.inputs,)), batch.targets)
+            return batch.objective.mean(functional_call(net, values, (batch.inputs,)), batch.targets)
 
     for index in tangents:
         along = {name: directions.draw(name, weight.shape, index, weight) for name, weight in weights.items()}

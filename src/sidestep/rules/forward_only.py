@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sidestep.data.objective import CLASSES, Objective, objective_of
 from sidestep.errors import InputError
 from sidestep.nets.own import ImagePath
 from sidestep.nets.staged import StagedNet, check_layers, staged_mlp, staged_own
@@ -75,8 +76,19 @@ def check_named(objective: str, optimizer_kind: str) -> None:
             raise InputError(f"{field} must be one of {', '.join(known)}, got {given!r}")
 
 
-def losses_under(objective: str, logits: Tensor, labels: Tensor) -> Tensor:
-    """Return one loss per example, (n,), or raise InputError if the objective gives another shape."""
+def losses_under(objective: str, logits: Tensor, labels: Tensor, own: Objective = CLASSES) -> Tensor:
+    """Return one loss per example, (n,), or raise InputError if the objective gives another shape.
+
+    Args:
+        objective: a name among OBJECTIVES, which are for classes; cross-entropy stands for `own`.
+        logits: outputs of the net.
+        labels: their targets.
+        own: what the batch is judged by.
+    """
+    if own is not CLASSES:
+        if objective != "cross-entropy":
+            raise InputError(f"objective {objective!r} is for classes, and the loss here is {own.name!r}; leave it out")
+        return own.each(logits, labels)
     losses = OBJECTIVES[objective](logits, labels)
     if not isinstance(losses, Tensor) or losses.shape != labels.shape:
         shape = tuple(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
@@ -128,4 +140,4 @@ def probabilities(net: nn.Module, images: Tensor) -> dict[str, Tensor]:
     """Return the one reading `forward`: the softmax of the net's output."""
     net.eval()
     with torch.no_grad():
-        return {"forward": net(images).softmax(dim=1)}
+        return {"forward": objective_of(net).predictions(net(images))}

@@ -15,9 +15,9 @@ from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from sidestep.data import Split, standardise
+from sidestep.data.objective import objective_of
 from sidestep.errors import InputError
 from sidestep.nets.hebbian import HebbianNet, hebbian_change
 from sidestep.nets.layerwise import check_hidden
@@ -132,7 +132,7 @@ class Hebbian:
             del seen, rows, change
             yield f"stage {index}", update
             del update  # before the next one's activations are made
-        loss = cross_entropy(at_least_float32(net.readout(torch.cat(features, dim=1))), batch.targets)
+        loss = batch.objective.mean(at_least_float32(net.readout(torch.cat(features, dim=1))), batch.targets)
         readout = {f"readout.{name}": parameter for name, parameter in net.readout.named_parameters()}
         learned = gradients_of(loss, readout) if noise.step >= self.readout_from else {}
         yield "readout", Dense(learned, {}, {"readout: cross-entropy": loss.detach()})
@@ -157,7 +157,7 @@ class Hebbian:
         net = self._own(net)
         net.eval()
         with torch.no_grad():
-            return {"readout": net(images).softmax(dim=1)}
+            return {"readout": objective_of(net).predictions(net(images))}
 
     def watch(self, net: nn.Module) -> dict[str, float]:
         """Return the mean length of each stage's weight rows, which the rules draw towards 1."""

@@ -14,9 +14,10 @@ from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, normalize, one_hot
+from torch.nn.functional import normalize, one_hot
 
 from sidestep.data import Split
+from sidestep.data.objective import objective_of
 from sidestep.nets.feedback import feedback_kinds
 from sidestep.nets.layerwise import LayerwiseNet, check_hidden, layerwise_net, layerwise_own, shapes_of
 from sidestep.nets.own import ImagePath
@@ -108,7 +109,7 @@ class LocalLoss:
             with kept_statistics(net.stages[index], f"stages.{index}.") as changed, own.torch_seeded(inputs.device):
                 outputs = net.stages[index](inputs)
                 inputs = outputs.detach()
-                loss, terms = self._loss(net, index, outputs, batch.targets)
+                loss, terms = self._loss(net, index, outputs, batch)
                 del outputs
                 gradients = gradients_of(loss, {name: parameters[name] for name in names})
                 update = Dense(gradients, changed(), {f"{unit}: {term}": value for term, value in terms.items()})
@@ -116,13 +117,13 @@ class LocalLoss:
             yield unit, update
             del update  # before the next one's activations are made
 
-    def _loss(self, net: LayerwiseNet, index: int, outputs: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def _loss(self, net: LayerwiseNet, index: int, outputs: Tensor, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Return a stage's loss, (), and its terms."""
         logits = at_least_float32(net.heads[index](outputs))
-        loss = cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
-        losses = {"cross-entropy": loss.detach()}
+        loss = batch.objective.mean(logits, batch.targets, self.label_smoothing)
+        losses = {batch.objective.name: loss.detach()}
         if self.similarity:
-            alike = _similarity_loss(net.projections[index], outputs, logits.shape[1], labels)  # type: ignore
+            alike = _similarity_loss(net.projections[index], outputs, logits.shape[1], batch.targets)  # type: ignore
             losses["similarity"] = alike.detach()
             loss = (1 - self.similarity) * loss + self.similarity * alike
         return loss, losses
@@ -152,7 +153,7 @@ class LocalLoss:
         with torch.no_grad():
             logits = net.every_logits(images) if "heads" in wanted else [net(images)]
             found = {"forward": logits[-1], "heads": torch.stack(logits).sum(dim=0)}
-            return {name: found[name].softmax(dim=1) for name in wanted}
+            return {name: objective_of(net).predictions(found[name]) for name in wanted}
 
     def watch(self, net: nn.Module) -> dict[str, float]:
         """Return nothing: each stage's loss is logged anyway."""

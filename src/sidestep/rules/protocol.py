@@ -1,58 +1,18 @@
 """What a learning rule is: a handful of functions around one small value, the Update."""
 
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
-from sidestep.data import DataSet, Split
-from sidestep.errors import InputError
+from sidestep.data import Split
+from sidestep.data.task import Batch, Task
 from sidestep.nets.own import ImagePath
 from sidestep.noise import Noise
 from sidestep.update import Dense, Update
 
 __all__ = ["Batch", "Dividing", "Measurable", "Rule", "Task", "UnitByUnit"]
-
-
-@dataclass(frozen=True)
-class Task:
-    """What a net has to know of the data: the images' shape and the classes, and how pixels are standardised."""
-
-    image_shape: tuple[int, int, int]  # channels, height, width
-    class_names: tuple[str, ...]
-    mean: tuple[float, ...]  # per channel
-    std: tuple[float, ...]
-    pixels: str = "uint8"  # or float32: the dtype of the images, which says what one unit of a pixel is
-
-    @classmethod
-    def of(cls, data: DataSet) -> "Task":
-        """Return what a net has to know of a data set."""
-        pixels = str(data.train.images.dtype).removeprefix("torch.")
-        return cls(data.image_shape, tuple(data.class_names), tuple(data.mean), tuple(data.std), pixels)
-
-    @property
-    def classes(self) -> int:
-        """The number of classes."""
-        return len(self.class_names)
-
-    def check_pixels(self, images: Tensor) -> None:
-        """Raise InputError for pixels of another dtype than trained on: 255 and 1.0 would both pass for white."""
-        found = str(images.dtype).removeprefix("torch.")
-        if found != self.pixels:
-            raise InputError(
-                f"the images are {found}, but the net was trained on {self.pixels} pixels; convert them to the units "
-                "of the training data first (uint8 counts from 0 to 255)"
-            )
-
-
-@dataclass(frozen=True)
-class Batch:
-    """One training batch on the device: standardised images and their labels."""
-
-    inputs: Tensor  # (batch, channels, height, width), float
-    targets: Tensor  # (batch,), int64
 
 
 class Rule(Protocol):

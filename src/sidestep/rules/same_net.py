@@ -12,9 +12,9 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from sidestep.data import Split
+from sidestep.data.objective import objective_of
 from sidestep.nets.baselines import ChainedBlocks
 from sidestep.nets.dropout import masks_from
 from sidestep.nets.end_to_end import end_to_end_net
@@ -71,7 +71,7 @@ class SameNet:
                 logits = net(batch.inputs, start.normal_(generator=generator))
             else:
                 logits = net(batch.inputs)
-            loss = cross_entropy(logits, batch.targets, label_smoothing=self.shared["label_smoothing"])
+            loss = batch.objective.mean(logits, batch.targets, self.shared["label_smoothing"])
             statistics = changed()
             gradients = gradients_of(loss, dict(net.named_parameters()))
         return Dense(gradients, statistics, {"net: cross-entropy": loss.detach()})
@@ -90,7 +90,7 @@ class SameNet:
         """Return the softmax of the net's output."""
         net.eval()
         with torch.no_grad():
-            return {"forward": net(images).softmax(dim=1)}
+            return {"forward": objective_of(net).predictions(net(images))}
 
     def watch(self, net: nn.Module) -> dict[str, float]:
         """Return nothing."""

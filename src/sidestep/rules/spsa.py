@@ -105,7 +105,11 @@ class SPSA:
         with torch.no_grad(), kept_statistics(net) as changed, full_precision(batch.inputs), drawing:
             for index in range(self.pairs):
                 sides = paired_logits(net, batch.inputs, directions, index, self.eps)
-                losses.append(torch.stack([losses_under(self.objective, side, batch.targets).mean() for side in sides]))
+                losses.append(
+                    torch.stack(
+                        [losses_under(self.objective, side, batch.targets, batch.objective).mean() for side in sides]
+                    )
+                )
             both = torch.stack(losses, dim=1)  # (2, pairs)
             coefs = (both[0] - both[1]) / (2 * self.eps * self.pairs)
             shapes = tuple((name, tuple(parameter.shape)) for name, parameter in trained(net).items())

@@ -5,7 +5,6 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from sidestep.nets.precision import full_precision
 from sidestep.nets.units import kept_statistics
@@ -35,7 +34,7 @@ def end_to_end(
     device = batch.inputs.device
     drawn = Noise(0).stream("module").torch_seeded(device)  # for modules of the user's that draw
     with _modes(net, running), kept_statistics(net), full_precision(batch.inputs), drawn, torch.enable_grad():
-        loss = cross_entropy(logits_of(batch.inputs), batch.targets)
+        loss = batch.objective.mean(logits_of(batch.inputs), batch.targets)
         return gradients_of(loss, dict(net.named_parameters()) if wanted is None else wanted)
 
 

@@ -139,7 +139,7 @@ class Header:
         options = {field.name: getattr(rule, field.name) for field in dataclasses.fields(rule)}
         return cls(
             rule={"name": rule.name, **options},
-            task=dataclasses.asdict(task),
+            task=task.record(),
             data=data,
             seed=seed,
             parameters=table_of(dict(trained(net))),

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from sidestep.data.objective import set_objective
 from sidestep.errors import CheckpointError, InputError, SidestepError
 from sidestep.nets.own import ImagePath
 from sidestep.nets.trained import frozen, trained
@@ -47,6 +48,7 @@ def untrained(header: Header, module: ImagePath | None) -> tuple[Rule, nn.Module
         task = _task(header.task)
         with _Budget(_ROOM + 16 * elements):
             net = rule.build(task, Noise(header.seed).stream("build"), None, module)
+        set_objective(net, task.objective)
     except _WRONG as error:
         raise CheckpointError(f"the net of the log's header cannot be built: {error}") from error
     check_net(header, net)
@@ -127,10 +129,11 @@ def _words(entry: tuple[str, str, tuple[int, ...]]) -> str:
 
 
 def _task(entries: dict[str, Any]) -> Task:
-    channels, height, width = entries["image_shape"]
-    if not all(isinstance(side, int) and 1 <= side <= _MOST_SIDE for side in (channels, height, width)):
-        raise InputError(f"images of shape {entries['image_shape']}")
-    if channels * height * width > _MOST_PIXELS:
-        raise InputError(f"images of {channels * height * width:,} pixels")
-    lists = {name: tuple(entries[name]) for name in ("class_names", "mean", "std")}
-    return Task((channels, height, width), pixels=entries["pixels"], **lists)
+    task = Task.from_record(entries)
+    if not all(isinstance(side, int) and 1 <= side <= _MOST_SIDE for side in task.shape):
+        raise InputError(f"inputs of shape {task.shape}")
+    if task.inputs == "image" and len(task.shape) != 3:
+        raise InputError(f"images of shape {task.shape}")
+    if math.prod(task.shape) > _MOST_PIXELS:
+        raise InputError(f"inputs of {math.prod(task.shape):,} elements")
+    return task

@@ -5,10 +5,9 @@ import time
 from collections.abc import Callable
 from dataclasses import fields
 
-import torch
 from torch import Tensor, nn
 
-from sidestep.data import DataSet, Split, standardise
+from sidestep.data import DataSet, Split
 from sidestep.errors import InputError
 from sidestep.measure import Alignment, Comparison
 from sidestep.noise import Noise
@@ -68,8 +67,9 @@ def held_batch(rule: Rule, split: Split, task: DataSet | Task, size: int, comput
         InputError: if there are fewer than two, or than the rule divides a batch into.
     """
     size = held_size(rule, split, size)
-    images = standardise(split.images[:size].to(compute.device), task.mean, task.std)
-    return Batch(images.contiguous(memory_format=torch.channels_last), split.labels[:size].to(compute.device))
+    known = Task.of(task) if isinstance(task, DataSet) else task
+    inputs = known.prepare(split.images[:size].to(compute.device))
+    return Batch(inputs, split.labels[:size].to(compute.device), known.objective)
 
 
 def compare(  # long: what an estimate depends on

@@ -4,10 +4,9 @@ import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, get_type_hints
 
-import torch
 from torch import Tensor, nn
 
-from sidestep.data import DataSet, Split, standardise
+from sidestep.data import DataSet, Split
 from sidestep.errors import InputError, NonFiniteError
 from sidestep.noise import Noise
 from sidestep.rules import RULES
@@ -49,11 +48,11 @@ def predictions(  # long: a prediction depends on these
 
     Image `first` is the first, at a limit between batches: what is drawn for an image depends on where it stands.
     """
-    stream = noise.stream("predict")
+    stream, known = noise.stream("predict"), Task.of(task) if isinstance(task, DataSet) else task
     for start in range(first, len(images), _BATCH):
-        part = standardise(images[start : start + _BATCH].to(compute.device), task.mean, task.std)
+        part = known.prepare(images[start : start + _BATCH].to(compute.device))
         with compute.autocast():
-            found = rule.predict(net, part.contiguous(memory_format=torch.channels_last), stream, start, names)
+            found = rule.predict(net, part, stream, start, names)
         for name, probabilities in found.items():
             if not bool(probabilities.isfinite().all()):
                 raise NonFiniteError(

@@ -7,10 +7,10 @@ from contextlib import ExitStack
 import torch
 from torch import Tensor
 
-from sidestep.data import DataSet, batch_indices, crop_and_flip, standardise, steps_per_epoch
+from sidestep.data import DataSet, batch_indices, crop_and_flip, steps_per_epoch
 from sidestep.errors import InputError, NonFiniteError
 from sidestep.noise import Noise
-from sidestep.rules.protocol import Batch, Checking, Rule, UnitByUnit
+from sidestep.rules.protocol import Batch, Checking, Rule, Task, UnitByUnit
 from sidestep.steplog import Recorder
 from sidestep.training.alignment import Watch
 from sidestep.training.evaluate import accuracies
@@ -40,7 +40,7 @@ class Loop:
     ) -> None:
         self.rule, self.data, self.options, self.compute, self.folder = rule, data, options, compute, folder
         self.recorder, self._summed_from = recorder, 0
-        self.noise = Noise(options.seed)
+        self.task, self.noise = Task.of(data), Noise(options.seed)
         self.steps_per_epoch = steps_per_epoch(len(data.train), options.batch)
         self.total_steps = options.epochs_for(len(data.train)) * self.steps_per_epoch
 
@@ -127,13 +127,13 @@ class Loop:
         """Return the training batch of a step: a function of the seed and the step alone."""
         train = self.data.train
         rows = batch_indices(self.noise.stream("order"), step, len(train), self.options.batch).to(train.labels.device)
-        images = standardise(train.images[rows], self.data.mean, self.data.std)
+        images = self.task.scaled(train.images[rows])
         if self.options.augment in ("flip", "flip-crop"):
             padding = 4 if self.options.augment == "flip-crop" else 0
             images = crop_and_flip(images, self.noise.stream("augment").at(step), padding)
         elif self.options.augment == "shift":
             images = crop_and_flip(images, self.noise.stream("augment").at(step), padding=1, flip=False, edge=True)
-        return Batch(images.contiguous(memory_format=torch.channels_last), train.labels[rows])
+        return Batch(self.task.laid_out(images), train.labels[rows], self.task.objective)
 
     def _end_epoch(self, state: State, log: MetricsLog | None, progress: Progress) -> None:
         steps = state.step - self._summed_from  # an epoch's, but after resuming from a step log, which has no losses

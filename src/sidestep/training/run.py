@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from sidestep.data import DataSet
+from sidestep.data import DataSet, Split
+from sidestep.data.objective import set_objective
 from sidestep.errors import CheckpointError, InputError, SidestepError
 from sidestep.nets.own import ImagePath
 from sidestep.nets.ternary import pack_layers
@@ -95,7 +96,7 @@ def train(  # long: rule, data and options, three hooks for own code, and what i
     config = _config(rule, task, options, compute, data_record(data, source or {}), module)
     examples = data.train
     data = data.to(compute.device)
-    net = rule.build(task, Noise(options.seed).stream("build"), examples, module).to(compute.device)
+    net = _built(rule, task, options.seed, examples, module).to(compute.device)
     check_single(rule, net, task, min(options.batch, len(data.train)))
     state, kept_metrics, progress = State(net, rule.optimizer(net)), 0, progress or Silent()
     if options.average:
@@ -133,6 +134,12 @@ def train(  # long: rule, data and options, three hooks for own code, and what i
         return run
 
 
+def _built(rule: Rule, task: Task, seed: int, examples: Split | None, module: ImagePath | None) -> nn.Module:
+    net = rule.build(task, Noise(seed).stream("build"), examples, module)
+    set_objective(net, task.objective)
+    return net
+
+
 def _begin(rule: Rule, data: DataSet, options: Options, compute: Compute, readings: Sequence[str]) -> None:
     """Refuse what cannot work before anything is written, and tell the C library what to do with freed memory."""
     check_alone()
@@ -154,7 +161,7 @@ def _config(
     return {
         "rule": {"name": rule.name, **{key: list(v) if isinstance(v, tuple) else v for key, v in hyper.items()}},
         "data": {key: str(value) if isinstance(value, Path) else value for key, value in source.items()},
-        "task": {key: list(v) if isinstance(v, tuple) else v for key, v in dataclasses.asdict(task).items()},
+        "task": {key: list(v) if isinstance(v, tuple) else v for key, v in task.record().items()},
         "train": {**written, "device": str(compute.device), "precision": compute.precision},
         "module": None if module is None else {"name": _module_name(module)},
         "versions": {"sidestep": __version__, "torch": torch.__version__, "threads": torch.get_num_threads()},
@@ -191,8 +198,7 @@ def load_run(
         rule = RULES[rule_options.pop("name")](
             **{k: tuple(v) if isinstance(v, list) else v for k, v in rule_options.items()}
         )
-        shape, seed = tuple(task["image_shape"]), int(config["train"]["seed"])
-        known = Task(shape, tuple(task["class_names"]), tuple(task["mean"]), tuple(task["std"]), task["pixels"])
+        known, seed = Task.from_record(task), int(config["train"]["seed"])
         compute = Compute.find(device, config["train"]["precision"])
     if "module" in config and module is None:
         raise InputError(
@@ -201,7 +207,7 @@ def load_run(
         )
     rule = with_inference(rule, inference or {})
     with _described(folder.config_file):
-        net = rule.build(known, Noise(seed).stream("build"), None, module)
+        net = _built(rule, known, seed, None, module)
     with _described(folder.state_file):
         weights, step = _weights(folder)
     try:

@@ -1,0 +1,144 @@
+"""What is made small, and what is counted: from a net's outputs and the targets to one loss per example."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sidestep.errors import InputError
+
+__all__ = [
+    "CLASSES",
+    "IGNORED",
+    "LABELS",
+    "NEXT_TOKENS",
+    "OBJECTIVES",
+    "VALUES",
+    "Objective",
+    "objective_of",
+    "set_objective",
+]
+
+IGNORED = -100  # a target that does not count, such as padding: torch's own convention
+
+PairFunction = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Objective:
+    """One loss per example from outputs and targets, and what a net's answers are and how good.
+
+        loss of a batch = mean over its examples of losses(outputs, targets)
+
+    name: of the loss, as it stands in metrics.
+    losses: (outputs, targets) -> (batch,), to be made small. Need be differentiable only for rules that differentiate.
+    predictions: outputs -> what `predict` returns, such as probabilities.
+    scores: (predictions, targets) -> (batch,), each from 0 to 1 where `score_name` is an accuracy.
+    score_name: of the scores' mean over a split.
+    kind: which targets it is for: classes, labels, values, tokens, or own.
+
+    >>> apart = Objective("absolute error", lambda outputs, targets: (outputs - targets).abs().mean(dim=1))
+    >>> apart.mean(torch.tensor([[1.0], [4.0]]), torch.zeros(2, 1))
+    tensor(2.5000)
+    """
+
+    name: str
+    losses: PairFunction
+    predictions: Callable[[Tensor], Tensor] = lambda outputs: outputs
+    scores: PairFunction | None = None
+    score_name: str = "loss"
+    kind: str = "own"
+
+    def each(self, outputs: Tensor, targets: Any) -> Tensor:
+        """Return one loss per example, (batch,), in a float dtype.
+
+        Raises:
+            InputError: if the loss gives anything else.
+        """
+        losses = self.losses(outputs, targets)
+        if not isinstance(losses, Tensor) or losses.shape != outputs.shape[:1]:
+            shape = f"shape {tuple(losses.shape)}" if isinstance(losses, Tensor) else type(losses).__name__
+            raise InputError(
+                f"the loss {self.name!r} must give one number per example, shape ({len(outputs)},), got {shape}; leave "
+                'out the mean over the batch (reduction="none", then a mean over all dimensions but the first)'
+            )
+        return losses if losses.is_floating_point() else losses.to(outputs.dtype)
+
+    def mean(self, outputs: Tensor, targets: Any, label_smoothing: float = 0.0) -> Tensor:
+        """Return the mean loss, shape ().
+
+        Args:
+            outputs: of the net, (batch, ...).
+            targets: (batch, ...).
+            label_smoothing: share of a class label that is spread over all classes; for classes alone.
+        """
+        if self.kind == "classes":
+            return F.cross_entropy(outputs, targets, label_smoothing=label_smoothing)
+        if label_smoothing:
+            raise InputError(
+                f"label_smoothing spreads a label over classes, and the loss {self.name!r} is not of classes; "
+                "take label_smoothing = 0"
+            )
+        return self.each(outputs, targets).mean()
+
+    def scored(self, predictions: Tensor, targets: Any) -> Tensor:
+        """Return one score per example, (batch,): of a loss of the user's without a score, the loss itself."""
+        return (self.scores or self.losses)(predictions, targets)
+
+
+def _classes_loss(outputs: Tensor, targets: Tensor) -> Tensor:
+    return F.cross_entropy(outputs, targets, reduction="none")
+
+
+def _right_class(probabilities: Tensor, targets: Tensor) -> Tensor:
+    return (probabilities.argmax(dim=1) == targets).float()
+
+
+def _labels_loss(outputs: Tensor, targets: Tensor) -> Tensor:
+    return F.binary_cross_entropy_with_logits(outputs, targets.to(outputs.dtype), reduction="none").mean(dim=1)
+
+
+def _right_labels(probabilities: Tensor, targets: Tensor) -> Tensor:
+    return ((probabilities > 0.5) == (targets > 0.5)).float().mean(dim=1)
+
+
+def _values_loss(outputs: Tensor, targets: Tensor) -> Tensor:
+    return (outputs - targets.to(outputs.dtype)).square().flatten(1).mean(dim=1)
+
+
+def _tokens_loss(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Mean over an example's counted tokens of -log p(token): outputs (batch, length, vocabulary)."""
+    each = F.cross_entropy(outputs.flatten(0, 1), targets.flatten(), reduction="none", ignore_index=IGNORED)
+    counted = (targets != IGNORED).to(each.dtype)
+    return each.view_as(counted).sum(dim=1) / counted.sum(dim=1).clamp_min(1)
+
+
+def _right_tokens(probabilities: Tensor, targets: Tensor) -> Tensor:
+    counted = targets != IGNORED
+    right = (probabilities.argmax(dim=-1) == targets) & counted
+    return right.sum(dim=1).float() / counted.sum(dim=1).clamp_min(1)
+
+
+def _softmax(outputs: Tensor) -> Tensor:
+    return outputs.softmax(dim=-1)
+
+
+CLASSES = Objective("cross-entropy", _classes_loss, _softmax, _right_class, "accuracy", "classes")
+LABELS = Objective("binary cross-entropy", _labels_loss, torch.sigmoid, _right_labels, "label accuracy", "labels")
+VALUES = Objective("squared error", _values_loss, scores=_values_loss, score_name="mean squared error", kind="values")
+NEXT_TOKENS = Objective("cross-entropy", _tokens_loss, _softmax, _right_tokens, "token accuracy", "tokens")
+OBJECTIVES = {found.kind: found for found in (CLASSES, LABELS, VALUES, NEXT_TOKENS)}
+
+
+def set_objective(net: nn.Module, objective: Objective) -> None:
+    """Note at a net what its outputs mean, which `predict` goes by; it is no part of the net's state."""
+    object.__setattr__(net, "objective", objective)
+
+
+def objective_of(net: nn.Module) -> Objective:
+    """Return the objective that a net was made for: what its outputs mean. Of classes where nothing else was said."""
+    found = getattr(net, "objective", CLASSES)
+    return found if isinstance(found, Objective) else CLASSES

@@ -1,0 +1,121 @@
+"""What a net has to know of the data, and one step's batch of them."""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from sidestep.data.batches import standardise
+from sidestep.data.objective import CLASSES, OBJECTIVES, Objective
+from sidestep.data.splits import DataSet
+from sidestep.errors import InputError
+
+__all__ = ["Batch", "Inputs", "InputsKind", "TargetsKind", "Task"]
+
+InputsKind = Literal["image", "features", "tokens"]
+TargetsKind = Literal["classes", "labels", "values", "tokens"]
+Inputs = Tensor | Mapping[str, Tensor]  # (batch, ...), or several such tensors by name
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a net has to know of the data: what the inputs are and how they are scaled, and what the targets are.
+
+    shape: of one input: channels, height, width of an image; the number of features; the length of a row of tokens.
+    class_names: one name for each output of the net: classes, labels, values or the vocabulary.
+    mean, std: per channel of images, per column of features; of tokens nothing.
+    pixels: dtype of the raw inputs, which says what one unit of a pixel is: uint8, float32, or int64 for tokens.
+    inputs: image, features or tokens.
+    targets: classes, labels (several for an example), values (real numbers) or tokens (one for each place).
+    """
+
+    shape: tuple[int, ...]
+    class_names: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    pixels: str = "uint8"
+    inputs: InputsKind = "image"
+    targets: TargetsKind = "classes"
+
+    @classmethod
+    def of(cls, data: DataSet) -> "Task":
+        """Return what a net has to know of a data set."""
+        pixels = str(data.train.images.dtype).removeprefix("torch.")
+        return cls(data.image_shape, tuple(data.class_names), tuple(data.mean), tuple(data.std), pixels)
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> "Task":
+        """Return the task of a record that `record` gave; raises LookupError or TypeError for anything else."""
+        shape, names, mean, std = (tuple(record[name]) for name in ("image_shape", "class_names", "mean", "std"))
+        inputs, targets = record.get("inputs", "image"), record.get("targets", "classes")
+        if inputs not in get_args(InputsKind) or targets not in get_args(TargetsKind):
+            raise LookupError(f"there are no inputs of kind {inputs!r} with targets of kind {targets!r}")
+        return cls(shape, names, mean, std, record["pixels"], inputs, targets)
+
+    def record(self) -> dict[str, Any]:
+        """Return it as plain values for configurations and logs; what images and classes alone never said is left out.
+
+        >>> Task((1, 8, 8), ("a", "b"), (0.0,), (1.0,)).record()["image_shape"]
+        (1, 8, 8)
+        """
+        found, usual = dataclasses.asdict(self), {"inputs": "image", "targets": "classes"}
+        kept = {name: value for name, value in found.items() if usual.get(name) != value}
+        return {"image_shape": kept.pop("shape"), **kept}  # under the name that it has had from the beginning
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of an image; raises InputError for inputs of another kind."""
+        if self.inputs != "image" or len(self.shape) != 3:
+            raise InputError(
+                f"this net takes images, but the inputs are {self.inputs} of shape {self.shape}; take a net of dense "
+                "layers, or give a module of your own that takes them"
+            )
+        channels, height, width = self.shape
+        return channels, height, width
+
+    @property
+    def classes(self) -> int:
+        """The number of the net's outputs: of classes, for a classifier."""
+        return len(self.class_names)
+
+    @property
+    def objective(self) -> Objective:
+        """The loss per example, and what is counted."""
+        return OBJECTIVES[self.targets]
+
+    def prepare(self, raw: Tensor) -> Tensor:
+        """Return inputs as the net takes them, from inputs as they lie in a split: scaled, images channels last.
+
+        Args:
+            raw: (n, channels, height, width), or (n, features), or token ids (n, length).
+        """
+        return self.laid_out(self.scaled(raw))
+
+    def scaled(self, raw: Tensor) -> Tensor:
+        """Return raw inputs with mean 0 and variance 1 by channel or by column; token ids as they are."""
+        return raw if self.inputs == "tokens" else standardise(raw, self.mean, self.std)
+
+    def laid_out(self, inputs: Tensor) -> Tensor:
+        """Return scaled inputs as they lie in memory when a net gets them: images with channels last."""
+        return inputs.contiguous(memory_format=torch.channels_last) if self.inputs == "image" else inputs
+
+    def check_pixels(self, images: Tensor) -> None:
+        """Raise InputError for inputs of another dtype than trained on: 255 and 1.0 would both pass for white."""
+        found = str(images.dtype).removeprefix("torch.")
+        if found != self.pixels:
+            raise InputError(
+                f"the images are {found}, but the net was trained on {self.pixels} pixels; convert them to the units "
+                "of the training data first (uint8 counts from 0 to 255)"
+            )
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One training batch on the device: inputs as the net takes them, their targets, and what they are judged by."""
+
+    inputs: Tensor  # (batch, channels, height, width), float, for images
+    targets: Tensor  # (batch,), int64, for classes
+    objective: Objective = CLASSES

@@ -1,0 +1,78 @@
+"""One loss per example from outputs and targets, and what a net has to know of the data."""
+
+import json
+import math
+
+import pytest
+import torch
+
+from sidestep.data.objective import CLASSES, IGNORED, LABELS, NEXT_TOKENS, OBJECTIVES, VALUES, Objective
+from sidestep.data.task import Task
+from sidestep.errors import InputError
+from sidestep.noise import Noise
+
+
+class TestObjective:
+    """One loss per example, its mean as torch has it, and what is refused."""
+
+    def outputs(self, *shape: int) -> torch.Tensor:
+        return Noise(5).normal(math.prod(shape)).view(shape)
+
+    def test_a_mean_is_the_mean_of_the_examples(self):
+        targets = {
+            "classes": torch.tensor([0, 3, 1]),
+            "labels": torch.tensor([[0, 1, 1, 0], [1, 1, 1, 1], [0, 0, 0, 1]]),
+            "values": self.outputs(3, 4) + 1,
+            "tokens": torch.tensor([[1, 2, IGNORED], [3, IGNORED, IGNORED], [0, 0, 1]]),
+        }
+        for kind, objective in OBJECTIVES.items():
+            outputs = self.outputs(3, 3, 4) if kind == "tokens" else self.outputs(3, 4)
+            each = objective.each(outputs, targets[kind])
+            assert each.shape == (3,)
+            torch.testing.assert_close(objective.mean(outputs, targets[kind]), each.mean())
+
+    def test_padding_does_not_count(self):
+        outputs, targets = self.outputs(2, 3, 4), torch.tensor([[1, 2, IGNORED], [0, IGNORED, IGNORED]])
+        other = outputs.clone()
+        other[targets == IGNORED] += 7
+        assert torch.equal(NEXT_TOKENS.each(outputs, targets), NEXT_TOKENS.each(other, targets))
+        alone = torch.nn.functional.cross_entropy(outputs[1, :1], targets[1, :1])
+        torch.testing.assert_close(NEXT_TOKENS.each(outputs, targets)[1], alone)
+
+    def test_perfect_answers_score_one(self):
+        labels = torch.tensor([[0, 1], [1, 1]])
+        assert LABELS.scored(labels.float(), labels).tolist() == [1, 1]
+        assert LABELS.scored(torch.tensor([[1.0, 1.0], [1.0, 1.0]]), labels).tolist() == [0.5, 1]
+        assert CLASSES.scored(torch.eye(3), torch.tensor([0, 1, 0])).tolist() == [1, 1, 0]
+
+    def test_a_loss_that_is_averaged_already_is_refused(self):
+        mean = Objective("mine", lambda outputs, targets: (outputs - targets).square().mean())
+        with pytest.raises(InputError, match=r"'mine' must give one number per example, shape \(3,\), got shape \(\)"):
+            mean.mean(self.outputs(3, 2), self.outputs(3, 2))
+
+    def test_smoothing_is_for_classes(self):
+        with pytest.raises(InputError, match="label_smoothing = 0"):
+            VALUES.mean(self.outputs(3, 2), self.outputs(3, 2), 0.1)
+
+
+class TestTask:
+    """What a task says of inputs and targets, and that its record brings it back."""
+
+    @pytest.mark.parametrize(
+        "task",
+        [
+            Task((1, 8, 8), ("a", "b"), (0.5,), (2.0,)),
+            Task((3,), ("x", "y"), (0.0, 1.0, 2.0), (1.0, 1.0, 1.0), "float32", "features", "values"),
+            Task((16,), ("a", "b", "c"), (), (), "int64", "tokens", "tokens"),
+        ],
+    )
+    def test_a_record_brings_it_back(self, task):
+        assert Task.from_record(json.loads(json.dumps(task.record()))) == task
+
+    def test_features_are_scaled_by_column(self):
+        task = Task((2,), ("x",), (10.0, 0.5), (10.0, 0.25), "float32", "features", "values")
+        assert task.prepare(torch.tensor([[20.0, 0.75], [10.0, 0.25]])).tolist() == [[1, 1], [0, -1]]
+
+    def test_features_are_no_image(self):
+        with pytest.raises(InputError, match=r"takes images, but the inputs are features of shape \(2,\)"):
+            _ = Task((2,), ("x",), (0.0, 0.0), (1.0, 1.0), "float32", "features").image_shape
