@@ -11,17 +11,31 @@ from typing import TYPE_CHECKING, Any
 
 from sidestep.version import __version__
 
-__all__ = ["Options", "Run", "__version__", "align", "data", "load_run", "nets", "noise", "rules", "train"]
+__all__ = [
+    "Options",
+    "Run",
+    "__version__",
+    "align",
+    "attach",
+    "data",
+    "load_run",
+    "nets",
+    "noise",
+    "replay",
+    "rules",
+    "train",
+]
 
 if TYPE_CHECKING:
     from sidestep import data, nets, noise, rules
-    from sidestep.training import Options, Run, load_run, train
+    from sidestep.training import Options, Run, load_run, replay, train
     from sidestep.training.align import align
+    from sidestep.training.attach import attach
 else:
     # torch takes seconds to import: what needs it comes when it is asked for, so that the command line, whose entry
     # lies in this package, can be stopped meanwhile
     def __getattr__(name: str) -> Any:
-        if name in ("Options", "Run", "align", "load_run", "train"):
+        if name in ("Options", "Run", "align", "attach", "load_run", "replay", "train"):
             globals()[name] = getattr(import_module("sidestep.training"), name)
             return globals()[name]
         if name.isidentifier() and not name.startswith("_"):

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from sidestep.data import Split
 from sidestep.data.objective import Objective, objective_of
 from sidestep.errors import InputError
+from sidestep.nets.any_module import Losses, check_trainable, losses_here
 from sidestep.nets.baselines import MLP, ChainedBlocks
 from sidestep.nets.dropout import masks_from
 from sidestep.nets.embeddings import embedding_distances
@@ -31,6 +32,7 @@ from sidestep.nets.ternary_nets import TernaryNet, ternary_conv_net, ternary_mlp
 from sidestep.nets.trained import trained
 from sidestep.nets.units import kept_statistics
 from sidestep.noise import Noise
+from sidestep.rules.any_module import LOSS, check_unused, one_unit
 from sidestep.rules.built import built
 from sidestep.rules.dense import adamw, apply_dense, check_choice, check_positive, check_range, gradients_of
 from sidestep.rules.labels import embedding_for, learns
@@ -109,8 +111,7 @@ class Backprop:
         check_range(1, 1_000_000, accumulate=self.accumulate)
         if self.deep_supervision and (self.net == "linear" or (self.net != "chained-blocks" and len(self.hidden) < 2)):
             raise InputError(
-                "deep_supervision puts a loss on every stage below the last, and this net has none; take net = mlp or "
-                "conv with two stages (hidden) or more, or chained-blocks"
+                "deep_supervision puts a loss on every stage below the last; take net = mlp or conv with two or more"
             )
         if self.activation_checkpointing and (self.net == "linear" or (self.net == "mlp" and not self._in_stages)):
             raise InputError(
@@ -212,6 +213,20 @@ class Backprop:
                         net.get_buffer(name).copy_(value)
         return Dense(gradients, statistics, losses)
 
+    def check_any(self, net: nn.Module) -> None:
+        """Raise InputError for a module without trained weights, or options that a loss of the user's leaves unused."""
+        check_unused(self, "label_smoothing", "deep_supervision", "activation_checkpointing", "accumulate")
+        check_trainable(net)
+
+    def optimizer_any(self, net: nn.Module) -> torch.optim.Optimizer:
+        """Make AdamW for any module."""
+        return adamw(net, one_unit(net), self.learning_rate, self.weight_decay)
+
+    def estimate_any(self, net: nn.Module, losses: Losses, noise: Noise) -> Update:
+        """Return the gradient of any module's loss."""
+        with losses_here(net, losses, noise.stream("module")) as (loss, statistics):
+            return Dense(gradients_of(loss, trained(net)), statistics, {LOSS: loss.detach()})
+
     def true_gradients(self, net: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """Return the gradient of the mean cross-entropy; a chain's as it predicts: z_0 = 0, running statistics."""
         net = self._own(net)
@@ -245,10 +260,7 @@ class Backprop:
 
     def _part_size(self, net: nn.Module, examples: int) -> int:
         if examples % self.accumulate:
-            raise InputError(
-                f"the batch must be a multiple of accumulate = {self.accumulate}, got {examples} examples; change one "
-                "of them"
-            )
+            raise InputError(f"the batch must be a multiple of accumulate = {self.accumulate}, got {examples} examples")
         size = examples // self.accumulate
         if size == 1 and examples > 1 and any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in net.modules()):
             raise InputError(f"accumulate = {self.accumulate} leaves parts of one example, and batch norm needs two")

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from sidestep.data import Split
 from sidestep.errors import InputError
+from sidestep.nets.any_module import Losses, check_trainable, losses_at_pairs
 from sidestep.nets.directions import Directions, paired_logits, weighted_directions
 from sidestep.nets.own import ImagePath
 from sidestep.nets.precision import full_precision
@@ -29,6 +30,7 @@ from sidestep.nets.trained import check_unshared, trained
 from sidestep.nets.units import kept_statistics
 from sidestep.noise import Noise
 from sidestep.probes import Distribution
+from sidestep.rules.any_module import check_unused, one_unit, seeded
 from sidestep.rules.built import built
 from sidestep.rules.dense import apply_dense, check_choice, check_multiple, check_positive, check_range
 from sidestep.rules.forward_only import (
@@ -146,6 +148,28 @@ class Evolution:
             way = self._rank_one if self.noise_kind == "rank-1" else self._full_rank
             gradients, losses = way(net, batch, members, directions)
             return Dense(gradients, changed(), {f"net: {self.objective}": losses.mean()})
+
+    def check_any(self, net: nn.Module) -> None:
+        """Raise InputError for a module that cannot be trained so; every member takes the whole batch."""
+        if self.noise_kind != "full-rank":
+            raise InputError(
+                "in a loop of your own every member of the population takes the whole batch, which needs noise_kind = "
+                f"full-rank and per = group, got {self.noise_kind} and {self.per}: Evolution(noise_kind='full-rank', "
+                "per='group')"
+            )
+        check_unused(self, "objective", "group")
+        check_trainable(net)
+        check_noise_size(net, self.eps, rows=False)
+
+    def optimizer_any(self, net: nn.Module) -> torch.optim.Optimizer:
+        """Make the optimiser for any module."""
+        return make_optimizer(self.optimizer_kind, net, one_unit(net), self.learning_rate, self.weight_decay)
+
+    def estimate_any(self, net: nn.Module, losses: Losses, noise: Noise) -> Update:
+        """Return one number per pair of members, from the losses of any module, member by member."""
+        directions, count = Directions(noise.stream("directions"), self.distribution), self.population // 2
+        both, statistics = losses_at_pairs(net, losses, directions, count, self.eps, noise.stream("module"))
+        return seeded(net, self._coefs(both), noise, self.distribution, statistics, both.mean())
 
     def true_gradients(self, net: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """Return the gradient of the net's mean cross-entropy."""

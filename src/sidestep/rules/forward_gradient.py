@@ -18,7 +18,9 @@ from torch import Tensor, nn
 from torch.func import jvp
 
 from sidestep.data import Split
+from sidestep.errors import InputError
 from sidestep.nets.activity import activity_pass, at_layer, check_activity, cotangent, output_gradients, tangent_of
+from sidestep.nets.any_module import Losses, check_trainable, derivatives_along
 from sidestep.nets.check_module import inplace_explained
 from sidestep.nets.directions import Directions
 from sidestep.nets.forward_mode import forward_mode
@@ -29,6 +31,7 @@ from sidestep.nets.trained import check_unshared, trained
 from sidestep.nets.units import kept_statistics
 from sidestep.noise import Noise
 from sidestep.probes import Distribution
+from sidestep.rules.any_module import one_unit, seeded
 from sidestep.rules.built import built
 from sidestep.rules.dense import apply_dense, check_choice, check_positive, check_range
 from sidestep.rules.forward_only import check_named, make_net, make_optimizer, probabilities
@@ -118,6 +121,25 @@ class ForwardGradient:
             gradients, losses = way(net, batch, directions, range(self.tangents), noise.stream("module"))
             kept = {name: gradients[name] for name in trained(net) if name in gradients}
             return Dense(kept, changed(), losses)
+
+    def check_any(self, net: nn.Module) -> None:
+        """Raise InputError for a module that cannot be trained so: of any module only the weights are known."""
+        if self.kind != "weights":
+            raise InputError(
+                f"in a loop of your own only weights can be given directions, got kind = {self.kind}: "
+                "ForwardGradient(kind='weights')"
+            )
+        check_trainable(net)
+
+    def optimizer_any(self, net: nn.Module) -> torch.optim.Optimizer:
+        """Make the optimiser for any module."""
+        return make_optimizer(self.optimizer_kind, net, one_unit(net), self.learning_rate, self.weight_decay)
+
+    def estimate_any(self, net: nn.Module, losses: Losses, noise: Noise) -> Update:
+        """Return one number per direction of all weights: the loss's derivative along it."""
+        directions = Directions(noise.stream("directions"), self.distribution)
+        found, loss, statistics = derivatives_along(net, losses, directions, self.tangents, noise.stream("module"))
+        return seeded(net, found / self.tangents, noise, self.distribution, statistics, loss)
 
     def true_gradients(self, net: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """Return the gradient of the net's mean cross-entropy."""

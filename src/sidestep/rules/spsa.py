@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from sidestep.data import Split
 from sidestep.errors import InputError
+from sidestep.nets.any_module import Losses, check_trainable, losses_at_pairs
 from sidestep.nets.directions import Directions, paired_logits
 from sidestep.nets.own import ImagePath
 from sidestep.nets.precision import full_precision
@@ -27,6 +28,7 @@ from sidestep.nets.trained import trained
 from sidestep.nets.units import kept_statistics
 from sidestep.noise import Noise
 from sidestep.probes import DenseProbes, Distribution
+from sidestep.rules.any_module import check_unused, one_unit, seeded
 from sidestep.rules.built import built
 from sidestep.rules.dense import apply_dense, check_choice, check_positive, check_range
 from sidestep.rules.forward_only import LOGGED, check_named, losses_under, make_net, make_optimizer, probabilities
@@ -115,6 +117,23 @@ class SPSA:
             shapes = tuple((name, tuple(parameter.shape)) for name, parameter in trained(net).items())
             probes = DenseProbes(noise.stream("directions"), shapes, self.pairs, self.distribution)
             return Seeded(coefs, probes, changed(), {f"net: {self.objective}": both.mean()})
+
+    def check_any(self, net: nn.Module) -> None:
+        """Raise InputError for a module that cannot be trained so, such as one whose weights do not feel the noise."""
+        check_unused(self, "objective")
+        check_trainable(net)
+        check_noise_size(net, self.eps, rows=False)
+
+    def optimizer_any(self, net: nn.Module) -> torch.optim.Optimizer:
+        """Make the optimiser for any module."""
+        return make_optimizer(self.optimizer_kind, net, one_unit(net), self.learning_rate, self.weight_decay)
+
+    def estimate_any(self, net: nn.Module, losses: Losses, noise: Noise) -> Update:
+        """Return one number per pair, from the losses of any module whose weights are shifted as a whole."""
+        directions = Directions(noise.stream("directions"), self.distribution)
+        both, statistics = losses_at_pairs(net, losses, directions, self.pairs, self.eps, noise.stream("module"))
+        coefs = (both[0] - both[1]) / (2 * self.eps * self.pairs)
+        return seeded(net, coefs, noise, self.distribution, statistics, both.mean())
 
     def true_gradients(self, net: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """Return the gradient of the net's mean cross-entropy."""

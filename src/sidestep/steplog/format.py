@@ -12,12 +12,14 @@ from dataclasses import dataclass
 from sidestep.errors import CheckpointError
 
 __all__ = [
-    "FLIPS", "FORMAT", "KINDS", "MOST_COEFS", "MOST_FLIPS", "MOST_STATISTICS", "MOST_STEPS", "MOST_WEIGHTS",
-    "MOST_WORK", "NOISE", "REALS", "TRITS", "BlockHead", "CutLogError", "DamagedLogError", "read_varint", "varint",
+    "ATTACHED", "FLIPS", "FORMAT", "KINDS", "MOST_COEFS", "MOST_FLIPS", "MOST_STATISTICS", "MOST_STEPS", "MOST_WEIGHTS",
+    "MOST_WORK", "NOISE", "PLAIN", "REALS", "TRITS", "BlockHead", "CutLogError", "DamagedLogError", "read_varint",
+    "varint",
 ]  # fmt: skip
 
 MAGIC = b"\x8eSTEPLOG"
-FORMAT = 1  # raised when an older Sidestep could not read the file any more
+PLAIN, ATTACHED = 1, 2  # the first of a run, whose net the header builds; the second of a module that has to be given
+FORMAT = ATTACHED  # the last that is known here; an older Sidestep refuses a later one in a sentence
 NOISE = "philox4x32-10/1"  # the generator, and how probes are drawn from its words: sidestep.probes
 FRAME = struct.Struct("<8sII")  # magic, format, bytes of the header
 CRC = struct.Struct("<I")

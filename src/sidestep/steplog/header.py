@@ -15,7 +15,17 @@ from torch import Tensor, nn
 from sidestep.errors import InputError
 from sidestep.nets.trained import frozen, trained
 from sidestep.rules.protocol import Rule, Task
-from sidestep.steplog.format import CRC, FORMAT, FRAME, MAGIC, MOST_HEADER, MOST_WEIGHTS, NOISE, DamagedLogError
+from sidestep.steplog.format import (
+    ATTACHED,
+    CRC,
+    FRAME,
+    MAGIC,
+    MOST_HEADER,
+    MOST_WEIGHTS,
+    NOISE,
+    PLAIN,
+    DamagedLogError,
+)  # fmt: skip
 from sidestep.version import __version__
 
 __all__ = ["DTYPES", "Header", "digest_of", "table_of"]
@@ -43,6 +53,7 @@ class Header:
     sidestep: str = __version__
     training: dict[str, Any] = field(default_factory=dict)  # what else the steps follow from: batch, augment, ...
     frozen: tuple[tuple[str, str, tuple[int, ...]], ...] = ()  # parameters that no step moves; written if there are any
+    attached: bool = False  # of a module in a loop of its own, which no task and no rule builds; written if so
 
     @property
     def weights(self) -> int:
@@ -65,11 +76,15 @@ class Header:
         Raises InputError if that is longer than a header may be, or for a net that is larger.
         """
         self.check()
-        entries = {name: value for name, value in dataclasses.asdict(self).items() if value or name != "frozen"}
+        entries = {
+            name: value
+            for name, value in dataclasses.asdict(self).items()
+            if value or name not in ("frozen", "attached")
+        }
         text = _canonical({**entries, "table": self.table})
         if len(text) > MOST_HEADER:
             raise InputError(f"the log's header may have {MOST_HEADER:,} bytes, this net's has {len(text):,}")
-        frame = FRAME.pack(MAGIC, FORMAT, len(text)) + text
+        frame = FRAME.pack(MAGIC, ATTACHED if self.attached else PLAIN, len(text)) + text
         return frame + CRC.pack(zlib.crc32(frame))
 
     @classmethod
@@ -103,6 +118,8 @@ class Header:
         for name, table in (("parameters", self.parameters), ("buffers", self.buffers), ("frozen", self.frozen)):
             if sum(math.prod(shape) for _, _, shape in table) > MOST_WEIGHTS:
                 raise InputError(f"the {name} have more than {MOST_WEIGHTS:,} elements")
+        if not isinstance(self.attached, bool):
+            raise InputError("attached is neither true nor false")
         if not self.weights:
             raise InputError("the net has no weights")
 
@@ -123,6 +140,22 @@ class Header:
         )
         mine, others = (json.loads(_canonical(dataclasses.asdict(header))) for header in (self, other))
         return [(name, mine[name], others[name]) for name in names if mine[name] != others[name]]
+
+    @classmethod
+    def attached_to(cls, net: nn.Module, rule: Mapping[str, Any], seed: int) -> "Header":
+        """Describe a module of the user's before its first step; `rule` has its name and hyper-parameters."""
+        return cls(
+            rule=dict(rule),
+            task={},
+            data="",
+            seed=seed,
+            parameters=table_of(dict(trained(net))),
+            buffers=table_of(dict(net.named_buffers())),
+            start=digest_of(net),
+            module=type(net).__qualname__,
+            frozen=table_of(frozen(net)),
+            attached=True,
+        )
 
     @classmethod
     def of(  # long: what a header holds

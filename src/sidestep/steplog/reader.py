@@ -13,6 +13,7 @@ from sidestep.errors import CheckpointError
 from sidestep.noise import Noise
 from sidestep.steplog.flips import decode_flips
 from sidestep.steplog.format import (
+    ATTACHED,
     CRC,
     FLIPS,
     FORMAT,
@@ -118,6 +119,8 @@ class LogReader:
         if crc != CRC.pack(self._crc):
             raise CheckpointError(f"the header of {self.path} is damaged, so nothing can be replayed: use a copy")
         header = Header.parse(text)
+        if header.attached != (version == ATTACHED):
+            raise DamagedLogError(f"the header of {self.path} is of another format than it says: use a copy")
         if header.noise != NOISE:
             raise CheckpointError(
                 f"{self.path} was made with the noise {header.noise!r}, this Sidestep draws {NOISE!r}: its probes "

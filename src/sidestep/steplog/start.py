@@ -16,7 +16,7 @@ from sidestep.rules import RULES
 from sidestep.rules.protocol import Rule, Task
 from sidestep.steplog.header import Header, digest_of, table_of
 
-__all__ = ["check_net", "untrained"]
+__all__ = ["check_net", "rule_of", "untrained"]
 
 _MOST_SIDE, _MOST_PIXELS = 1 << 16, 1 << 26  # of an image
 _ROOM = 1 << 24  # elements that building a net may take beside its parameters and buffers
@@ -33,26 +33,42 @@ def untrained(header: Header, module: ImagePath | None) -> tuple[Rule, nn.Module
         CheckpointError: if the rule is unknown here, or the net that it builds is another one.
         InputError: if the run was trained with a module of the user's own and none is given.
     """
+    if header.attached:
+        raise InputError(
+            f"the log is of a model in a loop of its own ({header.module}), which has to be given: in Python, "
+            "sidestep.replay(LOG, model) with the model as it was before its first step"
+        )
     if header.module and module is None:
         raise InputError(
             f"the log is of a run with a module of its own ({header.module}): give it, --module FILE.py:Name"
         )
-    options = {key: tuple(v) if isinstance(v, list) else v for key, v in header.rule.items()}
-    name = options.pop("name")
-    if name not in RULES:
-        raise CheckpointError(f"the log is of the rule {name!r}, which is not there; there are: {', '.join(RULES)}")
+    rule = rule_of(header)
     try:
-        elements = sum(math.prod(shape) for _, _, shape in (*header.parameters, *header.buffers, *header.frozen))
-        _check_whole_numbers(options, max(elements, 1 << 24))
-        rule = RULES[name](**options)
         task = _task(header.task)
-        with _Budget(_ROOM + 16 * elements):
+        with _Budget(_ROOM + 16 * _elements_of(header)):
             net = rule.build(task, Noise(header.seed).stream("build"), None, module)
         set_objective(net, task.objective)
     except _WRONG as error:
         raise CheckpointError(f"the net of the log's header cannot be built: {error}") from error
     check_net(header, net)
     return rule, net
+
+
+def rule_of(header: Header) -> Rule:
+    """Return the rule of a log; raises CheckpointError if it is unknown here, or cannot be with these options."""
+    options = {key: tuple(v) if isinstance(v, list) else v for key, v in header.rule.items()}
+    name = options.pop("name")
+    if name not in RULES:
+        raise CheckpointError(f"the log is of the rule {name!r}, which is not there; there are: {', '.join(RULES)}")
+    try:
+        _check_whole_numbers(options, max(_elements_of(header), 1 << 24))
+        return RULES[name](**options)
+    except _WRONG as error:
+        raise CheckpointError(f"the net of the log's header cannot be built: {error}") from error
+
+
+def _elements_of(header: Header) -> int:
+    return sum(math.prod(shape) for _, _, shape in (*header.parameters, *header.buffers, *header.frozen))
 
 
 def check_net(header: Header, net: nn.Module) -> None:
@@ -72,6 +88,11 @@ def check_net(header: Header, net: nn.Module) -> None:
                 f"the log is of another net: it has {len(there)} {kind}, this one {len(here)}; "
                 f"the first that differs: {other}. Give the module and the options that the log was made with"
             )
+    if digest_of(net) != header.start and header.attached:
+        raise CheckpointError(
+            f"the model's weights are not those that the log starts from (their digest is not {header.start}): give "
+            "it as it was before its first step, made from the same seed or loaded from the same file"
+        )
     if digest_of(net) != header.start:
         raise CheckpointError(
             f"the untrained net is not the one that the log starts from (its weights' digest is not {header.start}): "

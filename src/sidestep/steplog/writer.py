@@ -118,6 +118,11 @@ class LogWriter:
             self._kept, self._statistics, self._coefs, self._flips, self._size = [], {}, 0, 0, 0.0
         return self._handle.tell(), self._crc
 
+    @property
+    def closed(self) -> bool:
+        """Whether the file is closed."""
+        return self._handle.closed
+
     def close(self) -> None:
         """Close the file; what was not committed is dropped."""
         self._handle.close()

@@ -1,6 +1,8 @@
 """Training: the loop, its options, the run's folder, and the run that comes out."""
 
 from sidestep.training.align import Aligned, align, alignment_curves
+from sidestep.training.attach import Estimate, Step, attach
+from sidestep.training.attached_log import replay
 from sidestep.training.options import Compute, Options
 from sidestep.training.progress import Progress, Silent
 from sidestep.training.run import load_run, train
@@ -10,13 +12,17 @@ from sidestep.training.trained import Run
 __all__ = [
     "Aligned",
     "Compute",
+    "Estimate",
     "Options",
     "Progress",
     "Run",
     "Silent",
+    "Step",
     "Stopped",
     "align",
     "alignment_curves",
+    "attach",
     "load_run",
+    "replay",
     "train",
 ]

@@ -1,0 +1,124 @@
+"""Losses of any module, as its weights are shifted: what rules need that know nothing of a net but its parameters.
+
+The loss comes from a function without arguments, which calls the module itself. It may be called several times for one
+step. Each time it meets the same buffers and draws the same from torch's generators, so that only the weights differ.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+
+from sidestep.errors import InputError
+from sidestep.nets.check_module import inplace_explained
+from sidestep.nets.directions import Directions
+from sidestep.nets.forward_mode import forward_mode
+from sidestep.nets.precision import at_least_float32, full_precision
+from sidestep.nets.substituted import substituted
+from sidestep.nets.trained import trained
+from sidestep.nets.units import kept_statistics
+from sidestep.noise import Noise
+
+__all__ = ["Losses", "check_trainable", "derivatives_along", "losses_at_pairs", "losses_here", "mean_loss"]
+
+Losses = Callable[[], Tensor]  # -> () or (batch,): the loss, or one per example, at the weights that the net has now
+
+
+def mean_loss(found: Tensor) -> Tensor:
+    """Return the mean of what a function of losses gave, shape (), in float32 or wider.
+
+    Raises:
+        InputError: unless it is a float tensor of one number, or of one number per example.
+    """
+    if not isinstance(found, Tensor):
+        raise InputError(
+            f"the loss must be a tensor, one number or one per example, got {type(found).__name__}; return what the "
+            "loss function gave, without float() or .item()"
+        )
+    if found.ndim > 1 or not found.numel() or not found.is_floating_point():
+        kind = str(found.dtype).removeprefix("torch.")
+        raise InputError(
+            f"the loss must be one number, shape (), or one per example, shape (batch,), got {kind} of shape "
+            f"{tuple(found.shape)}; take the mean over all dimensions but the first"
+        )
+    found = at_least_float32(found)
+    return found.mean() if found.ndim else found
+
+
+def check_trainable(net: nn.Module) -> None:
+    """Raise InputError unless a net has weights that are not frozen, all of them floats that exist already."""
+    parameters = trained(net)
+    if not parameters:
+        raise InputError(
+            f"nothing is left to train: the module has {sum(1 for _ in net.parameters())} parameters, and none of them "
+            "has requires_grad; unfreeze some, parameter.requires_grad_(True)"
+        )
+    for name, parameter in parameters.items():
+        if nn.parameter.is_lazy(parameter):
+            raise InputError(f"the parameter {name} has no shape yet; call the module once on a batch first")
+        if not parameter.is_floating_point():
+            raise InputError(f"the parameter {name} is {parameter.dtype}, and only float weights can take such steps")
+
+
+@contextmanager
+def losses_here(net: nn.Module, losses: Losses, noise: Noise) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
+    """Give the mean loss, (), to be differentiated inside, and the buffers that the forward pass changed, by name."""
+    with _repeatable(net, noise) as changed, torch.enable_grad():
+        loss = mean_loss(losses())
+        if not loss.requires_grad:
+            raise InputError(
+                "the loss has no derivative with respect to the weights; return it as the loss function gave it, "
+                "without detach() or torch.no_grad(), or train by a rule of forward passes alone"
+            )
+        yield loss, changed()
+
+
+def losses_at_pairs(  # long: what a pair depends on
+    net: nn.Module, losses: Losses, directions: Directions, pairs: int, eps: float, noise: Noise
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return the losses at `w + eps nu_i` and `w - eps nu_i`, (2, pairs), and the buffers after the first of them.
+
+    One shifted copy of the trained weights exists at a time, beside the direction; the net's own are only read.
+    """
+    found, weights = [], trained(net)
+    statistics: dict[str, Tensor] | None = None
+    with torch.no_grad(), full_precision(next(iter(weights.values()))):
+        for index in range(pairs):
+            steps = {name: directions.draw(name, w.shape, index, w).mul_(eps) for name, w in weights.items()}
+            for sign in (1, -1):
+                shifted = {name: torch.add(w, steps[name], alpha=sign) for name, w in weights.items()}
+                with substituted(net, shifted), _repeatable(net, noise.sub(index)) as changed:
+                    found.append(mean_loss(losses()))
+                    statistics = changed() if statistics is None else statistics  # a step counts once, not per probe
+                del shifted
+    return torch.stack(found).view(pairs, 2).T, statistics or {}
+
+
+def derivatives_along(
+    net: nn.Module, losses: Losses, directions: Directions, tangents: int, noise: Noise
+) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """Return `grad L . nu_i`, (tangents,), the loss, (), and the buffers afterwards; in forward mode."""
+    found, weights = [], {name: parameter.detach() for name, parameter in trained(net).items()}
+    with torch.no_grad(), forward_mode(net):
+        for index in range(tangents):
+            along = {name: directions.draw(name, w.shape, index, w) for name, w in weights.items()}
+            with forward_ad.dual_level(), inplace_explained(), _repeatable(net, noise) as changed:
+                with substituted(net, {name: forward_ad.make_dual(w, along[name]) for name, w in weights.items()}):
+                    loss, derivative = forward_ad.unpack_dual(mean_loss(losses()))
+                if derivative is None:
+                    raise InputError(
+                        "the loss has no derivative with respect to the weights; leave detach() out of the function, "
+                        "or train by a rule of forward passes alone"
+                    )
+                found.append(derivative.clone())
+                statistics = changed()
+    return torch.stack(found), loss.clone(), statistics
+
+
+@contextmanager
+def _repeatable(net: nn.Module, noise: Noise) -> Iterator[Callable[[], dict[str, Tensor]]]:
+    device = next(net.parameters()).device
+    with kept_statistics(net) as changed, noise.torch_seeded(device):
+        yield changed
