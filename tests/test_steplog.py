@@ -24,11 +24,11 @@ from sidestep.noise import Noise
 from sidestep.probes import RankOneProbes, SparseProbes
 from sidestep.rules import RULES, Task
 from sidestep.steplog import Header, LogReader, LogWriter, rebuild, writer
-from sidestep.steplog.coder import TOTAL, AnsWriter, frequencies
-from sidestep.steplog.flips import least_bits
+from sidestep.steplog.codecs.entropy import TOTAL, AnsWriter, frequencies
+from sidestep.steplog.codecs.flips import least_bits
+from sidestep.steplog.codecs.trits import work_of
 from sidestep.steplog.format import MOST_WORK
 from sidestep.steplog.header import digest_of
-from sidestep.steplog.trits import work_of
 from sidestep.training import Stopped
 from sidestep.training.progress import Silent
 from sidestep.update import Dense, Flips, Seeded

@@ -17,9 +17,9 @@ from sidestep.probes import DenseProbes
 from sidestep.rules import SPSA, Evolution, Task
 from sidestep.rules.forward_only import LOGGED, OPTIMIZERS
 from sidestep.steplog import Header, LogReader, LogWriter, Recorder, rebuild, writer
+from sidestep.steplog.codecs.reals import decode_reals, encode_reals
 from sidestep.steplog.format import MOST_COEFS, REALS, DamagedLogError, varint
 from sidestep.steplog.header import digest_of
-from sidestep.steplog.reals import decode_reals, encode_reals
 from sidestep.training.loop import Loop
 from sidestep.training.options import Compute
 from sidestep.training.progress import Silent

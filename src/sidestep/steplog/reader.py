@@ -11,7 +11,10 @@ from torch import Tensor
 
 from sidestep.errors import CheckpointError
 from sidestep.noise import Noise
-from sidestep.steplog.flips import decode_flips
+from sidestep.steplog.codecs.buffers import read_statistics
+from sidestep.steplog.codecs.flips import decode_flips
+from sidestep.steplog.codecs.reals import decode_reals
+from sidestep.steplog.codecs.trits import decode_trits
 from sidestep.steplog.format import (
     ATTACHED,
     CRC,
@@ -32,9 +35,6 @@ from sidestep.steplog.format import (
     DamagedLogError,
 )
 from sidestep.steplog.header import Header
-from sidestep.steplog.reals import decode_reals
-from sidestep.steplog.statistics import read_statistics
-from sidestep.steplog.trits import decode_trits
 from sidestep.update import Flips, Seeded
 
 __all__ = ["Block", "LogReader", "Scan"]

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from sidestep.steplog.flips import least_bits
+from sidestep.steplog.codecs.flips import least_bits
 from sidestep.steplog.header import DTYPES, Header
 from sidestep.steplog.reader import LogReader
 from sidestep.ternary import packed_bytes

@@ -15,12 +15,12 @@ from sidestep.checkpoint import write_bytes
 from sidestep.errors import CheckpointError, InputError
 from sidestep.files import open_plain
 from sidestep.probes import DenseProbes
-from sidestep.steplog.flips import encode_flips
+from sidestep.steplog.codecs.buffers import statistics_to_bytes
+from sidestep.steplog.codecs.flips import encode_flips
+from sidestep.steplog.codecs.reals import encode_reals
+from sidestep.steplog.codecs.trits import encode_trits, work_of
 from sidestep.steplog.format import CRC, FLIPS, MOST_COEFS, MOST_FLIPS, MOST_STEPS, MOST_WORK, REALS, TRITS, BlockHead
 from sidestep.steplog.header import Header
-from sidestep.steplog.reals import encode_reals
-from sidestep.steplog.statistics import statistics_to_bytes
-from sidestep.steplog.trits import encode_trits, work_of
 from sidestep.update import Flips, Seeded, Update
 
 __all__ = ["LogWriter", "Logged", "is_logged"]

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 
 from sidestep.errors import InputError
-from sidestep.steplog.coder import AnsReader, AnsWriter, Frequencies, frequencies
+from sidestep.steplog.codecs.entropy import AnsReader, AnsWriter, Frequencies, frequencies
 from sidestep.steplog.format import MOST_FLIPS, DamagedLogError, read_varint, varint
 from sidestep.update import Flips
 

@@ -17,7 +17,7 @@ import torch
 from sidestep.errors import InputError
 from sidestep.noise import Noise
 from sidestep.probes import DenseProbes, Probes, RankOneProbes, SparseProbes
-from sidestep.steplog.coder import TOTAL, AnsReader, AnsWriter, Frequencies, frequencies
+from sidestep.steplog.codecs.entropy import TOTAL, AnsReader, AnsWriter, Frequencies, frequencies
 from sidestep.steplog.format import MOST_COEFS, MOST_WORK, DamagedLogError, read_varint, varint
 from sidestep.update import Seeded
 

@@ -15,8 +15,8 @@ import torch
 from sidestep.errors import InputError
 from sidestep.noise import Noise
 from sidestep.probes import DenseProbes, Distribution
+from sidestep.steplog.codecs.trits import work_of
 from sidestep.steplog.format import MOST_COEFS, MOST_WORK, DamagedLogError, read_varint, varint
-from sidestep.steplog.trits import work_of
 from sidestep.update import Seeded
 
 __all__ = ["Table", "decode_reals", "encode_reals"]
