@@ -387,7 +387,7 @@ def test_bad_losses_and_models_are_refused_in_a_sentence_and_nothing_moves():
         (lambda: model(INPUTS).detach(), r"one number.*shape \(64, 3\)"),
         (lambda: TARGETS.sum(), "got int64"),
         (lambda: torch.zeros(0), r"shape \(0,\)"),
-        (3, "needs a function.*got int"),
+        (3, "takes a function.*got int"),
     ):
         for step in (spsa, backprop):
             with pytest.raises(InputError, match=words):

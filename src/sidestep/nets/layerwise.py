@@ -21,7 +21,15 @@ from sidestep.nets.ternary_nets import ChannelsLast, GridAverage
 from sidestep.nets.trained import check_own_weights
 from sidestep.noise import Noise
 
-__all__ = ["LayerwiseNet", "check_hidden", "layerwise_net", "layerwise_own", "layerwise_stages", "shapes_of"]
+__all__ = [
+    "LayerwiseNet",
+    "check_hidden",
+    "layerwise_net",
+    "layerwise_own",
+    "layerwise_stages",
+    "shapes_of",
+    "stages_of",
+]
 
 Norm = Literal["none", "layer", "batch"]
 _MOMENTUM = 0.02  # of running statistics: an average over some fifty batches
@@ -84,7 +92,7 @@ def layerwise_own(
         InputError: for a module that is not an nn.Sequential with weights in several of its parts.
     """
     path = image_paths(module, 1, noise.stream("own"), image_shape)[0]
-    stages = _cut(path)
+    stages = stages_of(path)
     if len(stages) < (2 if local else least):
         raise InputError(
             "this rule needs a module in stages, an nn.Sequential with weights in several of its parts, got one "
@@ -171,7 +179,8 @@ def _heads(
 _NORMS = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
 
 
-def _cut(path: nn.Module) -> list[nn.Module]:
+def stages_of(path: nn.Module) -> list[nn.Module]:
+    """Return the parts of an nn.Sequential in stages: each begins with a part that has weights and is no norm."""
     stages: list[nn.Sequential] = []
     full = True
     for part in parts_in_order(path) or [path]:

@@ -7,7 +7,7 @@ error passes from one stage to another, so all stages can be updated at once. So
 alignment provides learning in deep neural networks" (2016), section 2, equation 6.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 from sidestep.data import Split
 from sidestep.data.objective import objective_of
+from sidestep.errors import InputError
+from sidestep.nets.around import layerwise_around, shapes_along
 from sidestep.nets.layerwise import LayerwiseNet, check_hidden, layerwise_net, layerwise_own, shapes_of
 from sidestep.nets.own import ImagePath
 from sidestep.nets.precision import at_least_float32, full_precision
@@ -67,11 +69,17 @@ class DirectFeedbackAlignment:
         else:
             with noise.stream("layers").torch_seeded():
                 net = layerwise_net(self.net, task.image_shape, self.hidden, task.classes, self.norm, False)
-        for index, shape in enumerate(shapes_of(net.stages, task.image_shape)):
-            size = torch.Size(shape).numel()
-            drawn = noise.stream("feedback").sub(index).normal(task.classes * size).view(task.classes, size)
-            net.register_buffer(f"feedback_{index}", drawn / size**0.5)  # (classes, features), rows of length 1
-        return net
+        return _with_feedback(net, shapes_of(net.stages, task.image_shape), task.classes, noise, torch.device("cpu"))
+
+    def adopt(self, model: nn.Module, example: Tensor, noise: Noise) -> nn.Module:
+        """Return a net of the model's own stages, whose one head is the model's output, with feedback of its own."""
+        net = layerwise_around(model, example, False, noise)
+        shapes, output = shapes_along([*net.stages, net.heads[0]], example, noise)
+        if len(output) != 1:
+            raise InputError(
+                f"the outputs must be (batch, width) to be carried back, got (batch, {str(output)[12:-2]})"
+            )
+        return _with_feedback(net, shapes, output[0], noise, example.device)
 
     def _own(self, net: nn.Module) -> LayerwiseNet:
         return built(net, LayerwiseNet, self, lambda own: hasattr(own, "feedback_0"))
@@ -135,6 +143,17 @@ class DirectFeedbackAlignment:
         """Return nothing."""
         self._own(net)
         return {}
+
+
+def _with_feedback(
+    net: LayerwiseNet, shapes: Iterable[tuple[int, ...]], width: int, noise: Noise, device: torch.device
+) -> LayerwiseNet:
+    """Give a net one matrix for each of its stages, (width, features), with rows of length 1."""
+    for index, shape in enumerate(shapes):
+        size = torch.Size(shape).numel()
+        drawn = noise.stream("feedback").sub(index).normal(width * size).view(width, size)
+        net.register_buffer(f"feedback_{index}", (drawn / size**0.5).to(device))
+    return net
 
 
 def _agreement(output: Tensor, error: Tensor, feedback: Tensor) -> Tensor:

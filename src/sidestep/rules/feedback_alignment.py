@@ -18,6 +18,7 @@ from torch.nn.functional import cosine_similarity
 
 from sidestep.data import Split
 from sidestep.data.objective import objective_of
+from sidestep.nets.around import layerwise_around, twin_of
 from sidestep.nets.feedback import FeedbackLayer, exact_errors, feedback_kinds, with_feedback
 from sidestep.nets.layerwise import LayerwiseNet, check_hidden, layerwise_net, layerwise_own
 from sidestep.nets.own import ImagePath
@@ -73,6 +74,14 @@ class FeedbackAlignment:
                 net = layerwise_net(self.net, task.image_shape, self.hidden, task.classes, self.norm, False)
         with_feedback(net, self.feedback, noise.stream("feedback"))
         return net
+
+    def adopt(self, model: nn.Module, example: Tensor, noise: Noise) -> nn.Module:
+        """Return a net of copies of the model's layers with its own weights, whose errors come back by feedback."""
+        twin = twin_of(model)  # whose layers give way to feedback layers; the model keeps its own
+        net = layerwise_around(twin, example, False, noise)
+        net.modes_of(model, twin)
+        with_feedback(net, self.feedback, noise.stream("feedback"))
+        return net.to(example.device)
 
     def _own(self, net: nn.Module) -> LayerwiseNet:
         return built(net, LayerwiseNet, self, lambda own: feedback_kinds(own) == {self.feedback})

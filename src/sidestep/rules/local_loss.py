@@ -18,6 +18,7 @@ from torch.nn.functional import normalize, one_hot
 
 from sidestep.data import Split
 from sidestep.data.objective import objective_of
+from sidestep.nets.around import layerwise_around, shapes_along
 from sidestep.nets.feedback import feedback_kinds
 from sidestep.nets.layerwise import LayerwiseNet, check_hidden, layerwise_net, layerwise_own, shapes_of
 from sidestep.nets.own import ImagePath
@@ -76,6 +77,15 @@ class LocalLoss:
         if self.similarity:
             with noise.stream("projections").torch_seeded():
                 net.projections = nn.ModuleList(map(_projection, shapes_of(net.stages, task.image_shape)))
+        return net
+
+    def adopt(self, model: nn.Module, example: Tensor, noise: Noise) -> nn.Module:
+        """Return a net of the model's own stages, whose last head is the model's output; the other heads are new."""
+        net = layerwise_around(model, example, True, noise)
+        if self.similarity:
+            with noise.stream("projections").torch_seeded():
+                shapes = shapes_along(list(net.stages), example, noise)
+                net.projections = nn.ModuleList(map(_projection, [*shapes[0], shapes[1]])).to(example.device)
         return net
 
     def _own(self, net: nn.Module) -> LayerwiseNet:

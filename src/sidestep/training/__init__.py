@@ -1,11 +1,12 @@
 """Training: the loop, its options, the run's folder, and the run that comes out."""
 
 from sidestep.training.align import Aligned, align, alignment_curves
-from sidestep.training.attach import Estimate, Step, attach
+from sidestep.training.attach import attach
 from sidestep.training.attached_log import replay
 from sidestep.training.options import Compute, Options
 from sidestep.training.progress import Progress, Silent
 from sidestep.training.run import load_run, train
+from sidestep.training.step import Estimate, Step
 from sidestep.training.stopping import Stopped
 from sidestep.training.trained import Run
 

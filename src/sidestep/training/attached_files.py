@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from sidestep import checkpoint
 from sidestep.errors import CheckpointError
 from sidestep.files import make_folder
+from sidestep.steplog.header import DTYPES
 
-__all__ = ["load_attached", "save_attached"]
+__all__ = ["load_attached", "save_attached", "saved_example"]
 
 FILE = "state.safetensors"
 KIND = "attached"
@@ -39,15 +40,7 @@ def load_attached(
     Raises:
         CheckpointError: if there is none, or it is damaged, or of another model, rule or optimiser.
     """
-    tensors, record = checkpoint.load(folder / FILE)
-    if record.get("kind") != KIND:
-        raise CheckpointError(f"{folder / FILE} was not written by step.save: use the folder that was given to it")
-    for name in _OWN:
-        here = json.loads(json.dumps(own[name]))
-        if record[name] != here:
-            raise CheckpointError(
-                f"{folder / FILE} is of another {name}: {_words(record[name], here)}; attach with what was saved"
-            )
+    tensors, record = _opened(folder, own)
     values = _values(net)
     saved = {name.removeprefix("net/"): value for name, value in tensors.items() if name.startswith("net/")}
     there, here = _table(saved), _table(values)
@@ -63,6 +56,26 @@ def load_attached(
         for name, value in saved.items():
             values[name].copy_(value)
     return record
+
+
+def _opened(folder: Path, own: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    tensors, record = checkpoint.load(folder / FILE)
+    if record.get("kind") != KIND:
+        raise CheckpointError(f"{folder / FILE} was not written by step.save: use the folder that was given to it")
+    for name in _OWN:
+        here = json.loads(json.dumps(own[name]))
+        if record[name] != here:
+            raise CheckpointError(
+                f"{folder / FILE} is of another {name}: {_words(record[name], here)}; attach with what was saved"
+            )
+    return tensors, record
+
+
+def saved_example(folder: Path, own: Mapping[str, Any]) -> Tensor:
+    """Return zeros of the shape and dtype of inputs that what a rule added to the stages was made for."""
+    _, record = _opened(folder, own)
+    shape, dtype = record["example"]
+    return torch.zeros(shape, dtype=DTYPES[dtype])
 
 
 def _values(net: nn.Module) -> dict[str, Tensor]:

@@ -1,0 +1,193 @@
+"""The two ways in which a rule is attached to a model: by its loss alone, or to the stages of a chain."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import fields, replace
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from sidestep.data.objective import CLASSES, OBJECTIVES, Objective
+from sidestep.data.task import Batch
+from sidestep.errors import InputError
+from sidestep.nets.any_module import Losses
+from sidestep.noise import Noise
+from sidestep.rules.any_module import AnyModule, apply_any, as_dense, decide_any
+from sidestep.rules.chain import ChainOfStages
+from sidestep.rules.dense import apply_dense
+from sidestep.rules.protocol import Rule
+from sidestep.update import Update
+
+__all__ = ["Attached", "Chain", "OptimizerFactory", "Whole", "as_objective"]
+
+OptimizerFactory = Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
+
+
+class Attached(Protocol):
+    """A rule on a net that has the model's parameters: all of them, or those of the stages."""
+
+    net: nn.Module
+    optimizer: torch.optim.Optimizer
+
+    def estimate(self, arguments: tuple[Any, ...], noise: Noise) -> Update:
+        """Return the update from what a step was called with."""
+        ...
+
+    def decide(self, update: Update) -> Update:
+        """Return what is logged and applied."""
+        ...
+
+    def apply(self, update: Update) -> None:
+        """Take the optimiser's step."""
+        ...
+
+
+class Whole:
+    """A rule that takes any module: the loss is all that it sees."""
+
+    def __init__(
+        self, model: nn.Module, rule: AnyModule, objective: Objective, factory: OptimizerFactory | None
+    ) -> None:
+        rule.check_any(model)
+        self.net, self._rule, self._objective, self._factory = model, rule, objective, factory
+        self.optimizer = _own_or(factory, rule.optimizer_any(model))
+
+    def estimate(self, arguments: tuple[Any, ...], noise: Noise) -> Update:
+        """Return the update from a function of losses, or from inputs and targets."""
+        return self._rule.estimate_any(self.net, self._losses(arguments), noise)
+
+    def decide(self, update: Update) -> Update:
+        """Return the update, with the learning rate that it is applied with where a replay needs it."""
+        return update if self._factory else decide_any(update, self.optimizer)
+
+    def apply(self, update: Update) -> None:
+        """Take the optimiser's step; one of the user's has learning rates of its own."""
+        if self._factory:
+            apply_dense(self.net, as_dense(self.net, update), self.optimizer)
+        else:
+            apply_any(self.net, update, self.optimizer)
+
+    def _losses(self, arguments: tuple[Any, ...]) -> Losses:
+        if len(arguments) == 1 and callable(arguments[0]):
+            return arguments[0]
+        inputs, targets = _pair(arguments)
+        return lambda: _loss(self._objective, _called(self.net, inputs), targets)
+
+
+class Chain:
+    """A rule that trains stages: of the model's own parts and weights, with what the rule adds to them."""
+
+    def __init__(  # long: what the net is made from
+        self,
+        model: nn.Module,
+        rule: ChainOfStages,
+        objective: Objective,
+        factory: OptimizerFactory | None,
+        example: Any,
+        noise: Noise,
+    ) -> None:
+        if not isinstance(example, Tensor) or example.ndim < 2:
+            kind = f"shape {tuple(example.shape)}" if isinstance(example, Tensor) else type(example).__name__
+            raise InputError(f"{rule.name} trains stages that take one tensor, (batch, ...), got {kind}")
+        self._rule: Rule = for_objective(rule, objective)
+        self._objective = objective
+        self.net = rule.adopt(model, example, noise)
+        self.optimizer = _own_or(factory, self._rule.optimizer(self.net))
+
+    def estimate(self, arguments: tuple[Any, ...], noise: Noise) -> Update:
+        """Return the update from inputs and targets."""
+        if len(arguments) == 1 and callable(arguments[0]):
+            raise InputError(
+                f"{self._rule.name} has to see what its stages give: call step(inputs, targets), with the loss as "
+                "attach(..., objective=loss_function)"
+            )
+        inputs, targets = _pair(arguments)
+        with _explained(inputs, targets):
+            return self._rule.estimate(self.net, Batch(inputs, targets, self._objective), noise)
+
+    def decide(self, update: Update) -> Update:
+        """Return what the rule makes of the update."""
+        return self._rule.decide(self.net, update, self.optimizer)
+
+    def apply(self, update: Update) -> None:
+        """Take the optimiser's step."""
+        self._rule.apply(self.net, update, self.optimizer)
+
+
+def as_objective(given: Any) -> Objective:
+    """Return an objective from a function of outputs and targets, the name of a kind of targets, one, or None.
+
+    >>> as_objective("values").name, as_objective(None).name
+    ('squared error', 'cross-entropy')
+    """
+    if given is None:
+        return CLASSES
+    if isinstance(given, str) and given in OBJECTIVES:
+        return OBJECTIVES[given]
+    if isinstance(given, Objective):
+        return given
+    if callable(given):
+        return Objective(getattr(given, "__name__", "loss").strip("<>"), given)
+    raise InputError(
+        f"objective must be a function of outputs and targets that returns one loss per example, or one of "
+        f"{', '.join(OBJECTIVES)}, got {given!r:.80}"
+    )
+
+
+def for_objective(rule: Any, objective: Objective) -> Any:
+    """Return a rule without its default label smoothing where the loss is not of classes."""
+    smoothing = next((field for field in fields(rule) if field.name == "label_smoothing"), None)
+    if smoothing is None or objective.kind == "classes" or rule.label_smoothing != smoothing.default:
+        return rule
+    return replace(rule, label_smoothing=0.0)
+
+
+def _own_or(factory: OptimizerFactory | None, own: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    if factory is None:
+        return own
+    made = factory([{"params": group["params"]} for group in own.param_groups])
+    if not isinstance(made, torch.optim.Optimizer):
+        raise InputError(
+            f"optimizer must make an optimiser of torch's from parameter groups, got {type(made).__name__}"
+        )
+    return made
+
+
+def _pair(arguments: tuple[Any, ...]) -> tuple[Any, Any]:
+    """Return inputs and targets, or raise InputError that says what a step is called with."""
+    if len(arguments) == 2 and arguments[1] is not None:
+        return arguments[0], arguments[1]
+    given = ", ".join(type(each).__name__ for each in arguments) or "nothing"
+    missing = ": the targets are missing" if arguments and isinstance(arguments[0], Tensor | Mapping) else ""
+    raise InputError(
+        f"a step takes a function that returns the loss, or inputs and targets, got {given}{missing}; "
+        "call step(lambda: loss_function(model(inputs), targets)), or step(inputs, targets)"
+    )
+
+
+def _called(model: nn.Module, inputs: Any) -> Any:
+    return model(**inputs) if isinstance(inputs, Mapping) else model(inputs)
+
+
+def _loss(objective: Objective, outputs: Any, targets: Any) -> Tensor:
+    if not isinstance(outputs, Tensor):
+        raise InputError(
+            f"the model gives a {type(outputs).__name__}, and an objective needs one tensor; call "
+            "step(lambda: ...) with a function that takes the loss from it"
+        )
+    with _explained(outputs, targets):
+        return objective.mean(outputs, targets)
+
+
+@contextmanager
+def _explained(rows: Any, targets: Any) -> Iterator[None]:
+    """Say which targets do not fit: another number of them, or classes that the outputs do not have."""
+    if isinstance(rows, Tensor) and isinstance(targets, Tensor) and targets.shape[:1] != rows.shape[:1]:
+        raise InputError(f"there are {len(rows)} examples, and targets of shape {tuple(targets.shape)}; each needs one")
+    try:
+        yield
+    except IndexError as error:
+        raise InputError(
+            f"the targets do not fit the outputs ({error}); class labels and token ids count from 0 to width - 1"
+        ) from error

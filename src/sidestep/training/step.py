@@ -1,0 +1,273 @@
+"""The object that `attach` makes: one training step of a rule for every call."""
+
+import math
+import weakref
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sidestep.data.objective import Objective
+from sidestep.errors import InputError, NonFiniteError
+from sidestep.nets.any_module import check_trainable
+from sidestep.noise import Noise
+from sidestep.rules.any_module import AnyModule, as_dense
+from sidestep.rules.chain import ChainOfStages
+from sidestep.rules.protocol import Rule
+from sidestep.steplog.header import Header
+from sidestep.training.attached_files import load_attached, save_attached, saved_example
+from sidestep.training.attached_log import AttachedLog, fixed_options
+from sidestep.training.attached_rule import Attached, Chain, OptimizerFactory, Whole
+from sidestep.update import Seeded, Update
+from sidestep.wording import counted
+
+__all__ = ["Estimate", "Step"]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What one step would do, before it is done: for clipping, or for an optimiser of your own.
+
+    update: the rule's own form of it.
+    loss: mean loss of the batch, shape ().
+    """
+
+    update: Update
+    loss: Tensor
+    step: "Step"
+
+    def to_grad(self) -> Tensor:
+        """Add the estimated gradient to `.grad` of the parameters, as `loss.backward()` does, and return the loss.
+
+        The step counts as taken, and running statistics are written. An optimiser has to follow: `step.optimizer`, or
+        one of your own.
+        """
+        return self.step.to_grad(self)
+
+
+class Step:
+    """Takes one training step of a rule for every call; `attach` makes it.
+
+    model: what is trained.
+    steps: how many steps were taken.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        rule: Rule,
+        objective: Objective,
+        noise: Noise,
+        optimizer: OptimizerFactory | None = None,
+    ) -> None:
+        self.model, self.rule, self.steps = model, rule, 0
+        self._objective, self._noise, self._factory = objective, noise, optimizer
+        check_trainable(model)
+        self._table = _table(model)
+        self._attached: Attached | None = None
+        self._example: tuple[list[int], str] | None = None  # shape and dtype that what the rule added was made for
+        self._log: AttachedLog | None = None
+        if isinstance(rule, AnyModule):
+            self._attached = Whole(model, rule, objective, optimizer)
+        elif not isinstance(rule, ChainOfStages):
+            raise InputError(
+                f"{getattr(rule, 'name', type(rule).__name__)} trains only nets that it builds itself; use "
+                "train(rule, data), or attach a rule that takes any module or a chain of stages"
+            )
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """The optimiser that steps along the estimates, for learning-rate schedulers of torch's."""
+        return self._ready().optimizer
+
+    @property
+    def net(self) -> nn.Module:
+        """The model, or the net of its stages with the heads and feedback that the rule added."""
+        return self._ready().net
+
+    def begin(self, example: Tensor) -> None:
+        """Make what the rule adds to a chain of stages, which is done by the first step otherwise."""
+        if self._attached is None and isinstance(self.rule, ChainOfStages):
+            noise = self._noise.stream("build")
+            self._attached = Chain(self.model, self.rule, self._objective, self._factory, example, noise)
+            self._example = list(example.shape), str(example.dtype).removeprefix("torch.")
+
+    def __call__(self, *batch: Any) -> Tensor:
+        """Take one step, and return the mean loss that it was estimated from, shape (), without derivatives.
+
+        Args:
+            batch: inputs and targets; or, for rules that take any module, a function without arguments that calls the
+                model and returns the loss, one number or one per example. It may be called several times for one step,
+                so it must do the same each time: take the next batch outside of it. It does not call backward().
+
+        Raises:
+            InputError: for a loss of another form, or a model that has changed.
+            NonFiniteError: if the loss is not a finite number; the model is then as it was before the step.
+        """
+        found = self.estimate(*batch)
+        attached = self._ready()
+        update = attached.decide(found.update)
+        if self._log:
+            self._log.record(self.steps, update, attached.optimizer)
+        attached.apply(update)
+        self.steps += 1
+        return found.loss
+
+    def estimate(self, *batch: Any) -> Estimate:
+        """Return what the next step would do, without doing it; see `__call__` for the argument and errors."""
+        self._check_same()
+        if self._attached is None and len(batch) == 2:
+            self.begin(batch[0])
+        if self._attached is None:
+            raise InputError(
+                f"{self.rule.name} has to see what its stages give: call step(inputs, targets), with the loss as "
+                "attach(..., objective=loss_function)"
+            )
+        update = self._attached.estimate(batch, self._noise.stream("estimate").at(self.steps))
+        loss = _check_finite(update, self.steps)
+        return Estimate(update, loss, self)
+
+    def to_grad(self, estimate: Estimate) -> Tensor:
+        """See `Estimate.to_grad`."""
+        if self._log:
+            raise InputError(
+                "steps of another optimiser cannot be replayed; leave log out of attach, or call step(...)"
+            )
+        net = self._ready().net
+        dense = as_dense(net, estimate.update)
+        parameters, buffers = dict(net.named_parameters()), dict(net.named_buffers())
+        with torch.no_grad():
+            for name, gradient in dense.gradients.items():
+                own = parameters[name]
+                own.grad = gradient.to(own.dtype) if own.grad is None else own.grad + gradient
+            for name, value in dense.statistics.items():
+                buffers[name].copy_(value)
+        self.steps += 1
+        return estimate.loss
+
+    def begin_log(self, path: Path) -> None:
+        """Begin the step log; `attach(log=...)` calls it."""
+        if self._attached is None:
+            raise InputError(f"the steps of {self.rule.name} are whole gradients, which no log keeps; leave log out")
+        header = Header.attached_to(self.model, self._record()["rule"], self._noise.seed)
+        self._log = AttachedLog.begin(path, header, fixed_options(self.optimizer))
+        weakref.finalize(self, self._log.close)  # also when the program ends: no step that was taken is lost
+
+    def save(self, folder: str | Path, extra: Mapping[str, Any] | None = None) -> None:
+        """Write model, optimiser, position and log so that the loop can go on from here: `FOLDER/state.safetensors`.
+
+        Args:
+            folder: made if it is not there.
+            extra: plain JSON to keep with it, such as `{"scheduler": scheduler.state_dict(), "epoch": 3}`.
+
+        Raises:
+            CheckpointError: if it cannot be written; what was there stays.
+            InputError: for extra values that are no JSON.
+        """
+        attached = self._ready()
+        logged = self._log.commit() if self._log else {}
+        record = {**self._record(), "step": self.steps, "example": self._example, **logged, "extra": dict(extra or {})}
+        save_attached(Path(folder), record, attached.net, attached.optimizer)
+
+    def load(self, folder: str | Path, log: str | Path | None = None) -> dict[str, Any]:
+        """Go on where `save` was called, to the same bits; return what `extra` was.
+
+        A scheduler of torch's is made before, since making it sets the learning rate; then
+        `scheduler.load_state_dict(extra["scheduler"])`.
+
+        Args:
+            folder: that `save` wrote.
+            log: the step log to go on with, if there is one; what it holds beyond the saved step is cut off.
+
+        Raises:
+            CheckpointError: if there is none, or it is damaged, or of another model or rule.
+        """
+        if self._attached is None:
+            self.begin(saved_example(Path(folder), self._record()).to(next(self.model.parameters()).device))
+        attached = self._ready()
+        record = load_attached(Path(folder), self._record(), attached.net, attached.optimizer)
+        self.steps, self._example = int(record["step"]), record["example"]
+        path = Path(log) if log is not None else self._log.path if self._log else None
+        if path is not None:
+            if self._log:
+                self._log.close()
+            fresh = fixed_options(self.rule.optimizer_any(self.model)) if isinstance(self.rule, AnyModule) else []
+            self._log = AttachedLog.resume(path, record, fresh)
+            weakref.finalize(self, self._log.close)
+        return dict(record["extra"])
+
+    def close(self) -> None:
+        """Write what is left of the log and close it."""
+        if self._log:
+            self._log.close()
+
+    def __enter__(self) -> "Step":
+        """Return itself; the log is closed at the end of the block."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close the log."""
+        self.close()
+
+    def _ready(self) -> Attached:
+        if self._attached is None:
+            raise InputError(
+                f"what {self.rule.name} adds to the stages is made for the first batch; take a step before, or give "
+                "attach(..., example=inputs)"
+            )
+        return self._attached
+
+    def _record(self) -> dict[str, Any]:
+        options = {field.name: getattr(self.rule, field.name) for field in fields(self.rule)}
+        return {"rule": {"name": self.rule.name, **options}, "seed": self._noise.seed}
+
+    def _check_same(self) -> None:
+        now = _table(self.model)
+        if now == self._table:
+            return
+        names = [name for name, _ in self.model.named_parameters()]
+        raise InputError(
+            f"the model has changed since attach: {_difference(self._table, now, names)}; attach the rule again after "
+            "parameters were added, replaced, frozen or unfrozen"
+        )
+
+
+def _table(model: nn.Module) -> list[tuple[int, bool, torch.Size]]:
+    return [(id(parameter), parameter.requires_grad, parameter.shape) for parameter in model.parameters()]
+
+
+def _check_finite(update: Update, step: int) -> Tensor:
+    """Return the loss of the model's outputs, the last that was taken; raise NonFiniteError if one is no finite number.
+
+    Heads of a rule's own come first, since what they see does.
+    """
+    names, losses = list(update.losses), [loss.float().reshape(1) for loss in update.losses.values()]
+    if isinstance(update, Seeded):
+        names, losses = [*names, *["along a direction"] * len(update.coefs)], [*losses, update.coefs.float()]
+    numbers = torch.cat(losses)
+    if not bool(numbers.isfinite().all()):
+        name, value = next((n, v) for n, v in zip(names, numbers.tolist(), strict=True) if not math.isfinite(v))
+        raise NonFiniteError(
+            f"the loss is {value} at step {step} ({name}); the model is as it was before this step; try a smaller "
+            "learning rate, or look for extreme inputs"
+        )
+    return list(update.losses.values())[-1]
+
+
+def _difference(before: list[Any], now: list[Any], names: list[str]) -> str:
+    """Say what happened to the first parameter that is not as it was."""
+    if len(before) != len(now):
+        return f"it had {counted(len(before), 'parameter')}, and has {len(now)}"
+    place = next(index for index, pair in enumerate(zip(before, now, strict=True)) if pair[0] != pair[1])
+    (own, trains, shape), (other, trains_now, shape_now) = before[place], now[place]
+    if own != other:
+        return f"the parameter {names[place]} is another one"
+    if trains != trains_now:
+        return f"the parameter {names[place]} was {'un' * trains_now}frozen"
+    return f"the parameter {names[place]} had the shape {tuple(shape)}, and has {tuple(shape_now)}"

@@ -1,0 +1,282 @@
+"""Rules that train stages, in a loop of the user's own: its module and weights, and heads of the rule's beside them."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import sidestep
+from sidestep.data.objective import Objective
+from sidestep.errors import InputError, NonFiniteError
+from sidestep.noise import Noise
+from sidestep.rules import (
+    RULES as EVERY,
+)
+from sidestep.rules import (
+    SPSA,
+    Backprop,
+    DirectFeedbackAlignment,
+    FeedbackAlignment,
+    ForwardForward,
+    Hebbian,
+    LocalLoss,
+    NoPropDT,
+)
+
+CHAINS = [
+    LocalLoss(learning_rate=1e-2),
+    LocalLoss(learning_rate=1e-2, similarity=0.5),
+    DirectFeedbackAlignment(learning_rate=1e-2),
+    FeedbackAlignment(learning_rate=1e-2),
+    FeedbackAlignment(learning_rate=1e-2, feedback="kolen-pollack"),
+]
+each_chain = pytest.mark.parametrize("rule", CHAINS, ids=lambda rule: f"{rule.name}-{CHAINS.index(rule)}")
+
+INPUTS = Noise(1).normal(64 * 8).view(64, 8)
+TARGETS = INPUTS[:, :3].argmax(dim=1)
+
+
+class Residual(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.inner = nn.Linear(width, width)
+
+    def forward(self, rows):
+        return rows + self.inner(rows).relu()
+
+
+def make(seed=0):
+    with Noise(seed).torch_seeded():
+        return nn.Sequential(
+            nn.Linear(8, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.1), Residual(16), nn.ReLU(), nn.Linear(16, 3)
+        )
+
+
+def state(model):
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def same(one, other):
+    return one.keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+@each_chain
+def test_the_user_s_own_module_learns_in_place(rule):
+    model = make()
+    parts, names = list(model.modules()), list(model.state_dict())
+    parameters = list(model.parameters())
+    step = sidestep.attach(model, rule)
+    losses = torch.stack([step(INPUTS, TARGETS) for _ in range(60)])
+    assert [id(part) for part in model.modules()] == [id(part) for part in parts]
+    assert list(model.state_dict()) == names
+    assert all(one is other for one, other in zip(model.parameters(), parameters, strict=True))
+    model.eval()
+    assert losses[-10:].mean() < 0.6 * losses[:5].mean()
+    assert F.cross_entropy(model(INPUTS), TARGETS) < 0.6 * losses[0]
+    assert int(model[1].num_batches_tracked) == 60
+
+
+@each_chain
+def test_modes_and_frozen_weights_are_the_user_s(rule):
+    model = make()
+    model[1].eval()
+    model[4].inner.bias.requires_grad_(False)
+    step = sidestep.attach(model, rule)
+    step(INPUTS, TARGETS)
+    model[3].eval()
+    before = state(model)
+    again = step.estimate(INPUTS, TARGETS).update
+    assert not model[1].training
+    assert not model[3].training
+    assert model[4].training
+    assert int(model[1].num_batches_tracked) == 0
+    assert same(before, state(model))
+    third = step.estimate(INPUTS, TARGETS).update
+    assert all(torch.equal(value, third.gradients[name]) for name, value in again.gradients.items())
+    start = make()
+    assert torch.equal(model[4].inner.bias, start[4].inner.bias)
+    assert not torch.equal(model[4].inner.weight, start[4].inner.weight)
+    assert not torch.equal(model[0].weight, start[0].weight)
+
+
+def test_local_losses_are_those_of_each_stage_alone():
+    model = make().eval()
+    step = sidestep.attach(model, LocalLoss(label_smoothing=0.0), example=INPUTS)
+    update = step.estimate(INPUTS, TARGETS).update
+    net = step.net
+    first = model[:4](INPUTS)
+    loss = F.cross_entropy(net.heads[0](first), TARGETS)
+    expected = torch.autograd.grad(loss, [model[0].weight, net.heads[0][1].weight])
+    assert torch.allclose(update.gradients["stages.0.0.weight"], expected[0])
+    assert torch.allclose(update.gradients["heads.0.1.weight"], expected[1])
+    loss = F.cross_entropy(model[4:](first.detach()), TARGETS)
+    expected = torch.autograd.grad(loss, [model[4].inner.weight, model[6].weight])
+    assert torch.allclose(update.gradients["stages.1.0.inner.weight"], expected[0])
+    assert torch.allclose(update.gradients["heads.1.0.weight"], expected[1])
+
+
+@each_chain
+def test_a_saved_loop_goes_on_to_the_same_bits(rule, tmp_path):
+    model, stopped, second = make(), make(), make(5)
+    whole = sidestep.attach(model, rule, seed=3)
+    for _ in range(5):
+        whole(INPUTS, TARGETS)
+    step = sidestep.attach(stopped, rule, seed=3)
+    for _ in range(2):
+        step(INPUTS, TARGETS)
+    step.save(tmp_path)
+    step = sidestep.attach(second, rule, seed=3, resume=tmp_path)
+    for _ in range(3):
+        step(INPUTS, TARGETS)
+    assert step.steps == 5
+    assert same(state(model), state(second))
+    assert same(state(whole.net), state(step.net))
+
+
+def test_a_scheduler_takes_an_example_first():
+    model = make()
+    with pytest.raises(InputError, match=r"take a step before, or give attach\(\.\.\., example=inputs\)"):
+        _ = sidestep.attach(model, CHAINS[0]).optimizer
+    step = sidestep.attach(model, CHAINS[0], example=INPUTS)
+    scheduler = torch.optim.lr_scheduler.StepLR(step.optimizer, 1, 0.5)
+    step(INPUTS, TARGETS)
+    scheduler.step()
+    assert {group["lr"] for group in step.optimizer.param_groups} == {5e-3}
+
+
+def squared(outputs, targets):
+    return (outputs - targets).square().mean(dim=1)
+
+
+@pytest.mark.parametrize("rule", [*CHAINS[:1], *CHAINS[2:], SPSA(learning_rate=3e-3), Backprop(learning_rate=1e-2)])
+def test_a_loss_of_the_user_s_is_made_small(rule):
+    targets = INPUTS[:, :3] * 0.5
+    model = make()
+    step = sidestep.attach(model, rule, objective=squared)
+    losses = torch.stack([step(INPUTS, targets) for _ in range(80)])
+    assert losses[-20:].mean() < 0.8 * losses[:5].mean()
+    by_name = sidestep.attach(make(), rule, objective="values")
+    assert torch.allclose(by_name(INPUTS, targets), losses[0], rtol=1e-3)
+
+
+def test_inputs_and_targets_are_the_closure_s_step():
+    for rule in (SPSA(), Backprop()):
+        first, second = make(), make()
+        by_pair, by_closure = sidestep.attach(first, rule), sidestep.attach(second, rule)
+        for _ in range(2):
+            by_pair(INPUTS, TARGETS)
+            by_closure(lambda second=second: F.cross_entropy(second(INPUTS), TARGETS))
+        assert same(state(first), state(second))
+
+    class Named(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = make()
+
+        def forward(self, left, right):
+            return self.inner(torch.cat([left, right], dim=1))
+
+    named = Named()
+    step = sidestep.attach(named, Backprop())
+    step({"left": INPUTS[:, :4], "right": INPUTS[:, 4:]}, TARGETS)
+    other = make()
+    sidestep.attach(other, Backprop())(INPUTS, TARGETS)
+    assert same(state(named.inner), state(other))
+
+
+def test_rows_of_tokens_get_a_head_for_each_place():
+    with Noise(0).torch_seeded():
+        model = nn.Sequential(nn.Embedding(11, 8), Residual(8), Residual(8), nn.Linear(8, 11))
+    tokens = Noise(2).integers(32 * 6, 11).view(32, 6)
+    following = (tokens * 3 + 1) % 11
+    step = sidestep.attach(model, LocalLoss(learning_rate=1e-2), objective="tokens")
+    losses = torch.stack([step(tokens, following) for _ in range(60)])
+    assert losses[-1] < 0.3 * losses[0]
+    assert step.net.heads[0].weight.shape == (11, 8)
+
+
+def test_maps_get_heads_on_averages():
+    with Noise(0).torch_seeded():
+        model = nn.Sequential(
+            nn.Conv2d(1, 4, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(4, 4, 3, padding=1),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Linear(4 * 64, 3),
+        )
+    pictures = Noise(3).normal(16 * 64).view(16, 1, 8, 8)
+    for rule in CHAINS:
+        twin = copy.deepcopy(model)
+        losses = [float(sidestep.attach(twin, rule)(pictures, TARGETS[:16])) for _ in range(5)]
+        assert losses[-1] < losses[0]
+
+
+def test_what_a_chain_cannot_be_is_refused_in_a_sentence():
+    model = make()
+    tied = nn.Sequential(nn.Linear(8, 8), Residual(8), Residual(8), nn.Linear(8, 3))
+    tied[2].inner.weight = tied[1].inner.weight
+    pictures = nn.Sequential(nn.Linear(8, 8), Residual(8), nn.Unflatten(1, (2, 2, 2)), nn.Conv2d(2, 1, 1))
+    recurrent = nn.Sequential(nn.LSTM(8, 8), Residual(8), nn.Linear(8, 3))
+    for net, rule, words in (
+        (Residual(8), LocalLoss(), "nn.Sequential with two stages or more.*got Residual"),
+        (nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 3)), LocalLoss(), "got Sequential with 2 parts"),
+        (tied, LocalLoss(), "stages 2 and 3 of the module share the parameter"),
+        (pictures, LocalLoss(), r"outputs of shape \(1, 2, 2\)"),
+        (pictures, DirectFeedbackAlignment(), r"\(batch, width\) to be carried back, got \(batch, 1, 2, 2\)"),
+        (recurrent, LocalLoss(), "gives a tuple, not one tensor"),
+        (nn.Sequential(nn.Embedding(3, 8), Residual(8), nn.Linear(8, 3)), FeedbackAlignment(), "has no feedback"),
+    ):
+        example = TARGETS.view(64, 1) if isinstance(next(net.children()), nn.Embedding) else INPUTS
+        with pytest.raises(InputError, match=words):
+            sidestep.attach(net, rule)(example, TARGETS)
+    for rule in (ForwardForward(), Hebbian(), NoPropDT()):
+        with pytest.raises(InputError, match=f"{rule.name} trains only nets that it builds itself"):
+            sidestep.attach(model, rule)
+    with pytest.raises(InputError, match="whole gradients"):
+        sidestep.attach(model, LocalLoss(), log="a.steplog")
+    assert set(EVERY) >= {rule.name for rule in CHAINS}
+
+
+def test_bad_batches_are_refused_in_a_sentence_and_nothing_moves():
+    for rule in (CHAINS[0], CHAINS[2], SPSA(), Backprop()):
+        model = make()
+        step = sidestep.attach(model, rule)
+        before = state(model)
+        chain = isinstance(rule, LocalLoss | DirectFeedbackAlignment)
+        for batch, words in (
+            ((), "stages give|got nothing"),
+            ((INPUTS,), "stages give|targets are missing"),
+            ((INPUTS, None), "targets are missing|targets for|got Tensor, NoneType"),
+            ((INPUTS, TARGETS[:5]), r"64 examples, and targets of shape \(5,\)"),
+            ((INPUTS, TARGETS + 1), "do not fit the outputs .*Target 3 is out of bounds"),
+        ):
+            with pytest.raises(InputError, match=words):
+                step(*batch)
+        if chain:
+            with pytest.raises(InputError, match=r"call step\(inputs, targets\)"):
+                step(lambda model=model: model(INPUTS).sum())
+            with pytest.raises(InputError, match="one tensor"):
+                sidestep.attach(model, rule)({"x": INPUTS}, TARGETS)
+        with pytest.raises(NonFiniteError, match="at step 0"):
+            step(INPUTS * float("nan"), TARGETS)
+        assert same(before, state(model))
+        assert step.steps == 0
+
+
+def test_a_loss_that_is_not_one_number_per_example_is_refused():
+    for rule in (CHAINS[0], SPSA(), Backprop()):
+        for loss, words in (
+            (F.cross_entropy, r"'cross_entropy' must give one number per example, shape \(64,\), got shape \(\)"),
+            (lambda outputs, targets: 1.0, "got float"),
+            (Objective("mine", lambda outputs, targets: outputs), r"'mine' must .*got shape \(64, 3\)"),
+        ):
+            with pytest.raises(InputError, match=words):
+                sidestep.attach(make(), rule, objective=loss)(INPUTS, TARGETS)
+    with pytest.raises(InputError, match=r"objective must be a function.*got 'nothing'"):
+        sidestep.attach(make(), SPSA(), objective="nothing")
+    pair = nn.LSTM(8, 3)
+    with pytest.raises(InputError, match="the model gives a tuple"):
+        sidestep.attach(pair, Backprop())(INPUTS, TARGETS)
