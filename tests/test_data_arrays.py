@@ -127,7 +127,11 @@ class TestLabels:
         [
             (np.eye(3)[LABELS], r"one-hot rows become labels with .argmax\(1\)", "several"),
             (np.eye(3, dtype=bool)[LABELS], r"argmax\(1\)", "several"),
-            (np.array([[1, 1, 0], [0, 0, 1]])[LABELS % 2], "labels per image are not supported: row 0 has 2", "argmax"),
+            (
+                np.array([[1, 1, 0], [0, 0, 1]])[LABELS % 2],
+                "several labels per image: row 0 has 2.*targets='labels'",
+                "argmax",
+            ),
             (np.array([[1, 0, 0], [0, 0, 0]])[LABELS % 2], "several labels per image.*row 1 has 0", "argmax"),
             (np.array([[0.7, 0.3, 0]])[LABELS * 0], "probabilities .soft labels. are not supported", "argmax"),
             (RNG.normal(size=(60, 4)), "regression", "argmax"),

@@ -111,7 +111,7 @@ def test_standardise_gives_mean_zero_and_variance_one() -> None:
         (PIXELS.transpose(0, 3, 1, 2), (3, 6, 5)),
         (PIXELS[..., 0], (1, 6, 5)),
         (PIXELS[..., :1], (1, 6, 5)),
-        (PIXELS.reshape(40, -1), (1, 1, 90)),
+        (PIXELS.reshape(40, 1, -1), (1, 1, 90)),
         (torch.from_numpy(PIXELS), (3, 6, 5)),
         (PIXELS.astype(np.int64), (3, 6, 5)),
         (PIXELS.astype(np.float16), (3, 6, 5)),

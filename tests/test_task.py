@@ -50,9 +50,10 @@ class TestObjective:
         with pytest.raises(InputError, match=r"'mine' must give one number per example, shape \(3,\), got shape \(\)"):
             mean.mean(self.outputs(3, 2), self.outputs(3, 2))
 
-    def test_smoothing_is_for_classes(self):
-        with pytest.raises(InputError, match="label_smoothing = 0"):
-            VALUES.mean(self.outputs(3, 2), self.outputs(3, 2), 0.1)
+    def test_only_classes_are_smoothed(self):
+        outputs, classes = self.outputs(3, 4), torch.tensor([0, 3, 1])
+        assert not torch.equal(CLASSES.mean(outputs, classes, 0.1), CLASSES.mean(outputs, classes))
+        assert torch.equal(VALUES.mean(outputs, outputs + 1, 0.1), VALUES.mean(outputs, outputs + 1))
 
 
 class TestTask:

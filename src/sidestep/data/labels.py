@@ -26,7 +26,7 @@ NUMBERED_ALIKE = (
     "number them alike in all splits: names, y_train = numpy.unique(y_train, return_inverse=True) and "
     "y_test = numpy.searchsorted(names, y_test), with class_names = names"
 )
-NOT_CLASSES = "numbers to be predicted (regression), which are not supported, only classes are"
+NOT_CLASSES = "numbers to be predicted (regression), for which from_arrays takes targets='values'"
 
 
 def label_tensor(labels: Labels, examples: int, where: str) -> Tensor:
@@ -59,15 +59,15 @@ def _not_one_each(labels: Labels, examples: int) -> str:
     if labels.shape == (1, examples):
         return ".ravel() makes (N,) of it"
     if labels.ndim != 2 or labels.dtype.kind not in "uibf":
-        return "several labels for an image are not supported"
+        return "several labels for an image are one row of 0 and 1, (N, K), with targets='labels'"
     counts = labels.astype(np.float64).sum(1)
     if bool(np.isin(labels, (0, 1)).all()):
         if bool((counts == 1).all()):
             return "one-hot rows become labels with .argmax(1)"
         row = int((counts != 1).argmax())
         return (
-            f"several labels per image are not supported: row {row} has {int(counts[row])}; one class for each image "
-            "must be chosen, and images without one left out"
+            f"these are several labels per image: row {row} has {int(counts[row])}; give from_arrays "
+            "targets='labels', or one class for each image"
         )
     if labels.dtype.kind == "f" and bool((labels >= 0).all()) and np.allclose(counts, 1, atol=1e-3):
         return "rows of probabilities (soft labels) are not supported, only one class for each image"

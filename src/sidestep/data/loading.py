@@ -83,18 +83,23 @@ def from_arrays(
     validation: float = 0.1,
     name: str = "arrays",
     class_names: Sequence[str] | None = None,
+    targets: str = "classes",
 ) -> DataSet:
     """A data set from arrays or tensors in memory, which are copied.
 
     Images: (N, H, W), (N, H, W, C), (N, C, H, W) with C of 1, 3 or 4 (channels are taken to be last where
-    both could be), or flat vectors (N, F); uint8, integers of 0..255, or finite floats, which stay in their
-    own units. Labels: integers 0..K-1, (N,) or (N, 1), with every class present unless class_names says how
-    many there are. Raises DataError for anything else, InputError for a wrong argument.
+    both could be); uint8, integers of 0..255, or finite floats, which stay in their own units. Tables: (N, F) numbers,
+    scaled by column. Targets by kind: `classes`, integers 0..K-1, (N,) or (N, 1), with every class present unless
+    class_names says how many there are; `labels`, (N, K) of 0 and 1, several for an example; `values`, real numbers
+    (N,) or (N, K), which nets are trained on in units of their standard deviation. class_names names the columns of
+    labels and values, too. Raises DataError for anything else, InputError for a wrong argument.
 
     >>> import numpy
     >>> from_arrays(numpy.zeros((20, 4, 4)), numpy.arange(20) % 2)
     DataSet('arrays', 18 train + 2 validation images of 1 x 4 x 4, 2 classes)
     """
+    if targets not in ("classes", "labels", "values"):
+        raise InputError(f"targets must be classes, labels or values, got {targets!r}")
     if (x_test is None) != (y_test is None):
         raise InputError("x_test and y_test go together: give both or neither")
     train = as_array(x_train, f"{name}: train images"), as_array(y_train, f"{name}: train labels")
@@ -107,6 +112,7 @@ def from_arrays(
         test=partial(_given, *test) if test is not None else None,
         class_names=class_names_from(class_names, name) if class_names is not None else None,
         checks_test=True,
+        targets=targets,
     )
     return assemble(source, validation)
 

@@ -1,7 +1,8 @@
 """What is made small, and what is counted: from a net's outputs and the targets to one loss per example."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ __all__ = [
     "Objective",
     "objective_of",
     "set_objective",
+    "values_objective",
 ]
 
 IGNORED = -100  # a target that does not count, such as padding: torch's own convention
@@ -39,6 +41,8 @@ class Objective:
     scores: (predictions, targets) -> (batch,), each from 0 to 1 where `score_name` is an accuracy.
     score_name: of the scores' mean over a split.
     kind: which targets it is for: classes, labels, values, tokens, or own.
+    cotangent: (outputs (..., k), targets) -> derivative of each example's loss by its outputs, in closed form; rules
+        that take no derivative backwards need it where they know outputs' tangents.
 
     >>> apart = Objective("absolute error", lambda outputs, targets: (outputs - targets).abs().mean(dim=1))
     >>> apart.mean(torch.tensor([[1.0], [4.0]]), torch.zeros(2, 1))
@@ -51,6 +55,7 @@ class Objective:
     scores: PairFunction | None = None
     score_name: str = "loss"
     kind: str = "own"
+    cotangent: PairFunction | None = None
 
     def each(self, outputs: Tensor, targets: Any) -> Tensor:
         """Return one loss per example, (batch,), in a float dtype.
@@ -73,16 +78,31 @@ class Objective:
         Args:
             outputs: of the net, (batch, ...).
             targets: (batch, ...).
-            label_smoothing: share of a class label that is spread over all classes; for classes alone.
+            label_smoothing: share of a class label that is spread over all classes; other targets are not spread.
         """
         if self.kind == "classes":
             return F.cross_entropy(outputs, targets, label_smoothing=label_smoothing)
-        if label_smoothing:
-            raise InputError(
-                f"label_smoothing spreads a label over classes, and the loss {self.name!r} is not of classes; "
-                "take label_smoothing = 0"
-            )
         return self.each(outputs, targets).mean()
+
+    @property
+    def unless_classes(self) -> Callable[..., Tensor] | None:
+        """`mean`, or None for classes, whose cross-entropy has a closed form where speed counts."""
+        return None if self is CLASSES else self.mean
+
+    def derivative(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the derivative of each example's loss by its outputs, (..., k), and the mean loss, shape ().
+
+        Raises:
+            InputError: for a loss whose derivative is not known in closed form.
+        """
+        if self.cotangent is None:
+            raise InputError(
+                f"this estimator needs the derivative of the loss {self.name!r} by the outputs in closed form, which "
+                "is there for classes, labels and values; take another estimator or perturbation of weights"
+            )
+        wanted = targets.flatten(0, -2) if targets.ndim == outputs.ndim else targets.flatten()
+        loss = self.losses(outputs.flatten(0, -2), wanted).mean()
+        return self.cotangent(outputs, targets), loss
 
     def scored(self, predictions: Tensor, targets: Any) -> Tensor:
         """Return one score per example, (batch,): of a loss of the user's without a score, the loss itself."""
@@ -122,15 +142,67 @@ def _right_tokens(probabilities: Tensor, targets: Tensor) -> Tensor:
     return right.sum(dim=1).float() / counted.sum(dim=1).clamp_min(1)
 
 
+def _values_slope(outputs: Tensor, targets: Tensor) -> Tensor:
+    return (outputs - targets.to(outputs.dtype)) * (2 / outputs.shape[-1])
+
+
+def _labels_slope(outputs: Tensor, targets: Tensor) -> Tensor:
+    return (outputs.sigmoid() - targets.to(outputs.dtype)) / outputs.shape[-1]
+
+
+def _classes_slope(outputs: Tensor, targets: Tensor) -> Tensor:
+    return outputs.softmax(dim=-1) - F.one_hot(targets, outputs.shape[-1]).to(outputs.dtype)
+
+
 def _softmax(outputs: Tensor) -> Tensor:
     return outputs.softmax(dim=-1)
 
 
-CLASSES = Objective("cross-entropy", _classes_loss, _softmax, _right_class, "accuracy", "classes")
-LABELS = Objective("binary cross-entropy", _labels_loss, torch.sigmoid, _right_labels, "label accuracy", "labels")
-VALUES = Objective("squared error", _values_loss, scores=_values_loss, score_name="mean squared error", kind="values")
+CLASSES = Objective(
+    "cross-entropy", _classes_loss, _softmax, _right_class, "accuracy", "classes", cotangent=_classes_slope
+)
+LABELS = Objective(
+    "binary cross-entropy", _labels_loss, torch.sigmoid, _right_labels, "label accuracy", "labels", _labels_slope
+)
+VALUES = Objective(
+    "squared error",
+    _values_loss,
+    scores=lambda predictions, targets: 1 - _values_loss(predictions, targets),
+    score_name="R2",
+    kind="values",
+    cotangent=_values_slope,
+)
 NEXT_TOKENS = Objective("cross-entropy", _tokens_loss, _softmax, _right_tokens, "token accuracy", "tokens")
 OBJECTIVES = {found.kind: found for found in (CLASSES, LABELS, VALUES, NEXT_TOKENS)}
+
+
+@lru_cache(maxsize=64)  # so that equal tasks have one and the same
+def values_objective(mean: tuple[float, ...], std: tuple[float, ...]) -> Objective:
+    """Return the squared error of real values in units of their standard deviation; predictions are in the values' own.
+
+        loss = mean over values of (output - (y - mean) / std)^2       prediction = mean + std output
+
+    The score, R2, is `1 - squared error / variance` with the variance over the train split, a mean over the values.
+
+    >>> values_objective((10.0,), (2.0,)).predictions(torch.tensor([[1.0]]))
+    tensor([[12.]])
+    """
+
+    def scaled(values: Tensor) -> Tensor:
+        centre, unit = (torch.tensor(numbers, dtype=torch.float32, device=values.device) for numbers in (mean, std))
+        return (values.float() - centre) / unit
+
+    def back(outputs: Tensor) -> Tensor:
+        centre, unit = (torch.tensor(numbers, dtype=torch.float32, device=outputs.device) for numbers in (mean, std))
+        return centre + unit * outputs
+
+    return replace(
+        VALUES,
+        losses=lambda outputs, targets: _values_loss(outputs, scaled(targets)),
+        cotangent=lambda outputs, targets: _values_slope(outputs, scaled(targets)),
+        predictions=back,
+        scores=lambda predictions, targets: 1 - _values_loss(scaled(predictions), scaled(targets)),
+    )
 
 
 def set_objective(net: nn.Module, objective: Objective) -> None:

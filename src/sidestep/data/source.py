@@ -21,6 +21,7 @@ from sidestep.data.labels import (
 from sidestep.data.notices import tell
 from sidestep.data.sameness import tell_sameness
 from sidestep.data.splits import DataSet, PictureForm, Split
+from sidestep.data.tables import is_table, table_set
 from sidestep.errors import DataError, InputError
 
 __all__ = ["Reader", "Source", "assemble", "channel_statistics"]
@@ -41,6 +42,7 @@ class Source:
     checks_test: bool = False  # whether test is quick to read: once, before training, to find what is wrong with it
     cut_test: bool = False  # whether test was cut off a set without splits
     pictures: PictureForm | None = None  # how picture files were read
+    targets: str = "classes"  # or labels, or values
 
 
 def assemble(source: Source, validation: float = 0.1) -> DataSet:
@@ -53,7 +55,12 @@ def assemble(source: Source, validation: float = 0.1) -> DataSet:
         isinstance(validation, bool) or not isinstance(validation, Real) or not 0.0 <= validation <= 0.5
     ):  # also refuses NaN
         raise InputError(f"validation must be a fraction of the train split from 0 to 0.5, got {validation!r}")
-    train = make_split(*source.train(), f"{source.name}: train")
+    arrays = source.train()
+    if is_table(arrays[0]) or source.targets != "classes":
+        held, test = (reader() if reader else None for reader in (source.validation, source.test))
+        return table_set(source.name, arrays, held, test, float(validation), source.targets, source.class_names)
+    train = make_split(*arrays, f"{source.name}: train")
+    del arrays
     if source.image_shape is not None and train.image_shape != source.image_shape:
         raise DataError(
             f"{source.name}: its images are {source.image_shape} (channels, height, width), this file has "
@@ -145,7 +152,7 @@ def _renumber(classes: int, examples: int) -> str:
     return f"{NUMBERED_ALIKE}, or give class_names alone if a class has no example"
 
 
-def _check_alike(image_shape: tuple[int, int, int], train: Split, where: str) -> None:
+def _check_alike(image_shape: tuple[int, ...], train: Split, where: str) -> None:
     if image_shape != train.image_shape:
         raise DataError(
             f"{where} images are {image_shape} (channels, height, width), "

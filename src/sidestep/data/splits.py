@@ -1,4 +1,4 @@
-"""What training sees of a data set: splits of image and label tensors, and the set that holds them."""
+"""What training sees of a data set: splits of input and target tensors, and the set that holds them."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -24,7 +24,12 @@ class PictureForm:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Split:
-    """Images with their labels: images (n, channels, height, width) uint8 or float32, labels (n,) int64.
+    """Inputs with their targets, one row for each example.
+
+    images: the inputs: images (n, channels, height, width) in uint8 or float32, features (n, columns) in float32, or
+        token ids (n, length) in int64.
+    labels: the targets: classes (n,) in int64, tokens (n, length) in int64, or several labels (0 or 1) or real values
+        (n, columns) in float32.
 
     Raises InputError if the shapes or dtypes are others.
 
@@ -32,16 +37,19 @@ class Split:
     Split(5 images of 1 x 8 x 8, uint8)
     """
 
-    images: Tensor  # (n, channels, height, width), uint8 or float32
-    labels: Tensor  # (n,), int64
+    images: Tensor  # (n, ...)
+    labels: Tensor  # (n,) or (n, columns)
 
     def __post_init__(self) -> None:
-        if self.images.ndim != 4 or self.images.dtype not in (torch.uint8, torch.float32):
+        if (self.images.ndim, self.images.dtype) not in _INPUTS:
             raise InputError(
-                "images must be (n, channels, height, width) in uint8 or float32, "
-                f"got {tuple(self.images.shape)} in {_dtype_name(self.images)}; "
+                "images must be (n, channels, height, width) in uint8 or float32, features (n, columns) in float32, "
+                f"tokens (n, length) in int64, got {tuple(self.images.shape)} in {_dtype_name(self.images)}; "
                 "data.from_arrays converts other forms"
             )
+        several = self.labels.ndim == 2 and self.labels.dtype in (torch.float32, torch.int64)
+        if several and len(self.labels) == len(self.images):
+            return
         if self.labels.shape != self.images.shape[:1] or self.labels.dtype != torch.int64:
             raise InputError(
                 f"labels must be ({len(self.images)},) in int64 for {len(self.images)} images, "
@@ -52,14 +60,12 @@ class Split:
         return len(self.labels)
 
     def __repr__(self) -> str:
-        shape = " x ".join(map(str, self.image_shape))
-        return f"Split({len(self)} images of {shape}, {_dtype_name(self.images)})"
+        return f"Split({len(self)} {_described(self)}, {_dtype_name(self.images)})"
 
     @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """Channels, height and width of one image."""
-        channels, height, width = self.images.shape[1:]
-        return channels, height, width
+    def image_shape(self) -> tuple[int, ...]:
+        """Shape of one input: channels, height and width of an image, the number of features, the length in tokens."""
+        return tuple(self.images.shape[1:])
 
     def to(self, device: str | torch.device) -> "Split":
         """The same split on `device`."""
@@ -68,12 +74,13 @@ class Split:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class DataSet:
-    """A data set for classification; its test split is read when `.test` is first asked for.
+    """A data set; its test split is read when `.test` is first asked for.
 
     Of arrays and `.npz` files it is looked at once before, for what is wrong with it, and let go of.
 
-    mean and std are per channel and of the train split alone, in units of 1 for white where images are uint8
-    (pixel / 255), and in the images' own units where they are floats; a channel that never changes has std 1.
+    mean and std are per channel of images, or per column of features, and of the train split alone, in units of 1 for
+    white where images are uint8 (pixel / 255), and in their own units where inputs are floats; a channel or column
+    that never changes has std 1.
 
     >>> from sidestep import data
     >>> digits = data.load("digits")
@@ -86,13 +93,16 @@ class DataSet:
     name: str
     train: Split
     validation: Split  # no images where no validation split was asked for
-    class_names: tuple[str, ...]
+    class_names: tuple[str, ...]  # of each output: the classes, labels, values or tokens
     mean: tuple[float, ...]  # (channels,)
     std: tuple[float, ...]  # (channels,)
     read_test: Callable[[], Split] | None = None  # None: this set has no test images
     source: Mapping[str, Any] = field(default_factory=dict)  # what `load` gives it again by; empty for arrays in memory
     cut_test: bool = False  # whether test is a part of one set of images, cut off by us: a folder without train/
     pictures: PictureForm | None = None  # how picture files were read; None: it was given as arrays
+    targets: str = "classes"  # or labels (several for an example), values (real numbers), tokens (one for each place)
+    target_mean: tuple[float, ...] = ()  # of each value over the train split, and their standard deviation
+    target_std: tuple[float, ...] = ()
 
     @cached_property
     def test(self) -> Split:
@@ -115,8 +125,8 @@ class DataSet:
         return self.read_test is not None
 
     @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """Channels, height and width of one image."""
+    def image_shape(self) -> tuple[int, ...]:
+        """Shape of one input: channels, height and width of an image, the number of features, the length in tokens."""
         return self.train.image_shape
 
     @property
@@ -131,9 +141,17 @@ class DataSet:
         return replace(self, train=train, validation=validation, read_test=read_test)
 
     def __repr__(self) -> str:
-        shape = " x ".join(map(str, self.image_shape))
         counts = f"{len(self.train)} train + {len(self.validation)} validation"
-        return f"DataSet({self.name!r}, {counts} images of {shape}, {self.classes} classes)"
+        return f"DataSet({self.name!r}, {counts} {_described(self.train)}, {self.classes} {self.targets})"
+
+
+_INPUTS = {(4, torch.uint8), (4, torch.float32), (2, torch.float32), (2, torch.int64)}  # dimensions, dtype
+
+
+def _described(split: Split) -> str:
+    if split.images.ndim == 4:
+        return f"images of {' x '.join(map(str, split.image_shape))}"
+    return f"rows of {split.image_shape[0]} {'tokens' if split.images.dtype == torch.int64 else 'features'}"
 
 
 def _moved_test(data: DataSet, device: str | torch.device) -> Split:

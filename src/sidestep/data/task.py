@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from sidestep.data.batches import standardise
-from sidestep.data.objective import CLASSES, OBJECTIVES, Objective
+from sidestep.data.objective import CLASSES, OBJECTIVES, Objective, values_objective
 from sidestep.data.splits import DataSet
 from sidestep.errors import InputError
 
-__all__ = ["Batch", "Inputs", "InputsKind", "TargetsKind", "Task"]
+__all__ = ["Batch", "Inputs", "InputsKind", "TargetsKind", "Task", "check_targets"]
 
 InputsKind = Literal["image", "features", "tokens"]
 TargetsKind = Literal["classes", "labels", "values", "tokens"]
@@ -30,6 +30,7 @@ class Task:
     pixels: dtype of the raw inputs, which says what one unit of a pixel is: uint8, float32, or int64 for tokens.
     inputs: image, features or tokens.
     targets: classes, labels (several for an example), values (real numbers) or tokens (one for each place).
+    target_mean, target_std: of each value over the train split: nets are trained on values in these units.
     """
 
     shape: tuple[int, ...]
@@ -39,12 +40,19 @@ class Task:
     pixels: str = "uint8"
     inputs: InputsKind = "image"
     targets: TargetsKind = "classes"
+    target_mean: tuple[float, ...] = ()
+    target_std: tuple[float, ...] = ()
 
     @classmethod
     def of(cls, data: DataSet) -> "Task":
         """Return what a net has to know of a data set."""
         pixels = str(data.train.images.dtype).removeprefix("torch.")
-        return cls(data.image_shape, tuple(data.class_names), tuple(data.mean), tuple(data.std), pixels)
+        inputs: InputsKind = "image"
+        if data.train.images.ndim == 2:
+            inputs = "tokens" if pixels == "int64" else "features"
+        found = cls(data.image_shape, tuple(data.class_names), tuple(data.mean), tuple(data.std), pixels, inputs)
+        kind = {"targets": data.targets, "target_mean": data.target_mean, "target_std": data.target_std}
+        return dataclasses.replace(found, **kind)  # type: ignore[arg-type]
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> "Task":
@@ -53,7 +61,8 @@ class Task:
         inputs, targets = record.get("inputs", "image"), record.get("targets", "classes")
         if inputs not in get_args(InputsKind) or targets not in get_args(TargetsKind):
             raise LookupError(f"there are no inputs of kind {inputs!r} with targets of kind {targets!r}")
-        return cls(shape, names, mean, std, record["pixels"], inputs, targets)
+        centre, spread = (tuple(record.get(name, ())) for name in ("target_mean", "target_std"))
+        return cls(shape, names, mean, std, record["pixels"], inputs, targets, centre, spread)
 
     def record(self) -> dict[str, Any]:
         """Return it as plain values for configurations and logs; what images and classes alone never said is left out.
@@ -61,7 +70,8 @@ class Task:
         >>> Task((1, 8, 8), ("a", "b"), (0.0,), (1.0,)).record()["image_shape"]
         (1, 8, 8)
         """
-        found, usual = dataclasses.asdict(self), {"inputs": "image", "targets": "classes"}
+        found = dataclasses.asdict(self)
+        usual = {"inputs": "image", "targets": "classes", "target_mean": (), "target_std": ()}
         kept = {name: value for name, value in found.items() if usual.get(name) != value}
         return {"image_shape": kept.pop("shape"), **kept}  # under the name that it has had from the beginning
 
@@ -84,6 +94,8 @@ class Task:
     @property
     def objective(self) -> Objective:
         """The loss per example, and what is counted."""
+        if self.targets == "values" and self.target_mean:
+            return values_objective(self.target_mean, self.target_std)
         return OBJECTIVES[self.targets]
 
     def prepare(self, raw: Tensor) -> Tensor:
@@ -106,10 +118,21 @@ class Task:
         """Raise InputError for inputs of another dtype than trained on: 255 and 1.0 would both pass for white."""
         found = str(images.dtype).removeprefix("torch.")
         if found != self.pixels:
+            if self.inputs != "image":
+                raise InputError(f"the rows are {found}, but the net was trained on {self.pixels}; convert them first")
             raise InputError(
                 f"the images are {found}, but the net was trained on {self.pixels} pixels; convert them to the units "
                 "of the training data first (uint8 counts from 0 to 255)"
             )
+
+
+def check_targets(task: Task, *taken: TargetsKind) -> None:
+    """Raise InputError for targets that a net cannot be trained on."""
+    if task.targets not in taken:
+        raise InputError(
+            f"this rule takes targets that are {' or '.join(taken)}, but the data have {task.targets}; take another "
+            "rule, or targets of that kind"
+        )
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.grad import conv2d_weight
 
+from sidestep.data.objective import CLASSES, Objective
 from sidestep.errors import InputError
 from sidestep.nets.directions import Directions
 from sidestep.nets.precision import at_least_float32, full_precision
@@ -125,9 +126,14 @@ def output_gradients(layer: nn.Linear | nn.Conv2d, inputs: Tensor, upstream: Ten
     return {name: gradient.to(layer.weight.dtype) for name, gradient in found.items()}
 
 
-def cotangent(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Return `softmax - one-hot` of each example's own cross-entropy, (..., classes), and the mean loss, shape ()."""
+def cotangent(logits: Tensor, labels: Tensor, objective: Objective = CLASSES) -> tuple[Tensor, Tensor]:
+    """Return `softmax - one-hot` of each example's own cross-entropy, (..., classes), and the mean loss, shape ().
+
+    Of another objective, the derivative of each example's loss by its outputs.
+    """
     logits = at_least_float32(logits)
+    if objective is not CLASSES:
+        return objective.derivative(logits, labels)
     chances = logits.softmax(dim=-1)
     wanted = F.one_hot(labels, logits.shape[-1]).to(chances.dtype)
     loss = -(logits.log_softmax(dim=-1) * wanted).sum(dim=-1).mean()

@@ -1,6 +1,7 @@
 """Networks for back-propagation: a plain MLP, and the paper's baseline of chained blocks."""
 
 import itertools
+import math
 
 import torch
 from torch import Tensor, nn
@@ -12,22 +13,22 @@ from sidestep.nets.dropout import repeatable
 from sidestep.nets.embeddings import expected_embedding
 from sidestep.nets.precision import at_least_float32
 from sidestep.nets.readouts import SoftmaxReadout
+from sidestep.nets.shapes import Shape
 
 __all__ = ["MLP", "ChainedBlocks"]
 
 
 class MLP(nn.Module):
-    """Dense layers with ReLU between them; (batch, channels, height, width) -> logits (batch, classes).
+    """Dense layers with ReLU between them; (batch, ...) -> logits (batch, classes).
 
     Without hidden layers this is a linear classifier.
     """
 
-    def __init__(self, image_shape: tuple[int, int, int], hidden: tuple[int, ...], classes: int) -> None:
+    def __init__(self, image_shape: Shape, hidden: tuple[int, ...], classes: int) -> None:
         super().__init__()
         if any(width < 1 for width in hidden):
             raise InputError(f"every hidden layer needs at least one unit, got {hidden}")
-        channels, height, width = image_shape
-        sizes = [channels * height * width, *hidden, classes]
+        sizes = [math.prod(image_shape), *hidden, classes]
         layers: list[nn.Module] = []
         for inputs, outputs in itertools.pairwise(sizes):
             layers += [nn.Linear(inputs, outputs), nn.ReLU()]
@@ -62,7 +63,7 @@ class ChainedBlocks(nn.Module):
     def __init__(  # long: what a chain is made of
         self,
         paths: list[nn.Module],
-        image_shape: tuple[int, int, int],
+        image_shape: Shape,
         embedding: Tensor,
         learn_embedding: bool = False,
         image_latent: bool = False,

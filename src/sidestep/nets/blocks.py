@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from sidestep.errors import InputError
 from sidestep.nets.paths import path_maker, takes_channels_last
 from sidestep.nets.precision import at_least_float32
+from sidestep.nets.shapes import Shape
 
 __all__ = ["Block", "ImageLatentPath", "LatentPath", "feature_count", "image_features"]
 
@@ -37,7 +38,7 @@ class LatentPath(nn.Module):
 class ImageLatentPath(nn.Module):
     """The path of an image-shaped latent (prototype embeddings): the latent's own copy of the convolutional path."""
 
-    def __init__(self, image_shape: tuple[int, int, int]) -> None:
+    def __init__(self, image_shape: Shape) -> None:
         super().__init__()
         self.image_shape = image_shape
         self.path = path_maker("auto", image_shape, norm=True)()
@@ -61,7 +62,7 @@ class Block(nn.Module):
     """
 
     def __init__(
-        self, image_path: nn.Module, image_shape: tuple[int, int, int], dimension: int, classes: int, image_latent: bool
+        self, image_path: nn.Module, image_shape: Shape, dimension: int, classes: int, image_latent: bool
     ) -> None:
         super().__init__()
         self.image = image_path
@@ -94,7 +95,7 @@ def image_features(path: nn.Module, images: Tensor) -> Tensor:
     return path(images).flatten(1)
 
 
-def feature_count(image_path: Callable[[Tensor], Tensor], image_shape: tuple[int, int, int]) -> int:
+def feature_count(image_path: Callable[[Tensor], Tensor], image_shape: Shape) -> int:
     """Return how many features an image path gives for one image, by running it once on an empty image.
 
     Raises:

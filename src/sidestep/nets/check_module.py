@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from sidestep.errors import InputError, SidestepError
+from sidestep.nets.shapes import Shape
 from sidestep.noise import Noise
 
 __all__ = ["check_module", "inplace_explained", "made_by", "name_of"]
 
-Shape = tuple[int, int, int]
 _IMAGES = 2
 
 

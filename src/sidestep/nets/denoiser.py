@@ -12,6 +12,7 @@ from sidestep.nets.blocks import feature_count, image_features
 from sidestep.nets.embeddings import expected_embedding
 from sidestep.nets.paths import path_maker
 from sidestep.nets.precision import at_least_float32
+from sidestep.nets.shapes import Shape
 
 __all__ = ["Denoiser", "Draw", "TimedBlock", "draw_times", "positional_embedding"]
 
@@ -45,7 +46,7 @@ class TimedBlock(nn.Module):
     """
 
     def __init__(
-        self, image_path: nn.Module, image_shape: tuple[int, int, int], dimension: int, classes: int, image_latent: bool
+        self, image_path: nn.Module, image_shape: Shape, dimension: int, classes: int, image_latent: bool
     ) -> None:
         super().__init__()
         self.image = image_path

@@ -1,10 +1,13 @@
 """Class embeddings u_y: the targets that denoising blocks learn to recover."""
 
+import math
+
 import torch
 from torch import Tensor
 
 from sidestep.errors import InputError
 from sidestep.nets.precision import full_precision
+from sidestep.nets.shapes import Shape
 from sidestep.noise import Noise
 
 __all__ = [
@@ -50,7 +53,7 @@ def embedding_dimension(kind: str, classes: int, pixels: int, dimension: int | N
 def class_embedding(  # long: an embedding depends on the data, too
     kind: str,
     classes: int,
-    image_shape: tuple[int, int, int],
+    image_shape: Shape,
     dimension: int | None,
     noise: Noise,
     images: Tensor | None,
@@ -76,8 +79,7 @@ def class_embedding(  # long: an embedding depends on the data, too
             f"the images have labels up to {int(labels.max())}, but the embedding has rows for {classes} classes "
             f"(0 to {classes - 1}); give as many class names as there are classes"
         )
-    channels, height, width = image_shape
-    size = embedding_dimension(kind, classes, channels * height * width, dimension)
+    size = embedding_dimension(kind, classes, math.prod(image_shape), dimension)
     if kind == "one-hot":
         return one_hot_embedding(classes)
     if kind in ("orthogonal", "learned"):

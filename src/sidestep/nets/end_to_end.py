@@ -15,6 +15,7 @@ from sidestep.nets.goodness import GoodnessNet
 from sidestep.nets.hebbian import HebbianNet
 from sidestep.nets.layerwise import LayerwiseNet
 from sidestep.nets.precision import at_least_float32
+from sidestep.nets.shapes import Shape
 from sidestep.nets.stack import DenoisingStack
 from sidestep.nets.staged import StagedNet
 from sidestep.nets.straight_through import float_twin
@@ -25,7 +26,7 @@ from sidestep.noise import Noise
 __all__ = ["end_to_end_net"]
 
 
-def end_to_end_net(net: nn.Module, image_shape: tuple[int, int, int], noise: Noise) -> nn.Module:
+def end_to_end_net(net: nn.Module, image_shape: Shape, noise: Noise) -> nn.Module:
     """Return `net` as one module, (batch, channels, height, width) -> logits (batch, classes), for back-propagation.
 
         stages               the last head on all of them; ternary weights get float latents (straight-through)

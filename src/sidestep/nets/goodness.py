@@ -19,6 +19,7 @@ from torch.nn.functional import log_softmax, softplus
 from sidestep.errors import InputError
 from sidestep.nets.layerwise import layerwise_stages, shapes_of
 from sidestep.nets.precision import at_least_float32, full_precision
+from sidestep.nets.shapes import Shape, image_sides
 from sidestep.noise import Noise
 
 __all__ = ["GoodnessNet", "goodness_loss", "wrong_labels"]
@@ -41,14 +42,15 @@ class GoodnessNet(nn.Module):
     def __init__(  # long: what such a net is made of
         self,
         kind: str,
-        image_shape: tuple[int, int, int],
+        image_shape: Shape,
         hidden: tuple[int, ...],
         classes: int,
         painted: bool,
         noise: Noise,
     ) -> None:
         super().__init__()
-        channels, height, width = image_shape
+        self.seen_shape = image_shape if len(image_shape) == 3 else (1, 1, *image_shape)  # features: one row of pixels
+        channels, height, width = image_sides(self.seen_shape)
         if not painted and min(hidden) < classes:
             raise InputError(
                 f"with the label as a head every stage needs a feature per class, {classes}, got {min(hidden)}; give "
@@ -70,6 +72,8 @@ class GoodnessNet(nn.Module):
             return images
         if labels is None:
             labels = torch.full((len(images),), self.classes, device=images.device)
+        if images.ndim == 2:
+            images = images.view(len(images), *self.seen_shape)
         return torch.cat([images, self.patterns[labels].to(images.dtype)], dim=1)
 
     def stage_outputs(self, inputs: Tensor) -> Iterator[Tensor]:

@@ -20,6 +20,7 @@ from torch.nn.functional import one_hot
 from sidestep.nets.layerwise import check_hidden
 from sidestep.nets.patches import Patches
 from sidestep.nets.precision import at_least_float32, full_precision
+from sidestep.nets.shapes import Shape, image_sides
 from sidestep.nets.ternary_nets import GridAverage
 from sidestep.noise import Noise
 
@@ -111,7 +112,7 @@ class HebbianNet(nn.Module):
     def __init__(  # long: what such a net is made of
         self,
         net: str,
-        image_shape: tuple[int, int, int],
+        image_shape: Shape,
         hidden: tuple[int, ...],
         classes: int,
         kind: HebbianKind,
@@ -120,14 +121,15 @@ class HebbianNet(nn.Module):
         super().__init__()
         check_hidden(hidden)
         halves = kind in ("oja", "sanger")
-        self.stages, self.summaries, shape, features = nn.ModuleList(), nn.ModuleList(), image_shape, 0
+        self.stages, self.summaries, features = nn.ModuleList(), nn.ModuleList(), 0
+        shape = image_shape if net == "mlp" else image_sides(image_shape)
         for index, outputs in enumerate(hidden):
             places = None
             if net == "mlp":
                 inputs = torch.Size(shape).numel()
                 before = nn.Sequential(nn.Flatten(), nn.LayerNorm(inputs, elementwise_affine=False))
             else:
-                before, inputs, places = _before_patches(shape, first=index == 0, whitened=not halves)
+                before, inputs, places = _before_patches(image_sides(shape), first=index == 0, whitened=not halves)
             layer = nn.Linear(inputs, outputs, bias=False)
             drawn = noise.sub(index).normal(layer.weight.numel()).view_as(layer.weight) / inputs**0.5
             layer.weight = nn.Parameter(drawn)

@@ -7,6 +7,7 @@ Trained through the last head alone, the stages are one net; with a head each th
 """
 
 import itertools
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Literal
 
@@ -17,6 +18,7 @@ from sidestep.errors import InputError
 from sidestep.nets.heads import logits_of_heads
 from sidestep.nets.own import ImagePath, image_paths, parts_in_order
 from sidestep.nets.precision import at_least_float32
+from sidestep.nets.shapes import image_sides
 from sidestep.nets.ternary_nets import ChannelsLast, GridAverage
 from sidestep.nets.trained import check_own_weights
 from sidestep.noise import Noise
@@ -61,7 +63,7 @@ class LayerwiseNet(nn.Module):
 
 
 def layerwise_net(
-    kind: str, image_shape: tuple[int, int, int], hidden: Sequence[int], classes: int, norm: Norm, local: bool
+    kind: str, image_shape: tuple[int, ...], hidden: Sequence[int], classes: int, norm: Norm, local: bool
 ) -> LayerwiseNet:
     """Return an MLP or a small conv net in stages, with a head on every stage (`local`) or on the last one.
 
@@ -82,7 +84,7 @@ def layerwise_net(
 
 
 def layerwise_own(
-    module: ImagePath, image_shape: tuple[int, int, int], classes: int, local: bool, noise: Noise, least: int = 2
+    module: ImagePath, image_shape: tuple[int, ...], classes: int, local: bool, noise: Noise, least: int = 2
 ) -> LayerwiseNet:
     """Return a net of the user's nn.Sequential: a stage ends before every part with weights but the first.
 
@@ -112,19 +114,17 @@ def check_hidden(hidden: Sequence[int]) -> None:
         )
 
 
-def layerwise_stages(
-    kind: str, image_shape: tuple[int, int, int], hidden: Sequence[int], norm: Norm
-) -> list[nn.Module]:
+def layerwise_stages(kind: str, image_shape: tuple[int, ...], hidden: Sequence[int], norm: Norm) -> list[nn.Module]:
     """Return the stages alone; for the arguments see `layerwise_net`."""
     check_hidden(hidden)
     if kind == "mlp":
-        channels, height, width = image_shape
-        sizes = itertools.pairwise([channels * height * width, *hidden])
+        sizes = itertools.pairwise([math.prod(image_shape), *hidden])
         dense = [nn.Sequential(nn.Linear(a, b), *_norm(norm, b, nn.BatchNorm1d), nn.ReLU()) for a, b in sizes]
         dense[0].insert(0, nn.Flatten())
         return list(dense)
-    size, stages = min(image_shape[1:]), []
-    for inputs, outputs in itertools.pairwise([image_shape[0], *hidden]):
+    channels, *sides = image_sides(image_shape)
+    size, stages = min(sides), []
+    for inputs, outputs in itertools.pairwise([channels, *hidden]):
         layers: list[nn.Module] = [nn.Conv2d(inputs, outputs, 3, padding=1), ChannelsLast()]
         if size >= 9:
             layers.append(nn.MaxPool2d(2))
@@ -133,7 +133,7 @@ def layerwise_stages(
     return list(stages)
 
 
-def shapes_of(stages: Iterable[nn.Module], image_shape: tuple[int, int, int]) -> list[tuple[int, ...]]:
+def shapes_of(stages: Iterable[nn.Module], image_shape: tuple[int, ...]) -> list[tuple[int, ...]]:
     """Return the shape of what each stage gives for one image; running statistics are left alone."""
     image, shapes = torch.zeros(1, *image_shape), []
     for stage in stages:
@@ -159,9 +159,7 @@ def _norm(kind: Norm, features: int, batch: Callable[..., nn.Module]) -> list[nn
     return []
 
 
-def _heads(
-    stages: Sequence[nn.Module], image_shape: tuple[int, int, int], classes: int, local: bool
-) -> list[nn.Module]:
+def _heads(stages: Sequence[nn.Module], image_shape: tuple[int, ...], classes: int, local: bool) -> list[nn.Module]:
     """A linear layer each, over averages on a grid of up to 4 x 4 places where there are places."""
     shapes = shapes_of(stages, image_shape)
     heads: list[nn.Module] = []

@@ -9,8 +9,8 @@ networks with local error signals" (2019).
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
+from sidestep.data.objective import CLASSES, Objective
 from sidestep.nets.check_module import inplace_explained
 from sidestep.nets.precision import at_least_float32, full_precision
 from sidestep.nets.substituted import functional_call
@@ -21,7 +21,7 @@ __all__ = ["floating", "local_gradients"]
 
 
 def local_gradients(
-    net: TernaryNet, images: Tensor, labels: Tensor, label_smoothing: float = 0.0
+    net: TernaryNet, images: Tensor, labels: Tensor, label_smoothing: float = 0.0, objective: Objective = CLASSES
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Return parameter name -> gradient of its stage's mean loss, and unit name -> that loss.
 
@@ -36,12 +36,12 @@ def local_gradients(
                 leaf.requires_grad_()
             features = functional_call(stage, leaves[0], (images,))
             logits = functional_call(head, leaves[1], (features,))
-            loss = cross_entropy(at_least_float32(logits), labels, label_smoothing=label_smoothing)
+            loss = objective.mean(at_least_float32(logits), labels, label_smoothing)
         names = [f"stages.{index}.{name}" for name in leaves[0]] + [f"heads.{index}.{name}" for name in leaves[1]]
         with full_precision(loss), inplace_explained():
             found = torch.autograd.grad(loss, [*leaves[0].values(), *leaves[1].values()])
         gradients.update(zip(names, found, strict=True))
-        losses[f"stage {index}: cross-entropy"] = loss.detach()
+        losses[f"stage {index}: {objective.name}"] = loss.detach()
         images = features.detach()
     return gradients, losses
 

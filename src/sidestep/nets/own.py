@@ -10,6 +10,7 @@ from torch.nn.parameter import is_lazy
 
 from sidestep.errors import InputError
 from sidestep.nets.check_module import check_module, made_by, name_of
+from sidestep.nets.shapes import Shape
 from sidestep.noise import Noise
 
 __all__ = ["ImagePath", "image_paths", "parts_in_order"]
@@ -17,9 +18,7 @@ __all__ = ["ImagePath", "image_paths", "parts_in_order"]
 ImagePath = nn.Module | Callable[[], nn.Module]
 
 
-def image_paths(
-    given: ImagePath, blocks: int, noise: Noise, image_shape: tuple[int, int, int] | None = None
-) -> list[nn.Module]:
+def image_paths(given: ImagePath, blocks: int, noise: Noise, image_shape: Shape | None = None) -> list[nn.Module]:
     """Return one freshly initialised image path per block, from a factory or as copies of a module.
 
     Args:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from sidestep.errors import InputError
 from sidestep.nets.dropout import Dropout
 from sidestep.nets.precision import at_least_float32
+from sidestep.nets.shapes import Shape, image_sides
 
 __all__ = ["PATHS", "ConvPath", "PooledPath", "Residual", "ResidualPath", "path_maker", "takes_channels_last"]
 
@@ -24,9 +25,9 @@ class ConvPath(nn.Module):
     With `norm` the features end in batch norm, as the discrete blocks have it, without in ReLU, as the continuous ones.
     """
 
-    def __init__(self, image_shape: tuple[int, int, int], features: int = _FEATURES, norm: bool = True) -> None:
+    def __init__(self, image_shape: Shape, features: int = _FEATURES, norm: bool = True) -> None:
         super().__init__()
-        channels, height, width = image_shape
+        channels, height, width = image_sides(image_shape)
         if min(height, width) < 4:
             raise InputError(
                 f"images of {height} x {width} are too small for the convolutional path, which halves them twice; "
@@ -47,6 +48,23 @@ class ConvPath(nn.Module):
         return self.norm(at_least_float32(self.dense(self.convolutions(images).flatten(1))))
 
 
+class FeaturePath(nn.Module):
+    """A path for rows of features: two dense layers; (batch, columns) -> (batch, 256).
+
+    It ends as Figure 6's does: with `norm` in batch norm, without in ReLU.
+    """
+
+    def __init__(self, columns: int, features: int = _FEATURES, norm: bool = True) -> None:
+        super().__init__()
+        self.hidden = nn.Sequential(nn.Linear(columns, features), *_relu_and_dropout())
+        self.dense = nn.Linear(features, features)
+        self.norm: nn.Module = nn.BatchNorm1d(features) if norm else nn.ReLU()
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """Return the features of the rows."""
+        return self.norm(at_least_float32(self.dense(self.hidden(rows))))
+
+
 class PooledPath(nn.Module):
     """A path for large images: like Figure 6's, with a first convolution of 5 x 5 and stride 2, and a fourth one.
 
@@ -55,9 +73,9 @@ class PooledPath(nn.Module):
     Shapes: (batch, channels, height, width) -> (batch, 256); height and width at least 32.
     """
 
-    def __init__(self, image_shape: tuple[int, int, int], features: int = _FEATURES, norm: bool = True) -> None:
+    def __init__(self, image_shape: Shape, features: int = _FEATURES, norm: bool = True) -> None:
         super().__init__()
-        channels, height, width = image_shape
+        channels, height, width = image_sides(image_shape)
         if min(height, width) < 32:
             raise InputError(
                 f"the pooled path is for images from 32 x 32 on, got {height} x {width}; use path = figure-6"
@@ -105,9 +123,9 @@ class ResidualPath(nn.Module):
     width at least 8. The network is the one of the DAWNBench CIFAR-10 entries (Page 2018).
     """
 
-    def __init__(self, image_shape: tuple[int, int, int], width: int = 64) -> None:
+    def __init__(self, image_shape: Shape, width: int = 64) -> None:
         super().__init__()
-        channels, height, breadth = image_shape
+        channels, height, breadth = image_sides(image_shape)
         if min(height, breadth) < 8:
             raise InputError(f"the ResNet-9 path halves images three times and needs 8 x 8, got {height} x {breadth}")
         self.layers = nn.Sequential(
@@ -124,13 +142,13 @@ class ResidualPath(nn.Module):
         return at_least_float32(self.layers(images))
 
 
-def path_maker(kind: str, image_shape: tuple[int, int, int], norm: bool) -> Callable[[], nn.Module]:
+def path_maker(kind: str, image_shape: Shape, norm: bool) -> Callable[[], nn.Module]:
     """Return a function that makes one image path.
 
     Args:
         kind: `figure-6`, the paper's; `pooled`, for large images; `resnet-9`; `auto`: the paper's, or the pooled one
-            where images have more than 64 x 64 pixels.
-        image_shape: (channels, height, width).
+            where images have more than 64 x 64 pixels, or dense layers for rows of features.
+        image_shape: (channels, height, width), or (features,).
         norm: whether the paper's path ends in batch norm (discrete blocks) or ReLU (continuous ones).
 
     Raises:
@@ -140,7 +158,9 @@ def path_maker(kind: str, image_shape: tuple[int, int, int], norm: bool) -> Call
         raise InputError(f"path must be {', '.join(PATHS)}, got {kind!r}")
     if kind == "resnet-9":
         return partial(ResidualPath, image_shape)
-    height, width = image_shape[1:]
+    if kind == "auto" and len(image_shape) == 1:
+        return partial(FeaturePath, image_shape[0], norm=norm)
+    _, height, width = image_sides(image_shape)
     large = height * width > _MOST_PIXELS and min(height, width) >= 32
     pooled = kind == "pooled" or (kind == "auto" and large)
     return partial(PooledPath if pooled else ConvPath, image_shape, norm=norm)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.func import jvp
 from torch.nn.grad import conv2d_weight
 
+from sidestep.data.objective import CLASSES, Objective
 from sidestep.errors import InputError
 from sidestep.nets.precision import at_least_float32, full_precision
 from sidestep.nets.ternary import TernaryConv2d, TernaryLayer, TernaryLinear, ternary_parameters
@@ -34,7 +35,7 @@ def rank_one_shapes(net: TernaryNet) -> tuple[tuple[int, int], ...]:
 
 
 def rank_one_alignments(
-    net: TernaryNet, images: Tensor, labels: Tensor, probes: RankOneProbes
+    net: TernaryNet, images: Tensor, labels: Tensor, probes: RankOneProbes, objective: Objective = CLASSES
 ) -> tuple[Tensor, Tensor]:
     """Return alpha (K,), the derivative of example i % batch's own loss along probe i, and the mean loss, shape ().
 
@@ -57,13 +58,13 @@ def rank_one_alignments(
             return added * layer.scale
 
         logits, tangent, _ = _pass(net, images, perturb)
-        cotangent, loss = _cotangent(logits, labels)
+        cotangent, loss = _cotangent(logits, labels, objective)
         found.append((cotangent * tangent).sum(dim=1))
     return torch.cat(found), loss
 
 
 def activity_gradients(
-    net: TernaryNet, images: Tensor, labels: Tensor, noise: Noise, tangents: int
+    net: TernaryNet, images: Tensor, labels: Tensor, noise: Noise, tangents: int, objective: Objective = CLASSES
 ) -> tuple[dict[str, Tensor], Tensor]:
     """Return parameter name -> estimate of the gradient of the mean loss, from `tangents` passes, and the loss."""
     sums: dict[str, Tensor] = {}
@@ -87,7 +88,7 @@ def activity_gradients(
             return drawn[name]
 
         logits, tangent, seen = _pass(net, images, perturb)
-        cotangent, loss = _cotangent(logits, labels)
+        cotangent, loss = _cotangent(logits, labels, objective)
         alpha = (cotangent * tangent).sum(dim=1) / len(labels)
         for name, (layer, inputs) in seen.items():
             if name == last:
@@ -204,9 +205,11 @@ def _weight_gradients(layer: TernaryLayer, inputs: Tensor, upstream: Tensor) -> 
     return found
 
 
-def _cotangent(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """`softmax - one-hot`, (batch, classes), of each example's own loss, and the mean loss."""
+def _cotangent(logits: Tensor, labels: Tensor, objective: Objective) -> tuple[Tensor, Tensor]:
+    """`softmax - one-hot`, (batch, classes), of each example's own loss, and the mean loss; or another objective's."""
     logits = at_least_float32(logits)
+    if objective is not CLASSES:
+        return objective.derivative(logits, labels)
     loss = F.cross_entropy(logits, labels)
     chances = logits.softmax(dim=1)
     return chances - F.one_hot(labels, chances.shape[1]).to(chances.dtype), loss

@@ -82,7 +82,7 @@ def check_rank_one(net: nn.Module, input_columns: bool) -> None:
                 )
 
 
-def check_repeats(net: nn.Module, image_shape: tuple[int, int, int]) -> None:
+def check_repeats(net: nn.Module, image_shape: tuple[int, ...]) -> None:
     """Raise InputError for a net that draws in its forward pass: in one batch, the members of a pair draw differently.
 
     It is found by two passes of the same images in training mode, under two seeds of torch's generators.

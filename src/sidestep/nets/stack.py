@@ -9,6 +9,7 @@ from sidestep.errors import InputError
 from sidestep.nets.blocks import Block
 from sidestep.nets.embeddings import expected_embedding
 from sidestep.nets.schedules import Levels, check_alpha_bar, signal_to_noise
+from sidestep.nets.shapes import Shape
 from sidestep.nets.together import can_go_together
 from sidestep.nets.units import run_units
 from sidestep.nets.ways import WAYS, choose_way
@@ -38,7 +39,7 @@ class DenoisingStack(nn.Module):
     def __init__(  # long: these eight are what a stack is made of
         self,
         paths: list[nn.Module],
-        image_shape: tuple[int, int, int],
+        image_shape: Shape,
         embedding: Tensor,
         alpha_bar: Tensor,
         readout: nn.Module,

@@ -85,7 +85,7 @@ class StagedNet(nn.Module):
 
 
 def staged_mlp(
-    image_shape: tuple[int, int, int], hidden: Sequence[int], classes: int, norm: bool, groups: int = 0
+    image_shape: tuple[int, ...], hidden: Sequence[int], classes: int, norm: bool, groups: int = 0
 ) -> StagedNet:
     """Return dense stages of the widths in `hidden`; with `groups` above 0 each has that many local heads."""
     if not hidden or any(width < 1 for width in hidden):
@@ -102,9 +102,7 @@ def staged_mlp(
     return StagedNet(stages, hidden[-1], classes, heads, chain=True)
 
 
-def staged_own(
-    module: ImagePath, image_shape: tuple[int, int, int], classes: int, local: bool, noise: Noise
-) -> StagedNet:
+def staged_own(module: ImagePath, image_shape: tuple[int, ...], classes: int, local: bool, noise: Noise) -> StagedNet:
     """Return a module of the user's with a read-out on what it gives.
 
     For local losses it must be an nn.Sequential: its stages end before every part with parameters but the first, and

@@ -9,6 +9,7 @@ Trained through the last head alone, the stages are one net; with a head each th
 
 import functools
 import itertools
+import math
 from collections.abc import Sequence
 
 import torch
@@ -18,6 +19,7 @@ from sidestep.errors import InputError
 from sidestep.nets.heads import logits_of_heads
 from sidestep.nets.own import ImagePath, image_paths, parts_in_order
 from sidestep.nets.precision import at_least_float32
+from sidestep.nets.shapes import image_sides
 from sidestep.nets.ternarize import ternarize
 from sidestep.nets.ternary import TernaryConv2d, TernaryLayer, TernaryLinear, ternary_parameters
 from sidestep.nets.trained import check_own_weights
@@ -123,13 +125,12 @@ class TernaryNet(nn.Module):
 
 
 def ternary_mlp(
-    image_shape: tuple[int, int, int], hidden: Sequence[int], classes: int, bias: bool, local: bool
+    image_shape: tuple[int, ...], hidden: Sequence[int], classes: int, bias: bool, local: bool
 ) -> TernaryNet:
     """Return dense stages `relu(layer norm(scale (W h + b)))` of the widths in `hidden`."""
     if not hidden or any(width < 1 for width in hidden):
         raise InputError(f"a ternary MLP needs one hidden layer or more, of at least one unit each, got {hidden}")
-    channels, height, width = image_shape
-    sizes = [channels * height * width, *hidden]
+    sizes = [math.prod(image_shape), *hidden]
     stages = []
     for index, (inputs, outputs) in enumerate(itertools.pairwise(sizes)):
         layers = [TernaryLinear(inputs, outputs, bias), nn.LayerNorm(outputs, elementwise_affine=False), nn.ReLU()]
@@ -139,7 +140,7 @@ def ternary_mlp(
 
 
 def ternary_conv_net(  # long: what a conv net is made of
-    image_shape: tuple[int, int, int],
+    image_shape: tuple[int, ...],
     channels: Sequence[int],
     classes: int,
     bias: bool,
@@ -163,12 +164,13 @@ def ternary_conv_net(  # long: what a conv net is made of
     """
     if not channels or any(width < 1 for width in channels):
         raise InputError(f"a ternary conv net needs one stage or more, of at least one channel each, got {channels}")
-    size = image_shape[1:]
+    inward, height, width = image_sides(image_shape)
+    size = (height, width)
     wrong = [number for number in pooled or () if not 1 <= number <= len(channels)]
     if wrong:
         raise InputError(f"stages are numbered from 1 to {len(channels)}, got pooling at {wrong[0]}")
     stages, heads = [], []
-    for number, (inputs, outputs) in enumerate(itertools.pairwise([image_shape[0], *channels]), start=1):
+    for number, (inputs, outputs) in enumerate(itertools.pairwise([inward, *channels]), start=1):
         stage = nn.Sequential(TernaryConv2d(inputs, outputs, 3, padding=1, bias=bias))
         if inputs == 1 and norm == "batch":
             stage.append(ChannelsLast())
@@ -189,7 +191,7 @@ def ternary_conv_net(  # long: what a conv net is made of
 
 
 def ternary_own(
-    module: ImagePath, image_shape: tuple[int, int, int], classes: int, bias: bool, local: bool, noise: Noise
+    module: ImagePath, image_shape: tuple[int, ...], classes: int, bias: bool, local: bool, noise: Noise
 ) -> TernaryNet:
     """Return the ternary form of an image path of the user's, with a head on what it gives.
 

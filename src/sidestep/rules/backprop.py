@@ -139,7 +139,7 @@ class Backprop:
         if self.net != "chained-blocks" and module is not None:
             return self._around(module, task, noise)
         if self.ternary or self.net == "conv":
-            shape, classes = task.image_shape, task.classes
+            shape, classes = task.shape, task.classes
             if self.net == "mlp":
                 stages = ternary_mlp(shape, self.hidden, classes, bias=False, local=heads)
             else:
@@ -147,17 +147,17 @@ class Backprop:
             return float_twin(stages, noise.stream("layers"), self.ternary)
         if self.net == "mlp" and (self.norm != "none" or heads):
             with noise.stream("layers").torch_seeded():
-                return layerwise_net("mlp", task.image_shape, self.hidden, task.classes, self.norm, heads)
+                return layerwise_net("mlp", task.shape, self.hidden, task.classes, self.norm, heads)
         if self.net in ("mlp", "linear"):
             with noise.stream("blocks").torch_seeded():
-                return MLP(task.image_shape, self.hidden if self.net == "mlp" else (), task.classes)
+                return MLP(task.shape, self.hidden if self.net == "mlp" else (), task.classes)
         rows = embedding_for(self.embedding, self.dimension, False, task, noise.stream("embedding"), examples)
-        given = path_maker(self.path, task.image_shape, norm=True) if module is None else module
-        paths = image_paths(given, self.blocks, noise.stream("paths"), None if module is None else task.image_shape)
+        given = path_maker(self.path, task.shape, norm=True) if module is None else module
+        paths = image_paths(given, self.blocks, noise.stream("paths"), None if module is None else task.shape)
         with noise.stream("blocks").torch_seeded():
             return ChainedBlocks(
                 paths,
-                task.image_shape,
+                task.shape,
                 rows,
                 learn_embedding=learns(self.embedding),
                 image_latent=self.embedding == "prototype",
@@ -173,7 +173,7 @@ class Backprop:
                 f"{'ternary weights' if self.ternary else 'net = linear'} and a module of your own do not go together: "
                 "take net = mlp or conv without ternary, where it is the hidden layers, or net = chained-blocks"
             )
-        return layerwise_own(module, task.image_shape, task.classes, self.deep_supervision > 0, noise, least=1)
+        return layerwise_own(module, task.shape, task.classes, self.deep_supervision > 0, noise, least=1)
 
     def units(self, net: nn.Module) -> dict[str, list[str]]:
         """Return the one unit: all parameters."""

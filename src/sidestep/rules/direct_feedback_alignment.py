@@ -65,11 +65,11 @@ class DirectFeedbackAlignment:
     def build(self, task: Task, noise: Noise, examples: Split | None, module: ImagePath | None) -> nn.Module:
         """Make the net and its feedback; a module of the user's, an nn.Sequential, takes the place of the stages."""
         if module is not None:
-            net = layerwise_own(module, task.image_shape, task.classes, False, noise)
+            net = layerwise_own(module, task.shape, task.classes, False, noise)
         else:
             with noise.stream("layers").torch_seeded():
-                net = layerwise_net(self.net, task.image_shape, self.hidden, task.classes, self.norm, False)
-        return _with_feedback(net, shapes_of(net.stages, task.image_shape), task.classes, noise, torch.device("cpu"))
+                net = layerwise_net(self.net, task.shape, self.hidden, task.classes, self.norm, False)
+        return _with_feedback(net, shapes_of(net.stages, task.shape), task.classes, noise, torch.device("cpu"))
 
     def adopt(self, model: nn.Module, example: Tensor, noise: Noise) -> nn.Module:
         """Return a net of the model's own stages, whose one head is the model's output, with feedback of its own."""

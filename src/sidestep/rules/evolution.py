@@ -120,7 +120,7 @@ class Evolution:
             check_rank_one(net, self.columns == "input")
             check_unshared(net, again=self.columns == "drawn", instead="noise_kind = full-rank")
             if module is not None:
-                check_repeats(net, task.image_shape)
+                check_repeats(net, task.shape)
         return net
 
     def _own(self, net: nn.Module) -> StagedNet:
@@ -205,7 +205,8 @@ class Evolution:
             logits, factors = rank_one_logits(
                 net, batch.inputs, members, directions, self.eps, self.columns == "input", multiply_late=net.chain
             )
-            labels = batch.targets.view(members.groups, members.size).expand(2, members.pairs, -1, -1).reshape(-1)
+            labels = batch.targets.unflatten(0, (members.groups, members.size))
+            labels = labels.expand(2, members.pairs, *labels.shape).flatten(0, 3)
             losses = losses_under(self.objective, logits.flatten(0, 2), labels, batch.objective).view(
                 2, members.count, members.size
             )
@@ -218,7 +219,7 @@ class Evolution:
         self, net: StagedNet, batch: Batch, members: Members, directions: Directions
     ) -> tuple[dict[str, Tensor], Tensor]:
         images = batch.inputs.unflatten(0, (members.groups, members.size))
-        labels = batch.targets.view(members.groups, members.size)
+        labels = batch.targets.unflatten(0, (members.groups, members.size))
         losses = batch.inputs.new_empty(2, members.count)
         with full_precision(batch.inputs):
             for index in range(members.count):

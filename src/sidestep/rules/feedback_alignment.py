@@ -68,10 +68,10 @@ class FeedbackAlignment:
     def build(self, task: Task, noise: Noise, examples: Split | None, module: ImagePath | None) -> nn.Module:
         """Make the net; a module of the user's, an nn.Sequential, takes the place of its stages."""
         if module is not None:
-            net = layerwise_own(module, task.image_shape, task.classes, False, noise)
+            net = layerwise_own(module, task.shape, task.classes, False, noise)
         else:
             with noise.stream("layers").torch_seeded():
-                net = layerwise_net(self.net, task.image_shape, self.hidden, task.classes, self.norm, False)
+                net = layerwise_net(self.net, task.shape, self.hidden, task.classes, self.norm, False)
         with_feedback(net, self.feedback, noise.stream("feedback"))
         return net
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from sidestep.data import Split
+from sidestep.data.task import check_targets
 from sidestep.errors import InputError
 from sidestep.nets.goodness import GoodnessNet, goodness_loss, wrong_labels
 from sidestep.nets.layerwise import check_hidden
@@ -74,6 +75,7 @@ class ForwardForward:
 
     def build(self, task: Task, noise: Noise, examples: Split | None, module: ImagePath | None) -> nn.Module:
         """Make the net; it has no place for a module of the user's."""
+        check_targets(task, "classes")
         if module is not None:
             raise InputError(
                 "forward-forward has no definition for the layers of a module of your own: a stage must be a layer "
@@ -81,7 +83,7 @@ class ForwardForward:
             )
         if task.classes < 2:
             raise InputError("forward-forward needs two classes or more: a single label has no wrong one")
-        return GoodnessNet(self.net, task.image_shape, self.hidden, task.classes, self.label == "input", noise)
+        return GoodnessNet(self.net, task.shape, self.hidden, task.classes, self.label == "input", noise)
 
     def _own(self, net: nn.Module) -> GoodnessNet:
         return built(

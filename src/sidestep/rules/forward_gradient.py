@@ -184,7 +184,7 @@ def _along_weights(net: StagedNet, batch: Batch, directions: Directions, tangent
             loss, derivative = jvp(loss_at, (weights,), (along,))[:2]
         for name, v in along.items():
             sums[name] += v * (derivative / len(tangents))
-    return sums, {"net: cross-entropy": loss}
+    return sums, {f"net: {batch.objective.name}": loss}
 
 
 def _along_activities(net: StagedNet, batch: Batch, directions: Directions, tangents: range, noise: Noise) -> Found:
@@ -195,7 +195,7 @@ def _along_activities(net: StagedNet, batch: Batch, directions: Directions, tang
         with noise.torch_seeded(batch.inputs.device):
             features, tangent, seen = activity_pass(stages, batch.inputs, "stages", directions, index)
         features = features.flatten(1)
-        upstream, loss = cotangent(net.readout(features), batch.targets)
+        upstream, loss = cotangent(net.readout(features), batch.targets, batch.objective)
         moved = tangent.flatten(1) @ net.readout.weight.T.to(tangent.dtype)
         alpha = (upstream * moved).sum(dim=1) / (len(features) * len(tangents))
         for name, layer in seen.items():
@@ -203,7 +203,7 @@ def _along_activities(net: StagedNet, batch: Batch, directions: Directions, tang
             for whole, gradient in _named(name, output_gradients(layer.layer, layer.inputs, along)).items():
                 sums[whole] = sums[whole] + gradient if whole in sums else gradient
     exact = output_gradients(net.readout, features, upstream / len(features))
-    return sums | _named("readout", exact), {"net: cross-entropy": loss}
+    return sums | _named("readout", exact), {f"net: {batch.objective.name}": loss}
 
 
 def _along_local(net: StagedNet, batch: Batch, directions: Directions, tangents: range, noise: Noise) -> Found:
@@ -218,25 +218,25 @@ def _along_local(net: StagedNet, batch: Batch, directions: Directions, tangents:
         before, (name, layer), after = at_layer(stage)
         seen = before(inputs)
         outputs, along = layer(seen), torch.zeros(())
-        labels = batch.targets[:, None].expand(-1, len(head.weight))
+        labels = batch.targets[:, None].expand(-1, len(head.weight), *batch.targets.shape[1:])
         moves = bool(trained(layer))
         if not moves:
             features = after(outputs)
-            upstream, loss = cotangent(head(features), labels)
+            upstream, loss = cotangent(head(features), labels, batch.objective)
         for index in tangents if moves else range(0):
             direction = directions.draw(f"stages.{number}.{name}", outputs.shape, index, outputs)
             with noise.sub(number).torch_seeded(outputs.device):
                 features, tangent = tangent_of(after, outputs, direction)
-            upstream, loss = cotangent(head(features), labels)
+            upstream, loss = cotangent(head(features), labels, batch.objective)
             alpha = (upstream * head.linear(tangent)).sum(dim=2) / (batch_size * len(tangents))  # (batch, groups)
             along = along + direction.view(*alpha.shape, -1) * alpha[:, :, None]
-        losses[f"stage {number}: cross-entropy"] = loss
+        losses[f"stage {number}: {batch.objective.name}"] = loss
         if moves:
             gradients |= _named(f"stages.{number}.{name}", output_gradients(layer, seen, along.view(outputs.shape)))
         gradients |= _named(f"heads.{number}", head.gradients(features, upstream / batch_size))
         inputs = features
     features = inputs.flatten(1)
-    upstream, losses["read-out: cross-entropy"] = cotangent(net.readout(features), batch.targets)
+    upstream, losses["read-out: cross-entropy"] = cotangent(net.readout(features), batch.targets, batch.objective)
     return gradients | _named("readout", output_gradients(net.readout, features, upstream / batch_size)), losses
 
 

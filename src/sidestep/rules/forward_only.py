@@ -121,10 +121,10 @@ def make_net(
 ) -> StagedNet:
     """Make the MLP, or a net around a module of the user's; with `groups` above 0 the stages have local heads."""
     if module is not None:
-        net = staged_own(module, task.image_shape, task.classes, groups > 0, noise.stream("own"))
+        net = staged_own(module, task.shape, task.classes, groups > 0, noise.stream("own"))
     else:
         with noise.stream("layers").torch_seeded():
-            net = staged_mlp(task.image_shape, hidden, task.classes, norm, groups)
+            net = staged_mlp(task.shape, hidden, task.classes, norm, groups)
     check_layers(net)
     return net
 

@@ -85,7 +85,7 @@ class Hebbian:
             )
         stages = noise.stream("stages")
         with noise.stream("readout").torch_seeded():
-            net = HebbianNet(self.net, task.image_shape, self.hidden, task.classes, self.kind, stages)
+            net = HebbianNet(self.net, task.shape, self.hidden, task.classes, self.kind, stages)
         if examples is not None and self.net == "conv":
             some = noise.stream("whitening").permutation(len(examples))[:_FITTED].to(examples.images.device)
             net.fit(standardise(examples.images[some], task.mean, task.std).to("cpu"))

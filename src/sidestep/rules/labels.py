@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from sidestep.data import Split, standardise
+from sidestep.data.task import check_targets
 from sidestep.nets.denoiser import Denoiser, TimedBlock
 from sidestep.nets.embeddings import class_embedding, unit_rows
 from sidestep.nets.own import ImagePath, image_paths
@@ -42,7 +43,8 @@ def embedding_for(
     if examples is not None and kind == "prototype":
         images = standardise(examples.images, task.mean, task.std)
     labels = examples.labels if examples is not None else None
-    rows = class_embedding(kind, task.classes, task.image_shape, dimension, noise, images, labels)
+    check_targets(task, "classes")
+    rows = class_embedding(kind, task.classes, task.shape, dimension, noise, images, labels)
     return unit_rows(rows) if unit_norm else rows
 
 
@@ -99,9 +101,9 @@ def make_denoiser(  # long: what a continuous-time net is made of
         readout: name of the read-out.
         schedule: the noise schedule, or None.
     """
-    given = path_maker(path, task.image_shape, norm=False) if module is None else module
-    shape = None if module is None else task.image_shape
+    given = path_maker(path, task.shape, norm=False) if module is None else module
+    shape = None if module is None else task.shape
     made = image_paths(given, 1, noise.stream("paths"), shape)[0]
     with noise.stream("blocks").torch_seeded():
-        block = TimedBlock(made, task.image_shape, embedding.shape[1], task.classes, kind == "prototype")
+        block = TimedBlock(made, task.shape, embedding.shape[1], task.classes, kind == "prototype")
         return Denoiser(block, embedding, make_readout(readout, embedding), schedule, learns(kind))

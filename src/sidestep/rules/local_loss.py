@@ -70,13 +70,13 @@ class LocalLoss:
     def build(self, task: Task, noise: Noise, examples: Split | None, module: ImagePath | None) -> nn.Module:
         """Make the net; a module of the user's, an nn.Sequential, takes the place of its stages."""
         if module is not None:
-            net = layerwise_own(module, task.image_shape, task.classes, True, noise)
+            net = layerwise_own(module, task.shape, task.classes, True, noise)
         else:
             with noise.stream("layers").torch_seeded():
-                net = layerwise_net(self.net, task.image_shape, self.hidden, task.classes, self.norm, True)
+                net = layerwise_net(self.net, task.shape, self.hidden, task.classes, self.norm, True)
         if self.similarity:
             with noise.stream("projections").torch_seeded():
-                net.projections = nn.ModuleList(map(_projection, shapes_of(net.stages, task.image_shape)))
+                net.projections = nn.ModuleList(map(_projection, shapes_of(net.stages, task.shape)))
         return net
 
     def adopt(self, model: nn.Module, example: Tensor, noise: Noise) -> nn.Module:

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from sidestep.data import Split
+from sidestep.data.objective import objective_of
 from sidestep.errors import InputError
 from sidestep.nets.check_module import inplace_explained
 from sidestep.nets.local import floating, local_gradients
@@ -143,7 +144,7 @@ class NoiseStep:
         """Make the ternary net; a module of the user's takes the place of its stages."""
         local = self.estimator == "local-losses"
         if module is not None:
-            net = ternary_own(module, task.image_shape, task.classes, self.bias, local, noise.stream("own"))
+            net = ternary_own(module, task.shape, task.classes, self.bias, local, noise.stream("own"))
         else:
             net = self._make(task)
         net.draw(noise.stream("trits"))
@@ -179,25 +180,24 @@ class NoiseStep:
         weight-probes: of the batch's mean cross-entropy, exact; activity-probes: an unbiased gradient of it; rank-one:
         of each example's own; local-losses: exact gradients of each stage's smoothed loss.
         """
-        net = self._own(net)
-        net.train()
+        net, data, objective = self._own(net).train(), (batch.inputs, batch.targets), batch.objective
         seeded = noise.stream("module").torch_seeded(batch.inputs.device)  # for modules that draw in their forward pass
         with torch.no_grad(), kept_statistics(net) as changed, seeded, inplace_explained():
             if self.estimator == "weight-probes":
                 probes = self._sparse(net, noise)
-                coefs, loss = alignments(net, batch.inputs, batch.targets, probes, self.memory << 20)
-                return self._seeded(net, coefs, probes, {"net: cross-entropy": loss})
+                coefs, loss = alignments(net, *data, probes, self.memory << 20, objective.unless_classes)
+                return self._seeded(net, coefs, probes, {f"net: {objective.name}": loss})
             if self.estimator == "rank-one":
                 count = self.tangents * len(batch.targets)
                 rank_one = RankOneProbes(noise.stream("probes"), rank_one_shapes(net), count)
-                coefs, loss = rank_one_alignments(net, batch.inputs, batch.targets, rank_one)
-                return self._seeded(net, coefs, rank_one, {"net: cross-entropy": loss})
+                coefs, loss = rank_one_alignments(net, *data, rank_one, objective)
+                return self._seeded(net, coefs, rank_one, {f"net: {objective.name}": loss})
             if self.estimator == "activity-probes":
                 draws = noise.stream("activities")
-                gradients, loss = activity_gradients(net, batch.inputs, batch.targets, draws, self.tangents)
-                losses = {"net: cross-entropy": loss}
+                gradients, loss = activity_gradients(net, *data, draws, self.tangents, objective)
+                losses = {f"net: {objective.name}": loss}
             else:
-                gradients, losses = local_gradients(net, batch.inputs, batch.targets, self.label_smoothing)
+                gradients, losses = local_gradients(net, *data, self.label_smoothing, objective)
             if self.choices[0] == "flips":
                 return Dense(gradients, changed(), losses)
             probes = self._sparse(net, noise)
@@ -249,7 +249,7 @@ class NoiseStep:
         with torch.no_grad():
             logits = net.every_logits(images) if "heads" in wanted else [net(images)]
             found = {"forward": logits[-1], "heads": torch.stack(logits).sum(dim=0)}
-            return {name: found[name].softmax(dim=1) for name in wanted}
+            return {name: objective_of(net).predictions(found[name]) for name in wanted}
 
     def watch(self, net: nn.Module) -> dict[str, float]:
         """Return the share of weights that are not zero, and where the density of probes stands."""
@@ -263,7 +263,7 @@ class NoiseStep:
 
     def _make(self, task: Task) -> TernaryNet:
         local = self.estimator == "local-losses"
-        shape, classes = task.image_shape, task.classes
+        shape, classes = task.shape, task.classes
         if self.net == "mlp":
             return ternary_mlp(shape, self.hidden, classes, self.bias, local)
         norm = "batch" if self.norm == "batch" or (self.norm == "auto" and local) else "group"

@@ -128,11 +128,11 @@ class NoPropDT:
     def build(self, task: Task, noise: Noise, examples: Split | None, module: ImagePath | None) -> DenoisingStack:
         """Make the stack of the paper's blocks, or of blocks around a module of the user's, ready to train."""
         rows = embedding_for(self.embedding, self.dimension, self.unit_norm, task, noise.stream("embedding"), examples)
-        given = path_maker(self.path, task.image_shape, norm=True) if module is None else module
+        given = path_maker(self.path, task.shape, norm=True) if module is None else module
         with noise.stream("blocks").torch_seeded():
             return DenoisingStack(
-                image_paths(given, self.blocks, noise.stream("paths"), None if module is None else task.image_shape),
-                task.image_shape,
+                image_paths(given, self.blocks, noise.stream("paths"), None if module is None else task.shape),
+                task.shape,
                 rows,
                 self._schedule(task.classes),
                 make_readout(self.readout, rows),

@@ -50,7 +50,7 @@ class SameNet:
     def build(self, task: Task, noise: Noise, examples: Split | None, module: ImagePath | None) -> nn.Module:
         """Make the rule's net, around a module of the user's where one is given, and open it end to end."""
         net = self.of.build(task, noise, examples, module)
-        return end_to_end_net(net, task.image_shape, noise.stream("same net"))
+        return end_to_end_net(net, task.shape, noise.stream("same net"))
 
     def units(self, net: nn.Module) -> dict[str, list[str]]:
         """Return the one unit: all parameters."""

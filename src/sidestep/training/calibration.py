@@ -250,16 +250,18 @@ def _sums(probabilities: Tensor, labels: Tensor) -> Tensor:
 class Quality:
     """How good a reading's answers are on some images; with a temperature the numbers are those of q, else of p."""
 
-    accuracy: float
-    nll: float  # negative log-likelihood, nats
-    ece: float  # expected calibration error
+    accuracy: float  # or the objective's score, where the targets are no classes
+    nll: float | None  # negative log-likelihood, nats; None where the targets are no classes
+    ece: float | None  # expected calibration error
     temperature: float | None  # None: what the reading gives is a score
-    raw_nll: float  # of p
-    raw_ece: float
+    raw_nll: float | None  # of p
+    raw_ece: float | None
 
     @classmethod
     def of(cls, accuracy: float, sums: Sequence[float], temperature: float | None) -> "Quality":
-        """Return the numbers of all images, from what `confidence_sums` gave, added over batches."""
+        """Return the numbers of all images, from what `confidence_sums` gave, added over batches; none: no classes."""
+        if not sums:
+            return cls(accuracy, None, None, None, None, None)
         plain, tempered = torch.tensor(sums, dtype=torch.float64).view(2, -1)
         return cls(accuracy, *_nll_and_ece(tempered), temperature, *_nll_and_ece(plain))
 

@@ -38,11 +38,15 @@ def check_task(task: Task, found: DataSet) -> None:
 
     Classes of a file that are only numbered are taken to be those trained on.
     """
-    if tuple(found.image_shape) != task.image_shape:
+    if tuple(found.image_shape) != task.shape:
+        image = task.inputs == "image"
         raise InputError(
-            f"{found.name} has images of shape {tuple(found.image_shape)}, but the net was trained on "
-            f"{task.image_shape} (channels, height, width); give data of that shape with --data"
+            f"{found.name} has {'images' if image else 'rows'} of shape {tuple(found.image_shape)}, but the net was "
+            f"trained on {task.shape}{' (channels, height, width)' if image else ''}; give data of that shape with "
+            "--data"
         )
+    if found.targets != task.targets:
+        raise InputError(f"{found.name} has {found.targets} as targets, but the net was trained on {task.targets}")
     if found.classes != task.classes:
         raise InputError(
             f"{found.name} has {found.classes} classes, but the net was trained on {task.classes}; "
@@ -83,7 +87,7 @@ def data_record(data: DataSet, source: Mapping[str, Any]) -> dict[str, Any]:
 def _labels_digest(data: DataSet) -> str:
     digest = hashlib.sha256()
     for split in (data.train, data.validation):
-        digest.update(split.labels.cpu().numpy().astype("<i8").tobytes())
+        digest.update(split.labels.cpu().numpy().astype("<f4" if split.labels.is_floating_point() else "<i8").tobytes())
         digest.update(b"|")
     return digest.hexdigest()[:32]
 
@@ -202,6 +206,8 @@ def unlike_contrast(task: Task, images: Tensor) -> str | None:
         InputError: for pixels of another dtype than trained on.
     """
     task.check_pixels(images)
+    if task.inputs != "image":  # columns have units of their own
+        return None
     counted = [channel for channel, std in enumerate(task.std) if std != 1.0]  # 1 stands for a channel that is constant
     found = channel_statistics(images)[1] if len(images) else ()
     if not counted or all(std == 1.0 for std in found):

@@ -7,6 +7,7 @@ from typing import Any, get_type_hints
 from torch import Tensor, nn
 
 from sidestep.data import DataSet, Split
+from sidestep.data.objective import Objective
 from sidestep.errors import InputError, NonFiniteError
 from sidestep.noise import Noise
 from sidestep.rules import RULES
@@ -73,7 +74,7 @@ def accuracies(  # long: an accuracy depends on the first seven
     count: Count | None = None,
     more: Callable[[str, Tensor, Tensor], Tensor] | None = None,
 ) -> dict[str, float]:
-    """Return reading name -> share of right answers, in [0, 1].
+    """Return reading name -> share of right answers, in [0, 1]; for targets that are no classes, the objective's score.
 
     Args:
         rule: the rule that knows how to predict.
@@ -86,13 +87,21 @@ def accuracies(  # long: an accuracy depends on the first seven
         count: what was counted before, whole batches of it; counted on in place.
         more: from a reading's name, its probabilities and the labels of a batch to what is added up in `count.sums`.
     """
+    known = Task.of(task) if isinstance(task, DataSet) else task
     count = count or Count(dict.fromkeys(names, 0))
     for found in predictions(rule, net, split.images, task, compute, noise, names, count.images):
         size = len(next(iter(found.values())))
         labels = split.labels[count.images : count.images + size].to(compute.device)
-        right = {name: int((found[name].argmax(dim=1) == labels).sum()) for name in names}
+        right = {name: _score(known.objective, found[name], labels) for name in names}
         count.add(right, size, {name: more(name, found[name], labels) for name in names} if more else None)
     return {name: right / max(1, len(split)) for name, right in count.right.items()}
+
+
+def _score(objective: Objective, answers: Tensor, targets: Tensor) -> float:
+    """The number of right answers, or the sum of scores."""
+    if objective.kind == "classes":
+        return int((answers.argmax(dim=1) == targets).sum())
+    return float(objective.scored(answers, targets).double().sum())
 
 
 def with_inference(rule: Rule, changes: Mapping[str, Any]) -> Rule:

@@ -10,6 +10,7 @@ from torch import Tensor
 from sidestep.data import DataSet, Split, load
 from sidestep.data.check import Array, as_array, pixel_tensor
 from sidestep.data.labels import check_label_range
+from sidestep.data.tables import feature_tensor
 from sidestep.errors import InputError
 from sidestep.rules.protocol import Task
 from sidestep.training.options import Options
@@ -61,11 +62,25 @@ def given_images(task: Task, images: Any) -> Tensor:
     if isinstance(images, DataSet | Split):
         hint = "data.test.images" if isinstance(images, DataSet) else "split.images"
         raise InputError(f"images must be an array of images, got {type(images).__name__}; give {hint}")
+    if task.inputs != "image":
+        return _given_rows(task, images)
     plain = isinstance(images, Tensor) and images.layout == torch.strided and not images.requires_grad
     if not plain or tuple(images.shape[1:]) != task.image_shape or images.dtype not in (torch.uint8, torch.float32):
         images = pixel_tensor(_shaped(as_array(images, "images"), task.image_shape), "images")
     task.check_pixels(images)
     return images  # on the device where they lie
+
+
+def _given_rows(task: Task, rows: Any) -> Tensor:
+    """Rows of a table as they lie in a split, (n, columns), float32."""
+    array = as_array(rows, "rows")
+    if array.shape[1:] != task.shape:
+        one = array.shape == task.shape
+        raise InputError(
+            f"rows have shape {array.shape[1:]}, but the net was trained on {task.shape}"
+            + ("; give one row as rows[None]" if one else "")
+        )
+    return feature_tensor(array, "rows") if len(array) else torch.zeros(0, *task.shape)
 
 
 def _shaped(images: Array, wanted: tuple[int, int, int]) -> Array:
@@ -93,11 +108,18 @@ def given_split(task: Task, split: Any) -> Split:
         raise InputError(f"evaluate takes a split of a data set, got {type(split).__name__}; {hint}")
     if not len(split):
         raise InputError("there are no images to evaluate; give a split with at least one")
-    if split.image_shape != task.image_shape:
+    if split.image_shape != task.shape:
+        kind = "images" if task.inputs == "image" else "rows"
         raise InputError(
-            f"images have shape {split.image_shape}, but the net was trained on {task.image_shape} "
-            "(channels, height, width)"
+            f"{kind} have shape {split.image_shape}, but the net was trained on {task.shape}"
+            + (" (channels, height, width)" if task.inputs == "image" else "")
         )
     task.check_pixels(split.images)
-    check_label_range(split.labels, task.classes, "the split")
+    if task.targets == "classes":
+        check_label_range(split.labels, task.classes, "the split")
+    elif split.labels.shape[1:] != (task.classes,):
+        raise InputError(
+            f"targets have shape {tuple(split.labels.shape[1:])}, but the net gives {task.classes} {task.targets} for "
+            "each row"
+        )
     return split

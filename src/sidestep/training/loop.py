@@ -144,7 +144,7 @@ class Loop:
             best, part = self.rule.predictors[0], self.data.validation
             with state.averaged() as net:
                 accuracy = accuracies(self.rule, net, part, self.data, self.compute, self.noise, [best])[best]
-            values["validation", "accuracy"] = accuracy
+            values["validation", self.task.objective.score_name] = accuracy
         values.update({("train", name): value for name, value in self.rule.watch(state.net).items()})
         if log:
             for (split, name), value in values.items():

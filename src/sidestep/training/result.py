@@ -58,7 +58,7 @@ def finish(
     rule, folder, compute = loop.rule, loop.folder, loop.compute
     best = rule.predictors[0]
     found, calibration = _measured(loop, state, progress, list(dict.fromkeys([best, *readings])))
-    read = found["test"] or found["validation"]
+    read, kind = found["test"] or found["validation"], "accuracy" if loop.task.targets == "classes" else "score"
     result = {
         "rule": rule.name,
         "variant": variant_of(rule),
@@ -69,7 +69,8 @@ def finish(
         "seconds": round(state.seconds, 3),
         "parameters": sum(parameter.numel() for parameter in state.net.parameters()),
         "peak_memory_bytes": peak_memory_bytes(compute.device),
-        **{f"{name}_accuracy": each[best].accuracy if each else None for name, each in found.items()},
+        **{f"{name}_{kind}": each[best].accuracy if each else None for name, each in found.items()},
+        **({} if kind == "accuracy" else {"score": loop.task.objective.score_name}),
         **{f"test_{name}": getattr(found["test"][best], name) if found["test"] else None for name in ("nll", "ece")},
         "readings": {name: quality.accuracy for name, quality in read.items()} if read else None,
         "qualities": {name: dataclasses.asdict(quality) for name, quality in read.items()} if read else None,
@@ -112,6 +113,8 @@ class _Evaluation:
     def calibrate(self, readings: Sequence[str]) -> Calibration | None:
         """Fit the readings' temperatures on validation images; None without images enough."""
         loop = self._loop
+        if loop.task.targets != "classes":
+            return None
         images = calibration_images(loop.data.validation, loop.noise)
         if len(images):
             count = self._count("calibration", images, readings, lambda _, p, labels: fit_sums(p, labels),
@@ -125,14 +128,17 @@ class _Evaluation:
             return None
         rule, calibration = self._loop.rule, self._calibration
         temperatures = {each: calibration.temperature(rule, each) if calibration else None for each in readings}
-        count = self._count(name, split, readings, lambda each, p, y: confidence_sums(p, y, temperatures[each]),
-                            CONFIDENCE_SUMS)  # fmt: skip
+        if self._loop.task.targets == "classes":
+            count = self._count(name, split, readings, lambda each, p, y: confidence_sums(p, y, temperatures[each]),
+                                CONFIDENCE_SUMS)  # fmt: skip
+        else:
+            count = self._count(name, split, readings, None, 0)
         return {
-            each: Quality.of(count.right[each] / count.images, count.sums[each], temperatures[each])
+            each: Quality.of(count.right[each] / count.images, count.sums.get(each, []), temperatures[each])
             for each in readings
         }
 
-    def _count(self, name: str, split: Split, readings: Sequence[str], more: More, numbers: int) -> Count:
+    def _count(self, name: str, split: Split, readings: Sequence[str], more: More | None, numbers: int) -> Count:
         loop, progress = self._loop, self._progress
         progress.evaluating(name)
         count = self._tally.of(

@@ -24,7 +24,7 @@ def check_single(rule: Rule, net: nn.Module, task: Task, size: int) -> None:
     if size > 1:
         return
     device = next(net.parameters()).device
-    one = Batch(torch.zeros(1, *task.image_shape, device=device), torch.zeros(1, dtype=torch.int64, device=device))
+    one = Batch(torch.zeros(1, *task.shape, device=device), torch.zeros(1, dtype=torch.int64, device=device))
     try:
         with suppress(NonFiniteError):  # of a black image, which says nothing of others
             rule.estimate(net, one, Noise(0))

@@ -1,5 +1,6 @@
 """How far an evaluation has come, in a file, so that one that is stopped goes on from there."""
 
+import math
 import time
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -22,12 +23,12 @@ __all__ = ["Count", "Tally", "checksum"]
 class Count:
     """Right answers among the first `images` of a split, by reading."""
 
-    right: dict[str, int]
+    right: dict[str, float]  # whole numbers for classes; sums of scores for other targets
     images: int = 0
     sums: dict[str, list[float]] = field(default_factory=dict)  # of whatever else is added up, by reading
     after_batch: Callable[[], None] = field(default=lambda: None, repr=False, compare=False)
 
-    def add(self, right: Mapping[str, int], images: int, more: Mapping[str, Tensor] | None = None) -> None:
+    def add(self, right: Mapping[str, float], images: int, more: Mapping[str, Tensor] | None = None) -> None:
         """Count a batch; `more` is added up by reading, as it is."""
         for name, number in right.items():
             self.right[name] += number
@@ -103,6 +104,12 @@ class Tally:
         self._saved = time.perf_counter()
 
 
+def _is_sum(count: Any, images: int) -> bool:
+    if type(count) is float:
+        return math.isfinite(count) and count <= images
+    return type(count) is int and 0 <= count <= images
+
+
 def _is_count(record: Any, names: Sequence[str], most: int, numbers: int) -> bool:
     """Say whether a record is one that `save` may have written for these readings of a split of `most` images."""
     if not (isinstance(record, dict) and isinstance(record.get("right"), dict)):
@@ -110,7 +117,7 @@ def _is_count(record: Any, names: Sequence[str], most: int, numbers: int) -> boo
     right, images, sums = record["right"], record.get("images"), record.get("sums", {})
     if list(right) != list(names) or type(images) is not int or not 0 <= images <= most:
         return False
-    if not all(type(count) is int and 0 <= count <= images for count in right.values()):
+    if not all(_is_sum(count, images) for count in right.values()):
         return False
     if not isinstance(sums, dict) or (set(sums) != set(names) if numbers and images else sums):
         return False

@@ -63,15 +63,16 @@ class Run:
         return self.calibration.missing(self.rule, name)
 
     def predict(self, images: Any, reading: str | None = None, *, raw: bool = False) -> Tensor:
-        """Return class probabilities, (n, classes), float32 on the CPU, for raw images (n, channels, height, width).
+        """Return class probabilities, (n, classes), float32 on the CPU, for raw inputs: images or rows of a table.
 
+        Nets of labels give a probability for each, nets of values the values in their own units.
         They are calibrated, `q = softmax(log p / T)`, if `temperature(reading)` is not None. Otherwise they are the
         reading's own p: scores, which need not say how often the answer is right. The answer is the same by both.
         Pixels that can hardly be in the units of those trained on are told (a `DataNotice`).
 
         Args:
-            images: a tensor or an array, pixels as in the training data, uint8 in 0 .. 255 or the float values trained
-                on.
+            images: a tensor or an array: rows of a table, or pixels as in the training data, uint8 in 0 .. 255 or the
+                float values trained on.
             reading: one of `rule.predictors`; the first by default.
             raw: return p in any case.
 
@@ -104,9 +105,10 @@ class Run:
         names = names or self.rule.predictors
         check_readings(self.rule, names)
         temperatures = {name: self.temperature(name) for name in names}
-        count = self._count(split, names, lambda name, p, labels: confidence_sums(p, labels, temperatures[name]))
+        more = lambda name, p, labels: confidence_sums(p, labels, temperatures[name])  # noqa: E731
+        count = self._count(split, names, more if self.task.targets == "classes" else None)
         shares = {name: right / len(split) for name, right in count.right.items()}
-        return {name: Quality.of(shares[name], count.sums[name], temperatures[name]) for name in names}
+        return {name: Quality.of(shares[name], count.sums.get(name, []), temperatures[name]) for name in names}
 
     def recalibrated(self, validation: Split, names: Sequence[str] | None = None) -> "Run":
         """Return the run with temperatures fitted anew, at the settings that it has now; nothing is written.
@@ -120,6 +122,8 @@ class Run:
         """
         names = names or self.rule.predictors
         check_readings(self.rule, names)
+        if self.task.targets != "classes":
+            raise InputError(f"temperatures are for classes, and this net gives {self.task.targets}")
         images = calibration_images(validation, Noise(self.seed))
         if not len(images):
             raise InputError(f"a temperature takes {FEWEST} validation images or more, got {len(validation)}")
@@ -131,7 +135,7 @@ class Run:
         if unlike:
             tell(f"{what}: {unlike}")
 
-    def _count(self, split: Split, names: Sequence[str], more: Callable[[str, Tensor, Tensor], Tensor]) -> Count:
+    def _count(self, split: Split, names: Sequence[str], more: Callable[[str, Tensor, Tensor], Tensor] | None) -> Count:
         count = Count(dict.fromkeys(names, 0))
         accuracies(self.rule, self.net, split, self.task, self.compute, Noise(self.seed), names, count, more)
         return count

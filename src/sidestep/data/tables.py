@@ -1,0 +1,159 @@
+"""Tables of numbers, scaled by column, and targets that are no classes: several labels, real values."""
+
+from collections.abc import Sequence
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sidestep.data.check import Array, image_tensor
+from sidestep.data.contrast import moments
+from sidestep.data.cut import cut_validation, hold_out
+from sidestep.data.labels import check_class_names, check_label_range, label_tensor
+from sidestep.data.splits import DataSet, Split
+from sidestep.errors import DataError
+
+__all__ = ["feature_tensor", "is_table", "table_set", "target_tensor"]
+
+_COLUMNS = 8  # named in an error
+
+
+def is_table(inputs: Array) -> bool:
+    """Whether an array is a table, one row of numbers for each example, rather than images."""
+    return inputs.ndim == 2
+
+
+def feature_tensor(table: Array, where: str) -> Tensor:
+    """A table of numbers, (n, columns), as float32 of its own.
+
+    Raises DataError for what is no number, and for NaN or infinities, with the columns that have them.
+    """
+    if table.dtype.kind not in "uifb":
+        raise DataError(
+            f"{where}: a table must hold numbers, got {table.dtype}; turn categories into columns of 0 and 1 first "
+            "(pandas.get_dummies, sklearn's OneHotEncoder)"
+        )
+    if 0 in table.shape:
+        raise DataError(f"{where}: need at least one row and one column, got shape {table.shape}")
+    with np.errstate(over="ignore"):  # what passes float32's range is infinite then, and named below
+        features = np.array(table, dtype=np.float32, order="C")
+    wrong = ~np.isfinite(features)
+    if bool(wrong.any()):
+        columns = np.flatnonzero(wrong.any(axis=0))
+        named = ", ".join(map(str, columns[:_COLUMNS])) + (" and more" if len(columns) > _COLUMNS else "")
+        raise DataError(
+            f"{where}: {int(wrong.sum()):,} of {wrong.size:,} numbers are NaN or infinite (in float32), in column"
+            f"{'' if len(columns) == 1 else 's'} {named}; fill them (sklearn's SimpleImputer) or leave these rows out"
+        )
+    return torch.from_numpy(features)
+
+
+def target_tensor(targets: Array, examples: int, kind: str, where: str) -> Tensor:
+    """Targets of a kind: classes (n,) int64; labels (n, columns) of 0 and 1, or values (n, columns), as float32.
+
+    Raises DataError for anything else.
+    """
+    if kind == "classes":
+        return label_tensor(targets, examples, where)
+    if len(targets) != examples:
+        raise DataError(f"{where}: need one row for each of {examples:,} inputs, got {len(targets):,}")
+    if targets.dtype.kind not in "uifb":
+        raise DataError(f"{where}: need numbers, got {targets.dtype}; for names of classes take targets='classes'")
+    columns = targets.reshape(len(targets), -1) if targets.ndim < 3 else targets
+    if columns.ndim != 2 or 0 in columns.shape:
+        raise DataError(f"{where}: need one row of numbers for each input, (n,) or (n, columns), got {targets.shape}")
+    numbers = np.array(columns, dtype=np.float32)
+    if not bool(np.isfinite(numbers).all()):
+        raise DataError(f"{where}: some are NaN or infinite; leave these rows out")
+    if kind == "labels" and not bool(np.isin(numbers, (0, 1)).all()):
+        odd = numbers[~np.isin(numbers, (0, 1))].flat[0]
+        raise DataError(f"{where}: labels are 0 or 1 in a column for each, got {odd:g}; for numbers, targets='values'")
+    return torch.from_numpy(numbers)
+
+
+def table_set(  # long: the arrays, and what they are
+    name: str,
+    train: tuple[Array, Array],
+    held: tuple[Array, Array] | None,
+    test: tuple[Array, Array] | None,
+    validation: float,
+    targets: str,
+    names: Sequence[str] | None,
+) -> DataSet:
+    """Return the data set of tables, or of images whose targets are no classes.
+
+    Args:
+        name: of the set.
+        train: inputs and targets.
+        held: validation inputs and targets; None: a fraction of train.
+        test: inputs and targets, if any.
+        validation: the fraction.
+        targets: classes, labels or values.
+        names: of the classes, labels or values; numbered by default.
+    """
+    whole = _split(train, targets, f"{name}: train")
+    outputs = _names(name, whole.labels, targets, names)
+    if held is not None:
+        kept, aside = whole, _split(held, targets, f"{name}: validation")
+    elif targets == "classes":
+        kept, aside = cut_validation(whole, validation, outputs, name)
+    else:
+        stay, away = hold_out(len(whole), max(round(len(whole) * validation), 1) if validation else 0, "validation")
+        kept, aside = (Split(whole.images[rows], whole.labels[rows]) for rows in (stay, away))
+    read = _split(test, targets, f"{name}: test") if test is not None else None
+    for other, which in ((aside, "validation"), (read, "test")):
+        if other is not None and len(other):
+            _check_alike(other, which, kept, len(outputs), targets, name)
+    found = moments(kept.images)
+    spread = moments(kept.labels) if targets == "values" else None
+    return DataSet(
+        name, kept, aside, outputs, found.mean, found.std,
+        partial(_given, read) if read is not None else None,
+        targets=targets,
+        target_mean=spread.mean if spread else (),
+        target_std=spread.std if spread else (),
+    )  # fmt: skip
+
+
+def _given(split: Split) -> Split:
+    return split
+
+
+def _split(arrays: tuple[Array, Array], targets: str, where: str) -> Split:
+    inputs, wanted = arrays
+    made = feature_tensor(inputs, f"{where} table") if is_table(inputs) else image_tensor(inputs, f"{where} images")
+    called = "values" if targets == "values" else "labels"
+    return Split(made, target_tensor(wanted, len(made), targets, f"{where} {called}"))
+
+
+def _names(name: str, wanted: Tensor, targets: str, names: Sequence[str] | None) -> tuple[str, ...]:
+    if targets != "classes":
+        count = wanted.shape[1]
+        if names is not None and len(names) != count:
+            raise DataError(f"{name}: the targets have {count} columns, but {len(names)} names were given")
+        return tuple(names) if names is not None else tuple(str(column) for column in range(count))
+    present = torch.unique(wanted).tolist()
+    if len(present) < 2:
+        raise DataError(f"{name}: need at least two classes, but every train label is {present[0]}")
+    if names is None and len(present) != present[-1] + 1:
+        missing = next(place for place, label in enumerate(present) if place != label)
+        raise DataError(
+            f"{name}: train labels must be 0 to K-1 with every class present, got {present[0]} to {present[-1]} "
+            f"without any {missing}; number them anew, or give class_names; real numbers are targets='values'"
+        )
+    found = tuple(names) if names is not None else tuple(map(str, present))
+    check_class_names(found, name)
+    check_label_range(wanted, len(found), f"{name}: train labels")
+    return found
+
+
+def _check_alike(other: Split, which: str, train: Split, outputs: int, targets: str, name: str) -> None:
+    if other.image_shape != train.image_shape:
+        raise DataError(f"{name}: {which} rows have shape {other.image_shape}, those of train {train.image_shape}")
+    if targets == "classes":
+        check_label_range(other.labels, outputs, f"{name}: {which} labels")
+    elif other.labels.shape[1:] != train.labels.shape[1:]:
+        raise DataError(
+            f"{name}: {which} targets have {other.labels.shape[1]} columns, those of train {train.labels.shape[1]}"
+        )
