@@ -8,7 +8,6 @@ cross-entropies). Two ways to less memory: activation checkpointing keeps the in
 computes the rest again on the way back (Chen et al. 2016); accumulation takes g as the mean over parts of the batch.
 """
 
-from collections.abc import Collection
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from sidestep.data import Split
-from sidestep.data.objective import Objective, objective_of
+from sidestep.data.objective import Objective
 from sidestep.errors import InputError
 from sidestep.nets.any_module import Losses, check_trainable, losses_here
 from sidestep.nets.baselines import MLP, ChainedBlocks
@@ -33,18 +32,20 @@ from sidestep.nets.trained import trained
 from sidestep.nets.units import kept_statistics
 from sidestep.noise import Noise
 from sidestep.rules.any_module import LOSS, check_unused, one_unit
-from sidestep.rules.built import built
-from sidestep.rules.dense import adamw, apply_dense, check_choice, check_positive, check_range, gradients_of
+from sidestep.rules.dense import adamw, check_range, gradients_of
 from sidestep.rules.labels import embedding_for, learns
-from sidestep.rules.protocol import Batch, Task
+from sidestep.rules.protocol import Batch, OutputRule, Task
 from sidestep.rules.true_gradient import end_to_end
 from sidestep.update import Dense, Update
 
 __all__ = ["Backprop"]
 
 
+_Net = ChainedBlocks | MLP | LayerwiseNet | TernaryNet
+
+
 @dataclass(frozen=True)
-class Backprop:
+class Backprop(OutputRule[_Net]):
     """Train the whole net end to end by back-propagation, with AdamW."""
 
     net: Literal["chained-blocks", "mlp", "conv", "linear"] = "chained-blocks"
@@ -87,15 +88,10 @@ class Backprop:
 
     name: ClassVar[str] = "backprop"
     summary: ClassVar[str] = "Back-propagation: plain, checkpointed, accumulated, deeply supervised; linear classifier"
-    predictors: ClassVar[tuple[str, ...]] = ("forward",)
-    for_inference: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
-        check_choice(self)
+        super().__post_init__()
         check_range(1, 1000, blocks=self.blocks)
-        check_positive(100, learning_rate=self.learning_rate)
-        check_range(0, 1, weight_decay=self.weight_decay)
-        check_range(0, 0.99, label_smoothing=self.label_smoothing)
         if self.dimension is not None:
             check_range(1, 1_000_000, dimension=self.dimension)
         others = self.embedding != "one-hot" or self.dimension is not None or self.path != "auto"
@@ -133,7 +129,7 @@ class Backprop:
     def _in_stages(self) -> bool:
         return self.ternary or self.norm != "none"
 
-    def build(self, task: Task, noise: Noise, examples: Split | None, module: ImagePath | None) -> nn.Module:
+    def build(self, task: Task, noise: Noise, examples: Split | None, module: ImagePath | None) -> _Net:
         """Make the net; a module of the user's takes the place of the blocks' image path, or of all hidden layers."""
         heads = self.deep_supervision > 0
         if self.net != "chained-blocks" and module is not None:
@@ -164,10 +160,11 @@ class Backprop:
                 activation_checkpointing=self.activation_checkpointing,
             )
 
-    def _own(self, net: nn.Module) -> nn.Module:
-        return built(net, (ChainedBlocks, MLP, LayerwiseNet, TernaryNet), self, lambda own: not feedback_kinds(own))
+    def fits(self, net: _Net) -> bool:
+        """Whether a net is one that this rule builds with its hyper-parameters."""
+        return not feedback_kinds(net)
 
-    def _around(self, module: ImagePath, task: Task, noise: Noise) -> nn.Module:
+    def _around(self, module: ImagePath, task: Task, noise: Noise) -> LayerwiseNet:
         if self.net == "linear" or self.ternary:
             raise InputError(
                 f"{'ternary weights' if self.ternary else 'net = linear'} and a module of your own do not go together: "
@@ -175,18 +172,8 @@ class Backprop:
             )
         return layerwise_own(module, task.shape, task.classes, self.deep_supervision > 0, noise, least=1)
 
-    def units(self, net: nn.Module) -> dict[str, list[str]]:
-        """Return the one unit: all parameters."""
-        net = self._own(net)
-        return {"net": list(trained(net))}
-
-    def optimizer(self, net: nn.Module) -> torch.optim.Optimizer:
-        """Make AdamW."""
-        return adamw(net, self.units(net), self.learning_rate, self.weight_decay)
-
-    def estimate(self, net: nn.Module, batch: Batch, noise: Noise) -> Update:
+    def estimate(self, net: _Net, batch: Batch, noise: Noise) -> Update:
         """Return the gradient of the batch's mean loss, as the mean of its parts."""
-        net = self._own(net)
         net.train()
         device, size = batch.inputs.device, self._part_size(net, len(batch.targets))
         generator = noise.generator(device)
@@ -227,33 +214,12 @@ class Backprop:
         with losses_here(net, losses, noise.stream("module")) as (loss, statistics):
             return Dense(gradients_of(loss, trained(net)), statistics, {LOSS: loss.detach()})
 
-    def true_gradients(self, net: nn.Module, batch: Batch) -> dict[str, Tensor]:
+    def true_gradients(self, net: _Net, batch: Batch) -> dict[str, Tensor]:
         """Return the gradient of the mean cross-entropy; a chain's as it predicts: z_0 = 0, running statistics."""
-        net = self._own(net)
         return end_to_end(net, batch, net, running=isinstance(net, ChainedBlocks))
 
-    def decide(self, net: nn.Module, update: Update, optimizer: torch.optim.Optimizer) -> Update:
-        """Return the update as it is."""
-        self._own(net)
-        return update
-
-    def apply(self, net: nn.Module, update: Update, optimizer: torch.optim.Optimizer) -> None:
-        """Take one AdamW step along the gradient."""
-        net = self._own(net)
-        apply_dense(net, update, optimizer)
-
-    def predict(
-        self, net: nn.Module, images: Tensor, noise: Noise, start: int = 0, names: Collection[str] | None = None
-    ) -> dict[str, Tensor]:
-        """Return the softmax of the net's output."""
-        net = self._own(net)
-        net.eval()
-        with torch.no_grad():
-            return {"forward": objective_of(net).predictions(net(images))}
-
-    def watch(self, net: nn.Module) -> dict[str, float]:
+    def watch(self, net: _Net) -> dict[str, float]:
         """Return the smallest norm and distance of the class embeddings where these are learned, or nothing."""
-        net = self._own(net)
         if isinstance(net, ChainedBlocks) and learns(self.embedding):
             return embedding_distances(net.embedding)
         return {}

@@ -7,7 +7,7 @@ error passes from one stage to another, so all stages can be updated at once. So
 alignment provides learning in deep neural networks" (2016), section 2, equation 6.
 """
 
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -15,26 +15,23 @@ import torch
 from torch import Tensor, nn
 
 from sidestep.data import Split
-from sidestep.data.objective import objective_of
 from sidestep.errors import InputError
 from sidestep.nets.around import layerwise_around, shapes_along
 from sidestep.nets.layerwise import LayerwiseNet, check_hidden, layerwise_net, layerwise_own, shapes_of
 from sidestep.nets.own import ImagePath
 from sidestep.nets.precision import at_least_float32, full_precision
-from sidestep.nets.trained import first_names, trained
+from sidestep.nets.trained import first_names
 from sidestep.nets.units import kept_statistics
 from sidestep.noise import Noise
-from sidestep.rules.built import built
-from sidestep.rules.dense import adamw, apply_dense, check_choice, check_positive, check_range, gradients_of
-from sidestep.rules.protocol import Batch, Task
-from sidestep.rules.true_gradient import end_to_end
+from sidestep.rules.dense import gradients_of
+from sidestep.rules.protocol import Batch, OutputRule, Task
 from sidestep.update import Dense, Update
 
 __all__ = ["DirectFeedbackAlignment"]
 
 
 @dataclass(frozen=True)
-class DirectFeedbackAlignment:
+class DirectFeedbackAlignment(OutputRule[LayerwiseNet]):
     """Train every stage with the output's error, carried there by a fixed random matrix, with AdamW."""
 
     net: Literal["mlp", "conv"] = "mlp"
@@ -52,17 +49,12 @@ class DirectFeedbackAlignment:
 
     name: ClassVar[str] = "direct-feedback-alignment"
     summary: ClassVar[str] = "The output's error goes straight to every stage through a fixed random matrix"
-    predictors: ClassVar[tuple[str, ...]] = ("forward",)
-    for_inference: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
-        check_choice(self)
+        super().__post_init__()
         check_hidden(self.hidden)
-        check_positive(100, learning_rate=self.learning_rate)
-        check_range(0, 1, weight_decay=self.weight_decay)
-        check_range(0, 0.99, label_smoothing=self.label_smoothing)
 
-    def build(self, task: Task, noise: Noise, examples: Split | None, module: ImagePath | None) -> nn.Module:
+    def build(self, task: Task, noise: Noise, examples: Split | None, module: ImagePath | None) -> LayerwiseNet:
         """Make the net and its feedback; a module of the user's, an nn.Sequential, takes the place of the stages."""
         if module is not None:
             net = layerwise_own(module, task.shape, task.classes, False, noise)
@@ -81,21 +73,12 @@ class DirectFeedbackAlignment:
             )
         return _with_feedback(net, shapes, output[0], noise, example.device)
 
-    def _own(self, net: nn.Module) -> LayerwiseNet:
-        return built(net, LayerwiseNet, self, lambda own: hasattr(own, "feedback_0"))
+    def fits(self, net: LayerwiseNet) -> bool:
+        """Whether a net is one that this rule builds with its hyper-parameters."""
+        return hasattr(net, "feedback_0")
 
-    def units(self, net: nn.Module) -> dict[str, list[str]]:
-        """Return the one unit, all parameters: every stage needs the output's error."""
-        net = self._own(net)
-        return {"net": list(trained(net))}
-
-    def optimizer(self, net: nn.Module) -> torch.optim.Optimizer:
-        """Make AdamW, which takes the arbitrary length of B_l out again."""
-        return adamw(net, self.units(net), self.learning_rate, self.weight_decay)
-
-    def estimate(self, net: nn.Module, batch: Batch, noise: Noise) -> Update:
+    def estimate(self, net: LayerwiseNet, batch: Batch, noise: Noise) -> Update:
         """Return each stage's gradient under the error that its feedback matrix brings, and the head's own."""
-        net = self._own(net)
         net.train()
         device, names = batch.inputs.device, first_names(net)
         with kept_statistics(net) as changed, noise.stream("module").torch_seeded(device):
@@ -114,35 +97,6 @@ class DirectFeedbackAlignment:
                 for name, gradient in gradients_of(brought, wanted).items():  # a weight may stand in several stages
                     gradients[name] = gradients[name] + gradient if name in gradients else gradient
         return Dense(gradients, statistics, {"net: cross-entropy": loss.detach()})
-
-    def true_gradients(self, net: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """Return the gradient of the net's mean cross-entropy."""
-        net = self._own(net)
-        return end_to_end(net, batch, net)
-
-    def decide(self, net: nn.Module, update: Update, optimizer: torch.optim.Optimizer) -> Update:
-        """Return the update as it is."""
-        self._own(net)
-        return update
-
-    def apply(self, net: nn.Module, update: Update, optimizer: torch.optim.Optimizer) -> None:
-        """Take one AdamW step along the gradient."""
-        net = self._own(net)
-        apply_dense(net, update, optimizer)
-
-    def predict(
-        self, net: nn.Module, images: Tensor, noise: Noise, start: int = 0, names: Collection[str] | None = None
-    ) -> dict[str, Tensor]:
-        """Return the softmax of the net's output."""
-        net = self._own(net)
-        net.eval()
-        with torch.no_grad():
-            return {"forward": objective_of(net).predictions(net(images))}
-
-    def watch(self, net: nn.Module) -> dict[str, float]:
-        """Return nothing."""
-        self._own(net)
-        return {}
 
 
 def _with_feedback(

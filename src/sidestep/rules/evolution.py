@@ -10,7 +10,6 @@ Sources: Salimans et al., "Evolution strategies as a scalable alternative to rei
 Sarkar et al., "Evolution strategies at the hyperscale" (2025), for rank-1 noise.
 """
 
-from collections.abc import Collection
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -30,27 +29,24 @@ from sidestep.nets.trained import check_unshared, trained
 from sidestep.nets.units import kept_statistics
 from sidestep.noise import Noise
 from sidestep.probes import Distribution
-from sidestep.rules.any_module import check_unused, one_unit, seeded
-from sidestep.rules.built import built
-from sidestep.rules.dense import apply_dense, check_choice, check_multiple, check_positive, check_range
+from sidestep.rules.any_module import check_unused, seeded
+from sidestep.rules.dense import check_multiple, check_positive, check_range
 from sidestep.rules.forward_only import (
     Fitness,
+    ForwardOnlyRule,
     check_named,
     fitness_of,
     losses_under,
     make_net,
-    make_optimizer,
-    probabilities,
 )
 from sidestep.rules.protocol import Batch, Task
-from sidestep.rules.true_gradient import end_to_end
 from sidestep.update import Dense, Update
 
 __all__ = ["Evolution"]
 
 
 @dataclass(frozen=True)
-class Evolution:
+class Evolution(ForwardOnlyRule):
     """Train by antithetic pairs of weight noise, from forward passes alone; the loss need not be differentiable."""
 
     hidden: tuple[int, ...] = (128, 64)
@@ -86,15 +82,12 @@ class Evolution:
 
     name: ClassVar[str] = "evolution"
     summary: ClassVar[str] = "Evolution strategies: antithetic weight noise, rank-1 or full-rank; or node perturbation"
-    predictors: ClassVar[tuple[str, ...]] = ("forward",)
-    for_inference: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
-        check_choice(self)
+        super().__post_init__()
         check_range(1, 1 << 20, group=self.group)
         check_range(2, 1 << 20, population=self.population)
-        check_positive(100, eps=self.eps, learning_rate=self.learning_rate)
-        check_range(0, 1, weight_decay=self.weight_decay)
+        check_positive(100, eps=self.eps)
         if self.population % 2:
             raise InputError(f"population must be even, since members come in antithetic pairs, got {self.population}")
         check_named(self.objective, self.optimizer_kind)
@@ -111,7 +104,7 @@ class Evolution:
         """What the size of a batch must be a multiple of: the size of a group."""
         return "group", 1 if self.per == "example" else self.group
 
-    def build(self, task: Task, noise: Noise, examples: Split | None, module: ImagePath | None) -> nn.Module:
+    def build(self, task: Task, noise: Noise, examples: Split | None, module: ImagePath | None) -> StagedNet:
         """Make the MLP; a module of the user's takes the place of its hidden layers."""
         net = make_net(task, self.hidden, self.norm, noise, module)
         check_layers(net, pairs=True)
@@ -123,21 +116,8 @@ class Evolution:
                 check_repeats(net, task.shape)
         return net
 
-    def _own(self, net: nn.Module) -> StagedNet:
-        return built(net, StagedNet, self)
-
-    def units(self, net: nn.Module) -> dict[str, list[str]]:
-        """Return the one unit: all parameters."""
-        net = self._own(net)
-        return {"net": list(trained(net))}
-
-    def optimizer(self, net: nn.Module) -> torch.optim.Optimizer:
-        """Make the optimiser."""
-        return make_optimizer(self.optimizer_kind, net, self.units(net), self.learning_rate, self.weight_decay)
-
-    def estimate(self, net: nn.Module, batch: Batch, noise: Noise) -> Update:
+    def estimate(self, net: StagedNet, batch: Batch, noise: Noise) -> Update:
         """Return the estimate as gradients; in float32, since rounding the difference of two losses would drown it."""
-        net = self._own(net)
         net.train()
         check_multiple(len(batch.targets), *self.batch_multiple)
         size = self.batch_multiple[1]
@@ -161,42 +141,11 @@ class Evolution:
         check_trainable(net)
         check_noise_size(net, self.eps, rows=False)
 
-    def optimizer_any(self, net: nn.Module) -> torch.optim.Optimizer:
-        """Make the optimiser for any module."""
-        return make_optimizer(self.optimizer_kind, net, one_unit(net), self.learning_rate, self.weight_decay)
-
     def estimate_any(self, net: nn.Module, losses: Losses, noise: Noise) -> Update:
         """Return one number per pair of members, from the losses of any module, member by member."""
         directions, count = Directions(noise.stream("directions"), self.distribution), self.population // 2
         both, statistics = losses_at_pairs(net, losses, directions, count, self.eps, noise.stream("module"))
         return seeded(net, self._coefs(both), noise, self.distribution, statistics, both.mean())
-
-    def true_gradients(self, net: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """Return the gradient of the net's mean cross-entropy."""
-        net = self._own(net)
-        return end_to_end(net, batch, net)
-
-    def decide(self, net: nn.Module, update: Update, optimizer: torch.optim.Optimizer) -> Update:
-        """Return the update as it is."""
-        self._own(net)
-        return update
-
-    def apply(self, net: nn.Module, update: Update, optimizer: torch.optim.Optimizer) -> None:
-        """Take one step of the optimiser."""
-        net = self._own(net)
-        apply_dense(net, update, optimizer)
-
-    def predict(
-        self, net: nn.Module, images: Tensor, noise: Noise, start: int = 0, names: Collection[str] | None = None
-    ) -> dict[str, Tensor]:
-        """Return the softmax of the net's output."""
-        net = self._own(net)
-        return probabilities(net, images)
-
-    def watch(self, net: nn.Module) -> dict[str, float]:
-        """Return nothing."""
-        self._own(net)
-        return {}
 
     def _rank_one(
         self, net: StagedNet, batch: Batch, members: Members, directions: Directions

@@ -8,26 +8,22 @@ weight decay alone, by the factor 1 - learning_rate * weight_decay a step: 1 - 1
 not meet in a run of usual length. Each layer's derivative but the one by its inputs is the ordinary one.
 """
 
-from collections.abc import Collection
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-import torch
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
 from sidestep.data import Split
-from sidestep.data.objective import objective_of
 from sidestep.nets.around import layerwise_around, twin_of
 from sidestep.nets.feedback import FeedbackLayer, exact_errors, feedback_kinds, with_feedback
 from sidestep.nets.layerwise import LayerwiseNet, check_hidden, layerwise_net, layerwise_own
 from sidestep.nets.own import ImagePath
-from sidestep.nets.trained import first_names, trained
+from sidestep.nets.trained import first_names
 from sidestep.nets.units import kept_statistics
 from sidestep.noise import Noise
-from sidestep.rules.built import built
-from sidestep.rules.dense import adamw, apply_dense, check_choice, check_positive, check_range, gradients_of
-from sidestep.rules.protocol import Batch, Task
+from sidestep.rules.dense import gradients_of
+from sidestep.rules.protocol import Batch, OutputRule, Task
 from sidestep.rules.true_gradient import end_to_end
 from sidestep.update import Dense, Update
 
@@ -35,7 +31,7 @@ __all__ = ["FeedbackAlignment"]
 
 
 @dataclass(frozen=True)
-class FeedbackAlignment:
+class FeedbackAlignment(OutputRule[LayerwiseNet]):
     """Train a net with errors that come back through feedback matrices of their own, with AdamW."""
 
     net: Literal["mlp", "conv"] = "mlp"
@@ -55,17 +51,12 @@ class FeedbackAlignment:
 
     name: ClassVar[str] = "feedback-alignment"
     summary: ClassVar[str] = "Errors come back through random, sign-symmetric or Kolen-Pollack feedback matrices"
-    predictors: ClassVar[tuple[str, ...]] = ("forward",)
-    for_inference: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
-        check_choice(self)
+        super().__post_init__()
         check_hidden(self.hidden)
-        check_positive(100, learning_rate=self.learning_rate)
-        check_range(0, 1, weight_decay=self.weight_decay)
-        check_range(0, 0.99, label_smoothing=self.label_smoothing)
 
-    def build(self, task: Task, noise: Noise, examples: Split | None, module: ImagePath | None) -> nn.Module:
+    def build(self, task: Task, noise: Noise, examples: Split | None, module: ImagePath | None) -> LayerwiseNet:
         """Make the net; a module of the user's, an nn.Sequential, takes the place of its stages."""
         if module is not None:
             net = layerwise_own(module, task.shape, task.classes, False, noise)
@@ -83,21 +74,12 @@ class FeedbackAlignment:
         with_feedback(net, self.feedback, noise.stream("feedback"))
         return net.to(example.device)
 
-    def _own(self, net: nn.Module) -> LayerwiseNet:
-        return built(net, LayerwiseNet, self, lambda own: feedback_kinds(own) == {self.feedback})
+    def fits(self, net: LayerwiseNet) -> bool:
+        """Whether a net is one that this rule builds with its hyper-parameters."""
+        return feedback_kinds(net) == {self.feedback}
 
-    def units(self, net: nn.Module) -> dict[str, list[str]]:
-        """Return the one unit, all parameters: an error needs the layers above it."""
-        net = self._own(net)
-        return {"net": list(trained(net))}
-
-    def optimizer(self, net: nn.Module) -> torch.optim.Optimizer:
-        """Make AdamW; B and W of kolen-pollack get the same gradients, so their moments are the same too."""
-        return adamw(net, self.units(net), self.learning_rate, self.weight_decay)
-
-    def estimate(self, net: nn.Module, batch: Batch, noise: Noise) -> Update:
+    def estimate(self, net: LayerwiseNet, batch: Batch, noise: Noise) -> Update:
         """Return what the carried-back errors make of the gradient of the batch's mean cross-entropy."""
-        net = self._own(net)
         net.train()
         device = batch.inputs.device
         with kept_statistics(net) as changed, noise.stream("module").torch_seeded(device):
@@ -111,34 +93,13 @@ class FeedbackAlignment:
                     gradients[f"{name}.feedback"] = gradients[names[id(layer.layer.weight)]].clone()
         return Dense(gradients, statistics, {"net: cross-entropy": loss.detach()})
 
-    def true_gradients(self, net: nn.Module, batch: Batch) -> dict[str, Tensor]:
+    def true_gradients(self, net: LayerwiseNet, batch: Batch) -> dict[str, Tensor]:
         """Return the gradient of the mean cross-entropy, whose errors come back through the weights."""
-        net = self._own(net)
         with exact_errors(net):
             return end_to_end(net, batch, net)
 
-    def decide(self, net: nn.Module, update: Update, optimizer: torch.optim.Optimizer) -> Update:
-        """Return the update as it is."""
-        self._own(net)
-        return update
-
-    def apply(self, net: nn.Module, update: Update, optimizer: torch.optim.Optimizer) -> None:
-        """Take one AdamW step along the gradient."""
-        net = self._own(net)
-        apply_dense(net, update, optimizer)
-
-    def predict(
-        self, net: nn.Module, images: Tensor, noise: Noise, start: int = 0, names: Collection[str] | None = None
-    ) -> dict[str, Tensor]:
-        """Return the softmax of the net's output; feedback has no part in it."""
-        net = self._own(net)
-        net.eval()
-        with torch.no_grad():
-            return {"forward": objective_of(net).predictions(net(images))}
-
-    def watch(self, net: nn.Module) -> dict[str, float]:
+    def watch(self, net: LayerwiseNet) -> dict[str, float]:
         """Return each layer's cosine between B and W: 0 at first for random matrices, 1 is backprop."""
-        net = self._own(net)
         return {
             f"{name}: cosine of feedback and weights": float(
                 cosine_similarity(layer.matrix().flatten(), layer.layer.weight.detach().flatten(), dim=0)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from sidestep.data import Split
@@ -28,16 +28,15 @@ from sidestep.nets.own import ImagePath
 from sidestep.nets.precision import at_least_float32
 from sidestep.nets.trained import trained
 from sidestep.noise import Noise
-from sidestep.rules.built import built
-from sidestep.rules.dense import adamw, apply_dense, check_choice, check_positive, check_range, gradients_of, merged
-from sidestep.rules.protocol import Batch, Task
+from sidestep.rules.dense import check_positive, check_range, gradients_of, merged
+from sidestep.rules.protocol import Batch, Rule, Task
 from sidestep.update import Dense, Update
 
 __all__ = ["ForwardForward"]
 
 
 @dataclass(frozen=True)
-class ForwardForward:
+class ForwardForward(Rule[GoodnessNet]):
     """Train every stage to tell true labels from wrong ones by its activity, with AdamW."""
 
     net: Literal["mlp", "conv"] = "mlp"
@@ -61,19 +60,17 @@ class ForwardForward:
     name: ClassVar[str] = "forward-forward"
     summary: ClassVar[str] = "Stages that are active for true labels and quiet for wrong ones, each by its own gradient"
     predictors: ClassVar[tuple[str, ...]] = ("goodness", "readout")
-    for_inference: ClassVar[tuple[str, ...]] = ()
     no_true_gradient: ClassVar[str] = (
         "a label is predicted by trying all, and its stages estimate gradients of their own goodness, not of that"
     )
 
     def __post_init__(self) -> None:
-        check_choice(self)
+        super().__post_init__()
         check_hidden(self.hidden)
-        check_positive(100, learning_rate=self.learning_rate, sharpness=self.sharpness)
-        check_range(0, 1, weight_decay=self.weight_decay)
+        check_positive(100, sharpness=self.sharpness)
         check_range(0, 1000, threshold=self.threshold)
 
-    def build(self, task: Task, noise: Noise, examples: Split | None, module: ImagePath | None) -> nn.Module:
+    def build(self, task: Task, noise: Noise, examples: Split | None, module: ImagePath | None) -> GoodnessNet:
         """Make the net; it has no place for a module of the user's."""
         check_targets(task, "classes")
         if module is not None:
@@ -85,35 +82,25 @@ class ForwardForward:
             raise InputError("forward-forward needs two classes or more: a single label has no wrong one")
         return GoodnessNet(self.net, task.shape, self.hidden, task.classes, self.label == "input", noise)
 
-    def _own(self, net: nn.Module) -> GoodnessNet:
-        return built(
-            net,
-            GoodnessNet,
-            self,
-            lambda own: (len(own.stages), own.painted) == (len(self.hidden), self.label == "input"),
-        )
+    def fits(self, net: GoodnessNet) -> bool:
+        """Whether a net is one that this rule builds with its hyper-parameters."""
+        return (len(net.stages), net.painted) == (len(self.hidden), self.label == "input")
 
-    def units(self, net: nn.Module) -> dict[str, list[str]]:
+    def units(self, net: GoodnessNet) -> dict[str, list[str]]:
         """Return one unit per stage, and the read-out."""
-        net = self._own(net)
         names = list(trained(net))
         stages = {f"stage {i}": [n for n in names if n.startswith(f"stages.{i}.")] for i in range(len(self.hidden))}
         return {**stages, "readout": [n for n in names if n.startswith("readout.")]}
 
-    def optimizer(self, net: nn.Module) -> torch.optim.Optimizer:
-        """Make AdamW."""
-        return adamw(net, self.units(net), self.learning_rate, self.weight_decay)
-
-    def estimate(self, net: nn.Module, batch: Batch, noise: Noise) -> Update:
+    def estimate(self, net: GoodnessNet, batch: Batch, noise: Noise) -> Update:
         """Return the gradient of each stage's goodness loss, and of the read-out's cross-entropy."""
         return merged(self.estimates(net, batch, noise))
 
-    def estimates(self, net: nn.Module, batch: Batch, noise: Noise) -> Iterator[tuple[str, Dense]]:
+    def estimates(self, net: GoodnessNet, batch: Batch, noise: Noise) -> Iterator[tuple[str, Dense]]:
         """Yield the read-out's update, then one stage's after another, whose input comes from the stages as they were.
 
         The read-out is first: what it takes for likely, by a pass without derivatives, are the hard negatives.
         """
-        net = self._own(net)
         net.train()
         labels, parameters, units = batch.targets, dict(net.named_parameters()), self.units(net)
         logits = net(batch.inputs)
@@ -132,21 +119,10 @@ class ForwardForward:
             found = {name: parameters[name] for name in names}
             yield unit, Dense(gradients_of(loss, found), {}, {f"{unit}: goodness": loss.detach()})
 
-    def decide(self, net: nn.Module, update: Update, optimizer: torch.optim.Optimizer) -> Update:
-        """Return the update as it is."""
-        self._own(net)
-        return update
-
-    def apply(self, net: nn.Module, update: Update, optimizer: torch.optim.Optimizer) -> None:
-        """Take one AdamW step along the gradients."""
-        net = self._own(net)
-        apply_dense(net, update, optimizer)
-
     def predict(
-        self, net: nn.Module, images: Tensor, noise: Noise, start: int = 0, names: Collection[str] | None = None
+        self, net: GoodnessNet, images: Tensor, noise: Noise, start: int = 0, names: Collection[str] | None = None
     ) -> dict[str, Tensor]:
         """Return the softmax of every label's goodness, tried one after another, and of the linear read-out."""
-        net = self._own(net)
         net.eval()
         found = {}
         with torch.no_grad():
@@ -154,11 +130,6 @@ class ForwardForward:
                 logits = self.sharpness * net.every_goodness(images) if name == "goodness" else net(images)
                 found[name] = at_least_float32(logits).softmax(dim=1)
         return found
-
-    def watch(self, net: nn.Module) -> dict[str, float]:
-        """Return nothing: each stage's loss is logged anyway."""
-        self._own(net)
-        return {}
 
     def _pair(self, net: GoodnessNet, outputs: Tensor, labels: Tensor, wrong: Tensor) -> tuple[Tensor, Tensor]:
         """The goodness of the true and of the wrong labels, (batch,) each."""

@@ -9,7 +9,6 @@ Sources: Baydin et al., "Gradients without backpropagation" (2022), algorithm 1;
 with local losses" (2022), sections 3 and 4.
 """
 
-from collections.abc import Collection
 from dataclasses import dataclass
 from typing import ClassVar, Literal, cast
 
@@ -31,12 +30,10 @@ from sidestep.nets.trained import check_unshared, trained
 from sidestep.nets.units import kept_statistics
 from sidestep.noise import Noise
 from sidestep.probes import Distribution
-from sidestep.rules.any_module import one_unit, seeded
-from sidestep.rules.built import built
-from sidestep.rules.dense import apply_dense, check_choice, check_positive, check_range
-from sidestep.rules.forward_only import check_named, make_net, make_optimizer, probabilities
+from sidestep.rules.any_module import seeded
+from sidestep.rules.dense import check_range
+from sidestep.rules.forward_only import ForwardOnlyRule, check_named, make_net
 from sidestep.rules.protocol import Batch, Task
-from sidestep.rules.true_gradient import end_to_end
 from sidestep.update import Dense, Update
 
 __all__ = ["ForwardGradient"]
@@ -45,7 +42,7 @@ Found = tuple[dict[str, Tensor], dict[str, Tensor]]  # gradients and losses, by 
 
 
 @dataclass(frozen=True)
-class ForwardGradient:
+class ForwardGradient(ForwardOnlyRule):
     """Train by directional derivatives along random directions of weights or activities."""
 
     kind: Literal["local", "activities", "weights"] = "local"
@@ -70,17 +67,13 @@ class ForwardGradient:
 
     name: ClassVar[str] = "forward-gradient"
     summary: ClassVar[str] = "Forward gradients: along random weights, activities, or activities under local losses"
-    predictors: ClassVar[tuple[str, ...]] = ("forward",)
-    for_inference: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
-        check_choice(self)
+        super().__post_init__()
         check_range(1, 100_000, tangents=self.tangents, groups=self.groups)
-        check_positive(100, learning_rate=self.learning_rate)
-        check_range(0, 1, weight_decay=self.weight_decay)
         check_named("cross-entropy", self.optimizer_kind)
 
-    def build(self, task: Task, noise: Noise, examples: Split | None, module: ImagePath | None) -> nn.Module:
+    def build(self, task: Task, noise: Noise, examples: Split | None, module: ImagePath | None) -> StagedNet:
         """Make the MLP; a module of the user's takes the place of its hidden layers, with one head per stage."""
         net = make_net(task, self.hidden, self.norm, noise, module, self.groups if self.kind == "local" else 0)
         if self.kind != "weights":
@@ -92,12 +85,12 @@ class ForwardGradient:
                 at_layer(stage)
         return net
 
-    def _own(self, net: nn.Module) -> StagedNet:
-        return built(net, StagedNet, self, lambda own: self.kind != "local" or len(own.heads) == len(own.stages))
+    def fits(self, net: StagedNet) -> bool:
+        """Whether a net is one that this rule builds with its hyper-parameters."""
+        return self.kind != "local" or len(net.heads) == len(net.stages)
 
-    def units(self, net: nn.Module) -> dict[str, list[str]]:
+    def units(self, net: StagedNet) -> dict[str, list[str]]:
         """Return every stage with its head, and the read-out, for local losses; otherwise the one unit."""
-        net = self._own(net)
         names = list(trained(net))
         if self.kind != "local":
             return {"net": names}
@@ -107,13 +100,8 @@ class ForwardGradient:
             units.setdefault("read-out" if part == "readout" else f"stage {number}", []).append(name)
         return units
 
-    def optimizer(self, net: nn.Module) -> torch.optim.Optimizer:
-        """Make the optimiser, with one parameter group per unit."""
-        return make_optimizer(self.optimizer_kind, net, self.units(net), self.learning_rate, self.weight_decay)
-
-    def estimate(self, net: nn.Module, batch: Batch, noise: Noise) -> Update:
+    def estimate(self, net: StagedNet, batch: Batch, noise: Noise) -> Update:
         """Return the mean estimate of the tangents, as gradients."""
-        net = self._own(net)
         net.train()
         directions = Directions(noise.stream("directions"), self.distribution)
         way = {"weights": _along_weights, "activities": _along_activities, "local": _along_local}[self.kind]
@@ -131,42 +119,11 @@ class ForwardGradient:
             )
         check_trainable(net)
 
-    def optimizer_any(self, net: nn.Module) -> torch.optim.Optimizer:
-        """Make the optimiser for any module."""
-        return make_optimizer(self.optimizer_kind, net, one_unit(net), self.learning_rate, self.weight_decay)
-
     def estimate_any(self, net: nn.Module, losses: Losses, noise: Noise) -> Update:
         """Return one number per direction of all weights: the loss's derivative along it."""
         directions = Directions(noise.stream("directions"), self.distribution)
         found, loss, statistics = derivatives_along(net, losses, directions, self.tangents, noise.stream("module"))
         return seeded(net, found / self.tangents, noise, self.distribution, statistics, loss)
-
-    def true_gradients(self, net: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """Return the gradient of the net's mean cross-entropy."""
-        net = self._own(net)
-        return end_to_end(net, batch, net)
-
-    def decide(self, net: nn.Module, update: Update, optimizer: torch.optim.Optimizer) -> Update:
-        """Return the update as it is."""
-        self._own(net)
-        return update
-
-    def apply(self, net: nn.Module, update: Update, optimizer: torch.optim.Optimizer) -> None:
-        """Take one step of the optimiser."""
-        net = self._own(net)
-        apply_dense(net, update, optimizer)
-
-    def predict(
-        self, net: nn.Module, images: Tensor, noise: Noise, start: int = 0, names: Collection[str] | None = None
-    ) -> dict[str, Tensor]:
-        """Return the softmax of the read-out."""
-        net = self._own(net)
-        return probabilities(net, images)
-
-    def watch(self, net: nn.Module) -> dict[str, float]:
-        """Return nothing."""
-        self._own(net)
-        return {}
 
 
 def _along_weights(net: StagedNet, batch: Batch, directions: Directions, tangents: range, noise: Noise) -> Found:

@@ -8,25 +8,26 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sidestep.data.objective import CLASSES, Objective, objective_of
+from sidestep.data.objective import CLASSES, Objective
 from sidestep.errors import InputError
 from sidestep.nets.own import ImagePath
 from sidestep.nets.staged import StagedNet, check_layers, staged_mlp, staged_own
 from sidestep.noise import Noise
+from sidestep.rules.any_module import one_unit
 from sidestep.rules.dense import parameter_groups
-from sidestep.rules.protocol import Task
+from sidestep.rules.protocol import OutputRule, Task
 
 __all__ = [
     "LOGGED",
     "OBJECTIVES",
     "OPTIMIZERS",
     "Fitness",
+    "ForwardOnlyRule",
     "check_named",
     "fitness_of",
     "losses_under",
     "make_net",
     "make_optimizer",
-    "probabilities",
 ]
 
 Fitness = Literal["raw", "z-score", "ranks"]
@@ -136,8 +137,17 @@ def make_optimizer(
     return OPTIMIZERS[kind](parameter_groups(net, units), lr=learning_rate, weight_decay=weight_decay)
 
 
-def probabilities(net: nn.Module, images: Tensor) -> dict[str, Tensor]:
-    """Return the one reading `forward`: the softmax of the net's output."""
-    net.eval()
-    with torch.no_grad():
-        return {"forward": objective_of(net).predictions(net(images))}
+class ForwardOnlyRule(OutputRule[StagedNet]):
+    """What rules on a staged net have in common whose optimiser is chosen by name."""
+
+    optimizer_kind: str
+    learning_rate: float
+    weight_decay: float
+
+    def optimizer(self, net: StagedNet) -> torch.optim.Optimizer:
+        """Make the optimiser, with one parameter group per unit."""
+        return make_optimizer(self.optimizer_kind, net, self.units(net), self.learning_rate, self.weight_decay)
+
+    def optimizer_any(self, net: nn.Module) -> torch.optim.Optimizer:
+        """Make the optimiser for any module."""
+        return make_optimizer(self.optimizer_kind, net, one_unit(net), self.learning_rate, self.weight_decay)

@@ -26,9 +26,8 @@ from sidestep.nets.precision import at_least_float32
 from sidestep.nets.trained import trained
 from sidestep.nets.units import kept_statistics
 from sidestep.noise import Noise
-from sidestep.rules.built import built
-from sidestep.rules.dense import adamw, apply_dense, check_choice, check_positive, check_range, gradients_of, merged
-from sidestep.rules.protocol import Batch, Task
+from sidestep.rules.dense import adamw, check_positive, check_range, gradients_of, merged
+from sidestep.rules.protocol import Batch, Rule, Task
 from sidestep.update import Dense, Update
 
 __all__ = ["Hebbian"]
@@ -38,7 +37,7 @@ _PATCHES = 4096  # of a batch that a stage learns from at most: patches of one i
 
 
 @dataclass(frozen=True)
-class Hebbian:
+class Hebbian(Rule[HebbianNet]):
     """Train stages by correlation, without labels, and a linear read-out by the delta rule, with AdamW."""
 
     net: Literal["mlp", "conv"] = "mlp"
@@ -63,20 +62,17 @@ class Hebbian:
     name: ClassVar[str] = "hebbian"
     summary: ClassVar[str] = "Oja's, Sanger's or soft winner-take-all stages without labels, and a linear read-out"
     predictors: ClassVar[tuple[str, ...]] = ("readout",)
-    for_inference: ClassVar[tuple[str, ...]] = ()
     no_true_gradient: ClassVar[str] = "its stages follow the correlations of their inputs and estimate no gradient"
 
     def __post_init__(self) -> None:
-        check_choice(self)
+        super().__post_init__()
         check_hidden(self.hidden)
-        check_positive(100, learning_rate=self.learning_rate)
         check_positive(1e6, temperature=self.temperature)
-        check_range(0, 1, weight_decay=self.weight_decay)
         check_range(0, 10**9, readout_from=self.readout_from)
         if self.stage_steps is not None:
             check_range(0, 10**9, stage_steps=self.stage_steps)
 
-    def build(self, task: Task, noise: Noise, examples: Split | None, module: ImagePath | None) -> nn.Module:
+    def build(self, task: Task, noise: Noise, examples: Split | None, module: ImagePath | None) -> HebbianNet:
         """Make the net; it has no place for a module of the user's."""
         if module is not None:
             raise InputError(
@@ -91,30 +87,29 @@ class Hebbian:
             net.fit(standardise(examples.images[some], task.mean, task.std).to("cpu"))
         return net
 
-    def _own(self, net: nn.Module) -> HebbianNet:
-        return built(net, HebbianNet, self, lambda own: len(own.stages) == len(self.hidden))
+    def fits(self, net: HebbianNet) -> bool:
+        """Whether a net is one that this rule builds with its hyper-parameters."""
+        return len(net.stages) == len(self.hidden)
 
-    def units(self, net: nn.Module) -> dict[str, list[str]]:
+    def units(self, net: HebbianNet) -> dict[str, list[str]]:
         """Return one unit per stage, and the read-out."""
-        net = self._own(net)
         names = list(trained(net))
         stages = {f"stage {i}": [n for n in names if n.startswith(f"stages.{i}.")] for i in range(len(self.hidden))}
         return {**stages, "readout": [n for n in names if n.startswith("readout.")]}
 
-    def optimizer(self, net: nn.Module) -> torch.optim.Optimizer:
+    def optimizer(self, net: HebbianNet) -> torch.optim.Optimizer:
         """Make AdamW, without weight decay on the stages: it would move their fixed points."""
         optimizer = adamw(net, self.units(net), self.learning_rate, self.weight_decay)
         for group in optimizer.param_groups[:-1]:
             group["weight_decay"] = 0.0
         return optimizer
 
-    def estimate(self, net: nn.Module, batch: Batch, noise: Noise) -> Update:
+    def estimate(self, net: HebbianNet, batch: Batch, noise: Noise) -> Update:
         """Return minus each stage's Hebbian change, and the gradient of the read-out's cross-entropy."""
         return merged(self.estimates(net, batch, noise))
 
-    def estimates(self, net: nn.Module, batch: Batch, noise: Noise) -> Iterator[tuple[str, Dense]]:
+    def estimates(self, net: HebbianNet, batch: Batch, noise: Noise) -> Iterator[tuple[str, Dense]]:
         """Yield one stage's update after another, and then the read-out's; each sees the stages as they were."""
-        net = self._own(net)
         net.train()
         features, images = [], batch.inputs
         resting = self.stage_steps is not None and noise.step >= self.stage_steps
@@ -140,28 +135,16 @@ class Hebbian:
     def _change(self, layer: nn.Linear, rows: Tensor) -> Tensor:
         return hebbian_change(self.kind, layer, rows, self.temperature)
 
-    def decide(self, net: nn.Module, update: Update, optimizer: torch.optim.Optimizer) -> Update:
-        """Return the update as it is."""
-        self._own(net)
-        return update
-
-    def apply(self, net: nn.Module, update: Update, optimizer: torch.optim.Optimizer) -> None:
-        """Take one AdamW step along the changes."""
-        net = self._own(net)
-        apply_dense(net, update, optimizer)
-
     def predict(
-        self, net: nn.Module, images: Tensor, noise: Noise, start: int = 0, names: Collection[str] | None = None
+        self, net: HebbianNet, images: Tensor, noise: Noise, start: int = 0, names: Collection[str] | None = None
     ) -> dict[str, Tensor]:
         """Return the softmax of the read-out."""
-        net = self._own(net)
         net.eval()
         with torch.no_grad():
             return {"readout": objective_of(net).predictions(net(images))}
 
-    def watch(self, net: nn.Module) -> dict[str, float]:
+    def watch(self, net: HebbianNet) -> dict[str, float]:
         """Return the mean length of each stage's weight rows, which the rules draw towards 1."""
-        net = self._own(net)
         rows = [stage.layer.weight.detach().flatten(1) for stage in net.stages]  # type: ignore[union-attr, operator]
         return {f"stage {i}: mean length of weights": float(w.norm(dim=1).mean()) for i, w in enumerate(rows)}
 

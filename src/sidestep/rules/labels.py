@@ -7,16 +7,20 @@ from torch.nn.functional import cross_entropy
 from sidestep.data import Split, standardise
 from sidestep.data.task import check_targets
 from sidestep.nets.denoiser import Denoiser, TimedBlock
-from sidestep.nets.embeddings import class_embedding, unit_rows
+from sidestep.nets.embeddings import class_embedding, embedding_distances, unit_rows
 from sidestep.nets.own import ImagePath, image_paths
 from sidestep.nets.paths import path_maker
 from sidestep.nets.readouts import make_readout
 from sidestep.nets.schedules import Levels
 from sidestep.nets.trained import trained
 from sidestep.noise import Noise
-from sidestep.rules.protocol import Task
+from sidestep.rules.dense import OPTIMIZERS
+from sidestep.rules.protocol import Rule, Task
+from sidestep.update import Update
 
 __all__ = [
+    "DenoisingRule",
+    "TimedRule",
     "block_units",
     "embedding_for",
     "learns",
@@ -25,6 +29,38 @@ __all__ = [
     "readout_loss",
     "start_divergence",
 ]
+
+
+class DenoisingRule(Rule[Denoiser]):
+    """What rules on the continuous-time net have in common."""
+
+    unit_norm: bool
+
+    def apply(self, net: Denoiser, update: Update, optimizer: torch.optim.Optimizer) -> None:
+        """Take one step along the gradients; put the embedding back to norm 1 where that is wanted."""
+        super().apply(net, update, optimizer)
+        if self.unit_norm:
+            project_rows(net)
+
+    def watch(self, net: Denoiser) -> dict[str, float]:
+        """Return the smallest norm and distance of the class embeddings, which would shrink in a collapse."""
+        return embedding_distances(net.embedding)
+
+
+class TimedRule(DenoisingRule):
+    """What NoProp has in common in continuous time: the block is a unit, and what it is trained with another."""
+
+    optimizer_kind: str
+    learning_rate: float
+    weight_decay: float
+
+    def units(self, net: Denoiser) -> dict[str, list[str]]:
+        """Return the block's parameters, and those of what it is trained with: read-out, embedding, schedule."""
+        return block_units(net)
+
+    def optimizer(self, net: Denoiser) -> torch.optim.Optimizer:
+        """Make Adam or AdamW with one group for the block and one for the rest."""
+        return OPTIMIZERS[self.optimizer_kind](net, self.units(net), self.learning_rate, self.weight_decay)
 
 
 _SMALL_SHARE = 0.03  # the series is exact to 1e-8 below it

@@ -26,17 +26,15 @@ from sidestep.nets.precision import at_least_float32, full_precision
 from sidestep.nets.trained import trained
 from sidestep.nets.units import kept_statistics
 from sidestep.noise import Noise
-from sidestep.rules.built import built
-from sidestep.rules.dense import adamw, apply_dense, check_choice, check_positive, check_range, gradients_of, merged
-from sidestep.rules.protocol import Batch, Task
-from sidestep.rules.true_gradient import end_to_end
+from sidestep.rules.dense import check_range, gradients_of, merged
+from sidestep.rules.protocol import Batch, OutputRule, Task
 from sidestep.update import Dense, Update
 
 __all__ = ["LocalLoss"]
 
 
 @dataclass(frozen=True)
-class LocalLoss:
+class LocalLoss(OutputRule[LayerwiseNet]):
     """Train every stage of a net on the loss of its own head, with AdamW."""
 
     net: Literal["mlp", "conv"] = "mlp"
@@ -57,17 +55,13 @@ class LocalLoss:
     name: ClassVar[str] = "local-loss"
     summary: ClassVar[str] = "A head and a loss per stage; no derivative passes between stages"
     predictors: ClassVar[tuple[str, ...]] = ("forward", "heads")
-    for_inference: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
-        check_choice(self)
+        super().__post_init__()
         check_hidden(self.hidden)
-        check_positive(100, learning_rate=self.learning_rate)
-        check_range(0, 1, weight_decay=self.weight_decay)
-        check_range(0, 0.99, label_smoothing=self.label_smoothing)
         check_range(0, 0.9999, similarity=self.similarity)
 
-    def build(self, task: Task, noise: Noise, examples: Split | None, module: ImagePath | None) -> nn.Module:
+    def build(self, task: Task, noise: Noise, examples: Split | None, module: ImagePath | None) -> LayerwiseNet:
         """Make the net; a module of the user's, an nn.Sequential, takes the place of its stages."""
         if module is not None:
             net = layerwise_own(module, task.shape, task.classes, True, noise)
@@ -88,30 +82,22 @@ class LocalLoss:
                 net.projections = nn.ModuleList(map(_projection, [*shapes[0], shapes[1]])).to(example.device)
         return net
 
-    def _own(self, net: nn.Module) -> LayerwiseNet:
-        def fits(own: LayerwiseNet) -> bool:
-            projected = not self.similarity or hasattr(own, "projections")
-            return len(own.heads) == len(own.stages) and projected and not feedback_kinds(own)
+    def fits(self, net: LayerwiseNet) -> bool:
+        """Whether a net is one that this rule builds with its hyper-parameters."""
+        projected = not self.similarity or hasattr(net, "projections")
+        return len(net.heads) == len(net.stages) and projected and not feedback_kinds(net)
 
-        return built(net, LayerwiseNet, self, fits)
-
-    def units(self, net: nn.Module) -> dict[str, list[str]]:
+    def units(self, net: LayerwiseNet) -> dict[str, list[str]]:
         """Return one unit per stage, with its head."""
-        net = self._own(net)
         names = list(trained(net))
         return {f"stage {i}": [n for n in names if int(n.split(".")[1]) == i] for i in range(len(net.stages))}
 
-    def optimizer(self, net: nn.Module) -> torch.optim.Optimizer:
-        """Make AdamW."""
-        return adamw(net, self.units(net), self.learning_rate, self.weight_decay)
-
-    def estimate(self, net: nn.Module, batch: Batch, noise: Noise) -> Update:
+    def estimate(self, net: LayerwiseNet, batch: Batch, noise: Noise) -> Update:
         """Return the gradient of each stage's own loss; one stage's activations at a time are kept."""
         return merged(self.estimates(net, batch, noise))
 
-    def estimates(self, net: nn.Module, batch: Batch, noise: Noise) -> Iterator[tuple[str, Dense]]:
+    def estimates(self, net: LayerwiseNet, batch: Batch, noise: Noise) -> Iterator[tuple[str, Dense]]:
         """Yield one stage's update after another; a stage's input comes from the stages as they were."""
-        net = self._own(net)
         net.train()
         inputs, parameters = batch.inputs, dict(net.named_parameters())
         for index, (unit, names) in enumerate(self.units(net).items()):
@@ -138,37 +124,16 @@ class LocalLoss:
             loss = (1 - self.similarity) * loss + self.similarity * alike
         return loss, losses
 
-    def true_gradients(self, net: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """Return the gradient of the last head's mean cross-entropy through all stages, without smoothing."""
-        net = self._own(net)
-        return end_to_end(net, batch, net)
-
-    def decide(self, net: nn.Module, update: Update, optimizer: torch.optim.Optimizer) -> Update:
-        """Return the update as it is."""
-        self._own(net)
-        return update
-
-    def apply(self, net: nn.Module, update: Update, optimizer: torch.optim.Optimizer) -> None:
-        """Take one AdamW step along the gradients."""
-        net = self._own(net)
-        apply_dense(net, update, optimizer)
-
     def predict(
-        self, net: nn.Module, images: Tensor, noise: Noise, start: int = 0, names: Collection[str] | None = None
+        self, net: LayerwiseNet, images: Tensor, noise: Noise, start: int = 0, names: Collection[str] | None = None
     ) -> dict[str, Tensor]:
         """Return the softmax of the last head's logits, and of the sum of all heads'."""
-        net = self._own(net)
         net.eval()
         wanted = self.predictors if names is None else names
         with torch.no_grad():
             logits = net.every_logits(images) if "heads" in wanted else [net(images)]
             found = {"forward": logits[-1], "heads": torch.stack(logits).sum(dim=0)}
             return {name: objective_of(net).predictions(found[name]) for name in wanted}
-
-    def watch(self, net: nn.Module) -> dict[str, float]:
-        """Return nothing: each stage's loss is logged anyway."""
-        self._own(net)
-        return {}
 
 
 def _projection(shape: tuple[int, ...]) -> nn.Module:

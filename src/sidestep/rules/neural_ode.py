@@ -18,22 +18,19 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sidestep.data import Split
 from sidestep.nets.denoiser import Denoiser
 from sidestep.nets.dropout import masks_from
-from sidestep.nets.embeddings import embedding_distances
 from sidestep.nets.own import ImagePath
 from sidestep.nets.precision import full_precision
 from sidestep.nets.timed_predictions import Walker
-from sidestep.nets.trained import trained
 from sidestep.nets.units import kept_statistics
 from sidestep.nets.walks import check_steps
 from sidestep.noise import Noise
-from sidestep.rules.built import built
-from sidestep.rules.dense import adamw, apply_dense, check_choice, check_positive, check_range, gradients_of
-from sidestep.rules.labels import embedding_for, make_denoiser, project_rows, readout_loss
+from sidestep.rules.dense import check_positive, check_range, gradients_of
+from sidestep.rules.labels import DenoisingRule, embedding_for, make_denoiser, readout_loss
 from sidestep.rules.protocol import Batch, Task
 from sidestep.rules.true_gradient import end_to_end
 from sidestep.update import Dense, Update
@@ -44,7 +41,7 @@ Field = Callable[[Tensor, Tensor], Tensor]  # (t of shape (), z) -> dz/dt, (batc
 
 
 @dataclass(frozen=True)
-class NeuralODE:
+class NeuralODE(DenoisingRule):
     """Train the flow from noise to the label end to end, by the adjoint method (Chen et al. 2018)."""
 
     steps: int = 20
@@ -77,11 +74,9 @@ class NeuralODE:
     for_inference: ClassVar[tuple[str, ...]] = ("steps", "method", "tolerance")
 
     def __post_init__(self) -> None:
-        check_choice(self)
+        super().__post_init__()
         check_steps(self.steps)
         check_positive(1, tolerance=self.tolerance)
-        check_positive(100, learning_rate=self.learning_rate)
-        check_range(0, 1, weight_decay=self.weight_decay)
         if self.dimension is not None:
             check_range(1, 1_000_000, dimension=self.dimension)
 
@@ -90,21 +85,12 @@ class NeuralODE:
         rows = embedding_for(self.embedding, self.dimension, self.unit_norm, task, noise.stream("embedding"), examples)
         return make_denoiser(task, noise, module, self.path, rows, self.embedding, self.readout, None)
 
-    def _own(self, net: nn.Module) -> Denoiser:
-        return built(net, Denoiser, self, lambda own: own.schedule is None)
+    def fits(self, net: Denoiser) -> bool:
+        """Whether a net is one that this rule builds with its hyper-parameters."""
+        return net.schedule is None
 
-    def units(self, net: nn.Module) -> dict[str, list[str]]:
-        """Return the one unit: all parameters."""
-        net = self._own(net)
-        return {"net": list(trained(net))}
-
-    def optimizer(self, net: nn.Module) -> torch.optim.Optimizer:
-        """Make AdamW."""
-        return adamw(net, self.units(net), self.learning_rate, self.weight_decay)
-
-    def estimate(self, net: nn.Module, batch: Batch, noise: Noise) -> Update:
+    def estimate(self, net: Denoiser, batch: Batch, noise: Noise) -> Update:
         """Return the gradient of the mean cross-entropy at the flow's end, from one noise start per image."""
-        net = self._own(net)
         net.train()
         net.block.latent.eval()  # an image-shaped z has a path with dropout: a rate with fresh masks is no ODE
         generator = noise.generator(batch.inputs.device)
@@ -159,9 +145,8 @@ class NeuralODE:
             found = odeint_adjoint(field, latent, times, adjoint_params=tuple(adjoint), **given, **back)
         return found[-1]
 
-    def true_gradients(self, net: nn.Module, batch: Batch) -> dict[str, Tensor]:
+    def true_gradients(self, net: Denoiser, batch: Batch) -> dict[str, Tensor]:
         """Return the gradient of the reading `from zero`, through the solver's own steps."""
-        net = self._own(net)
 
         def logits_of(images: Tensor) -> Tensor:
             held = net.block.prepare(images)
@@ -170,23 +155,10 @@ class NeuralODE:
 
         return end_to_end(net, batch, logits_of, running=True)
 
-    def decide(self, net: nn.Module, update: Update, optimizer: torch.optim.Optimizer) -> Update:
-        """Return the update as it is."""
-        self._own(net)
-        return update
-
-    def apply(self, net: nn.Module, update: Update, optimizer: torch.optim.Optimizer) -> None:
-        """Take one AdamW step along the gradient; put the embedding back to norm 1 where that is wanted."""
-        net = self._own(net)
-        apply_dense(net, update, optimizer)
-        if self.unit_norm:
-            project_rows(net)
-
     def predict(
-        self, net: nn.Module, images: Tensor, noise: Noise, start: int = 0, names: Collection[str] | None = None
+        self, net: Denoiser, images: Tensor, noise: Noise, start: int = 0, names: Collection[str] | None = None
     ) -> dict[str, Tensor]:
         """Return class probabilities by the solver from z_0 = 0 and from noise, and by dopri5 from z_0 = 0."""
-        net = self._own(net)
         net.eval()
 
         with torch.no_grad():
@@ -204,11 +176,6 @@ class NeuralODE:
             }
             with full_precision(images):  # as in training
                 return walk.wanted(names or self.predictors, readings)
-
-    def watch(self, net: nn.Module) -> dict[str, float]:
-        """Return the smallest norm and distance of the class embeddings, which would shrink in a collapse."""
-        net = self._own(net)
-        return embedding_distances(net.embedding)
 
 
 def _velocity(net: Denoiser, outputs: Tensor) -> Tensor:

@@ -35,12 +35,11 @@ from sidestep.nets.trained import trained
 from sidestep.nets.units import kept_statistics
 from sidestep.noise import Noise
 from sidestep.probes import DenseProbes, Probes, RankOneProbes, SparseProbes
-from sidestep.rules.built import built
 from sidestep.rules.codecs import codec_and_update
-from sidestep.rules.dense import check_choice, check_positive, check_range
+from sidestep.rules.dense import check_positive, check_range
 from sidestep.rules.density import DensitySchedule, advanced, density_and_count, first_density
 from sidestep.rules.flips import TernaryOptimizer, choose_by_threshold, choose_flips
-from sidestep.rules.protocol import Batch, Task
+from sidestep.rules.protocol import Batch, Rule, Task
 from sidestep.rules.trits import accumulate, along_probes, as_gradients, check_finite, move, sign_and_median, subtract
 from sidestep.rules.true_gradient import end_to_end
 from sidestep.update import Dense, Flips, Seeded, Update
@@ -49,7 +48,7 @@ __all__ = ["NoiseStep"]
 
 
 @dataclass(frozen=True)
-class NoiseStep:
+class NoiseStep(Rule[TernaryNet]):
     """Train ternary weights by local back-propagation or by probes; the log of the steps rebuilds them."""
 
     net: Literal["mlp", "conv"] = "mlp"
@@ -111,10 +110,9 @@ class NoiseStep:
         "Ternary nets by local back-propagation, or by probes (noise_step); the log of steps is the model"
     )
     predictors: ClassVar[tuple[str, ...]] = ("forward", "heads")
-    for_inference: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
-        check_choice(self)
+        super().__post_init__()
         check_range(1, 1 << 24, probes=self.probes, most_probes=self.most_probes)
         check_range(1, 10_000, tangents=self.tangents)
         if self.threshold is not None:
@@ -124,7 +122,6 @@ class NoiseStep:
         if self.head_share is not None:
             check_positive(1, head_share=self.head_share)
         check_range(0, 0.9999, momentum=self.momentum)
-        check_range(0, 0.99, label_smoothing=self.label_smoothing)
         check_range(1, 1 << 20, memory=self.memory)
         if self.norm == "batch" and (self.net == "mlp" or self.estimator != "local-losses"):
             raise InputError(
@@ -140,7 +137,7 @@ class NoiseStep:
         """The codec and the update, with `auto` resolved."""
         return codec_and_update(self.estimator, self.codec, self.update)
 
-    def build(self, task: Task, noise: Noise, examples: Split | None, module: ImagePath | None) -> nn.Module:
+    def build(self, task: Task, noise: Noise, examples: Split | None, module: ImagePath | None) -> TernaryNet:
         """Make the ternary net; a module of the user's takes the place of its stages."""
         local = self.estimator == "local-losses"
         if module is not None:
@@ -153,34 +150,35 @@ class NoiseStep:
         first_density(self.density, _weights(net))
         return net
 
-    def _own(self, net: nn.Module) -> TernaryNet:
-        return built(net, TernaryNet, self, lambda own: own.ternary and (own.local or self.estimator != "local-losses"))
+    def fits(self, net: TernaryNet) -> bool:
+        """Whether a net is one that this rule builds with its hyper-parameters."""
+        return net.ternary and (net.local or self.estimator != "local-losses")
 
-    def units(self, net: nn.Module) -> dict[str, list[str]]:
+    def units(self, net: TernaryNet) -> dict[str, list[str]]:
         """Return the stages with their heads for local losses, otherwise the one unit: all parameters."""
-        net = self._own(net)
         names = list(trained(net))
         if self.estimator != "local-losses":
             return {"net": names}
         stages = sorted({int(name.split(".")[1]) for name in names})
         return {f"stage {i}": [n for n in names if int(n.split(".")[1]) == i] for i in stages}
 
-    def optimizer(self, net: nn.Module) -> torch.optim.Optimizer:
+    def optimizer(self, net: TernaryNet) -> torch.optim.Optimizer:
         """Make what keeps the momentum or the accumulators; it has no learning rate, but the share of flips."""
-        trits = ternary_parameters(self._own(net))
+        trits = ternary_parameters(net)
         heads = [p for name, p in trits.items() if name.startswith("heads.")]
         others = [p for name, p in trits.items() if not name.startswith("heads.")]
         if self.choices[1] == "bop":
             return TernaryOptimizer([(others, self.bop_rate), (heads, self.bop_rate)])
         return TernaryOptimizer([(others, self.flip_share), (heads, self.head_share or self.flip_share)])
 
-    def estimate(self, net: nn.Module, batch: Batch, noise: Noise) -> Update:
+    def estimate(self, net: TernaryNet, batch: Batch, noise: Noise) -> Update:
         """Return the derivative along every probe, or a gradient, each up to a positive factor.
 
         weight-probes: of the batch's mean cross-entropy, exact; activity-probes: an unbiased gradient of it; rank-one:
         of each example's own; local-losses: exact gradients of each stage's smoothed loss.
         """
-        net, data, objective = self._own(net).train(), (batch.inputs, batch.targets), batch.objective
+        data, objective = (batch.inputs, batch.targets), batch.objective
+        net.train()
         seeded = noise.stream("module").torch_seeded(batch.inputs.device)  # for modules that draw in their forward pass
         with torch.no_grad(), kept_statistics(net) as changed, seeded, inplace_explained():
             if self.estimator == "weight-probes":
@@ -204,15 +202,13 @@ class NoiseStep:
             update = self._seeded(net, along_probes(net, gradients, probes), probes, losses)
             return replace(update, statistics={**changed(), **update.statistics})
 
-    def true_gradients(self, net: nn.Module, batch: Batch) -> dict[str, Tensor]:
+    def true_gradients(self, net: TernaryNet, batch: Batch) -> dict[str, Tensor]:
         """Return the gradient of the last head's mean cross-entropy by the trits, taken for real numbers."""
-        net = self._own(net)
         weights = {name: leaf.requires_grad_() for name, leaf in floating(net, batch.inputs).items()}
         return end_to_end(net, batch, lambda images: functional_call(net, weights, (images,)), weights)
 
-    def decide(self, net: nn.Module, update: Update, optimizer: torch.optim.Optimizer) -> Update:
+    def decide(self, net: TernaryNet, update: Update, optimizer: torch.optim.Optimizer) -> Update:
         """Return sign and median over all probes of the step, or the flips that the momentum asks for."""
-        net = self._own(net)
         if self.choices[0] == "trits":
             if not isinstance(update, Seeded):
                 raise InputError(f"trits are made of one number per probe (Seeded), got {type(update).__name__}")
@@ -223,9 +219,8 @@ class NoiseStep:
             return choose_by_threshold(net, gradients, optimizer, self.bop_threshold, **kept)
         return choose_flips(net, gradients, optimizer, self.momentum, **kept)
 
-    def apply(self, net: nn.Module, update: Update, optimizer: torch.optim.Optimizer) -> None:
+    def apply(self, net: TernaryNet, update: Update, optimizer: torch.optim.Optimizer) -> None:
         """Move the weights; the same update moves the same weights wherever it is applied."""
-        net = self._own(net)
         with torch.no_grad():
             if isinstance(update, Flips):
                 move(net, update.positions, update.moves)
@@ -240,10 +235,9 @@ class NoiseStep:
                 buffers[name].copy_(value)
 
     def predict(
-        self, net: nn.Module, images: Tensor, noise: Noise, start: int = 0, names: Collection[str] | None = None
+        self, net: TernaryNet, images: Tensor, noise: Noise, start: int = 0, names: Collection[str] | None = None
     ) -> dict[str, Tensor]:
         """Return the softmax of the last head's logits, and of the sum of all heads'."""
-        net = self._own(net)
         net.eval()
         wanted = self.predictors if names is None else names
         with torch.no_grad():
@@ -251,9 +245,8 @@ class NoiseStep:
             found = {"forward": logits[-1], "heads": torch.stack(logits).sum(dim=0)}
             return {name: objective_of(net).predictions(found[name]) for name in wanted}
 
-    def watch(self, net: nn.Module) -> dict[str, float]:
+    def watch(self, net: TernaryNet) -> dict[str, float]:
         """Return the share of weights that are not zero, and where the density of probes stands."""
-        net = self._own(net)
         trits = ternary_parameters(net).values()
         found = {"share of non-zero weights": sum(int(t.count_nonzero()) for t in trits) / _weights(net)}
         if self.choices[0] == "trits" and self.estimator != "rank-one":

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sidestep.data import Split
 from sidestep.errors import InputError
@@ -27,18 +27,15 @@ from sidestep.nets.timed_predictions import Walker, diffusion_velocity
 from sidestep.nets.units import kept_statistics
 from sidestep.nets.walks import check_steps
 from sidestep.noise import Noise
-from sidestep.rules.built import built
 from sidestep.rules.dense import (
-    OPTIMIZERS,
     apply_dense,
-    check_choice,
     check_positive,
     check_range,
     check_used,
     gradients_of,
 )
 from sidestep.rules.labels import (
-    block_units,
+    TimedRule,
     embedding_for,
     make_denoiser,
     project_rows,
@@ -54,7 +51,7 @@ __all__ = ["NoPropCT"]
 
 
 @dataclass(frozen=True)
-class NoPropCT:
+class NoPropCT(TimedRule):
     """Train one block to denoise the label at every time (Li, Teh, Pascanu 2025, continuous time)."""
 
     loss: Literal["paper", "clipped", "unweighted", "cross-entropy"] = "cross-entropy"
@@ -115,11 +112,9 @@ class NoPropCT:
     for_inference: ClassVar[tuple[str, ...]] = ("steps", "solver", "start", "grid", "draws")
 
     def __post_init__(self) -> None:
-        check_choice(self)
+        super().__post_init__()
         check_loss(self.loss)
         check_positive(1e6, eta=self.eta, largest_weight=self.largest_weight)
-        check_positive(100, learning_rate=self.learning_rate)
-        check_range(0, 1, weight_decay=self.weight_decay)
         check_range(1, 1000, draws=self.draws, draws_per_image=self.draws_per_image)
         check_steps(self.steps)
         if self.dimension is not None:
@@ -143,22 +138,12 @@ class NoPropCT:
         schedule = make_schedule(self.schedule, self.smallest_alpha_bar, self.largest_alpha_bar)
         return make_denoiser(task, noise, module, self.path, rows, self.embedding, self.readout, schedule)
 
-    def _own(self, net: nn.Module) -> Denoiser:
-        return built(net, Denoiser, self, lambda own: own.schedule is not None)
+    def fits(self, net: Denoiser) -> bool:
+        """Whether a net is one that this rule builds with its hyper-parameters."""
+        return net.schedule is not None
 
-    def units(self, net: nn.Module) -> dict[str, list[str]]:
-        """Return the block's parameters, and those of what it is trained with: read-out, embedding, schedule."""
-        net = self._own(net)
-        return block_units(net)
-
-    def optimizer(self, net: nn.Module) -> torch.optim.Optimizer:
-        """Make Adam or AdamW with one group for the block and one for the rest."""
-        make = OPTIMIZERS[self.optimizer_kind]
-        return make(net, self.units(net), self.learning_rate, self.weight_decay)
-
-    def estimate(self, net: nn.Module, batch: Batch, noise: Noise) -> Update:
+    def estimate(self, net: Denoiser, batch: Batch, noise: Noise) -> Update:
         """Return the gradients of the loss, one time and one noise per image (and draw)."""
-        net = self._own(net)
         net.train()
         generator, schedule = noise.generator(batch.inputs.device), _schedule(net)
         draw = draw_times(self.times, len(batch.targets) * self.draws_per_image, net.dimension, generator)
@@ -193,9 +178,8 @@ class NoPropCT:
             "read-out: KL": start_divergence(target, ends[0]),
         }
 
-    def true_gradients(self, net: nn.Module, batch: Batch) -> dict[str, Tensor]:
+    def true_gradients(self, net: Denoiser, batch: Batch) -> dict[str, Tensor]:
         """Return the gradient of the reading `ddim`, through all of its steps, from z_0 = 0."""
-        net = self._own(net)
         schedule = _schedule(net)
 
         def logits_of(images: Tensor) -> Tensor:
@@ -206,14 +190,8 @@ class NoPropCT:
 
         return end_to_end(net, batch, logits_of, running=True)
 
-    def decide(self, net: nn.Module, update: Update, optimizer: torch.optim.Optimizer) -> Update:
-        """Return the update as it is."""
-        self._own(net)
-        return update
-
-    def apply(self, net: nn.Module, update: Update, optimizer: torch.optim.Optimizer) -> None:
+    def apply(self, net: Denoiser, update: Update, optimizer: torch.optim.Optimizer) -> None:
         """Take one step along the gradients; keep a learned schedule in bounds, and rows at norm 1 where wanted."""
-        net = self._own(net)
         apply_dense(net, update, optimizer)
         if isinstance(net.schedule, LearnedSchedule):
             net.schedule.bound()
@@ -221,10 +199,9 @@ class NoPropCT:
             project_rows(net)
 
     def predict(
-        self, net: nn.Module, images: Tensor, noise: Noise, start: int = 0, names: Collection[str] | None = None
+        self, net: Denoiser, images: Tensor, noise: Noise, start: int = 0, names: Collection[str] | None = None
     ) -> dict[str, Tensor]:
         """Return class probabilities by each sampler, and by the block's first output alone, at z = 0 and t = 0."""
-        net = self._own(net)
         net.eval()
         schedule = _schedule(net)
 
@@ -246,16 +223,14 @@ class NoPropCT:
             }
             return walk.wanted(names or self.predictors, readings)
 
-    def watch(self, net: nn.Module) -> dict[str, float]:
+    def watch(self, net: Denoiser) -> dict[str, float]:
         """Return the embeddings' smallest norm and distance, and the schedule's ends."""
-        net = self._own(net)
         with torch.no_grad():
             first, last = _schedule(net).alpha_bar(net.embedding.new_tensor([0.0, 1.0])).tolist()
         return {**embedding_distances(net.embedding), "alpha_bar(0)": first, "alpha_bar(1)": last}
 
-    def broken(self, net: nn.Module) -> str | None:
+    def broken(self, net: Denoiser) -> str | None:
         """Return what is wrong with a net that is not finite, or whose schedule is saturated or, learned, flat."""
-        net = self._own(net)
         lost = [name for name, value in net.state_dict().items() if not bool(value.isfinite().all())]
         if lost:
             return f"{lost[0]} is not finite any more; take a smaller --learning-rate"

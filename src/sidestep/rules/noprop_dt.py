@@ -15,11 +15,10 @@ from functools import partial
 from typing import ClassVar, Literal, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sidestep.data import Split
 from sidestep.nets.dropout import masks_from
-from sidestep.nets.embeddings import embedding_distances
 from sidestep.nets.losses import check_loss, check_smoothing, denoising_loss
 from sidestep.nets.own import ImagePath, image_paths
 from sidestep.nets.paths import path_maker
@@ -32,10 +31,9 @@ from sidestep.nets.together import BlocksTogether, drawn_masks
 from sidestep.nets.trained import trained
 from sidestep.nets.units import kept_statistics, run_units
 from sidestep.noise import Noise
-from sidestep.rules.built import built
-from sidestep.rules.dense import adamw, apply_dense, check_choice, check_positive, check_range, check_used, gradients_of
+from sidestep.rules.dense import apply_dense, check_positive, check_range, check_used, gradients_of
 from sidestep.rules.labels import embedding_for, learns, project_rows, readout_loss, start_divergence
-from sidestep.rules.protocol import Batch, Task
+from sidestep.rules.protocol import Batch, Rule, Task
 from sidestep.rules.true_gradient import end_to_end
 from sidestep.rules.variant import PAPER_LABELS, PaperOptions
 from sidestep.update import Dense, Update
@@ -54,7 +52,7 @@ class _Share(NamedTuple):
 
 
 @dataclass(frozen=True)
-class NoPropDT:
+class NoPropDT(Rule[DenoisingStack]):
     """Train T blocks, each on its own loss, to denoise the label (Li, Teh, Pascanu 2025, discrete time)."""
 
     blocks: int = 10
@@ -100,7 +98,7 @@ class NoPropDT:
     for_inference: ClassVar[tuple[str, ...]] = ("draws",)
 
     def __post_init__(self) -> None:
-        check_choice(self)
+        super().__post_init__()
         check_range(1, 1000, blocks=self.blocks)
         check_range(1, 1000, draws=self.draws)
         check_loss(self.loss)
@@ -110,8 +108,6 @@ class NoPropDT:
         check_smoothing(self.loss, self.label_smoothing)
         check_used(self, "eta", "loss", "paper", "clipped")
         check_used(self, "largest_weight", "loss", "clipped")
-        check_positive(100, learning_rate=self.learning_rate)
-        check_range(0, 1, weight_decay=self.weight_decay)
         check_range(0, 1, cosine_offset=self.cosine_offset)
         check_used(self, "cosine_offset", "levels", "cosine")
         check_range(
@@ -141,12 +137,8 @@ class NoPropDT:
                 together=module is None,
             )
 
-    def _own(self, net: nn.Module) -> DenoisingStack:
-        return built(net, DenoisingStack, self)
-
-    def units(self, net: nn.Module) -> dict[str, list[str]]:
+    def units(self, net: DenoisingStack) -> dict[str, list[str]]:
         """Return the parameter names of each block, and of the read-out with the embedding, which all blocks share."""
-        net = self._own(net)
         names = list(trained(net))
         found = {
             f"block {index + 1}": [name for name in names if name.startswith(f"blocks.{index}.")]
@@ -155,13 +147,8 @@ class NoPropDT:
         shared = [name for name in names if not name.startswith("blocks.")]
         return {**found, _SHARED: shared} if shared else found
 
-    def optimizer(self, net: nn.Module) -> torch.optim.Optimizer:
-        """Make AdamW with one group per block and one for what the blocks share."""
-        return adamw(net, self.units(net), self.learning_rate, self.weight_decay)
-
-    def estimate(self, net: nn.Module, batch: Batch, noise: Noise) -> Update:
+    def estimate(self, net: DenoisingStack, batch: Batch, noise: Noise) -> Update:
         """Return every unit's gradients of its own loss; blocks run at once where that is faster."""
-        net = self._own(net)
         blocks = len(net.blocks)
         net.train()
         way = net.way(batch.inputs.device)
@@ -174,9 +161,8 @@ class NoPropDT:
             gradients["embedding"] = sum(parts, torch.zeros_like(parts[0])) / blocks + shared.embedding
         return Dense(gradients, statistics, losses)
 
-    def estimates(self, net: nn.Module, batch: Batch, noise: Noise) -> Iterator[tuple[str, Dense]]:
+    def estimates(self, net: DenoisingStack, batch: Batch, noise: Noise) -> Iterator[tuple[str, Dense]]:
         """Yield one block's update after another, and then that of what the blocks share."""
-        net = self._own(net)
         blocks, total = len(net.blocks), torch.zeros_like(net.embedding)
         net.train()
         for index in range(blocks):
@@ -223,40 +209,27 @@ class NoPropDT:
         losses = {f"{_SHARED}: cross-entropy": entropy.detach(), f"{_SHARED}: KL": divergence.detach()}
         return _Share(losses, found, found.pop("embedding", None))
 
-    def true_gradients(self, net: nn.Module, batch: Batch) -> dict[str, Tensor]:
+    def true_gradients(self, net: DenoisingStack, batch: Batch) -> dict[str, Tensor]:
         """Return the gradient of the reading `ddim`, through all blocks of the chain, from z_0 = 0."""
-        net = self._own(net)
 
         def logits_of(images: Tensor) -> Tensor:
             return net.readout(ddim_chain(net, net.image_features(images)).latent, net.embedding)
 
         return end_to_end(net, batch, logits_of, running=True)
 
-    def decide(self, net: nn.Module, update: Update, optimizer: torch.optim.Optimizer) -> Update:
-        """Return the update as it is."""
-        self._own(net)
-        return update
-
-    def apply(self, net: nn.Module, update: Update, optimizer: torch.optim.Optimizer) -> None:
+    def apply(self, net: DenoisingStack, update: Update, optimizer: torch.optim.Optimizer) -> None:
         """Take one AdamW step along the gradients; put the embedding back to norm 1 where that is wanted."""
-        net = self._own(net)
         apply_dense(net, update, optimizer)
         if self.unit_norm and isinstance(update, Dense) and "embedding" in update.gradients:
             project_rows(net)
 
     def predict(
-        self, net: nn.Module, images: Tensor, noise: Noise, start: int = 0, names: Collection[str] | None = None
+        self, net: DenoisingStack, images: Tensor, noise: Noise, start: int = 0, names: Collection[str] | None = None
     ) -> dict[str, Tensor]:
         """Return class probabilities by each sampler, by block 1 alone, and by the mean of the blocks."""
-        net = self._own(net)
         net.eval()
         with torch.no_grad():
             return stack_predictions(net, images, noise, start, self.draws, names or self.predictors)
-
-    def watch(self, net: nn.Module) -> dict[str, float]:
-        """Return the smallest norm and distance of the class embeddings, which would shrink in a collapse."""
-        net = self._own(net)
-        return embedding_distances(net.embedding)
 
     def _shares(
         self, net: DenoisingStack, batch: Batch, noise: Noise, way: str

@@ -19,13 +19,12 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sidestep.data import Split
 from sidestep.errors import InputError
 from sidestep.nets.denoiser import Denoiser, Draw, draw_times
 from sidestep.nets.dropout import masks_from
-from sidestep.nets.embeddings import embedding_distances
 from sidestep.nets.losses import check_loss, check_smoothing, denoising_loss
 from sidestep.nets.own import ImagePath
 from sidestep.nets.precision import full_precision
@@ -33,17 +32,13 @@ from sidestep.nets.timed_predictions import Walker
 from sidestep.nets.units import kept_statistics
 from sidestep.nets.walks import check_steps
 from sidestep.noise import Noise
-from sidestep.rules.built import built
 from sidestep.rules.dense import (
-    OPTIMIZERS,
-    apply_dense,
-    check_choice,
     check_positive,
     check_range,
     check_used,
     gradients_of,
 )
-from sidestep.rules.labels import block_units, embedding_for, learns, make_denoiser, project_rows, readout_loss
+from sidestep.rules.labels import TimedRule, embedding_for, learns, make_denoiser, readout_loss
 from sidestep.rules.protocol import Batch, Task
 from sidestep.rules.true_gradient import end_to_end
 from sidestep.rules.variant import PAPER_LABELS, PaperOptions
@@ -55,7 +50,7 @@ _REST = 1e-3  # the smallest 1 - t that a label estimate's velocity is divided b
 
 
 @dataclass(frozen=True)
-class NoPropFM:
+class NoPropFM(TimedRule):
     """Train one block to carry noise to the label (Li, Teh, Pascanu 2025, flow matching)."""
 
     prediction: Literal["label", "velocity"] = "label"
@@ -110,11 +105,9 @@ class NoPropFM:
     for_inference: ClassVar[tuple[str, ...]] = ("steps", "solver", "start", "grid", "draws")
 
     def __post_init__(self) -> None:
-        check_choice(self)
+        super().__post_init__()
         check_loss(self.loss)
         check_positive(1e6, largest_weight=self.largest_weight)
-        check_positive(100, learning_rate=self.learning_rate)
-        check_range(0, 1, weight_decay=self.weight_decay)
         check_range(0, 10, sigma=self.sigma)
         check_smoothing(self.loss, self.label_smoothing)
         check_used(self, "largest_weight", "loss", "clipped")
@@ -138,22 +131,12 @@ class NoPropFM:
         rows = embedding_for(self.embedding, self.dimension, self.unit_norm, task, noise.stream("embedding"), examples)
         return make_denoiser(task, noise, module, self.path, rows, self.embedding, self.readout, None)
 
-    def _own(self, net: nn.Module) -> Denoiser:
-        return built(net, Denoiser, self, lambda own: own.schedule is None)
+    def fits(self, net: Denoiser) -> bool:
+        """Whether a net is one that this rule builds with its hyper-parameters."""
+        return net.schedule is None
 
-    def units(self, net: nn.Module) -> dict[str, list[str]]:
-        """Return the block's parameters, and those of what it is trained with: read-out, embedding."""
-        net = self._own(net)
-        return block_units(net)
-
-    def optimizer(self, net: nn.Module) -> torch.optim.Optimizer:
-        """Make Adam or AdamW with one group for the block and one for the rest."""
-        make = OPTIMIZERS[self.optimizer_kind]
-        return make(net, self.units(net), self.learning_rate, self.weight_decay)
-
-    def estimate(self, net: nn.Module, batch: Batch, noise: Noise) -> Update:
+    def estimate(self, net: Denoiser, batch: Batch, noise: Noise) -> Update:
         """Return the gradients of the loss, one time and one noise per image (and draw)."""
-        net = self._own(net)
         net.train()
         generator = noise.generator(batch.inputs.device)
         draw = draw_times(self.times, len(batch.targets) * self.draws_per_image, net.dimension, generator)
@@ -198,9 +181,8 @@ class NoPropFM:
             losses["read-out: anchor"] = readout_loss(net.readout, net.embedding, landing, labels)
         return losses
 
-    def true_gradients(self, net: nn.Module, batch: Batch) -> dict[str, Tensor]:
+    def true_gradients(self, net: Denoiser, batch: Batch) -> dict[str, Tensor]:
         """Return the gradient of the reading `euler`, through all of its steps, from z_0 = 0."""
-        net = self._own(net)
 
         def logits_of(images: Tensor) -> Tensor:
             walk = self._walker(net, images, Noise(0), 0)
@@ -208,23 +190,10 @@ class NoPropFM:
 
         return end_to_end(net, batch, logits_of, running=True)
 
-    def decide(self, net: nn.Module, update: Update, optimizer: torch.optim.Optimizer) -> Update:
-        """Return the update as it is."""
-        self._own(net)
-        return update
-
-    def apply(self, net: nn.Module, update: Update, optimizer: torch.optim.Optimizer) -> None:
-        """Take one step along the gradients; put the embedding back to norm 1 where that is wanted."""
-        net = self._own(net)
-        apply_dense(net, update, optimizer)
-        if self.unit_norm:
-            project_rows(net)
-
     def predict(
-        self, net: nn.Module, images: Tensor, noise: Noise, start: int = 0, names: Collection[str] | None = None
+        self, net: Denoiser, images: Tensor, noise: Noise, start: int = 0, names: Collection[str] | None = None
     ) -> dict[str, Tensor]:
         """Return class probabilities by each solver, and by the first step alone: where the flow first points."""
-        net = self._own(net)
         net.eval()
         with torch.no_grad():
             walk = self._walker(net, images, noise, start)
@@ -247,11 +216,6 @@ class NoPropFM:
 
         last = 1.0 if self.prediction == "velocity" else 1 - _REST
         return Walker(net, images, velocity, noise, start, self.steps, last, self.grid)
-
-    def watch(self, net: nn.Module) -> dict[str, float]:
-        """Return the smallest norm and distance of the class embeddings, which would shrink in a collapse."""
-        net = self._own(net)
-        return embedding_distances(net.embedding)
 
 
 def _velocity(net: Denoiser, outputs: Tensor) -> Tensor:

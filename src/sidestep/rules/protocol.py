@@ -1,73 +1,153 @@
-"""What a learning rule is: a handful of functions around one small value, the Update."""
+"""What a learning rule is: how a net is built, what one batch asks of it, and what it predicts.
 
-from collections.abc import Collection, Iterator
-from typing import Any, ClassVar, Protocol, runtime_checkable
+`Rule` has a default for everything else, so that a new rule is `build`, `estimate` and `predict`.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Iterator
+from functools import wraps
+from typing import Any, ClassVar, Generic, Protocol, cast, get_args, runtime_checkable
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import TypeVar
 
 from sidestep.data import Split
+from sidestep.data.objective import objective_of
 from sidestep.data.task import Batch, Task
 from sidestep.nets.own import ImagePath
+from sidestep.nets.trained import trained
 from sidestep.noise import Noise
+from sidestep.rules.built import built
+from sidestep.rules.dense import adamw, apply_dense, check_choice, check_positive, check_range
+from sidestep.rules.true_gradient import end_to_end
 from sidestep.update import Dense, Update
 
-__all__ = ["Batch", "Dividing", "Measurable", "Rule", "Task", "UnitByUnit"]
+__all__ = ["Batch", "Dividing", "Measurable", "OutputRule", "Rule", "Task", "UnitByUnit"]
+
+Method = TypeVar("Method", bound=Callable[..., Any])
+Net = TypeVar("Net", bound=nn.Module, default=Any)
+
+_TAKE_A_NET = frozenset({
+    "units", "optimizer", "estimate", "estimates", "decide", "apply", "predict", "watch", "broken", "true_gradients",
+})  # fmt: skip
 
 
-class Rule(Protocol):
-    """A learning rule. Its dataclass fields are its hyper-parameters; they become the command line's options.
+def _with_door(method: Method) -> Method:
+    """Return a rule's method behind its door: a net that another rule has built is refused before it runs."""
+
+    @wraps(method)
+    def checked(self: "Rule[Any]", net: nn.Module, *arguments: Any, **named: Any) -> Any:
+        return method(self, built(net, self.net_types, self, self.fits), *arguments, **named)
+
+    return cast(Method, checked)
+
+
+class Rule(ABC, Generic[Net]):
+    """A learning rule: a frozen dataclass, whose fields are its hyper-parameters and the command line's options.
 
     The loop calls `estimate`, then `decide` on all ranks' updates, then `apply`. `estimate` writes neither weights nor
     buffers; `apply` sees no data and no learning rate that is not in the update, and is deterministic, so that updates
     can be logged and replayed.
+
+    `class LocalLoss(Rule[LayerwiseNet])` says which net `build` makes, a class or several (`A | B`). Every method that
+    takes a net gets one of these: others are refused with an InputError that says what to call.
     """
 
     name: ClassVar[str]
     summary: ClassVar[str]
-    predictors: ClassVar[tuple[str, ...]]  # names of the readings that `predict` gives; the first is the default
-    for_inference: ClassVar[tuple[str, ...]]  # hyper-parameters that `predict` can take at other values later
+    predictors: ClassVar[tuple[str, ...]] = ("forward",)  # names of `predict`'s readings; the first is the default
+    for_inference: ClassVar[tuple[str, ...]] = ()  # hyper-parameters that `predict` can take at other values later
+    net_types: ClassVar[tuple[type[nn.Module], ...]] = (nn.Module,)  # from the square brackets behind Rule
     __dataclass_fields__: ClassVar[dict[str, Any]]
 
-    def build(self, task: Task, noise: Noise, examples: Split | None, module: ImagePath | None) -> nn.Module:
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        for base in vars(cls).get("__orig_bases__", ()):
+            kinds = [kind for given in get_args(base) for kind in get_args(given) or (given,)]
+            if kinds and all(isinstance(kind, type) for kind in kinds):  # a base of several rules leaves it open
+                cls.net_types = tuple(kinds)
+        for name in _TAKE_A_NET & set(vars(cls)):
+            setattr(cls, name, _with_door(vars(cls)[name]))
+
+    def __post_init__(self) -> None:
+        """Check the hyper-parameters that rules have by these names; a rule with others adds its own checks."""
+        check_choice(self)
+        values = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        if "learning_rate" in values:
+            check_positive(100, learning_rate=values["learning_rate"])
+        for name, most in (("weight_decay", 1), ("label_smoothing", 0.99)):
+            if name in values:
+                check_range(0, most, **{name: values[name]})
+
+    def fits(self, net: Net) -> bool:
+        """Whether a net of the right class is one that this rule builds with its hyper-parameters."""
+        return True
+
+    @abstractmethod
+    def build(self, task: Task, noise: Noise, examples: Split | None, module: ImagePath | None) -> Net:
         """Make the untrained net. `examples` are the training images, absent when weights are about to be loaded."""
-        ...
 
-    def units(self, net: nn.Module) -> dict[str, list[str]]:
-        """Return unit name -> parameter names: the parts of the net that can be trained without the others."""
-        ...
-
-    def optimizer(self, net: nn.Module) -> torch.optim.Optimizer:
-        """Make the optimiser that `apply` steps, one parameter group per unit."""
-        ...
-
-    def estimate(self, net: nn.Module, batch: Batch, noise: Noise) -> Update:
+    @abstractmethod
+    def estimate(self, net: Net, batch: Batch, noise: Noise) -> Update:
         """Estimate the update from one batch; `noise` stands at the current step."""
-        ...
 
-    def decide(self, net: nn.Module, update: Update, optimizer: torch.optim.Optimizer) -> Update:
-        """Turn the exchanged estimate of all ranks into what is logged and applied; for dense rules the identity.
-
-        It may advance the optimiser's memory (momentum), but sees no data and writes no weights.
-        """
-        ...
-
-    def apply(self, net: nn.Module, update: Update, optimizer: torch.optim.Optimizer) -> None:
-        """Write the update into the net. Never sees data; deterministic."""
-        ...
-
+    @abstractmethod
     def predict(
-        self, net: nn.Module, images: Tensor, noise: Noise, start: int = 0, names: Collection[str] | None = None
+        self, net: Net, images: Tensor, noise: Noise, start: int = 0, names: Collection[str] | None = None
     ) -> dict[str, Tensor]:
         """Return class probabilities (batch, classes) for the wanted `predictors` (all by default), from images alone.
 
         `start` is the index of the first image in the whole set, so that samples do not depend on the batching.
         """
-        ...
 
-    def watch(self, net: nn.Module) -> dict[str, float]:
+    @_with_door
+    def units(self, net: Net) -> dict[str, list[str]]:
+        """Return unit name -> parameter names: what trains without the others. By default one unit, all parameters."""
+        return {"net": list(trained(net))}
+
+    @_with_door
+    def optimizer(self, net: Net) -> torch.optim.Optimizer:
+        """Make the optimiser that `apply` steps, one parameter group per unit.
+
+        By default AdamW with the rule's `learning_rate` and `weight_decay`, or 1e-3 where it has no such field.
+        """
+        rates = [getattr(self, name, 1e-3) for name in ("learning_rate", "weight_decay")]
+        return adamw(net, self.units(net), *rates)
+
+    @_with_door
+    def decide(self, net: Net, update: Update, optimizer: torch.optim.Optimizer) -> Update:
+        """Turn the exchanged estimate of all ranks into what is logged and applied; by default the identity.
+
+        It may advance the optimiser's memory (momentum), but sees no data and writes no weights.
+        """
+        return update
+
+    @_with_door
+    def apply(self, net: Net, update: Update, optimizer: torch.optim.Optimizer) -> None:
+        """Write the update into the net; deterministic. By default one step of the optimiser along named gradients."""
+        apply_dense(net, update, optimizer)
+
+    @_with_door
+    def watch(self, net: Net) -> dict[str, float]:
         """Return numbers worth watching, logged once an epoch, such as the smallest distance between embeddings."""
-        ...
+        return {}
+
+
+class OutputRule(Rule[Net]):
+    """A rule that predicts by what its net returns, so that its default reading and true gradient are known."""
+
+    def predict(
+        self, net: Net, images: Tensor, noise: Noise, start: int = 0, names: Collection[str] | None = None
+    ) -> dict[str, Tensor]:
+        """Return the one reading `forward`: the softmax of the net's output."""
+        net.eval()
+        with torch.no_grad():
+            return {"forward": objective_of(net).predictions(net(images))}
+
+    def true_gradients(self, net: Net, batch: Batch) -> dict[str, Tensor]:
+        """Return the gradient of the mean loss of the net's output, end to end."""
+        return end_to_end(net, batch, net)
 
 
 @runtime_checkable

@@ -21,7 +21,7 @@ from sidestep.nets.end_to_end import end_to_end_net
 from sidestep.nets.own import ImagePath
 from sidestep.nets.units import kept_statistics
 from sidestep.noise import Noise
-from sidestep.rules.dense import adamw, apply_dense, gradients_of
+from sidestep.rules.dense import adamw, gradients_of
 from sidestep.rules.protocol import Batch, Rule, Task
 from sidestep.update import Dense, Update
 
@@ -31,7 +31,7 @@ _DEFAULTS = {"learning_rate": 1e-3, "weight_decay": 1e-3, "label_smoothing": 0.0
 
 
 @dataclass(frozen=True)
-class SameNet:
+class SameNet(Rule[nn.Module]):
     """Train the net of another rule end to end, by back-propagation with AdamW."""
 
     of: Rule
@@ -39,8 +39,6 @@ class SameNet:
 
     name: ClassVar[str] = "same-net"
     summary: ClassVar[str] = "Back-propagation on the net that another rule has built"
-    predictors: ClassVar[tuple[str, ...]] = ("forward",)
-    for_inference: ClassVar[tuple[str, ...]] = ()
 
     @property
     def shared(self) -> dict[str, float]:
@@ -51,10 +49,6 @@ class SameNet:
         """Make the rule's net, around a module of the user's where one is given, and open it end to end."""
         net = self.of.build(task, noise, examples, module)
         return end_to_end_net(net, task.shape, noise.stream("same net"))
-
-    def units(self, net: nn.Module) -> dict[str, list[str]]:
-        """Return the one unit: all parameters."""
-        return {"net": [name for name, _ in net.named_parameters()]}
 
     def optimizer(self, net: nn.Module) -> torch.optim.Optimizer:
         """Make AdamW."""
@@ -76,14 +70,6 @@ class SameNet:
             gradients = gradients_of(loss, dict(net.named_parameters()))
         return Dense(gradients, statistics, {"net: cross-entropy": loss.detach()})
 
-    def decide(self, net: nn.Module, update: Update, optimizer: torch.optim.Optimizer) -> Update:
-        """Return the update as it is."""
-        return update
-
-    def apply(self, net: nn.Module, update: Update, optimizer: torch.optim.Optimizer) -> None:
-        """Take one AdamW step along the gradient."""
-        apply_dense(net, update, optimizer)
-
     def predict(
         self, net: nn.Module, images: Tensor, noise: Noise, start: int = 0, names: Collection[str] | None = None
     ) -> dict[str, Tensor]:
@@ -91,7 +77,3 @@ class SameNet:
         net.eval()
         with torch.no_grad():
             return {"forward": objective_of(net).predictions(net(images))}
-
-    def watch(self, net: nn.Module) -> dict[str, float]:
-        """Return nothing."""
-        return {}

@@ -9,12 +9,11 @@ rounding errors in them; here shifted weights exist beside the net's own, one la
 by the seed and one number per pair, and with the learning rate that is what the step log holds.
 """
 
-from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from sidestep.data import Split
 from sidestep.errors import InputError
@@ -28,20 +27,18 @@ from sidestep.nets.trained import trained
 from sidestep.nets.units import kept_statistics
 from sidestep.noise import Noise
 from sidestep.probes import DenseProbes, Distribution
-from sidestep.rules.any_module import check_unused, one_unit, seeded
-from sidestep.rules.built import built
-from sidestep.rules.dense import apply_dense, check_choice, check_positive, check_range
-from sidestep.rules.forward_only import LOGGED, check_named, losses_under, make_net, make_optimizer, probabilities
+from sidestep.rules.any_module import check_unused, seeded
+from sidestep.rules.dense import apply_dense, check_positive, check_range
+from sidestep.rules.forward_only import LOGGED, ForwardOnlyRule, check_named, losses_under, make_net
 from sidestep.rules.protocol import Batch, Task
 from sidestep.rules.trits import as_gradients
-from sidestep.rules.true_gradient import end_to_end
 from sidestep.update import Dense, Seeded, Update
 
 __all__ = ["SPSA"]
 
 
 @dataclass(frozen=True)
-class SPSA:
+class SPSA(ForwardOnlyRule):
     """Train by simultaneous perturbation: two forward passes a pair, whatever the number of weights."""
 
     hidden: tuple[int, ...] = (64,)
@@ -68,38 +65,22 @@ class SPSA:
     summary: ClassVar[str] = (
         "Simultaneous perturbation (SPSA, MeZO): antithetic pairs on all weights at once, one a step"
     )
-    predictors: ClassVar[tuple[str, ...]] = ("forward",)
-    for_inference: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
-        check_choice(self)
+        super().__post_init__()
         check_range(1, 1 << 20, pairs=self.pairs)
-        check_positive(100, eps=self.eps, learning_rate=self.learning_rate)
-        check_range(0, 1, weight_decay=self.weight_decay)
+        check_positive(100, eps=self.eps)
         check_named(self.objective, self.optimizer_kind)
 
-    def build(self, task: Task, noise: Noise, examples: Split | None, module: ImagePath | None) -> nn.Module:
+    def build(self, task: Task, noise: Noise, examples: Split | None, module: ImagePath | None) -> StagedNet:
         """Make the MLP; a module of the user's takes the place of its hidden layers."""
         net = make_net(task, self.hidden, self.norm, noise, module)
         check_layers(net, pairs=True)
         check_noise_size(net, self.eps, rows=False)
         return net
 
-    def _own(self, net: nn.Module) -> StagedNet:
-        return built(net, StagedNet, self)
-
-    def units(self, net: nn.Module) -> dict[str, list[str]]:
-        """Return the one unit: all parameters."""
-        net = self._own(net)
-        return {"net": list(trained(net))}
-
-    def optimizer(self, net: nn.Module) -> torch.optim.Optimizer:
-        """Make the optimiser."""
-        return make_optimizer(self.optimizer_kind, net, self.units(net), self.learning_rate, self.weight_decay)
-
-    def estimate(self, net: nn.Module, batch: Batch, noise: Noise) -> Update:
+    def estimate(self, net: StagedNet, batch: Batch, noise: Noise) -> Update:
         """Return one number per pair; in float32, since rounding the difference of two losses would drown it."""
-        net = self._own(net)
         net.train()
         directions = Directions(noise.stream("directions"), self.distribution)
         losses = []
@@ -124,10 +105,6 @@ class SPSA:
         check_trainable(net)
         check_noise_size(net, self.eps, rows=False)
 
-    def optimizer_any(self, net: nn.Module) -> torch.optim.Optimizer:
-        """Make the optimiser for any module."""
-        return make_optimizer(self.optimizer_kind, net, one_unit(net), self.learning_rate, self.weight_decay)
-
     def estimate_any(self, net: nn.Module, losses: Losses, noise: Noise) -> Update:
         """Return one number per pair, from the losses of any module whose weights are shifted as a whole."""
         directions = Directions(noise.stream("directions"), self.distribution)
@@ -135,36 +112,17 @@ class SPSA:
         coefs = (both[0] - both[1]) / (2 * self.eps * self.pairs)
         return seeded(net, coefs, noise, self.distribution, statistics, both.mean())
 
-    def true_gradients(self, net: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """Return the gradient of the net's mean cross-entropy."""
-        net = self._own(net)
-        return end_to_end(net, batch, net)
-
-    def decide(self, net: nn.Module, update: Update, optimizer: torch.optim.Optimizer) -> Update:
+    def decide(self, net: StagedNet, update: Update, optimizer: torch.optim.Optimizer) -> Update:
         """Return the update with the learning rate that it is applied with."""
-        self._own(net)
         if not isinstance(update, Seeded) or self.optimizer_kind not in LOGGED:
             return update
         return replace(update, rate=float(optimizer.param_groups[0]["lr"]))
 
-    def apply(self, net: nn.Module, update: Update, optimizer: torch.optim.Optimizer) -> None:
+    def apply(self, net: StagedNet, update: Update, optimizer: torch.optim.Optimizer) -> None:
         """Take one step of the optimiser along the directions, which are made again, at the update's learning rate."""
-        net = self._own(net)
         if not isinstance(update, Seeded):
             raise InputError(f"this rule applies one number per pair (Seeded), got {type(update).__name__}")
         if update.rate is not None:
             for group in optimizer.param_groups:
                 group["lr"] = update.rate
         apply_dense(net, Dense(as_gradients(net, update), update.statistics), optimizer)
-
-    def predict(
-        self, net: nn.Module, images: Tensor, noise: Noise, start: int = 0, names: Collection[str] | None = None
-    ) -> dict[str, Tensor]:
-        """Return the softmax of the net's output."""
-        net = self._own(net)
-        return probabilities(net, images)
-
-    def watch(self, net: nn.Module) -> dict[str, float]:
-        """Return nothing."""
-        self._own(net)
-        return {}

@@ -6,11 +6,11 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from sidestep.data.task import Batch
 from sidestep.nets.precision import full_precision
 from sidestep.nets.units import kept_statistics
 from sidestep.noise import Noise
 from sidestep.rules.dense import gradients_of
-from sidestep.rules.protocol import Batch
 
 __all__ = ["end_to_end"]
 
