@@ -1,13 +1,8 @@
 """How many bytes an update takes on its way to another machine."""
 
-from torch import Tensor
-
-from sidestep.ternary import packed_bytes
-from sidestep.update import Dense, Seeded, Update
+from sidestep.update import Update
 
 __all__ = ["update_bytes"]
-
-_SHORT_PLACES = 1 << 32  # from this many weights on a position takes eight bytes
 
 
 def update_bytes(update: Update) -> int:
@@ -22,19 +17,8 @@ def update_bytes(update: Update) -> int:
     there for display, are left out.
 
     >>> import torch
+    >>> from sidestep.update import Dense
     >>> update_bytes(Dense({"weight": torch.zeros(3, 2)}))
     24
     """
-    statistics = sum(map(_bytes, update.statistics.values()))
-    if isinstance(update, Dense):
-        return statistics + sum(map(_bytes, update.gradients.values()))
-    if isinstance(update, Seeded):
-        trits = update.coefs.element_size() == 1
-        return statistics + (packed_bytes(update.coefs.numel()) if trits else _bytes(update.coefs))
-    flips = update.positions.numel()
-    far = flips > 0 and int(update.positions[-1]) >= _SHORT_PLACES
-    return statistics + flips * (8 if far else 4) + -(-flips // 8)
-
-
-def _bytes(tensor: Tensor) -> int:
-    return tensor.numel() * tensor.element_size()
+    return update.plain_bytes

@@ -1,7 +1,7 @@
 """What the rules with dense gradients share: named gradients in, one optimiser step out."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from numbers import Real
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -12,7 +12,7 @@ from sidestep.errors import InputError
 from sidestep.nets.check_module import inplace_explained
 from sidestep.nets.precision import full_precision
 from sidestep.rules.fields import settle_fields
-from sidestep.update import Dense, Update
+from sidestep.update import Dense, Update, combined
 
 __all__ = [
     "OPTIMIZERS",
@@ -41,12 +41,7 @@ def gradients_of(loss: Tensor, wanted: Mapping[str, Tensor]) -> dict[str, Tensor
 
 def merged(parts: Iterable[tuple[str, Dense]]) -> Dense:
     """Return one update of all units, from each unit's own."""
-    whole = Dense({}, {}, {})
-    for _, part in parts:
-        whole.gradients.update(part.gradients)
-        whole.statistics.update(part.statistics)
-        whole.losses.update(part.losses)
-    return whole
+    return replace(combined([replace(part, combination="merge") for _, part in parts]), combination="mean")
 
 
 def parameter_groups(net: nn.Module, units: Mapping[str, list[str]]) -> list[dict[str, Any]]:
