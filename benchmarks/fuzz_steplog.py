@@ -28,7 +28,7 @@ from sidestep.errors import SidestepError
 from sidestep.nets.directions import Directions
 from sidestep.probes import DenseProbes
 from sidestep.steplog import LogReader
-from sidestep.steplog.codecs.trits import work_of
+from sidestep.steplog.codecs.seeded import work_of
 from sidestep.update import Seeded
 from tests.reference.steplog_sample import write_sample
 

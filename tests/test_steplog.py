@@ -24,9 +24,11 @@ from sidestep.noise import Noise
 from sidestep.probes import RankOneProbes, SparseProbes
 from sidestep.rules import RULES, Task
 from sidestep.steplog import Header, LogReader, LogWriter, rebuild, writer
+from sidestep.steplog.codecs import seeded
 from sidestep.steplog.codecs.entropy import TOTAL, AnsWriter, frequencies
 from sidestep.steplog.codecs.flips import least_bits
-from sidestep.steplog.codecs.trits import work_of
+from sidestep.steplog.codecs.seeded import work_of
+from sidestep.steplog.codecs.trits import TritsCodec
 from sidestep.steplog.format import MOST_WORK
 from sidestep.steplog.header import digest_of
 from sidestep.training import Stopped
@@ -278,10 +280,11 @@ class TestLog:
         assert found == [400, 200, 20, 1, 0, 3000, 100_000, 199_999, 200_000]
         assert 8 * (size - len(header.to_bytes())) < 1.01 * least
 
-    @pytest.mark.parametrize("limit", [{"MOST_STEPS": 15}, {"BLOCK_BYTES": 40}, {"MOST_COEFS": 16 * 10}])
+    @pytest.mark.parametrize(
+        "limit", [(writer, "MOST_STEPS", 15), (writer, "BLOCK_BYTES", 40), (TritsCodec, "most", 160)]
+    )
     def test_a_long_run_is_written_in_blocks(self, tmp_path, monkeypatch, limit):
-        for name, value in limit.items():
-            monkeypatch.setattr(writer, name, value)
+        monkeypatch.setattr(*limit)
         made(tmp_path / "log", "median", commits=())
         scan = LogReader(tmp_path / "log").scan()
         assert scan.steps == 40
@@ -633,7 +636,7 @@ class TestHostile:
         log = LogWriter.create(tmp_path / "log", header)
         with pytest.raises(InputError, match="within limits"):
             log.append(update)
-        monkeypatch.setattr(writer, "MOST_WORK", math.inf)
+        monkeypatch.setattr(seeded, "MOST_WORK", math.inf)
         log.append(update)
         log.commit()
         log.close()

@@ -35,12 +35,13 @@ from sidestep.nets.trained import trained
 from sidestep.nets.units import kept_statistics
 from sidestep.noise import Noise
 from sidestep.probes import DenseProbes, Probes, RankOneProbes, SparseProbes
+from sidestep.rules.any_module import as_dense
 from sidestep.rules.codecs import codec_and_update
 from sidestep.rules.dense import check_positive, check_range
 from sidestep.rules.density import DensitySchedule, advanced, density_and_count, first_density
 from sidestep.rules.flips import TernaryOptimizer, choose_by_threshold, choose_flips
 from sidestep.rules.protocol import Batch, Rule, Task
-from sidestep.rules.trits import accumulate, along_probes, as_gradients, check_finite, move, sign_and_median, subtract
+from sidestep.rules.trits import accumulate, along_probes, check_finite, move, sign_and_median, subtract
 from sidestep.rules.true_gradient import end_to_end
 from sidestep.update import Dense, Flips, Seeded, Update
 
@@ -213,7 +214,7 @@ class NoiseStep(Rule[TernaryNet]):
             if not isinstance(update, Seeded):
                 raise InputError(f"trits are made of one number per probe (Seeded), got {type(update).__name__}")
             return replace(update, coefs=sign_and_median(update.coefs))
-        gradients = as_gradients(net, update) if isinstance(update, Seeded) else update.gradients  # type: ignore
+        gradients = as_dense(net, update).gradients
         kept = {"statistics": update.statistics, "losses": update.losses}
         if self.choices[1] == "bop":
             return choose_by_threshold(net, gradients, optimizer, self.bop_threshold, **kept)

@@ -1,12 +1,13 @@
 """Step logs: a trained model as the steps that made it (docs/step-log.md)."""
 
+from sidestep.steplog.codecs import is_logged
 from sidestep.steplog.header import Header
 from sidestep.steplog.reader import LogReader, Scan
 from sidestep.steplog.recorder import Recorder
 from sidestep.steplog.replay import Replayed, rebuild, replay
 from sidestep.steplog.start import check_net
 from sidestep.steplog.summary import summary
-from sidestep.steplog.writer import LogWriter, is_logged
+from sidestep.steplog.writer import LogWriter
 
 __all__ = [
     "Header",

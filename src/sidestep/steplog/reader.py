@@ -10,32 +10,25 @@ from typing import BinaryIO
 from torch import Tensor
 
 from sidestep.errors import CheckpointError
-from sidestep.noise import Noise
+from sidestep.steplog.codecs import CODECS, Logged
 from sidestep.steplog.codecs.buffers import read_statistics
-from sidestep.steplog.codecs.flips import decode_flips
-from sidestep.steplog.codecs.reals import decode_reals
-from sidestep.steplog.codecs.trits import decode_trits
 from sidestep.steplog.format import (
     ATTACHED,
     CRC,
     FLIPS,
     FORMAT,
     FRAME,
-    KINDS,
     MAGIC,
     MOST_HEADER,
     MOST_PAYLOAD,
     MOST_STATISTICS,
     MOST_STEPS,
     NOISE,
-    REALS,
-    TRITS,
     BlockHead,
     CutLogError,
     DamagedLogError,
 )
 from sidestep.steplog.header import Header
-from sidestep.update import Flips, Seeded
 
 __all__ = ["Block", "LogReader", "Scan"]
 
@@ -160,11 +153,11 @@ class LogReader:
             raise DamagedLogError(
                 "a block does not match its checksum: bytes changed, or blocks are missing or out of order"
             )
-        if head.kind not in KINDS:
+        if head.kind not in CODECS:
             raise DamagedLogError(f"a block holds records of kind {head.kind}, which this Sidestep does not know")
         return Block(head, read_statistics(self.header, statistics), payload, file.tell(), found)
 
-    def records(self, last: int | None = None) -> Iterator[tuple[int, Seeded | Flips]]:
+    def records(self, last: int | None = None) -> Iterator[tuple[int, Logged]]:
         """Yield every step and its update, up to step `last` - 1, the end, or the first damage.
 
         A block's statistics come with its last step. Blocks behind step `last` are not looked at.
@@ -205,20 +198,14 @@ class LogReader:
         while place >= 0 and place + size <= len(rest):
             _, kind, first, steps, *lengths = BlockHead.STRUCT.unpack_from(rest, place)
             placed = step < first <= step + MOST_STEPS and 1 <= steps <= MOST_STEPS
-            if placed and kind in KINDS and sum(lengths) <= MOST_PAYLOAD + MOST_STATISTICS:
+            if placed and kind in CODECS and sum(lengths) <= MOST_PAYLOAD + MOST_STATISTICS:
                 return True
             place = rest.find(BlockHead.MAGIC, place + 1)
         return False
 
-    def _decode(self, block: Block) -> Sequence[Seeded | Flips]:
-        head, weights, noise = block.head, self.header.weights, Noise(self.header.seed).at(block.head.first)
-        found: Sequence[Seeded | Flips]
-        if head.kind == TRITS:
-            found = decode_trits(block.payload, head.steps, noise, weights)
-        elif head.kind == REALS:
-            found = decode_reals(block.payload, head.steps, noise, self.header.shapes)
-        else:
-            found = decode_flips(block.payload, head.steps, weights)
+    def _decode(self, block: Block) -> Sequence[Logged]:
+        head = block.head
+        found: Sequence[Logged] = CODECS[head.kind].decode(block.payload, head.steps, head.first, self.header)
         found[-1].statistics.update(block.statistics)
         return found
 

@@ -9,11 +9,12 @@ from torch import nn
 
 from sidestep.errors import CheckpointError
 from sidestep.rules.protocol import Rule
+from sidestep.steplog.codecs import is_logged
 from sidestep.steplog.header import Header
 from sidestep.steplog.reader import LogReader, Scan
 from sidestep.steplog.replay import replay
 from sidestep.steplog.start import check_net
-from sidestep.steplog.writer import LogWriter, is_logged
+from sidestep.steplog.writer import LogWriter
 from sidestep.update import Update
 
 __all__ = ["Recorder"]

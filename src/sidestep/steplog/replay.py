@@ -3,20 +3,19 @@
 Float weights have the same bits on the same processor with the same torch, and are right up to rounding elsewhere.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from sidestep.errors import InputError
 from sidestep.nets.own import ImagePath
 from sidestep.nets.trained import trained
 from sidestep.rules.protocol import Rule
-from sidestep.steplog.only import only_part
+from sidestep.steplog.codecs import codec_of
 from sidestep.steplog.reader import LogReader
 from sidestep.steplog.start import untrained
-from sidestep.update import Flips, Seeded
 
 __all__ = ["Replayed", "rebuild", "replay"]
 
@@ -106,8 +105,8 @@ def replay(  # long: what a replay depends on
     done = 0
     for step, update in reader.records(last):
         if step not in skipped:
-            moved = _to(update, device)
-            rule.apply(net, moved if part is None else only_part(moved, *part), optimizer)
+            moved = update.to(device)
+            rule.apply(net, moved if part is None else codec_of(moved).part(moved, *part), optimizer)
         else:  # a block's buffers come with its last step, but belong to all of it
             for name, value in update.statistics.items():
                 net.get_buffer(name).copy_(value)
@@ -134,10 +133,3 @@ def _range(net: nn.Module, names: tuple[str, ...]) -> tuple[int, int]:
             last = at + parameter.numel()
         at += parameter.numel()
     return first or 0, last
-
-
-def _to(update: Seeded | Flips, device: torch.device) -> Seeded | Flips:
-    moved: dict[str, Tensor] = {name: value.to(device) for name, value in update.statistics.items()}
-    if isinstance(update, Seeded):
-        return replace(update, coefs=update.coefs.to(device), statistics=moved)
-    return replace(update, positions=update.positions.to(device), moves=update.moves.to(device), statistics=moved)

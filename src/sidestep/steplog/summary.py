@@ -3,13 +3,10 @@
 import math
 from typing import Any
 
-import numpy as np
-
-from sidestep.steplog.codecs.flips import least_bits
+from sidestep.steplog.codecs import Counts, codec_of
 from sidestep.steplog.header import DTYPES, Header
 from sidestep.steplog.reader import LogReader
 from sidestep.ternary import packed_bytes
-from sidestep.update import Seeded
 
 __all__ = ["summary"]
 
@@ -22,18 +19,11 @@ def summary(reader: LogReader) -> dict[str, Any]:
     `cosine2_at_most` bounds how well a step's direction, told in the bits that a step takes here, can agree with any
     gradient: 1.386 R / d, or 1.
     """
-    probes = kept = flips = flip_steps = steps = 0
-    least = 0.0
-    header = reader.header
+    header, counts, steps = reader.header, Counts(), 0
     for step, update in reader.records():
         steps = step + 1
-        if isinstance(update, Seeded):
-            probes += update.coefs.numel()
-            kept += int(np.count_nonzero(update.coefs.numpy()))
-        else:
-            flips += update.positions.numel()
-            flip_steps += 1
-            least += least_bits(update.positions.numel(), header.weights)
+        counts += codec_of(update).counts(update, header.weights)
+    probes, flips, least = counts.probes, counts.flips, counts.least_bits
     damage, scan = reader.damage, reader.scan()
     packed = sum(_weight_bytes(kind, math.prod(shape)) for _, kind, shape in header.parameters)
     block_bits = 8.0 * (scan.size - len(header.to_bytes()))  # with heads and checksums
@@ -45,9 +35,9 @@ def summary(reader: LogReader) -> dict[str, Any]:
         "steps": steps,
         "blocks": scan.blocks,
         "probes": probes or None,
-        "non_zero_share": kept / probes if probes else None,
+        "non_zero_share": counts.non_zero / probes if probes else None,
         "bits_per_probe": block_bits / probes if probes and not flips else None,
-        "flips": flips if flip_steps else None,
+        "flips": flips if counts.flip_steps else None,
         "bits_per_flip": block_bits / flips if flips and not probes else None,
         "of_the_least_possible": block_bits / least if least and not probes else None,
         "bits_per_step": bits,

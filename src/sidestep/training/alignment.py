@@ -5,19 +5,18 @@ import time
 from collections.abc import Callable
 from dataclasses import fields
 
-from torch import Tensor, nn
+from torch import nn
 
 from sidestep.data import DataSet, Split
 from sidestep.errors import InputError
 from sidestep.measure import Alignment, Comparison
 from sidestep.noise import Noise
 from sidestep.rules import RULES
+from sidestep.rules.any_module import as_dense
 from sidestep.rules.protocol import Batch, Dividing, Measurable, Rule, Task
-from sidestep.rules.trits import as_gradients
 from sidestep.training.metrics import MetricsLog
 from sidestep.training.options import Compute, Options
 from sidestep.training.state import State
-from sidestep.update import Dense, Seeded, Update
 
 __all__ = ["MEASURES", "SPLIT", "Allowance", "Watch", "check_measurable", "check_watch", "compare", "held_batch"]
 
@@ -84,16 +83,8 @@ def compare(  # long: what an estimate depends on
     for index in range(estimates):
         with compute.autocast():
             update = rule.estimate(net, batch, noise.stream(f"estimate {index}"))
-        compared.add(_gradients(net, update))
+        compared.add(as_dense(net, update).gradients)
     return compared
-
-
-def _gradients(net: nn.Module, update: Update) -> dict[str, Tensor]:
-    if isinstance(update, Dense):
-        return update.gradients
-    if isinstance(update, Seeded):
-        return as_gradients(net, update)
-    raise InputError(f"an estimate must be gradients or numbers along probes, got {type(update).__name__}")
 
 
 class Allowance:

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +10,13 @@ from torch import nn
 
 from sidestep.errors import CheckpointError, InputError
 from sidestep.rules.any_module import AnyModule, apply_any
+from sidestep.steplog.codecs import is_logged
 from sidestep.steplog.header import Header
 from sidestep.steplog.reader import LogReader
 from sidestep.steplog.replay import Replayed
 from sidestep.steplog.start import check_net, rule_of
-from sidestep.steplog.writer import LogWriter, is_logged
-from sidestep.update import Seeded, Update
+from sidestep.steplog.writer import LogWriter
+from sidestep.update import Update
 
 __all__ = ["AttachedLog", "fixed_options", "replay"]
 
@@ -140,8 +140,6 @@ def replay(log: str | Path, model: nn.Module, *, to_step: int | None = None) -> 
         raise CheckpointError(f"the log is of the rule {header.rule['name']}, which trains no module of that kind")
     optimizer, device = rule.optimizer_any(model), next(model.parameters()).device
     for _, update in reader.records(wanted):
-        if isinstance(update, Seeded):
-            moved = {name: value.to(device) for name, value in update.statistics.items()}
-            apply_any(model, replace(update, coefs=update.coefs.to(device), statistics=moved), optimizer)
+        apply_any(model, update.to(device), optimizer)
     names = tuple(name for name, _ in model.named_parameters())
     return Replayed(model, wanted, names, 0, None, *reader.buffers_around(wanted))

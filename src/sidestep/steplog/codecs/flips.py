@@ -9,6 +9,8 @@ places among d and n signs can take, log2 C(d, n) + n bits.
 
 import functools
 import math
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -16,11 +18,13 @@ import numpy.typing as npt
 import torch
 
 from sidestep.errors import InputError
+from sidestep.steplog.codecs.codec import Codec, Counts
 from sidestep.steplog.codecs.entropy import AnsReader, AnsWriter, Frequencies, frequencies
-from sidestep.steplog.format import MOST_FLIPS, DamagedLogError, read_varint, varint
-from sidestep.update import Flips
+from sidestep.steplog.format import FLIPS, MOST_FLIPS, DamagedLogError, read_varint, varint
+from sidestep.steplog.header import Header
+from sidestep.update import Flips, Update
 
-__all__ = ["decode_flips", "encode_flips", "least_bits"]
+__all__ = ["FlipsCodec", "decode_flips", "encode_flips", "least_bits"]
 
 MORE = 255  # the symbol for q >= 255: 255 of it, and a further symbol says how much more
 ONE = 1 << 48  # fixed point
@@ -36,7 +40,57 @@ class Step(NamedTuple):
     up: npt.NDArray[np.bool_]
 
 
-def encode_flips(updates: list[Flips], weights: int) -> bytes:
+class FlipsCodec(Codec[Flips]):
+    """Places of single weights, and for each whether it moves up or down."""
+
+    kind = FLIPS
+    most = MOST_FLIPS
+
+    def holds(self, update: Update) -> bool:
+        """Say whether an update has flips."""
+        return isinstance(update, Flips)
+
+    def is_logged(self, update: Flips, header: Header, step: int) -> bool:
+        """Say whether there are few enough flips for a block."""
+        return update.positions.numel() <= MOST_FLIPS
+
+    def numbers(self, update: Flips) -> int:
+        """Return the number of flips."""
+        return update.positions.numel()
+
+    def about_bytes(self, update: Flips) -> float:
+        """Return 13 bits a flip."""
+        return update.positions.numel() * 1.6
+
+    def kept(self, update: Flips) -> Flips:
+        """Return positions and moves."""
+        return Flips(update.positions.to("cpu", torch.int64, copy=True), update.moves.to("cpu", torch.int8, copy=True))
+
+    def encode(self, updates: Sequence[Flips], header: Header) -> bytes:
+        """Return the payload of consecutive steps' flips."""
+        return encode_flips(updates, header.weights)
+
+    def decode(self, payload: bytes, steps: int, first: int, header: Header) -> list[Flips]:
+        """Return the updates of a block."""
+        return decode_flips(payload, steps, header.weights)
+
+    def part(self, update: Flips, first: int, last: int) -> Flips:
+        """Return the flips in a range of positions.
+
+        >>> update = Flips(torch.tensor([1, 4, 7]), torch.tensor([1, -1, 1], dtype=torch.int8))
+        >>> FlipsCodec().part(update, 2, 6).positions.tolist()
+        [4]
+        """
+        inside = (update.positions >= first) & (update.positions < last)
+        return replace(update, positions=update.positions[inside], moves=update.moves[inside])
+
+    def counts(self, update: Flips, weights: int) -> Counts:
+        """Return the number of flips, and the least bits that they could take."""
+        flips = update.positions.numel()
+        return Counts(flips=flips, flip_steps=1, least_bits=least_bits(flips, weights))
+
+
+def encode_flips(updates: Sequence[Flips], weights: int) -> bytes:
     """Return the payload of consecutive steps' flips; `decode_flips` gives them back."""
     coder, heads, bits = AnsWriter(), [], []
     for update in updates:

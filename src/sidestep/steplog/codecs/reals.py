@@ -6,7 +6,8 @@ The numbers are stored as they are: what a code could save of their 32 bits is t
 import itertools
 import math
 import struct
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import get_args
 
 import numpy as np
@@ -15,11 +16,12 @@ import torch
 from sidestep.errors import InputError
 from sidestep.noise import Noise
 from sidestep.probes import DenseProbes, Distribution
-from sidestep.steplog.codecs.trits import work_of
-from sidestep.steplog.format import MOST_COEFS, MOST_WORK, DamagedLogError, read_varint, varint
-from sidestep.update import Seeded
+from sidestep.steplog.codecs.seeded import SeededCodec, work_of
+from sidestep.steplog.format import MOST_COEFS, MOST_WORK, REALS, DamagedLogError, read_varint, varint
+from sidestep.steplog.header import Header
+from sidestep.update import Seeded, Update
 
-__all__ = ["Table", "decode_reals", "encode_reals"]
+__all__ = ["RealsCodec", "Table", "decode_reals", "encode_reals"]
 
 Table = tuple[tuple[str, tuple[int, ...]], ...]  # name and shape of every parameter
 DISTRIBUTIONS: tuple[Distribution, ...] = get_args(Distribution)  # their places stand in the log
@@ -34,7 +36,48 @@ class Run:
     rates: tuple[float, ...]  # of every step
 
 
-def encode_reals(updates: list[Seeded]) -> bytes:
+class RealsCodec(SeededCodec):
+    """One float32 for each dense probe, and the learning rate of the step."""
+
+    kind = REALS
+    dtype = torch.float32
+
+    def holds(self, update: Update) -> bool:
+        """Say whether an update has numbers along dense probes."""
+        return isinstance(update, Seeded) and isinstance(update.probes, DenseProbes)
+
+    def is_logged(self, update: Seeded, header: Header, step: int) -> bool:
+        """Say whether the numbers are float32, with a learning rate, of probes that replay can draw."""
+        rated = update.rate is not None and math.isfinite(update.rate) and update.rate >= 0
+        return (
+            super().is_logged(update, header, step)
+            and rated
+            and update.coefs.dtype == torch.float32
+            and _dense(update).parameters == header.shapes
+        )
+
+    def about_bytes(self, update: Seeded) -> float:
+        """Return four bytes a probe and eight for the learning rate."""
+        return update.coefs.numel() * 4.0 + 8
+
+    def encode(self, updates: Sequence[Seeded], header: Header) -> bytes:
+        """Return the payload of consecutive steps' numbers."""
+        return encode_reals(updates)
+
+    def decode(self, payload: bytes, steps: int, first: int, header: Header) -> list[Seeded]:
+        """Return the updates of a block."""
+        return decode_reals(payload, steps, Noise(header.seed).at(first), header.shapes)
+
+    def part(self, update: Seeded, first: int, last: int) -> Seeded:
+        """Return the update along directions of the parameters that lie there: whole ones."""
+        probes = _dense(update)
+        ends = list(itertools.accumulate(math.prod(shape) for _, shape in probes.parameters))
+        places = zip([0, *ends], ends, probes.parameters, strict=False)
+        inside = tuple(entry for at, end, entry in places if first <= at and end <= last)
+        return replace(update, probes=replace(probes, parameters=inside))
+
+
+def encode_reals(updates: Sequence[Seeded]) -> bytes:
     """Return the payload of consecutive steps' numbers; `decode_reals` gives them back."""
     runs = [list(run) for _, run in itertools.groupby(updates, key=lambda update: _kind_of(_dense(update)))]
     heads, coefs = [varint(len(runs))], []

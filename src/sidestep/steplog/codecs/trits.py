@@ -8,6 +8,7 @@ trits are coded as independent, by how frequent they are in the run of steps.
 
 import itertools
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,10 +19,13 @@ from sidestep.errors import InputError
 from sidestep.noise import Noise
 from sidestep.probes import DenseProbes, Probes, RankOneProbes, SparseProbes
 from sidestep.steplog.codecs.entropy import TOTAL, AnsReader, AnsWriter, Frequencies, frequencies
-from sidestep.steplog.format import MOST_COEFS, MOST_WORK, DamagedLogError, read_varint, varint
-from sidestep.update import Seeded
+from sidestep.steplog.codecs.parts import part_of_probes
+from sidestep.steplog.codecs.seeded import SeededCodec, work_of
+from sidestep.steplog.format import MOST_COEFS, MOST_WORK, TRITS, DamagedLogError, read_varint, varint
+from sidestep.steplog.header import Header
+from sidestep.update import Seeded, Update
 
-__all__ = ["decode_trits", "encode_trits", "work_of"]
+__all__ = ["TritsCodec", "decode_trits", "encode_trits"]
 
 SPARSE, EXCLUSIVE, RANK_ONE = 0, 1, 2
 INDEPENDENT, EQUALLY_MANY = 0, 1
@@ -47,7 +51,39 @@ class Run:
         return self.probes.count if self.coding == EQUALLY_MANY else 0
 
 
-def encode_trits(updates: list[Seeded]) -> bytes:
+class TritsCodec(SeededCodec):
+    """-1, 0 or 1 for each sparse or rank-one probe."""
+
+    kind = TRITS
+    dtype = torch.int8
+
+    def holds(self, update: Update) -> bool:
+        """Say whether an update has numbers along probes of ternary weights."""
+        return isinstance(update, Seeded) and not isinstance(update.probes, DenseProbes)
+
+    def is_logged(self, update: Seeded, header: Header, step: int) -> bool:
+        """Say whether the numbers are trits, of probes that replay can draw."""
+        coefs = update.coefs
+        return super().is_logged(update, header, step) and bool(((coefs == 0) | (coefs.abs() == 1)).all())
+
+    def about_bytes(self, update: Seeded) -> float:
+        """Return 1.6 bits a probe."""
+        return update.coefs.numel() * 0.2
+
+    def encode(self, updates: Sequence[Seeded], header: Header) -> bytes:
+        """Return the payload of consecutive steps' trits."""
+        return encode_trits(updates)
+
+    def decode(self, payload: bytes, steps: int, first: int, header: Header) -> list[Seeded]:
+        """Return the updates of a block."""
+        return decode_trits(payload, steps, Noise(header.seed).at(first), header.weights)
+
+    def part(self, update: Seeded, first: int, last: int) -> Seeded:
+        """Return the update along the probes' part."""
+        return replace(update, probes=part_of_probes(_probes(update), first, last))
+
+
+def encode_trits(updates: Sequence[Seeded]) -> bytes:
     """Return the payload of consecutive steps' trits; `decode_trits` gives them back."""
     groups = [list(group) for _, group in itertools.groupby(updates, key=lambda update: _alike(_probes(update)))]
     coder, heads, columns = AnsWriter(), [varint(len(groups))], 0
@@ -95,20 +131,6 @@ def decode_trits(payload: bytes, steps: int, noise: Noise, weights: int) -> list
             found.append(Seeded(row, moved))
     coder.finish()
     return found
-
-
-def work_of(probes: Probes | DenseProbes) -> float:
-    """Return about how many elements replay draws for a step: of sparse probes the expected non-zeros, of rank-one
-    ones rows and columns, of dense ones all.
-
-    >>> work_of(SparseProbes(Noise(0), weights=10_000_000, count=1024, density=0.1))
-    1024000000.0
-    """
-    if isinstance(probes, SparseProbes):
-        return probes.count * max(1.0, probes.density * probes.weights)
-    if isinstance(probes, RankOneProbes):
-        return float(probes.count * sum(rows + columns for rows, columns in probes.shapes))
-    return float(probes.count * probes.weights)
 
 
 def _probes(update: Seeded) -> Probes:

@@ -1,31 +1,30 @@
-"""Parts of an update: what it does to some of the weights, made without the rest where that is cheaper."""
+"""Parts of probes: what they do to some of the weights, made without the rest where that is cheaper."""
 
-import itertools
-import math
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sidestep.probes import DenseProbes, Probes, RankOneProbes, SparseProbes
-from sidestep.update import Flips, Seeded
+from sidestep.probes import Probes, RankOneProbes, SparseProbes
 
-__all__ = ["only_part"]
+__all__ = ["part_of_probes"]
 
 _CHUNK = 1 << 22  # elements of probes at a time
 
 
-def only_part(update: Seeded | Flips, first: int, last: int) -> Seeded | Flips:
-    """Return an update that does to weights `first` to `last` - 1 what the given one does, and nothing to others.
+def part_of_probes(probes: Probes, first: int, last: int) -> Probes:
+    """Return probes whose sums have weights `first` to `last` - 1 of the given ones', and no others.
 
-    >>> only_part(Flips(torch.tensor([1, 4, 7]), torch.tensor([1, -1, 1], dtype=torch.int8)), 2, 6).positions.tolist()
-    [4]
+    >>> from sidestep.noise import Noise
+    >>> probes = RankOneProbes(Noise(0), ((2, 3),), 5)
+    >>> part_of_probes(probes, 2, 4).weighted_sum(torch.tensor([1, 0, 0, 0, 0]))[0].tolist()
+    [2, 3]
     """
-    if isinstance(update, Flips):
-        inside = (update.positions >= first) & (update.positions < last)
-        return replace(update, positions=update.positions[inside], moves=update.moves[inside])
-    return replace(update, probes=_narrowed(update.probes, first, last))
+    given: dict[str, Any] = {field.name: getattr(probes, field.name) for field in fields(probes)}
+    if isinstance(probes, SparseProbes):
+        return _SparsePart(**given, part=(first, last))
+    return _RankOnePart(**given, part=(first, last))
 
 
 @dataclass(frozen=True)
@@ -69,14 +68,3 @@ def _one_layer(probes: RankOneProbes, layer: int, coefs: Tensor) -> tuple[Tensor
     total = sums.flatten().to(torch.int64)
     position = total.nonzero()[:, 0]
     return position, total[position]
-
-
-def _narrowed(probes: Probes | DenseProbes, first: int, last: int) -> Probes | DenseProbes:
-    if isinstance(probes, DenseProbes):
-        ends = list(itertools.accumulate(math.prod(shape) for _, shape in probes.parameters))
-        places = zip([0, *ends], ends, probes.parameters, strict=False)
-        return replace(probes, parameters=tuple(entry for at, end, entry in places if first <= at and end <= last))
-    given: dict[str, Any] = {field.name: getattr(probes, field.name) for field in fields(probes)}
-    if isinstance(probes, SparseProbes):
-        return _SparsePart(**given, part=(first, last))
-    return _RankOnePart(**given, part=(first, last))
