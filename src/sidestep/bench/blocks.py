@@ -16,6 +16,7 @@ from sidestep.nets.chain_study import READINGS_BY_BLOCK, chain_answers, oracle_l
 from sidestep.nets.stack import DenoisingStack
 from sidestep.noise import Noise
 from sidestep.rules.protocol import Rule
+from sidestep.rules.record import rule_record
 from sidestep.training import Options, Progress, Run, load_run, train
 from sidestep.training.folder import RunFolder
 from sidestep.wording import counted
@@ -189,8 +190,8 @@ def _record(
         "data": data.name,
         "train_images": len(data.train),
         "test_images": len(data.test),
-        "rule": {"name": rule.name, **_fields(rule)},
-        "baseline": {"name": baseline.name, **_fields(baseline)},
+        "rule": rule_record(rule),
+        "baseline": rule_record(baseline),
         "blocks": len(parts[0][AGREES]),
         "epochs": options.epochs_for(len(data.train)),
         "batch": options.batch,
@@ -218,7 +219,3 @@ def mean_and_error(values: Sequence[Any]) -> tuple[Any, Any]:
     if len(values) < 2:
         return mean, None
     return mean, math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1) / len(values))
-
-
-def _fields(rule: Rule) -> dict[str, Any]:
-    return {field.name: getattr(rule, field.name) for field in dataclasses.fields(rule)}

@@ -16,6 +16,7 @@ from sidestep.bench.race_run import Budget, RunPlan, measure_counts, measure_run
 from sidestep.data import load
 from sidestep.errors import InputError
 from sidestep.measure import processor_name
+from sidestep.rules.record import hyper_parameters
 from sidestep.training import Compute
 from sidestep.training.stopping import StopRequest
 from sidestep.training.units import why_not
@@ -123,7 +124,7 @@ def settings(race: Race) -> dict[str, Any]:
     for entry in race.entries:
         options = dataclasses.asdict(entry.training(race.common))
         trained = {key: value for key, value in options.items() if key not in NOT_OF_ONE}
-        entries[entry.label] = {"rule": entry.rule, **dataclasses.asdict(entry.make()), "training": trained}
+        entries[entry.label] = {"rule": entry.rule, **hyper_parameters(entry.make()), "training": trained}
     return {
         "rules": entries,
         "data": list(race.data),

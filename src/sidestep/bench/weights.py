@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
 
@@ -23,6 +23,7 @@ from sidestep.nets.weight_study import (
 )
 from sidestep.noise import Noise
 from sidestep.rules.protocol import Rule
+from sidestep.rules.record import hyper_parameters
 from sidestep.training import Compute, Options
 from sidestep.training.evaluate import accuracies
 from sidestep.training.loop import Loop
@@ -134,8 +135,7 @@ def study_weights(  # long: what is trained, and how it is looked at
         "steps": steps, "eta": look.eta, "largest_weight": look.largest_weight,
         "images": min(look.images, len(data.validation) or len(data.train)),
         "split": "validation" if len(data.validation) else "training",
-        "rules": {name: {field.name: getattr(rule, field.name) for field in fields(rule)}
-                  for name, rule in rules.items()},
+        "rules": {name: hyper_parameters(rule) for name, rule in rules.items()},
         "times": bin_centres(look.bins).tolist(), "nets": nets, "training": training,
     }  # fmt: skip
 

@@ -23,6 +23,7 @@ from sidestep.data import names
 from sidestep.errors import InputError
 from sidestep.rules import RULES, Backprop, Rule
 from sidestep.rules.protocol import UnitByUnit
+from sidestep.rules.record import hyper_parameters
 from sidestep.training import Compute
 
 __all__ = ["fit_memory_command"]
@@ -67,9 +68,8 @@ def fit_memory_command(arguments: list[str]) -> None:
     ways = _ways(rule, given)
     rows = fit_memory(ways, budget, tell)
     asked = {key: value for key, value in dataclasses.asdict(given).items() if key not in ("json", "budget")}
-    hyper = {field.name: getattr(rule, field.name) for field in dataclasses.fields(rule)}
     if given.json:
-        show_json(fit_record(rows, budget, {**asked, "options": hyper}))
+        show_json(fit_record(rows, budget, {**asked, "options": hyper_parameters(rule)}))
     else:
         table = fit_table(rows, budget)
         show_table(table.title, table.columns, table.rows)

@@ -29,7 +29,7 @@ from sidestep.cli.quality import QUALITY_COLUMNS, quality_cells
 from sidestep.cli.rescue import is_own
 from sidestep.data import load
 from sidestep.errors import CheckpointError, InputError
-from sidestep.rules import RULES, Rule
+from sidestep.rules import RULES, Rule, rule_from_record
 from sidestep.rules.presets import Preset, find_preset, presets_for
 from sidestep.training import Options, Run, Stopped, train
 from sidestep.training.calibration import Quality
@@ -221,7 +221,6 @@ def _preset_options(preset: Preset) -> Given:
 def _saved_options(kind: type[Rule], saved: dict[str, Any]) -> Given:
     """Return the options that a run was started with, from its configuration."""
     try:
-        values = {key: tuple(v) if isinstance(v, list) else v for key, v in saved["rule"].items() if key != "name"}
         if saved["rule"]["name"] != kind.name:
             raise InputError(f"the run was started with the rule {saved['rule']['name']}, not {kind.name}")
         data = saved["data"]
@@ -233,7 +232,12 @@ def _saved_options(kind: type[Rule], saved: dict[str, Any]) -> Given:
             preset=data.get("preset"),
             budget=data.get("budget"),
         )
-        return kind(**values), Options(**saved["train"]), data_options, Extra()  # a module is never taken from a file
+        return (
+            rule_from_record(saved["rule"]),
+            Options(**saved["train"]),
+            data_options,
+            Extra(),
+        )  # a module is never taken from a file
     except (KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"the run's config.toml lacks or misnames an entry: {error}") from error
 

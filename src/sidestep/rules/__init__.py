@@ -1,5 +1,9 @@
 """Learning rules, one file each; `RULES` is the one list of them."""
 
+from collections.abc import Mapping
+from typing import Any
+
+from sidestep.errors import CheckpointError
 from sidestep.rules.backprop import Backprop
 from sidestep.rules.direct_feedback_alignment import DirectFeedbackAlignment
 from sidestep.rules.evolution import Evolution
@@ -36,6 +40,7 @@ __all__ = [
     "NoiseStep",
     "Rule",
     "Task",
+    "rule_from_record",
 ]
 
 RULES: dict[str, type[Rule]] = {
@@ -54,3 +59,17 @@ RULES: dict[str, type[Rule]] = {
     "backprop": Backprop,
     "neural-ode": NeuralODE,
 }
+
+
+def rule_from_record(record: Mapping[str, Any]) -> Rule:
+    """Return the rule of a record; hyper-parameters that the record lacks (None in TOML) have their defaults.
+
+    Raises:
+        CheckpointError: for a rule that is not there.
+        InputError, TypeError: for hyper-parameters that the rule does not have or does not take.
+    """
+    values = {key: tuple(value) if isinstance(value, list) else value for key, value in record.items()}
+    name = values.pop("name")
+    if name not in RULES:
+        raise CheckpointError(f"the rule {name!r} is not there; there are: {', '.join(RULES)}")
+    return RULES[name](**values)

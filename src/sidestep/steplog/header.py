@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from sidestep.errors import InputError
 from sidestep.nets.trained import frozen, trained
 from sidestep.rules.protocol import Rule, Task
+from sidestep.rules.record import rule_record
 from sidestep.steplog.format import (
     ATTACHED,
     CRC,
@@ -169,9 +170,8 @@ class Header:
         training: Mapping[str, Any] | None = None,
     ) -> "Header":
         """Describe a net that is about to take its first step."""
-        options = {field.name: getattr(rule, field.name) for field in dataclasses.fields(rule)}
         return cls(
-            rule={"name": rule.name, **options},
+            rule=rule_record(rule),
             task=task.record(),
             data=data,
             seed=seed,

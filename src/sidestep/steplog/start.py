@@ -12,7 +12,7 @@ from sidestep.errors import CheckpointError, InputError, SidestepError
 from sidestep.nets.own import ImagePath
 from sidestep.nets.trained import frozen, trained
 from sidestep.noise import Noise
-from sidestep.rules import RULES
+from sidestep.rules import RULES, rule_from_record
 from sidestep.rules.protocol import Rule, Task
 from sidestep.steplog.header import Header, digest_of, table_of
 
@@ -56,13 +56,12 @@ def untrained(header: Header, module: ImagePath | None) -> tuple[Rule, nn.Module
 
 def rule_of(header: Header) -> Rule:
     """Return the rule of a log; raises CheckpointError if it is unknown here, or cannot be with these options."""
-    options = {key: tuple(v) if isinstance(v, list) else v for key, v in header.rule.items()}
-    name = options.pop("name")
+    name = header.rule["name"]
     if name not in RULES:
         raise CheckpointError(f"the log is of the rule {name!r}, which is not there; there are: {', '.join(RULES)}")
     try:
-        _check_whole_numbers(options, max(_elements_of(header), 1 << 24))
-        return RULES[name](**options)
+        _check_whole_numbers(header.rule, max(_elements_of(header), 1 << 24))
+        return rule_from_record(header.rule)
     except _WRONG as error:
         raise CheckpointError(f"the net of the log's header cannot be built: {error}") from error
 

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from sidestep.data import Split
 from sidestep.measure import peak_memory_bytes
+from sidestep.rules.record import hyper_parameters
 from sidestep.rules.variant import variant_of
 from sidestep.training.calibration import (
     CONFIDENCE_SUMS,
@@ -150,7 +151,7 @@ class _Evaluation:
 
 def _setting(loop: Loop, state: State) -> dict[str, Any]:
     """Return what an accuracy depends on beside the images: counts of another setting are not to be gone on with."""
-    rule = {field.name: str(getattr(loop.rule, field.name)) for field in dataclasses.fields(loop.rule)}
+    rule = {name: str(value) for name, value in hyper_parameters(loop.rule).items()}
     return {
         "steps": state.step, "weights": checksum(state.net.state_dict().values()), "rule": rule,
         "seed": loop.options.seed, "device": loop.compute.device.type, "precision": loop.compute.precision,

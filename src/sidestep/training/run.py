@@ -16,9 +16,10 @@ from sidestep.errors import CheckpointError, InputError, SidestepError
 from sidestep.nets.own import ImagePath
 from sidestep.nets.ternary import pack_layers
 from sidestep.noise import Noise
-from sidestep.rules import RULES
+from sidestep.rules import rule_from_record
 from sidestep.rules.dense import check_multiple
 from sidestep.rules.protocol import Dividing, Rule, Task
+from sidestep.rules.record import rule_record
 from sidestep.steplog import Header, Recorder
 from sidestep.training.alignment import check_watch
 from sidestep.training.alone import check_alone
@@ -157,9 +158,8 @@ def _config(
     written = {
         key: value for key, value in dataclasses.asdict(options).items() if key not in ("out", "resume", "overwrite")
     }
-    hyper = {field.name: getattr(rule, field.name) for field in dataclasses.fields(rule)}
     return {
-        "rule": {"name": rule.name, **{key: list(v) if isinstance(v, tuple) else v for key, v in hyper.items()}},
+        "rule": rule_record(rule),
         "data": {key: str(value) if isinstance(value, Path) else value for key, value in source.items()},
         "task": {key: list(v) if isinstance(v, tuple) else v for key, v in task.record().items()},
         "train": {**written, "device": str(compute.device), "precision": compute.precision},
@@ -194,11 +194,11 @@ def load_run(
     folder = RunFolder(Path(path))
     config = folder.config()
     with _described(folder.config_file):
-        rule_options, task = dict(config["rule"]), config["task"]
-        rule = RULES[rule_options.pop("name")](
-            **{k: tuple(v) if isinstance(v, list) else v for k, v in rule_options.items()}
+        rule, known, seed = (
+            rule_from_record(config["rule"]),
+            Task.from_record(config["task"]),
+            int(config["train"]["seed"]),
         )
-        known, seed = Task.from_record(task), int(config["train"]["seed"])
         compute = Compute.find(device, config["train"]["precision"])
     if "module" in config and module is None:
         raise InputError(

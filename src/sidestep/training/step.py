@@ -3,7 +3,7 @@
 import math
 import weakref
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -18,6 +18,7 @@ from sidestep.noise import Noise
 from sidestep.rules.any_module import AnyModule, as_dense
 from sidestep.rules.chain import ChainOfStages
 from sidestep.rules.protocol import Rule
+from sidestep.rules.record import rule_record
 from sidestep.steplog.header import Header
 from sidestep.training.attached_files import load_attached, save_attached, saved_example
 from sidestep.training.attached_log import AttachedLog, fixed_options
@@ -224,8 +225,7 @@ class Step:
         return self._attached
 
     def _record(self) -> dict[str, Any]:
-        options = {field.name: getattr(self.rule, field.name) for field in fields(self.rule)}
-        return {"rule": {"name": self.rule.name, **options}, "seed": self._noise.seed}
+        return {"rule": rule_record(self.rule), "seed": self._noise.seed}
 
     def _check_same(self) -> None:
         now = _table(self.model)
