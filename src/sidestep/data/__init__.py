@@ -1,5 +1,5 @@
-"""Image data sets as tensors: known sets, `.npz` files, image folders, arrays; batches, augmentation,
-pictures.
+"""Data sets as tensors: known sets, `.npz` files, image folders, arrays, tables, rows of tokens; batches,
+augmentation, pictures.
 """
 
 from sidestep.data.batches import batch_indices, crop_and_flip, standardise, steps_per_epoch
@@ -8,6 +8,7 @@ from sidestep.data.loading import from_arrays, load
 from sidestep.data.notices import DataNotice
 from sidestep.data.picture import grid
 from sidestep.data.splits import DataSet, PictureForm, Split
+from sidestep.data.tokens import from_text, from_tokens
 from sidestep.data.unlabelled import read_images, read_named_images
 
 __all__ = [
@@ -19,6 +20,8 @@ __all__ = [
     "batch_indices",
     "crop_and_flip",
     "from_arrays",
+    "from_text",
+    "from_tokens",
     "grid",
     "load",
     "names",
