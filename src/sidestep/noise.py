@@ -13,7 +13,7 @@ import hashlib
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
@@ -58,15 +58,15 @@ class Noise:
         """The stream `name` below this one: its 32-bit id is a blake2s hash of this one's id and the name."""
         parent = self.stream_id.to_bytes(4, "little")
         digest = hashlib.blake2s(parent + name.encode(), digest_size=4).digest()
-        return replace(self, stream_id=int.from_bytes(digest, "little"))
+        return Noise(self.seed, int.from_bytes(digest, "little"), self.substream, self.step)
 
     def sub(self, index: int) -> "Noise":
         """Substream `index` of this stream, say of a probe or a block; it replaces an earlier index."""
-        return replace(self, substream=index)
+        return Noise(self.seed, self.stream_id, index, self.step)
 
     def at(self, step: int) -> "Noise":
         """The same stream at training step `step`; it replaces an earlier step."""
-        return replace(self, step=step)
+        return Noise(self.seed, self.stream_id, self.substream, step)
 
     def words(self, n: int, start: int = 0, device: str | torch.device = "cpu") -> Tensor:
         """Elements start to start + n - 1 as uint32 values, shape (n,), int64.
@@ -178,13 +178,13 @@ class Noise:
 
     def _torch_seed(self) -> int:
         # words 0 and 1 in Python's integers: 80 tensor operations for two words would take longer
-        words, key = [0, self.substream, self.step, self.stream_id], [self.seed & MASK, self.seed >> 32]
+        w0, w1, w2, w3 = 0, self.substream, self.step, self.stream_id
+        k0, k1 = self.seed & MASK, self.seed >> 32
         for _ in range(ROUNDS):
-            products = MULTIPLIERS[0] * words[0], MULTIPLIERS[1] * words[2]
-            first, third = products[1] >> 32 ^ words[1] ^ key[0], products[0] >> 32 ^ words[3] ^ key[1]
-            words = [first, products[1] & MASK, third, products[0] & MASK]
-            key = [(part + step) & MASK for part, step in zip(key, KEY_STEPS, strict=True)]
-        return words[0] | words[1] >> 1 << 32
+            even, odd = MULTIPLIERS[0] * w0, MULTIPLIERS[1] * w2
+            w0, w1, w2, w3 = odd >> 32 ^ w1 ^ k0, odd & MASK, even >> 32 ^ w3 ^ k1, even & MASK
+            k0, k1 = (k0 + KEY_STEPS[0]) & MASK, (k1 + KEY_STEPS[1]) & MASK
+        return w0 | w1 >> 1 << 32
 
 
 def dropout_mask(

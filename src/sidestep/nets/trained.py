@@ -21,9 +21,12 @@ def trained(net: nn.Module) -> dict[str, nn.Parameter]:
     >>> list(trained(layer))
     ['bias']
     """
+    parameters = dict(net.named_parameters())
+    if all(p.requires_grad for p in parameters.values()):  # nearly always, and the rest takes its time
+        return parameters
     ternary = (layer for layer in net.modules() if hasattr(layer, "trits"))
     trits = {id(p) for layer in ternary for p in layer.parameters(recurse=False) if not p.is_floating_point()}
-    return {name: p for name, p in net.named_parameters() if p.requires_grad or id(p) in trits}
+    return {name: p for name, p in parameters.items() if p.requires_grad or id(p) in trits}
 
 
 def frozen(net: nn.Module) -> dict[str, Tensor]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from functools import cache
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -80,16 +80,28 @@ def kept_statistics(net: nn.Module, prefix: str = "") -> Iterator[Callable[[], d
         net: the net, or one unit of it.
         prefix: what the names in the whole net begin with, where it is one unit.
     """
-    before = {name: buffer.clone() for name, buffer in net.named_buffers()}
+    places = _buffer_places(net)  # where they are, since code inside may put another tensor there
+    before = {name: held[key].clone() for name, (held, key) in places.items()}
 
     def changed() -> dict[str, Tensor]:
-        found = ((name, buffer) for name, buffer in net.named_buffers() if not torch.equal(buffer, before[name]))
-        return {prefix + name: buffer.clone() for name, buffer in found}
+        found = ((name, held[key]) for name, (held, key) in places.items())
+        return {prefix + name: buffer.clone() for name, buffer in found if not torch.equal(buffer, before[name])}
 
     try:
         yield changed
     finally:
         with torch.no_grad():
-            for name, buffer in net.named_buffers():
-                if not torch.equal(buffer, before[name]):  # a write, even of the same, undoes what autograd has kept
-                    buffer.copy_(before[name])
+            for name, (held, key) in places.items():
+                if not torch.equal(held[key], before[name]):  # a write, even of the same, undoes what autograd has kept
+                    held[key].copy_(before[name])
+
+
+def _buffer_places(net: nn.Module) -> dict[str, tuple[dict[str, Any], str]]:
+    """Return name -> where a buffer is held, for every buffer once: one walk through the net."""
+    places, seen = {}, set()
+    for path, layer in net.named_modules():
+        for key, buffer in layer._buffers.items():
+            if buffer is not None and id(buffer) not in seen:
+                seen.add(id(buffer))
+                places[f"{path}.{key}" if path else key] = (layer._buffers, key)
+    return places

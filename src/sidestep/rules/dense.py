@@ -81,7 +81,7 @@ def apply_dense(net: nn.Module, update: Update, optimizer: torch.optim.Optimizer
     if not isinstance(update, Dense):
         raise InputError(f"this rule applies named gradients (Dense), got {type(update).__name__}")
     parameters: dict[str, nn.Parameter] = dict(net.named_parameters())
-    buffers: dict[str, Tensor] = dict(net.named_buffers())
+    buffers: dict[str, Tensor] = dict(net.named_buffers()) if update.statistics else {}
     with torch.no_grad():
         for name, gradient in update.gradients.items():
             parameter = parameters[name]

@@ -247,12 +247,12 @@ def _check_finite(update: Update, step: int) -> Tensor:
 
     Heads of a rule's own come first, since what they see does.
     """
-    names, losses = list(update.losses), [loss.float().reshape(1) for loss in update.losses.values()]
+    names, losses = list(update.losses), [loss.reshape(1) for loss in update.losses.values()]
     if isinstance(update, Seeded):
-        names, losses = [*names, *["along a direction"] * len(update.coefs)], [*losses, update.coefs.float()]
-    numbers = torch.cat(losses)
-    if not bool(numbers.isfinite().all()):
-        name, value = next((n, v) for n, v in zip(names, numbers.tolist(), strict=True) if not math.isfinite(v))
+        names, losses = [*names, *["along a direction"] * len(update.coefs)], [*losses, update.coefs]
+    numbers = (torch.cat(losses) if len(losses) > 1 else losses[0]).tolist()  # one transfer for all
+    if not all(map(math.isfinite, numbers)):
+        name, value = next((n, v) for n, v in zip(names, numbers, strict=True) if not math.isfinite(v))
         raise NonFiniteError(
             f"the loss is {value} at step {step} ({name}); the model is as it was before this step; try a smaller "
             "learning rate, or look for extreme inputs"
