@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
+from weakref import WeakKeyDictionary
 
 from torch import nn
 
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
 __all__ = ["built"]
 
 N = TypeVar("N", bound=nn.Module)
+
+_LET_IN: "WeakKeyDictionary[nn.Module, Rule]" = WeakKeyDictionary()  # net -> the last rule that took it
 
 
 def built(
@@ -31,7 +34,10 @@ def built(
     Raises:
         InputError: for another net; it says which rule needs what, and what to call.
     """
+    if _LET_IN.get(net) is rule:  # looked at before: a walk through the net at each of a step's methods takes its time
+        return net  # type: ignore[return-value]
     if isinstance(net, kind) and fits(net):
+        _LET_IN[net] = rule
         return net
     kinds = kind if isinstance(kind, tuple) else (kind,)
     wanted, given = " or ".join(one.__name__ for one in kinds), type(net).__name__
