@@ -43,6 +43,7 @@ from sidestep.rules import (
     Task,
 )
 from sidestep.rules.trits import as_gradients, sign_and_median
+from sidestep.rules.untrained import untrained
 from sidestep.training import Compute, alignment_curves
 from sidestep.training.alignment import check_measurable, held_batch
 from sidestep.update import Seeded, Update
@@ -120,7 +121,7 @@ def claims() -> list[Claim]:
 
 def measured(claim: Claim, data: DataSet, seed: int) -> Alignment:
     """Return the alignment of untrained nets' estimates, over the tensors that the claim is about."""
-    net = claim.rule.build(Task.of(data), Noise(seed).stream("build"), data.train, None)
+    net = untrained(claim.rule, Task.of(data), seed, data.train)
     batch = held_batch(claim.rule, data.validation, data, claim.batch, Compute.find("cpu", "float32"))
     true = check_measurable(claim.rule).true_gradients(net, batch)
     compared = Comparison({name: g for name, g in true.items() if name.startswith(claim.prefix)})

@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 
-from sidestep.bench.start import start
 from sidestep.data import DataSet, Split
 from sidestep.measure import count_operations
 from sidestep.noise import Noise
 from sidestep.rules.protocol import Rule
 from sidestep.training import Options
+from sidestep.training.begin import begin
 from sidestep.training.loop import Loop
 from sidestep.training.options import Compute
 from sidestep.training.state import State
@@ -35,7 +35,7 @@ def made_up(name: str, count: int = 1280) -> DataSet:
 def ready(rule: Rule, data: DataSet, compute: Compute, **options: Any) -> tuple[Loop, State]:
     """Return a loop and its state, before the first step."""
     where: Any = {"device": str(compute.device), "precision": compute.precision}
-    state, loop = start(rule, data, Options(**where, **options))
+    state, loop = begin(rule, data, Options(**where, **options))
     return loop, state
 
 

@@ -1,21 +1,19 @@
 """What training needs of memory, beside the paper's table: a few steps of each row, each in a process of its own."""
 
 import json
-import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from sidestep.bench.step_cost import in_fresh_process
+from sidestep.bench.step_cost import Work, begun, in_fresh_process
 from sidestep.bench.study_report import Table
 from sidestep.bench.table_rows import command_for
 from sidestep.data import names
 from sidestep.errors import InputError
 from sidestep.measure import peak_allocation
-from sidestep.noise import Noise
-from sidestep.rules import RULES, Batch, Task
+from sidestep.rules import RULES
 from sidestep.rules.presets import PRESETS, Preset
 from sidestep.training import Compute
 from sidestep.version import __version__
@@ -37,23 +35,15 @@ def training_peak(preset: Preset, device: str, precision: str = "auto", steps: i
     """Return the peak of memory in bytes while a preset's net is made and trained for a few steps on random images."""
     known = next(known for known in names() if known.name == preset.data)
     shape = known.image_shape(preset.image_size or known.sizes[0])
-    channels = (0.0,) * shape[0]
-    task = Task(shape, known.class_names, channels, tuple(1.0 for _ in channels))
-    compute, size = Compute.find(device, precision), preset.train["batch"]
-    rule, noise = RULES[preset.rule](**preset.options), Noise(0)
+    rule, compute = RULES[preset.rule](**preset.options), Compute.find(device, precision)
+    work = Work(
+        rule, shape, len(known.class_names), preset.train["batch"],
+        device=str(compute.device), precision=compute.precision,
+    )  # fmt: skip
     with peak_allocation(compute.device) as peak:
-        net = rule.build(task, noise.stream("build"), None, None).to(compute.device)
-        optimizer = rule.optimizer(net)
-        for step in range(steps):
-            point = noise.stream("memory").at(step)
-            images = point.normal(size * math.prod(shape)).view(size, *shape).to(compute.device)
-            batch = Batch(
-                images.contiguous(memory_format=torch.channels_last),
-                point.stream("labels").integers(size, task.classes).to(compute.device),
-            )
-            with compute.autocast():
-                update = rule.estimate(net, batch, noise.stream("estimate").at(step))
-            rule.apply(net, rule.decide(net, update, optimizer), optimizer)
+        loop, state = begun(work)
+        for _ in range(steps):
+            loop.take_step(state)
     return int(peak.bytes)
 
 

@@ -17,7 +17,6 @@ from torch import nn
 from torch.nn.functional import conv2d
 
 from sidestep.bench.entries import Entry
-from sidestep.bench.start import start
 from sidestep.data import Split, load
 from sidestep.errors import InputError
 from sidestep.measure import (
@@ -27,6 +26,7 @@ from sidestep.measure import (
     restart_peak_memory,
     update_bytes,
 )
+from sidestep.training.begin import begin
 from sidestep.training.evaluate import accuracies
 from sidestep.training.loop import Loop
 from sidestep.training.state import State
@@ -81,7 +81,7 @@ class RunPlan:
         """Return the untrained net with its optimiser, and the loop that holds the data."""
         options = self.entry.training(self.common, epochs=self.budget.epochs, seed=self.seed, device=self.device)
         data = load(self.data, data_dir=self.data_dir, validation=self.validation, size=self.image_size)
-        return start(self.entry.make(), data, options, self.module)
+        return begin(self.entry.make(), data, options, self.module)
 
 
 def measure_run(plan: RunPlan, tell: Tell) -> dict[str, Any]:

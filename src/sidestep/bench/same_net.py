@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 from sidestep.bench.entries import BASELINE_KIND, Entry
 from sidestep.bench.race import Race
 from sidestep.data import DataSet, load
-from sidestep.noise import Noise
 from sidestep.rules.protocol import Task
 from sidestep.rules.same_net import SameNet
+from sidestep.rules.untrained import untrained
 
 __all__ = ["with_baselines"]
 
@@ -55,7 +55,7 @@ def _key(entry: Entry, sets: Sequence[DataSet], race: Race) -> tuple[object, ...
     options = replace(entry.training(race.common, seed=race.seed), units="together")
     nets = []
     for data in sets:
-        net = rule.build(Task.of(data), Noise(race.seed).stream("build"), data.train, race.module)
+        net = untrained(rule, Task.of(data), race.seed, data.train, race.module)
         sizes = tuple((name, tuple(parameter.shape)) for name, parameter in net.named_parameters())
         nets.append((str(net), sizes))
     return (*nets, tuple(rule.shared.items()), options)

@@ -13,13 +13,13 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import nn
 
-from sidestep.bench.start import start
 from sidestep.data import DataSet, Split
 from sidestep.errors import SidestepError
 from sidestep.measure import memory_growth
 from sidestep.noise import Noise
 from sidestep.rules import Rule
 from sidestep.training import Compute, Options
+from sidestep.training.begin import begin
 from sidestep.training.loop import Loop
 from sidestep.training.state import State
 from sidestep.training.units import begin_units
@@ -55,11 +55,11 @@ def begun(work: Work) -> tuple[Loop, State]:
     channels, classes = work.image_shape[0], tuple(str(index) for index in range(work.classes))
     noise, pixels = Noise(0).stream("images"), work.batch * math.prod(work.image_shape)
     images = noise.integers(pixels, 256).to(torch.uint8).view(work.batch, *work.image_shape)
-    train = Split(images, noise.stream("labels").integers(work.batch, work.classes))
+    train = Split(images, torch.arange(work.batch) % work.classes)  # prototypes need an image of every class
     none = Split(images[:0], train.labels[:0])
     data = DataSet("random images", train, none, classes, (0.5,) * channels, (0.29,) * channels)
     compute: Any = {"device": work.device, "precision": work.precision, "units": work.units}
-    state, loop = start(work.rule, data, Options(batch=work.batch, epochs=1, **compute))
+    state, loop = begin(work.rule, data, Options(batch=work.batch, epochs=1, **compute))
     return loop, state
 
 

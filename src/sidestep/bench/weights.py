@@ -9,7 +9,6 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from sidestep.bench.start import start
 from sidestep.data import DataSet, Split, standardise
 from sidestep.errors import InputError
 from sidestep.nets.continuous import Schedule
@@ -25,6 +24,7 @@ from sidestep.noise import Noise
 from sidestep.rules.protocol import Rule
 from sidestep.rules.record import hyper_parameters
 from sidestep.training import Compute, Options
+from sidestep.training.begin import begin
 from sidestep.training.evaluate import accuracies
 from sidestep.training.loop import Loop
 from sidestep.training.state import State
@@ -124,7 +124,7 @@ def study_weights(  # long: what is trained, and how it is looked at
     nets: dict[str, Any] = {}
     training: dict[str, Any] = {}
     for name, rule in rules.items():
-        state, loop = start(rule, data, options)
+        state, loop = begin(rule, data, options)
         if not nets:
             nets["untrained"] = look.at(rule, state.net, data, options)
         if steps:

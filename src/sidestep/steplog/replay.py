@@ -15,7 +15,7 @@ from sidestep.nets.trained import trained
 from sidestep.rules.protocol import Rule
 from sidestep.steplog.codecs import codec_of
 from sidestep.steplog.reader import LogReader
-from sidestep.steplog.start import untrained
+from sidestep.steplog.start import start_of
 
 __all__ = ["Replayed", "rebuild", "replay"]
 
@@ -63,7 +63,7 @@ def rebuild(  # long: a log, and five ways to use less than all of it
     """
     reader = LogReader(path)
     _check_span(reader, to_step, drop)
-    rule, net = untrained(reader.header, module)
+    rule, net = start_of(reader.header, module)
     net = net.to(device)
     names = _named(net, only)
     part = _range(net, names) if only else None

@@ -7,16 +7,15 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from sidestep.data.objective import set_objective
 from sidestep.errors import CheckpointError, InputError, SidestepError
 from sidestep.nets.own import ImagePath
 from sidestep.nets.trained import frozen, trained
-from sidestep.noise import Noise
 from sidestep.rules import RULES, rule_from_record
 from sidestep.rules.protocol import Rule, Task
+from sidestep.rules.untrained import untrained
 from sidestep.steplog.header import Header, digest_of, table_of
 
-__all__ = ["check_net", "rule_of", "untrained"]
+__all__ = ["check_net", "rule_of", "start_of"]
 
 _MOST_SIDE, _MOST_PIXELS = 1 << 16, 1 << 26  # of an image
 _ROOM = 1 << 24  # elements that building a net may take beside its parameters and buffers
@@ -26,7 +25,7 @@ _WRONG = (
 )  # fmt: skip
 
 
-def untrained(header: Header, module: ImagePath | None) -> tuple[Rule, nn.Module]:
+def start_of(header: Header, module: ImagePath | None) -> tuple[Rule, nn.Module]:
     """Return the rule and the net that a log starts from.
 
     Raises:
@@ -46,8 +45,7 @@ def untrained(header: Header, module: ImagePath | None) -> tuple[Rule, nn.Module
     try:
         task = _task(header.task)
         with _Budget(_ROOM + 16 * _elements_of(header)):
-            net = rule.build(task, Noise(header.seed).stream("build"), None, module)
-        set_objective(net, task.objective)
+            net = untrained(rule, task, header.seed, None, module)
     except _WRONG as error:
         raise CheckpointError(f"the net of the log's header cannot be built: {error}") from error
     check_net(header, net)

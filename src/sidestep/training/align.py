@@ -16,6 +16,7 @@ from sidestep.nets.ternary import unpack_layers
 from sidestep.noise import Noise
 from sidestep.rules.dense import check_range
 from sidestep.rules.protocol import Rule, Task
+from sidestep.rules.untrained import untrained
 from sidestep.training.alignment import MEASURES, SPLIT, check_measurable, compare, held_batch
 from sidestep.training.data_of_run import check_cut, check_task
 from sidestep.training.evaluate import check_rule
@@ -117,7 +118,7 @@ def _as_trained(run: Run, data: DataSet) -> Run:
 def _untrained(rule: Rule, data: DataSet, options: Options, module: ImagePath | None) -> Run:
     """What a run is before its first step."""
     task, compute = Task.of(data), Compute.find(options.device, options.precision)
-    net = rule.build(task, Noise(options.seed).stream("build"), data.train, module).to(compute.device)
+    net = untrained(rule, task, options.seed, data.train, module).to(compute.device)
     return Run(rule, net, task, compute, options.seed, 0, {})
 
 

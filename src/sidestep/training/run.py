@@ -8,35 +8,34 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from sidestep.data import DataSet, Split
-from sidestep.data.objective import set_objective
+from sidestep.data import DataSet
 from sidestep.errors import CheckpointError, InputError, SidestepError
 from sidestep.nets.own import ImagePath
 from sidestep.nets.ternary import pack_layers
-from sidestep.noise import Noise
 from sidestep.rules import rule_from_record
 from sidestep.rules.dense import check_multiple
 from sidestep.rules.protocol import Dividing, Rule, Task
 from sidestep.rules.record import rule_record
+from sidestep.rules.untrained import untrained
 from sidestep.steplog import Header, Recorder
 from sidestep.training.alignment import check_watch
 from sidestep.training.alone import check_alone
+from sidestep.training.begin import begin
 from sidestep.training.data_of_run import data_record, in_saved_units
 from sidestep.training.evaluate import check_readings, check_rule, with_inference
 from sidestep.training.folder import RunFolder
 from sidestep.training.given import given_data, given_options
-from sidestep.training.loop import Loop
 from sidestep.training.options import Compute, Options
 from sidestep.training.progress import Progress, Silent
 from sidestep.training.result import finish
 from sidestep.training.resume import followed, take_up
 from sidestep.training.single import check_single
-from sidestep.training.state import AVERAGE, State
+from sidestep.training.state import AVERAGE
 from sidestep.training.stopping import Stopped, stop_on_signals
 from sidestep.training.trained import Run
-from sidestep.training.units import begin_units, place_units
+from sidestep.training.units import place_units
 from sidestep.version import __version__
 from sidestep.wording import counted
 
@@ -88,31 +87,27 @@ def train(  # long: rule, data and options, three hooks for own code, and what i
     if isinstance(data, str | os.PathLike):
         source = source or {"name": os.fspath(data)}
     data = given_data(data)
-    compute = Compute.find(options.device, options.precision)
-    _begin(rule, data, options, compute, readings or [])
+    _check(rule, data, options, readings or [])
     folder = RunFolder(Path(options.out)) if options.out else None
     data = in_saved_units(folder, data) if folder and options.resume else data
     task = Task.of(data)
     options = dataclasses.replace(options, epochs=options.epochs_for(len(data.train)))
-    config = _config(rule, task, options, compute, data_record(data, source or {}), module)
-    examples = data.train
-    data = data.to(compute.device)
-    net = _built(rule, task, options.seed, examples, module).to(compute.device)
+    record = data_record(data, source or {})
+    state, loop = begin(rule, data, options, module, folder)
+    data, net, compute = loop.data, state.net, loop.compute  # on the device
+    config = _config(rule, task, options, compute, record, module)
     check_single(rule, net, task, min(options.batch, len(data.train)))
-    state, kept_metrics, progress = State(net, rule.optimizer(net)), 0, progress or Silent()
-    if options.average:
-        state.check_average()
+    kept_metrics, progress = 0, progress or Silent()
     with ExitStack() as stack:
         recorder = None
         if folder:
             stack.enter_context(folder.prepared(config, options.resume, options.overwrite, progress))
-        place_units(state, rule, options.units, folder.path if folder else None)
         if folder:
+            place_units(state, rule, options.units, folder.path)
             own, name, same = _module_name(module), data.name, followed(options, len(data.train))
             recorder = Recorder(folder.log_file, lambda net: Header.of(net, rule, task, name, options.seed, own, same))
             kept_metrics = take_up(folder, options, state, rule, recorder, progress)
-        logging = None if options.average else recorder  # a log gives the weights that trained, not their average
-        loop = Loop(rule, data, options, compute, folder, logging)
+        loop.recorder = None if options.average else recorder  # a log gives the weights that trained, no average
         if state.step > loop.total_steps:
             raise InputError(
                 f"{options.out} has been trained for {state.step} steps already, more than the {loop.total_steps} of "
@@ -135,21 +130,14 @@ def train(  # long: rule, data and options, three hooks for own code, and what i
         return run
 
 
-def _built(rule: Rule, task: Task, seed: int, examples: Split | None, module: ImagePath | None) -> nn.Module:
-    net = rule.build(task, Noise(seed).stream("build"), examples, module)
-    set_objective(net, task.objective)
-    return net
-
-
-def _begin(rule: Rule, data: DataSet, options: Options, compute: Compute, readings: Sequence[str]) -> None:
-    """Refuse what cannot work before anything is written, and tell the C library what to do with freed memory."""
+def _check(rule: Rule, data: DataSet, options: Options, readings: Sequence[str]) -> None:
+    """Refuse what cannot work before the data are looked at."""
     check_alone()
     check_rule(rule)
     check_readings(rule, readings)
     if isinstance(rule, Dividing):
         check_multiple(min(options.batch, len(data.train)), *rule.batch_multiple)
     check_watch(rule, data, options)
-    begin_units(rule, options.units, compute.device)
 
 
 def _config(
@@ -207,7 +195,7 @@ def load_run(
         )
     rule = with_inference(rule, inference or {})
     with _described(folder.config_file):
-        net = _built(rule, known, seed, None, module)
+        net = untrained(rule, known, seed, None, module)
     with _described(folder.state_file):
         weights, step = _weights(folder)
     try:
