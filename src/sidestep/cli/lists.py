@@ -11,6 +11,8 @@ from sidestep.cli.parse import parsed
 from sidestep.data import grid, load, names
 from sidestep.errors import InputError
 from sidestep.rules import RULES
+from sidestep.rules.support import support_of
+from sidestep.rules.takes import MODULES
 from sidestep.rules.variant import variant_of
 
 __all__ = ["data_command", "rules_command"]
@@ -42,15 +44,33 @@ def _rules(*, json: bool = False) -> None:
     if json:
         defaults = {name: {f.name: f.default for f in dataclasses.fields(kind)} for name, kind in RULES.items()}
         show_json({
-            name: {"summary": RULES[name].summary, "variant": variant_of(RULES[name]()), "defaults": fields}
+            name: {"summary": RULES[name].summary, "variant": variant_of(RULES[name]()), "defaults": fields,
+                   "takes": support_of(RULES[name])}
             for name, fields in defaults.items()
         })  # fmt: skip
         return
     rows = [[name, kind.summary, ", ".join(kind.predictors)] for name, kind in RULES.items()]
     show_table("", ["rule", "what it does", "readings at inference"], rows)
+    show_table("", ["rule", "module of yours", "own loop", "targets", "log", "in turn", "true gradient"], _support())
+    show(
+        "",
+        "module of yours: what `train` takes by --module; own loop: what `attach` trains; in turn: units that take",
+        "their steps one after another; true gradient: what `align` compares with. All take images and rows of tables,",
+        "and leave frozen parameters as they are.",
+    )
     variants = {name: variant_of(kind()) for name, kind in RULES.items()}
     show("", *(f"{name}, by default: {variant}" for name, variant in variants.items() if variant))
     show("", "`sidestep train RULE --help` explains a rule's options.")
+
+
+def _support() -> list[list[str]]:
+    rows = []
+    for name, kind in RULES.items():
+        found = support_of(kind)
+        marks = ["yes" if found[key] else "no" for key in ("units_in_turn", "true_gradient")]
+        modules = [MODULES[found[key]] for key in ("module", "own_loop")]
+        rows.append([name, *modules, ", ".join(found["targets"]), found["log"], *marks])
+    return rows
 
 
 def _data(*, json: bool = False) -> None:

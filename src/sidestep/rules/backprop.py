@@ -35,6 +35,7 @@ from sidestep.rules.any_module import LOSS, check_unused, one_unit
 from sidestep.rules.dense import adamw, check_range, gradients_of
 from sidestep.rules.labels import embedding_for, learns
 from sidestep.rules.protocol import Batch, OutputRule, Task
+from sidestep.rules.takes import Takes
 from sidestep.rules.true_gradient import end_to_end
 from sidestep.update import Dense, Update
 
@@ -88,6 +89,7 @@ class Backprop(OutputRule[_Net]):
 
     name: ClassVar[str] = "backprop"
     summary: ClassVar[str] = "Back-propagation: plain, checkpointed, accumulated, deeply supervised; linear classifier"
+    takes: ClassVar[Takes] = Takes("any", targets=("classes", "labels", "values", "own"))
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -25,6 +25,7 @@ from sidestep.nets.units import kept_statistics
 from sidestep.noise import Noise
 from sidestep.rules.dense import gradients_of
 from sidestep.rules.protocol import Batch, OutputRule, Task
+from sidestep.rules.takes import Takes
 from sidestep.update import Dense, Update
 
 __all__ = ["DirectFeedbackAlignment"]
@@ -49,6 +50,7 @@ class DirectFeedbackAlignment(OutputRule[LayerwiseNet]):
 
     name: ClassVar[str] = "direct-feedback-alignment"
     summary: ClassVar[str] = "The output's error goes straight to every stage through a fixed random matrix"
+    takes: ClassVar[Takes] = Takes("stages", targets=("classes", "labels", "values", "own"))
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -40,6 +40,7 @@ from sidestep.rules.forward_only import (
     make_net,
 )
 from sidestep.rules.protocol import Batch, Task
+from sidestep.rules.takes import Takes
 from sidestep.update import Dense, Update
 
 __all__ = ["Evolution"]
@@ -82,6 +83,7 @@ class Evolution(ForwardOnlyRule):
 
     name: ClassVar[str] = "evolution"
     summary: ClassVar[str] = "Evolution strategies: antithetic weight noise, rank-1 or full-rank; or node perturbation"
+    takes: ClassVar[Takes] = Takes("any", targets=("classes", "labels", "values", "own"), log="own loop")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -24,6 +24,7 @@ from sidestep.nets.units import kept_statistics
 from sidestep.noise import Noise
 from sidestep.rules.dense import gradients_of
 from sidestep.rules.protocol import Batch, OutputRule, Task
+from sidestep.rules.takes import Takes
 from sidestep.rules.true_gradient import end_to_end
 from sidestep.update import Dense, Update
 
@@ -51,6 +52,7 @@ class FeedbackAlignment(OutputRule[LayerwiseNet]):
 
     name: ClassVar[str] = "feedback-alignment"
     summary: ClassVar[str] = "Errors come back through random, sign-symmetric or Kolen-Pollack feedback matrices"
+    takes: ClassVar[Takes] = Takes("stages", targets=("classes", "labels", "values", "own"))
 
     def __post_init__(self) -> None:
         super().__post_init__()

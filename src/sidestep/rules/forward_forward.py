@@ -20,7 +20,6 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from sidestep.data import Split
-from sidestep.data.task import check_targets
 from sidestep.errors import InputError
 from sidestep.nets.goodness import GoodnessNet, goodness_loss, wrong_labels
 from sidestep.nets.layerwise import check_hidden
@@ -30,6 +29,7 @@ from sidestep.nets.trained import trained
 from sidestep.noise import Noise
 from sidestep.rules.dense import check_positive, check_range, gradients_of, merged
 from sidestep.rules.protocol import Batch, Rule, Task
+from sidestep.rules.takes import Takes
 from sidestep.update import Dense, Update
 
 __all__ = ["ForwardForward"]
@@ -59,6 +59,7 @@ class ForwardForward(Rule[GoodnessNet]):
 
     name: ClassVar[str] = "forward-forward"
     summary: ClassVar[str] = "Stages that are active for true labels and quiet for wrong ones, each by its own gradient"
+    takes: ClassVar[Takes] = Takes(no_module="a stage must be a layer with ReLU whose length can be taken off")
     predictors: ClassVar[tuple[str, ...]] = ("goodness", "readout")
     no_true_gradient: ClassVar[str] = (
         "a label is predicted by trying all, and its stages estimate gradients of their own goodness, not of that"
@@ -72,12 +73,6 @@ class ForwardForward(Rule[GoodnessNet]):
 
     def build(self, task: Task, noise: Noise, examples: Split | None, module: ImagePath | None) -> GoodnessNet:
         """Make the net; it has no place for a module of the user's."""
-        check_targets(task, "classes")
-        if module is not None:
-            raise InputError(
-                "forward-forward has no definition for the layers of a module of your own: a stage must be a layer "
-                "with ReLU whose length can be taken off; use --net and --hidden, or train the module by local losses"
-            )
         if task.classes < 2:
             raise InputError("forward-forward needs two classes or more: a single label has no wrong one")
         return GoodnessNet(self.net, task.shape, self.hidden, task.classes, self.label == "input", noise)

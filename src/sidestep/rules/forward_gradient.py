@@ -34,6 +34,7 @@ from sidestep.rules.any_module import seeded
 from sidestep.rules.dense import check_range
 from sidestep.rules.forward_only import ForwardOnlyRule, check_named, make_net
 from sidestep.rules.protocol import Batch, Task
+from sidestep.rules.takes import Takes
 from sidestep.update import Dense, Update
 
 __all__ = ["ForwardGradient"]
@@ -67,6 +68,7 @@ class ForwardGradient(ForwardOnlyRule):
 
     name: ClassVar[str] = "forward-gradient"
     summary: ClassVar[str] = "Forward gradients: along random weights, activities, or activities under local losses"
+    takes: ClassVar[Takes] = Takes("any", targets=("classes", "labels", "values", "own"), log="own loop")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from sidestep.data import Split, standardise
 from sidestep.data.objective import objective_of
-from sidestep.errors import InputError
 from sidestep.nets.hebbian import HebbianNet, hebbian_change
 from sidestep.nets.layerwise import check_hidden
 from sidestep.nets.own import ImagePath
@@ -28,6 +27,7 @@ from sidestep.nets.units import kept_statistics
 from sidestep.noise import Noise
 from sidestep.rules.dense import adamw, check_positive, check_range, gradients_of, merged
 from sidestep.rules.protocol import Batch, Rule, Task
+from sidestep.rules.takes import Takes
 from sidestep.update import Dense, Update
 
 __all__ = ["Hebbian"]
@@ -61,6 +61,10 @@ class Hebbian(Rule[HebbianNet]):
 
     name: ClassVar[str] = "hebbian"
     summary: ClassVar[str] = "Oja's, Sanger's or soft winner-take-all stages without labels, and a linear read-out"
+    takes: ClassVar[Takes] = Takes(
+        targets=("classes", "labels", "values", "own"),
+        no_module="its stages are linear layers or convolutions without a bias",
+    )
     predictors: ClassVar[tuple[str, ...]] = ("readout",)
     no_true_gradient: ClassVar[str] = "its stages follow the correlations of their inputs and estimate no gradient"
 
@@ -74,11 +78,6 @@ class Hebbian(Rule[HebbianNet]):
 
     def build(self, task: Task, noise: Noise, examples: Split | None, module: ImagePath | None) -> HebbianNet:
         """Make the net; it has no place for a module of the user's."""
-        if module is not None:
-            raise InputError(
-                "hebbian has no definition for the layers of a module of your own: its stages are linear layers or "
-                "convolutions without a bias; use --net and --hidden, or train the module by local losses"
-            )
         stages = noise.stream("stages")
         with noise.stream("readout").torch_seeded():
             net = HebbianNet(self.net, task.shape, self.hidden, task.classes, self.kind, stages)

@@ -28,6 +28,7 @@ from sidestep.nets.units import kept_statistics
 from sidestep.noise import Noise
 from sidestep.rules.dense import check_range, gradients_of, merged
 from sidestep.rules.protocol import Batch, OutputRule, Task
+from sidestep.rules.takes import Takes
 from sidestep.update import Dense, Update
 
 __all__ = ["LocalLoss"]
@@ -54,6 +55,7 @@ class LocalLoss(OutputRule[LayerwiseNet]):
 
     name: ClassVar[str] = "local-loss"
     summary: ClassVar[str] = "A head and a loss per stage; no derivative passes between stages"
+    takes: ClassVar[Takes] = Takes("stages", targets=("classes", "labels", "values", "own"))
     predictors: ClassVar[tuple[str, ...]] = ("forward", "heads")
 
     def __post_init__(self) -> None:

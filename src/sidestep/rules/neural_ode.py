@@ -32,6 +32,7 @@ from sidestep.noise import Noise
 from sidestep.rules.dense import check_positive, check_range, gradients_of
 from sidestep.rules.labels import DenoisingRule, embedding_for, make_denoiser, readout_loss
 from sidestep.rules.protocol import Batch, Task
+from sidestep.rules.takes import Takes
 from sidestep.rules.true_gradient import end_to_end
 from sidestep.update import Dense, Update
 
@@ -70,6 +71,7 @@ class NeuralODE(DenoisingRule):
 
     name: ClassVar[str] = "neural-ode"
     summary: ClassVar[str] = "Neural ODE from noise to the label, trained end to end by the adjoint method"
+    takes: ClassVar[Takes] = Takes("blocks")
     predictors: ClassVar[tuple[str, ...]] = ("from zero", "from noise", "adaptive")
     for_inference: ClassVar[tuple[str, ...]] = ("steps", "method", "tolerance")
 

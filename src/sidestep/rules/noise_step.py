@@ -41,6 +41,7 @@ from sidestep.rules.dense import check_positive, check_range
 from sidestep.rules.density import DensitySchedule, advanced, density_and_count, first_density
 from sidestep.rules.flips import TernaryOptimizer, choose_by_threshold, choose_flips
 from sidestep.rules.protocol import Batch, Rule, Task
+from sidestep.rules.takes import Takes
 from sidestep.rules.trits import accumulate, along_probes, check_finite, move, sign_and_median, subtract
 from sidestep.rules.true_gradient import end_to_end
 from sidestep.update import Dense, Flips, Seeded, Update
@@ -110,6 +111,7 @@ class NoiseStep(Rule[TernaryNet]):
     summary: ClassVar[str] = (
         "Ternary nets by local back-propagation, or by probes (noise_step); the log of steps is the model"
     )
+    takes: ClassVar[Takes] = Takes("stages", targets=("classes", "labels", "values", "own"), log="yes")
     predictors: ClassVar[tuple[str, ...]] = ("forward", "heads")
 
     def __post_init__(self) -> None:

@@ -43,6 +43,7 @@ from sidestep.rules.labels import (
     start_divergence,
 )
 from sidestep.rules.protocol import Batch, Task
+from sidestep.rules.takes import Takes
 from sidestep.rules.true_gradient import end_to_end
 from sidestep.rules.variant import PAPER_LABELS, PaperOptions
 from sidestep.update import Dense, Update
@@ -101,6 +102,7 @@ class NoPropCT(TimedRule):
 
     name: ClassVar[str] = "noprop-ct"
     summary: ClassVar[str] = "NoProp, continuous time: one block denoises the label at every noise level"
+    takes: ClassVar[Takes] = Takes("blocks")
     predictors: ClassVar[tuple[str, ...]] = (
         "ddim", "ddim from noise", "ancestral", "euler", "heun", "adaptive", "mean", "first step",
     )  # fmt: skip

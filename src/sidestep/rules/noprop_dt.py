@@ -34,6 +34,7 @@ from sidestep.noise import Noise
 from sidestep.rules.dense import apply_dense, check_positive, check_range, check_used, gradients_of
 from sidestep.rules.labels import embedding_for, learns, project_rows, readout_loss, start_divergence
 from sidestep.rules.protocol import Batch, Rule, Task
+from sidestep.rules.takes import Takes
 from sidestep.rules.true_gradient import end_to_end
 from sidestep.rules.variant import PAPER_LABELS, PaperOptions
 from sidestep.update import Dense, Update
@@ -92,6 +93,7 @@ class NoPropDT(Rule[DenoisingStack]):
 
     name: ClassVar[str] = "noprop-dt"
     summary: ClassVar[str] = "NoProp, discrete time: T blocks, each trained on its own to denoise the label"
+    takes: ClassVar[Takes] = Takes("blocks")
     predictors: ClassVar[tuple[str, ...]] = ("ddim", "ancestral", "mean", "block 1 alone", "mean of blocks")
     paper_options: ClassVar[PaperOptions] = {**PAPER_LABELS, "loss": ("paper",), "levels": ("cosine",), "eta": (0.1,)}
     paper_reading: ClassVar[str] = "ancestral"

@@ -40,6 +40,7 @@ from sidestep.rules.dense import (
 )
 from sidestep.rules.labels import TimedRule, embedding_for, learns, make_denoiser, readout_loss
 from sidestep.rules.protocol import Batch, Task
+from sidestep.rules.takes import Takes
 from sidestep.rules.true_gradient import end_to_end
 from sidestep.rules.variant import PAPER_LABELS, PaperOptions
 from sidestep.update import Dense, Update
@@ -96,6 +97,7 @@ class NoPropFM(TimedRule):
 
     name: ClassVar[str] = "noprop-fm"
     summary: ClassVar[str] = "NoProp, flow matching: one block carries noise to the label"
+    takes: ClassVar[Takes] = Takes("blocks")
     predictors: ClassVar[tuple[str, ...]] = ("euler", "euler from noise", "heun", "adaptive", "mean", "first step")
     paper_options: ClassVar[PaperOptions] = {
         **PAPER_LABELS, "prediction": ("velocity",), "loss": ("paper",), "sigma": (0.0,), "readout": ("nearest",),

@@ -20,6 +20,7 @@ from sidestep.nets.trained import trained
 from sidestep.noise import Noise
 from sidestep.rules.built import built
 from sidestep.rules.dense import adamw, apply_dense, check_choice, check_positive, check_range
+from sidestep.rules.takes import Takes, check_takes
 from sidestep.rules.true_gradient import end_to_end
 from sidestep.update import Dense, Update
 
@@ -27,10 +28,6 @@ __all__ = ["Batch", "Dividing", "Measurable", "OutputRule", "Rule", "Task", "Uni
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 Net = TypeVar("Net", bound=nn.Module, default=Any)
-
-_TAKE_A_NET = frozenset({
-    "units", "optimizer", "estimate", "estimates", "decide", "apply", "predict", "watch", "broken", "true_gradients",
-})  # fmt: skip
 
 
 def _with_door(method: Method) -> Method:
@@ -41,6 +38,23 @@ def _with_door(method: Method) -> Method:
         return method(self, built(net, self.net_types, self, self.fits), *arguments, **named)
 
     return cast(Method, checked)
+
+
+def _with_check(build: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a rule's `build` behind the check of what the rule takes."""
+
+    @wraps(build)
+    def checked(self: "Rule[Any]", task: Task, noise: Noise, examples: Split | None, module: ImagePath | None) -> Any:
+        check_takes(self, task, module)
+        return build(self, task, noise, examples, module)
+
+    return checked
+
+
+_TAKE_A_NET = (
+    "units", "optimizer", "estimate", "estimates", "decide", "apply", "predict", "watch", "broken", "true_gradients",
+)  # fmt: skip
+_GUARDS: dict[str, Callable[..., Any]] = {**dict.fromkeys(_TAKE_A_NET, _with_door), "build": _with_check}
 
 
 class Rule(ABC, Generic[Net]):
@@ -58,6 +72,7 @@ class Rule(ABC, Generic[Net]):
     summary: ClassVar[str]
     predictors: ClassVar[tuple[str, ...]] = ("forward",)  # names of `predict`'s readings; the first is the default
     for_inference: ClassVar[tuple[str, ...]] = ()  # hyper-parameters that `predict` can take at other values later
+    takes: ClassVar[Takes] = Takes()  # what it can train: other data and modules are refused
     net_types: ClassVar[tuple[type[nn.Module], ...]] = (nn.Module,)  # from the square brackets behind Rule
     __dataclass_fields__: ClassVar[dict[str, Any]]
 
@@ -67,8 +82,8 @@ class Rule(ABC, Generic[Net]):
             kinds = [kind for given in get_args(base) for kind in get_args(given) or (given,)]
             if kinds and all(isinstance(kind, type) for kind in kinds):  # a base of several rules leaves it open
                 cls.net_types = tuple(kinds)
-        for name in _TAKE_A_NET & set(vars(cls)):
-            setattr(cls, name, _with_door(vars(cls)[name]))
+        for name in _GUARDS.keys() & vars(cls).keys():
+            setattr(cls, name, _GUARDS[name](vars(cls)[name]))
 
     def __post_init__(self) -> None:
         """Check the hyper-parameters that rules have by these names; a rule with others adds its own checks."""

@@ -23,6 +23,7 @@ from sidestep.nets.units import kept_statistics
 from sidestep.noise import Noise
 from sidestep.rules.dense import adamw, gradients_of
 from sidestep.rules.protocol import Batch, Rule, Task
+from sidestep.rules.takes import Takes
 from sidestep.update import Dense, Update
 
 __all__ = ["SameNet"]
@@ -39,6 +40,9 @@ class SameNet(Rule[nn.Module]):
 
     name: ClassVar[str] = "same-net"
     summary: ClassVar[str] = "Back-propagation on the net that another rule has built"
+    takes: ClassVar[Takes] = Takes(  # whatever the other rule takes, which refuses the rest
+        "any", ("image", "features", "tokens", "mapping"), ("classes", "labels", "values", "tokens", "own")
+    )
 
     @property
     def shared(self) -> dict[str, float]:

@@ -31,6 +31,7 @@ from sidestep.rules.any_module import check_unused, seeded
 from sidestep.rules.dense import apply_dense, check_positive, check_range
 from sidestep.rules.forward_only import LOGGED, ForwardOnlyRule, check_named, losses_under, make_net
 from sidestep.rules.protocol import Batch, Task
+from sidestep.rules.takes import Takes
 from sidestep.rules.trits import as_gradients
 from sidestep.update import Dense, Seeded, Update
 
@@ -65,6 +66,7 @@ class SPSA(ForwardOnlyRule):
     summary: ClassVar[str] = (
         "Simultaneous perturbation (SPSA, MeZO): antithetic pairs on all weights at once, one a step"
     )
+    takes: ClassVar[Takes] = Takes("any", targets=("classes", "labels", "values", "own"), log="yes")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,0 +1,68 @@
+"""What a rule can train, as data: the table of `sidestep rules` and the errors come from it, and a test tries it."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from sidestep.data.task import Task
+from sidestep.errors import InputError
+
+__all__ = ["MODULES", "InputKind", "ModuleKind", "Takes", "TargetKind", "check_takes"]
+
+ModuleKind = Literal["any", "stages", "blocks", "none"]
+InputKind = Literal["image", "features", "tokens", "mapping"]
+TargetKind = Literal["classes", "labels", "values", "tokens", "own"]
+
+MODULES: dict[str, str] = {
+    "any": "any module",
+    "stages": "a chain of stages",
+    "blocks": "in each block",
+    "none": "no",
+}
+
+
+@dataclass(frozen=True)
+class Takes:
+    """What a rule can train, by some choice of its hyper-parameters; what is not said, it cannot.
+
+    module: what a module of the user's can be: any; an nn.Sequential of stages; the path of the inputs in each block;
+        or none.
+    inputs: image, features (rows of a table), tokens, or mapping (several tensors by name).
+    targets: classes, labels (several for an example), values (real numbers), tokens (the next ones), or own: a loss of
+        the user's, of whatever targets.
+    log: whether steps are written to a step log that replays them: yes, no, or in a loop of the user's own alone.
+    frozen: whether parameters with `requires_grad` False keep their values, while the others train.
+    no_module: why there is no place for a module of the user's, to be read after "has no place for a module of your
+        own: ".
+    """
+
+    module: ModuleKind = "none"
+    inputs: tuple[InputKind, ...] = ("image", "features")
+    targets: tuple[TargetKind, ...] = ("classes",)
+    log: Literal["yes", "own loop", "no"] = "no"
+    frozen: bool = True
+    no_module: str = "its `takes` names none"
+
+
+def check_takes(rule: Any, task: Task, module: Any = None) -> None:
+    """Raise InputError for data, or a module of the user's, that a rule cannot train whatever its hyper-parameters."""
+    takes: Takes = rule.takes
+    if task.inputs not in takes.inputs:
+        raise InputError(
+            f"{rule.name} takes inputs that are {' or '.join(takes.inputs)}, but the data have {task.inputs}; "
+            f"{_others('inputs', task.inputs)}"
+        )
+    if task.targets not in takes.targets:
+        known = [kind for kind in takes.targets if kind != "own"]
+        raise InputError(
+            f"{rule.name} takes targets that are {' or '.join(known)}, but the data have {task.targets}; "
+            f"{_others('targets', task.targets)}"
+        )
+    if module is not None and takes.module == "none":
+        raise InputError(
+            f"{rule.name} has no place for a module of your own: {takes.no_module}; use --net and --hidden, or train "
+            "the module by local losses, or another rule that takes modules (`sidestep rules`)"
+        )
+
+
+def _others(part: str, kind: str) -> str:
+    return f"take another rule: `sidestep rules` shows which {part} each takes ({kind})"

@@ -1,0 +1,195 @@
+"""Every cell of what a rule says it takes is tried: what it names trains, and what it does not name is refused."""
+
+import pytest
+import torch
+from torch import nn
+
+from sidestep import Options, attach, data, train
+from sidestep.cli import main
+from sidestep.data.objective import Objective, set_objective
+from sidestep.data.task import Batch, Task
+from sidestep.errors import InputError
+from sidestep.noise import Noise
+from sidestep.rules import RULES, Backprop, Evolution, ForwardGradient
+from sidestep.rules.any_module import AnyModule
+from sidestep.rules.support import support_of
+from sidestep.steplog import LogReader
+
+INPUTS = {"image": (1, 8, 8), "features": (6,), "tokens": (6,)}
+TARGETS = ("classes", "labels", "values", "tokens")
+OWN = Objective("squares", lambda outputs, targets: (outputs - nn.functional.one_hot(targets, 4)).square().mean(dim=1))
+each_rule = pytest.mark.parametrize("name", RULES)
+
+
+class Branches(nn.Module):
+    """A module that is no chain."""
+
+    def __init__(self, features):
+        super().__init__()
+        self.left, self.right = nn.Linear(features, 12), nn.Linear(features, 12)
+
+    def forward(self, inputs):
+        flat = inputs.flatten(1)
+        return self.left(flat).relu() + self.right(flat).tanh()
+
+
+def chain(shape):
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(torch.Size(shape).numel(), 12), nn.ReLU(), nn.Linear(12, 12), nn.ReLU()
+    )
+
+
+def branches(shape):
+    return Branches(torch.Size(shape).numel())
+
+
+def task_of(inputs="image", targets="classes"):
+    columns = {"image": 1, "features": 6, "tokens": 0}[inputs]
+    dtype = "int64" if inputs == "tokens" else "float32"
+    return Task(INPUTS[inputs], tuple("abcd"), (0.0,) * columns, (1.0,) * columns, dtype, inputs, targets)
+
+
+def batch_of(task, objective):
+    noise = Noise(1)
+    targets = {
+        "classes": torch.arange(8) % 4,
+        "labels": (noise.stream("labels").normal(32).view(8, 4) > 0).float(),
+        "values": noise.stream("values").normal(32).view(8, 4),
+    }
+    return Batch(noise.stream("inputs").normal(8 * torch.Size(task.shape).numel()).view(8, *task.shape),
+                 targets[task.targets], objective)  # fmt: skip
+
+
+def able(name, targets="classes", module="none"):
+    """The rule, small, with the choices by which it can do what its `takes` says."""
+    kind = RULES[name]
+    chosen = {
+        Backprop: {"net": "mlp"} if targets != "classes" or module == "any" else {},
+        ForwardGradient: {"kind": "weights"} if targets == "own" or module == "any" else {},
+    }.get(kind, {})
+    if "blocks" in kind.__dataclass_fields__:
+        chosen["blocks"] = 2
+    if targets != "classes" and "label_smoothing" in kind.__dataclass_fields__:
+        chosen["label_smoothing"] = 0.0
+    return kind(**chosen)
+
+
+def steps(rule, task, module=None, objective=None):
+    """Two steps and a prediction; returns the net's parameters before and after, and the readings."""
+    objective = objective or task.objective
+    net = rule.build(task, Noise(0), None, module)
+    set_objective(net, objective)
+    before = {name: parameter.detach().clone() for name, parameter in net.named_parameters()}
+    optimizer, batch = rule.optimizer(net), batch_of(task, objective)
+    for step in range(2):
+        update = rule.decide(net, rule.estimate(net, batch, Noise(0).at(step)), optimizer)
+        rule.apply(net, update, optimizer)
+    assert all(value.isfinite().all() for value in rule.predict(net, batch.inputs, Noise(0)).values())
+    return net, before
+
+
+@each_rule
+@pytest.mark.parametrize("inputs", INPUTS)
+@pytest.mark.parametrize("targets", TARGETS)
+def test_the_inputs_and_targets_that_a_rule_names_train_and_the_others_are_refused(name, inputs, targets):
+    rule, task = able(name, targets), task_of(inputs, targets)
+    if inputs in rule.takes.inputs and targets in rule.takes.targets:
+        net, before = steps(rule, task)
+        assert any(not torch.equal(value, before[key]) for key, value in net.named_parameters())
+    else:
+        wrong = inputs if inputs not in rule.takes.inputs else targets
+        with pytest.raises(InputError, match=f"^{rule.name} takes .*but the data have {wrong}; take another rule"):
+            rule.build(task, Noise(0), None, None)
+
+
+@each_rule
+def test_a_loss_of_the_user_s_own_is_what_is_trained_where_a_rule_says_so(name):
+    rule, task = able(name, "own"), task_of()
+
+    def trained_by(objective):
+        return [value.detach() for value in steps(rule, task, objective=objective)[0].parameters()]
+
+    usual, own = trained_by(task.objective), trained_by(OWN)
+    differs = any(not torch.equal(a, b) for a, b in zip(usual, own, strict=True))
+    assert differs == ("own" in rule.takes.targets)
+
+
+@each_rule
+@pytest.mark.parametrize("module", [branches, chain], ids=["any", "chain"])
+def test_the_modules_that_a_rule_names_train_and_the_others_are_refused(name, module):
+    rule, task = able(name, module="any"), task_of()
+    takes_it = rule.takes.module in ("any", "blocks") or (rule.takes.module == "stages" and module is chain)
+    if takes_it:
+        net, before = steps(rule, task, lambda: module(task.shape))
+        assert any(not torch.equal(value, before[key]) for key, value in net.named_parameters())
+    else:
+        expected = "has no place for a module of your own" if rule.takes.module == "none" else "nn.Sequential"
+        with pytest.raises(InputError, match=expected):
+            rule.build(task, Noise(0), None, lambda: module(task.shape))
+
+
+@each_rule
+def test_frozen_parameters_keep_their_bits_where_a_rule_says_so(name):
+    rule, task = able(name), task_of()
+
+    def first_frozen():
+        layers = nn.Sequential(*chain(task.shape), nn.Linear(12, 12), nn.ReLU())
+        layers[1].requires_grad_(False)
+        return layers
+
+    module = first_frozen if rule.takes.module != "none" else None
+    net = rule.build(task, Noise(0), None, module)
+    if module is None:
+        next(net.parameters()).requires_grad_(False)
+    frozen = {key: value.detach().clone() for key, value in net.named_parameters() if not value.requires_grad}
+    optimizer, batch = rule.optimizer(net), batch_of(task, task.objective)
+    for step in range(2):
+        rule.apply(net, rule.decide(net, rule.estimate(net, batch, Noise(0).at(step)), optimizer), optimizer)
+    found = dict(net.named_parameters())
+    assert frozen
+    assert all(torch.equal(found[key], value) for key, value in frozen.items()) == rule.takes.frozen
+
+
+@pytest.fixture(scope="module")
+def few():
+    images, labels = Noise(0).normal(96 * 64).view(96, 1, 8, 8), torch.arange(96) % 4
+    return data.from_arrays(images[:64].numpy(), labels[:64].numpy(), images[64:].numpy(), labels[64:].numpy())
+
+
+@each_rule
+def test_a_run_leaves_a_log_of_its_steps_where_a_rule_says_so(name, tmp_path, few):
+    rule = able(name)
+    train(rule, few, Options(epochs=1, batch=32, out=tmp_path / "run"), readings=[rule.predictors[0]])
+    log = tmp_path / "run" / "steps.steplog"
+    steps = len(list(LogReader(log).records())) if log.exists() else 0
+    assert steps == (len(few.train) // 32 if rule.takes.log == "yes" else 0)
+
+
+@each_rule
+def test_a_loop_of_one_s_own_can_leave_a_log_where_a_rule_says_so(name, tmp_path):
+    rule = {"evolution": Evolution(noise_kind="full-rank", per="group")}.get(name, able(name, module="any"))
+    assert (support_of(RULES[name])["own_loop"] == "any") == isinstance(rule, AnyModule)
+    if not isinstance(rule, AnyModule):
+        return
+    model, log = nn.Linear(3, 2), tmp_path / "own.steplog"
+    logged = rule.takes.log in ("yes", "own loop")
+    try:
+        with attach(model, rule, log=log) as step:
+            for _ in range(2):
+                step(lambda: model(torch.ones(4, 3)).square().mean())
+        assert len(list(LogReader(log).records())) == 2
+    except InputError:
+        assert not logged
+    else:
+        assert logged
+
+
+def test_the_table_names_every_rule_with_what_it_takes(capsys):
+    main(["rules"])
+    shown = capsys.readouterr().out
+    assert "module of yours" in shown
+    table = shown.split("module of yours", 1)[1]
+    for name in RULES:
+        found, row = support_of(RULES[name]), next(line for line in table.splitlines() if line.startswith(f"{name} "))
+        assert ", ".join(found["targets"]) in row
+        assert row.split()[-1] == ("yes" if found["true_gradient"] else "no")
