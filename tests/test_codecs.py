@@ -177,6 +177,15 @@ def test_a_payload_that_grew_is_no_block(name, more):
         codec.decode(payload + more, 12, FIRST, HEADER)
 
 
+def test_a_word_too_many_in_the_middle_of_flips_is_found():
+    codec, _, payload = payload_of("flips", steps=12)
+    words = payload[12]  # behind the numbers of flips, of one byte each
+    end = 13 + 4 * words
+    forged = payload[:12] + bytes([words + 1]) + payload[13:end] + bytes([1, 2, 3, 4]) + payload[end:]
+    with pytest.raises(DamagedLogError):
+        codec.decode(forged, 12, FIRST, HEADER)
+
+
 @each_update
 def test_another_number_of_steps_is_found(name):
     codec, _, payload = payload_of(name, steps=12)
