@@ -14,10 +14,13 @@ from pathlib import Path
 
 import nbformat
 import pytest
+import torch
 from nbclient import NotebookClient
 
 import sidestep
-from sidestep.rules import RULES
+from sidestep.errors import InputError
+from sidestep.noise import Noise
+from sidestep.rules import RULES, Batch
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
@@ -113,6 +116,28 @@ def test_python_of_the_readme_runs(chain, tmp_path, monkeypatch):
     for block in chain:
         # Empty lines in front make a traceback name the line in README.md.
         exec(compile("\n" * block.line + block.body, str(README), "exec"), namespace)
+
+
+def test_the_rule_that_the_page_on_new_rules_shows_trains_and_keeps_to_what_a_rule_must(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shown = blocks((ROOT / "docs" / "adding-a-rule.md").read_text(encoding="utf-8"))
+    namespace = {"__name__": "__main__"}
+    for block in shown:
+        exec(compile("\n" * block.line + block.body, "docs/adding-a-rule.md", "exec"), namespace)
+    rule, run = namespace["LocalSigns"](), namespace["run"]
+    assert run.result["test_accuracy"] > 0.75  # about 0.89; chance is 0.1
+    before = {name: tensor.clone() for name, tensor in run.net.state_dict().items()}
+    images = torch.zeros(4, *run.task.shape)
+    update = rule.estimate(run.net, Batch(images, torch.arange(4)), Noise(0))
+    assert set(update.gradients) == {name for name, _ in run.net.named_parameters()}
+    assert {float(value) for each in update.gradients.values() for value in each.unique()} <= {-1.0, 0.0, 1.0}
+    assert all(torch.equal(tensor, before[name]) for name, tensor in run.net.state_dict().items())
+    with pytest.raises(InputError, match="local-signs has no place for a module of your own"):
+        rule.build(run.task, Noise(0), None, torch.nn.Flatten)
+    with pytest.raises(InputError, match="local-signs works on the net that it builds itself"):
+        rule.apply(torch.nn.Linear(2, 2), update, None)
+    with pytest.raises(InputError, match="learning_rate must be above 0"):
+        namespace["LocalSigns"](learning_rate=-1.0)
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)

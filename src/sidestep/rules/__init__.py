@@ -17,8 +17,9 @@ from sidestep.rules.noise_step import NoiseStep
 from sidestep.rules.noprop_ct import NoPropCT
 from sidestep.rules.noprop_dt import NoPropDT
 from sidestep.rules.noprop_fm import NoPropFM
-from sidestep.rules.protocol import Batch, Measurable, Rule, Task
+from sidestep.rules.protocol import Batch, Measurable, OutputRule, Rule, Task
 from sidestep.rules.spsa import SPSA
+from sidestep.rules.takes import Takes
 
 __all__ = [
     "RULES",
@@ -38,7 +39,9 @@ __all__ = [
     "NoPropDT",
     "NoPropFM",
     "NoiseStep",
+    "OutputRule",
     "Rule",
+    "Takes",
     "Task",
     "rule_from_record",
 ]
