@@ -135,6 +135,13 @@ def test_a_saved_loop_goes_on_to_the_same_bits(rule, tmp_path):
     assert same(state(whole.net), state(step.net))
 
 
+def test_the_loss_that_a_step_returns_is_that_of_the_outputs():
+    model = make().eval()
+    found = sidestep.attach(model, LocalLoss(similarity=0.5, label_smoothing=0.0)).estimate(INPUTS, TARGETS)
+    assert len(found.update.losses) == 4
+    assert torch.allclose(found.loss, F.cross_entropy(model(INPUTS), TARGETS))
+
+
 def test_a_scheduler_takes_an_example_first():
     model = make()
     with pytest.raises(InputError, match=r"take a step before, or give attach\(\.\.\., example=inputs\)"):

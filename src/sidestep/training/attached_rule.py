@@ -19,7 +19,7 @@ from sidestep.rules.dense import apply_dense
 from sidestep.rules.protocol import Rule
 from sidestep.update import Update
 
-__all__ = ["Attached", "Chain", "OptimizerFactory", "Whole", "as_objective"]
+__all__ = ["Attached", "Built", "Chain", "OptimizerFactory", "Whole", "as_objective", "take_update"]
 
 OptimizerFactory = Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
 
@@ -41,6 +41,25 @@ class Attached(Protocol):
     def apply(self, update: Update) -> None:
         """Take the optimiser's step."""
         ...
+
+
+class Built:
+    """A rule on a net that it built: what `train` steps."""
+
+    def __init__(self, rule: Rule, net: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        self.rule, self.net, self.optimizer = rule, net, optimizer
+
+    def estimate(self, arguments: tuple[Any, ...], noise: Noise) -> Update:
+        """Return the update from a batch."""
+        return self.rule.estimate(self.net, arguments[0], noise)
+
+    def decide(self, update: Update) -> Update:
+        """Return what the rule makes of the update."""
+        return self.rule.decide(self.net, update, self.optimizer)
+
+    def apply(self, update: Update) -> None:
+        """Take the optimiser's step."""
+        self.rule.apply(self.net, update, self.optimizer)
 
 
 class Whole:
@@ -75,7 +94,7 @@ class Whole:
         return lambda: _loss(self._objective, _called(self.net, inputs), targets)
 
 
-class Chain:
+class Chain(Built):
     """A rule that trains stages: of the model's own parts and weights, with what the rule adds to them."""
 
     def __init__(  # long: what the net is made from
@@ -90,29 +109,28 @@ class Chain:
         if not isinstance(example, Tensor) or example.ndim < 2:
             kind = f"shape {tuple(example.shape)}" if isinstance(example, Tensor) else type(example).__name__
             raise InputError(f"{rule.name} trains stages that take one tensor, (batch, ...), got {kind}")
-        self._rule: Rule = for_objective(rule, objective)
+        own, net = for_objective(rule, objective), rule.adopt(model, example, noise)
+        super().__init__(own, net, _own_or(factory, own.optimizer(net)))
         self._objective = objective
-        self.net = rule.adopt(model, example, noise)
-        self.optimizer = _own_or(factory, self._rule.optimizer(self.net))
 
     def estimate(self, arguments: tuple[Any, ...], noise: Noise) -> Update:
         """Return the update from inputs and targets."""
         if len(arguments) == 1 and callable(arguments[0]):
             raise InputError(
-                f"{self._rule.name} has to see what its stages give: call step(inputs, targets), with the loss as "
+                f"{self.rule.name} has to see what its stages give: call step(inputs, targets), with the loss as "
                 "attach(..., objective=loss_function)"
             )
         inputs, targets = _pair(arguments)
         with _explained(inputs, targets):
-            return self._rule.estimate(self.net, Batch(inputs, targets, self._objective), noise)
+            return super().estimate((Batch(inputs, targets, self._objective),), noise)
 
-    def decide(self, update: Update) -> Update:
-        """Return what the rule makes of the update."""
-        return self._rule.decide(self.net, update, self.optimizer)
 
-    def apply(self, update: Update) -> None:
-        """Take the optimiser's step."""
-        self._rule.apply(self.net, update, self.optimizer)
+def take_update(attached: Attached, update: Update, record: Callable[[Update], None] | None) -> None:
+    """Take one step along an estimate: decide, record, apply. `train` and a loop of the user's own go through here."""
+    decided = attached.decide(update)
+    if record:
+        record(decided)
+    attached.apply(decided)
 
 
 def as_objective(given: Any) -> Objective:

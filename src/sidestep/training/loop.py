@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from sidestep.noise import Noise
 from sidestep.rules.protocol import Batch, Checking, Rule, Task, UnitByUnit
 from sidestep.steplog import Recorder
 from sidestep.training.alignment import Watch
+from sidestep.training.attached_rule import Built, take_update
 from sidestep.training.evaluate import accuracies
 from sidestep.training.folder import RunFolder
 from sidestep.training.metrics import MetricsLog
@@ -94,11 +96,11 @@ class Loop:
             names = list(update.losses)
             losses = torch.stack([update.losses[name].float() for name in names]).cpu().double()  # one transfer for all
             self._check_finite(names, losses, state)
-            decided = self.rule.decide(state.net, update, state.optimizer)
-            if self.recorder and unit is None:  # no log keeps the updates of single units, which are dense
-                self.recorder.record(state.step, state.net, decided)
-            self.rule.apply(state.net, decided, state.optimizer)
-            del update, decided  # before the next unit's are made
+            record = partial(self.recorder.record, state.step, state.net) if self.recorder and unit is None else None
+            take_update(
+                Built(self.rule, state.net, state.optimizer), update, record
+            )  # no log keeps single units, dense
+            del update  # before the next unit's are made
             if self.options.average:
                 state.move_average(self.options.average, unit and self.rule.units(state.net).get(unit, []))
             if unit:

@@ -22,7 +22,7 @@ from sidestep.rules.record import rule_record
 from sidestep.steplog.header import Header
 from sidestep.training.attached_files import load_attached, save_attached, saved_example
 from sidestep.training.attached_log import AttachedLog, fixed_options
-from sidestep.training.attached_rule import Attached, Chain, OptimizerFactory, Whole
+from sidestep.training.attached_rule import Attached, Chain, OptimizerFactory, Whole, take_update
 from sidestep.update import Seeded, Update
 from sidestep.wording import counted
 
@@ -110,11 +110,7 @@ class Step:
             NonFiniteError: if the loss is not a finite number; the model is then as it was before the step.
         """
         found = self.estimate(*batch)
-        attached = self._ready()
-        update = attached.decide(found.update)
-        if self._log:
-            self._log.record(self.steps, update, attached.optimizer)
-        attached.apply(update)
+        take_update(self._ready(), found.update, self._record_step if self._log else None)
         self.steps += 1
         return found.loss
 
@@ -129,8 +125,9 @@ class Step:
                 "attach(..., objective=loss_function)"
             )
         update = self._attached.estimate(batch, self._noise.stream("estimate").at(self.steps))
-        loss = _check_finite(update, self.steps)
-        return Estimate(update, loss, self)
+        _check_finite(update, self.steps)
+        of_outputs = [name for name in update.losses if name.endswith(f": {self._objective.name}")]
+        return Estimate(update, update.losses[of_outputs[-1] if of_outputs else list(update.losses)[-1]], self)
 
     def to_grad(self, estimate: Estimate) -> Tensor:
         """See `Estimate.to_grad`."""
@@ -224,6 +221,10 @@ class Step:
             )
         return self._attached
 
+    def _record_step(self, update: Update) -> None:
+        if self._log:
+            self._log.record(self.steps, update, self.optimizer)
+
     def _record(self) -> dict[str, Any]:
         return {"rule": rule_record(self.rule), "seed": self._noise.seed}
 
@@ -242,11 +243,8 @@ def _table(model: nn.Module) -> list[tuple[int, bool, torch.Size]]:
     return [(id(parameter), parameter.requires_grad, parameter.shape) for parameter in model.parameters()]
 
 
-def _check_finite(update: Update, step: int) -> Tensor:
-    """Return the loss of the model's outputs, the last that was taken; raise NonFiniteError if one is no finite number.
-
-    Heads of a rule's own come first, since what they see does.
-    """
+def _check_finite(update: Update, step: int) -> None:
+    """Raise NonFiniteError for losses, or numbers along directions, one of which is no finite number."""
     names, losses = list(update.losses), [loss.reshape(1) for loss in update.losses.values()]
     if isinstance(update, Seeded):
         names, losses = [*names, *["along a direction"] * len(update.coefs)], [*losses, update.coefs]
@@ -257,7 +255,6 @@ def _check_finite(update: Update, step: int) -> Tensor:
             f"the loss is {value} at step {step} ({name}); the model is as it was before this step; try a smaller "
             "learning rate, or look for extreme inputs"
         )
-    return list(update.losses.values())[-1]
 
 
 def _difference(before: list[Any], now: list[Any], names: list[str]) -> str:
