@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sidestep.data.objective import Objective
 from sidestep.errors import DataError, InputError
 
 __all__ = ["DataSet", "PictureForm", "Split"]
@@ -103,6 +104,7 @@ class DataSet:
     targets: str = "classes"  # or labels (several for an example), values (real numbers), tokens (one for each place)
     target_mean: tuple[float, ...] = ()  # of each value over the train split, and their standard deviation
     target_std: tuple[float, ...] = ()
+    objective: Objective | None = None  # a loss of the user's own; None: that of the kind of targets
 
     @cached_property
     def test(self) -> Split:

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 import torch
@@ -31,6 +31,7 @@ class Task:
     inputs: image, features or tokens.
     targets: classes, labels (several for an example), values (real numbers) or tokens (one for each place).
     target_mean, target_std: of each value over the train split: nets are trained on values in these units.
+    own: a loss of the user's own, in place of that of the targets; a record has its name alone.
     """
 
     shape: tuple[int, ...]
@@ -42,6 +43,7 @@ class Task:
     targets: TargetsKind = "classes"
     target_mean: tuple[float, ...] = ()
     target_std: tuple[float, ...] = ()
+    own: Objective | None = field(default=None, compare=False)
 
     @classmethod
     def of(cls, data: DataSet) -> "Task":
@@ -51,8 +53,11 @@ class Task:
         if data.train.images.ndim == 2:
             inputs = "tokens" if pixels == "int64" else "features"
         found = cls(data.image_shape, tuple(data.class_names), tuple(data.mean), tuple(data.std), pixels, inputs)
-        kind = {"targets": data.targets, "target_mean": data.target_mean, "target_std": data.target_std}
-        return dataclasses.replace(found, **kind)  # type: ignore[arg-type]
+        kind: dict[str, Any] = {
+            "targets": data.targets, "target_mean": data.target_mean, "target_std": data.target_std,
+            "own": data.objective,
+        }  # fmt: skip
+        return dataclasses.replace(found, **kind)
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> "Task":
@@ -70,7 +75,10 @@ class Task:
         >>> Task((1, 8, 8), ("a", "b"), (0.0,), (1.0,)).record()["image_shape"]
         (1, 8, 8)
         """
-        found = dataclasses.asdict(self)
+        found = dataclasses.asdict(dataclasses.replace(self, own=None))
+        found.pop("own")
+        if self.own is not None:
+            found["objective"] = self.own.name
         usual = {"inputs": "image", "targets": "classes", "target_mean": (), "target_std": ()}
         kept = {name: value for name, value in found.items() if usual.get(name) != value}
         return {"image_shape": kept.pop("shape"), **kept}  # under the name that it has had from the beginning
@@ -94,9 +102,18 @@ class Task:
     @property
     def objective(self) -> Objective:
         """The loss per example, and what is counted."""
+        if self.own is not None:
+            return self.own
         if self.targets == "values" and self.target_mean:
             return values_objective(self.target_mean, self.target_std)
         return OBJECTIVES[self.targets]
+
+    def blank(self, count: int, device: torch.device) -> "Batch":
+        """Return a batch of zeros of the right shapes and dtypes, to try a net on."""
+        inputs = torch.zeros(count, *self.shape, device=device, dtype=torch.int64 if self.inputs == "tokens" else None)
+        shape = {"classes": (count,), "tokens": (count, *self.shape)}.get(self.targets, (count, self.classes))
+        whole = self.targets in ("classes", "tokens")
+        return Batch(inputs, torch.zeros(shape, device=device, dtype=torch.int64 if whole else None), self.objective)
 
     def prepare(self, raw: Tensor) -> Tensor:
         """Return inputs as the net takes them, from inputs as they lie in a split: scaled, images channels last.

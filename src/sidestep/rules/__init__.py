@@ -18,8 +18,10 @@ from sidestep.rules.noprop_ct import NoPropCT
 from sidestep.rules.noprop_dt import NoPropDT
 from sidestep.rules.noprop_fm import NoPropFM
 from sidestep.rules.protocol import Batch, Measurable, OutputRule, Rule, Task
+from sidestep.rules.record import WHOLE
 from sidestep.rules.spsa import SPSA
 from sidestep.rules.takes import Takes
+from sidestep.rules.whole_model import OnWholeModel
 
 __all__ = [
     "RULES",
@@ -72,7 +74,8 @@ def rule_from_record(record: Mapping[str, Any]) -> Rule:
         InputError, TypeError: for hyper-parameters that the rule does not have or does not take.
     """
     values = {key: tuple(value) if isinstance(value, list) else value for key, value in record.items()}
-    name = values.pop("name")
+    name, whole = values.pop("name"), values.pop(WHOLE, False)
     if name not in RULES:
         raise CheckpointError(f"the rule {name!r} is not there; there are: {', '.join(RULES)}")
-    return RULES[name](**values)
+    rule = RULES[name](**values)
+    return OnWholeModel(rule) if whole else rule

@@ -135,7 +135,7 @@ class Evolution(ForwardOnlyRule):
         """Raise InputError for a module that cannot be trained so; every member takes the whole batch."""
         if self.noise_kind != "full-rank":
             raise InputError(
-                "in a loop of your own every member of the population takes the whole batch, which needs noise_kind = "
+                "on a whole model every member of the population takes the whole batch, which needs noise_kind = "
                 f"full-rank and per = group, got {self.noise_kind} and {self.per}: Evolution(noise_kind='full-rank', "
                 "per='group')"
             )

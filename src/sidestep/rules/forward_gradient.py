@@ -116,7 +116,7 @@ class ForwardGradient(ForwardOnlyRule):
         """Raise InputError for a module that cannot be trained so: of any module only the weights are known."""
         if self.kind != "weights":
             raise InputError(
-                f"in a loop of your own only weights can be given directions, got kind = {self.kind}: "
+                f"on a whole model only weights can be given directions, got kind = {self.kind}: "
                 "ForwardGradient(kind='weights')"
             )
         check_trainable(net)

@@ -11,6 +11,7 @@ from sidestep.data import DataSet, Split, load
 from sidestep.data.check import Array, as_array, pixel_tensor
 from sidestep.data.labels import check_label_range
 from sidestep.data.tables import feature_tensor
+from sidestep.data.tokens import token_tensor
 from sidestep.errors import InputError
 from sidestep.rules.protocol import Task
 from sidestep.training.options import Options
@@ -72,7 +73,7 @@ def given_images(task: Task, images: Any) -> Tensor:
 
 
 def _given_rows(task: Task, rows: Any) -> Tensor:
-    """Rows of a table as they lie in a split, (n, columns), float32."""
+    """Rows as they lie in a split: of a table, (n, columns), float32; of token ids, (n, length), int64."""
     array = as_array(rows, "rows")
     if array.shape[1:] != task.shape:
         one = array.shape == task.shape
@@ -80,6 +81,9 @@ def _given_rows(task: Task, rows: Any) -> Tensor:
             f"rows have shape {array.shape[1:]}, but the net was trained on {task.shape}"
             + ("; give one row as rows[None]" if one else "")
         )
+    if task.inputs == "tokens":
+        vocabulary = task.classes if task.targets == "tokens" else 1 << 62  # a task of classes does not know it
+        return token_tensor(array, vocabulary, "rows") if len(array) else torch.zeros(0, *task.shape).long()
     return feature_tensor(array, "rows") if len(array) else torch.zeros(0, *task.shape)
 
 
@@ -117,7 +121,7 @@ def given_split(task: Task, split: Any) -> Split:
     task.check_pixels(split.images)
     if task.targets == "classes":
         check_label_range(split.labels, task.classes, "the split")
-    elif split.labels.shape[1:] != (task.classes,):
+    elif task.targets != "tokens" and split.labels.shape[1:] != (task.classes,):
         raise InputError(
             f"targets have shape {tuple(split.labels.shape[1:])}, but the net gives {task.classes} {task.targets} for "
             "each row"

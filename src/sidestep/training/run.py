@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from sidestep.data import DataSet
+from sidestep.data.objective import Objective
 from sidestep.errors import CheckpointError, InputError, SidestepError
 from sidestep.nets.own import ImagePath
 from sidestep.nets.ternary import pack_layers
@@ -19,10 +20,12 @@ from sidestep.rules.dense import check_multiple
 from sidestep.rules.protocol import Dividing, Rule, Task
 from sidestep.rules.record import rule_record
 from sidestep.rules.untrained import untrained
+from sidestep.rules.whole_model import on_whole_model
 from sidestep.steplog import Header, Recorder
 from sidestep.training.alignment import check_watch
 from sidestep.training.alone import check_alone
 from sidestep.training.begin import begin
+from sidestep.training.attached_rule import as_objective
 from sidestep.training.data_of_run import data_record, in_saved_units
 from sidestep.training.evaluate import check_readings, check_rule, with_inference
 from sidestep.training.folder import RunFolder
@@ -50,6 +53,8 @@ def train(  # long: rule, data and options, three hooks for own code, and what i
     options: Options | None = None,
     *,
     module: ImagePath | None = None,
+    model: ImagePath | None = None,
+    objective: Objective | Callable[[Tensor, Tensor], Tensor] | None = None,
     source: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
     readings: Sequence[str] | None = None,
@@ -68,6 +73,9 @@ def train(  # long: rule, data and options, three hooks for own code, and what i
         module: an image path of your own, (batch, channels, height, width) -> (batch, ...): a function or class that
             makes a module, or a module, which is copied for every block and *started anew* (to keep weights that you
             have loaded, give a function).
+        model: a whole model of your own, inputs -> outputs, or a function that makes one, for the rules that train any
+            module: spsa, evolution, forward-gradient and backprop. It is trained as it is given, with its weights.
+        objective: a loss of your own, (outputs, targets) -> (batch,), in place of that of the data's targets.
         source: how `data` can be loaded again, written to the run's configuration.
         progress: told of steps and epochs; silent by default.
         readings: which of the rule's readings are calibrated and counted at the end beside its first; all by default.
@@ -87,6 +95,10 @@ def train(  # long: rule, data and options, three hooks for own code, and what i
     if isinstance(data, str | os.PathLike):
         source = source or {"name": os.fspath(data)}
     data = given_data(data)
+    if objective is not None:
+        data = dataclasses.replace(data, objective=as_objective(objective))
+    if model is not None:
+        rule, module = on_whole_model(rule, module), model
     _check(rule, data, options, readings or [])
     folder = RunFolder(Path(options.out)) if options.out else None
     data = in_saved_units(folder, data) if folder and options.resume else data
@@ -164,6 +176,8 @@ def load_run(
     path: str | Path,
     *,
     module: ImagePath | None = None,
+    model: ImagePath | None = None,
+    objective: Objective | Callable[[Tensor, Tensor], Tensor] | None = None,
     device: str = "auto",
     inference: Mapping[str, Any] | None = None,
 ) -> Run:
@@ -172,6 +186,8 @@ def load_run(
     Args:
         path: the run's folder.
         module: the image path the run was trained with, if it was one of your own.
+        model: the whole model, likewise.
+        objective: the loss of your own, likewise; without it predictions are the outputs as they are.
         device: where to compute from now on.
         inference: new values of hyper-parameters that only predictions depend on (`rule.for_inference`), such as steps.
 
@@ -188,6 +204,9 @@ def load_run(
             int(config["train"]["seed"]),
         )
         compute = Compute.find(device, config["train"]["precision"])
+    module = module or model
+    if objective is not None:
+        known = dataclasses.replace(known, own=as_objective(objective))
     if "module" in config and module is None:
         raise InputError(
             f"{path} was trained with a module of its own ({config['module']['name']}): give it, "

@@ -2,12 +2,11 @@
 
 from contextlib import suppress
 
-import torch
 from torch import nn
 
 from sidestep.errors import InputError, NonFiniteError
 from sidestep.noise import Noise
-from sidestep.rules.protocol import Batch, Rule, Task
+from sidestep.rules.protocol import Rule, Task
 
 __all__ = ["check_single"]
 
@@ -24,7 +23,7 @@ def check_single(rule: Rule, net: nn.Module, task: Task, size: int) -> None:
     if size > 1:
         return
     device = next(net.parameters()).device
-    one = Batch(torch.zeros(1, *task.shape, device=device), torch.zeros(1, dtype=torch.int64, device=device))
+    one = task.blank(1, device)
     try:
         with suppress(NonFiniteError):  # of a black image, which says nothing of others
             rule.estimate(net, one, Noise(0))

@@ -1,0 +1,111 @@
+"""A rule on a whole model of the user's, which takes the inputs as they are and gives what the objective judges."""
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sidestep.data import Split
+from sidestep.data.objective import objective_of
+from sidestep.data.task import Batch, Task
+from sidestep.errors import InputError
+from sidestep.nets.own import ImagePath
+from sidestep.noise import Noise
+from sidestep.rules.any_module import AnyModule, apply_any, decide_any
+from sidestep.rules.protocol import Rule
+from sidestep.update import Update
+
+__all__ = ["OnWholeModel", "WholeNet", "on_whole_model"]
+
+
+class WholeNet(nn.Module):
+    """A model of the user's: (batch, ...) -> outputs; inputs that are a mapping are given by name."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, inputs: Tensor | Mapping[str, Tensor]) -> Tensor:
+        """Return the model's outputs; raises InputError unless they are one tensor."""
+        found = self.model(**inputs) if isinstance(inputs, Mapping) else self.model(inputs)
+        if not isinstance(found, Tensor):
+            raise InputError(
+                f"the model gives a {type(found).__name__}, and an objective needs one tensor; wrap it in a module "
+                "that returns the outputs alone, or train it in a loop of your own (sidestep.attach) by its own loss"
+            )
+        return found
+
+
+@dataclass(frozen=True)
+class OnWholeModel(Rule[WholeNet]):
+    """What a rule for any module does to a whole model: it sees the model's loss, and moves all that is not frozen.
+
+    rule: spsa, evolution, forward-gradient or backprop, with its hyper-parameters.
+    """
+
+    rule: Any
+
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        """The rule's name."""
+        return str(self.rule.name)
+
+    @property
+    def summary(self) -> str:  # type: ignore[override]
+        """The rule's summary."""
+        return str(self.rule.summary)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.rule, AnyModule):
+            raise InputError(
+                f"{self.rule.name} builds nets of its own kind and trains no whole model; take a rule that does "
+                "(`sidestep rules` shows which), or give a module for a part of its net, module="
+            )
+
+    def build(self, task: Task, noise: Noise, examples: Split | None, module: ImagePath | None) -> WholeNet:
+        """Make the model, with the weights that it comes with; `module` is a function or class that makes it."""
+        if module is None:
+            raise InputError("a whole model has to be given: train(rule, data, model=make_model)")
+        with noise.stream("own").torch_seeded():
+            model = module if isinstance(module, nn.Module) else module()
+        if not isinstance(model, nn.Module):
+            raise InputError(f"model must be a torch.nn.Module or make one, got {type(model).__name__}")
+        self.rule.check_any(model)
+        return WholeNet(model)
+
+    def optimizer(self, net: WholeNet) -> torch.optim.Optimizer:
+        """Make the rule's optimiser for the weights that are not frozen."""
+        made: torch.optim.Optimizer = self.rule.optimizer_any(net)
+        return made
+
+    def estimate(self, net: WholeNet, batch: Batch, noise: Noise) -> Update:
+        """Estimate the update from the batch's loss."""
+        net.train()
+        losses: Callable[[], Tensor] = lambda: batch.objective.mean(net(batch.inputs), batch.targets)  # noqa: E731
+        found: Update = self.rule.estimate_any(net, losses, noise)
+        return found
+
+    def decide(self, net: WholeNet, update: Update, optimizer: torch.optim.Optimizer) -> Update:
+        """Return the update, with the learning rate that it is applied with where a replay needs it."""
+        return decide_any(update, optimizer)
+
+    def apply(self, net: WholeNet, update: Update, optimizer: torch.optim.Optimizer) -> None:
+        """Take the optimiser's step."""
+        apply_any(net, update, optimizer)
+
+    def predict(
+        self, net: WholeNet, images: Tensor, noise: Noise, start: int = 0, names: Collection[str] | None = None
+    ) -> dict[str, Tensor]:
+        """Return the one reading `forward`: what the objective makes of the outputs."""
+        net.eval()
+        with torch.no_grad():
+            return {"forward": objective_of(net).predictions(net(images))}
+
+
+def on_whole_model(rule: Any, module: object = None) -> OnWholeModel:
+    """Return the rule on a whole model; raises InputError for one that trains no such model."""
+    if module is not None:
+        raise InputError("give model, the whole of it, or module, a part of the rule's own net, not both")
+    return OnWholeModel(rule)
