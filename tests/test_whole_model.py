@@ -132,5 +132,5 @@ def test_a_rule_of_its_own_nets_says_so():
 
 
 def test_tokens_need_a_whole_model():
-    with pytest.raises(InputError, match=r"model="):
+    with pytest.raises(InputError, match="give a whole model of your own"):
         train(Backprop(net="mlp"), data.from_text(TEXT), Options(epochs=1))

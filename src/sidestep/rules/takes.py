@@ -65,4 +65,9 @@ def check_takes(rule: Any, task: Task, module: Any = None) -> None:
 
 
 def _others(part: str, kind: str) -> str:
+    if kind == "tokens":
+        return (
+            "take another rule, or give a whole model of your own, train(rule, data, model=make_model), to one that "
+            "trains any module: `sidestep rules` shows which"
+        )
     return f"take another rule: `sidestep rules` shows which {part} each takes ({kind})"

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -12,9 +12,11 @@ from sidestep.data.objective import objective_of
 from sidestep.data.task import Batch, Task
 from sidestep.errors import InputError
 from sidestep.nets.own import ImagePath
+from sidestep.nets.precision import at_least_float32
 from sidestep.noise import Noise
 from sidestep.rules.any_module import AnyModule, apply_any, decide_any
 from sidestep.rules.protocol import Rule
+from sidestep.rules.takes import Takes
 from sidestep.update import Update
 
 __all__ = ["OnWholeModel", "WholeNet", "on_whole_model"]
@@ -35,7 +37,7 @@ class WholeNet(nn.Module):
                 f"the model gives a {type(found).__name__}, and an objective needs one tensor; wrap it in a module "
                 "that returns the outputs alone, or train it in a loop of your own (sidestep.attach) by its own loss"
             )
-        return found
+        return at_least_float32(found)
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,13 @@ class OnWholeModel(Rule[WholeNet]):
     """
 
     rule: Any
+
+    takes: ClassVar[Takes] = Takes(
+        "any",
+        inputs=("image", "features", "tokens", "mapping"),
+        targets=("classes", "labels", "values", "tokens", "own"),
+        log="yes",
+    )
 
     @property
     def name(self) -> str:  # type: ignore[override]

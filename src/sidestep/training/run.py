@@ -24,8 +24,8 @@ from sidestep.rules.whole_model import on_whole_model
 from sidestep.steplog import Header, Recorder
 from sidestep.training.alignment import check_watch
 from sidestep.training.alone import check_alone
-from sidestep.training.begin import begin
 from sidestep.training.attached_rule import as_objective
+from sidestep.training.begin import begin
 from sidestep.training.data_of_run import data_record, in_saved_units
 from sidestep.training.evaluate import check_readings, check_rule, with_inference
 from sidestep.training.folder import RunFolder
@@ -95,10 +95,8 @@ def train(  # long: rule, data and options, three hooks for own code, and what i
     if isinstance(data, str | os.PathLike):
         source = source or {"name": os.fspath(data)}
     data = given_data(data)
-    if objective is not None:
-        data = dataclasses.replace(data, objective=as_objective(objective))
-    if model is not None:
-        rule, module = on_whole_model(rule, module), model
+    data = data if objective is None else dataclasses.replace(data, objective=as_objective(objective))
+    rule, module = (rule, module) if model is None else (on_whole_model(rule, module), model)
     _check(rule, data, options, readings or [])
     folder = RunFolder(Path(options.out)) if options.out else None
     data = in_saved_units(folder, data) if folder and options.resume else data
