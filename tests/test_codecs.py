@@ -177,12 +177,13 @@ def test_a_payload_that_grew_is_no_block(name, more):
         codec.decode(payload + more, 12, FIRST, HEADER)
 
 
-def test_a_word_too_many_in_the_middle_of_flips_is_found():
+def test_a_word_below_those_that_are_needed_is_found():
+    """It changes no symbol: coded words are a stack, read from its end."""
     codec, _, payload = payload_of("flips", steps=12)
-    words = payload[12]  # behind the numbers of flips, of one byte each
-    end = 13 + 4 * words
-    forged = payload[:12] + bytes([words + 1]) + payload[13:end] + bytes([1, 2, 3, 4]) + payload[end:]
-    with pytest.raises(DamagedLogError):
+    forged = (
+        payload[:12] + bytes([payload[12] + 1, 1, 2, 3, 4]) + payload[13:]
+    )  # behind 12 numbers of flips, a byte each
+    with pytest.raises(DamagedLogError, match="more coded words"):
         codec.decode(forged, 12, FIRST, HEADER)
 
 
