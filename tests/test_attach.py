@@ -1,6 +1,7 @@
 """A rule inside a loop of the user's own: any module, its own loss, and what has to stay as it is."""
 
 import struct
+import zlib
 
 import pytest
 import torch
@@ -13,10 +14,10 @@ from sidestep.nets.any_module import derivatives_along, losses_at_pairs
 from sidestep.nets.directions import Directions, paired_logits
 from sidestep.nets.staged import staged_mlp
 from sidestep.noise import Noise
-from sidestep.probes import DenseProbes
+from sidestep.probes import DenseProbes, SparseProbes
 from sidestep.rules import SPSA, Backprop, Evolution, ForwardGradient
-from sidestep.steplog import rebuild
-from sidestep.update import Dense, Seeded
+from sidestep.steplog import LogReader, LogWriter, rebuild
+from sidestep.update import Dense, Flips, Seeded
 
 RULES = [
     SPSA(learning_rate=3e-3),
@@ -450,3 +451,40 @@ def test_an_update_is_one_number_per_direction():
     assert isinstance(update, Seeded)
     assert isinstance(update.probes, DenseProbes)
     assert update.coefs.shape == (3,)
+
+
+class TestLogsThatNobodyWrote:
+    """With every checksum right, so that only what the steps say can be wrong."""
+
+    def log(self, path):
+        _, step = trained(SPSA(learning_rate=3e-3), 3, log=path)
+        step.close()
+        return LogReader(path).header
+
+    def refused(self, path, words):
+        model = make()
+        before = state(model)
+        with pytest.raises(CheckpointError, match=words):
+            sidestep.replay(path, model)
+        assert same(state(model), before)
+
+    @pytest.mark.parametrize("kind", ["trits", "flips"])
+    def test_steps_of_ternary_weights(self, tmp_path, kind):
+        header = self.log(tmp_path / "log")
+        noise = Noise(header.seed)
+        trits = Seeded(torch.ones(4), SparseProbes(noise, header.weights, 4, 0.1))
+        flips = Flips(torch.tensor([1]), torch.tensor([1], dtype=torch.int8))
+        forged = LogWriter.create(tmp_path / "forged", header)
+        forged.append(trits if kind == "trits" else flips)
+        forged.commit()
+        self.refused(tmp_path / "forged", "step 0 .* of ternary weights")
+
+    def test_a_block_that_cannot_be_decoded(self, tmp_path):
+        header = self.log(tmp_path / "log")
+        data, begin = (tmp_path / "log").read_bytes(), len(header.to_bytes())
+        body = bytearray(data[begin:-4])
+        statistics = struct.unpack_from("<I", body, 16)[0]
+        body[24 + statistics] = 9  # runs of steps
+        crc = zlib.crc32(body, struct.unpack("<I", data[begin - 4 : begin])[0])
+        (tmp_path / "log").write_bytes(data[:begin] + body + struct.pack("<I", crc))
+        self.refused(tmp_path / "log", "up to step 0 only: .* 9 runs")

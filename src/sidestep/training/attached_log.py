@@ -10,7 +10,8 @@ from torch import nn
 
 from sidestep.errors import CheckpointError, InputError
 from sidestep.rules.any_module import AnyModule, apply_any
-from sidestep.steplog.codecs import is_logged
+from sidestep.steplog.codecs import codec_of, is_logged
+from sidestep.steplog.format import REALS
 from sidestep.steplog.header import Header
 from sidestep.steplog.reader import LogReader
 from sidestep.steplog.replay import Replayed
@@ -138,8 +139,23 @@ def replay(log: str | Path, model: nn.Module, *, to_step: int | None = None) -> 
     rule = rule_of(header)
     if not isinstance(rule, AnyModule):
         raise CheckpointError(f"the log is of the rule {header.rule['name']}, which trains no module of that kind")
+    _check_steps(reader, wanted)
     optimizer, device = rule.optimizer_any(model), next(model.parameters()).device
     for _, update in reader.records(wanted):
         apply_any(model, update.to(device), optimizer)
     names = tuple(name for name, _ in model.named_parameters())
     return Replayed(model, wanted, names, 0, None, *reader.buffers_around(wanted))
+
+
+def _check_steps(reader: LogReader, wanted: int) -> None:
+    """Raise CheckpointError, while the model is untouched, unless each step can be read and is one that attach logs."""
+    done = 0
+    for step, update in reader.records(wanted):
+        if codec_of(update).kind != REALS:
+            raise CheckpointError(
+                f"step {step} of {reader.path} is {type(update).__name__} of ternary weights, which attach never logs: "
+                "the log was changed, use a copy"
+            )
+        done = step + 1
+    if done < wanted:
+        raise CheckpointError(f"{reader.path} can be read up to step {done:,} only: {reader.damage}; to_step={done}")
