@@ -11,13 +11,13 @@ from torch import nn
 
 from sidestep import Options, data, train
 from sidestep.errors import InputError
+from sidestep.nets import along as module_under_test
 from sidestep.nets.activity import output_gradients
 from sidestep.nets.directions import Directions
 from sidestep.nets.forward_mode import forward_mode
 from sidestep.nets.staged import GroupHeads
 from sidestep.noise import Noise
 from sidestep.rules import Batch, Task
-from sidestep.rules import forward_gradient as module_under_test
 from sidestep.rules.forward_gradient import ForwardGradient
 
 TASK = Task((1, 4, 4), tuple("abc"), (0.0,), (1.0,))
@@ -176,7 +176,7 @@ class TestDerivatives:
         given = Batch(batch().inputs.double(), batch().targets)
         many = estimate(replace(rule, tangents=3), net, given).gradients
         directions = Directions(Noise(0).stream("estimate").stream("directions"))
-        ways = {"weights": "_along_weights", "activities": "_along_activities", "local": "_along_local"}
+        ways = {"weights": "along_weights", "activities": "along_activities", "local": "along_local"}
         way = getattr(module_under_test, ways[rule.kind])
         with torch.no_grad():
             single = [way(net, given, directions, range(index, index + 1), Noise(0))[0] for index in range(3)]

@@ -95,12 +95,12 @@ class TestLocalLoss:
             assert moved == {str(changed)}  # a head is seen by its own stage only
 
     def test_similarity_is_zero_when_the_features_say_the_class_and_nothing_else(self):
-        from sidestep.rules.local_loss import _similarity_loss
+        from sidestep.nets.similarity import similarity_loss
 
         labels = batch().targets
         features = 3.0 * torch.nn.functional.one_hot(labels, 4).float()
-        assert _similarity_loss(nn.Identity(), features, 4, labels) < 1e-12
-        assert _similarity_loss(nn.Identity(), features.roll(1, 0), 4, labels) > 0.1
+        assert similarity_loss(nn.Identity(), features, 4, labels) < 1e-12
+        assert similarity_loss(nn.Identity(), features.roll(1, 0), 4, labels) > 0.1
 
     def test_statistics_move_once(self):
         rule = LOCAL[0]
@@ -128,7 +128,7 @@ class TestLocalLoss:
 
     def test_similarity_of_maps_is_the_paper_s(self):
         """A convolution, the deviation over places, cosines about the mean, and the squared distance to the labels'."""
-        from sidestep.rules.local_loss import _similarity_loss
+        from sidestep.nets.similarity import similarity_loss
 
         net = LocalLoss(net="conv", hidden=(4, 6), similarity=0.5).build(TASK, Noise(0), None, None)
         maps, labels = Noise(1).normal(5 * 4 * 9).view(5, 4, 3, 3), torch.tensor([0, 1, 0, 2, 3])
@@ -143,7 +143,7 @@ class TestLocalLoss:
             for j in range(5):
                 found, true = (torch.corrcoef(torch.stack([rows[i], rows[j]]))[0, 1] for rows in (says, onehot))
                 wanted += (found - true) ** 2 / 25
-        torch.testing.assert_close(_similarity_loss(net.projections[0], maps, 4, labels), wanted)
+        torch.testing.assert_close(similarity_loss(net.projections[0], maps, 4, labels), wanted)
 
     @pytest.mark.parametrize("wrong", [{"hidden": ()}, {"hidden": (0,)}, {"norm": "group"}, {"similarity": 1.0}])
     def test_bad_input_is_refused_by_name(self, wrong):

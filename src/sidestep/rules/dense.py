@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from sidestep.errors import InputError
 from sidestep.nets.check_module import inplace_explained
 from sidestep.nets.precision import full_precision
+from sidestep.nets.trained import trained
 from sidestep.rules.fields import settle_fields
 from sidestep.update import Dense, Update, combined
 
@@ -26,6 +27,7 @@ __all__ = [
     "gradients_of",
     "merged",
     "parameter_groups",
+    "stage_units",
 ]
 
 
@@ -42,6 +44,13 @@ def gradients_of(loss: Tensor, wanted: Mapping[str, Tensor]) -> dict[str, Tensor
 def merged(parts: Iterable[tuple[str, Dense]]) -> Dense:
     """Return one update of all units, from each unit's own."""
     return replace(combined([replace(part, combination="merge") for _, part in parts]), combination="mean")
+
+
+def stage_units(net: nn.Module, stages: int) -> dict[str, list[str]]:
+    """Return one unit for each stage of a net, and one for the read-out, with the parameters that are not frozen."""
+    names = list(trained(net))
+    found = {f"stage {i}": [n for n in names if n.startswith(f"stages.{i}.")] for i in range(stages)}
+    return {**found, "readout": [n for n in names if n.startswith("readout.")]}
 
 
 def parameter_groups(net: nn.Module, units: Mapping[str, list[str]]) -> list[dict[str, Any]]:

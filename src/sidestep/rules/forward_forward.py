@@ -25,9 +25,8 @@ from sidestep.nets.goodness import GoodnessNet, goodness_loss, wrong_labels
 from sidestep.nets.layerwise import check_hidden
 from sidestep.nets.own import ImagePath
 from sidestep.nets.precision import at_least_float32
-from sidestep.nets.trained import trained
 from sidestep.noise import Noise
-from sidestep.rules.dense import check_positive, check_range, gradients_of, merged
+from sidestep.rules.dense import check_positive, check_range, gradients_of, merged, stage_units
 from sidestep.rules.protocol import Batch, Rule, Task
 from sidestep.rules.takes import Takes
 from sidestep.update import Dense, Update
@@ -83,9 +82,7 @@ class ForwardForward(Rule[GoodnessNet]):
 
     def units(self, net: GoodnessNet) -> dict[str, list[str]]:
         """Return one unit per stage, and the read-out."""
-        names = list(trained(net))
-        stages = {f"stage {i}": [n for n in names if n.startswith(f"stages.{i}.")] for i in range(len(self.hidden))}
-        return {**stages, "readout": [n for n in names if n.startswith("readout.")]}
+        return stage_units(net, len(self.hidden))
 
     def estimate(self, net: GoodnessNet, batch: Batch, noise: Noise) -> Update:
         """Return the gradient of each stage's goodness loss, and of the read-out's cross-entropy."""

@@ -10,22 +10,20 @@ with local losses" (2022), sections 3 and 4.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal, cast
+from typing import ClassVar, Literal
 
 import torch
-from torch import Tensor, nn
-from torch.func import jvp
+from torch import nn
 
 from sidestep.data import Split
 from sidestep.errors import InputError
-from sidestep.nets.activity import activity_pass, at_layer, check_activity, cotangent, output_gradients, tangent_of
+from sidestep.nets.activity import at_layer, check_activity
+from sidestep.nets.along import along_activities, along_local, along_weights
 from sidestep.nets.any_module import Losses, check_trainable, derivatives_along
-from sidestep.nets.check_module import inplace_explained
 from sidestep.nets.directions import Directions
 from sidestep.nets.forward_mode import forward_mode
 from sidestep.nets.own import ImagePath
-from sidestep.nets.staged import GroupHeads, StagedNet
-from sidestep.nets.substituted import functional_call
+from sidestep.nets.staged import StagedNet
 from sidestep.nets.trained import check_unshared, trained
 from sidestep.nets.units import kept_statistics
 from sidestep.noise import Noise
@@ -38,8 +36,6 @@ from sidestep.rules.takes import Takes
 from sidestep.update import Dense, Update
 
 __all__ = ["ForwardGradient"]
-
-Found = tuple[dict[str, Tensor], dict[str, Tensor]]  # gradients and losses, by name
 
 
 @dataclass(frozen=True)
@@ -106,7 +102,7 @@ class ForwardGradient(ForwardOnlyRule):
         """Return the mean estimate of the tangents, as gradients."""
         net.train()
         directions = Directions(noise.stream("directions"), self.distribution)
-        way = {"weights": _along_weights, "activities": _along_activities, "local": _along_local}[self.kind]
+        way = {"weights": along_weights, "activities": along_activities, "local": along_local}[self.kind]
         with torch.no_grad(), kept_statistics(net) as changed, forward_mode(net):
             gradients, losses = way(net, batch, directions, range(self.tangents), noise.stream("module"))
             kept = {name: gradients[name] for name in trained(net) if name in gradients}
@@ -126,78 +122,3 @@ class ForwardGradient(ForwardOnlyRule):
         directions = Directions(noise.stream("directions"), self.distribution)
         found, loss, statistics = derivatives_along(net, losses, directions, self.tangents, noise.stream("module"))
         return seeded(net, found / self.tangents, noise, self.distribution, statistics, loss)
-
-
-def _along_weights(net: StagedNet, batch: Batch, directions: Directions, tangents: range, noise: Noise) -> Found:
-    """`(grad L . v) v` over all weights."""
-    weights = {name: parameter.detach() for name, parameter in trained(net).items()}
-    sums = {name: torch.zeros_like(weight) for name, weight in weights.items()}
-
-    def loss_at(values: dict[str, Tensor]) -> Tensor:
-        with noise.torch_seeded(batch.inputs.device):  # dropout: one mask for all tangents
-            return batch.objective.mean(functional_call(net, values, (batch.inputs,)), batch.targets)
-
-    for index in tangents:
-        along = {name: directions.draw(name, weight.shape, index, weight) for name, weight in weights.items()}
-        with inplace_explained():
-            loss, derivative = jvp(loss_at, (weights,), (along,))[:2]
-        for name, v in along.items():
-            sums[name] += v * (derivative / len(tangents))
-    return sums, {f"net: {batch.objective.name}": loss}
-
-
-def _along_activities(net: StagedNet, batch: Batch, directions: Directions, tangents: range, noise: Noise) -> Found:
-    """All layers' outputs at once; the read-out needs no direction, since its cotangent is known."""
-    stages = nn.Sequential(*net.stages)
-    sums: dict[str, Tensor] = {}
-    for index in tangents:
-        with noise.torch_seeded(batch.inputs.device):
-            features, tangent, seen = activity_pass(stages, batch.inputs, "stages", directions, index)
-        features = features.flatten(1)
-        upstream, loss = cotangent(net.readout(features), batch.targets, batch.objective)
-        moved = tangent.flatten(1) @ net.readout.weight.T.to(tangent.dtype)
-        alpha = (upstream * moved).sum(dim=1) / (len(features) * len(tangents))
-        for name, layer in seen.items():
-            along = layer.direction * alpha.to(layer.direction.dtype).view(-1, *[1] * (layer.direction.ndim - 1))
-            for whole, gradient in _named(name, output_gradients(layer.layer, layer.inputs, along)).items():
-                sums[whole] = sums[whole] + gradient if whole in sums else gradient
-    exact = output_gradients(net.readout, features, upstream / len(features))
-    return sums | _named("readout", exact), {f"net: {batch.objective.name}": loss}
-
-
-def _along_local(net: StagedNet, batch: Batch, directions: Directions, tangents: range, noise: Noise) -> Found:
-    """One stage after another, each under the losses of its own heads; the read-out is trained on the last one.
-
-    A stage's layer runs once: its tangents start behind it, and end in one product.
-    """
-    gradients: dict[str, Tensor] = {}
-    losses: dict[str, Tensor] = {}
-    inputs, batch_size = batch.inputs, len(batch.targets)
-    for number, (stage, head) in enumerate(zip(net.stages, cast("list[GroupHeads]", net.heads), strict=True)):
-        before, (name, layer), after = at_layer(stage)
-        seen = before(inputs)
-        outputs, along = layer(seen), torch.zeros(())
-        labels = batch.targets[:, None].expand(-1, len(head.weight), *batch.targets.shape[1:])
-        moves = bool(trained(layer))
-        if not moves:
-            features = after(outputs)
-            upstream, loss = cotangent(head(features), labels, batch.objective)
-        for index in tangents if moves else range(0):
-            direction = directions.draw(f"stages.{number}.{name}", outputs.shape, index, outputs)
-            with noise.sub(number).torch_seeded(outputs.device):
-                features, tangent = tangent_of(after, outputs, direction)
-            upstream, loss = cotangent(head(features), labels, batch.objective)
-            alpha = (upstream * head.linear(tangent)).sum(dim=2) / (batch_size * len(tangents))  # (batch, groups)
-            along = along + direction.view(*alpha.shape, -1) * alpha[:, :, None]
-        losses[f"stage {number}: {batch.objective.name}"] = loss
-        if moves:
-            gradients |= _named(f"stages.{number}.{name}", output_gradients(layer, seen, along.view(outputs.shape)))
-        gradients |= _named(f"heads.{number}", head.gradients(features, upstream / batch_size))
-        inputs = features
-    features = inputs.flatten(1)
-    upstream, losses["read-out: cross-entropy"] = cotangent(net.readout(features), batch.targets, batch.objective)
-    return gradients | _named("readout", output_gradients(net.readout, features, upstream / batch_size)), losses
-
-
-def _named(prefix: str, gradients: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {f"{prefix}.{name}": gradient for name, gradient in gradients.items()}

@@ -22,10 +22,9 @@ from sidestep.nets.hebbian import HebbianNet, hebbian_change
 from sidestep.nets.layerwise import check_hidden
 from sidestep.nets.own import ImagePath
 from sidestep.nets.precision import at_least_float32
-from sidestep.nets.trained import trained
 from sidestep.nets.units import kept_statistics
 from sidestep.noise import Noise
-from sidestep.rules.dense import adamw, check_positive, check_range, gradients_of, merged
+from sidestep.rules.dense import adamw, check_positive, check_range, gradients_of, merged, stage_units
 from sidestep.rules.protocol import Batch, Rule, Task
 from sidestep.rules.takes import Takes
 from sidestep.update import Dense, Update
@@ -92,9 +91,7 @@ class Hebbian(Rule[HebbianNet]):
 
     def units(self, net: HebbianNet) -> dict[str, list[str]]:
         """Return one unit per stage, and the read-out."""
-        names = list(trained(net))
-        stages = {f"stage {i}": [n for n in names if n.startswith(f"stages.{i}.")] for i in range(len(self.hidden))}
-        return {**stages, "readout": [n for n in names if n.startswith("readout.")]}
+        return stage_units(net, len(self.hidden))
 
     def optimizer(self, net: HebbianNet) -> torch.optim.Optimizer:
         """Make AdamW, without weight decay on the stages: it would move their fixed points."""

@@ -14,7 +14,6 @@ from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import normalize, one_hot
 
 from sidestep.data import Split
 from sidestep.data.objective import objective_of
@@ -22,7 +21,8 @@ from sidestep.nets.around import layerwise_around, shapes_along
 from sidestep.nets.feedback import feedback_kinds
 from sidestep.nets.layerwise import LayerwiseNet, check_hidden, layerwise_net, layerwise_own, shapes_of
 from sidestep.nets.own import ImagePath
-from sidestep.nets.precision import at_least_float32, full_precision
+from sidestep.nets.precision import at_least_float32
+from sidestep.nets.similarity import projection_for, similarity_loss
 from sidestep.nets.trained import trained
 from sidestep.nets.units import kept_statistics
 from sidestep.noise import Noise
@@ -72,7 +72,7 @@ class LocalLoss(OutputRule[LayerwiseNet]):
                 net = layerwise_net(self.net, task.shape, self.hidden, task.classes, self.norm, True)
         if self.similarity:
             with noise.stream("projections").torch_seeded():
-                net.projections = nn.ModuleList(map(_projection, shapes_of(net.stages, task.shape)))
+                net.projections = nn.ModuleList(map(projection_for, shapes_of(net.stages, task.shape)))
         return net
 
     def adopt(self, model: nn.Module, example: Tensor, noise: Noise) -> nn.Module:
@@ -81,7 +81,7 @@ class LocalLoss(OutputRule[LayerwiseNet]):
         if self.similarity:
             with noise.stream("projections").torch_seeded():
                 shapes = shapes_along(list(net.stages), example, noise)
-                net.projections = nn.ModuleList(map(_projection, [*shapes[0], shapes[1]])).to(example.device)
+                net.projections = nn.ModuleList(map(projection_for, [*shapes[0], shapes[1]])).to(example.device)
         return net
 
     def fits(self, net: LayerwiseNet) -> bool:
@@ -121,7 +121,7 @@ class LocalLoss(OutputRule[LayerwiseNet]):
         loss = batch.objective.mean(logits, batch.targets, self.label_smoothing)
         losses = {batch.objective.name: loss.detach()}
         if self.similarity:
-            alike = _similarity_loss(net.projections[index], outputs, logits.shape[1], batch.targets)  # type: ignore
+            alike = similarity_loss(net.projections[index], outputs, logits.shape[1], batch.targets)  # type: ignore
             losses["similarity"] = alike.detach()
             loss = (1 - self.similarity) * loss + self.similarity * alike
         return loss, losses
@@ -136,27 +136,3 @@ class LocalLoss(OutputRule[LayerwiseNet]):
             logits = net.every_logits(images) if "heads" in wanted else [net(images)]
             found = {"forward": logits[-1], "heads": torch.stack(logits).sum(dim=0)}
             return {name: objective_of(net).predictions(found[name]) for name in wanted}
-
-
-def _projection(shape: tuple[int, ...]) -> nn.Module:
-    """What features of this shape pass before they are compared."""
-    width = shape[0]
-    return nn.Conv2d(width, width, 3, padding=1, bias=False) if len(shape) == 3 else nn.Linear(width, width, bias=False)
-
-
-def _similarity_loss(projection: nn.Module, outputs: Tensor, classes: int, labels: Tensor) -> Tensor:
-    """The mean squared difference between the cosines of projected features and those of labels, ()."""
-    if outputs.ndim == 3:  # rows of features, of which the paper has none
-        outputs = at_least_float32(outputs).std(dim=2)
-    features = at_least_float32(projection(outputs))
-    if features.ndim == 4:  # the deviation over places says how strongly a channel responds
-        features = features.flatten(2)
-        features = features.std(dim=2) if features.shape[2] > 1 else features.flatten(1)
-    with full_precision(features):
-        found, wanted = (_cosines(rows) for rows in (features, one_hot(labels, classes).to(features.dtype)))
-        return (found - wanted).square().mean()
-
-
-def _cosines(rows: Tensor) -> Tensor:
-    centred = normalize(rows - rows.mean(dim=1, keepdim=True), dim=1)
-    return centred @ centred.T  # (batch, batch)

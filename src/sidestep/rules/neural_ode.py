@@ -15,7 +15,7 @@ that is not small with a few steps: the block knows t by sines of up to 1000 t, 
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -25,6 +25,7 @@ from sidestep.nets.denoiser import Denoiser
 from sidestep.nets.dropout import masks_from
 from sidestep.nets.own import ImagePath
 from sidestep.nets.precision import full_precision
+from sidestep.nets.solvers import Field, solved
 from sidestep.nets.timed_predictions import Walker
 from sidestep.nets.units import kept_statistics
 from sidestep.nets.walks import check_steps
@@ -37,8 +38,6 @@ from sidestep.rules.true_gradient import end_to_end
 from sidestep.update import Dense, Update
 
 __all__ = ["NeuralODE"]
-
-Field = Callable[[Tensor, Tensor], Tensor]  # (t of shape (), z) -> dz/dt, (batch, dimension)
 
 
 @dataclass(frozen=True)
@@ -126,26 +125,7 @@ class NeuralODE(DenoisingRule):
         return self._solve(field, latent, [held, block.join.weight, *dense, net.embedding])
 
     def _solve(self, field: Field, latent: Tensor, adjoint: list[Tensor] | None = None) -> Tensor:
-        """Return z_1 by the chosen method; `adjoint` are the tensors whose gradients the adjoint method is to give."""
-        from torchdiffeq import odeint, odeint_adjoint  # imports scipy, which takes a while
-
-        def grid(_field: Field, _state: Tensor, ends: Tensor) -> Tensor:
-            return torch.linspace(float(ends[0]), float(ends[-1]), self.steps + 1, dtype=ends.dtype, device=ends.device)
-
-        times = latent.new_tensor([0.0, 1.0])
-        given: dict[str, Any] = {"method": self.method, "options": {"grid_constructor": grid}}
-        back: dict[str, Any] = {}
-        if self.method == "dopri5":
-            exact = {} if latent.device.type == "mps" else {"dtype": torch.float64}  # of the time, not of z
-            given |= {"options": exact, "rtol": self.tolerance, "atol": self.tolerance}
-            # The gradient of a batch's mean is that much smaller than z, and so is the error to tolerate. The
-            # parameters' share of it feeds back into nothing and sets no step (Kidger, Chen, Lyons 2021).
-            back = {"adjoint_atol": self.tolerance / len(latent), "adjoint_options": {**exact, "norm": "seminorm"}}
-        if adjoint is None:
-            found: Tensor = odeint(field, latent, times, **given)
-        else:
-            found = odeint_adjoint(field, latent, times, adjoint_params=tuple(adjoint), **given, **back)
-        return found[-1]
+        return solved(field, latent, self.method, self.steps, self.tolerance, adjoint)
 
     def true_gradients(self, net: Denoiser, batch: Batch) -> dict[str, Tensor]:
         """Return the gradient of the reading `from zero`, through the solver's own steps."""
