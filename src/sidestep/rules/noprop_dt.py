@@ -19,6 +19,7 @@ from torch import Tensor
 
 from sidestep.data import Split
 from sidestep.nets.dropout import masks_from
+from sidestep.nets.embeddings import embedding_distances
 from sidestep.nets.losses import check_loss, check_smoothing, denoising_loss
 from sidestep.nets.own import ImagePath, image_paths
 from sidestep.nets.paths import path_maker
@@ -232,6 +233,10 @@ class NoPropDT(Rule[DenoisingStack]):
         net.eval()
         with torch.no_grad():
             return stack_predictions(net, images, noise, start, self.draws, names or self.predictors)
+
+    def watch(self, net: DenoisingStack) -> dict[str, float]:
+        """Return the smallest norm and distance of the class embeddings, which would shrink in a collapse."""
+        return embedding_distances(net.embedding)
 
     def _shares(
         self, net: DenoisingStack, batch: Batch, noise: Noise, way: str
