@@ -16,6 +16,7 @@ from sidestep.rules import Backprop, NoPropDT, Task
 from sidestep.training import Stopped
 from sidestep.training.folder import RunFolder
 from sidestep.training.loop import Loop
+from sidestep.training.observers import Observers
 from sidestep.training.options import Compute
 from sidestep.training.progress import Silent
 from sidestep.training.state import AVERAGE, State
@@ -132,7 +133,7 @@ class TestAverage:
         plain, averaged = started()[1], started(average=0.9)[1]
         loops = started()[0], started(average=0.9)[0]
         for loop, state in zip(loops, (plain, averaged), strict=True):
-            loop.run(state, 0, Silent(), StopRequest())
+            loop.run(state, 0, Observers(), StopRequest())
         assert same(weights(plain.net), weights(averaged.net))  # bit for bit, after an evaluation too
         assert not same(averaged.average, weights(averaged.net))
 
@@ -161,7 +162,7 @@ class TestAverage:
                 return super().predict(net, *given, **named)
 
         loop, state = started(Watched(net="mlp", hidden=(16,)), average=0.9)
-        loop.run(state, 0, Silent(), StopRequest())
+        loop.run(state, 0, Observers(), StopRequest())
         assert seen
         assert all(same(found, state.average) for found in seen)
         assert not same(seen[0], weights(state.net))

@@ -3,6 +3,8 @@
 from sidestep.training.align import Aligned, align, alignment_curves
 from sidestep.training.attach import attach
 from sidestep.training.attached_log import replay
+from sidestep.training.early_stop import EarlyStop
+from sidestep.training.observers import STOP, Begin, End, EpochEnd, ObserverError, StepEnd
 from sidestep.training.options import Compute, Options
 from sidestep.training.progress import Progress, Silent
 from sidestep.training.run import load_run, train
@@ -11,14 +13,21 @@ from sidestep.training.stopping import Stopped
 from sidestep.training.trained import Run
 
 __all__ = [
+    "STOP",
     "Aligned",
+    "Begin",
     "Compute",
+    "EarlyStop",
+    "End",
+    "EpochEnd",
     "Estimate",
+    "ObserverError",
     "Options",
     "Progress",
     "Run",
     "Silent",
     "Step",
+    "StepEnd",
     "Stopped",
     "align",
     "alignment_curves",

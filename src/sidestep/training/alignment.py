@@ -14,9 +14,8 @@ from sidestep.noise import Noise
 from sidestep.rules import RULES
 from sidestep.rules.any_module import as_dense
 from sidestep.rules.protocol import Batch, Dividing, Measurable, Rule, Task
-from sidestep.training.metrics import MetricsLog
+from sidestep.training.observers import Begin, StepEnd
 from sidestep.training.options import Compute, Options
-from sidestep.training.state import State
 
 __all__ = ["MEASURES", "SPLIT", "Allowance", "Watch", "check_measurable", "check_watch", "compare", "held_batch"]
 
@@ -149,18 +148,22 @@ class Watch:
         self.rule, self.compute = rule, compute
         self.batch = held_batch(rule, data.validation, data, options.batch, compute)
         self.noise = Noise(options.seed).stream("alignment")
-        self.allowance = Allowance(options.align, _FIRST)
+        self.share = options.align
 
-    def after_step(self, state: State, log: MetricsLog) -> None:
+    def on_begin(self, event: Begin) -> None:
+        """Start the clock."""
+        self.allowance = Allowance(self.share, _FIRST)
+
+    def on_step(self, event: StepEnd) -> None:
         """Measure, and write the numbers, if time allows."""
         if not self.allowance.allows():
             return
         begun = self.allowance.clock()
-        compared = compare(self.rule, state.net, self.batch, self.noise.at(state.step), _ESTIMATES, self.compute)
+        compared = compare(self.rule, event.net, self.batch, self.noise.at(event.step), _ESTIMATES, self.compute)
         for tensor, alignment in compared.result().items():
             for field, name in MEASURES.items():
                 value = getattr(alignment, field)
                 if math.isfinite(value):
-                    log.write(state.step, SPLIT, f"{tensor}: {name}", value, state.seconds)
+                    event.write(SPLIT, f"{tensor}: {name}", value)
         self.allowance.pay(self.allowance.clock() - begun)
-        log.write(state.step, SPLIT, SHARE, self.allowance.taken, state.seconds)
+        event.write(SPLIT, SHARE, self.allowance.taken)

@@ -158,6 +158,7 @@ def check_same(path: Path, saved: dict[str, Any], given: dict[str, Any]) -> None
     free = {"train.epochs", "train.checkpoint_seconds", "train.device", "train.precision", "data.data_dir"}
     free |= {"versions.sidestep", "versions.torch", "versions.threads"}  # other bits, but the run can go on
     free |= {"train.align", "train.units"}  # the one changes nothing but the metrics, the other the rounding
+    free |= {"train.patience"}  # only when the run ends
     free |= {"data.pictures.stretched"}  # follows from the data, of which the images' shape is compared
     free |= {"data.validation"}  # what counts is how many images it left, which is compared
     if given.get("train.decay") != "none" or given.get("train.warmup"):

@@ -1,7 +1,7 @@
 """The one training loop: batch -> estimate -> decide -> apply, for every rule alike."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import partial
 
@@ -13,13 +13,12 @@ from sidestep.errors import InputError, NonFiniteError
 from sidestep.noise import Noise
 from sidestep.rules.protocol import Batch, Checking, Rule, Task, UnitByUnit
 from sidestep.steplog import Recorder
-from sidestep.training.alignment import Watch
 from sidestep.training.attached_rule import Built, take_update
 from sidestep.training.evaluate import accuracies
 from sidestep.training.folder import RunFolder
 from sidestep.training.metrics import MetricsLog
+from sidestep.training.observers import Begin, EpochEnd, ObserverError, Observers, StepEnd
 from sidestep.training.options import Compute, Options
-from sidestep.training.progress import Progress
 from sidestep.training.state import State
 from sidestep.training.stopping import StopRequest
 from sidestep.training.units import why_not
@@ -46,52 +45,72 @@ class Loop:
         self.steps_per_epoch = steps_per_epoch(len(data.train), options.batch)
         self.total_steps = options.epochs_for(len(data.train)) * self.steps_per_epoch
 
-    def run(self, state: State, kept_metrics: int, progress: Progress, stop: StopRequest) -> None:
-        """Train to the last step, or until a stop is requested; the state is then saved either way.
+    def run(self, state: State, kept_metrics: int, observers: Observers, stop: StopRequest) -> None:
+        """Train to the last step, or until a stop is requested or an observer says so; the state is saved either way.
 
         Args:
             state: where to start from; changed in place.
             kept_metrics: bytes of the metrics file that belong to that state.
-            progress: told of every step and epoch.
+            observers: told of the beginning, and of every step and epoch.
             stop: asked after every step.
 
         Raises:
             NonFiniteError: if a loss, or a weight about to be saved, is not finite; the last checkpoint stays.
+            ObserverError: if an observer raises an error; the state is saved before.
         """
         with ExitStack() as stack:
             log = stack.enter_context(self.folder.metrics(kept_metrics)) if self.folder else None
             if self.recorder:
                 stack.callback(self.recorder.close)
-            watch = Watch(self.rule, self.data, self.options, self.compute) if log and self.options.align else None
             if state.files:
                 stack.callback(state.files.close)
-            progress.begin(self.total_steps, self.steps_per_epoch, state.step)
-            saved = time.perf_counter()
-            begun = saved - state.seconds
             self._summed_from = state.step - state.step % self.steps_per_epoch if state.sums else state.step
             if state.step == 0 < self.total_steps:
                 self._save(state, log)  # before the log's first block, which does not hold an optimiser's momentum
-            while state.step < self.total_steps and not stop.requested:
-                self.take_step(state)
-                state.seconds = time.perf_counter() - begun
-                progress.step(state.step, self.options.batch)
-                if watch and log:
-                    watch.after_step(state, log)
+            try:
+                self._take_steps(state, log, observers, stop)
+            except ObserverError as error:
+                self._save(state, log)
+                raise ObserverError(f"{error}; after step {state.step}, {self._kept(state)}") from error.__cause__
+
+    def _take_steps(self, state: State, log: MetricsLog | None, observers: Observers, stop: StopRequest) -> None:
+        ended = observers.tell("on_begin", self._beginning(state))
+        each = observers.wants("on_step")
+        saved = time.perf_counter()
+        begun = saved - state.seconds
+        while state.step < self.total_steps and not stop.requested and not ended:
+            self.take_step(state)
+            state.seconds = time.perf_counter() - begun
+            due = time.perf_counter() - saved > self.options.checkpoint_seconds
+            try:
+                if each:
+                    ended = observers.tell("on_step", self._step(state, log))
+            finally:  # an epoch ends whole, whatever an observer of its last step has raised
                 if state.step % self.steps_per_epoch == 0:
-                    self._end_epoch(state, log, progress)
+                    ended |= observers.tell("on_epoch", self._end_epoch(state, log))
                     state.seconds = time.perf_counter() - begun
                     due = True
-                else:
-                    due = time.perf_counter() - saved > self.options.checkpoint_seconds
-                if due:
-                    self._save(state, log)
-                    saved = time.perf_counter()
-            if stop.requested:
+            if due:
                 self._save(state, log)
+                saved = time.perf_counter()
+        if stop.requested or ended:
+            self._save(state, log)
+
+    def _beginning(self, state: State) -> Begin:
+        score = self.task.objective.score_name if len(self.data.validation) else None
+        folder = self.folder.path if self.folder else None
+        return Begin(state.step, self.total_steps, self.steps_per_epoch, self.options.batch, self.rule.name, score,
+                     state.net, folder, state.kept_step, state.forget)  # fmt: skip
+
+    def _step(self, state: State, log: MetricsLog | None) -> StepEnd:
+        losses = {name: float(loss) for name, loss in self._losses.items()}
+        return StepEnd(state.step, self.total_steps, self.options.batch, losses, state.seconds, state.net,
+                       _writer(state, log))  # fmt: skip
 
     def take_step(self, state: State) -> None:
         """Take one training step, of all units at once or of one after another."""
         state.set_rate(self.options.rate_factor(state.step, self.total_steps))
+        self._losses: dict[str, Tensor] = {}
         for unit, update in self._updates(state):
             names = list(update.losses)
             losses = torch.stack([update.losses[name].float() for name in names]).cpu().double()  # one transfer for all
@@ -107,6 +126,7 @@ class Loop:
                 state.put_away(unit)
             for name, loss in zip(names, losses, strict=True):
                 state.sums[name] = state.sums[name] + loss if name in state.sums else loss
+                self._losses[name] = loss
         state.step += 1
 
     def _updates(self, state: State) -> Iterator[tuple[str | None, Update]]:
@@ -137,7 +157,7 @@ class Loop:
             images = crop_and_flip(images, self.noise.stream("augment").at(step), padding=1, flip=False, edge=True)
         return Batch(self.task.laid_out(images), train.labels[rows], self.task.objective)
 
-    def _end_epoch(self, state: State, log: MetricsLog | None, progress: Progress) -> None:
+    def _end_epoch(self, state: State, log: MetricsLog | None) -> EpochEnd:
         steps = state.step - self._summed_from  # an epoch's, but after resuming from a step log, which has no losses
         values = {("train", name): float(total) / steps for name, total in sorted(state.sums.items())}
         state.sums, self._summed_from = {}, state.step
@@ -155,7 +175,8 @@ class Loop:
         if why:
             raise NonFiniteError(f"after step {state.step}, {why}; {self._kept(state)}")
         losses = {name: value for (split, name), value in values.items() if split == "train"}
-        progress.epoch(state.step // self.steps_per_epoch, losses, accuracy, state.seconds)
+        return EpochEnd(state.step // self.steps_per_epoch, state.step, self.total_steps, losses, accuracy,
+                        state.seconds, state.net, _writer(state, log), state.keep)  # fmt: skip
 
     def _save(self, state: State, log: MetricsLog | None) -> None:
         if self.folder is None or log is None or state.saved_step == state.step:
@@ -185,3 +206,14 @@ class Loop:
         if self.folder is None or state.saved_step < 0:
             return "there is no checkpoint yet"
         return f"the checkpoint of step {state.saved_step} in {self.folder.path} is kept"
+
+
+def _writer(state: State, log: MetricsLog | None) -> Callable[[str, str, float], None]:
+    """Return what writes an observer's number into the metrics, as one of this step."""
+    step, seconds = state.step, state.seconds
+
+    def write(split: str, name: str, value: float) -> None:
+        if log:
+            log.write(step, split, name, value, seconds)
+
+    return write

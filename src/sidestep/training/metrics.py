@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 from sidestep.errors import CheckpointError
 from sidestep.files import check_plain, open_plain
 
-__all__ = ["MetricsLog", "bytes_until", "check_metrics", "open_metrics"]
+__all__ = ["MetricsLog", "bytes_until", "check_metrics", "open_metrics", "read_values"]
 
 
 class MetricsLog:
@@ -100,3 +100,15 @@ def _read(path: Path, size: int) -> bytes:
 
 def _digest(data: bytes) -> "hashlib.blake2b":
     return hashlib.blake2b(data, digest_size=16)
+
+
+def read_values(path: Path, split: str, name: str) -> list[tuple[int, float]]:
+    """Return (step, value) of every line with that split and name; raises CheckpointError for a damaged file."""
+    found = []
+    try:
+        for line in map(json.loads, _read(path, -1).splitlines()):
+            if line["split"] == split and line["name"] == name:
+                found.append((int(line["step"]), float(line["value"])))
+    except (ValueError, LookupError, TypeError, RecursionError, OverflowError) as error:
+        raise CheckpointError(f"{path} is damaged: {error}") from error
+    return found

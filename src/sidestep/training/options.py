@@ -41,6 +41,8 @@ class Options:
     align: float = 0.0
     """Most share of the time that measuring how well the rule's estimates point along the true gradient may take, up to
     0.05; the numbers are written to metrics.jsonl. 0 for none."""
+    patience: int = 0
+    """Stop after so many epochs without a better validation score, and end with the best weights; 0 for never."""
     device: str = "auto"
     """Where to compute: auto (a CUDA GPU if there is one, else cpu), cpu, cuda, cuda:1, mps."""
     units: Literal["together", "in-turn", "one-resident"] = "together"
@@ -79,6 +81,8 @@ class Options:
             raise InputError(f"average must lie in [0, 1), for instance 0.999 (0 for none), got {self.average}")
         if not 0 <= self.align <= 0.05:
             raise InputError(f"align must lie in [0, 0.05], a share of the time, got {self.align}")
+        if not 0 <= self.patience <= 1_000_000:
+            raise InputError(f"patience must be a number of epochs, or 0 for none, got {self.patience}")
         if self.precision not in ("auto", "float32", "bfloat16"):
             raise InputError(f"precision must be auto, float32 or bfloat16, got {self.precision!r}")
         if self.units not in ("together", "in-turn", "one-resident"):

@@ -3,7 +3,9 @@
 from collections.abc import Mapping
 from typing import Protocol
 
-__all__ = ["Progress", "Silent"]
+from sidestep.training.observers import Begin, EpochEnd, StepEnd
+
+__all__ = ["Progress", "Reporting", "Silent"]
 
 
 class Progress(Protocol):
@@ -47,3 +49,23 @@ class Silent:
 
     def notice(self, text: str) -> None:
         """Do nothing."""
+
+
+class Reporting:
+    """The observer that tells a `Progress` of steps and epochs."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self.name_in_errors = type(progress).__name__
+
+    def on_begin(self, event: Begin) -> None:
+        """Tell where training starts."""
+        self._progress.begin(event.total_steps, event.steps_per_epoch, event.step)
+
+    def on_step(self, event: StepEnd) -> None:
+        """Tell of a step."""
+        self._progress.step(event.step, event.examples)
+
+    def on_epoch(self, event: EpochEnd) -> None:
+        """Tell of an epoch."""
+        self._progress.epoch(event.epoch, event.losses, event.validation, event.seconds)

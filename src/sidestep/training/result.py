@@ -67,6 +67,7 @@ def finish(
         "seed": loop.options.seed,
         "steps": state.step,
         "epochs": state.step / loop.steps_per_epoch,
+        **({} if state.kept_step is None else {"kept_step": state.kept_step}),  # whose weights these are
         "seconds": round(state.seconds, 3),
         "parameters": sum(parameter.numel() for parameter in state.net.parameters()),
         "peak_memory_bytes": peak_memory_bytes(compute.device),

@@ -22,20 +22,23 @@ from sidestep.rules.record import rule_record
 from sidestep.rules.untrained import untrained
 from sidestep.rules.whole_model import on_whole_model
 from sidestep.steplog import Header, Recorder
-from sidestep.training.alignment import check_watch
+from sidestep.training.alignment import Watch, check_watch
 from sidestep.training.alone import check_alone
 from sidestep.training.attached_rule import as_objective
 from sidestep.training.begin import begin
 from sidestep.training.data_of_run import data_record, in_saved_units
+from sidestep.training.early_stop import EarlyStop
 from sidestep.training.evaluate import check_readings, check_rule, with_inference
 from sidestep.training.folder import RunFolder
 from sidestep.training.given import given_data, given_options
+from sidestep.training.loop import Loop
+from sidestep.training.observers import End, Observers, check_observers
 from sidestep.training.options import Compute, Options
-from sidestep.training.progress import Progress, Silent
+from sidestep.training.progress import Progress, Reporting, Silent
 from sidestep.training.result import finish
 from sidestep.training.resume import followed, take_up
 from sidestep.training.single import check_single
-from sidestep.training.state import AVERAGE
+from sidestep.training.state import AVERAGE, KEPT, State
 from sidestep.training.stopping import Stopped, stop_on_signals
 from sidestep.training.trained import Run
 from sidestep.training.units import place_units
@@ -57,6 +60,7 @@ def train(  # long: rule, data and options, three hooks for own code, and what i
     objective: Objective | Callable[[Tensor, Tensor], Tensor] | None = None,
     source: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
+    observers: Sequence[Any] = (),
     readings: Sequence[str] | None = None,
 ) -> Run:
     """Train a net by a rule, and evaluate it.
@@ -77,7 +81,9 @@ def train(  # long: rule, data and options, three hooks for own code, and what i
             module: spsa, evolution, forward-gradient and backprop. It is trained as it is given, with its weights.
         objective: a loss of your own, (outputs, targets) -> (batch,), in place of that of the data's targets.
         source: how `data` can be loaded again, written to the run's configuration.
-        progress: told of steps and epochs; silent by default.
+        progress: told of steps and epochs, of the evaluation and in sentences; silent by default.
+        observers: objects with any of the methods on_begin, on_step, on_epoch and on_end, told what `Begin`, `StepEnd`,
+            `EpochEnd` and `End` hold; the training ends at once, and is evaluated, where one returns `STOP`.
         readings: which of the rule's readings are calibrated and counted at the end beside its first; all by default.
 
     Returns:
@@ -87,11 +93,13 @@ def train(  # long: rule, data and options, three hooks for own code, and what i
         InputError: for options, data or modules that do not fit together; BusyError: if another process writes there.
         CheckpointError: if a file in the folder is damaged, was changed, or is a link.
         NonFiniteError: if the loss stops being a number.
+        ObserverError: if an observer raises an error; the run is saved, and can be resumed.
         Stopped: after Ctrl-C, SIGTERM or SIGHUP, when the step (or, at the end, the batch of the evaluation) under way
             is done and what a resumed run needs is written.
     """
     options = given_options(options)
     check_rule(rule)
+    check_observers(observers)
     if isinstance(data, str | os.PathLike):
         source = source or {"name": os.fspath(data)}
     data = given_data(data)
@@ -104,15 +112,14 @@ def train(  # long: rule, data and options, three hooks for own code, and what i
     options = dataclasses.replace(options, epochs=options.epochs_for(len(data.train)))
     record = data_record(data, source or {})
     state, loop = begin(rule, data, options, module, folder)
-    data, net, compute = loop.data, state.net, loop.compute  # on the device
-    config = _config(rule, task, options, compute, record, module)
-    check_single(rule, net, task, min(options.batch, len(data.train)))
+    data = loop.data  # on the device
+    config = _config(rule, task, options, loop.compute, record, module)
+    check_single(rule, state.net, task, min(options.batch, len(data.train)))
     kept_metrics, progress = 0, progress or Silent()
     with ExitStack() as stack:
         recorder = None
         if folder:
             stack.enter_context(folder.prepared(config, options.resume, options.overwrite, progress))
-        if folder:
             place_units(state, rule, options.units, folder.path)
             own, name, same = _module_name(module), data.name, followed(options, len(data.train))
             recorder = Recorder(folder.log_file, lambda net: Header.of(net, rule, task, name, options.seed, own, same))
@@ -126,18 +133,46 @@ def train(  # long: rule, data and options, three hooks for own code, and what i
         if folder and recorder and options.resume:
             folder.take_over(config, finished=state.step == loop.total_steps)
             recorder.open()
+        return _to_its_end(loop, state, kept_metrics, progress, _observers(loop, progress, observers), readings)
+
+
+def _to_its_end(  # long: what runs, and who is told
+    loop: Loop,
+    state: State,
+    kept_metrics: int,
+    progress: Progress,
+    observers: Observers,
+    readings: Sequence[str] | None,
+) -> Run:
+    """Take the steps that are left, evaluate what came of them, and keep it in the folder, if there is one."""
+    rule, folder = loop.rule, loop.folder
+    with observers.of_the_end(state):
         with stop_on_signals() as stop:
-            loop.run(state, kept_metrics, progress, stop)
+            loop.run(state, kept_metrics, observers, stop)
         if stop.requested:
             raise Stopped(f"stopped after step {state.step} of {loop.total_steps}", state.step, stop.signal_number)
         state.adopt_average()
-        run = Run(rule, net, task, compute, options.seed, state.step, {}, folder.path if folder else None)
+        state.adopt_kept()
+        place = folder.path if folder else None
+        run = Run(rule, state.net, loop.task, loop.compute, loop.options.seed, state.step, {}, place)
         run.result, run.calibration = finish(loop, state, progress, readings or rule.predictors)
         if state.files:
             state.files.leave()
         if folder:
             folder.save_result(run.result)
-        return run
+        observers.end(End(state.step, state.seconds, "finished", run.result))
+    return run
+
+
+def _observers(loop: Loop, progress: Progress, given: Sequence[Any]) -> Observers:
+    """Return all that are told of a run: what its options ask for, then what the user gave."""
+    options = loop.options
+    found: list[Any] = [] if type(progress) is Silent else [Reporting(progress)]
+    if options.align:
+        found.append(Watch(loop.rule, loop.data, options, loop.compute))
+    if options.patience:
+        found.append(EarlyStop(options.patience))
+    return Observers([*found, *given])
 
 
 def _check(rule: Rule, data: DataSet, options: Options, readings: Sequence[str]) -> None:
@@ -241,6 +276,7 @@ def _weights(folder: RunFolder) -> tuple[dict[str, Tensor], int]:
         tensors, record = found
         weights = {name[4:]: tensor for name, tensor in tensors.items() if name.startswith("net/")}
         weights |= {name[len(AVERAGE) :]: tensor for name, tensor in tensors.items() if name.startswith(AVERAGE)}
+        weights |= {name[len(KEPT) :]: tensor for name, tensor in tensors.items() if name.startswith(KEPT)}
         return weights, int(record["step"])
     found = folder.load_model()
     if not found:

@@ -13,9 +13,10 @@ from sidestep.errors import CheckpointError, InputError
 from sidestep.nets.trained import trained
 from sidestep.training.unit_files import UnitFiles
 
-__all__ = ["AVERAGE", "State"]
+__all__ = ["AVERAGE", "KEPT", "State"]
 
 AVERAGE = "average/"  # what the names of averaged weights begin with in a checkpoint
+KEPT = "kept/"  # and those of weights that an observer kept
 
 
 @dataclass
@@ -28,6 +29,8 @@ class State:
     seconds: float = 0.0  # spent training, over all resumptions
     sums: dict[str, Tensor] = field(default_factory=dict)  # of each loss over this epoch, float64, on the CPU
     average: dict[str, Tensor] = field(default_factory=dict)  # of the weights, by name; empty if none is kept
+    kept: dict[str, Tensor] = field(default_factory=dict)  # weights and buffers that the run is to end with, if any
+    kept_step: int | None = None
     saved_step: int = -1
     files: UnitFiles | None = None  # where units are while they do not train; None: in memory, like all else
 
@@ -120,6 +123,22 @@ class State:
                 value.copy_(kept)
                 self.release()
 
+    def keep(self) -> None:
+        """Keep a copy of the weights (averaged, if an average is taken) and buffers, for the end."""
+        with self.averaged() as net:
+            self.kept = {name: tensor.detach().clone() for name, tensor in self._passing(net.state_dict()).items()}
+        self.kept_step = self.step
+
+    def forget(self) -> None:
+        """Forget what was kept."""
+        self.kept, self.kept_step = {}, None
+
+    def adopt_kept(self) -> None:
+        """Put the weights that were kept, if any, into the net for good."""
+        if self.kept:
+            self.net.load_state_dict(self.kept)
+            self.release()
+
     def adopt_average(self) -> None:
         """Put the averaged weights, if any are kept, into the net for good."""
         parameters = dict(self.net.named_parameters())
@@ -151,7 +170,9 @@ class State:
         tensors.update({f"optimizer/{name}": tensor for name, tensor in moments.items()})
         tensors.update({f"sum/{name}": tensor for name, tensor in self.sums.items()})
         tensors.update({f"{AVERAGE}{name}": tensor for name, tensor in self.average.items()})
-        return self._passing(tensors), {"step": self.step, "seconds": self.seconds, "optimizer": record}
+        tensors.update({f"{KEPT}{name}": tensor for name, tensor in self.kept.items()})
+        kept = {} if self.kept_step is None else {"kept_step": self.kept_step}
+        return self._passing(tensors), {"step": self.step, "seconds": self.seconds, "optimizer": record, **kept}
 
     def restore(self, tensors: Mapping[str, Tensor], record: dict[str, Any]) -> None:
         """Take over copies of what `tensors` returned earlier, one unit after another where units are in files."""
@@ -176,6 +197,8 @@ class State:
             self.optimizer, _Under("optimizer/", tensors), record["optimizer"], lambda: self.put_away(*units)
         )
         self.sums = {name: tensors[stored].clone() for name, stored in part("sum/").items()}
+        self.kept = {name: tensors[stored].to(self.net_device, copy=True) for name, stored in part(KEPT).items()}
+        self.kept_step = int(record["kept_step"]) if self.kept else None
         self.step = self.saved_step = int(record["step"])
         self.seconds = float(record["seconds"])
 
