@@ -13,6 +13,7 @@ from sidestep.errors import CheckpointError, InputError, NonFiniteError
 from sidestep.nets.any_module import derivatives_along, losses_at_pairs
 from sidestep.nets.directions import Directions, paired_logits
 from sidestep.nets.staged import staged_mlp
+from sidestep.nets.trained import parameters_of
 from sidestep.noise import Noise
 from sidestep.probes import DenseProbes, SparseProbes
 from sidestep.rules import SPSA, Backprop, Evolution, ForwardGradient
@@ -488,3 +489,15 @@ class TestLogsThatNobodyWrote:
         crc = zlib.crc32(body, struct.unpack("<I", data[begin - 4 : begin])[0])
         (tmp_path / "log").write_bytes(data[:begin] + body + struct.pack("<I", crc))
         self.refused(tmp_path / "log", "up to step 0 only: .* 9 runs")
+
+
+def test_parameters_are_found_as_torch_finds_them():
+    tied = make()
+    tied.append(tied[0])
+    tied[5].weight = tied[4].weight
+    tied.register_parameter("own", nn.Parameter(torch.zeros(1)))
+    tied.register_parameter("none", None)
+    for net in (make(), tied, nn.LSTM(3, 4), nn.TransformerEncoderLayer(8, 2), nn.ModuleDict({"a": tied, "b": tied})):
+        found, expected = parameters_of(net), dict(net.named_parameters())
+        assert list(found) == list(expected)
+        assert all(found[name] is parameter for name, parameter in expected.items())

@@ -1,5 +1,8 @@
 """Where bfloat16 is not good enough."""
 
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -11,10 +14,11 @@ def at_least_float32(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
 
 
-def full_precision(like: Tensor) -> torch.autocast:
+def full_precision(like: Tensor) -> AbstractContextManager[Any]:
     """Return a context without autocast on the device of `like`, for the few small products that need float32.
 
     A probability above 0.998 rounds to 1 in bfloat16, and what a block still has to learn is rounded away with it: at
     0.999 the gradient of the squared error is off by half.
     """
-    return torch.autocast(like.device.type, enabled=False)
+    kind = like.device.type
+    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()

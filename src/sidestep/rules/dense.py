@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from sidestep.errors import InputError
 from sidestep.nets.check_module import inplace_explained
 from sidestep.nets.precision import full_precision
-from sidestep.nets.trained import trained
+from sidestep.nets.trained import parameters_of, trained
 from sidestep.rules.fields import settle_fields
 from sidestep.update import Dense, Update, combined
 
@@ -89,7 +89,7 @@ def apply_dense(net: nn.Module, update: Update, optimizer: torch.optim.Optimizer
     """Take one optimiser step along the update's gradients and write its statistics into the net's buffers."""
     if not isinstance(update, Dense):
         raise InputError(f"this rule applies named gradients (Dense), got {type(update).__name__}")
-    parameters: dict[str, nn.Parameter] = dict(net.named_parameters())
+    parameters = parameters_of(net)
     buffers: dict[str, Tensor] = dict(net.named_buffers()) if update.statistics else {}
     with torch.no_grad():
         for name, gradient in update.gradients.items():

@@ -23,7 +23,7 @@ from sidestep.nets.layerwise import LayerwiseNet, check_hidden, layerwise_net, l
 from sidestep.nets.own import ImagePath
 from sidestep.nets.precision import at_least_float32
 from sidestep.nets.similarity import projection_for, similarity_loss
-from sidestep.nets.trained import trained
+from sidestep.nets.trained import parameters_of, trained
 from sidestep.nets.units import kept_statistics
 from sidestep.noise import Noise
 from sidestep.rules.dense import check_range, gradients_of, merged
@@ -101,7 +101,7 @@ class LocalLoss(OutputRule[LayerwiseNet]):
     def estimates(self, net: LayerwiseNet, batch: Batch, noise: Noise) -> Iterator[tuple[str, Dense]]:
         """Yield one stage's update after another; a stage's input comes from the stages as they were."""
         net.train()
-        inputs, parameters = batch.inputs, dict(net.named_parameters())
+        inputs, parameters = batch.inputs, parameters_of(net)
         for index, (unit, names) in enumerate(self.units(net).items()):
             own = noise.stream("module").sub(index)  # for modules of the user's that draw from torch's own generator
             with kept_statistics(net.stages[index], f"stages.{index}.") as changed, own.torch_seeded(inputs.device):

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from sidestep.data.objective import Objective
 from sidestep.errors import InputError, NonFiniteError
 from sidestep.nets.any_module import check_trainable
+from sidestep.nets.trained import parameters_of
 from sidestep.noise import Noise
 from sidestep.rules.any_module import AnyModule, as_dense
 from sidestep.rules.chain import ChainOfStages
@@ -67,6 +68,7 @@ class Step:
     ) -> None:
         self.model, self.rule, self.steps = model, rule, 0
         self._objective, self._noise, self._factory = objective, noise, optimizer
+        self._stream = noise.stream("estimate")
         check_trainable(model)
         self._table = _table(model)
         self._attached: Attached | None = None
@@ -124,7 +126,7 @@ class Step:
                 f"{self.rule.name} has to see what its stages give: call step(inputs, targets), with the loss as "
                 "attach(..., objective=loss_function)"
             )
-        update = self._attached.estimate(batch, self._noise.stream("estimate").at(self.steps))
+        update = self._attached.estimate(batch, self._stream.at(self.steps))
         _check_finite(update, self.steps)
         of_outputs = [name for name in update.losses if name.endswith(f": {self._objective.name}")]
         return Estimate(update, update.losses[of_outputs[-1] if of_outputs else list(update.losses)[-1]], self)
@@ -240,7 +242,7 @@ class Step:
 
 
 def _table(model: nn.Module) -> list[tuple[int, bool, torch.Size]]:
-    return [(id(parameter), parameter.requires_grad, parameter.shape) for parameter in model.parameters()]
+    return [(id(parameter), parameter.requires_grad, parameter.shape) for parameter in parameters_of(model).values()]
 
 
 def _check_finite(update: Update, step: int) -> None:
