@@ -11,13 +11,13 @@ from torch import nn
 
 from sidestep import Options, data, train
 from sidestep.errors import InputError
-from sidestep.nets import along as module_under_test
+from sidestep.nets import along
 from sidestep.nets.activity import output_gradients
 from sidestep.nets.directions import Directions
 from sidestep.nets.forward_mode import forward_mode
 from sidestep.nets.staged import GroupHeads
 from sidestep.noise import Noise
-from sidestep.rules import Batch, Task
+from sidestep.rules import Batch, Task, forward_gradient
 from sidestep.rules.forward_gradient import ForwardGradient
 
 TASK = Task((1, 4, 4), tuple("abc"), (0.0,), (1.0,))
@@ -83,7 +83,7 @@ def average_over_all_signs(rule, net, given, count, monkeypatch):
             return torch.tensor(values, dtype=like.dtype).view(tuple(shape))
 
     made = []
-    monkeypatch.setattr(module_under_test, "Directions", lambda *_: made.append(Dealt()) or made[-1])
+    monkeypatch.setattr(forward_gradient, "Directions", lambda *_: made.append(Dealt()) or made[-1])
     sums = {}
     for signs in itertools.product((-1, 1), repeat=count):  # noqa: B007 (Dealt reads it)
         for name, gradient in estimate(rule, net, given).gradients.items():
@@ -177,7 +177,7 @@ class TestDerivatives:
         many = estimate(replace(rule, tangents=3), net, given).gradients
         directions = Directions(Noise(0).stream("estimate").stream("directions"))
         ways = {"weights": "along_weights", "activities": "along_activities", "local": "along_local"}
-        way = getattr(module_under_test, ways[rule.kind])
+        way = getattr(along, ways[rule.kind])
         with torch.no_grad():
             single = [way(net, given, directions, range(index, index + 1), Noise(0))[0] for index in range(3)]
         for name, gradient in many.items():
