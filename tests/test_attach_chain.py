@@ -202,6 +202,9 @@ def test_rows_of_tokens_get_a_head_for_each_place():
     losses = torch.stack([step(tokens, following) for _ in range(60)])
     assert losses[-1] < 0.3 * losses[0]
     assert step.net.heads[0].weight.shape == (11, 8)
+    for rule in (LocalLoss(), SPSA(), Backprop()):
+        with pytest.raises(InputError, match=r"input or a target is out of range \(index out of range in self\)"):
+            sidestep.attach(model, rule, objective="tokens")(tokens + 11, following)
 
 
 def test_maps_get_heads_on_averages():
@@ -258,7 +261,7 @@ def test_bad_batches_are_refused_in_a_sentence_and_nothing_moves():
             ((INPUTS,), "stages give|targets are missing"),
             ((INPUTS, None), "targets are missing|targets for|got Tensor, NoneType"),
             ((INPUTS, TARGETS[:5]), r"64 examples, and targets of shape \(5,\)"),
-            ((INPUTS, TARGETS + 1), "do not fit the outputs .*Target 3 is out of bounds"),
+            ((INPUTS, TARGETS + 1), "out of range .*Target 3 is out of bounds"),
         ):
             with pytest.raises(InputError, match=words):
                 step(*batch)

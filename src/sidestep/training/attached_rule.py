@@ -91,7 +91,7 @@ class Whole:
         if len(arguments) == 1 and callable(arguments[0]):
             return arguments[0]
         inputs, targets = _pair(arguments)
-        return lambda: _loss(self._objective, _called(self.net, inputs), targets)
+        return lambda: _loss(self._objective, self.net, inputs, targets)
 
 
 class Chain(Built):
@@ -184,11 +184,9 @@ def _pair(arguments: tuple[Any, ...]) -> tuple[Any, Any]:
     )
 
 
-def _called(model: nn.Module, inputs: Any) -> Any:
-    return model(**inputs) if isinstance(inputs, Mapping) else model(inputs)
-
-
-def _loss(objective: Objective, outputs: Any, targets: Any) -> Tensor:
+def _loss(objective: Objective, model: nn.Module, inputs: Any, targets: Any) -> Tensor:
+    with _explained(inputs, targets):
+        outputs = model(**inputs) if isinstance(inputs, Mapping) else model(inputs)
     if not isinstance(outputs, Tensor):
         raise InputError(
             f"the model gives a {type(outputs).__name__}, and an objective needs one tensor; call "
@@ -200,12 +198,13 @@ def _loss(objective: Objective, outputs: Any, targets: Any) -> Tensor:
 
 @contextmanager
 def _explained(rows: Any, targets: Any) -> Iterator[None]:
-    """Say which targets do not fit: another number of them, or classes that the outputs do not have."""
+    """Say which targets do not fit: another number of them, or classes and tokens that the model does not have."""
     if isinstance(rows, Tensor) and isinstance(targets, Tensor) and targets.shape[:1] != rows.shape[:1]:
         raise InputError(f"there are {len(rows)} examples, and targets of shape {tuple(targets.shape)}; each needs one")
     try:
         yield
     except IndexError as error:
         raise InputError(
-            f"the targets do not fit the outputs ({error}); class labels and token ids count from 0 to width - 1"
+            f"an input or a target is out of range ({error}); class labels count from 0 to the width of the outputs - 1, "
+            "token ids to the rows of the embedding - 1"
         ) from error
