@@ -109,7 +109,9 @@ class Chain(Built):
         if not isinstance(example, Tensor) or example.ndim < 2:
             kind = f"shape {tuple(example.shape)}" if isinstance(example, Tensor) else type(example).__name__
             raise InputError(f"{rule.name} trains stages that take one tensor, (batch, ...), got {kind}")
-        own, net = for_objective(rule, objective), rule.adopt(model, example, noise)
+        own = for_objective(rule, objective)
+        with _explained(example, None):
+            net = rule.adopt(model, example, noise)
         super().__init__(own, net, _own_or(factory, own.optimizer(net)))
         self._objective = objective
 
@@ -205,6 +207,6 @@ def _explained(rows: Any, targets: Any) -> Iterator[None]:
         yield
     except IndexError as error:
         raise InputError(
-            f"an input or a target is out of range ({error}); class labels count from 0 to the width of the outputs - 1, "
+            f"an input or a target is out of range ({error}); class labels count from 0 to the outputs' width - 1, "
             "token ids to the rows of the embedding - 1"
         ) from error
