@@ -102,7 +102,7 @@ def test_data_show_writes_a_picture(capsys):
 
 
 def test_help_explains_each_option_with_default_and_symbol(capsys):
-    _, out, _ = run(capsys, "train", "noprop-dt", "--help")
+    _, out, _ = run(capsys, "train", "noprop-dt", "--help-all")
     words = " ".join(out.replace("│", " ").split())
     for phrase in (
         "--blocks",

@@ -8,6 +8,7 @@ from typing import Any
 
 import tyro
 
+from sidestep.cli.help import long_names
 from sidestep.cli.output import complain_in_lines
 
 __all__ = ["parsed"]
@@ -24,7 +25,11 @@ def parsed(what: Callable[..., Any], program: str, arguments: Sequence[str], des
     try:
         with contextlib.redirect_stderr(said):  # not while the command itself runs
             found = tyro.cli(
-                what if isinstance(what, type) else keep, prog=program, description=description, args=list(arguments)
+                what if isinstance(what, type) else keep,
+                prog=program,
+                description=description,
+                args=long_names(arguments),
+                config=(tyro.conf.OmitArgPrefixes,),
             )
     except SystemExit:
         complain_in_lines(said.getvalue())

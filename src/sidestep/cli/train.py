@@ -13,6 +13,7 @@ import tyro
 from torch import nn
 
 from sidestep.cli.bar import TrainingBar
+from sidestep.cli.help import HELP, HELP_ALL, RARE, long_names, short
 from sidestep.cli.output import (
     complain,
     default_data_dir,
@@ -176,19 +177,27 @@ def _parse(name: str, arguments: Sequence[str], defaults: Given) -> Given:
     """Return the rule and the options; what is not given comes from `defaults`."""
     rule, options, data_options, extra = defaults
 
-    def collect(
-        rule: Annotated[Any, tyro.conf.arg(name="")],
-        data_options: Annotated[DataOptions, tyro.conf.arg(name="")],
-        options: Annotated[Options, tyro.conf.arg(name="")],
-        extra: Annotated[Extra, tyro.conf.arg(name="")],
-    ) -> Given:
-        return rule, options, data_options, extra
+    def collect(run: Any, data: Any, rule: Any, other: Any) -> Given:
+        return rule, run, data, other
 
-    kind = RULES[name]
-    collect.__annotations__["rule"] = Annotated[kind, tyro.conf.arg(name="")]
-    collect.__defaults__ = (rule, data_options, options, extra)
+    asked = set(arguments) & {*HELP, HELP_ALL}
+    kinds = {"run": Options, "data": DataOptions, "rule": RULES[name], "other": Extra}
+    described = f"{(RULES[name].__doc__ or '').strip()}\n--lr stands for --learning-rate, and --wd for --weight-decay."
+    if asked and HELP_ALL not in asked:  # for the help alone: what is left out of it would not be parsed
+        kinds |= {"run": short(Options, RARE["Options"]), "data": short(DataOptions, RARE["DataOptions"])}
+        kinds["rule"] = short(RULES[name], RULES[name].rare)
+        described += f" {HELP_ALL} explains the options that few need, too."
+    # groups are for the help: where there are any, the parser frames a rule's own errors in words of its own
+    titles = {part: tyro.conf.arg(name=part if asked else "") for part in kinds}
+    collect.__annotations__ = {part: Annotated[kind, titles[part]] for part, kind in kinds.items()}
+    if not asked:
+        collect.__defaults__ = (options, data_options, rule, extra)
+    else:
+        values = zip(kinds.values(), (options, data_options, rule, extra), strict=True)
+        collect.__defaults__ = tuple(kind(**_values(given)) for kind, given in values)
+    arguments = ["--help"] if asked else long_names(arguments)
     try:
-        rule, options, data_options, extra = parsed(collect, f"sidestep train {name}", arguments, kind.__doc__)
+        rule, options, data_options, extra = parsed(collect, f"sidestep train {name}", arguments, described)
     except SystemExit as leaving:
         if leaving.code:
             _say_whose_they_are(name, arguments)
@@ -197,6 +206,10 @@ def _parse(name: str, arguments: Sequence[str], defaults: Given) -> Given:
         stem = data_options.preset or f"{name}-{label(data_options.data)}"
         options = dataclasses.replace(options, out=Path("runs") / f"{stem}-{options.seed}")
     return rule, options, data_options, extra
+
+
+def _values(given: Any) -> dict[str, Any]:
+    return {field.name: getattr(given, field.name) for field in dataclasses.fields(given)}
 
 
 def _say_whose_they_are(name: str, arguments: Sequence[str]) -> None:

@@ -20,6 +20,7 @@ from sidestep.nets.trained import trained
 from sidestep.noise import Noise
 from sidestep.rules.built import built
 from sidestep.rules.dense import adamw, apply_dense, check_choice, check_positive, check_range
+from sidestep.rules.fields import RARE
 from sidestep.rules.takes import Takes, check_takes
 from sidestep.rules.true_gradient import end_to_end
 from sidestep.update import Dense, Update
@@ -73,6 +74,7 @@ class Rule(ABC, Generic[Net]):
     predictors: ClassVar[tuple[str, ...]] = ("forward",)  # names of `predict`'s readings; the first is the default
     for_inference: ClassVar[tuple[str, ...]] = ()  # hyper-parameters that `predict` can take at other values later
     takes: ClassVar[Takes] = Takes()  # what it can train: other data and modules are refused
+    rare: ClassVar[frozenset[str]] = RARE  # hyper-parameters that the short help leaves out
     net_types: ClassVar[tuple[type[nn.Module], ...]] = (nn.Module,)  # from the square brackets behind Rule
     __dataclass_fields__: ClassVar[dict[str, Any]]
 

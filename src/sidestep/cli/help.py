@@ -1,0 +1,39 @@
+"""Which options the short help shows: those that most runs need; `--help-all` shows the others, too."""
+
+import dataclasses
+from collections.abc import Collection, Sequence
+from typing import Annotated, Any
+
+import tyro
+
+__all__ = ["ALIASES", "HELP", "HELP_ALL", "RARE", "long_names", "short"]
+
+HELP, HELP_ALL = ("-h", "--help"), "--help-all"
+ALIASES = {"--lr": "--learning-rate", "--batch-size": "--batch", "--wd": "--weight-decay"}
+
+RARE: dict[str, frozenset[str]] = {  # of the options that do not belong to a rule
+    "Options": frozenset({"average", "align", "units", "checkpoint_seconds", "warmup", "precision"}),
+    "DataOptions": frozenset({"data_dir", "image_size", "budget"}),
+}
+
+
+def short(kind: type[Any], rare: Collection[str]) -> Any:
+    """Return a dataclass for the help alone, without the fields that few need."""
+    kept = {field.name: field.type for field in dataclasses.fields(kind) if field.name in rare}
+    hidden = {name: Annotated[given, tyro.conf.Suppress] for name, given in kept.items()}
+    values = {name: getattr(kind, name) for name in kept}
+    made = type(kind.__name__, (kind,), {"__annotations__": hidden, "__module__": kind.__module__, **values})
+    return dataclasses.dataclass(frozen=True)(made)
+
+
+def long_names(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments with the names that the options have: --lr is --learning-rate.
+
+    >>> long_names(["--lr", "0.1", "--wd=0"])
+    ['--learning-rate', '0.1', '--weight-decay=0']
+    """
+    found = []
+    for word in arguments:
+        name, equals, value = word.partition("=")
+        found.append(ALIASES.get(name, name) + equals + value)
+    return found

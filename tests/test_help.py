@@ -1,0 +1,87 @@
+"""Help in groups, the options that few need behind --help-all, and short names."""
+
+import dataclasses
+import re
+
+import pytest
+
+from sidestep.cli import main
+from sidestep.cli.help import ALIASES, RARE, long_names
+from sidestep.rules import RULES
+from sidestep.training import Options
+
+each_rule = pytest.mark.parametrize("name", RULES)
+
+
+def shown(capsys, *words):
+    with pytest.raises(SystemExit) as leaving:
+        main(["train", *words])
+    assert leaving.value.code == 0
+    return capsys.readouterr().out
+
+
+def options_in(text):
+    return {word.removeprefix("--") for word in re.findall(r"--[a-z][a-z0-9-]+", text)}
+
+
+@each_rule
+def test_the_short_help_is_in_groups_and_leaves_out_what_few_need(name, capsys):
+    text = shown(capsys, name, "--help")
+    places = [text.index(f"{group} options") for group in ("run", "data", "rule")]
+    assert places == sorted(places)
+    everything = {field.name.replace("_", "-") for kind in (RULES[name], Options) for field in dataclasses.fields(kind)}
+    rare = {field.replace("_", "-") for field in RULES[name].rare | RARE["Options"]} & everything
+    assert not options_in(text.partition("run options")[2]) & {f"{option}" for option in rare}
+    assert everything - rare <= options_in(text)
+    assert len(text.splitlines()) < 125  # one and a half screens of a tall terminal; noprop-dt had 140 lines
+
+
+@each_rule
+def test_help_all_shows_every_option(name, capsys):
+    found = options_in(shown(capsys, name, "--help-all"))
+    everything = {field.name.replace("_", "-") for kind in (RULES[name], Options) for field in dataclasses.fields(kind)}
+    assert everything <= found
+
+
+def test_what_the_help_leaves_out_can_be_given_all_the_same(tmp_path, capsys):
+    run = tmp_path / "run"
+    main(
+        [
+            "train",
+            "noprop-dt",
+            "--epochs",
+            "0",
+            "--blocks",
+            "1",
+            "--loss",
+            "clipped",
+            "--largest-weight",
+            "2",
+            "--out",
+            str(run),
+        ]
+    )
+    assert "largest_weight = 2.0" in (run / "config.toml").read_text()
+
+
+@pytest.mark.parametrize("name", [name for name, kind in RULES.items() if hasattr(kind, "learning_rate")])
+def test_lr_is_the_learning_rate(name, tmp_path):
+    run = tmp_path / "run"
+    main(["train", name, "--epochs", "0", "--lr", "0.0123", "--out", str(run)])
+    assert "learning_rate = 0.0123" in (run / "config.toml").read_text()
+
+
+def test_short_names_stand_for_options_that_there_are():
+    everything = {
+        f"--{field.name.replace('_', '-')}" for kind in (*RULES.values(), Options) for field in dataclasses.fields(kind)
+    }
+    assert set(ALIASES.values()) <= everything
+    assert not set(ALIASES) & everything
+    assert long_names(["--lr=1", "lr", "--out", "--lr"]) == ["--learning-rate=1", "lr", "--out", "--learning-rate"]
+
+
+def test_the_nearest_option_is_named(capsys):
+    with pytest.raises(SystemExit) as leaving:
+        main(["train", "backprop", "--epoch", "3"])
+    assert leaving.value.code == 2
+    assert "--epochs" in capsys.readouterr().err
