@@ -15,9 +15,9 @@ import torch
 
 import sidestep.cli
 from sidestep.cli import main
+from sidestep.cli.options import module_from
 from sidestep.cli.output import check_new, notice, show, show_table
 from sidestep.cli.rescue import explained
-from sidestep.cli.train import module_from
 from sidestep.wording import csv_text, markdown, spelled
 
 SOURCE = Path(sidestep.cli.__file__).parent

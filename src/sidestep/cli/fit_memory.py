@@ -16,9 +16,9 @@ from sidestep.bench.fit_memory import (
     verdict,
 )
 from sidestep.bench.step_cost import Work
+from sidestep.cli.options import last_value, rule_named
 from sidestep.cli.output import fail, show, show_json, show_table, tell
 from sidestep.cli.parse import parsed
-from sidestep.cli.train import last_value, rule_named
 from sidestep.data import names
 from sidestep.errors import InputError
 from sidestep.rules import RULES, Backprop, Rule

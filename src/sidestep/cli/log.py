@@ -8,9 +8,9 @@ import tyro
 from torch import Tensor
 
 from sidestep import checkpoint
+from sidestep.cli.options import module_from
 from sidestep.cli.output import check_new, fail, notice, show, show_json, show_table
 from sidestep.cli.parse import parsed
-from sidestep.cli.train import module_from
 from sidestep.errors import CheckpointError, InputError
 from sidestep.files import check_plain
 from sidestep.steplog import LogReader, Replayed, rebuild, summary

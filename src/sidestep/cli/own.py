@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from sidestep.cli.train import module_from
+from sidestep.cli.options import module_from
 
 __all__ = ["ModuleOfFile"]
 

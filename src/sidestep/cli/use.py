@@ -11,11 +11,11 @@ import tyro
 from torch import Tensor
 
 from sidestep import checkpoint
+from sidestep.cli.options import module_from
 from sidestep.cli.output import check_new, default_data_dir, error_console, notice, show, show_json, show_table
 from sidestep.cli.parse import parsed
 from sidestep.cli.quality import QUALITY_COLUMNS, quality_cells
 from sidestep.cli.repeated import Repeated, all_words, settings
-from sidestep.cli.train import module_from
 from sidestep.data import DataSet, load, read_named_images
 from sidestep.errors import DataError, InputError
 from sidestep.rules.variant import variant_of
