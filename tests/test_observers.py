@@ -1,8 +1,12 @@
 """Observers are told of a run, may stop it, and cannot lose what was trained."""
 
+import csv
 import json
 import os
+import re
 import signal
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +17,7 @@ from sidestep.errors import InputError
 from sidestep.rules import Backprop
 from sidestep.training import Options, Stopped, load_run, train
 from sidestep.training.early_stop import EarlyStop
+from sidestep.training.loggers import CsvLog, TensorBoard
 from sidestep.training.observers import STOP, ObserverError
 
 QUICK = Backprop(net="linear", learning_rate=0.01)
@@ -218,6 +223,14 @@ class TestEarlyStop:
         assert again.result["steps"] == whole.result["steps"]
         assert same(weights(again), weights(whole))
 
+    def test_as_an_option_it_needs_images_before_anything_is_written(self, tmp_path):
+        alone = data.from_arrays(SET.train.images.numpy(), SET.train.labels.numpy(), validation=0)
+        with pytest.raises(InputError, match="patience = 2 needs images that are not trained on"):
+            train(QUICK, alone, Options(patience=2, out=tmp_path / "run", **WHERE))
+        assert not (tmp_path / "run").exists()
+        with pytest.raises(ObserverError, match="early stopping needs images that are not trained on"):
+            train(QUICK, alone, Options(epochs=1, **WHERE), observers=[EarlyStop(2)])
+
     def test_a_loss_should_fall(self):
         best = EarlyStop(1, metric="net: cross-entropy")
         rule = Backprop(net="linear", learning_rate=1.0)  # rises
@@ -233,3 +246,75 @@ class TestEarlyStop:
     def test_what_it_cannot_do_is_refused(self, given, said):
         with pytest.raises(InputError, match=said):
             EarlyStop(**given)
+
+
+def rows_of(path):
+    return list(csv.DictReader(path.read_text().splitlines()))
+
+
+class TestCsvLog:
+    def test_it_has_a_row_for_every_epoch(self, tmp_path):
+        run = train(QUICK, SET, Options(epochs=2, **WHERE), observers=[CsvLog(tmp_path / "log.csv")])
+        rows = rows_of(tmp_path / "log.csv")
+        assert [(row["epoch"], row["step"]) for row in rows] == [("1", "2"), ("2", "4")]
+        assert float(rows[-1]["validation"]) == run.result["validation_accuracy"]
+        assert [name for name in rows[0] if ": " in name]
+
+    def test_a_resumed_run_has_the_rows_of_one_that_was_not(self, tmp_path):
+        found = []
+        for name, at in (("whole", None), ("parts", 4), ("later", 5)):
+            options = {"epochs": 3, "out": tmp_path / name, **WHERE}
+            log = tmp_path / f"{name}.csv"
+            if at:
+                with pytest.raises(ObserverError):  # at step 4, after the second row
+                    train(QUICK, SET, Options(**options), observers=[CsvLog(log), once("on_step", KeyError(), at)])
+                with log.open("a") as file:
+                    file.write("3,6,0.1,0.5,0.5\n")  # beyond the checkpoint
+            train(QUICK, SET, Options(**options, resume=bool(at)), observers=[CsvLog(log)])
+            found.append([{**row, "seconds": ""} for row in rows_of(log)])
+        assert found[0] == found[1] == found[2]
+
+    def test_it_replaces_no_file_without_being_asked(self, tmp_path):
+        path = tmp_path / "log.csv"
+        path.write_text("mine")
+        with pytest.raises(ObserverError, match="is there already; choose another file"):
+            train(QUICK, SET, Options(epochs=1, **WHERE), observers=[CsvLog(path)])
+        assert path.read_text() == "mine"
+        train(QUICK, SET, Options(epochs=1, **WHERE), observers=[CsvLog(path, overwrite=True)])
+        assert len(rows_of(path)) == 1
+
+    def test_a_folder_that_is_not_there_is_told(self, tmp_path):
+        with pytest.raises(ObserverError, match=r"CsvLog\.on_begin failed: .*log\.csv"):
+            train(QUICK, SET, Options(epochs=1, **WHERE), observers=[CsvLog(tmp_path / "no/log.csv")])
+
+
+class TestTensorBoard:
+    def test_without_the_package_it_says_what_to_install(self, monkeypatch, tmp_path):
+        monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+        with pytest.raises(InputError, match=r"pip install 'sidestep\[tensorboard\]'"):
+            TensorBoard(tmp_path)
+
+    def test_losses_and_scores_can_be_read_back(self, tmp_path):
+        pytest.importorskip("tensorboard")
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+        run = train(QUICK, SET, Options(epochs=2, **WHERE), observers=[TensorBoard(tmp_path / "tb", every=1)])
+        found = EventAccumulator(str(tmp_path / "tb"))
+        found.Reload()
+        tags = found.Tags()["scalars"]
+        score = found.Scalars("score/validation")
+        assert [event.step for event in score] == [2, 4]
+        assert score[-1].value == pytest.approx(run.result["validation_accuracy"])
+        batch = next(tag for tag in tags if tag.startswith("batch/"))
+        assert len(found.Scalars(batch)) == 4
+        assert "end/validation_accuracy" in tags
+
+
+def test_the_programs_of_the_page_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    text = (Path(__file__).parents[1] / "docs/observers.md").read_text()
+    names = {}
+    for program in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+        exec(program, names)
+    assert names["run"].result["steps"] < 20 * 10  # it stopped early
+    assert len(rows_of(tmp_path / "log.csv")) == 2

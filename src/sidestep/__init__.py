@@ -13,9 +13,11 @@ from sidestep.version import __version__
 
 __all__ = [
     "STOP",
+    "CsvLog",
     "EarlyStop",
     "Options",
     "Run",
+    "TensorBoard",
     "__version__",
     "align",
     "attach",
@@ -30,14 +32,14 @@ __all__ = [
 
 if TYPE_CHECKING:
     from sidestep import data, nets, noise, rules
-    from sidestep.training import STOP, EarlyStop, Options, Run, load_run, replay, train
+    from sidestep.training import STOP, CsvLog, EarlyStop, Options, Run, TensorBoard, load_run, replay, train
     from sidestep.training.align import align
     from sidestep.training.attach import attach
 else:
     # torch takes seconds to import: what needs it comes when it is asked for, so that the command line, whose entry
     # lies in this package, can be stopped meanwhile
     def __getattr__(name: str) -> Any:
-        if name in ("STOP", "EarlyStop", "Options", "Run", "align", "attach", "load_run", "replay", "train"):
+        if name in __all__ and name not in ("data", "nets", "noise", "rules"):
             globals()[name] = getattr(import_module("sidestep.training"), name)
             return globals()[name]
         if name.isidentifier() and not name.startswith("_"):

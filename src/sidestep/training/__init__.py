@@ -4,6 +4,7 @@ from sidestep.training.align import Aligned, align, alignment_curves
 from sidestep.training.attach import attach
 from sidestep.training.attached_log import replay
 from sidestep.training.early_stop import EarlyStop
+from sidestep.training.loggers import CsvLog, TensorBoard
 from sidestep.training.observers import STOP, Begin, End, EpochEnd, ObserverError, StepEnd
 from sidestep.training.options import Compute, Options
 from sidestep.training.progress import Progress, Silent
@@ -17,6 +18,7 @@ __all__ = [
     "Aligned",
     "Begin",
     "Compute",
+    "CsvLog",
     "EarlyStop",
     "End",
     "EpochEnd",
@@ -29,6 +31,7 @@ __all__ = [
     "Step",
     "StepEnd",
     "Stopped",
+    "TensorBoard",
     "align",
     "alignment_curves",
     "attach",

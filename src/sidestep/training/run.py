@@ -183,6 +183,8 @@ def _check(rule: Rule, data: DataSet, options: Options, readings: Sequence[str])
     if isinstance(rule, Dividing):
         check_multiple(min(options.batch, len(data.train)), *rule.batch_multiple)
     check_watch(rule, data, options)
+    if options.patience and not len(data.validation):
+        raise InputError(f"patience = {options.patience} needs images that are not trained on: give validation = 0.1")
 
 
 def _config(
