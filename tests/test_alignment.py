@@ -25,9 +25,9 @@ from sidestep.rules import (
     Evolution,
     FeedbackAlignment,
     ForwardGradient,
+    HasTrueGradient,
     Hebbian,
     LocalLoss,
-    Measurable,
     NeuralODE,
     NoiseStep,
     NoPropCT,
@@ -416,12 +416,15 @@ def test_rules_without_a_true_gradient_say_why_and_name_those_that_have_one(tmp_
         align(Hebbian(hidden=(8,)), "digits")
     with pytest.raises(InputError, match="forward-forward cannot"):
         align(RULES["forward-forward"](hidden=(16,)), "digits")
-    with pytest.raises(InputError, match=r"own cannot .*sidestep\.rules\.Measurable"):
+    with pytest.raises(InputError, match=r"own cannot .*sidestep\.rules\.HasTrueGradient"):
         alignment.check_measurable(Own())
     with pytest.raises(InputError, match="hebbian cannot"):
         train(Hebbian(hidden=(8,)), "digits", Options(epochs=1, align=0.05, out=tmp_path / "run"))
     assert not (tmp_path / "run").exists()
-    assert {name for name, kind in RULES.items() if not issubclass(kind, Measurable)} == {"hebbian", "forward-forward"}
+    assert {name for name, kind in RULES.items() if not issubclass(kind, HasTrueGradient)} == {
+        "hebbian",
+        "forward-forward",
+    }
 
 
 def test_bad_input_is_refused(tmp_path):

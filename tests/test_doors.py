@@ -30,8 +30,8 @@ METHODS = (
     "decide",
     "apply",
     "predict",
-    "watch",
-    "broken",
+    "diagnostics",
+    "failure",
 )
 
 

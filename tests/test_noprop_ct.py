@@ -167,17 +167,17 @@ def test_a_learned_schedule_stays_a_schedule_while_it_learns():
     after = net.schedule.alpha_bar(torch.linspace(0, 1, 9)).detach()
     assert (after - before).abs().max() > 1e-3
     assert (after.diff() > 0).all()
-    assert set(rule.watch(net)) >= {"alpha_bar(0)", "alpha_bar(1)", "smallest embedding norm"}
+    assert set(rule.diagnostics(net)) >= {"alpha_bar(0)", "alpha_bar(1)", "smallest embedding norm"}
 
 
 def test_a_learned_schedule_that_has_become_flat_is_an_error():
     rule, net = built(loss="paper", schedule="learned", embedding="learned", dimension=6)
     with torch.no_grad():
         net.schedule.log_span.fill_(-10.0)
-    assert re.search(r"flat: alpha_bar\(0\) = .*--schedule linear", rule.broken(net))
-    assert built(loss="paper", schedule="learned")[0].broken(built(loss="paper", schedule="learned")[1]) is None
+    assert re.search(r"flat: alpha_bar\(0\) = .*--schedule linear", rule.failure(net))
+    assert built(loss="paper", schedule="learned")[0].failure(built(loss="paper", schedule="learned")[1]) is None
     narrow, net = built(smallest_alpha_bar=0.5, largest_alpha_bar=0.5008)  # a fixed one may be as narrow as it likes
-    assert narrow.broken(net) is None
+    assert narrow.failure(net) is None
 
 
 @pytest.mark.parametrize("gamma", [-13.0, -16.7, -40.0])
@@ -191,9 +191,9 @@ def test_a_label_that_is_all_but_clean_leaves_every_gradient_and_reading_finite(
     assert update.gradients["schedule.g0"].abs() > 0
     for name, probabilities in rule.predict(net, batch().inputs, Noise(1)).items():
         assert probabilities.isfinite().all(), name
-    assert (rule.broken(net) is None) == (gamma > -13.8)
+    assert (rule.failure(net) is None) == (gamma > -13.8)
     rule.apply(net, update, rule.optimizer(net))
-    assert rule.broken(net) is None
+    assert rule.failure(net) is None
     assert net.schedule.g0.item() == pytest.approx(max(gamma, -13.8155), abs=0.01)
 
 
@@ -210,21 +210,21 @@ def test_what_is_not_finite_or_saturated_is_said():
         rule, net = built(**given)
         with torch.no_grad():
             net.get_parameter(name).fill_(value)
-        assert re.search(words, rule.broken(net)), name
+        assert re.search(words, rule.failure(net)), name
 
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine"])
 def test_ends_of_a_fixed_schedule_may_be_as_near_as_its_options_allow(schedule):
     rule, net = built(schedule=schedule, smallest_alpha_bar=1e-9, largest_alpha_bar=1 - 1e-6)
-    assert rule.broken(net) is None
+    assert rule.failure(net) is None
 
 
 def test_a_run_whose_schedule_becomes_flat_stops_and_keeps_its_last_checkpoint(tmp_path):
     class Flattening(NoPropCT):
-        def broken(self, net):
+        def failure(self, net):
             with torch.no_grad():
                 net.schedule.log_span.fill_(-10.0)
-            return super().broken(net)
+            return super().failure(net)
 
     rule = Flattening(loss="paper", schedule="learned")
     with pytest.raises(NonFiniteError, match=r"after step 11, the learned schedule.*; there is no checkpoint yet"):

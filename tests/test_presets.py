@@ -186,7 +186,7 @@ class TestEmbeddingsOfTheBaseline:
         assert run.net.embedding.shape == (10, dimension)
         again, images = load_run(tmp_path / "run"), few.test.images[:20]
         assert torch.equal(run.predict(images), again.predict(images))
-        assert bool(rule.watch(run.net)) == (kind != "orthogonal")
+        assert bool(rule.diagnostics(run.net)) == (kind != "orthogonal")
 
     def test_only_a_learned_embedding_gets_a_gradient(self):
         task = Task((1, 8, 8), tuple("abcd"), (0.0,), (1.0,))

@@ -19,9 +19,9 @@ from sidestep.rules import (
     FeedbackAlignment,
     ForwardForward,
     ForwardGradient,
+    HasTrueGradient,
     Hebbian,
     LocalLoss,
-    Measurable,
     NeuralODE,
     NoiseStep,
     NoPropCT,
@@ -150,7 +150,7 @@ def test_estimate_writes_neither_weights_nor_buffers_and_repeats(rule):
 
 
 def test_the_true_gradient_leaves_the_net_as_it_was_or_there_is_a_reason_for_none(rule):
-    if not isinstance(rule, Measurable):
+    if not isinstance(rule, HasTrueGradient):
         assert rule.no_true_gradient
         return
     net = build(rule)

@@ -121,7 +121,7 @@ class Toy:
             hidden = layer(hidden)
         return {"forward": hidden.float().softmax(1)}
 
-    def watch(self, net):
+    def diagnostics(self, net):
         return {}
 
 

@@ -88,7 +88,7 @@ class Look:
             "accuracy_given_true_z": accuracy_at_times(net, schedule, images, labels, normal, times),
             "accuracy_of_z_alone": alone,
             "accuracy": accuracies(rule, net, held, data, compute, noise, self.readings),
-            "watched": rule.watch(net),
+            "watched": rule.diagnostics(net),
         }
 
     def held(self, data: DataSet, noise: Noise) -> Split:
@@ -148,7 +148,7 @@ def _train(loop: Loop, state: State, steps: int, told: Callable[[int], None]) ->
     for step in range(steps + 1):
         if step % max(1, steps // _OFTEN) == 0 or step == steps:
             watched_at.append(step)
-            for name, number in loop.rule.watch(state.net).items():
+            for name, number in loop.rule.diagnostics(state.net).items():
                 watched.setdefault(name, []).append(number)
             told(step)
         if step < steps:

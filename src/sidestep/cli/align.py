@@ -16,7 +16,7 @@ from sidestep.cli.parse import parsed
 from sidestep.cli.use import data_of
 from sidestep.data import load
 from sidestep.errors import InputError
-from sidestep.rules import RULES, Measurable
+from sidestep.rules import RULES, HasTrueGradient
 from sidestep.training import Aligned, Options, align, alignment_curves, load_run
 
 __all__ = ["align_command"]
@@ -25,7 +25,7 @@ _HELP = f"""\
 usage: sidestep align RULE [OPTIONS]    an untrained net
        sidestep align RUN [OPTIONS]     the net of a trained run, as its folder holds it
 
-rules: {", ".join(name for name, kind in RULES.items() if issubclass(kind, Measurable))}
+rules: {", ".join(name for name, kind in RULES.items() if issubclass(kind, HasTrueGradient))}
 
 Estimates the gradient of one batch of validation images several times, each with noise of its own, and compares with
 the true one. `sidestep align RULE --help` explains the options of a rule. To measure while training, give

@@ -17,7 +17,7 @@ from sidestep.rules.noise_step import NoiseStep
 from sidestep.rules.noprop_ct import NoPropCT
 from sidestep.rules.noprop_dt import NoPropDT
 from sidestep.rules.noprop_fm import NoPropFM
-from sidestep.rules.protocol import Batch, Measurable, OutputRule, Rule, Task
+from sidestep.rules.protocol import Batch, HasTrueGradient, OutputRule, Rule, Task
 from sidestep.rules.record import WHOLE
 from sidestep.rules.spsa import SPSA
 from sidestep.rules.takes import Takes
@@ -33,9 +33,9 @@ __all__ = [
     "FeedbackAlignment",
     "ForwardForward",
     "ForwardGradient",
+    "HasTrueGradient",
     "Hebbian",
     "LocalLoss",
-    "Measurable",
     "NeuralODE",
     "NoPropCT",
     "NoPropDT",

@@ -220,7 +220,7 @@ class Backprop(OutputRule[_Net]):
         """Return the gradient of the mean cross-entropy; a chain's as it predicts: z_0 = 0, running statistics."""
         return end_to_end(net, batch, net, running=isinstance(net, ChainedBlocks))
 
-    def watch(self, net: _Net) -> dict[str, float]:
+    def diagnostics(self, net: _Net) -> dict[str, float]:
         """Return the smallest norm and distance of the class embeddings where these are learned, or nothing."""
         if isinstance(net, ChainedBlocks) and learns(self.embedding):
             return embedding_distances(net.embedding)

@@ -100,7 +100,7 @@ class FeedbackAlignment(OutputRule[LayerwiseNet]):
         with exact_errors(net):
             return end_to_end(net, batch, net)
 
-    def watch(self, net: LayerwiseNet) -> dict[str, float]:
+    def diagnostics(self, net: LayerwiseNet) -> dict[str, float]:
         """Return each layer's cosine between B and W: 0 at first for random matrices, 1 is backprop."""
         return {
             f"{name}: cosine of feedback and weights": float(

@@ -139,7 +139,7 @@ class Hebbian(Rule[HebbianNet]):
         with torch.no_grad():
             return {"readout": objective_of(net).predictions(net(images))}
 
-    def watch(self, net: HebbianNet) -> dict[str, float]:
+    def diagnostics(self, net: HebbianNet) -> dict[str, float]:
         """Return the mean length of each stage's weight rows, which the rules draw towards 1."""
         rows = [stage.layer.weight.detach().flatten(1) for stage in net.stages]  # type: ignore[union-attr, operator]
         return {f"stage {i}: mean length of weights": float(w.norm(dim=1).mean()) for i, w in enumerate(rows)}

@@ -42,7 +42,7 @@ class DenoisingRule(Rule[Denoiser]):
         if self.unit_norm:
             project_rows(net)
 
-    def watch(self, net: Denoiser) -> dict[str, float]:
+    def diagnostics(self, net: Denoiser) -> dict[str, float]:
         """Return the smallest norm and distance of the class embeddings, which would shrink in a collapse."""
         return embedding_distances(net.embedding)
 

@@ -248,7 +248,7 @@ class NoiseStep(Rule[TernaryNet]):
             found = {"forward": logits[-1], "heads": torch.stack(logits).sum(dim=0)}
             return {name: objective_of(net).predictions(found[name]) for name in wanted}
 
-    def watch(self, net: TernaryNet) -> dict[str, float]:
+    def diagnostics(self, net: TernaryNet) -> dict[str, float]:
         """Return the share of weights that are not zero, and where the density of probes stands."""
         trits = ternary_parameters(net).values()
         found = {"share of non-zero weights": sum(int(t.count_nonzero()) for t in trits) / _weights(net)}

@@ -225,13 +225,13 @@ class NoPropCT(TimedRule):
             }
             return walk.wanted(names or self.predictors, readings)
 
-    def watch(self, net: Denoiser) -> dict[str, float]:
+    def diagnostics(self, net: Denoiser) -> dict[str, float]:
         """Return the embeddings' smallest norm and distance, and the schedule's ends."""
         with torch.no_grad():
             first, last = _schedule(net).alpha_bar(net.embedding.new_tensor([0.0, 1.0])).tolist()
         return {**embedding_distances(net.embedding), "alpha_bar(0)": first, "alpha_bar(1)": last}
 
-    def broken(self, net: Denoiser) -> str | None:
+    def failure(self, net: Denoiser) -> str | None:
         """Return what is wrong with a net that is not finite, or whose schedule is saturated or, learned, flat."""
         lost = [name for name, value in net.state_dict().items() if not bool(value.isfinite().all())]
         if lost:

@@ -234,7 +234,7 @@ class NoPropDT(Rule[DenoisingStack]):
         with torch.no_grad():
             return stack_predictions(net, images, noise, start, self.draws, names or self.predictors)
 
-    def watch(self, net: DenoisingStack) -> dict[str, float]:
+    def diagnostics(self, net: DenoisingStack) -> dict[str, float]:
         """Return the smallest norm and distance of the class embeddings, which would shrink in a collapse."""
         return embedding_distances(net.embedding)
 

@@ -25,7 +25,7 @@ from sidestep.rules.takes import Takes, check_takes
 from sidestep.rules.true_gradient import end_to_end
 from sidestep.update import Dense, Update
 
-__all__ = ["Batch", "Dividing", "Measurable", "OutputRule", "Rule", "Task", "UnitByUnit"]
+__all__ = ["Batch", "HasBatchMultiple", "HasTrueGradient", "OutputRule", "Rule", "Task", "UnitByUnit"]
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 Net = TypeVar("Net", bound=nn.Module, default=Any)
@@ -53,7 +53,8 @@ def _with_check(build: Callable[..., Any]) -> Callable[..., Any]:
 
 
 _TAKE_A_NET = (
-    "units", "optimizer", "estimate", "estimates", "decide", "apply", "predict", "watch", "broken", "true_gradients",
+    "units", "optimizer", "estimate", "estimates", "decide", "apply", "predict", "diagnostics", "failure",
+    "true_gradients",
 )  # fmt: skip
 _GUARDS: dict[str, Callable[..., Any]] = {**dict.fromkeys(_TAKE_A_NET, _with_door), "build": _with_check}
 
@@ -146,8 +147,8 @@ class Rule(ABC, Generic[Net]):
         apply_dense(net, update, optimizer)
 
     @_with_door
-    def watch(self, net: Net) -> dict[str, float]:
-        """Return numbers worth watching, logged once an epoch, such as the smallest distance between embeddings."""
+    def diagnostics(self, net: Net) -> dict[str, float]:
+        """Return numbers that show trouble early, logged once an epoch, such as distances between embeddings."""
         return {}
 
 
@@ -168,7 +169,7 @@ class OutputRule(Rule[Net]):
 
 
 @runtime_checkable
-class Measurable(Protocol):
+class HasTrueGradient(Protocol):
     """What a rule may have besides: the gradient that its estimates can be measured against. It is never trained on.
 
     A rule without it may say why in a class variable `no_true_gradient`, a sentence that errors show.
@@ -183,7 +184,7 @@ class Measurable(Protocol):
 
 
 @runtime_checkable
-class Dividing(Protocol):
+class HasBatchMultiple(Protocol):
     """What a rule has besides, which divides a batch into equal parts or groups: what its size is a multiple of."""
 
     @property
@@ -193,10 +194,10 @@ class Dividing(Protocol):
 
 
 @runtime_checkable
-class Checking(Protocol):
+class HasHealthCheck(Protocol):
     """What a rule has besides, whose nets can get into a state from which they do not learn any more."""
 
-    def broken(self, net: nn.Module) -> str | None:
+    def failure(self, net: nn.Module) -> str | None:
         """Return what is wrong with a net and what helps, or None; asked after every epoch."""
         ...
 

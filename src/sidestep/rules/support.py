@@ -5,7 +5,7 @@ from typing import Any
 
 from sidestep.rules.any_module import AnyModule
 from sidestep.rules.chain import ChainOfStages
-from sidestep.rules.protocol import Measurable, Rule, UnitByUnit
+from sidestep.rules.protocol import HasTrueGradient, Rule, UnitByUnit
 
 __all__ = ["support_of"]
 
@@ -26,5 +26,5 @@ def support_of(kind: type[Rule]) -> dict[str, Any]:
         **{name: list(value) if isinstance(value, tuple) else value for name, value in takes.items()},
         "own_loop": "any" if isinstance(rule, AnyModule) else "stages" if isinstance(rule, ChainOfStages) else "none",
         "units_in_turn": issubclass(kind, UnitByUnit),
-        "true_gradient": issubclass(kind, Measurable),
+        "true_gradient": issubclass(kind, HasTrueGradient),
     }

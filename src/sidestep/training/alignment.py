@@ -13,7 +13,7 @@ from sidestep.measure import Alignment, Comparison
 from sidestep.noise import Noise
 from sidestep.rules import RULES
 from sidestep.rules.any_module import as_dense
-from sidestep.rules.protocol import Batch, Dividing, Measurable, Rule, Task
+from sidestep.rules.protocol import Batch, HasBatchMultiple, HasTrueGradient, Rule, Task
 from sidestep.training.observers import Begin, StepEnd
 from sidestep.training.options import Compute, Options
 
@@ -26,16 +26,16 @@ _ESTIMATES = 2  # in one look during training: the least that tells noise from s
 _FIRST = 2 * (_ESTIMATES + 2)  # steps that the first look is taken to cost, before one has been timed
 
 
-def check_measurable(rule: Rule) -> Measurable:
+def check_measurable(rule: Rule) -> HasTrueGradient:
     """Return the rule as one whose estimates can be measured.
 
     Raises:
         InputError: if it has no true gradient; says why, and which rules have one.
     """
-    if isinstance(rule, Measurable):
+    if isinstance(rule, HasTrueGradient):
         return rule
-    why = getattr(rule, "no_true_gradient", "it has no method true_gradients (see sidestep.rules.Measurable)")
-    known = ", ".join(name for name, kind in RULES.items() if issubclass(kind, Measurable))
+    why = getattr(rule, "no_true_gradient", "it has no method true_gradients (see sidestep.rules.HasTrueGradient)")
+    known = ", ".join(name for name, kind in RULES.items() if issubclass(kind, HasTrueGradient))
     raise InputError(f"{rule.name} cannot be compared with the true gradient: {why}; the rules that can: {known}")
 
 
@@ -45,7 +45,7 @@ def held_size(rule: Rule, split: Split, size: int) -> int:
     Raises:
         InputError: if there are fewer than two, or than the rule divides a batch into.
     """
-    name, multiple = rule.batch_multiple if isinstance(rule, Dividing) else ("", 1)
+    name, multiple = rule.batch_multiple if isinstance(rule, HasBatchMultiple) else ("", 1)
     most = min(size, len(split))
     found = most - most % multiple  # a validation split has the size it has: only training's batch must divide exactly
     if found < 2:

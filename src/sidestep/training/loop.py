@@ -11,7 +11,7 @@ from torch import Tensor
 from sidestep.data import DataSet, batch_indices, crop_and_flip, steps_per_epoch
 from sidestep.errors import InputError, NonFiniteError
 from sidestep.noise import Noise
-from sidestep.rules.protocol import Batch, Checking, Rule, Task, UnitByUnit
+from sidestep.rules.protocol import Batch, HasHealthCheck, Rule, Task, UnitByUnit
 from sidestep.steplog import Recorder
 from sidestep.training.attached_rule import Built, take_update
 from sidestep.training.evaluate import accuracies
@@ -167,11 +167,11 @@ class Loop:
             with state.averaged() as net:
                 accuracy = accuracies(self.rule, net, part, self.data, self.compute, self.noise, [best])[best]
             values["validation", self.task.objective.score_name] = accuracy
-        values.update({("train", name): value for name, value in self.rule.watch(state.net).items()})
+        values.update({("train", name): value for name, value in self.rule.diagnostics(state.net).items()})
         if log:
             for (split, name), value in values.items():
                 log.write(state.step, split, name, value, state.seconds)
-        why = self.rule.broken(state.net) if isinstance(self.rule, Checking) else None
+        why = self.rule.failure(state.net) if isinstance(self.rule, HasHealthCheck) else None
         if why:
             raise NonFiniteError(f"after step {state.step}, {why}; {self._kept(state)}")
         losses = {name: value for (split, name), value in values.items() if split == "train"}

@@ -17,7 +17,7 @@ from sidestep.nets.own import ImagePath
 from sidestep.nets.ternary import pack_layers
 from sidestep.rules import rule_from_record
 from sidestep.rules.dense import check_multiple
-from sidestep.rules.protocol import Dividing, Rule, Task
+from sidestep.rules.protocol import HasBatchMultiple, Rule, Task
 from sidestep.rules.record import rule_record
 from sidestep.rules.untrained import untrained
 from sidestep.rules.whole_model import on_whole_model
@@ -180,7 +180,7 @@ def _check(rule: Rule, data: DataSet, options: Options, readings: Sequence[str])
     check_alone()
     check_rule(rule)
     check_readings(rule, readings)
-    if isinstance(rule, Dividing):
+    if isinstance(rule, HasBatchMultiple):
         check_multiple(min(options.batch, len(data.train)), *rule.batch_multiple)
     check_watch(rule, data, options)
     if options.patience and not len(data.validation):
