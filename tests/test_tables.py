@@ -1,5 +1,6 @@
 """Tables scaled by column; several labels and real values as targets, rule by rule."""
 
+import json
 import math
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 import torch
 
 from sidestep import data, train
+from sidestep.cli import main
 from sidestep.errors import DataError, InputError
 from sidestep.noise import Noise
 from sidestep.rules import RULES
@@ -137,3 +139,47 @@ class TestValues:
             found, loss = objective.derivative(outputs.detach(), targets)
             torch.testing.assert_close(found, wanted, check_dtype=False, atol=1e-5, rtol=1e-4)
             torch.testing.assert_close(loss, objective.mean(outputs.detach(), targets))
+
+
+class TestCommandLine:
+    """A table in an .npz file: trained on, judged, and loaded again as it was."""
+
+    def write(self, path):
+        x = table()
+        y = hidden_values(x)
+        np.savez(path, x_train=x[:180], y_train=y[:180], x_test=x[180:], y_test=y[180:])
+
+    def command(self, capsys, *words):
+        try:
+            main(list(words))
+            status = 0
+        except SystemExit as leaving:
+            status = leaving.code
+        return status, capsys.readouterr()
+
+    def test_values_are_trained_on_and_judged_by_r2(self, tmp_path, capsys):
+        file, run = tmp_path / "mine.npz", tmp_path / "run"
+        self.write(file)
+        words = ["train", "backprop", "--net", "mlp", "--data", str(file), "--targets", "values", "--lr", "0.01"]
+        status, said = self.command(capsys, *words, "--epochs", "20", "--out", str(run))
+        assert status == 0
+        assert "test, by  R2" in said.out
+        status, said = self.command(capsys, "eval", str(run), "--json")
+        assert status == 0
+        found = json.loads(said.out.splitlines()[-1])
+        assert found["accuracy"] > 0.9
+        assert found["nll"] is None
+        status, said = self.command(capsys, "eval", str(run))
+        assert "R2" in said.out
+        assert "ECE" not in said.out
+        status, said = self.command(capsys, "train", "backprop", "--resume", "--out", str(run), "--epochs", "21")
+        assert status == 0, said.err
+
+    def test_values_that_are_taken_for_classes_are_refused_with_the_remedy(self, tmp_path, capsys):
+        self.write(tmp_path / "mine.npz")
+        status, said = self.command(capsys, "train", "backprop", "--net", "mlp", "--data", str(tmp_path / "mine.npz"))
+        assert status == 2
+        assert "targets='values'" in said.err.replace("\n", " ")
+        status, said = self.command(capsys, "train", "backprop", "--targets", "values")
+        assert status == 2
+        assert "the targets of digits are classes" in said.err

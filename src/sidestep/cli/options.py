@@ -30,6 +30,8 @@ class DataOptions:
     """Share of the training split kept aside for validation; the cut is the same for every seed."""
     image_size: int | None = None
     """Height and width of the images: 28, 64 or 128 for bloodmnist; image folders are resized to it."""
+    targets: Literal["classes", "labels", "values"] = "classes"
+    """What the targets in a .npz file are: classes, several labels for an example, or real values."""
     preset: str | None = None
     """Named recipe (`sidestep presets` lists them) that gives the data and the defaults of the other options."""
     budget: Literal["full", "cpu", "tiny"] | None = None

@@ -23,7 +23,7 @@ from sidestep.cli.output import (
 )
 from sidestep.cli.parse import parsed
 from sidestep.cli.place import check_place, label
-from sidestep.cli.quality import QUALITY_COLUMNS, quality_cells
+from sidestep.cli.quality import quality_cells, quality_columns, score_cell
 from sidestep.data import load
 from sidestep.errors import CheckpointError, InputError
 from sidestep.rules import RULES, Rule, rule_from_record
@@ -101,6 +101,8 @@ def _others(data: str, rule: str) -> str:
 
 def _train(name: str, rule: Rule, options: Options, data_options: DataOptions, extra: Extra) -> None:
     source = {key: value for key, value in dataclasses.asdict(data_options).items() if value is not None}
+    if data_options.targets == "classes":
+        source.pop("targets")
     source = {{"data": "name", "image_size": "size"}.get(key, key): value for key, value in source.items()}
     if options.out:
         check_place(Path(options.out), data_options.data)
@@ -111,6 +113,7 @@ def _train(name: str, rule: Rule, options: Options, data_options: DataOptions, e
         data_dir=data_options.data_dir or default_data_dir(),
         validation=data_options.validation,
         size=data_options.image_size,
+        targets=data_options.targets,
         progress=error_console.is_terminal,
     )
     try:
@@ -192,6 +195,7 @@ def _saved_options(kind: type[Rule], saved: dict[str, Any]) -> Given:
             data_dir=Path(data["data_dir"]) if "data_dir" in data else None,
             validation=data.get("validation", 0.1),
             image_size=data.get("size"),
+            targets=data.get("targets", "classes"),
             preset=data.get("preset"),
             budget=data.get("budget"),
         )
@@ -211,20 +215,24 @@ def _report(run: Run, as_json: bool) -> None:
         show_json(result)
         return
 
-    def percent(name: str) -> str:
-        return "-" if result[name] is None else f"{result[name]:.2%}"
+    score = result.get("score")  # of targets that are no classes
+    kind = "score" if score else "accuracy"
+
+    def number(split: str) -> str:
+        value = result[f"{split}_{kind}"]
+        return "-" if value is None else score_cell(value, score)
 
     show_table(
         f"{result['rule']} on {result['data']}, seed {result['seed']}: "
         f"{counted(result['epochs'], 'epoch')}, {result['seconds']:.1f} s",
         ["train", "validation", "test", "parameters", "peak memory"],
-        [[percent("train_accuracy"), percent("validation_accuracy"), percent("test_accuracy"),
-          f"{result['parameters']:,}", f"{result['peak_memory_bytes'] / 2**20:,.0f} MiB"]],
+        [[number("train"), number("validation"), number("test"), f"{result['parameters']:,}",
+          f"{result['peak_memory_bytes'] / 2**20:,.0f} MiB"]],
     )  # fmt: skip
     if result["qualities"]:
-        which = "test" if result["test_accuracy"] is not None else "validation"
-        rows = [[name, *quality_cells(Quality(**quality))] for name, quality in result["qualities"].items()]
-        show_table("", [f"{which}, by", *QUALITY_COLUMNS], rows)
+        which = "test" if result[f"test_{kind}"] is not None else "validation"
+        rows = [[name, *quality_cells(Quality(**quality), score)] for name, quality in result["qualities"].items()]
+        show_table("", [f"{which}, by", *quality_columns(score)], rows)
     if result["variant"]:
         show(f"variant: {result['variant']}")
     show(f"run: {result['run']}")

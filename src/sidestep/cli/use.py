@@ -14,7 +14,7 @@ from sidestep import checkpoint
 from sidestep.cli.options import module_from
 from sidestep.cli.output import check_new, default_data_dir, error_console, notice, show, show_json, show_table
 from sidestep.cli.parse import parsed
-from sidestep.cli.quality import QUALITY_COLUMNS, quality_cells
+from sidestep.cli.quality import quality_cells, quality_columns
 from sidestep.cli.repeated import Repeated, all_words, settings
 from sidestep.data import DataSet, load, read_named_images
 from sidestep.errors import DataError, InputError
@@ -111,11 +111,12 @@ def _evaluate(
     title = f"{trained.rule.name} on {found.name}, {split}, {len(part):,} images"
     title += f" ({', '.join(given)})" if given else ""
     title += f"; not finished: {unfinished}" if unfinished else ""
-    show_table(title, ["by", *QUALITY_COLUMNS], [[name, *quality_cells(found_by[name])] for name in found_by])
+    score = None if trained.task.targets == "classes" else trained.task.objective.score_name
+    show_table(title, ["by", *quality_columns(score)], [[n, *quality_cells(q, score)] for n, q in found_by.items()])
     variant = variant_of(trained.rule)
     if variant:
         show(f"variant: {variant}")
-    for missing in dict.fromkeys(filter(None, map(trained.uncalibrated, found_by))):
+    for missing in () if score else dict.fromkeys(filter(None, map(trained.uncalibrated, found_by))):
         show(f"without T, NLL and ECE are those of scores: {missing}")
 
 
@@ -134,6 +135,7 @@ def data_of(run: Path, data: str | None, data_dir: Path | None) -> DataSet:
             validation=saved.get("validation", 0.1),
             size=saved.get("size") if data is None or data == saved.get("name") else None,
             form=picture_form(run),
+            targets=config.get("task", {}).get("targets", "classes"),
             progress=error_console.is_terminal,
         )
     except DataError as error:

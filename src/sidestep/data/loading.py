@@ -30,6 +30,7 @@ def load(
     size: int | None = None,
     form: PictureForm | None = None,
     progress: bool = False,
+    targets: str = "classes",
 ) -> DataSet:
     """A data set by name (see `names`), or from a path to a `.npz` file or to a folder with one folder per
     class.
@@ -39,7 +40,9 @@ def load(
     at most half, is held out unless the set has a validation split of its own. `size` chooses among a known
     set's sizes, or stretches the images of a folder, which `form` reads as those of another set were (grey or
     colour, bytes or floats, stretched or not); bloodmnist without it takes the smallest size found in
-    data_dir, else 28. Raises DataError for data that are missing or wrong, InputError for a wrong argument.
+    data_dir, else 28. `targets` says what the targets in a .npz file are: classes, labels (several for an
+    example) or values (real numbers). Raises DataError for data that are missing or wrong, InputError for a
+    wrong argument.
 
     >>> load("digits", validation=0.2)
     DataSet('digits', 1150 train + 287 validation images of 1 x 8 x 8, 10 classes)
@@ -52,12 +55,24 @@ def load(
     name = os.fspath(name_or_path)
     asked: dict[str, float] = {"validation": float(validation)} if isinstance(validation, Real) else {}
     asked |= {"size": size} if size is not None else {}
+    _check_targets(targets)
     if name in KNOWN:
+        if targets != "classes":
+            raise InputError(f"the targets of {name} are classes, so that targets={targets!r} does not fit")
         found = assemble(known_source(KNOWN[name], data_dir, size, progress), validation)
         folder = {"data_dir": os.path.abspath(Path(data_dir).expanduser())} if data_dir is not None else {}
         return replace(found, source={"name": name, **folder, **asked})
     path, source = _source(name, size, form)
-    return replace(assemble(source, validation), source={"name": os.path.abspath(path), **asked})
+    if targets != "classes" and source.pictures is not None:
+        raise InputError(f"the targets of a folder are its classes, so that targets={targets!r} does not fit")
+    kind = {"targets": targets} if targets != "classes" else {}
+    found = assemble(replace(source, targets=targets), validation)
+    return replace(found, source={"name": os.path.abspath(path), **asked, **kind})
+
+
+def _check_targets(targets: str) -> None:
+    if targets not in ("classes", "labels", "values"):
+        raise InputError(f"targets must be classes, labels or values, got {targets!r}")
 
 
 def _source(name: str, size: int | None, form: PictureForm | None) -> tuple[Path, Source]:
@@ -98,8 +113,7 @@ def from_arrays(
     >>> from_arrays(numpy.zeros((20, 4, 4)), numpy.arange(20) % 2)
     DataSet('arrays', 18 train + 2 validation images of 1 x 4 x 4, 2 classes)
     """
-    if targets not in ("classes", "labels", "values"):
-        raise InputError(f"targets must be classes, labels or values, got {targets!r}")
+    _check_targets(targets)
     if (x_test is None) != (y_test is None):
         raise InputError("x_test and y_test go together: give both or neither")
     train = as_array(x_train, f"{name}: train images"), as_array(y_train, f"{name}: train labels")

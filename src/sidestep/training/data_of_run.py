@@ -169,8 +169,10 @@ def check_cut(folder: Path, found: DataSet, instead: str) -> None:
         raise InputError(f"{found.name} is not what {folder} was trained on, or is cut otherwise ({other}): {instead}")
 
 
-def picture_form(folder: Path) -> PictureForm:
+def picture_form(folder: Path) -> PictureForm | None:
     """Return how pictures are to be read for a run: grey or colour, bytes or floats, and stretched, as in training.
+
+    None for a run on tables or tokens, which takes no pictures.
 
     Args:
         folder: the run's; one that was not trained on picture files takes them as bytes, of the size trained on.
@@ -180,6 +182,8 @@ def picture_form(folder: Path) -> PictureForm:
     """
     config = RunFolder(folder).config()
     data = config.get("data", {})
+    if config.get("task", {}).get("inputs", "image") != "image":
+        return None
     try:
         channels, *size = config["task"]["image_shape"]
         known = data.get("name") in {known.name for known in names()}
