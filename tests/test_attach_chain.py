@@ -85,9 +85,11 @@ def test_modes_and_frozen_weights_are_the_user_s(rule):
     model[4].inner.bias.requires_grad_(False)
     step = sidestep.attach(model, rule)
     step(INPUTS, TARGETS)
+    with_masks = step.estimate(INPUTS, TARGETS).loss
     model[3].eval()
     before = state(model)
     again = step.estimate(INPUTS, TARGETS).update
+    assert not torch.equal(step.estimate(INPUTS, TARGETS).loss, with_masks)  # without dropout, as the model says
     assert not model[1].training
     assert not model[3].training
     assert model[4].training
