@@ -144,7 +144,7 @@ def rank_one_logits(
         for name, layer in net.named_modules():
             if isinstance(layer, nn.Linear | nn.Conv2d) and trained(layer):
                 stack.callback(layer.register_forward_hook(hook_for(name)).remove)
-        logits = net(images if multiply_late else images.repeat(2 * members.pairs, 1, 1, 1))
+        logits = net(images if multiply_late else images.repeat(2 * members.pairs, *[1] * (images.ndim - 1)))
     return logits.view(2, members.count, members.size, -1), found
 
 
