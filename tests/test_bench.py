@@ -299,14 +299,14 @@ def test_units_take_their_turns_in_a_run_and_leave_no_files(stripes, units, tmp_
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
     (tmp_path / "temporary").mkdir()
     threads, ways = torch.get_num_threads(), []
-    usual = race_module.measure_run.__globals__["start"]
+    usual = race_module.measure_run.__globals__["begin"]
 
     def seen(*given):
         state, loop = usual(*given)
         ways.append((loop.options.units, state.files is not None))
         return state, loop
 
-    monkeypatch.setitem(race_module.measure_run.__globals__, "start", seen)
+    monkeypatch.setitem(race_module.measure_run.__globals__, "begin", seen)
     torch.set_num_threads(1)
     try:
         one, other = (
