@@ -174,7 +174,7 @@ class StopAfter(Silent):
 
     def step(self, step, examples):
         if step == self.last:
-            raise RuntimeError("killed")
+            raise KeyboardInterrupt("killed")  # which nothing is saved for
 
     def notice(self, text):
         self.said.append(text)
@@ -512,7 +512,7 @@ class TestRuns:
         rule = Toy(kind)
         whole = digits(tmp_path, "whole", rule, epochs=3)
         killed, options = StopAfter(25), Options(epochs=3, out=tmp_path / "run")
-        with pytest.raises(RuntimeError, match="killed"):
+        with pytest.raises(KeyboardInterrupt, match="killed"):
             train(rule, "digits", options, progress=killed)
         folder = tmp_path / "run"
         if "state" in lost:
@@ -779,7 +779,7 @@ class TestLosses:
 
     def killed(self, tmp_path, monkeypatch):
         monkeypatch.setattr(writer, "MOST_STEPS", 4)
-        with pytest.raises(RuntimeError, match="killed"):
+        with pytest.raises(KeyboardInterrupt, match="killed"):
             train(Toy(), "digits", Options(epochs=3, out=tmp_path / "run"), progress=StopAfter(25))
         (tmp_path / "run/state.safetensors").unlink()
         return tmp_path / "run/steps.steplog"

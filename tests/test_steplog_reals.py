@@ -248,7 +248,7 @@ class KillAfter(Silent):
 
     def step(self, step, examples):
         if step == self.last:
-            raise RuntimeError("killed")
+            raise KeyboardInterrupt("killed")  # which nothing is saved for
 
 
 class TestRuns:
@@ -259,7 +259,7 @@ class TestRuns:
         whole, options = tmp_path / "whole", {"epochs": 3, "batch": 256, "decay": "cosine", "warmup": 0.2}
         wanted = train(rule, "digits", Options(out=whole, **options)).net
         folder = tmp_path / "run"
-        with pytest.raises(RuntimeError, match="killed"):
+        with pytest.raises(KeyboardInterrupt, match="killed"):
             train(rule, "digits", Options(out=folder, **options), progress=KillAfter(12))
         log = folder / "steps.steplog"
         if "state" in lost:
