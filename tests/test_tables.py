@@ -14,7 +14,7 @@ from sidestep.noise import Noise
 from sidestep.rules import RULES
 from sidestep.training import Options, load_run
 
-CLASSES_ALONE = {"noprop-dt", "noprop-ct", "noprop-fm", "neural-ode", "forward-forward"}
+CLASSES_ALONE = {"forward-forward"}
 OPTIONS = {"backprop": {"net": "mlp", "hidden": (32,)}, "noprop-dt": {"blocks": 2}}
 
 

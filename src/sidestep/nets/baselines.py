@@ -10,10 +10,10 @@ from torch.utils.checkpoint import checkpoint
 from sidestep.errors import InputError
 from sidestep.nets.blocks import Block
 from sidestep.nets.dropout import repeatable
-from sidestep.nets.embeddings import expected_embedding
 from sidestep.nets.precision import at_least_float32
 from sidestep.nets.readouts import SoftmaxReadout
 from sidestep.nets.shapes import Shape
+from sidestep.nets.target_space import CLASS_SPACE, TargetSpace
 
 __all__ = ["MLP", "ChainedBlocks"]
 
@@ -56,6 +56,7 @@ class ChainedBlocks(nn.Module):
         learn_embedding: whether the embedding is a parameter or fixed.
         image_latent: whether z has the shape of the image (prototype embeddings).
         activation_checkpointing: keep only the blocks' inputs for the backward pass and compute the rest again.
+        space: what the targets are, and how they are embedded.
     """
 
     embedding: Tensor
@@ -68,8 +69,10 @@ class ChainedBlocks(nn.Module):
         learn_embedding: bool = False,
         image_latent: bool = False,
         activation_checkpointing: bool = False,
+        space: TargetSpace = CLASS_SPACE,
     ) -> None:
         super().__init__()
+        self.space = space
         classes, dimension = embedding.shape
         self.blocks = nn.ModuleList(Block(path, image_shape, dimension, classes, image_latent) for path in paths)
         if learn_embedding:
@@ -100,5 +103,5 @@ class ChainedBlocks(nn.Module):
             else:
                 logits = block(images, latent)
             found.append(logits)
-            latent = kept = (1 - weight) * kept + weight * expected_embedding(logits, self.embedding)
+            latent = kept = (1 - weight) * kept + weight * self.space.estimate(logits, self.embedding)
         return [*found, self.readout(latent, self.embedding)]

@@ -5,14 +5,13 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import embedding as rows_of
 from torch.nn.functional import linear
 
 from sidestep.nets.blocks import feature_count, image_features
-from sidestep.nets.embeddings import expected_embedding
 from sidestep.nets.paths import path_maker
 from sidestep.nets.precision import at_least_float32
 from sidestep.nets.shapes import Shape
+from sidestep.nets.target_space import CLASS_SPACE, TargetSpace
 
 __all__ = ["Denoiser", "Draw", "TimedBlock", "draw_times", "positional_embedding"]
 
@@ -89,20 +88,22 @@ class Denoiser(nn.Module):
         readout: module from (z_1, embedding) to logits.
         schedule: alpha_bar(t), or None for a straight path from noise to label.
         learn_embedding: whether the embedding is a parameter or fixed.
+        space: what the targets are, and how they are embedded.
     """
 
     embedding: Tensor
 
-    def __init__(
+    def __init__(  # long: what a net of continuous time is made of
         self,
         block: TimedBlock,
         embedding: Tensor,
         readout: nn.Module,
         schedule: nn.Module | None = None,
         learn_embedding: bool = False,
+        space: TargetSpace = CLASS_SPACE,
     ) -> None:
         super().__init__()
-        self.block, self.readout, self.schedule = block, readout, schedule
+        self.block, self.readout, self.schedule, self.space = block, readout, schedule, space
         if learn_embedding:
             self.embedding = nn.Parameter(embedding.clone())
         else:
@@ -115,15 +116,19 @@ class Denoiser(nn.Module):
 
     def label_embedding(self, labels: Tensor) -> Tensor:
         """Return u_y, (batch, dimension)."""
-        return rows_of(labels, self.embedding)
+        return self.space.embed(labels, self.embedding)
 
     def label_estimate(self, logits: Tensor) -> Tensor:
-        """Return `uhat = softmax(logits) W`, (batch, classes) -> (batch, dimension)."""
-        return expected_embedding(logits, self.embedding)
+        """Return uhat, of classes `softmax(logits) W`, (batch, classes) -> (batch, dimension)."""
+        return self.space.estimate(logits, self.embedding)
 
     def probabilities(self, latent: Tensor) -> Tensor:
-        """Return the read-out of z_1 as probabilities, (batch, dimension) -> (batch, classes)."""
-        return self.readout(latent, self.embedding).softmax(dim=1)
+        """Return the read-out of z_1 as probabilities, or as values: (batch, dimension) -> (batch, classes)."""
+        return self.answer(self.readout(latent, self.embedding))
+
+    def answer(self, outputs: Tensor) -> Tensor:
+        """Return what outputs, (batch, classes), say: probabilities, or values in their own units."""
+        return self.space.objective.predictions(outputs)
 
 
 class Draw(NamedTuple):

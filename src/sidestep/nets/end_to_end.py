@@ -58,7 +58,8 @@ def end_to_end_net(net: nn.Module, image_shape: Shape, noise: Noise) -> nn.Modul
         image_latent = not hasattr(net.block(0).latent, "first")
         with noise.torch_seeded():
             paths = [net.block(index).image for index in range(len(net.blocks))]
-            return ChainedBlocks(paths, image_shape, net.embedding.detach(), net.learns_embedding, image_latent)
+            rows, learned = net.embedding.detach(), net.learns_embedding
+            return ChainedBlocks(paths, image_shape, rows, learned, image_latent, space=net.space)
     if isinstance(net, Denoiser):
         return _AtStart(net)
     if isinstance(net, HebbianNet | GoodnessNet):

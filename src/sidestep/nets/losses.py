@@ -1,10 +1,10 @@
 """The denoising losses, all that a block can be trained with to recover the label."""
 
 from torch import Tensor
-from torch.nn.functional import cross_entropy, embedding
+from torch.nn.functional import cross_entropy
 
 from sidestep.errors import InputError
-from sidestep.nets.embeddings import expected_embedding
+from sidestep.nets.target_space import CLASS_SPACE, TargetSpace
 
 __all__ = ["LOSSES", "check_loss", "check_smoothing", "denoising_loss"]
 
@@ -28,12 +28,20 @@ def check_smoothing(loss: str, smoothing: float) -> None:
 
 
 def denoising_loss(
-    kind: str, logits: Tensor, rows: Tensor, labels: Tensor, weight: Tensor, largest: float, smoothing: float = 0.0
-) -> Tensor:  # long: the six things a loss depends on, and its kind
+    kind: str,
+    logits: Tensor,
+    rows: Tensor,
+    labels: Tensor,
+    weight: Tensor,
+    largest: float,
+    smoothing: float = 0.0,
+    space: TargetSpace = CLASS_SPACE,
+) -> Tensor:  # long: the seven things a loss depends on, and its kind
     """Return each example's loss, (batch,).
 
     `paper`: `w |uhat - u_y|^2`; `clipped`: `min(w, largest) |uhat - u_y|^2`; `unweighted`: `|uhat - u_y|^2`, with
-    `uhat = softmax(logits) W`; `cross-entropy`: `-log softmax(logits)_y`, of labels smoothed by `smoothing`.
+    `uhat = softmax(logits) W`; `cross-entropy`: `-log softmax(logits)_y`, of labels smoothed by `smoothing`; of other
+    targets their own loss: binary cross-entropy, or the squared error of values (a normal density of fixed width).
 
     Args:
         kind: one of LOSSES.
@@ -43,6 +51,7 @@ def denoising_loss(
         weight: the weight w that the variational bound gives: () or (batch,).
         largest: the most a clipped weight can be.
         smoothing: the share of a label that is spread evenly over all classes.
+        space: what the targets are.
 
     >>> import torch
     >>> logits, labels = torch.tensor([[2.0, 0.0]]), torch.tensor([0])
@@ -50,9 +59,11 @@ def denoising_loss(
     >>> [round(float(denoising_loss(k, logits, torch.eye(2), labels, *weights)), 3) for k in LOSSES]
     [2.842, 0.142, 0.028, 0.127]
     """
+    if kind == "cross-entropy" and not space.classes:
+        return space.objective.each(logits, labels)
     if kind == "cross-entropy":
         return cross_entropy(logits, labels, reduction="none", label_smoothing=smoothing)
-    squared = (expected_embedding(logits, rows) - embedding(labels, rows)).square().sum(dim=1)
+    squared = (space.estimate(logits, rows) - space.embed(labels, rows)).square().sum(dim=1)
     if kind == "unweighted":
         return squared
     return (weight if kind == "paper" else weight.clamp(max=largest)) * squared

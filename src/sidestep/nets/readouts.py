@@ -5,8 +5,9 @@ from torch import Tensor, nn
 
 from sidestep.errors import InputError
 from sidestep.nets.precision import full_precision
+from sidestep.nets.target_space import CLASS_SPACE, TargetSpace
 
-__all__ = ["READOUTS", "NearestReadout", "RadialReadout", "SoftmaxReadout", "make_readout"]
+__all__ = ["READOUTS", "NearestReadout", "PointReadout", "RadialReadout", "SoftmaxReadout", "make_readout"]
 
 
 def _nearest(embedding: Tensor) -> nn.Linear:
@@ -70,7 +71,22 @@ class NearestReadout(nn.Module):
 READOUTS: tuple[str, ...] = ("softmax", "radial", "nearest")
 
 
-def make_readout(kind: str, embedding: Tensor) -> nn.Module:
+class PointReadout(nn.Module):
+    """The read-out by distance of labels and values, `outputs = factor z`; nothing is trained.
+
+    See `TargetSpace.from_point`.
+    """
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, latent: Tensor, embedding: Tensor) -> Tensor:
+        """Return the outputs of `latent` (batch, dimension), of the same shape; the embedding is not needed here."""
+        return self.factor * latent
+
+
+def make_readout(kind: str, embedding: Tensor, space: TargetSpace = CLASS_SPACE) -> nn.Module:
     """Return the read-out of that name, started from `embedding`, (classes, dimension).
 
     Raises:
@@ -81,5 +97,5 @@ def make_readout(kind: str, embedding: Tensor) -> nn.Module:
     if kind == "radial":
         return RadialReadout(embedding)
     if kind == "nearest":
-        return NearestReadout()
+        return NearestReadout() if space.classes else PointReadout(space.from_point)
     raise InputError(f"readout must be {', '.join(READOUTS)}, got {kind!r}")

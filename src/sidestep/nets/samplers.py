@@ -64,22 +64,23 @@ def ddim_chain(stack: DenoisingStack, features: list[Tensor], latent: Tensor | N
 def stack_predictions(  # long: what is read, and how
     stack: DenoisingStack, images: Tensor, noise: Noise, start: int, draws: int, names: Collection[str]
 ) -> dict[str, Tensor]:
-    """Return class probabilities (batch, classes) by the wanted readings of the stack; each image path runs once.
+    """Return probabilities, or values in their own units, (batch, classes), by the wanted readings of the stack.
 
-    `ddim`: the deterministic chain from zero. `ancestral`: one draw of the paper's chain. `mean`: the read-out of the
-    mean of the last block's label estimate over `draws` ancestral chains. `block 1 alone`: the first block's own logits
-    at z_0 = 0. `mean of blocks`: the mean of all blocks' own probabilities along the deterministic chain.
+    Each image path runs once. `ddim`: the deterministic chain from zero. `ancestral`: one draw of the paper's chain.
+    `mean`: the read-out of the mean of the last block's label estimate over `draws` ancestral chains. `block 1 alone`:
+    the first block's own answer at z_0 = 0. `mean of blocks`: the mean of all blocks' own answers along the
+    deterministic chain.
     """
-    features = stack.image_features(images)
+    features, answer = stack.image_features(images), stack.space.objective.predictions
 
     def read(latent: Tensor) -> Tensor:
-        return stack.readout(latent, stack.embedding).softmax(dim=1)
+        return answer(stack.readout(latent, stack.embedding))
 
     def chain(draw: int) -> Chain:
         return ancestral_chain(stack, features, noise.stream(f"draw {draw}"), start)
 
     walk = ddim_chain(stack, features)
-    own = walk.logits.softmax(dim=2)  # (blocks, batch, classes)
+    own = answer(walk.logits)  # (blocks, batch, classes)
     found = {"ddim": read(walk.latent), "block 1 alone": own[0], "mean of blocks": own.mean(dim=0)}
     chains = [chain(draw) for draw in range(draws if "mean" in names else int("ancestral" in names))]
     if "ancestral" in names:

@@ -7,9 +7,9 @@ from torch import Tensor, nn
 
 from sidestep.errors import InputError
 from sidestep.nets.blocks import Block
-from sidestep.nets.embeddings import expected_embedding
 from sidestep.nets.schedules import Levels, check_alpha_bar, signal_to_noise
 from sidestep.nets.shapes import Shape
+from sidestep.nets.target_space import CLASS_SPACE, TargetSpace
 from sidestep.nets.together import can_go_together
 from sidestep.nets.units import run_units
 from sidestep.nets.ways import WAYS, choose_way
@@ -30,13 +30,14 @@ class DenoisingStack(nn.Module):
         learn_embedding: whether the embedding is a parameter or fixed.
         image_latent: whether z has the shape of the image.
         together: whether the blocks may run at once; False if the paths draw from torch's global generator.
+        space: what the targets are, and how they are embedded.
     """
 
     embedding: Tensor
     alpha_bar: Tensor
     noise_share: Tensor
 
-    def __init__(  # long: these eight are what a stack is made of
+    def __init__(  # long: these nine are what a stack is made of
         self,
         paths: list[nn.Module],
         image_shape: Shape,
@@ -46,6 +47,7 @@ class DenoisingStack(nn.Module):
         learn_embedding: bool = False,
         image_latent: bool = False,
         together: bool = True,
+        space: TargetSpace = CLASS_SPACE,
     ) -> None:
         super().__init__()
         check_alpha_bar(alpha_bar)
@@ -55,7 +57,7 @@ class DenoisingStack(nn.Module):
                 f"{len(paths)} image paths need a schedule of {len(paths) + 1} values, got {len(alpha_bar)}"
             )
         classes, dimension = embedding.shape
-        self.image_shape, self.together, self._way = image_shape, together, "auto"
+        self.image_shape, self.together, self._way, self.space = image_shape, together, "auto", space
         self.blocks = nn.ModuleList(Block(path, image_shape, dimension, classes, image_latent) for path in paths)
         self._stackable = together and can_go_together(list(self.blocks))
         self.readout = readout
@@ -112,8 +114,8 @@ class DenoisingStack(nn.Module):
         self._way = way
 
     def label_estimate(self, logits: Tensor) -> Tensor:
-        """Return `uhat = softmax(logits) W`, (batch, classes) -> (batch, dimension)."""
-        return expected_embedding(logits, self.embedding)
+        """Return uhat, of classes `softmax(logits) W`, (batch, classes) -> (batch, dimension)."""
+        return self.space.estimate(logits, self.embedding)
 
     def loss_weights(self, eta: float) -> Tensor:
         """Return `T/2 eta (SNR(t) - SNR(t - 1))` for t = 1 .. T, float64 of shape (T,), all positive, on the CPU."""
@@ -121,7 +123,7 @@ class DenoisingStack(nn.Module):
 
     def label_embedding(self, labels: Tensor) -> Tensor:
         """Return u_y, (batch, dimension)."""
-        return nn.functional.embedding(labels, self.embedding)
+        return self.space.embed(labels, self.embedding)
 
     def noised_label(self, labels: Tensor, level: int, noise: Tensor) -> Tensor:
         """Return `z_level ~ N(sqrt(alpha_bar) u_y, (1 - alpha_bar) I)`, from standard normal noise of its shape."""

@@ -2,16 +2,16 @@
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from sidestep.data import Split, standardise
-from sidestep.data.task import check_targets
+from sidestep.errors import InputError
 from sidestep.nets.denoiser import Denoiser, TimedBlock
 from sidestep.nets.embeddings import class_embedding, embedding_distances, unit_rows
 from sidestep.nets.own import ImagePath, image_paths
 from sidestep.nets.paths import path_maker
 from sidestep.nets.readouts import make_readout
 from sidestep.nets.schedules import Levels
+from sidestep.nets.target_space import TargetSpace, target_space
 from sidestep.nets.trained import trained
 from sidestep.noise import Noise
 from sidestep.rules.dense import OPTIMIZERS
@@ -22,6 +22,7 @@ __all__ = [
     "DenoisingRule",
     "TimedRule",
     "block_units",
+    "check_options",
     "embedding_for",
     "learns",
     "make_denoiser",
@@ -43,8 +44,8 @@ class DenoisingRule(Rule[Denoiser]):
             project_rows(net)
 
     def diagnostics(self, net: Denoiser) -> dict[str, float]:
-        """Return the smallest norm and distance of the class embeddings, which would shrink in a collapse."""
-        return embedding_distances(net.embedding)
+        """Return the smallest norm and distance of class embeddings, which would shrink in a collapse."""
+        return embedding_distances(net.embedding) if net.space.classes else {}
 
 
 class TimedRule(DenoisingRule):
@@ -75,13 +76,38 @@ def embedding_for(
     kind: str, dimension: int | None, unit_norm: bool, task: Task, noise: Noise, examples: Split | None
 ) -> Tensor:
     """Return the class embeddings that a rule's options and the data give, (classes, dimension)."""
+    if task.targets != "classes":
+        return _own_coordinates(kind, task)
     images = None
     if examples is not None and kind == "prototype":
         images = standardise(examples.images, task.mean, task.std)
     labels = examples.labels if examples is not None else None
-    check_targets(task, "classes")
     rows = class_embedding(kind, task.classes, task.shape, dimension, noise, images, labels)
     return unit_rows(rows) if unit_norm else rows
+
+
+def _own_coordinates(kind: str, task: Task) -> Tensor:
+    """Return the identity, (K, K): labels and values are points of their own space, and need no embedding."""
+    if kind != "one-hot":
+        raise InputError(
+            f"embedding = {kind} is for classes, but the data have {task.targets}, which are their own embedding, one "
+            "element each; leave embedding at one-hot"
+        )
+    return torch.eye(task.classes)
+
+
+def check_options(task: Task, readout: str, smoothing: float = 0.0, levels: str = "") -> None:
+    """Raise InputError for a hyper-parameter that has no meaning for several labels or real values."""
+    if task.targets == "classes":
+        return
+    wrong = {
+        f"readout = {readout}": (readout == "radial", "take readout = softmax, which is linear here, or nearest"),
+        f"label_smoothing = {smoothing}": (smoothing > 0, "leave it at 0"),
+        f"levels = {levels}": (levels == "readable", "take levels = cosine"),
+    }
+    for option, (given, instead) in wrong.items():
+        if given:
+            raise InputError(f"{option} does not go with targets that are {task.targets}; {instead}")
 
 
 def block_units(net: nn.Module) -> dict[str, list[str]]:
@@ -110,9 +136,9 @@ def start_divergence(embedding_of_labels: Tensor, level: Levels) -> Tensor:
     return (share * squared - dimension * both).mean() / 2
 
 
-def readout_loss(readout: nn.Module, embedding: Tensor, latent: Tensor, labels: Tensor) -> Tensor:
-    """Return the batch mean of `CE(p_out(z), y)`."""
-    return cross_entropy(readout(latent, embedding), labels)
+def readout_loss(space: TargetSpace, readout: nn.Module, embedding: Tensor, latent: Tensor, labels: Tensor) -> Tensor:
+    """Return the batch mean of `-log p_out(y | z)`: `CE(p_out(z), y)` of classes."""
+    return space.objective.mean(readout(latent, embedding), labels)
 
 
 def make_denoiser(  # long: what a continuous-time net is made of
@@ -142,4 +168,5 @@ def make_denoiser(  # long: what a continuous-time net is made of
     made = image_paths(given, 1, noise.stream("paths"), shape)[0]
     with noise.stream("blocks").torch_seeded():
         block = TimedBlock(made, task.shape, embedding.shape[1], task.classes, kind == "prototype")
-        return Denoiser(block, embedding, make_readout(readout, embedding), schedule, learns(kind))
+        space = target_space(task)
+        return Denoiser(block, embedding, make_readout(readout, embedding, space), schedule, learns(kind), space)

@@ -31,7 +31,7 @@ from sidestep.nets.units import kept_statistics
 from sidestep.nets.walks import check_steps
 from sidestep.noise import Noise
 from sidestep.rules.dense import check_positive, check_range, gradients_of
-from sidestep.rules.labels import DenoisingRule, embedding_for, make_denoiser, readout_loss
+from sidestep.rules.labels import DenoisingRule, check_options, embedding_for, make_denoiser, readout_loss
 from sidestep.rules.protocol import Batch, Task
 from sidestep.rules.takes import Takes
 from sidestep.rules.true_gradient import end_to_end
@@ -70,7 +70,7 @@ class NeuralODE(DenoisingRule):
 
     name: ClassVar[str] = "neural-ode"
     summary: ClassVar[str] = "Neural ODE from noise to the label, trained end to end by the adjoint method"
-    takes: ClassVar[Takes] = Takes("blocks")
+    takes: ClassVar[Takes] = Takes("blocks", targets=("classes", "labels", "values"))
     predictors: ClassVar[tuple[str, ...]] = ("from zero", "from noise", "adaptive")
     for_inference: ClassVar[tuple[str, ...]] = ("steps", "method", "tolerance")
 
@@ -83,6 +83,7 @@ class NeuralODE(DenoisingRule):
 
     def build(self, task: Task, noise: Noise, examples: Split | None, module: ImagePath | None) -> Denoiser:
         """Make the net of the paper's block, or of a block around a module of the user's."""
+        check_options(task, self.readout)
         rows = embedding_for(self.embedding, self.dimension, self.unit_norm, task, noise.stream("embedding"), examples)
         return make_denoiser(task, noise, module, self.path, rows, self.embedding, self.readout, None)
 
@@ -107,7 +108,7 @@ class NeuralODE(DenoisingRule):
         # share of `join` that is in `prepared` already and would be counted again each time.
         held = prepared.detach().requires_grad_()
         last = self._flow(net, held, latent)
-        loss = readout_loss(net.readout, net.embedding, last, batch.targets)
+        loss = readout_loss(net.space, net.readout, net.embedding, last, batch.targets)
         gradients = _through_both(net, loss, prepared, held)
         return Dense(gradients, statistics, {"net: cross-entropy": loss.detach()})
 

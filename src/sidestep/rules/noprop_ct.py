@@ -20,7 +20,6 @@ from sidestep.errors import InputError
 from sidestep.nets.continuous import LearnedSchedule, Schedule, make_schedule, schedule_failure
 from sidestep.nets.denoiser import Denoiser, draw_times
 from sidestep.nets.dropout import masks_from
-from sidestep.nets.embeddings import embedding_distances
 from sidestep.nets.losses import check_loss, check_smoothing, denoising_loss
 from sidestep.nets.own import ImagePath
 from sidestep.nets.timed_predictions import Walker, diffusion_velocity
@@ -36,6 +35,7 @@ from sidestep.rules.dense import (
 )
 from sidestep.rules.labels import (
     TimedRule,
+    check_options,
     embedding_for,
     make_denoiser,
     project_rows,
@@ -102,7 +102,7 @@ class NoPropCT(TimedRule):
 
     name: ClassVar[str] = "noprop-ct"
     summary: ClassVar[str] = "NoProp, continuous time: one block denoises the label at every noise level"
-    takes: ClassVar[Takes] = Takes("blocks")
+    takes: ClassVar[Takes] = Takes("blocks", targets=("classes", "labels", "values"))
     predictors: ClassVar[tuple[str, ...]] = (
         "ddim", "ddim from noise", "ancestral", "euler", "heun", "adaptive", "mean", "first step",
     )  # fmt: skip
@@ -136,6 +136,7 @@ class NoPropCT(TimedRule):
 
     def build(self, task: Task, noise: Noise, examples: Split | None, module: ImagePath | None) -> Denoiser:
         """Make the net of the paper's block, or of a block around a module of the user's."""
+        check_options(task, self.readout, self.label_smoothing)
         rows = embedding_for(self.embedding, self.dimension, self.unit_norm, task, noise.stream("embedding"), examples)
         schedule = make_schedule(self.schedule, self.smallest_alpha_bar, self.largest_alpha_bar)
         return make_denoiser(task, noise, module, self.path, rows, self.embedding, self.readout, schedule)
@@ -149,7 +150,7 @@ class NoPropCT(TimedRule):
         net.train()
         generator, schedule = noise.generator(batch.inputs.device), _schedule(net)
         draw = draw_times(self.times, len(batch.targets) * self.draws_per_image, net.dimension, generator)
-        labels = batch.targets.repeat(self.draws_per_image)
+        labels = torch.cat([batch.targets] * self.draws_per_image)
         level, target = schedule.levels(draw.time[:, None]), net.label_embedding(labels)
         latent = level.signal.sqrt() * target + level.noise.sqrt() * draw.normal
         with (
@@ -162,7 +163,7 @@ class NoPropCT(TimedRule):
             statistics = changed()
             weight = self.eta / 2 * schedule.snr_slope(draw.time)
             each = denoising_loss(
-                self.loss, logits, net.embedding, labels, weight, self.largest_weight, self.label_smoothing
+                self.loss, logits, net.embedding, labels, weight, self.largest_weight, self.label_smoothing, net.space
             )
             losses = {"block: denoising": each.mean(), **self._other_terms(net, batch.targets, noise.sub(1))}
             # before the buffers are put back: batch norm's way back needs them untouched
@@ -176,7 +177,7 @@ class NoPropCT(TimedRule):
         normal = torch.empty_like(target).normal_(generator=noise.generator(target.device))
         last = ends[1].signal.sqrt() * target + ends[1].noise.sqrt() * normal
         return {
-            "read-out: cross-entropy": readout_loss(net.readout, net.embedding, last, labels),
+            "read-out: cross-entropy": readout_loss(net.space, net.readout, net.embedding, last, labels),
             "read-out: KL": start_divergence(target, ends[0]),
         }
 
@@ -221,7 +222,7 @@ class NoPropCT(TimedRule):
                 "heun": lambda: walk.read([walk.heun(first)]),
                 "adaptive": lambda: walk.read([walk.adaptive(first, self.solver)]),
                 "mean": lambda: walk.read([walk.ancestral(schedule, draw) for draw in range(self.draws)]),
-                "first step": lambda: walk.outputs(walk.zero(), walk.times[:1]).softmax(dim=1),
+                "first step": lambda: net.answer(walk.outputs(walk.zero(), walk.times[:1])),
             }
             return walk.wanted(names or self.predictors, readings)
 
@@ -229,7 +230,7 @@ class NoPropCT(TimedRule):
         """Return the embeddings' smallest norm and distance, and the schedule's ends."""
         with torch.no_grad():
             first, last = _schedule(net).alpha_bar(net.embedding.new_tensor([0.0, 1.0])).tolist()
-        return {**embedding_distances(net.embedding), "alpha_bar(0)": first, "alpha_bar(1)": last}
+        return {**super().diagnostics(net), "alpha_bar(0)": first, "alpha_bar(1)": last}
 
     def failure(self, net: Denoiser) -> str | None:
         """Return what is wrong with a net that is not finite, or whose schedule is saturated or, learned, flat."""

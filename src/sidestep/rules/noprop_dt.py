@@ -28,12 +28,13 @@ from sidestep.nets.recorded import recorded_logits
 from sidestep.nets.samplers import ddim_chain, stack_predictions
 from sidestep.nets.schedules import cosine_alpha_bar, readable_alpha_bar
 from sidestep.nets.stack import DenoisingStack
+from sidestep.nets.target_space import target_space
 from sidestep.nets.together import BlocksTogether, drawn_masks
 from sidestep.nets.trained import trained
 from sidestep.nets.units import kept_statistics, run_units
 from sidestep.noise import Noise
 from sidestep.rules.dense import apply_dense, check_positive, check_range, check_used, gradients_of
-from sidestep.rules.labels import embedding_for, learns, project_rows, readout_loss, start_divergence
+from sidestep.rules.labels import check_options, embedding_for, learns, project_rows, readout_loss, start_divergence
 from sidestep.rules.protocol import Batch, Rule, Task
 from sidestep.rules.takes import Takes
 from sidestep.rules.true_gradient import end_to_end
@@ -94,7 +95,7 @@ class NoPropDT(Rule[DenoisingStack]):
 
     name: ClassVar[str] = "noprop-dt"
     summary: ClassVar[str] = "NoProp, discrete time: T blocks, each trained on its own to denoise the label"
-    takes: ClassVar[Takes] = Takes("blocks")
+    takes: ClassVar[Takes] = Takes("blocks", targets=("classes", "labels", "values"))
     predictors: ClassVar[tuple[str, ...]] = ("ddim", "ancestral", "mean", "block 1 alone", "mean of blocks")
     paper_options: ClassVar[PaperOptions] = {**PAPER_LABELS, "loss": ("paper",), "levels": ("cosine",), "eta": (0.1,)}
     paper_reading: ClassVar[str] = "ancestral"
@@ -126,6 +127,7 @@ class NoPropDT(Rule[DenoisingStack]):
 
     def build(self, task: Task, noise: Noise, examples: Split | None, module: ImagePath | None) -> DenoisingStack:
         """Make the stack of the paper's blocks, or of blocks around a module of the user's, ready to train."""
+        check_options(task, self.readout, self.label_smoothing, self.levels)
         rows = embedding_for(self.embedding, self.dimension, self.unit_norm, task, noise.stream("embedding"), examples)
         given = path_maker(self.path, task.shape, norm=True) if module is None else module
         with noise.stream("blocks").torch_seeded():
@@ -134,10 +136,11 @@ class NoPropDT(Rule[DenoisingStack]):
                 task.shape,
                 rows,
                 self._schedule(task.classes),
-                make_readout(self.readout, rows),
+                make_readout(self.readout, rows, target_space(task)),
                 learn_embedding=learns(self.embedding),
                 image_latent=self.embedding == "prototype",
                 together=module is None,
+                space=target_space(task),
             )
 
     def units(self, net: DenoisingStack) -> dict[str, list[str]]:
@@ -196,7 +199,14 @@ class NoPropDT(Rule[DenoisingStack]):
                     logits = block(batch.inputs, latent)
         weight = logits.new_tensor(float(net.loss_weights(self.eta)[index]))
         loss = denoising_loss(
-            self.loss, logits, net.embedding, batch.targets, weight, self.largest_weight, self.label_smoothing
+            self.loss,
+            logits,
+            net.embedding,
+            batch.targets,
+            weight,
+            self.largest_weight,
+            self.label_smoothing,
+            net.space,
         ).mean()
         wanted = {f"blocks.{index}.{name}": parameter for name, parameter in block.named_parameters()}
         gradients = gradients_of(loss, {**wanted, "embedding": net.embedding})
@@ -205,7 +215,7 @@ class NoPropDT(Rule[DenoisingStack]):
     def _shared_share(self, net: DenoisingStack, batch: Batch, noise: Noise) -> _Share:
         """Return the gradients of the terms that no block sees: `CE(p_out(z_T), y) + KL(q(z_0 | y) || N(0, I))`."""
         last = _latent(net, batch.targets, len(net.blocks), noise.generator(batch.inputs.device))
-        entropy = readout_loss(net.readout, net.embedding, last, batch.targets)
+        entropy = readout_loss(net.space, net.readout, net.embedding, last, batch.targets)
         divergence = start_divergence(net.label_embedding(batch.targets), net.levels[0])
         wanted = {name: parameter for name, parameter in net.named_parameters() if not name.startswith("blocks.")}
         found = gradients_of(entropy + divergence, wanted)
@@ -262,8 +272,8 @@ class NoPropDT(Rule[DenoisingStack]):
             logits = recorded_logits(run, way, batch.inputs, latents, masks)
         weights = net.loss_weights(self.eta).to(logits).repeat_interleave(len(labels))
         each = denoising_loss(
-            self.loss, logits.flatten(0, 1), net.embedding, labels.repeat(count), weights, self.largest_weight,
-            self.label_smoothing,
+            self.loss, logits.flatten(0, 1), net.embedding, torch.cat([labels] * count), weights, self.largest_weight,
+            self.label_smoothing, net.space,
         )  # fmt: skip
         losses = each.view(count, -1).mean(dim=1)
         gradients = gradients_of(losses.sum(), {**run.weights, "embedding": net.embedding})

@@ -38,7 +38,7 @@ from sidestep.rules.dense import (
     check_used,
     gradients_of,
 )
-from sidestep.rules.labels import TimedRule, embedding_for, learns, make_denoiser, readout_loss
+from sidestep.rules.labels import TimedRule, check_options, embedding_for, learns, make_denoiser, readout_loss
 from sidestep.rules.protocol import Batch, Task
 from sidestep.rules.takes import Takes
 from sidestep.rules.true_gradient import end_to_end
@@ -97,7 +97,7 @@ class NoPropFM(TimedRule):
 
     name: ClassVar[str] = "noprop-fm"
     summary: ClassVar[str] = "NoProp, flow matching: one block carries noise to the label"
-    takes: ClassVar[Takes] = Takes("blocks")
+    takes: ClassVar[Takes] = Takes("blocks", targets=("classes", "labels", "values"))
     predictors: ClassVar[tuple[str, ...]] = ("euler", "euler from noise", "heun", "adaptive", "mean", "first step")
     paper_options: ClassVar[PaperOptions] = {
         **PAPER_LABELS, "prediction": ("velocity",), "loss": ("paper",), "sigma": (0.0,), "readout": ("nearest",),
@@ -130,6 +130,7 @@ class NoPropFM(TimedRule):
 
     def build(self, task: Task, noise: Noise, examples: Split | None, module: ImagePath | None) -> Denoiser:
         """Make the net of the paper's block, or of a block around a module of the user's."""
+        check_options(task, self.readout, self.label_smoothing)
         rows = embedding_for(self.embedding, self.dimension, self.unit_norm, task, noise.stream("embedding"), examples)
         return make_denoiser(task, noise, module, self.path, rows, self.embedding, self.readout, None)
 
@@ -142,7 +143,7 @@ class NoPropFM(TimedRule):
         net.train()
         generator = noise.generator(batch.inputs.device)
         draw = draw_times(self.times, len(batch.targets) * self.draws_per_image, net.dimension, generator)
-        labels = batch.targets.repeat(self.draws_per_image)
+        labels = torch.cat([batch.targets] * self.draws_per_image)
         time, target = draw.time[:, None], net.label_embedding(labels)
         latent = time * target + (1 - time) * draw.normal
         if self.sigma:
@@ -176,11 +177,12 @@ class NoPropFM(TimedRule):
                 rest.clamp_min(_REST) ** -2,
                 self.largest_weight,
                 self.label_smoothing,
+                net.space,
             )
             landing = net.label_estimate(outputs)
         losses = {"block: flow": each.mean()}
         if learns(self.embedding) or self.readout != "nearest":
-            losses["read-out: anchor"] = readout_loss(net.readout, net.embedding, landing, labels)
+            losses["read-out: anchor"] = readout_loss(net.space, net.readout, net.embedding, landing, labels)
         return losses
 
     def true_gradients(self, net: Denoiser, batch: Batch) -> dict[str, Tensor]:
