@@ -48,9 +48,11 @@ def attach(  # long: what a step can be given
         InputError: for a rule or a module that cannot be used so.
         CheckpointError: if `resume` is of another model or rule, or the log cannot be written.
 
+    >>> import torch
     >>> from sidestep import attach, rules
     >>> from torch.nn.functional import mse_loss
-    >>> model = nn.Linear(3, 1)
+    >>> with Noise(0).torch_seeded():
+    ...     model = nn.Linear(3, 1)
     >>> step = attach(model, rules.Backprop(learning_rate=0.1))
     >>> inputs = torch.eye(3)
     >>> losses = [float(step(lambda: mse_loss(model(inputs), torch.ones(3, 1)))) for _ in range(50)]
