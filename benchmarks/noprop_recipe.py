@@ -1,4 +1,4 @@
-"""Take NoProp's recipe apart, one part at a time, and print the table of docs/experiments.md.
+"""Take NoProp's recipe apart, one part at a time, and print the table of docs/experiments/2026-11.md.
 
     python -m benchmarks.noprop_recipe --runs runs/recipe --data mnist --seeds 0 1 2 [--only ct ct-paper-loss] [--draw]
 

@@ -231,3 +231,25 @@ def test_blocks_are_read_as_meant():
     assert (first.left_out, second.left_out, third.note) == (True, False, "continues")
     assert commands(second) == ["sidestep b      --c 1", "sidestep d"]
     assert text.splitlines()[third.line] == "x = 1"
+
+
+def long_lines(text: str) -> list[str]:
+    return [line for line in text.splitlines() if len(line) > 120 and not line.lstrip().startswith("|")]
+
+
+def long_paragraphs(text: str) -> list[str]:
+    text = re.sub(r"<!--.*?-->", "", re.sub(r"^```.*?^```", "", text, flags=re.M | re.S), flags=re.S)
+    found = []
+    for paragraph in re.split(r"\n\s*\n|\n(?=\s*(?:[-*+]|\d+[.)]) )", text):
+        plain = not paragraph.lstrip().startswith(("|", "#", "<")) and not paragraph.startswith("    ")
+        if plain and len(paragraph.split()) > 90:
+            found.append(paragraph)
+    return found
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.name not in ("README.md", "CHANGELOG.md")], ids=str)
+def test_lines_and_paragraphs_can_be_read(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    if "results" not in page.parts:  # tables that commands wrote
+        assert not long_lines(text)
+        assert not [paragraph[:60] for paragraph in long_paragraphs(text)]
