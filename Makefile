@@ -34,8 +34,8 @@ bench: $(VENV)/stamp-bench  ## time a NoProp step and the engines against plain 
 bench-gpu: $(VENV)/stamp-run  ## measure everything that wants a GPU, in under ten minutes
 	$(BIN)/python -m benchmarks.gpu --out runs/gpu
 
-docs: $(VENV)/stamp-docs  ## build docs/ and the reference of the Python interface into site/
-	$(BIN)/python docs/build.py site
+docs: $(VENV)/stamp-docs  ## build the site of docs/ and the Python reference into site/; a broken link is an error
+	$(BIN)/mkdocs build --strict --quiet
 
 clean:  ## remove .venv, site/ and caches; runs/ and downloaded data stay
 	rm -rf $(VENV) site build .pytest_cache .mypy_cache .ruff_cache .hypothesis src/*.egg-info
