@@ -68,7 +68,7 @@ _LABEL_SPACE = TargetSpace(LABELS, _signs, _expected_signs, from_point=2.0)
 
 
 def target_space(task: Task) -> TargetSpace:
-    """Return the space of a task's targets: classes, labels or values.
+    """Return the space of a task's targets: classes, labels or values, of which some come without mean and deviation.
 
     >>> task = Task((2,), ("price",), (0.0,), (1.0,), targets="values", target_mean=(100.0,), target_std=(20.0,))
     >>> space = target_space(task)
@@ -79,7 +79,7 @@ def target_space(task: Task) -> TargetSpace:
         return CLASS_SPACE
     if task.targets == "labels":
         return _LABEL_SPACE
-    mean, std = (tuple(numbers) for numbers in (task.target_mean, task.target_std))
+    mean, std = task.target_mean or (0.0,) * task.classes, task.target_std or (1.0,) * task.classes
 
     def scaled(targets: Tensor, rows: Tensor) -> Tensor:
         centre, unit = (torch.tensor(numbers, dtype=torch.float32, device=targets.device) for numbers in (mean, std))
