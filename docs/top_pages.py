@@ -28,11 +28,7 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
 
 
 def with_links(text: str, before: str, up: str = "") -> str:
-    """Return text with links to the files above docs/ leading to their pages.
-
-    >>> with_links("[a](../README.md#b)", "(?:[.][.]/)+")
-    '[a](index.md#b)'
-    """
+    """Return text with links to the files above docs/ leading to their pages."""
     for name, place in {**TOP_PAGES, **AS_TEXT}.items():
         text = re.sub(rf"\]\({before}{re.escape(name)}(?=[)#])", f"]({up}{place}", text)
     return text
