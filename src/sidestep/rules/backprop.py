@@ -109,7 +109,7 @@ class Backprop(OutputRule[_Net]):
         check_range(1, 1_000_000, accumulate=self.accumulate)
         if self.deep_supervision and (self.net == "linear" or (self.net != "chained-blocks" and len(self.hidden) < 2)):
             raise InputError(
-                "deep_supervision puts a loss on every stage below the last; take net = mlp or conv with two or more"
+                "deep_supervision puts a loss on every stage below the last; take net = mlp or conv with two stages"
             )
         if self.activation_checkpointing and (self.net == "linear" or (self.net == "mlp" and not self._in_stages)):
             raise InputError(

@@ -11,11 +11,11 @@ from sidestep.errors import InputError
 __all__ = ["RARE", "settle_fields"]
 
 RARE = frozenset({  # hyper-parameters, of whichever rule, that few runs change
-    "accumulate", "activation_checkpointing", "bop_rate", "bop_threshold", "columns", "cosine_offset",
-    "deep_supervision", "dimension", "draws", "draws_per_image", "exclusive", "grid", "group", "groups", "head_share",
-    "largest_alpha_bar", "largest_weight", "memory", "method", "most_probes", "optimizer_kind", "per", "pooled",
-    "readout", "sharpness", "similarity", "smallest_alpha_bar", "start", "threshold", "times", "tolerance",
-    "unit_norm",
+    "accumulate", "activation_checkpointing", "bias", "bop_rate", "bop_threshold", "columns", "cosine_offset",
+    "deep_supervision", "density", "dimension", "draws", "draws_per_image", "exclusive", "grid", "group", "groups",
+    "head_share", "largest_alpha_bar", "largest_weight", "memory", "method", "momentum", "most_probes",
+    "optimizer_kind", "per", "pooled", "readout", "sharpness", "similarity", "smallest_alpha_bar", "start",
+    "threshold", "times", "tolerance", "unit_norm",
 })  # fmt: skip
 
 
