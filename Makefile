@@ -35,7 +35,8 @@ bench-gpu: $(VENV)/stamp-run  ## measure everything that wants a GPU, in under t
 	$(BIN)/python -m benchmarks.gpu --out runs/gpu
 
 docs: $(VENV)/stamp-docs  ## build the site of docs/ and the Python reference into site/; a broken link is an error
-	$(BIN)/mkdocs build --strict --quiet
+	@# --quiet would drop the warnings before --strict counts them
+	$(BIN)/mkdocs build --strict
 
 clean:  ## remove .venv, site/ and caches; runs/ and downloaded data stay
 	rm -rf $(VENV) site build .pytest_cache .mypy_cache .ruff_cache .hypothesis src/*.egg-info

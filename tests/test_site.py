@@ -54,3 +54,10 @@ def test_the_reference_names_what_is_there():
             place = getattr(place, part)
         assert place.__doc__, name
     assert "::: sidestep.train\n" in (DOCS / "reference.md").read_text(encoding="utf-8")
+
+
+def test_the_build_stops_at_warnings():
+    """MkDocs counts warnings for --strict where it logs them, so --quiet lets a broken link through."""
+    build = re.search(r"^\t.*/mkdocs (build.*)$", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M)[1].split()
+    assert "--strict" in build
+    assert not {"--quiet", "-q"} & set(build)
