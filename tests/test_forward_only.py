@@ -9,8 +9,10 @@ from contextlib import contextmanager
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
+from sidestep.data.objective import Objective, set_objective
 from sidestep.noise import Noise
 from sidestep.rules import RULES, SPSA, Batch, Evolution, ForwardGradient, LocalLoss, NoiseStep, Task
 
@@ -53,10 +55,14 @@ def forbidden(monkeypatch):
             yield
 
 
-def two_steps(rule, module=None):
-    net = rule.build(TASK, Noise(0), None, module)
+def two_steps(rule, module=None, task=TASK, objective=None):
+    net = rule.build(task, Noise(0), None, module)
     optimizer = rule.optimizer(net)
-    batch = Batch(Noise(1).normal(8 * 64).view(8, 1, 8, 8), torch.arange(8) % 4)
+    targets = {"classes": torch.arange(8) % 4, "labels": (torch.arange(32).view(8, 4) % 3 == 0).float(),
+               "values": Noise(4).normal(32).view(8, 4)}  # fmt: skip
+    objective = objective or task.objective
+    set_objective(net, objective)
+    batch = Batch(Noise(1).normal(8 * 64).view(8, 1, 8, 8), targets[task.targets], objective)
     before = [p.detach().clone() for p in net.parameters()]
     for step in range(2):
         update = rule.decide(net, rule.estimate(net, batch, Noise(2).at(step)), optimizer)
@@ -72,6 +78,23 @@ def test_no_reverse_derivative_is_taken(name, monkeypatch):
     two_steps(CASES[name])
     with forbidden(monkeypatch):
         two_steps(CASES[name])
+
+
+@pytest.mark.parametrize("targets", ["labels", "values"])
+@pytest.mark.parametrize("name", CASES)
+def test_nor_of_labels_and_values(name, targets, monkeypatch):
+    task = dataclasses.replace(TASK, targets=targets)
+    two_steps(CASES[name], task=task)
+    with forbidden(monkeypatch):
+        two_steps(CASES[name], task=task)
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name.startswith("noise-step")])
+def test_nor_of_a_loss_of_ones_own(name, monkeypatch):
+    own = Objective("apart", lambda outputs, targets: (outputs - F.one_hot(targets, 4)).abs().mean(dim=1))
+    two_steps(CASES[name], objective=own)
+    with forbidden(monkeypatch):
+        two_steps(CASES[name], objective=own)
 
 
 @pytest.mark.parametrize("kind", ["weight-probes", "rank-one", "activity-probes"])

@@ -41,8 +41,8 @@ class Objective:
     scores: (predictions, targets) -> (batch,), each from 0 to 1 where `score_name` is an accuracy.
     score_name: of the scores' mean over a split.
     kind: which targets it is for: classes, labels, values, tokens, or own.
-    cotangent: (outputs (..., k), targets) -> derivative of each example's loss by its outputs, in closed form; rules
-        that take no derivative backwards need it where they know outputs' tangents.
+    cotangent: (outputs (..., k), targets) -> derivative of each example's loss by its outputs, in closed form; without
+        it `derivative` takes k directional ones.
 
     >>> apart = Objective("absolute error", lambda outputs, targets: (outputs - targets).abs().mean(dim=1))
     >>> apart.mean(torch.tensor([[1.0], [4.0]]), torch.zeros(2, 1))
@@ -85,24 +85,26 @@ class Objective:
         return self.each(outputs, targets).mean()
 
     @property
-    def unless_classes(self) -> Callable[..., Tensor] | None:
-        """`mean`, or None for classes, whose cross-entropy has a closed form where speed counts."""
-        return None if self is CLASSES else self.mean
+    def unless_classes(self) -> "Objective | None":
+        """The objective, or None for classes, whose cross-entropy has a path of its own where speed counts."""
+        return None if self is CLASSES else self
 
     def derivative(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Return the derivative of each example's loss by its outputs, (..., k), and the mean loss, shape ().
 
-        Raises:
-            InputError: for a loss whose derivative is not known in closed form.
+        No derivative is taken backwards: the closed form where there is one, else forward mode along each of the k
+        outputs, of all examples at once, whose losses do not depend on each other.
         """
-        if self.cotangent is None:
-            raise InputError(
-                f"this estimator needs the derivative of the loss {self.name!r} by the outputs in closed form, which "
-                "is there for classes, labels and values; take another estimator or perturbation of weights"
-            )
+        rows = outputs.flatten(0, -2)
         wanted = targets.flatten(0, -2) if targets.ndim == outputs.ndim else targets.flatten()
-        loss = self.losses(outputs.flatten(0, -2), wanted).mean()
-        return self.cotangent(outputs, targets), loss
+        loss = self.each(rows, wanted).mean()
+        if self.cotangent is not None:
+            return self.cotangent(outputs, targets), loss
+        along = [
+            torch.func.jvp(lambda moved: self.each(moved, wanted), (rows,), (direction.expand_as(rows),))[1]
+            for direction in torch.eye(rows.shape[1], dtype=rows.dtype, device=rows.device)
+        ]
+        return torch.stack(along, dim=-1).view_as(outputs), loss
 
     def scored(self, predictions: Tensor, targets: Any) -> Tensor:
         """Return one score per example, (batch,): of a loss of the user's without a score, the loss itself."""

@@ -10,7 +10,8 @@ probe is made again from its seed whenever it is needed. Three ways give the sam
     a chain, sparse      mixed mode: the loss gradient is pushed back through the last layer, and the norm and ReLU
                          below it, once for all probes (`sidestep.nets.tangent_columns`); the rest is forward mode
 
-The last is taken where it is cheaper, so in most MLPs. Torch's reverse mode is called for a `loss` of yours alone.
+The last is taken where it is cheaper, so in most MLPs. Torch's reverse mode is called for a `loss` of yours
+alone that is a plain function, and no objective.
 """
 
 import math
@@ -22,25 +23,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import jvp, vmap
 
+from sidestep.data.objective import Objective
 from sidestep.errors import InputError, NonFiniteError
 from sidestep.nets.precision import at_least_float32, full_precision
 from sidestep.nets.substituted import functional_call
-from sidestep.nets.tangent_chain import (
-    Chain,
-    Direct,
-    RankOneDirect,
-    SparseDirect,
-    carry,
-    read_chain,
-    walk,
-)
+from sidestep.nets.tangent_chain import Chain, Direct, RankOneDirect, SparseDirect, carry, read_chain, walk
 from sidestep.nets.tangent_columns import columns_bytes, columns_cost, fold_columns
 from sidestep.nets.ternary import ternary_parameters
 from sidestep.probes import Probes, RankOneProbes
 
 __all__ = ["Loss", "alignments"]
 
-Loss = Callable[[Tensor, Tensor], Tensor]
+Loss = Objective | Callable[[Tensor, Tensor], Tensor]
 
 LEAST_MEMORY = 1 << 20
 ENTRY_BYTES = 256  # what one non-zero takes for a moment while it is made
@@ -64,11 +58,12 @@ def alignments(
     Args:
         net: a module whose parameters are all trits; it is left as it was.
         inputs: (batch, ...), float32 or float64, as the net takes them.
-        labels: (batch,), int64, or what `loss` takes.
+        labels: (batch,), int64, or the targets that `loss` takes.
         probes: K probes over all weights of the net, in the order of `ternary_parameters`.
         memory: bytes for the tangents of the probes that are worked on together; at least 1 MiB. It sets the speed and
             not the result. One probe at a time is the least, whatever it takes.
-        loss: from logits and labels to a mean, shape (); by default the cross-entropy.
+        loss: an objective, or a function to a mean, (), whose derivative by the logits is taken backwards; by default
+            the cross-entropy.
 
     Returns:
         alpha, (K,), and the loss, (): float64 for float64 inputs, else float32.
@@ -149,10 +144,14 @@ class _Asked:
             yield first, min(first + size, self.probes.count)
 
     def loss_at(self, logits: Tensor) -> Tensor:
-        return (self.loss or F.cross_entropy)(at_least_float32(logits), self.labels)
+        mean = self.loss.mean if isinstance(self.loss, Objective) else self.loss
+        return (mean or F.cross_entropy)(at_least_float32(logits), self.labels)
 
     def gradient_at(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         """Return the gradient by the logits, (batch, classes), and the loss."""
+        if isinstance(self.loss, Objective):
+            slopes, value = self.loss.derivative(at_least_float32(logits), self.labels)
+            return (slopes / len(logits)).to(logits.dtype), value
         if self.loss is not None:
             return torch.func.grad_and_value(self.loss_at)(logits)
         gradient = at_least_float32(logits).log_softmax(dim=1).exp_().mul_(1 / len(logits))
