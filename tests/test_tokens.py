@@ -1,5 +1,7 @@
 """Rows of token ids: what follows what, padding that does not count, and ids that no vocabulary has."""
 
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -30,6 +32,11 @@ class TestTokens:
         assert (task.inputs, task.targets, task.shape, task.classes) == ("tokens", "classes", (4,), 2)
         assert torch.equal(task.prepare(found.train.images), found.train.images)  # ids are not scaled
 
+    def test_a_set_can_be_pickled(self):
+        found = data.from_tokens(ROWS, None, ROWS, vocabulary=4, validation=0)
+        again = pickle.loads(pickle.dumps(found))
+        assert torch.equal(again.test.labels, found.test.labels)
+
     @pytest.mark.parametrize(
         ("rows", "named", "error", "said"),
         [
@@ -41,6 +48,7 @@ class TestTokens:
             (ROWS, {"targets": "classes"}, InputError, "targets that are classes have to be given"),
             (ROWS, {"targets": "words"}, InputError, "tokens, classes, labels or values"),
             (ROWS, {"validation": 0.9}, InputError, "from 0 to 0.5"),
+            (ROWS, {"validation": "0.1"}, InputError, "from 0 to 0.5"),
             (ROWS, {"y_train": np.zeros((4, 2), int)}, DataError, "one target for each token"),
         ],
     )

@@ -1,15 +1,18 @@
 """The cut of a split off another: the same for every run's seed, and no class is taken out of train."""
 
 from collections.abc import Sequence
+from numbers import Real
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from sidestep.data.notices import tell
 from sidestep.data.splits import Split
+from sidestep.errors import InputError
 from sidestep.noise import Noise
 
-__all__ = ["cut_validation", "hold_out", "keep_classes", "tell_kept"]
+__all__ = ["check_validation", "cut_rows", "cut_validation", "hold_out", "keep_classes", "tell_kept"]
 
 CUT_SEED = 0  # of every cut: no run's seed moves an image from one split to another
 
@@ -42,12 +45,30 @@ def keep_classes(kept: Tensor, held: Tensor, labels: Tensor) -> tuple[Tensor, Te
     return torch.cat([kept, held[back]]).sort().values, held[~back], lost
 
 
+def check_validation(fraction: Any) -> None:
+    """Raise InputError unless a share of train to be held out is a number from 0 to 0.5."""
+    number = isinstance(fraction, Real) and not isinstance(fraction, bool)
+    if not (number and 0.0 <= float(fraction) <= 0.5):  # also refuses NaN
+        raise InputError(f"validation must be a fraction of the train split from 0 to 0.5, got {fraction!r}")
+
+
+def held_count(examples: int, fraction: float) -> int:
+    """How many examples a share of them is: at least one, unless it is 0."""
+    return max(round(examples * fraction), 1) if fraction else 0
+
+
+def cut_rows(train: Split, fraction: float) -> tuple[Split, Split]:
+    """What stays of train, and a share of it for validation, where there are no classes to be kept."""
+    kept, held = hold_out(len(train), held_count(len(train), fraction), "validation")
+    return Split(train.images[kept], train.labels[kept]), Split(train.images[held], train.labels[held])
+
+
 def cut_validation(train: Split, fraction: float, class_names: Sequence[str], name: str) -> tuple[Split, Split]:
     """What stays of train, and a fraction of it (of at least one image, unless it is 0) for validation.
 
     The cut does not look at classes, but a class that it would take out of train keeps one image there, which is told.
     """
-    count = max(round(len(train) * fraction), 1) if fraction else 0
+    count = held_count(len(train), fraction)
     if not count:
         return train, Split(train.images[:0], train.labels[:0])
     kept, held, lost = keep_classes(*hold_out(len(train), count, "validation"), train.labels)

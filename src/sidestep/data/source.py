@@ -3,14 +3,13 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from numbers import Real
 
 import torch
 from torch import Tensor
 
 from sidestep.data.check import Array, make_split
 from sidestep.data.contrast import Moments, moments, unlike_split
-from sidestep.data.cut import cut_validation
+from sidestep.data.cut import check_validation, cut_validation
 from sidestep.data.labels import (
     NOT_CLASSES,
     NUMBERED_ALIKE,
@@ -22,7 +21,7 @@ from sidestep.data.notices import tell
 from sidestep.data.sameness import tell_sameness
 from sidestep.data.splits import DataSet, PictureForm, Split
 from sidestep.data.tables import is_table, table_set
-from sidestep.errors import DataError, InputError
+from sidestep.errors import DataError
 
 __all__ = ["Reader", "Source", "assemble", "channel_statistics"]
 
@@ -51,14 +50,11 @@ def assemble(source: Source, validation: float = 0.1) -> DataSet:
 
     Raises InputError unless validation is in [0, 0.5], DataError for anything wrong with the arrays.
     """
-    if (
-        isinstance(validation, bool) or not isinstance(validation, Real) or not 0.0 <= validation <= 0.5
-    ):  # also refuses NaN
-        raise InputError(f"validation must be a fraction of the train split from 0 to 0.5, got {validation!r}")
+    check_validation(validation)
     arrays = source.train()
     if is_table(arrays[0]) or source.targets != "classes":
-        held, test = (reader() if reader else None for reader in (source.validation, source.test))
-        return table_set(source.name, arrays, held, test, float(validation), source.targets, source.class_names)
+        own, test = (reader() if reader else None for reader in (source.validation, source.test))
+        return table_set(source.name, arrays, own, test, float(validation), source.targets, source.class_names)
     train = make_split(*arrays, f"{source.name}: train")
     del arrays
     if source.image_shape is not None and train.image_shape != source.image_shape:

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from sidestep.data.check import Array, image_tensor
-from sidestep.data.contrast import moments
-from sidestep.data.cut import cut_validation, hold_out
+from sidestep.data.contrast import Moments, moments
+from sidestep.data.cut import cut_rows, cut_validation
 from sidestep.data.labels import check_class_names, check_label_range, label_tensor
 from sidestep.data.splits import DataSet, Split
 from sidestep.errors import DataError
 
-__all__ = ["feature_tensor", "is_table", "table_set", "target_tensor"]
+__all__ = ["data_set", "feature_tensor", "is_table", "table_set", "target_tensor"]
 
 _COLUMNS = 8  # named in an error
 
@@ -99,21 +99,39 @@ def table_set(  # long: the arrays, and what they are
     elif targets == "classes":
         kept, aside = cut_validation(whole, validation, outputs, name)
     else:
-        stay, away = hold_out(len(whole), max(round(len(whole) * validation), 1) if validation else 0, "validation")
-        kept, aside = (Split(whole.images[rows], whole.labels[rows]) for rows in (stay, away))
+        kept, aside = cut_rows(whole, validation)
     read = _split(test, targets, f"{name}: test") if test is not None else None
     for other, which in ((aside, "validation"), (read, "test")):
         if other is not None and len(other):
             _check_alike(other, which, kept, len(outputs), targets, name)
-    found = moments(kept.images)
-    spread = moments(kept.labels) if targets == "values" else None
-    return DataSet(
-        name, kept, aside, outputs, found.mean, found.std,
-        partial(_given, read) if read is not None else None,
-        targets=targets,
-        target_mean=spread.mean if spread else (),
-        target_std=spread.std if spread else (),
-    )  # fmt: skip
+    return data_set(name, kept, aside, read, outputs, targets, moments(kept.images))
+
+
+def data_set(  # long: splits, and what they mean
+    name: str,
+    train: Split,
+    held: Split,
+    test: Split | None,
+    outputs: tuple[str, ...],
+    targets: str,
+    scale: Moments | None = None,
+) -> DataSet:
+    """Return the data set of splits in memory; real values get their mean and deviation over train.
+
+    Args:
+        name: of the set.
+        train: the train split.
+        held: the validation split.
+        test: the test split, if any.
+        outputs: a name for each output of a net.
+        targets: classes, labels, values or tokens.
+        scale: of the inputs; None: they are not scaled.
+    """
+    mean, std = (scale.mean, scale.std) if scale else ((), ())
+    values = moments(train.labels) if targets == "values" else None
+    centre, spread = (values.mean, values.std) if values else ((), ())
+    read = partial(_given, test) if test is not None else None  # no closure: a set can be pickled
+    return DataSet(name, train, held, outputs, mean, std, read, targets=targets, target_mean=centre, target_std=spread)
 
 
 def _given(split: Split) -> Split:

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from sidestep.data.check import Array, as_array
-from sidestep.data.cut import hold_out
+from sidestep.data.cut import check_validation, cut_rows
 from sidestep.data.objective import IGNORED
 from sidestep.data.splits import DataSet, Split
-from sidestep.data.tables import target_tensor
+from sidestep.data.tables import data_set, target_tensor
 from sidestep.errors import DataError, InputError
 
 __all__ = ["from_text", "from_tokens", "token_tensor"]
@@ -73,20 +73,18 @@ def from_tokens(  # long: two splits, and what they mean
     """
     if targets not in ("tokens", "classes", "labels", "values"):
         raise InputError(f"targets must be tokens, classes, labels or values, got {targets!r}")
-    if isinstance(validation, bool) or not 0 <= validation <= 0.5:
-        raise InputError(f"validation must be a fraction of the train rows from 0 to 0.5, got {validation!r}")
+    check_validation(validation)
     words = tuple(map(str, range(vocabulary))) if isinstance(vocabulary, int) else tuple(map(str, vocabulary))
     if not 2 <= len(words) < _MOST:
         raise InputError(f"a vocabulary has two tokens or more, got {len(words)}")
     read = partial(_rows, words=words, targets=targets, padding=padding)
     whole = read(x_train, y_train, f"{name}: train")
-    count = max(round(len(whole) * validation), 1) if validation else 0
-    kept, aside = (Split(whole.images[rows], whole.labels[rows]) for rows in hold_out(len(whole), count, "validation"))
+    kept, aside = cut_rows(whole, validation)
     test = read(x_test, y_test, f"{name}: test") if x_test is not None else None
     if test is not None and test.image_shape != kept.image_shape:
         raise DataError(f"{name}: test rows have {test.image_shape[0]} tokens, those of train {kept.image_shape[0]}")
     outputs = words if targets == "tokens" else _outputs(whole.labels, class_names, targets, name)
-    return _token_set(name, kept, aside, test, outputs, targets)
+    return data_set(name, kept, aside, test, outputs, targets)
 
 
 def from_text(
@@ -109,7 +107,7 @@ def from_text(
     parts = [_windows(ids[a:b], length) for a, b in pairwise(ends)]
     if not len(parts[0]) or len(words) < 2:
         raise DataError(f"{name}: a text of {len(text):,} characters has no window of {length} to train on")
-    return _token_set(name, parts[0], parts[1], parts[2] if test else None, words, "tokens")
+    return data_set(name, parts[0], parts[1], parts[2] if test else None, words, "tokens")
 
 
 def _windows(ids: Tensor, length: int) -> Split:
@@ -148,13 +146,3 @@ def _outputs(labels: Tensor, names: Sequence[str] | None, targets: str, where: s
     if names is not None and len(names) < count:
         raise DataError(f"{where}: the targets ask for {count} names, got {len(names)}")
     return tuple(names) if names is not None else tuple(map(str, range(count)))
-
-
-def _token_set(  # long: splits, and what they mean
-    name: str, train: Split, held: Split, test: Split | None, outputs: tuple[str, ...], targets: str
-) -> DataSet:
-    columns = train.labels.double() if targets == "values" else None
-    mean = tuple(columns.mean(dim=0).tolist()) if columns is not None else ()
-    std = tuple(s or 1.0 for s in columns.std(dim=0, correction=0).tolist()) if columns is not None else ()
-    read = (lambda: test) if test is not None else None
-    return DataSet(name, train, held, outputs, (), (), read, targets=targets, target_mean=mean, target_std=std)
