@@ -83,6 +83,23 @@ class TestLoading:
         with pytest.raises(DataError, match=said):
             data.from_arrays(table(4), targets, targets=kind, validation=0)
 
+    def test_a_spread_that_float32_cannot_hold_is_refused(self):
+        x = table(60)
+        times = x.copy()
+        times[:, 1] += 1.7e9  # seconds since 1970, where float32 has steps of 128
+        with pytest.raises(DataError, match=r"column 1 lies around 1.7e\+09 and varies by 0.9\d* only.*subtract"):
+            data.from_arrays(times, np.arange(60) % 2)
+        with pytest.raises(DataError, match=r"train values: column 0 lies around 1e\+09"):
+            data.from_arrays(x, hidden_values(x) + 1e9, targets="values")
+        far = data.from_arrays(x, hidden_values(x) + 1e5, targets="values", validation=0)  # held well enough
+        torch.testing.assert_close(
+            far.train.labels[:, 0] - 1e5, torch.tensor(hidden_values(x)).float(), atol=0.01, rtol=0
+        )
+
+    def test_values_that_do_not_vary_are_refused(self):
+        with pytest.raises(DataError, match="every train value of column 0 is 5"):
+            data.from_arrays(table(20), np.full(20, 5.0), targets="values")
+
     def test_an_unknown_kind_is_refused(self):
         with pytest.raises(InputError, match="classes, labels or values, got 'numbers'"):
             data.from_arrays(table(4), [1, 2, 3, 4], targets="numbers")

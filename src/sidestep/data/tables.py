@@ -17,6 +17,7 @@ from sidestep.errors import DataError
 __all__ = ["data_set", "feature_tensor", "is_table", "table_set", "target_tensor"]
 
 _COLUMNS = 8  # named in an error
+_LOST = 0.01  # of a column's standard deviation: the most that rounding to float32 may take
 
 
 def is_table(inputs: Array) -> bool:
@@ -46,7 +47,25 @@ def feature_tensor(table: Array, where: str) -> Tensor:
             f"{where}: {int(wrong.sum()):,} of {wrong.size:,} numbers are NaN or infinite (in float32), in column"
             f"{'' if len(columns) == 1 else 's'} {named}; fill them (sklearn's SimpleImputer) or leave these rows out"
         )
+    _check_spread(table, features, where)
     return torch.from_numpy(features)
+
+
+def _check_spread(given: Array, narrow: Array, where: str) -> None:
+    """Raise DataError for columns, such as times in seconds, whose values float32 can hardly tell from each other."""
+    if given.dtype.itemsize < 4 or given.dtype == np.float32:  # these lose nothing
+        return
+    wide = given.astype(np.float64)
+    spread = wide.std(axis=0)
+    lost = np.sqrt(np.square(narrow - wide).mean(axis=0)) > _LOST * spread
+    columns = np.flatnonzero(lost & (spread > 0))
+    if len(columns):
+        first = columns[0]
+        raise DataError(
+            f"{where}: column {first} lies around {wide[:, first].mean():.6g} and varies by {spread[first]:.3g} only, "
+            "which float32 cannot hold; subtract a number in that range from it first, such as its mean over train, "
+            "in all splits alike"
+        )
 
 
 def target_tensor(targets: Array, examples: int, kind: str, where: str) -> Tensor:
@@ -66,6 +85,7 @@ def target_tensor(targets: Array, examples: int, kind: str, where: str) -> Tenso
     numbers = np.array(columns, dtype=np.float32)
     if not bool(np.isfinite(numbers).all()):
         raise DataError(f"{where}: some are NaN or infinite; leave these rows out")
+    _check_spread(columns, numbers, where)
     if kind == "labels" and not bool(np.isin(numbers, (0, 1)).all()):
         odd = numbers[~np.isin(numbers, (0, 1))].flat[0]
         raise DataError(f"{where}: labels are 0 or 1 in a column for each, got {odd:g}; for numbers, targets='values'")
@@ -129,6 +149,12 @@ def data_set(  # long: splits, and what they mean
     """
     mean, std = (scale.mean, scale.std) if scale else ((), ())
     values = moments(train.labels) if targets == "values" else None
+    for column, variance in enumerate(values.variance if values else ()):
+        if not variance:
+            raise DataError(
+                f"{name}: every train value of column {column} is {float(train.labels[0, column]):g}, so that there is "
+                "nothing to be learnt; leave this column out"
+            )
     centre, spread = (values.mean, values.std) if values else ((), ())
     read = partial(_given, test) if test is not None else None  # no closure: a set can be pickled
     return DataSet(name, train, held, outputs, mean, std, read, targets=targets, target_mean=centre, target_std=spread)
