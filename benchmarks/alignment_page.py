@@ -121,8 +121,9 @@ def claims() -> list[Claim]:
 
 def measured(claim: Claim, data: DataSet, seed: int) -> Alignment:
     """Return the alignment of untrained nets' estimates, over the tensors that the claim is about."""
-    net = untrained(claim.rule, Task.of(data), seed, data.train)
-    batch = held_batch(claim.rule, data.validation, data, claim.batch, Compute.find("cpu", "float32"))
+    task = Task.of(data)
+    net = untrained(claim.rule, task, seed, data.train)
+    batch = held_batch(claim.rule, data.validation, task, claim.batch, Compute.find("cpu", "float32"))
     true = check_measurable(claim.rule).true_gradients(net, batch)
     compared = Comparison({name: g for name, g in true.items() if name.startswith(claim.prefix)})
     for index in range(ESTIMATES):

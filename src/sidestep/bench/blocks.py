@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sidestep.data import DataSet, Split, standardise
+from sidestep.data import DataSet, Split
 from sidestep.errors import InputError
 from sidestep.nets.chain_study import READINGS_BY_BLOCK, chain_answers, oracle_logits
 from sidestep.nets.stack import DenoisingStack
@@ -164,10 +164,10 @@ def _answers(run: Run, net: DenoisingStack, test: Split) -> tuple[dict[str, Tens
     parts: list[dict[str, Tensor]] = []
     net.eval()
     for rows in order.tensor_split(math.ceil(len(test) / _BATCH)):  # sizes that differ by at most one
-        images = standardise(test.images[rows].to(device), run.task.mean, run.task.std)
+        images = run.task.prepare(test.images[rows].to(device))
         labels = test.labels[rows].to(device)
         with torch.no_grad(), run.compute.autocast():
-            features = net.image_features(images.contiguous(memory_format=torch.channels_last))
+            features = net.image_features(images)
             found = chain_answers(net, features, noise, start)
             found[ORACLE] = oracle_logits(net, features, labels, noise.stream("oracle"), start).argmax(dim=2)
         parts.append({name: answer.cpu() for name, answer in found.items()})

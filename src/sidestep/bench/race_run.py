@@ -243,7 +243,7 @@ class _Course:
 def _accuracy(state: State, loop: Loop, split: Split) -> float:
     best = loop.rule.predictors[0]
     with state.averaged() as net:
-        return accuracies(loop.rule, net, split, loop.data, loop.compute, loop.noise, [best])[best]
+        return accuracies(loop.rule, net, split, loop.task, loop.compute, loop.noise, [best])[best]
 
 
 def _state_bytes(optimizer: torch.optim.Optimizer) -> int:

@@ -9,7 +9,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from sidestep.data import DataSet, Split, standardise
+from sidestep.data import DataSet, Split
+from sidestep.data.task import Task
 from sidestep.errors import InputError
 from sidestep.nets.continuous import Schedule
 from sidestep.nets.denoiser import Denoiser
@@ -64,8 +65,8 @@ class Look:
             raise InputError(f"the rule {rule.name} makes a net without a schedule in time; the study needs one with")
         schedule, noise = cast("Schedule", net.schedule), Noise(options.seed).stream("study")
         compute, held = Compute.find(options.device, options.precision), self.held(data, noise)
-        images = standardise(held.images.to(compute.device), data.mean, data.std)
-        images = images.contiguous(memory_format=torch.channels_last)
+        task = Task.of(data)
+        images = task.prepare(held.images.to(compute.device))
         labels, times = held.labels.to(compute.device), bin_centres(self.bins).to(compute.device)
         normal = noise.stream("noise").normal(len(labels) * net.dimension, device=compute.device)
         normal = normal.view(len(labels), net.dimension)
@@ -87,7 +88,7 @@ class Look:
             "alpha_bar": level.tolist(),
             "accuracy_given_true_z": accuracy_at_times(net, schedule, images, labels, normal, times),
             "accuracy_of_z_alone": alone,
-            "accuracy": accuracies(rule, net, held, data, compute, noise, self.readings),
+            "accuracy": accuracies(rule, net, held, task, compute, noise, self.readings),
             "watched": rule.diagnostics(net),
         }
 

@@ -148,12 +148,13 @@ def _parse(name: str, arguments: Sequence[str], defaults: Given) -> Given:
     else:
         values = zip(kinds.values(), (options, data_options, rule, extra), strict=True)
         collect.__defaults__ = tuple(kind(**_values(given)) for kind, given in values)
-    arguments = ["--help"] if asked else long_names(arguments)
     try:
-        rule, options, data_options, extra = parsed(collect, f"sidestep train {name}", arguments, described)
+        rule, options, data_options, extra = parsed(
+            collect, f"sidestep train {name}", ["--help"] if asked else arguments, described
+        )
     except SystemExit as leaving:
         if leaving.code:
-            _say_whose_they_are(name, arguments)
+            _say_whose_they_are(name, long_names(arguments))
         raise
     if options.out is None:
         stem = data_options.preset or f"{name}-{label(data_options.data)}"

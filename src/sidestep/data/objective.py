@@ -19,6 +19,7 @@ __all__ = [
     "OBJECTIVES",
     "VALUES",
     "Objective",
+    "answers",
     "objective_of",
     "set_objective",
     "values_objective",
@@ -216,3 +217,10 @@ def objective_of(net: nn.Module) -> Objective:
     """Return the objective that a net was made for: what its outputs mean. Of classes where nothing else was said."""
     found = getattr(net, "objective", CLASSES)
     return found if isinstance(found, Objective) else CLASSES
+
+
+def answers(net: nn.Module, inputs: Any) -> Tensor:
+    """Return what a net says of inputs in evaluation mode, as its objective has it: probabilities, or values."""
+    net.eval()
+    with torch.no_grad():
+        return objective_of(net).predictions(net(inputs))

@@ -13,7 +13,7 @@ from sidestep.data.objective import CLASSES, OBJECTIVES, Objective, values_objec
 from sidestep.data.splits import DataSet
 from sidestep.errors import InputError
 
-__all__ = ["Batch", "Inputs", "InputsKind", "TargetsKind", "Task", "check_targets"]
+__all__ = ["Batch", "Inputs", "InputsKind", "TargetsKind", "Task"]
 
 InputsKind = Literal["image", "features", "tokens"]
 TargetsKind = Literal["classes", "labels", "values", "tokens"]
@@ -141,15 +141,6 @@ class Task:
                 f"the images are {found}, but the net was trained on {self.pixels} pixels; convert them to the units "
                 "of the training data first (uint8 counts from 0 to 255)"
             )
-
-
-def check_targets(task: Task, *taken: TargetsKind) -> None:
-    """Raise InputError for targets that a net cannot be trained on."""
-    if task.targets not in taken:
-        raise InputError(
-            f"this rule takes targets that are {' or '.join(taken)}, but the data have {task.targets}; take another "
-            "rule, or targets of that kind"
-        )
 
 
 @dataclass(frozen=True)

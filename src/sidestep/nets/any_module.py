@@ -4,8 +4,9 @@ The loss comes from a function without arguments, which calls the module itself.
 step. Each time it meets the same buffers and draws the same from torch's generators, so that only the weights differ.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +22,7 @@ from sidestep.nets.trained import trained
 from sidestep.nets.units import kept_statistics
 from sidestep.noise import Noise
 
-__all__ = ["Losses", "check_trainable", "derivatives_along", "losses_at_pairs", "losses_here", "mean_loss"]
+__all__ = ["Losses", "called", "check_trainable", "derivatives_along", "losses_at_pairs", "losses_here", "mean_loss"]
 
 Losses = Callable[[], Tensor]  # -> () or (batch,): the loss, or one per example, at the weights that the net has now
 
@@ -45,6 +46,17 @@ def mean_loss(found: Tensor) -> Tensor:
         )
     found = at_least_float32(found)
     return found.mean() if found.ndim else found
+
+
+def called(model: nn.Module, inputs: Any, instead: str) -> Tensor:
+    """Return the outputs of a model of the user's; inputs that are a mapping are given by name.
+
+    Raises InputError, which ends in what to do `instead`, unless the outputs are one tensor.
+    """
+    found = model(**inputs) if isinstance(inputs, Mapping) else model(inputs)
+    if not isinstance(found, Tensor):
+        raise InputError(f"the model gives a {type(found).__name__}, and an objective needs one tensor; {instead}")
+    return found
 
 
 def check_trainable(net: nn.Module) -> None:

@@ -16,8 +16,8 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from sidestep.data import Split, standardise
-from sidestep.data.objective import objective_of
+from sidestep.data import Split
+from sidestep.data.objective import answers
 from sidestep.nets.hebbian import HebbianNet, hebbian_change
 from sidestep.nets.layerwise import check_hidden
 from sidestep.nets.own import ImagePath
@@ -82,7 +82,7 @@ class Hebbian(Rule[HebbianNet]):
             net = HebbianNet(self.net, task.shape, self.hidden, task.classes, self.kind, stages)
         if examples is not None and self.net == "conv":
             some = noise.stream("whitening").permutation(len(examples))[:_FITTED].to(examples.images.device)
-            net.fit(standardise(examples.images[some], task.mean, task.std).to("cpu"))
+            net.fit(task.scaled(examples.images[some]).to("cpu"))
         return net
 
     def fits(self, net: HebbianNet) -> bool:
@@ -135,9 +135,7 @@ class Hebbian(Rule[HebbianNet]):
         self, net: HebbianNet, images: Tensor, noise: Noise, start: int = 0, names: Collection[str] | None = None
     ) -> dict[str, Tensor]:
         """Return the softmax of the read-out."""
-        net.eval()
-        with torch.no_grad():
-            return {"readout": objective_of(net).predictions(net(images))}
+        return {"readout": answers(net, images)}
 
     def diagnostics(self, net: HebbianNet) -> dict[str, float]:
         """Return the mean length of each stage's weight rows, which the rules draw towards 1."""

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from sidestep.data import Split, standardise
+from sidestep.data import Split
 from sidestep.errors import InputError
 from sidestep.nets.denoiser import Denoiser, TimedBlock
 from sidestep.nets.embeddings import class_embedding, embedding_distances, unit_rows
@@ -80,7 +80,7 @@ def embedding_for(
         return _own_coordinates(kind, task)
     images = None
     if examples is not None and kind == "prototype":
-        images = standardise(examples.images, task.mean, task.std)
+        images = task.scaled(examples.images)
     labels = examples.labels if examples is not None else None
     rows = class_embedding(kind, task.classes, task.shape, dimension, noise, images, labels)
     return unit_rows(rows) if unit_norm else rows

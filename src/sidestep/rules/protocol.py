@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from typing_extensions import TypeVar
 
 from sidestep.data import Split
-from sidestep.data.objective import objective_of
+from sidestep.data.objective import answers
 from sidestep.data.task import Batch, Task
 from sidestep.nets.own import ImagePath
 from sidestep.nets.trained import trained
@@ -159,9 +159,7 @@ class OutputRule(Rule[Net]):
         self, net: Net, images: Tensor, noise: Noise, start: int = 0, names: Collection[str] | None = None
     ) -> dict[str, Tensor]:
         """Return the one reading `forward`: the softmax of the net's output."""
-        net.eval()
-        with torch.no_grad():
-            return {"forward": objective_of(net).predictions(net(images))}
+        return {"forward": answers(net, images)}
 
     def true_gradients(self, net: Net, batch: Batch) -> dict[str, Tensor]:
         """Return the gradient of the mean loss of the net's output, end to end."""

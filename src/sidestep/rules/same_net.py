@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from sidestep.data import Split
-from sidestep.data.objective import objective_of
+from sidestep.data.objective import answers
 from sidestep.nets.baselines import ChainedBlocks
 from sidestep.nets.dropout import masks_from
 from sidestep.nets.end_to_end import end_to_end_net
@@ -78,6 +78,4 @@ class SameNet(Rule[nn.Module]):
         self, net: nn.Module, images: Tensor, noise: Noise, start: int = 0, names: Collection[str] | None = None
     ) -> dict[str, Tensor]:
         """Return the softmax of the net's output."""
-        net.eval()
-        with torch.no_grad():
-            return {"forward": objective_of(net).predictions(net(images))}
+        return {"forward": answers(net, images)}

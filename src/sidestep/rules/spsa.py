@@ -9,7 +9,7 @@ rounding errors in them; here shifted weights exist beside the net's own, one la
 by the seed and one number per pair, and with the learning rate that is what the step log holds.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -27,13 +27,12 @@ from sidestep.nets.trained import trained
 from sidestep.nets.units import kept_statistics
 from sidestep.noise import Noise
 from sidestep.probes import DenseProbes, Distribution
-from sidestep.rules.any_module import check_unused, seeded
-from sidestep.rules.dense import apply_dense, check_positive, check_range
+from sidestep.rules.any_module import apply_any, check_unused, decide_any, seeded
+from sidestep.rules.dense import check_positive, check_range
 from sidestep.rules.forward_only import LOGGED, ForwardOnlyRule, check_named, losses_under, make_net
 from sidestep.rules.protocol import Batch, Task
 from sidestep.rules.takes import Takes
-from sidestep.rules.trits import as_gradients
-from sidestep.update import Dense, Seeded, Update
+from sidestep.update import Seeded, Update
 
 __all__ = ["SPSA"]
 
@@ -116,15 +115,10 @@ class SPSA(ForwardOnlyRule):
 
     def decide(self, net: StagedNet, update: Update, optimizer: torch.optim.Optimizer) -> Update:
         """Return the update with the learning rate that it is applied with."""
-        if not isinstance(update, Seeded) or self.optimizer_kind not in LOGGED:
-            return update
-        return replace(update, rate=float(optimizer.param_groups[0]["lr"]))
+        return decide_any(update, optimizer) if self.optimizer_kind in LOGGED else update
 
     def apply(self, net: StagedNet, update: Update, optimizer: torch.optim.Optimizer) -> None:
         """Take one step of the optimiser along the directions, which are made again, at the update's learning rate."""
         if not isinstance(update, Seeded):
             raise InputError(f"this rule applies one number per pair (Seeded), got {type(update).__name__}")
-        if update.rate is not None:
-            for group in optimizer.param_groups:
-                group["lr"] = update.rate
-        apply_dense(net, Dense(as_gradients(net, update), update.statistics), optimizer)
+        apply_any(net, update, optimizer)

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from sidestep.data import Split
-from sidestep.data.objective import objective_of
+from sidestep.data.objective import answers
 from sidestep.data.task import Batch, Task
 from sidestep.errors import InputError
+from sidestep.nets.any_module import called
 from sidestep.nets.own import ImagePath
 from sidestep.nets.precision import at_least_float32
 from sidestep.noise import Noise
@@ -31,13 +32,11 @@ class WholeNet(nn.Module):
 
     def forward(self, inputs: Tensor | Mapping[str, Tensor]) -> Tensor:
         """Return the model's outputs; raises InputError unless they are one tensor."""
-        found = self.model(**inputs) if isinstance(inputs, Mapping) else self.model(inputs)
-        if not isinstance(found, Tensor):
-            raise InputError(
-                f"the model gives a {type(found).__name__}, and an objective needs one tensor; wrap it in a module "
-                "that returns the outputs alone, or train it in a loop of your own (sidestep.attach) by its own loss"
-            )
-        return at_least_float32(found)
+        instead = (
+            "wrap it in a module that returns the outputs alone, or train it in a loop of your own (sidestep.attach) "
+            "by its own loss"
+        )
+        return at_least_float32(called(self.model, inputs, instead))
 
 
 @dataclass(frozen=True)
@@ -108,9 +107,7 @@ class OnWholeModel(Rule[WholeNet]):
         self, net: WholeNet, images: Tensor, noise: Noise, start: int = 0, names: Collection[str] | None = None
     ) -> dict[str, Tensor]:
         """Return the one reading `forward`: what the objective makes of the outputs."""
-        net.eval()
-        with torch.no_grad():
-            return {"forward": objective_of(net).predictions(net(images))}
+        return {"forward": answers(net, images)}
 
 
 def on_whole_model(rule: Any, module: object = None) -> OnWholeModel:

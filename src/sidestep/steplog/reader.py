@@ -2,10 +2,10 @@
 
 import stat
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from torch import Tensor
 
@@ -30,7 +30,7 @@ from sidestep.steplog.format import (
 )
 from sidestep.steplog.header import Header
 
-__all__ = ["Block", "LogReader", "Scan"]
+__all__ = ["Block", "LogReader", "Scan", "place_of"]
 
 
 @dataclass(frozen=True)
@@ -222,3 +222,25 @@ class LogReader:
             if last is not None and steps >= last:
                 break
         return Scan(steps, size, self._size, crc, blocks, steps_of, self.damage, self._cut)
+
+
+def place_of(path: Path, record: Mapping[str, Any], state: str, instead: str) -> tuple[Header, int, int, int]:
+    """Return a log's header, and the size, CRC and step up to which a saved state counts on it.
+
+    Args:
+        path: of the log.
+        record: of the state, with what `LogWriter.commit` said.
+        state: what it is called, for errors, which end in what to do `instead`.
+
+    Raises:
+        CheckpointError: if the log is damaged before that place, or is another one.
+    """
+    step, size, crc = int(record["step"]), int(record["steplog_bytes"]), int(record["steplog_crc"])
+    reader = LogReader(path)
+    scan = reader.scan(last=step)
+    if (scan.steps, scan.size, scan.crc) != (step, size, crc):
+        raise CheckpointError(
+            f"the {state} of step {step} counts on {size:,} bytes of {path}, which are not as they were "
+            f"({scan.damage or f'{scan.steps:,} steps end at byte {scan.size:,}'}); bring the file back, or {instead}"
+        )
+    return reader.header, size, crc, step

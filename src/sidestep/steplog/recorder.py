@@ -11,7 +11,7 @@ from sidestep.errors import CheckpointError
 from sidestep.rules.protocol import Rule
 from sidestep.steplog.codecs import is_logged
 from sidestep.steplog.header import Header
-from sidestep.steplog.reader import LogReader, Scan
+from sidestep.steplog.reader import LogReader, Scan, place_of
 from sidestep.steplog.replay import replay
 from sidestep.steplog.start import check_net
 from sidestep.steplog.writer import LogWriter
@@ -44,16 +44,7 @@ class Recorder:
             return False
         if not self._path.exists():
             return True
-        step, size, crc = int(record["step"]), int(record["steplog_bytes"]), int(record["steplog_crc"])
-        reader = LogReader(self._path)
-        scan = reader.scan(last=step)
-        if (scan.steps, scan.size, scan.crc) != (step, size, crc):
-            raise CheckpointError(
-                f"the checkpoint of step {step} counts on {size:,} bytes of {self._path}, which are not as they were "
-                f"({scan.damage or f'{scan.steps:,} steps end at byte {scan.size:,}'}); bring the file back, or remove "
-                "it to train on without a log"
-            )
-        self._going_on = (reader.header, size, crc, step)
+        self._going_on = place_of(self._path, record, "checkpoint", "remove it to train on without a log")
         return False
 
     def open(self) -> None:

@@ -58,16 +58,15 @@ def held_size(rule: Rule, split: Split, size: int) -> int:
     return found
 
 
-def held_batch(rule: Rule, split: Split, task: DataSet | Task, size: int, compute: Compute) -> Batch:
+def held_batch(rule: Rule, split: Split, task: Task, size: int, compute: Compute) -> Batch:
     """Return the first images of a validation split, at most `size`, which training never sees.
 
     Raises:
         InputError: if there are fewer than two, or than the rule divides a batch into.
     """
     size = held_size(rule, split, size)
-    known = Task.of(task) if isinstance(task, DataSet) else task
-    inputs = known.prepare(split.images[:size].to(compute.device))
-    return Batch(inputs, split.labels[:size].to(compute.device), known.objective)
+    inputs = task.prepare(split.images[:size].to(compute.device))
+    return Batch(inputs, split.labels[:size].to(compute.device), task.objective)
 
 
 def compare(  # long: what an estimate depends on
@@ -146,7 +145,7 @@ class Watch:
 
     def __init__(self, rule: Rule, data: DataSet, options: Options, compute: Compute) -> None:
         self.rule, self.compute = rule, compute
-        self.batch = held_batch(rule, data.validation, data, options.batch, compute)
+        self.batch = held_batch(rule, data.validation, Task.of(data), options.batch, compute)
         self.noise = Noise(options.seed).stream("alignment")
         self.share = options.align
 

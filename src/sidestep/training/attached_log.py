@@ -13,7 +13,7 @@ from sidestep.rules.any_module import AnyModule, apply_any
 from sidestep.steplog.codecs import codec_of, is_logged
 from sidestep.steplog.format import REALS
 from sidestep.steplog.header import Header
-from sidestep.steplog.reader import LogReader
+from sidestep.steplog.reader import LogReader, place_of
 from sidestep.steplog.replay import Replayed
 from sidestep.steplog.start import check_net, rule_of
 from sidestep.steplog.writer import LogWriter
@@ -55,17 +55,9 @@ class AttachedLog:
                 f"the state of step {record['step']} was saved without a step log, so {path} cannot go on from it: "
                 "leave log out"
             )
-        step, size, crc = int(record["step"]), int(record["steplog_bytes"]), int(record["steplog_crc"])
-        reader = LogReader(path)
-        scan = reader.scan(last=step)
-        if (scan.steps, scan.size, scan.crc) != (step, size, crc):
-            raise CheckpointError(
-                f"the state of step {step} counts on {size:,} bytes of {path}, which are not as they were "
-                f"({scan.damage or f'{scan.steps:,} steps end at byte {scan.size:,}'}); bring the file back, or leave "
-                "log out"
-            )
-        log = cls(path, reader.header, fixed)
-        log._writer = LogWriter.reopen(path, reader.header, size, crc, step)
+        place = place_of(path, record, "state", "leave log out")
+        log = cls(path, place[0], fixed)
+        log._writer = LogWriter.reopen(path, *place)
         return log
 
     def record(self, step: int, update: Update, optimizer: torch.optim.Optimizer) -> None:

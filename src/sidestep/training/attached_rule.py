@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from sidestep.data.objective import CLASSES, OBJECTIVES, Objective
 from sidestep.data.task import Batch
 from sidestep.errors import InputError
-from sidestep.nets.any_module import Losses
+from sidestep.nets.any_module import Losses, called
 from sidestep.noise import Noise
 from sidestep.rules.any_module import AnyModule, apply_any, as_dense, decide_any
 from sidestep.rules.chain import ChainOfStages
@@ -188,12 +188,7 @@ def _pair(arguments: tuple[Any, ...]) -> tuple[Any, Any]:
 
 def _loss(objective: Objective, model: nn.Module, inputs: Any, targets: Any) -> Tensor:
     with _explained(inputs, targets):
-        outputs = model(**inputs) if isinstance(inputs, Mapping) else model(inputs)
-    if not isinstance(outputs, Tensor):
-        raise InputError(
-            f"the model gives a {type(outputs).__name__}, and an objective needs one tensor; call "
-            "step(lambda: ...) with a function that takes the loss from it"
-        )
+        outputs = called(model, inputs, "call step(lambda: ...) with a function that takes the loss from it")
     with _explained(outputs, targets):
         return objective.mean(outputs, targets)
 

@@ -6,7 +6,7 @@ from typing import Any, get_type_hints
 
 from torch import Tensor, nn
 
-from sidestep.data import DataSet, Split
+from sidestep.data import Split
 from sidestep.data.objective import Objective
 from sidestep.errors import InputError, NonFiniteError
 from sidestep.noise import Noise
@@ -39,7 +39,7 @@ def predictions(  # long: a prediction depends on these
     rule: Rule,
     net: nn.Module,
     images: Tensor,
-    task: DataSet | Task,
+    task: Task,
     compute: Compute,
     noise: Noise,
     names: Sequence[str],
@@ -49,9 +49,9 @@ def predictions(  # long: a prediction depends on these
 
     Image `first` is the first, at a limit between batches: what is drawn for an image depends on where it stands.
     """
-    stream, known = noise.stream("predict"), Task.of(task) if isinstance(task, DataSet) else task
+    stream = noise.stream("predict")
     for start in range(first, len(images), _BATCH):
-        part = known.prepare(images[start : start + _BATCH].to(compute.device))
+        part = task.prepare(images[start : start + _BATCH].to(compute.device))
         with compute.autocast():
             found = rule.predict(net, part, stream, start, names)
         for name, probabilities in found.items():
@@ -67,7 +67,7 @@ def accuracies(  # long: an accuracy depends on the first seven
     rule: Rule,
     net: nn.Module,
     split: Split,
-    task: DataSet | Task,
+    task: Task,
     compute: Compute,
     noise: Noise,
     names: Sequence[str],
@@ -80,19 +80,18 @@ def accuracies(  # long: an accuracy depends on the first seven
         rule: the rule that knows how to predict.
         net: its net.
         split: images and labels.
-        task: how pixels are standardised.
+        task: how inputs are prepared, and what counts.
         compute: device and precision.
         noise: what sampled predictions draw from.
         names: which of the rule's readings to count.
         count: what was counted before, whole batches of it; counted on in place.
         more: from a reading's name, its probabilities and the labels of a batch to what is added up in `count.sums`.
     """
-    known = Task.of(task) if isinstance(task, DataSet) else task
     count = count or Count(dict.fromkeys(names, 0))
     for found in predictions(rule, net, split.images, task, compute, noise, names, count.images):
         size = len(next(iter(found.values())))
         labels = split.labels[count.images : count.images + size].to(compute.device)
-        right = {name: _score(known.objective, found[name], labels) for name in names}
+        right = {name: _score(task.objective, found[name], labels) for name in names}
         count.add(right, size, {name: more(name, found[name], labels) for name in names} if more else None)
     return {name: right / max(1, len(split)) for name, right in count.right.items()}
 

@@ -115,10 +115,9 @@ class Loop:
             names = list(update.losses)
             losses = torch.stack([update.losses[name].float() for name in names]).cpu().double()  # one transfer for all
             self._check_finite(names, losses, state)
+            # no log keeps the updates of single units, which are dense
             record = partial(self.recorder.record, state.step, state.net) if self.recorder and unit is None else None
-            take_update(
-                Built(self.rule, state.net, state.optimizer), update, record
-            )  # no log keeps single units, dense
+            take_update(Built(self.rule, state.net, state.optimizer), update, record)
             del update  # before the next unit's are made
             if self.options.average:
                 state.move_average(self.options.average, unit and self.rule.units(state.net).get(unit, []))
@@ -165,7 +164,7 @@ class Loop:
         if len(self.data.validation):
             best, part = self.rule.predictors[0], self.data.validation
             with state.averaged() as net:
-                accuracy = accuracies(self.rule, net, part, self.data, self.compute, self.noise, [best])[best]
+                accuracy = accuracies(self.rule, net, part, self.task, self.compute, self.noise, [best])[best]
             values["validation", self.task.objective.score_name] = accuracy
         values.update({("train", name): value for name, value in self.rule.diagnostics(state.net).items()})
         if log:

@@ -146,7 +146,7 @@ class _Evaluation:
         count = self._tally.of(
             name, split, readings, lambda images: progress.evaluating(f"{name}: {images / len(split):.0%}"), numbers
         )
-        accuracies(loop.rule, self._state.net, split, loop.data, loop.compute, loop.noise, readings, count, more)
+        accuracies(loop.rule, self._state.net, split, loop.task, loop.compute, loop.noise, readings, count, more)
         return count
 
 

@@ -178,7 +178,6 @@ def _observers(loop: Loop, progress: Progress, given: Sequence[Any]) -> Observer
 def _check(rule: Rule, data: DataSet, options: Options, readings: Sequence[str]) -> None:
     """Refuse what cannot work before the data are looked at."""
     check_alone()
-    check_rule(rule)
     check_readings(rule, readings)
     if isinstance(rule, HasBatchMultiple):
         check_multiple(min(options.batch, len(data.train)), *rule.batch_multiple)
