@@ -247,9 +247,10 @@ def long_paragraphs(text: str) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if page.name not in ("README.md", "CHANGELOG.md")], ids=str)
+@pytest.mark.parametrize("page", PAGES, ids=str)
 def test_lines_and_paragraphs_can_be_read(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     if "results" not in page.parts:  # tables that commands wrote
         assert not long_lines(text)
-        assert not [paragraph[:60] for paragraph in long_paragraphs(text)]
+        if page.name != "CHANGELOG.md":  # its entries are read one by one
+            assert not [paragraph[:60] for paragraph in long_paragraphs(text)]
