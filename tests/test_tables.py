@@ -191,6 +191,9 @@ class TestCommandLine:
         status, said = self.command(capsys, "eval", str(run))
         assert "R2" in said.out
         assert "ECE" not in said.out
+        status, said = self.command(capsys, "predict", str(run), str(file))
+        assert status == 2
+        assert "shows the classes of images" in said.err.replace("\n", " ")
         status, said = self.command(capsys, "train", "backprop", "--resume", "--out", str(run), "--epochs", "21")
         assert status == 0, said.err
 

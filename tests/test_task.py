@@ -6,7 +6,16 @@ import math
 import pytest
 import torch
 
-from sidestep.data.objective import CLASSES, IGNORED, LABELS, NEXT_TOKENS, OBJECTIVES, VALUES, Objective
+from sidestep.data.objective import (
+    CLASSES,
+    IGNORED,
+    LABELS,
+    NEXT_TOKENS,
+    OBJECTIVES,
+    VALUES,
+    Objective,
+    values_objective,
+)
 from sidestep.data.task import Task
 from sidestep.errors import InputError
 from sidestep.noise import Noise
@@ -49,6 +58,22 @@ class TestObjective:
         mean = Objective("mine", lambda outputs, targets: (outputs - targets).square().mean())
         with pytest.raises(InputError, match=r"'mine' must give one number per example, shape \(3,\), got shape \(\)"):
             mean.mean(self.outputs(3, 2), self.outputs(3, 2))
+
+    @pytest.mark.parametrize("objective", [VALUES, LABELS, values_objective((0.0,), (1.0,))])
+    def test_a_target_stands_for_one_output(self, objective):
+        """(n,) beside (n, 1) is one for one, and not all with all."""
+        outputs, targets = self.outputs(6, 1), (self.outputs(6) > 0).float()
+        wanted = objective.each(outputs, targets[:, None])
+        assert torch.equal(objective.each(outputs, targets), wanted)
+        assert torch.equal(objective.derivative(outputs, targets[:, None])[1], wanted.mean())
+
+    @pytest.mark.parametrize(("width", "columns"), [(1, 2), (2, 1), (3, 2)])
+    def test_outputs_of_another_width_are_refused(self, width, columns):
+        for objective in (VALUES, LABELS):
+            with pytest.raises(
+                InputError, match=rf"outputs have shape \(6, {width}\) and the targets \(6, {columns}\)"
+            ):
+                objective.mean(self.outputs(6, width), (self.outputs(6, columns) > 0).float())
 
     def test_only_classes_are_smoothed(self):
         outputs, classes = self.outputs(3, 4), torch.tensor([0, 3, 1])

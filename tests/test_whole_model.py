@@ -90,7 +90,7 @@ class TestEveryRule:
         back = load_run(half, **given)
         rows = table().test.images
         assert torch.equal(back.predict(rows), whole.predict(rows))
-        with pytest.raises(InputError, match="give it"):
+        with pytest.raises(InputError, match=r"give it, load_run\(path, model=\.\.\.\)"):
             load_run(half)
 
 
@@ -124,6 +124,12 @@ def test_a_loss_that_is_one_number_is_refused_before_a_step():
 def test_what_is_no_whole_model_is_refused(given, said):
     with pytest.raises(InputError, match=said):
         train(SPSA(), table(), Options(epochs=1), **given)
+
+
+@pytest.mark.parametrize(("targets", "width"), [("classes", 1), ("classes", 7), ("values", 2)])
+def test_a_model_of_another_width_is_refused(targets, width):
+    with pytest.raises(InputError, match=rf"outputs of shape \(30, {width}\), but the last dimension must be"):
+        train(Backprop(), table(targets), Options(epochs=1, batch=30), model=lambda: nn.Linear(6, width))
 
 
 def test_a_rule_of_its_own_nets_says_so():

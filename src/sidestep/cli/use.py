@@ -190,6 +190,11 @@ def _predict(
     unfinished = RunFolder(run).unfinished(trained.step)
     if not file:
         raise InputError("name the images to classify: sidestep predict RUN FILE ..., or a folder of pictures")
+    if trained.task.inputs != "image" or trained.task.targets != "classes":
+        raise InputError(
+            f"sidestep predict shows the classes of images, and {run} was trained on {trained.task.inputs} with "
+            f"{trained.task.targets} as targets; in Python: sidestep.load_run({str(run)!r}).predict(inputs)"
+        )
     images, files = read_named_images(file, trained.task.image_shape, picture_form(run))
     name = reading or trained.rule.predictors[0]
     probabilities = trained.predict(images, name)

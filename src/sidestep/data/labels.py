@@ -26,7 +26,10 @@ NUMBERED_ALIKE = (
     "number them alike in all splits: names, y_train = numpy.unique(y_train, return_inverse=True) and "
     "y_test = numpy.searchsorted(names, y_test), with class_names = names"
 )
-NOT_CLASSES = "numbers to be predicted (regression), for which from_arrays takes targets='values'"
+NOT_CLASSES = (
+    "numbers to be predicted (regression), for which from_arrays takes targets='values', and sidestep train --targets "
+    "values"
+)
 
 
 def label_tensor(labels: Labels, examples: int, where: str) -> Tensor:

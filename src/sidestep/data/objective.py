@@ -120,8 +120,21 @@ def _right_class(probabilities: Tensor, targets: Tensor) -> Tensor:
     return (probabilities.argmax(dim=1) == targets).float()
 
 
+def _paired(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Return one target for each output; torch would spread (n,) over (n, 1), and compare all with all."""
+    if targets.shape == outputs.shape:
+        return targets
+    if targets.shape == outputs.shape[:1] and outputs.numel() == len(outputs):
+        return targets.view_as(outputs)
+    raise InputError(
+        f"the outputs have shape {tuple(outputs.shape)} and the targets {tuple(targets.shape)}, but each output needs "
+        "one target; give targets (batch, columns), and take a model with one output for each column"
+    )
+
+
 def _labels_loss(outputs: Tensor, targets: Tensor) -> Tensor:
-    return F.binary_cross_entropy_with_logits(outputs, targets.to(outputs.dtype), reduction="none").mean(dim=1)
+    wanted = _paired(outputs, targets).to(outputs.dtype)
+    return F.binary_cross_entropy_with_logits(outputs, wanted, reduction="none").mean(dim=1)
 
 
 def _right_labels(probabilities: Tensor, targets: Tensor) -> Tensor:
@@ -129,7 +142,7 @@ def _right_labels(probabilities: Tensor, targets: Tensor) -> Tensor:
 
 
 def _values_loss(outputs: Tensor, targets: Tensor) -> Tensor:
-    return (outputs - targets.to(outputs.dtype)).square().flatten(1).mean(dim=1)
+    return (outputs - _paired(outputs, targets).to(outputs.dtype)).square().flatten(1).mean(dim=1)
 
 
 def _tokens_loss(outputs: Tensor, targets: Tensor) -> Tensor:
@@ -201,7 +214,7 @@ def values_objective(mean: tuple[float, ...], std: tuple[float, ...]) -> Objecti
 
     return replace(
         VALUES,
-        losses=lambda outputs, targets: _values_loss(outputs, scaled(targets)),
+        losses=lambda outputs, targets: _values_loss(outputs, scaled(_paired(outputs, targets))),
         cotangent=lambda outputs, targets: _values_slope(outputs, scaled(targets)),
         predictions=back,
         scores=lambda predictions, targets: 1 - _values_loss(scaled(predictions), scaled(targets)),

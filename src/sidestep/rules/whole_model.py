@@ -1,6 +1,6 @@
 """A rule on a whole model of the user's, which takes the inputs as they are and gives what the objective judges."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -24,11 +24,14 @@ __all__ = ["OnWholeModel", "WholeNet", "on_whole_model"]
 
 
 class WholeNet(nn.Module):
-    """A model of the user's: (batch, ...) -> outputs; inputs that are a mapping are given by name."""
+    """A model of the user's: (batch, ...) -> outputs; inputs that are a mapping are given by name.
 
-    def __init__(self, model: nn.Module) -> None:
+    width: how many outputs the data ask for.
+    """
+
+    def __init__(self, model: nn.Module, width: int) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.width = model, width
 
     def forward(self, inputs: Tensor | Mapping[str, Tensor]) -> Tensor:
         """Return the model's outputs; raises InputError unless they are one tensor."""
@@ -81,7 +84,7 @@ class OnWholeModel(Rule[WholeNet]):
         if not isinstance(model, nn.Module):
             raise InputError(f"model must be a torch.nn.Module or make one, got {type(model).__name__}")
         self.rule.check_any(model)
-        return WholeNet(model)
+        return WholeNet(model, task.classes)
 
     def optimizer(self, net: WholeNet) -> torch.optim.Optimizer:
         """Make the rule's optimiser for the weights that are not frozen."""
@@ -91,8 +94,17 @@ class OnWholeModel(Rule[WholeNet]):
     def estimate(self, net: WholeNet, batch: Batch, noise: Noise) -> Update:
         """Estimate the update from the batch's loss."""
         net.train()
-        losses: Callable[[], Tensor] = lambda: batch.objective.mean(net(batch.inputs), batch.targets)  # noqa: E731
-        found: Update = self.rule.estimate_any(net, losses, noise)
+
+        def loss() -> Tensor:
+            outputs = net(batch.inputs)
+            if batch.objective.kind != "own" and (outputs.ndim < 2 or outputs.shape[-1] != net.width):
+                raise InputError(
+                    f"the model gives outputs of shape {tuple(outputs.shape)}, but the last dimension must be "
+                    f"{net.width}, one for each of the data's {batch.objective.kind}; change the model's last layer"
+                )
+            return batch.objective.mean(outputs, batch.targets)
+
+        found: Update = self.rule.estimate_any(net, loss, noise)
         return found
 
     def decide(self, net: WholeNet, update: Update, optimizer: torch.optim.Optimizer) -> Update:

@@ -18,7 +18,7 @@ from sidestep.nets.ternary import pack_layers
 from sidestep.rules import rule_from_record
 from sidestep.rules.dense import check_multiple
 from sidestep.rules.protocol import HasBatchMultiple, Rule, Task
-from sidestep.rules.record import rule_record
+from sidestep.rules.record import WHOLE, rule_record
 from sidestep.rules.untrained import untrained
 from sidestep.rules.whole_model import on_whole_model
 from sidestep.steplog import Header, Recorder
@@ -242,9 +242,9 @@ def load_run(
     if objective is not None:
         known = dataclasses.replace(known, own=as_objective(objective))
     if "module" in config and module is None:
+        how = "model=...)" if WHOLE in config["rule"] else "module=...) or --module file.py:Name"
         raise InputError(
-            f"{path} was trained with a module of its own ({config['module']['name']}): give it, "
-            "load_run(path, module=...) or --module file.py:Name"
+            f"{path} was trained with a module of its own ({config['module']['name']}): give it, load_run(path, {how}"
         )
     rule = with_inference(rule, inference or {})
     with _described(folder.config_file):
