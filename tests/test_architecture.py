@@ -31,6 +31,12 @@ NEVER_NAME_A_RULE = {"bench", "training", "checkpoint", "steplog", "world", "dat
 LONGEST_FUNCTION, LONGEST_EXCUSED, LONGEST_FILE = 40, 60, 300
 HIDDEN_DRAWS = {"bernoulli_", "exponential_", "geometric_", "log_normal_", "normal_", "random_", "uniform_"}
 
+ASKS_ITS_LAUNCHER = "sidestep.world.launched"  # a launcher says who a process is in its environment, and nowhere else
+PICKLING = {
+    "all_gather_object", "broadcast_object_list", "gather_object", "recv_object_list", "scatter_object_list",
+    "send_object_list",
+}  # fmt: skip
+
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
@@ -219,6 +225,7 @@ def test_only_the_command_line_prints_or_reads_its_surroundings(module):
     if module.room in {"cli", "__main__"}:
         return
     outside = {"os.environ", "os.getenv", "os.environb", "sys.argv", "sys.stdout", "sys.stdin"}
+    outside -= {"os.environ"} if module.dotted == ASKS_ITS_LAUNCHER else set()
     wrong = [f"{module.at(call)} calls print" for call in module.calls() if dotted_name(call.func) == "print"]
     for node in ast.walk(module.tree):
         if isinstance(node, ast.Attribute) and dotted_name(node) in outside:
@@ -248,3 +255,18 @@ def test_no_random_filling_without_a_generator(module):
         if drops or (fills and "generator" not in {keyword.arg for keyword in call.keywords}):
             wrong.append(f"{module.at(call)} calls {name}")
     assert not wrong, "hidden randomness; pass generator=, or draw from sidestep.noise:\n" + "\n".join(wrong)
+
+
+@each_module
+def test_nothing_that_ranks_exchange_is_pickled(module):
+    """The linter knows these by their full names; here they are found however the module was imported."""
+    names = {node.attr for node in ast.walk(module.tree) if isinstance(node, ast.Attribute)}
+    names |= {alias.name for node in ast.walk(module.tree) if isinstance(node, ast.ImportFrom) for alias in node.names}
+    assert not names & PICKLING, f"{module.dotted} exchanges pickles, which run code: gather bytes (sidestep.world)"
+
+
+def test_one_module_alone_asks_the_launcher():
+    asking = {
+        module.dotted for module in MODULES if "os.environ" in module.text and module.room not in {"cli", "__main__"}
+    }
+    assert asking <= {ASKS_ITS_LAUNCHER}

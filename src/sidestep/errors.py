@@ -1,6 +1,6 @@
 """Every error that a user can meet, with one base class to catch them all."""
 
-__all__ = ["BusyError", "CheckpointError", "DataError", "InputError", "NonFiniteError", "SidestepError"]
+__all__ = ["BusyError", "CheckpointError", "DataError", "InputError", "NonFiniteError", "RankError", "SidestepError"]
 
 
 class SidestepError(Exception):
@@ -25,3 +25,7 @@ class CheckpointError(SidestepError):
 
 class NonFiniteError(SidestepError, FloatingPointError):
     """A loss that is not a finite number: training stopped, and the last good checkpoint is kept."""
+
+
+class RankError(SidestepError):
+    """Another process of the run has failed, has gone, or sent what is no message of ours."""

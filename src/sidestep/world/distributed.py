@@ -1,0 +1,130 @@
+"""Ranks over torch.distributed: messages by gloo, sums by gloo or nccl, whichever the tensor's device needs."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.distributed_c10d import PrefixStore, Store
+
+from sidestep.errors import InputError, RankError
+from sidestep.wording import sentence
+from sidestep.world.frames import HEADER_BYTES, framed, opened, read_head
+from sidestep.world.world import World, check_summable
+
+__all__ = ["Distributed", "join"]
+
+T = TypeVar("T")
+_FIRST_SLOT = 256  # bytes that go in one round; what is longer takes another
+_MEET = timedelta(minutes=5)  # for all ranks to start
+_WAIT = timedelta(minutes=30)  # for a rank that computes something on its own
+
+
+def join(store: Callable[[], Store], rank: int, size: int, generation: int) -> "Distributed":
+    """Meet the other ranks at a store, and return the world of all of them.
+
+    A restart takes another prefix: a launcher may hand out the store of the start before, whose entries would keep the
+    ranks from finding each other.
+
+    Raises:
+        InputError: if the address is taken; RankError: if the others do not come.
+    """
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
+    try:
+        place = PrefixStore(f"sidestep restart {generation}", store())
+        place.set_timeout(_MEET)
+        dist.init_process_group(backend, store=place, rank=rank, world_size=size, timeout=_WAIT)
+    except (RuntimeError, ValueError, OSError) as error:  # DistNetworkError and DistStoreError are RuntimeErrors
+        said = sentence(str(error).strip().partition("\n")[0])[:300]
+        if "EADDRINUSE" in str(error) or "address already in use" in str(error).lower():
+            raise InputError(
+                f"the port at which the ranks meet is in use ({said}): choose another, MASTER_PORT or --master-port"
+            ) from error
+        raise RankError(
+            f"rank {rank} of {size} did not meet the others ({said}): see whether all were started, and whether their "
+            "address can be reached"
+        ) from error
+    return Distributed(generation)
+
+
+class Distributed(World):
+    """The world of the default process group, which is there already."""
+
+    def __init__(self, generation: int = 0) -> None:
+        self.rank, self.size, self.generation = dist.get_rank(), dist.get_world_size(), generation
+        self._turn, self._slot, self._lost = 0, _FIRST_SLOT, False
+        gloo = "gloo" in str(dist.get_backend_config(dist.group.WORLD))
+        self._bytes = dist.group.WORLD if gloo else dist.new_group(backend="gloo", timeout=_WAIT)
+
+    def gather(self, message: bytes) -> list[bytes]:
+        """Return the messages of all ranks, in one round if they are no longer than the longest of the last time."""
+        return self._gathered(framed(message, self.generation, self._turn))
+
+    def broadcast(self, message: bytes) -> bytes:
+        """Return the message of rank 0, after all ranks have heard of its length."""
+        frame = framed(message if self.leads else b"", self.generation, self._turn)
+        lengths = self._gathered(framed(len(frame).to_bytes(8, "little"), self.generation, self._turn))
+        length = int.from_bytes(lengths[0], "little")
+        data = torch.frombuffer(bytearray(frame.ljust(length, b"\0")[:length]), dtype=torch.uint8)
+        self.sent_bytes += length if self.leads else 0
+        with self._explained():
+            dist.broadcast(data, 0, group=self._bytes)
+        found = data.numpy().tobytes()
+        return opened(read_head(found, self.generation, self._turn - 1, 0), found[HEADER_BYTES:], 0)
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Return the sum over the ranks, on the tensor's device."""
+        check_summable(values)
+        total = values.clone()
+        with self._explained():
+            dist.all_reduce(total)
+        self.summed_bytes += total.numel() * total.element_size()
+        return total
+
+    def _tell(self, said: str) -> None:
+        if not self._lost:
+            self._gathered(framed(said.encode(errors="replace")[:4000], self.generation, self._turn, failed=True))
+
+    def _gathered(self, frame: bytes) -> list[bytes]:
+        """Exchange one frame a rank: what fits into the slot, and in a second round the rest of longer ones."""
+        turn, slot = self._turn, self._slot
+        self._turn += 1
+        parts = self._round(frame, slot)
+        heads = [read_head(part, self.generation, turn, rank) for rank, part in enumerate(parts)]
+        longest = HEADER_BYTES + max(head.length for head in heads)
+        if longest > slot:
+            parts = [first + rest for first, rest in zip(parts, self._round(frame[slot:], longest - slot), strict=True)]
+        self._slot = max(longest, HEADER_BYTES)  # every rank has seen the same lengths
+        found = [
+            opened(head, part[HEADER_BYTES : HEADER_BYTES + head.length], rank)
+            for rank, (head, part) in enumerate(zip(heads, parts, strict=True))
+        ]
+        for rank, (head, message) in enumerate(zip(heads, found, strict=True)):
+            if head.failed and rank != self.rank:
+                raise RankError(f"rank {rank} has stopped: {sentence(message.decode(errors='replace'))}")
+        return found
+
+    def _round(self, data: bytes, size: int) -> list[bytes]:
+        own = torch.frombuffer(bytearray(data[:size].ljust(size, b"\0")), dtype=torch.uint8)
+        all_ = [torch.empty(size, dtype=torch.uint8) for _ in range(self.size)]
+        with self._explained():
+            dist.all_gather(all_, own, group=self._bytes)
+        self.sent_bytes += size
+        return [each.numpy().tobytes() for each in all_]
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        if self._lost:
+            raise RankError("another rank has gone, so nothing more can be exchanged")
+        try:
+            yield
+        except RuntimeError as error:
+            self._lost = True
+            said = sentence(str(error).strip().partition("\n")[0])[:200]
+            raise RankError(
+                f"rank {self.rank} has lost another rank, whose own message says why, if it could write one ({said}): "
+                "start all again with --resume"
+            ) from error
