@@ -22,7 +22,7 @@ ROOMS = (
     ("rules",),
     ("nets",),
     ("data", "measure"),
-    ("files", "machine", "noise", "probes", "tensorfile", "ternary", "update"),
+    ("checks", "files", "machine", "noise", "probes", "tensorfile", "ternary", "update"),
     ("errors", "version", "wording"),
 )
 LEVEL = {name: len(ROOMS) - index for index, room in enumerate(ROOMS) for name in room}

@@ -14,6 +14,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from sidestep.checks import check_range
 from sidestep.data import Split
 from sidestep.data.objective import Objective
 from sidestep.errors import InputError
@@ -32,7 +33,7 @@ from sidestep.nets.trained import trained
 from sidestep.nets.units import kept_statistics
 from sidestep.noise import Noise
 from sidestep.rules.any_module import LOSS, check_unused, one_unit
-from sidestep.rules.dense import adamw, check_range, gradients_of
+from sidestep.rules.dense import adamw, gradients_of
 from sidestep.rules.labels import embedding_for, learns
 from sidestep.rules.protocol import Batch, OutputRule, Task
 from sidestep.rules.takes import Takes

@@ -1,9 +1,8 @@
 """What the rules with dense gradients share: named gradients in, one optimiser step out."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import fields, replace
-from numbers import Real
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +11,6 @@ from sidestep.errors import InputError
 from sidestep.nets.check_module import inplace_explained
 from sidestep.nets.precision import full_precision
 from sidestep.nets.trained import parameters_of, trained
-from sidestep.rules.fields import settle_fields
 from sidestep.update import Dense, Update, combined
 
 __all__ = [
@@ -20,10 +18,6 @@ __all__ = [
     "adam",
     "adamw",
     "apply_dense",
-    "check_choice",
-    "check_positive",
-    "check_range",
-    "check_used",
     "gradients_of",
     "merged",
     "parameter_groups",
@@ -105,56 +99,3 @@ def apply_dense(net: nn.Module, update: Update, optimizer: torch.optim.Optimizer
         for dtype in {value.dtype for value in update.statistics.values()}:  # one operation for all of a kind
             same = {name: value for name, value in update.statistics.items() if value.dtype == dtype}
             torch._foreach_copy_([buffers[name] for name in same], list(same.values()))
-
-
-def check_positive(most: float, /, **values: float) -> None:
-    """Raise InputError for a hyper-parameter that is not above 0 and at most `most`."""
-    for name, value in values.items():
-        _check_number(name, value)
-        if not 0 < value <= most:  # false for NaN too
-            raise InputError(f"{name} must be above 0 and at most {most:g}, got {value}")
-
-
-def check_range(low: float, high: float, **values: float) -> None:
-    """Raise InputError for a hyper-parameter outside [low, high]."""
-    for name, value in values.items():
-        _check_number(name, value)
-        if not low <= value <= high:
-            ends = " and ".join(f"{end:,}" if isinstance(end, int) else f"{end:g}" for end in (low, high))
-            raise InputError(f"{name} must lie between {ends}, got {value}")
-
-
-def _check_number(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise InputError(f"{name} must be a number, got {value!r:.80}")
-
-
-def check_multiple(examples: int, name: str, value: int) -> None:
-    """Raise InputError for a batch whose size is not a multiple of the hyper-parameter of that name and value."""
-    if examples % value:
-        raise InputError(
-            f"the batch must be a multiple of {name} = {value}, got {examples} examples; change one of them"
-        )
-
-
-def check_choice(rule: Any) -> None:
-    """Give every field of a rule a value of its type (see `settle_fields`), or raise InputError; one annotated as a
-    Literal must hold one of its values.
-    """
-    settle_fields(rule)
-    kinds = get_type_hints(type(rule))
-    for field in fields(rule):
-        if get_origin(kinds[field.name]) is Literal and getattr(rule, field.name) not in get_args(kinds[field.name]):
-            allowed = ", ".join(map(str, get_args(kinds[field.name])))
-            raise InputError(f"{field.name} must be one of {allowed}, got {getattr(rule, field.name)!r}")
-
-
-def check_used(rule: Any, option: str, choice: str, *users: str) -> None:
-    """Raise InputError for an option that is not at its default where the rule's `choice` is none of its `users`."""
-    value, chosen = getattr(rule, option), getattr(rule, choice)
-    default = next(field.default for field in fields(rule) if field.name == option)
-    if chosen not in users and value != default:
-        raise InputError(
-            f"{option} = {value} needs {choice} = {' or '.join(users)}, got {chosen}, which has no use for it; leave "
-            f"{option} at its default, {default}"
-        )

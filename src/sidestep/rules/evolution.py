@@ -16,6 +16,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from sidestep.checks import check_multiple, check_positive, check_range
 from sidestep.data import Split
 from sidestep.errors import InputError
 from sidestep.nets.any_module import Losses, check_trainable, losses_at_pairs
@@ -30,7 +31,6 @@ from sidestep.nets.units import kept_statistics
 from sidestep.noise import Noise
 from sidestep.probes import Distribution
 from sidestep.rules.any_module import check_unused, seeded
-from sidestep.rules.dense import check_multiple, check_positive, check_range
 from sidestep.rules.forward_only import (
     Fitness,
     ForwardOnlyRule,

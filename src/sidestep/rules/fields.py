@@ -4,11 +4,11 @@ from dataclasses import fields
 from numbers import Integral, Real
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from sidestep.errors import InputError
 
-__all__ = ["RARE", "settle_fields"]
+__all__ = ["RARE", "check_choice", "settle_fields"]
 
 RARE = frozenset({  # hyper-parameters, of whichever rule, that few runs change
     "accumulate", "activation_checkpointing", "bias", "bop_rate", "bop_threshold", "columns", "cosine_offset",
@@ -65,3 +65,15 @@ def _plain(name: str, value: Any, kind: Any) -> Any:
             raise InputError(f"{name} must be a whole number, got {value}")
         return kind(value)
     return value
+
+
+def check_choice(rule: Any) -> None:
+    """Give every field of a rule a value of its type (see `settle_fields`), or raise InputError; one annotated as a
+    Literal must hold one of its values.
+    """
+    settle_fields(rule)
+    kinds = get_type_hints(type(rule))
+    for field in fields(rule):
+        if get_origin(kinds[field.name]) is Literal and getattr(rule, field.name) not in get_args(kinds[field.name]):
+            allowed = ", ".join(map(str, get_args(kinds[field.name])))
+            raise InputError(f"{field.name} must be one of {allowed}, got {getattr(rule, field.name)!r}")

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from sidestep.checks import check_positive, check_range
 from sidestep.data import Split
 from sidestep.errors import InputError
 from sidestep.nets.goodness import GoodnessNet, goodness_loss, wrong_labels
@@ -26,7 +27,7 @@ from sidestep.nets.layerwise import check_hidden
 from sidestep.nets.own import ImagePath
 from sidestep.nets.precision import at_least_float32
 from sidestep.noise import Noise
-from sidestep.rules.dense import check_positive, check_range, gradients_of, merged, stage_units
+from sidestep.rules.dense import gradients_of, merged, stage_units
 from sidestep.rules.protocol import Batch, Rule, Task
 from sidestep.rules.takes import Takes
 from sidestep.update import Dense, Update

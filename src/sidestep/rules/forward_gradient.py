@@ -15,6 +15,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import nn
 
+from sidestep.checks import check_range
 from sidestep.data import Split
 from sidestep.errors import InputError
 from sidestep.nets.activity import at_layer, check_activity
@@ -29,7 +30,6 @@ from sidestep.nets.units import kept_statistics
 from sidestep.noise import Noise
 from sidestep.probes import Distribution
 from sidestep.rules.any_module import seeded
-from sidestep.rules.dense import check_range
 from sidestep.rules.forward_only import ForwardOnlyRule, check_named, make_net
 from sidestep.rules.protocol import Batch, Task
 from sidestep.rules.takes import Takes

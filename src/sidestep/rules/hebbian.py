@@ -16,6 +16,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from sidestep.checks import check_positive, check_range
 from sidestep.data import Split
 from sidestep.data.objective import answers
 from sidestep.nets.hebbian import HebbianNet, hebbian_change
@@ -24,7 +25,7 @@ from sidestep.nets.own import ImagePath
 from sidestep.nets.precision import at_least_float32
 from sidestep.nets.units import kept_statistics
 from sidestep.noise import Noise
-from sidestep.rules.dense import adamw, check_positive, check_range, gradients_of, merged, stage_units
+from sidestep.rules.dense import adamw, gradients_of, merged, stage_units
 from sidestep.rules.protocol import Batch, Rule, Task
 from sidestep.rules.takes import Takes
 from sidestep.update import Dense, Update

@@ -15,6 +15,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from sidestep.checks import check_range
 from sidestep.data import Split
 from sidestep.data.objective import objective_of
 from sidestep.nets.around import layerwise_around, shapes_along
@@ -26,7 +27,7 @@ from sidestep.nets.similarity import projection_for, similarity_loss
 from sidestep.nets.trained import parameters_of, trained
 from sidestep.nets.units import kept_statistics
 from sidestep.noise import Noise
-from sidestep.rules.dense import check_range, gradients_of, merged
+from sidestep.rules.dense import gradients_of, merged
 from sidestep.rules.protocol import Batch, OutputRule, Task
 from sidestep.rules.takes import Takes
 from sidestep.update import Dense, Update

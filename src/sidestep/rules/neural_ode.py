@@ -20,6 +20,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from sidestep.checks import check_positive, check_range
 from sidestep.data import Split
 from sidestep.nets.denoiser import Denoiser
 from sidestep.nets.dropout import masks_from
@@ -30,7 +31,7 @@ from sidestep.nets.timed_predictions import Walker
 from sidestep.nets.units import kept_statistics
 from sidestep.nets.walks import check_steps
 from sidestep.noise import Noise
-from sidestep.rules.dense import check_positive, check_range, gradients_of
+from sidestep.rules.dense import gradients_of
 from sidestep.rules.labels import DenoisingRule, check_options, embedding_for, make_denoiser, readout_loss
 from sidestep.rules.protocol import Batch, Task
 from sidestep.rules.takes import Takes

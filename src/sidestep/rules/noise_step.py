@@ -20,6 +20,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from sidestep.checks import check_positive, check_range
 from sidestep.data import Split
 from sidestep.data.objective import objective_of
 from sidestep.errors import InputError
@@ -37,7 +38,6 @@ from sidestep.noise import Noise
 from sidestep.probes import DenseProbes, Probes, RankOneProbes, SparseProbes
 from sidestep.rules.any_module import as_dense
 from sidestep.rules.codecs import codec_and_update
-from sidestep.rules.dense import check_positive, check_range
 from sidestep.rules.density import DensitySchedule, advanced, density_and_count, first_density
 from sidestep.rules.flips import TernaryOptimizer, choose_by_threshold, choose_flips
 from sidestep.rules.protocol import Batch, Rule, Task

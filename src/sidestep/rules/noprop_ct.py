@@ -15,6 +15,7 @@ from typing import ClassVar, Literal, cast
 import torch
 from torch import Tensor
 
+from sidestep.checks import check_positive, check_range, check_used
 from sidestep.data import Split
 from sidestep.errors import InputError
 from sidestep.nets.continuous import LearnedSchedule, Schedule, make_schedule, schedule_failure
@@ -26,13 +27,7 @@ from sidestep.nets.timed_predictions import Walker, diffusion_velocity
 from sidestep.nets.units import kept_statistics
 from sidestep.nets.walks import check_steps
 from sidestep.noise import Noise
-from sidestep.rules.dense import (
-    apply_dense,
-    check_positive,
-    check_range,
-    check_used,
-    gradients_of,
-)
+from sidestep.rules.dense import apply_dense, gradients_of
 from sidestep.rules.labels import (
     TimedRule,
     check_options,

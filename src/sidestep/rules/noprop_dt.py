@@ -17,6 +17,7 @@ from typing import ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from sidestep.checks import check_positive, check_range, check_used
 from sidestep.data import Split
 from sidestep.nets.dropout import masks_from
 from sidestep.nets.embeddings import embedding_distances
@@ -33,7 +34,7 @@ from sidestep.nets.together import BlocksTogether, drawn_masks
 from sidestep.nets.trained import trained
 from sidestep.nets.units import kept_statistics, run_units
 from sidestep.noise import Noise
-from sidestep.rules.dense import apply_dense, check_positive, check_range, check_used, gradients_of
+from sidestep.rules.dense import apply_dense, gradients_of
 from sidestep.rules.labels import check_options, embedding_for, learns, project_rows, readout_loss, start_divergence
 from sidestep.rules.protocol import Batch, Rule, Task
 from sidestep.rules.takes import Takes

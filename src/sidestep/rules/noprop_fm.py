@@ -21,6 +21,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from sidestep.checks import check_positive, check_range, check_used
 from sidestep.data import Split
 from sidestep.errors import InputError
 from sidestep.nets.denoiser import Denoiser, Draw, draw_times
@@ -32,12 +33,7 @@ from sidestep.nets.timed_predictions import Walker
 from sidestep.nets.units import kept_statistics
 from sidestep.nets.walks import check_steps
 from sidestep.noise import Noise
-from sidestep.rules.dense import (
-    check_positive,
-    check_range,
-    check_used,
-    gradients_of,
-)
+from sidestep.rules.dense import gradients_of
 from sidestep.rules.labels import TimedRule, check_options, embedding_for, learns, make_denoiser, readout_loss
 from sidestep.rules.protocol import Batch, Task
 from sidestep.rules.takes import Takes

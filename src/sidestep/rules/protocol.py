@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import TypeVar
 
+from sidestep.checks import check_positive, check_range
 from sidestep.data import Split
 from sidestep.data.objective import answers
 from sidestep.data.task import Batch, Task
@@ -19,8 +20,8 @@ from sidestep.nets.own import ImagePath
 from sidestep.nets.trained import trained
 from sidestep.noise import Noise
 from sidestep.rules.built import built
-from sidestep.rules.dense import adamw, apply_dense, check_choice, check_positive, check_range
-from sidestep.rules.fields import RARE
+from sidestep.rules.dense import adamw, apply_dense
+from sidestep.rules.fields import RARE, check_choice
 from sidestep.rules.takes import Takes, check_takes
 from sidestep.rules.true_gradient import end_to_end
 from sidestep.update import Dense, Update

@@ -15,6 +15,7 @@ from typing import ClassVar
 import torch
 from torch import nn
 
+from sidestep.checks import check_positive, check_range
 from sidestep.data import Split
 from sidestep.errors import InputError
 from sidestep.nets.any_module import Losses, check_trainable, losses_at_pairs
@@ -28,7 +29,6 @@ from sidestep.nets.units import kept_statistics
 from sidestep.noise import Noise
 from sidestep.probes import DenseProbes, Distribution
 from sidestep.rules.any_module import apply_any, check_unused, decide_any, seeded
-from sidestep.rules.dense import check_positive, check_range
 from sidestep.rules.forward_only import LOGGED, ForwardOnlyRule, check_named, losses_under, make_net
 from sidestep.rules.protocol import Batch, Task
 from sidestep.rules.takes import Takes

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from sidestep.checks import check_range
 from sidestep.data import DataSet
 from sidestep.errors import CheckpointError, InputError
 from sidestep.files import check_plain, read_plain
@@ -14,7 +15,6 @@ from sidestep.measure import WHOLE, Alignment
 from sidestep.nets.own import ImagePath
 from sidestep.nets.ternary import unpack_layers
 from sidestep.noise import Noise
-from sidestep.rules.dense import check_range
 from sidestep.rules.protocol import Rule, Task
 from sidestep.rules.untrained import untrained
 from sidestep.training.alignment import MEASURES, SPLIT, check_measurable, compare, held_batch

@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sidestep.checks import check_multiple
 from sidestep.data import DataSet
 from sidestep.data.objective import Objective
 from sidestep.errors import CheckpointError, InputError, SidestepError
 from sidestep.nets.own import ImagePath
 from sidestep.nets.ternary import pack_layers
 from sidestep.rules import rule_from_record
-from sidestep.rules.dense import check_multiple
 from sidestep.rules.protocol import HasBatchMultiple, Rule, Task
 from sidestep.rules.record import WHOLE, rule_record
 from sidestep.rules.untrained import untrained
