@@ -33,11 +33,11 @@ from sidestep.nets.trained import trained
 from sidestep.nets.units import kept_statistics
 from sidestep.noise import Noise
 from sidestep.rules.any_module import LOSS, check_unused, one_unit
-from sidestep.rules.dense import adamw, gradients_of
+from sidestep.rules.dense import adamw
 from sidestep.rules.labels import embedding_for, learns
 from sidestep.rules.protocol import Batch, OutputRule, Task
 from sidestep.rules.takes import Takes
-from sidestep.rules.true_gradient import end_to_end
+from sidestep.rules.true_gradient import end_to_end, gradients_of
 from sidestep.update import Dense, Update
 
 __all__ = ["Backprop"]

@@ -8,8 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from sidestep.errors import InputError
-from sidestep.nets.check_module import inplace_explained
-from sidestep.nets.precision import full_precision
 from sidestep.nets.trained import parameters_of, trained
 from sidestep.update import Dense, Update, combined
 
@@ -18,21 +16,10 @@ __all__ = [
     "adam",
     "adamw",
     "apply_dense",
-    "gradients_of",
     "merged",
     "parameter_groups",
     "stage_units",
 ]
-
-
-def gradients_of(loss: Tensor, wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return name -> gradient of `loss`, for the tensors that are trained and take part; the others are left out."""
-    trained = {name: tensor for name, tensor in wanted.items() if tensor.requires_grad}
-    if not trained:
-        return {}
-    with full_precision(loss), inplace_explained():  # or autocast would round what the forward pass had in float32
-        found = torch.autograd.grad(loss, list(trained.values()), allow_unused=True)
-    return {name: gradient for name, gradient in zip(trained, found, strict=True) if gradient is not None}
 
 
 def merged(parts: Iterable[tuple[str, Dense]]) -> Dense:

@@ -23,9 +23,9 @@ from sidestep.nets.precision import at_least_float32, full_precision
 from sidestep.nets.trained import first_names
 from sidestep.nets.units import kept_statistics
 from sidestep.noise import Noise
-from sidestep.rules.dense import gradients_of
 from sidestep.rules.protocol import Batch, OutputRule, Task
 from sidestep.rules.takes import Takes
+from sidestep.rules.true_gradient import gradients_of
 from sidestep.update import Dense, Update
 
 __all__ = ["DirectFeedbackAlignment"]

@@ -22,10 +22,9 @@ from sidestep.nets.own import ImagePath
 from sidestep.nets.trained import first_names
 from sidestep.nets.units import kept_statistics
 from sidestep.noise import Noise
-from sidestep.rules.dense import gradients_of
 from sidestep.rules.protocol import Batch, OutputRule, Task
 from sidestep.rules.takes import Takes
-from sidestep.rules.true_gradient import end_to_end
+from sidestep.rules.true_gradient import end_to_end, gradients_of
 from sidestep.update import Dense, Update
 
 __all__ = ["FeedbackAlignment"]

@@ -27,9 +27,10 @@ from sidestep.nets.layerwise import check_hidden
 from sidestep.nets.own import ImagePath
 from sidestep.nets.precision import at_least_float32
 from sidestep.noise import Noise
-from sidestep.rules.dense import gradients_of, merged, stage_units
+from sidestep.rules.dense import merged, stage_units
 from sidestep.rules.protocol import Batch, Rule, Task
 from sidestep.rules.takes import Takes
+from sidestep.rules.true_gradient import gradients_of
 from sidestep.update import Dense, Update
 
 __all__ = ["ForwardForward"]

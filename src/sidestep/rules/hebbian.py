@@ -25,9 +25,10 @@ from sidestep.nets.own import ImagePath
 from sidestep.nets.precision import at_least_float32
 from sidestep.nets.units import kept_statistics
 from sidestep.noise import Noise
-from sidestep.rules.dense import adamw, gradients_of, merged, stage_units
+from sidestep.rules.dense import adamw, merged, stage_units
 from sidestep.rules.protocol import Batch, Rule, Task
 from sidestep.rules.takes import Takes
+from sidestep.rules.true_gradient import gradients_of
 from sidestep.update import Dense, Update
 
 __all__ = ["Hebbian"]

@@ -27,9 +27,10 @@ from sidestep.nets.similarity import projection_for, similarity_loss
 from sidestep.nets.trained import parameters_of, trained
 from sidestep.nets.units import kept_statistics
 from sidestep.noise import Noise
-from sidestep.rules.dense import gradients_of, merged
+from sidestep.rules.dense import merged
 from sidestep.rules.protocol import Batch, OutputRule, Task
 from sidestep.rules.takes import Takes
+from sidestep.rules.true_gradient import gradients_of
 from sidestep.update import Dense, Update
 
 __all__ = ["LocalLoss"]

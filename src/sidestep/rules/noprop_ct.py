@@ -27,7 +27,7 @@ from sidestep.nets.timed_predictions import Walker, diffusion_velocity
 from sidestep.nets.units import kept_statistics
 from sidestep.nets.walks import check_steps
 from sidestep.noise import Noise
-from sidestep.rules.dense import apply_dense, gradients_of
+from sidestep.rules.dense import apply_dense
 from sidestep.rules.labels import (
     TimedRule,
     check_options,
@@ -39,7 +39,7 @@ from sidestep.rules.labels import (
 )
 from sidestep.rules.protocol import Batch, Task
 from sidestep.rules.takes import Takes
-from sidestep.rules.true_gradient import end_to_end
+from sidestep.rules.true_gradient import end_to_end, gradients_of
 from sidestep.rules.variant import PAPER_LABELS, PaperOptions
 from sidestep.update import Dense, Update
 

@@ -34,11 +34,11 @@ from sidestep.nets.together import BlocksTogether, drawn_masks
 from sidestep.nets.trained import trained
 from sidestep.nets.units import kept_statistics, run_units
 from sidestep.noise import Noise
-from sidestep.rules.dense import apply_dense, gradients_of
+from sidestep.rules.dense import apply_dense
 from sidestep.rules.labels import check_options, embedding_for, learns, project_rows, readout_loss, start_divergence
 from sidestep.rules.protocol import Batch, Rule, Task
 from sidestep.rules.takes import Takes
-from sidestep.rules.true_gradient import end_to_end
+from sidestep.rules.true_gradient import end_to_end, gradients_of
 from sidestep.rules.variant import PAPER_LABELS, PaperOptions
 from sidestep.update import Dense, Update
 

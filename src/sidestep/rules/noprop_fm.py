@@ -33,11 +33,10 @@ from sidestep.nets.timed_predictions import Walker
 from sidestep.nets.units import kept_statistics
 from sidestep.nets.walks import check_steps
 from sidestep.noise import Noise
-from sidestep.rules.dense import gradients_of
 from sidestep.rules.labels import TimedRule, check_options, embedding_for, learns, make_denoiser, readout_loss
 from sidestep.rules.protocol import Batch, Task
 from sidestep.rules.takes import Takes
-from sidestep.rules.true_gradient import end_to_end
+from sidestep.rules.true_gradient import end_to_end, gradients_of
 from sidestep.rules.variant import PAPER_LABELS, PaperOptions
 from sidestep.update import Dense, Update
 

@@ -21,9 +21,10 @@ from sidestep.nets.end_to_end import end_to_end_net
 from sidestep.nets.own import ImagePath
 from sidestep.nets.units import kept_statistics
 from sidestep.noise import Noise
-from sidestep.rules.dense import adamw, gradients_of
+from sidestep.rules.dense import adamw
 from sidestep.rules.protocol import Batch, Rule, Task
 from sidestep.rules.takes import Takes
+from sidestep.rules.true_gradient import gradients_of
 from sidestep.update import Dense, Update
 
 __all__ = ["SameNet"]

@@ -7,12 +7,22 @@ import torch
 from torch import Tensor, nn
 
 from sidestep.data.task import Batch
+from sidestep.nets.check_module import inplace_explained
 from sidestep.nets.precision import full_precision
 from sidestep.nets.units import kept_statistics
 from sidestep.noise import Noise
-from sidestep.rules.dense import gradients_of
 
-__all__ = ["end_to_end"]
+__all__ = ["end_to_end", "gradients_of"]
+
+
+def gradients_of(loss: Tensor, wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return name -> gradient of `loss`, for the tensors that are trained and take part; the others are left out."""
+    trained = {name: tensor for name, tensor in wanted.items() if tensor.requires_grad}
+    if not trained:
+        return {}
+    with full_precision(loss), inplace_explained():  # or autocast would round what the forward pass had in float32
+        found = torch.autograd.grad(loss, list(trained.values()), allow_unused=True)
+    return {name: gradient for name, gradient in zip(trained, found, strict=True) if gradient is not None}
 
 
 def end_to_end(
