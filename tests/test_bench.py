@@ -16,16 +16,16 @@ import pytest
 import torch
 
 from sidestep.bench import apart as apart_module
-from sidestep.bench import race as race_module
 from sidestep.bench.apart import failure, run_apart
-from sidestep.bench.entries import find_baseline, read_entries
-from sidestep.bench.race import Race, check_race, race_order, run_race, settings
-from sidestep.bench.race_numbers import common_threshold, ratios, spread_of
-from sidestep.bench.race_page import Report, write_report
-from sidestep.bench.race_records import RaceFolder
-from sidestep.bench.race_run import Budget, RunPlan, measure_counts, measure_run
-from sidestep.bench.race_tables import race_tables
-from sidestep.bench.race_words import sentences
+from sidestep.bench.comparison import rounds as race_module
+from sidestep.bench.comparison.entries import find_baseline, read_entries
+from sidestep.bench.comparison.numbers import common_threshold, ratios, spread_of
+from sidestep.bench.comparison.one_run import Budget, RunPlan, measure_counts, measure_run
+from sidestep.bench.comparison.page import Report, write_report
+from sidestep.bench.comparison.records import RaceFolder
+from sidestep.bench.comparison.rounds import Race, check_race, race_order, run_race, settings
+from sidestep.bench.comparison.summary import sentences
+from sidestep.bench.comparison.tables import race_tables
 from sidestep.cli import main
 from sidestep.cli.bench import _bench, _names
 from sidestep.data.notices import DataNotice, tell

@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sidestep import checkpoint
-from sidestep.bench.race import Race
-from sidestep.bench.race_figures import race_figures
-from sidestep.bench.race_numbers import Baseline, baseline_labels, common_threshold
-from sidestep.bench.race_records import RaceFolder
-from sidestep.bench.race_tables import race_tables
-from sidestep.bench.race_words import sentences
+from sidestep.bench.comparison.figures import race_figures
+from sidestep.bench.comparison.numbers import Baseline, baseline_labels, common_threshold
+from sidestep.bench.comparison.records import RaceFolder
+from sidestep.bench.comparison.rounds import Race
+from sidestep.bench.comparison.summary import sentences
+from sidestep.bench.comparison.tables import race_tables
 from sidestep.bench.study_report import Table, png_of
 from sidestep.rules.variant import variant_of
 from sidestep.wording import counted, markdown, spelled

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from sidestep.bench.apart import FAILED, run_apart
-from sidestep.bench.entries import NOT_OF_ONE, Entry
-from sidestep.bench.race_records import RaceFolder
-from sidestep.bench.race_run import Budget, RunPlan, measure_counts, measure_run
+from sidestep.bench.comparison.entries import NOT_OF_ONE, Entry
+from sidestep.bench.comparison.one_run import Budget, RunPlan, measure_counts, measure_run
+from sidestep.bench.comparison.records import RaceFolder
 from sidestep.data import load
 from sidestep.errors import InputError
 from sidestep.measure import processor_name
@@ -41,7 +41,9 @@ class Race:
     validation: float = 0.1
     image_size: int | None = None
     module: Callable[[], nn.Module] | None = None  # of the user's, in all entries; it must pass to other processes
-    baselines: tuple[Entry, ...] = ()  # that `sidestep.bench.same_net` has made, and that run beside the entries
+    baselines: tuple[
+        Entry, ...
+    ] = ()  # that `sidestep.bench.comparison.same_net` has made, and that run beside the entries
 
     def plan(self, entry: Entry, data: str, seed: int, forward_equivalents: float | None = None) -> RunPlan:
         """Return what one run is made of."""

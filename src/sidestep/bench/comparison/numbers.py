@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from sidestep.bench.apart import FAILED
-from sidestep.bench.race_run import THRESHOLDS
+from sidestep.bench.comparison.one_run import THRESHOLDS
 
 __all__ = [
     "MEASURES",

@@ -7,8 +7,8 @@ run once. An entry that is plain back-propagation on that net already is the bas
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from sidestep.bench.entries import BASELINE_KIND, Entry
-from sidestep.bench.race import Race
+from sidestep.bench.comparison.entries import BASELINE_KIND, Entry
+from sidestep.bench.comparison.rounds import Race
 from sidestep.data import DataSet, load
 from sidestep.rules.protocol import Task
 from sidestep.rules.same_net import SameNet

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from sidestep.bench.race_numbers import Baseline, baseline_labels, finished, score
+from sidestep.bench.comparison.numbers import Baseline, baseline_labels, finished, score
 from sidestep.bench.study_report import new_figure
 
 if TYPE_CHECKING:

@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from sidestep.bench.entries import BASELINE_KIND
-from sidestep.bench.race_numbers import (
+from sidestep.bench.comparison.entries import BASELINE_KIND
+from sidestep.bench.comparison.numbers import (
     MEASURES,
     Baseline,
     Measure,

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.nn.functional import conv2d
 
-from sidestep.bench.entries import Entry
+from sidestep.bench.comparison.entries import Entry
 from sidestep.data import Split, load
 from sidestep.errors import InputError
 from sidestep.measure import (

@@ -5,7 +5,7 @@ from typing import Any
 
 from sidestep.bench.apart import FAILED
 from sidestep.bench.blocks import mean_and_error
-from sidestep.bench.race_numbers import (
+from sidestep.bench.comparison.numbers import (
     Baseline,
     Spread,
     baseline_of,
@@ -16,7 +16,7 @@ from sidestep.bench.race_numbers import (
     spread_of,
     value_of,
 )
-from sidestep.bench.race_run import THRESHOLDS
+from sidestep.bench.comparison.one_run import THRESHOLDS
 from sidestep.bench.study_report import Table, share
 
 __all__ = ["race_tables"]

@@ -1,0 +1,3 @@
+"""Comparisons of rules: entries, runs in rounds, records, tables, pictures, the page."""
+
+__all__: list[str] = []
