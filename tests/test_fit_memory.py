@@ -5,9 +5,9 @@ import re
 
 import pytest
 
-from sidestep.bench import fit_memory as module
-from sidestep.bench.fit_memory import Line, Row, Way, fit_memory, fit_table, parse_bytes, small_batches, verdict
-from sidestep.bench.step_cost import Cost, Work, in_fresh_process, step_cost
+from sidestep.bench.memory import fit as module
+from sidestep.bench.memory.fit import Line, Row, Way, fit_memory, fit_table, parse_bytes, small_batches, verdict
+from sidestep.bench.memory.step_cost import Cost, Work, in_fresh_process, step_cost
 from sidestep.cli import main
 from sidestep.cli.fit_memory import FitOptions, _ways
 from sidestep.errors import InputError

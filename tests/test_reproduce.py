@@ -409,7 +409,7 @@ class TestMemory:
                 raise BrokenProcessPool("a child process terminated abruptly")
             raise torch.OutOfMemoryError("no 9 GiB\nand more lines")
 
-        monkeypatch.setattr("sidestep.bench.step_cost.ProcessPoolExecutor", Here)
+        monkeypatch.setattr("sidestep.bench.memory.step_cost.ProcessPoolExecutor", Here)
         monkeypatch.setattr("sidestep.bench.memory_table.training_peak", killed)
         one, two = memory_record("noprop-table2", [FORWARD, SAMPLED], "cpu", "c", lambda line: None)["cells"]
         assert (one["bytes"], one["failed"]) == (None, "OutOfMemoryError: no 9 GiB")

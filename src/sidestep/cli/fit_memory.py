@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from sidestep.bench.fit_memory import (
+from sidestep.bench.memory.fit import (
     Way,
     fit_memory,
     fit_record,
@@ -15,7 +15,7 @@ from sidestep.bench.fit_memory import (
     small_batches,
     verdict,
 )
-from sidestep.bench.step_cost import Work
+from sidestep.bench.memory.step_cost import Work
 from sidestep.cli.options import last_value, rule_named
 from sidestep.cli.output import fail, show, show_json, show_table, tell
 from sidestep.cli.parse import parsed
