@@ -12,10 +12,11 @@ import pytest
 import torch
 
 from sidestep import data
-from sidestep.bench import cells, table_rows
-from sidestep.bench.accuracy_table import accuracy_row, accuracy_tables, accuracy_text, verdict
-from sidestep.bench.memory_table import memory_record, memory_tables, memory_text
-from sidestep.bench.table_rows import budget_data, command_for, table_presets, wanted_presets
+from sidestep.bench.paper_tables import cells
+from sidestep.bench.paper_tables import rows as table_rows
+from sidestep.bench.paper_tables.accuracy import accuracy_row, accuracy_tables, accuracy_text, verdict
+from sidestep.bench.paper_tables.memory import memory_record, memory_tables, memory_text
+from sidestep.bench.paper_tables.rows import budget_data, command_for, table_presets, wanted_presets
 from sidestep.cli import main
 from sidestep.errors import InputError
 from sidestep.rules import NoPropDT
@@ -410,13 +411,15 @@ class TestMemory:
             raise torch.OutOfMemoryError("no 9 GiB\nand more lines")
 
         monkeypatch.setattr("sidestep.bench.memory.step_cost.ProcessPoolExecutor", Here)
-        monkeypatch.setattr("sidestep.bench.memory_table.training_peak", killed)
+        monkeypatch.setattr("sidestep.bench.paper_tables.memory.training_peak", killed)
         one, two = memory_record("noprop-table2", [FORWARD, SAMPLED], "cpu", "c", lambda line: None)["cells"]
         assert (one["bytes"], one["failed"]) == (None, "OutOfMemoryError: no 9 GiB")
         assert (two["bytes"], two["failed"]) == (None, "the process was killed, for instance for lack of memory")
 
     def test_the_command_writes_the_page(self, capsys, monkeypatch):
-        monkeypatch.setattr("sidestep.bench.memory_table._apart", lambda *_: {"bytes": 2_000_000, "failed": None})
+        monkeypatch.setattr(
+            "sidestep.bench.paper_tables.memory._apart", lambda *_: {"bytes": 2_000_000, "failed": None}
+        )
         status, out, error = run(capsys, "noprop-table2", "--data", "mnist", "--report", "pages", "--json")
         assert status == 0, error
         record = json.loads(out.splitlines()[-1])
@@ -424,7 +427,9 @@ class TestMemory:
         page = Path("pages/noprop-table2.md")
         assert "| dt-one-hot | 0.00 | 0.49 |" in page.read_text()
         # a part that is measured again takes the place of its cells only, unless it was measured otherwise
-        monkeypatch.setattr("sidestep.bench.memory_table._apart", lambda *_: {"bytes": 7_000_000_000, "failed": None})
+        monkeypatch.setattr(
+            "sidestep.bench.paper_tables.memory._apart", lambda *_: {"bytes": 7_000_000_000, "failed": None}
+        )
         words = ["noprop-table2", "--data", "mnist", "--rows", "dt-onehot", "--report", "pages"]
         assert run(capsys, *words)[0] == 0
         assert "| dt-one-hot | 7.00 | 0.49 |" in page.read_text()

@@ -17,7 +17,7 @@ from sidestep.bench.comparison.page import Report, write_report
 from sidestep.bench.comparison.records import RaceFolder
 from sidestep.bench.comparison.rounds import Race, check_race, run_race, settings
 from sidestep.bench.comparison.same_net import with_baselines
-from sidestep.bench.reproduce import folder_for_tables
+from sidestep.bench.paper_tables.reproduce import folder_for_tables
 from sidestep.cli.output import PlainColumn, default_data_dir, error_console, fail, show, show_json, show_table, tell
 from sidestep.cli.own import ModuleOfFile
 from sidestep.cli.parse import parsed

@@ -6,9 +6,9 @@ from typing import Any
 import torch
 
 from sidestep.bench.blocks import mean_and_error
-from sidestep.bench.cells import Plan, cell_record
+from sidestep.bench.paper_tables.cells import Plan, cell_record
+from sidestep.bench.paper_tables.rows import FIRST_TEST, FIRST_TRAIN, command_for
 from sidestep.bench.study_report import Table, share
-from sidestep.bench.table_rows import FIRST_TEST, FIRST_TRAIN, command_for
 from sidestep.rules import RULES
 from sidestep.rules.presets import PaperCell, Preset
 from sidestep.rules.variant import variant_of
