@@ -16,8 +16,8 @@ from pathlib import Path
 from statistics import mean
 
 from benchmarks.ternary_page import TEST_IMAGES, read, train
-from sidestep.bench.blocks import mean_and_error
-from sidestep.bench.study_report import share
+from sidestep.bench.report import share
+from sidestep.bench.studies.blocks import mean_and_error
 from sidestep.rules import RULES
 
 

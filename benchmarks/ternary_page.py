@@ -21,8 +21,8 @@ import matplotlib
 matplotlib.use("agg")
 import matplotlib.pyplot as plt
 
-from sidestep.bench.blocks import mean_and_error
-from sidestep.bench.study_report import share
+from sidestep.bench.report import share
+from sidestep.bench.studies.blocks import mean_and_error
 
 TEST_IMAGES = 10_000  # of MNIST, and of CIFAR-10
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 
 from sidestep.bench.memory.step_cost import Work, begun, in_fresh_process, warm_up
-from sidestep.bench.study_report import new_figure
+from sidestep.bench.report import new_figure
 from sidestep.measure import memory_growth, peak_allocation
 from sidestep.rules import Backprop, NoPropDT
 from sidestep.training import Compute

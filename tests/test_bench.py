@@ -15,8 +15,7 @@ import numpy
 import pytest
 import torch
 
-from sidestep.bench import apart as apart_module
-from sidestep.bench.apart import failure, run_apart
+from sidestep.bench import process as apart_module
 from sidestep.bench.comparison import rounds as race_module
 from sidestep.bench.comparison.entries import find_baseline, read_entries
 from sidestep.bench.comparison.numbers import common_threshold, ratios, spread_of
@@ -26,6 +25,7 @@ from sidestep.bench.comparison.records import RaceFolder
 from sidestep.bench.comparison.rounds import Race, check_race, race_order, run_race, settings
 from sidestep.bench.comparison.summary import sentences
 from sidestep.bench.comparison.tables import race_tables
+from sidestep.bench.process import failure, run_apart
 from sidestep.cli import main
 from sidestep.cli.bench import _bench, _names
 from sidestep.data.notices import DataNotice, tell

@@ -185,7 +185,7 @@ def test_a_table_is_filled_written_and_not_filled_twice(capsys, monkeypatch):
     def never(*_arguments, **_named):
         raise AssertionError("computed again")
 
-    monkeypatch.setattr("sidestep.bench.blocks.train", never)
+    monkeypatch.setattr("sidestep.bench.studies.blocks.train", never)
     monkeypatch.setattr("sidestep.training.result.accuracies", never)
     monkeypatch.setattr(cells, "accuracies", never)
     status, again, error = fill(capsys, "--inference-runs", "3")

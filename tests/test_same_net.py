@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import nn
 
-from sidestep.bench.apart import failure
 from sidestep.bench.comparison import rounds as race_module
 from sidestep.bench.comparison.entries import read_entries
 from sidestep.bench.comparison.numbers import ratios
 from sidestep.bench.comparison.one_run import Budget
 from sidestep.bench.comparison.rounds import Race, race_order, settings
 from sidestep.bench.comparison.same_net import with_baselines
+from sidestep.bench.process import failure
 from sidestep.cli import main
 from sidestep.errors import InputError
 from sidestep.nets.end_to_end import end_to_end_net

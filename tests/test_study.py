@@ -12,12 +12,10 @@ import torch
 from torch import nn
 
 from sidestep import Options, data, rules
-from sidestep.bench import blocks as blocks_study
-from sidestep.cli import main
-from sidestep.cli import study as study_commands
-from sidestep.errors import InputError
-from sidestep.nets import DenoisingStack, SoftmaxReadout, chain_study, weight_study
-from sidestep.nets.chain_study import (
+from sidestep.bench.studies import blocks as blocks_study
+from sidestep.bench.studies import chain as chain_study
+from sidestep.bench.studies import gradient_by_time as weight_study
+from sidestep.bench.studies.chain import (
     CHAIN_READINGS,
     READINGS_BY_BLOCK,
     chain_answers,
@@ -27,6 +25,10 @@ from sidestep.nets.chain_study import (
     running_mean,
     shuffled_chain,
 )
+from sidestep.cli import main
+from sidestep.cli import study as study_commands
+from sidestep.errors import InputError
+from sidestep.nets import DenoisingStack, SoftmaxReadout
 from sidestep.nets.denoiser import Denoiser, TimedBlock
 from sidestep.nets.losses import LOSSES, denoising_loss
 from sidestep.nets.readouts import NearestReadout
@@ -260,7 +262,7 @@ def test_accuracy_by_time_given_the_true_z():
 
 
 def test_a_net_without_a_schedule_is_refused():
-    from sidestep.bench.weights import Look
+    from sidestep.bench.studies.loss_weights import Look
 
     with NOISE.torch_seeded():
         block = TimedBlock(nn.Flatten(), SHAPE, 4, 4, image_latent=False)

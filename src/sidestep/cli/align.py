@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from sidestep import checkpoint
-from sidestep.bench.alignment_report import alignment_figure, alignment_table
-from sidestep.bench.study_report import png_of
+from sidestep.bench.report import png_of
+from sidestep.bench.studies.alignment_report import alignment_figure, alignment_table
 from sidestep.cli.options import module_from
 from sidestep.cli.output import check_new, default_data_dir, error_console, show, show_json, show_table
 from sidestep.cli.parse import parsed

@@ -9,7 +9,6 @@ from typing import Any, Literal
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
 
-from sidestep.bench.apart import FAILED
 from sidestep.bench.comparison.entries import find_baseline, read_entries
 from sidestep.bench.comparison.numbers import Baseline, baseline_of, score
 from sidestep.bench.comparison.one_run import Budget
@@ -18,6 +17,7 @@ from sidestep.bench.comparison.records import RaceFolder
 from sidestep.bench.comparison.rounds import Race, check_race, run_race, settings
 from sidestep.bench.comparison.same_net import with_baselines
 from sidestep.bench.paper_tables.reproduce import folder_for_tables
+from sidestep.bench.process import FAILED
 from sidestep.cli.output import PlainColumn, default_data_dir, error_console, fail, show, show_json, show_table, tell
 from sidestep.cli.own import ModuleOfFile
 from sidestep.cli.parse import parsed

@@ -10,7 +10,7 @@ from sidestep.bench.paper_tables.accuracy import accuracy_tables
 from sidestep.bench.paper_tables.memory import memory_record, memory_tables, memory_text, with_earlier
 from sidestep.bench.paper_tables.reproduce import Plan, folder_for_tables, reproduce, write_page
 from sidestep.bench.paper_tables.rows import wanted_presets
-from sidestep.bench.study_report import Table
+from sidestep.bench.report import Table
 from sidestep.cli.bar import TrainingBar
 from sidestep.cli.output import default_data_dir, error_console, fail, show, show_json, show_table, tell
 from sidestep.cli.parse import parsed

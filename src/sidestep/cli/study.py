@@ -5,11 +5,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from sidestep.bench.blocks import study_blocks
-from sidestep.bench.blocks_report import blocks_figure, blocks_tables, blocks_text
-from sidestep.bench.study_report import Table, folder_for_study, write_study
-from sidestep.bench.weights import Look, study_weights
-from sidestep.bench.weights_report import weights_figure, weights_tables, weights_text
+from sidestep.bench.report import Table, folder_for_study, write_study
+from sidestep.bench.studies.blocks import study_blocks
+from sidestep.bench.studies.blocks_report import blocks_figure, blocks_tables, blocks_text
+from sidestep.bench.studies.loss_weights import Look, study_weights
+from sidestep.bench.studies.loss_weights_report import weights_figure, weights_tables, weights_text
 from sidestep.cli.bar import TrainingBar
 from sidestep.cli.output import default_data_dir, error_console, fail, show, show_json, show_table, tell
 from sidestep.cli.parse import parsed

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from sidestep.bench.comparison.numbers import Baseline, baseline_labels, finished, score
-from sidestep.bench.study_report import new_figure
+from sidestep.bench.report import new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -4,8 +4,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from sidestep.bench.apart import FAILED
 from sidestep.bench.comparison.one_run import THRESHOLDS
+from sidestep.bench.process import FAILED
 
 __all__ = [
     "MEASURES",

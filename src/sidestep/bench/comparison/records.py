@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from sidestep import checkpoint
-from sidestep.bench.apart import FAILED
 from sidestep.bench.paper_tables.reproduce import folder_for_tables
+from sidestep.bench.process import FAILED
 from sidestep.errors import InputError
 
 __all__ = ["Key", "RaceFolder", "key_of"]

@@ -9,10 +9,10 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from sidestep.bench.apart import FAILED, run_apart
 from sidestep.bench.comparison.entries import NOT_OF_ONE, Entry
 from sidestep.bench.comparison.one_run import Budget, RunPlan, measure_counts, measure_run
 from sidestep.bench.comparison.records import RaceFolder
+from sidestep.bench.process import FAILED, run_apart
 from sidestep.data import load
 from sidestep.errors import InputError
 from sidestep.measure import processor_name

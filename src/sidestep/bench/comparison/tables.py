@@ -3,8 +3,6 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sidestep.bench.apart import FAILED
-from sidestep.bench.blocks import mean_and_error
 from sidestep.bench.comparison.numbers import (
     Baseline,
     Spread,
@@ -17,7 +15,9 @@ from sidestep.bench.comparison.numbers import (
     value_of,
 )
 from sidestep.bench.comparison.one_run import THRESHOLDS
-from sidestep.bench.study_report import Table, share
+from sidestep.bench.process import FAILED
+from sidestep.bench.report import Table, share
+from sidestep.bench.studies.blocks import mean_and_error
 
 __all__ = ["race_tables"]
 

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
 from sidestep.bench.memory.step_cost import Cost, Work, in_fresh_process, step_cost
-from sidestep.bench.study_report import Table
+from sidestep.bench.report import Table
 from sidestep.errors import InputError
 from sidestep.measure import free_memory_bytes
 from sidestep.training import Compute

@@ -5,10 +5,10 @@ from typing import Any
 
 import torch
 
-from sidestep.bench.blocks import mean_and_error
 from sidestep.bench.paper_tables.cells import Plan, cell_record
 from sidestep.bench.paper_tables.rows import FIRST_TEST, FIRST_TRAIN, command_for
-from sidestep.bench.study_report import Table, share
+from sidestep.bench.report import Table, share
+from sidestep.bench.studies.blocks import mean_and_error
 from sidestep.rules import RULES
 from sidestep.rules.presets import PaperCell, Preset
 from sidestep.rules.variant import variant_of

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from sidestep import checkpoint
-from sidestep.bench.blocks import Watch, trained_run
+from sidestep.bench.studies.blocks import Watch, trained_run
 from sidestep.data import DataSet, Split
 from sidestep.errors import BusyError, CheckpointError, SidestepError
 from sidestep.noise import Noise

@@ -9,7 +9,7 @@ import torch
 
 from sidestep.bench.memory.step_cost import Work, begun, in_fresh_process
 from sidestep.bench.paper_tables.rows import command_for
-from sidestep.bench.study_report import Table
+from sidestep.bench.report import Table
 from sidestep.data import names
 from sidestep.errors import InputError
 from sidestep.measure import peak_allocation

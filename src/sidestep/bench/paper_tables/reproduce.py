@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from sidestep import checkpoint
-from sidestep.bench.blocks import Watch
 from sidestep.bench.paper_tables.accuracy import accuracy_record, accuracy_tables, accuracy_text
 from sidestep.bench.paper_tables.cells import Plan, fill_cell
 from sidestep.bench.paper_tables.rows import BUDGETS, budget_data, table_presets, wanted_presets
-from sidestep.bench.study_report import Table
+from sidestep.bench.report import Table
+from sidestep.bench.studies.blocks import Watch
 from sidestep.errors import InputError
 from sidestep.training import Compute
 from sidestep.training.lock import only_writer

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from sidestep.bench.study_report import Table, new_figure
+from sidestep.bench.report import Table, new_figure
 from sidestep.measure import Alignment
 from sidestep.training import Aligned
 

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sidestep.bench.studies.chain import READINGS_BY_BLOCK, chain_answers, oracle_logits
 from sidestep.data import DataSet, Split
 from sidestep.errors import InputError
-from sidestep.nets.chain_study import READINGS_BY_BLOCK, chain_answers, oracle_logits
 from sidestep.nets.stack import DenoisingStack
 from sidestep.noise import Noise
 from sidestep.rules.protocol import Rule

@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from sidestep.bench.blocks import AGREES, COMPARED, ORACLE
-from sidestep.bench.study_report import Table, new_figure, share
-from sidestep.nets.chain_study import CHAIN_READINGS, READINGS_BY_BLOCK
+from sidestep.bench.report import Table, new_figure, share
+from sidestep.bench.studies.blocks import AGREES, COMPARED, ORACLE
+from sidestep.bench.studies.chain import CHAIN_READINGS, READINGS_BY_BLOCK
 from sidestep.wording import markdown
 
 if TYPE_CHECKING:

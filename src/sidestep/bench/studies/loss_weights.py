@@ -9,18 +9,18 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from sidestep.data import DataSet, Split
-from sidestep.data.task import Task
-from sidestep.errors import InputError
-from sidestep.nets.continuous import Schedule
-from sidestep.nets.denoiser import Denoiser
-from sidestep.nets.weight_study import (
+from sidestep.bench.studies.gradient_by_time import (
     accuracy_at_times,
     bin_centres,
     effective_share,
     nearest_accuracy_at_times,
     squared_gradients,
 )
+from sidestep.data import DataSet, Split
+from sidestep.data.task import Task
+from sidestep.errors import InputError
+from sidestep.nets.continuous import Schedule
+from sidestep.nets.denoiser import Denoiser
 from sidestep.noise import Noise
 from sidestep.rules.protocol import Rule
 from sidestep.rules.record import hyper_parameters
