@@ -16,8 +16,8 @@ import pytest
 import requests
 from test_data_sets import idx
 
-from sidestep.data.catalogue import KNOWN
 from sidestep.data.download import Remote, fetch, find_local
+from sidestep.data.images.catalogue import KNOWN
 from sidestep.data.loading import known_source
 from sidestep.data.source import assemble
 from sidestep.errors import DataError

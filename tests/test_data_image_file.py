@@ -14,7 +14,7 @@ from PIL import EpsImagePlugin, Image
 
 from sidestep import data
 from sidestep.data import DataNotice, PictureForm
-from sidestep.data.image_file import MOST_PIXELS, read_header, read_picture
+from sidestep.data.images.image_file import MOST_PIXELS, read_header, read_picture
 from sidestep.errors import DataError, InputError
 
 RNG = np.random.default_rng(5)
@@ -207,9 +207,9 @@ def test_a_set_that_memory_cannot_hold_is_refused(tmp_path: Path, monkeypatch: p
         (tmp_path / kind).mkdir()
         for number in range(3):
             Image.fromarray(RNG.integers(0, 256, (100, 100, 3), dtype=np.uint8)).save(tmp_path / kind / f"{number}.png")
-    monkeypatch.setattr("sidestep.data.folder.free_memory", lambda: 2 * 6 * 100 * 100 * 3)
+    monkeypatch.setattr("sidestep.data.images.folder.free_memory", lambda: 2 * 6 * 100 * 100 * 3)
     data.load(tmp_path)
-    monkeypatch.setattr("sidestep.data.folder.free_memory", lambda: 2 * 6 * 100 * 100 * 3 - 1)
+    monkeypatch.setattr("sidestep.data.images.folder.free_memory", lambda: 2 * 6 * 100 * 100 * 3 - 1)
     with pytest.raises(DataError, match="6 images of 100 x 100 pixels take"):
         data.load(tmp_path)
     data.load(tmp_path, size=10)

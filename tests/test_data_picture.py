@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from sidestep import data
-from sidestep.data.picture import _by_turns, _displayable
+from sidestep.data.images.picture import _by_turns, _displayable
 from sidestep.errors import DataError, InputError
 
 

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from sidestep import data
-from sidestep.data.catalogue import KNOWN
 from sidestep.data.cut import hold_out
+from sidestep.data.images.catalogue import KNOWN
 from sidestep.data.loading import known_source
 from sidestep.data.source import assemble
 from sidestep.errors import DataError

@@ -18,7 +18,7 @@ from torch import Tensor
 from sidestep import data
 from sidestep.checkpoint import TEMPORARY_PREFIX
 from sidestep.data import read_images
-from sidestep.data.archives import cifar_source, idx_source
+from sidestep.data.images.archives import cifar_source, idx_source
 from sidestep.data.source import assemble
 from sidestep.rules import RULES
 from sidestep.steplog import LogReader, rebuild, summary

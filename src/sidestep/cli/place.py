@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from sidestep.data import names
-from sidestep.data.layout import holds_runs
+from sidestep.data.images.layout import holds_runs
 from sidestep.errors import InputError
 
 __all__ = ["check_place", "label"]

@@ -3,13 +3,13 @@ augmentation, pictures.
 """
 
 from sidestep.data.batches import batch_indices, crop_and_flip, standardise, steps_per_epoch
-from sidestep.data.catalogue import Known, names
+from sidestep.data.images.catalogue import Known, names
+from sidestep.data.images.picture import grid
+from sidestep.data.images.unlabelled import read_images, read_named_images
 from sidestep.data.loading import from_arrays, load
 from sidestep.data.notices import DataNotice
-from sidestep.data.picture import grid
 from sidestep.data.splits import DataSet, PictureForm, Split
 from sidestep.data.tokens import from_text, from_tokens
-from sidestep.data.unlabelled import read_images, read_named_images
 
 __all__ = [
     "DataNotice",

@@ -9,12 +9,12 @@ from numbers import Real
 from pathlib import Path
 from typing import Any
 
-from sidestep.data.catalogue import KNOWN, Known
 from sidestep.data.check import Array, as_array
 from sidestep.data.download import fetch, find_local
-from sidestep.data.folder import folder_source
+from sidestep.data.images.catalogue import KNOWN, Known
+from sidestep.data.images.folder import folder_source
+from sidestep.data.images.npz import npz_source
 from sidestep.data.labels import class_names_from
-from sidestep.data.npz import npz_source
 from sidestep.data.source import Source, assemble
 from sidestep.data.splits import DataSet, PictureForm
 from sidestep.errors import DataError, InputError

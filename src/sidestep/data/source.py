@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from sidestep.data.check import Array, make_split
-from sidestep.data.contrast import Moments, moments, unlike_split
 from sidestep.data.cut import check_validation, cut_validation
+from sidestep.data.images.pixel_scale import Moments, moments, unlike_split
 from sidestep.data.labels import (
     NOT_CLASSES,
     NUMBERED_ALIKE,

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from sidestep.data.check import Array, image_tensor
-from sidestep.data.contrast import Moments, moments
 from sidestep.data.cut import cut_rows, cut_validation
+from sidestep.data.images.pixel_scale import Moments, moments
 from sidestep.data.labels import check_class_names, check_label_range, label_tensor
 from sidestep.data.splits import DataSet, Split
 from sidestep.errors import DataError

@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from sidestep.data.archives import cifar_source, digits_source, idx_source
 from sidestep.data.download import Remote
-from sidestep.data.npz import npz_source
+from sidestep.data.images.archives import cifar_source, digits_source, idx_source
+from sidestep.data.images.npz import npz_source
 from sidestep.data.source import Source
 
 __all__ = ["KNOWN", "Known", "names"]

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from sidestep.data.check import Array, image_tensor
-from sidestep.data.folder import read_pictures, tell_lost
-from sidestep.data.image_file import for_all, read_header
-from sidestep.data.layout import entries_of
+from sidestep.data.images.folder import read_pictures, tell_lost
+from sidestep.data.images.image_file import for_all, read_header
+from sidestep.data.images.layout import entries_of
 from sidestep.data.npz_file import npy_array, npz_array, npz_keys
 from sidestep.data.splits import PictureForm
 from sidestep.errors import DataError

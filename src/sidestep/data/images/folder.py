@@ -10,8 +10,8 @@ import torch
 
 from sidestep.data.check import Array
 from sidestep.data.cut import hold_out, keep_classes, tell_kept
-from sidestep.data.image_file import Header, for_all, listed, read_header, read_picture
-from sidestep.data.layout import Listing, find_layout
+from sidestep.data.images.image_file import Header, for_all, listed, read_header, read_picture
+from sidestep.data.images.layout import Listing, find_layout
 from sidestep.data.notices import tell
 from sidestep.data.source import Source
 from sidestep.data.splits import PictureForm
