@@ -8,8 +8,8 @@ from sidestep.data.images.picture import grid
 from sidestep.data.images.unlabelled import read_images, read_named_images
 from sidestep.data.loading import from_arrays, load
 from sidestep.data.notices import DataNotice
+from sidestep.data.sequences.tokens import from_text, from_tokens
 from sidestep.data.splits import DataSet, PictureForm, Split
-from sidestep.data.tokens import from_text, from_tokens
 
 __all__ = [
     "DataNotice",

@@ -20,7 +20,7 @@ from sidestep.data.labels import (
 from sidestep.data.notices import tell
 from sidestep.data.sameness import tell_sameness
 from sidestep.data.splits import DataSet, PictureForm, Split
-from sidestep.data.tables import is_table, table_set
+from sidestep.data.tables.columns import is_table, table_set
 from sidestep.errors import DataError
 
 __all__ = ["Reader", "Source", "assemble", "channel_statistics"]

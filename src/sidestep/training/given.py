@@ -10,8 +10,8 @@ from torch import Tensor
 from sidestep.data import DataSet, Split, load
 from sidestep.data.check import Array, as_array, pixel_tensor
 from sidestep.data.labels import check_label_range
-from sidestep.data.tables import feature_tensor
-from sidestep.data.tokens import token_tensor
+from sidestep.data.sequences.tokens import token_tensor
+from sidestep.data.tables.columns import feature_tensor
 from sidestep.errors import InputError
 from sidestep.rules.protocol import Task
 from sidestep.training.options import Options

@@ -13,7 +13,7 @@ from sidestep.data.check import Array, as_array
 from sidestep.data.cut import check_validation, cut_rows
 from sidestep.data.objective import IGNORED
 from sidestep.data.splits import DataSet, Split
-from sidestep.data.tables import data_set, target_tensor
+from sidestep.data.tables.columns import data_set, target_tensor
 from sidestep.errors import DataError, InputError
 
 __all__ = ["from_text", "from_tokens", "token_tensor"]

@@ -1,0 +1,3 @@
+"""Rows of token ids."""
+
+__all__: list[str] = []
