@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 
 from sidestep.errors import SidestepError
-from sidestep.nets.directions import Directions
+from sidestep.gradients.directions import Directions
 from sidestep.probes import DenseProbes
 from sidestep.steplog import LogReader
 from sidestep.steplog.codecs.seeded import work_of

@@ -13,8 +13,8 @@ from torch.func import functional_call
 from sidestep import Options, data, train
 from sidestep.checkpoint import optimizer_tensors, restore_optimizer
 from sidestep.errors import InputError
-from sidestep.nets.directions import Directions, paired_logits, weighted_directions
-from sidestep.nets.rank_one import Members, rank_one_logits
+from sidestep.gradients.directions import Directions, paired_logits, weighted_directions
+from sidestep.gradients.rank_one import Members, rank_one_logits
 from sidestep.nets.staged import staged_mlp
 from sidestep.noise import Noise
 from sidestep.rules import Batch, Task

@@ -11,10 +11,10 @@ from torch import nn
 
 from sidestep import Options, data, train
 from sidestep.errors import InputError
-from sidestep.nets import along
-from sidestep.nets.activity import output_gradients
-from sidestep.nets.directions import Directions
-from sidestep.nets.forward_mode import forward_mode
+from sidestep.gradients import along
+from sidestep.gradients.activities import output_gradients
+from sidestep.gradients.directions import Directions
+from sidestep.gradients.forward_mode import forward_mode
 from sidestep.nets.staged import GroupHeads
 from sidestep.noise import Noise
 from sidestep.rules import Batch, Task, forward_gradient

@@ -8,11 +8,11 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from sidestep.errors import InputError
+from sidestep.gradients.end_to_end import gradients_of
 from sidestep.nets.dropout import Dropout, masks_from
 from sidestep.nets.schedules import readable_alpha_bar
 from sidestep.noise import Noise
 from sidestep.rules import Batch, NoPropDT, Task
-from sidestep.rules.true_gradient import gradients_of
 from tests.reference.noprop_plain import PlainBlock, plain_block_loss
 from tests.reference.noprop_walks_plain import plain_ancestral, plain_ddim
 

@@ -10,9 +10,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from sidestep.errors import InputError, NonFiniteError
+from sidestep.gradients.tangents import alignments as tangents
+from sidestep.gradients.tangents import chain as tangent_chain
+from sidestep.gradients.tangents import columns as tangent_columns
+from sidestep.gradients.tangents.alignments import alignments
 from sidestep.measure import peak_allocation
-from sidestep.nets import tangent_chain, tangent_columns, tangents
-from sidestep.nets.tangents import alignments
 from sidestep.nets.ternarize import ternarize
 from sidestep.nets.ternary import ternary_parameters
 from sidestep.noise import Noise

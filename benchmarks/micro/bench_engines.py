@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from benchmarks.machine import count_flops, made_up, ready
-from sidestep.nets.tangents import alignments
+from sidestep.gradients.tangents.alignments import alignments
 from sidestep.nets.ternarize import ternarize
 from sidestep.nets.ternary import TernaryLinear
 from sidestep.noise import Noise, dropout_mask

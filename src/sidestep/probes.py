@@ -192,8 +192,8 @@ Probes = SparseProbes | RankOneProbes  # of ternary weights: their sums are whol
 class DenseProbes:
     """K directions over all weights of a net of floats: fair signs, or standard normal values.
 
-    A description alone: `sidestep.nets.directions` draws them, a parameter at a time. Every parameter has a stream of
-    its own, by name, and every probe a substream.
+    A description alone: `sidestep.gradients.directions` draws them, a parameter at a time. Every parameter has a
+    stream of its own, by name, and every probe a substream.
 
     >>> DenseProbes(Noise(0), (("weight", (2, 3)), ("bias", (2,))), 4).weights
     8

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sidestep.errors import InputError
-from sidestep.nets.any_module import Losses
+from sidestep.gradients.any_module import Losses
 from sidestep.nets.trained import trained
 from sidestep.noise import Noise
 from sidestep.probes import DenseProbes, Distribution

@@ -18,7 +18,8 @@ from sidestep.checks import check_range
 from sidestep.data import Split
 from sidestep.data.objective import Objective
 from sidestep.errors import InputError
-from sidestep.nets.any_module import Losses, check_trainable, losses_here
+from sidestep.gradients.any_module import Losses, check_trainable, losses_here
+from sidestep.gradients.end_to_end import end_to_end, gradients_of
 from sidestep.nets.baselines import MLP, ChainedBlocks
 from sidestep.nets.dropout import masks_from
 from sidestep.nets.embeddings import embedding_distances
@@ -37,7 +38,6 @@ from sidestep.rules.dense import adamw
 from sidestep.rules.labels import embedding_for, learns
 from sidestep.rules.protocol import Batch, OutputRule, Task
 from sidestep.rules.takes import Takes
-from sidestep.rules.true_gradient import end_to_end, gradients_of
 from sidestep.update import Dense, Update
 
 __all__ = ["Backprop"]

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from sidestep.data import Split
 from sidestep.errors import InputError
+from sidestep.gradients.end_to_end import gradients_of
 from sidestep.nets.around import layerwise_around, shapes_along
 from sidestep.nets.layerwise import LayerwiseNet, check_hidden, layerwise_net, layerwise_own, shapes_of
 from sidestep.nets.own import ImagePath
@@ -25,7 +26,6 @@ from sidestep.nets.units import kept_statistics
 from sidestep.noise import Noise
 from sidestep.rules.protocol import Batch, OutputRule, Task
 from sidestep.rules.takes import Takes
-from sidestep.rules.true_gradient import gradients_of
 from sidestep.update import Dense, Update
 
 __all__ = ["DirectFeedbackAlignment"]

@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from sidestep.checks import check_multiple, check_positive, check_range
 from sidestep.data import Split
 from sidestep.errors import InputError
-from sidestep.nets.any_module import Losses, check_trainable, losses_at_pairs
-from sidestep.nets.directions import Directions, paired_logits, weighted_directions
+from sidestep.gradients.any_module import Losses, check_trainable, losses_at_pairs
+from sidestep.gradients.directions import Directions, paired_logits, weighted_directions
+from sidestep.gradients.rank_one import Members, check_rank_one, check_repeats, rank_one_logits, weighted_rank_one
 from sidestep.nets.own import ImagePath
 from sidestep.nets.precision import full_precision
-from sidestep.nets.rank_one import Members, check_rank_one, check_repeats, rank_one_logits, weighted_rank_one
 from sidestep.nets.resolution import check_noise_size
 from sidestep.nets.staged import StagedNet, check_layers
 from sidestep.nets.trained import check_unshared, trained

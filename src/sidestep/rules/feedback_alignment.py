@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
 from sidestep.data import Split
+from sidestep.gradients.end_to_end import end_to_end, gradients_of
 from sidestep.nets.around import layerwise_around, twin_of
 from sidestep.nets.feedback import FeedbackLayer, exact_errors, feedback_kinds, with_feedback
 from sidestep.nets.layerwise import LayerwiseNet, check_hidden, layerwise_net, layerwise_own
@@ -24,7 +25,6 @@ from sidestep.nets.units import kept_statistics
 from sidestep.noise import Noise
 from sidestep.rules.protocol import Batch, OutputRule, Task
 from sidestep.rules.takes import Takes
-from sidestep.rules.true_gradient import end_to_end, gradients_of
 from sidestep.update import Dense, Update
 
 __all__ = ["FeedbackAlignment"]

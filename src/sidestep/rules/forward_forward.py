@@ -22,6 +22,7 @@ from torch.nn.functional import cross_entropy
 from sidestep.checks import check_positive, check_range
 from sidestep.data import Split
 from sidestep.errors import InputError
+from sidestep.gradients.end_to_end import gradients_of
 from sidestep.nets.goodness import GoodnessNet, goodness_loss, wrong_labels
 from sidestep.nets.layerwise import check_hidden
 from sidestep.nets.own import ImagePath
@@ -30,7 +31,6 @@ from sidestep.noise import Noise
 from sidestep.rules.dense import merged, stage_units
 from sidestep.rules.protocol import Batch, Rule, Task
 from sidestep.rules.takes import Takes
-from sidestep.rules.true_gradient import gradients_of
 from sidestep.update import Dense, Update
 
 __all__ = ["ForwardForward"]

@@ -18,11 +18,11 @@ from torch import nn
 from sidestep.checks import check_range
 from sidestep.data import Split
 from sidestep.errors import InputError
-from sidestep.nets.activity import at_layer, check_activity
-from sidestep.nets.along import along_activities, along_local, along_weights
-from sidestep.nets.any_module import Losses, check_trainable, derivatives_along
-from sidestep.nets.directions import Directions
-from sidestep.nets.forward_mode import forward_mode
+from sidestep.gradients.activities import at_layer, check_activity
+from sidestep.gradients.along import along_activities, along_local, along_weights
+from sidestep.gradients.any_module import Losses, check_trainable, derivatives_along
+from sidestep.gradients.directions import Directions
+from sidestep.gradients.forward_mode import forward_mode
 from sidestep.nets.own import ImagePath
 from sidestep.nets.staged import StagedNet
 from sidestep.nets.trained import check_unshared, trained

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from sidestep.checks import check_positive, check_range
 from sidestep.data import Split
 from sidestep.data.objective import answers
+from sidestep.gradients.end_to_end import gradients_of
 from sidestep.nets.hebbian import HebbianNet, hebbian_change
 from sidestep.nets.layerwise import check_hidden
 from sidestep.nets.own import ImagePath
@@ -28,7 +29,6 @@ from sidestep.noise import Noise
 from sidestep.rules.dense import adamw, merged, stage_units
 from sidestep.rules.protocol import Batch, Rule, Task
 from sidestep.rules.takes import Takes
-from sidestep.rules.true_gradient import gradients_of
 from sidestep.update import Dense, Update
 
 __all__ = ["Hebbian"]

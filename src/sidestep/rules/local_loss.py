@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from sidestep.checks import check_range
 from sidestep.data import Split
 from sidestep.data.objective import objective_of
+from sidestep.gradients.end_to_end import gradients_of
 from sidestep.nets.around import layerwise_around, shapes_along
 from sidestep.nets.feedback import feedback_kinds
 from sidestep.nets.layerwise import LayerwiseNet, check_hidden, layerwise_net, layerwise_own, shapes_of
@@ -30,7 +31,6 @@ from sidestep.noise import Noise
 from sidestep.rules.dense import merged
 from sidestep.rules.protocol import Batch, OutputRule, Task
 from sidestep.rules.takes import Takes
-from sidestep.rules.true_gradient import gradients_of
 from sidestep.update import Dense, Update
 
 __all__ = ["LocalLoss"]

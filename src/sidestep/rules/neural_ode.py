@@ -22,6 +22,7 @@ from torch import Tensor
 
 from sidestep.checks import check_positive, check_range
 from sidestep.data import Split
+from sidestep.gradients.end_to_end import end_to_end, gradients_of
 from sidestep.nets.denoiser import Denoiser
 from sidestep.nets.dropout import masks_from
 from sidestep.nets.own import ImagePath
@@ -34,7 +35,6 @@ from sidestep.noise import Noise
 from sidestep.rules.labels import DenoisingRule, check_options, embedding_for, make_denoiser, readout_loss
 from sidestep.rules.protocol import Batch, Task
 from sidestep.rules.takes import Takes
-from sidestep.rules.true_gradient import end_to_end, gradients_of
 from sidestep.update import Dense, Update
 
 __all__ = ["NeuralODE"]

@@ -9,7 +9,7 @@ As the source has it (`--estimator weight-probes`):
 Three choices make it a family: what estimates the gradient, what is logged of it, and how logged values move weights.
 The default, local losses, is ternary local back-propagation with logged flips: reverse mode, within each stage.
 Sources: Brickner, "noise_step: Training in 1.58b With No Gradient Memory" (2024); for the other estimators see
-`sidestep.nets.perturbed` and `sidestep.nets.local`, for flips `sidestep.rules.flips`.
+`sidestep.gradients.ternary_directions` and `sidestep.gradients.local_losses`, for flips `sidestep.rules.flips`.
 """
 
 import math
@@ -24,12 +24,13 @@ from sidestep.checks import check_positive, check_range
 from sidestep.data import Split
 from sidestep.data.objective import objective_of
 from sidestep.errors import InputError
+from sidestep.gradients.end_to_end import end_to_end
+from sidestep.gradients.local_losses import floating, local_gradients
+from sidestep.gradients.tangents.alignments import alignments
+from sidestep.gradients.ternary_directions import activity_gradients, check_chain, rank_one_alignments, rank_one_shapes
 from sidestep.nets.check_module import inplace_explained
-from sidestep.nets.local import floating, local_gradients
 from sidestep.nets.own import ImagePath
-from sidestep.nets.perturbed import activity_gradients, check_chain, rank_one_alignments, rank_one_shapes
 from sidestep.nets.substituted import functional_call
-from sidestep.nets.tangents import alignments
 from sidestep.nets.ternary import ternary_parameters
 from sidestep.nets.ternary_nets import TernaryNet, ternary_conv_net, ternary_mlp, ternary_own
 from sidestep.nets.trained import trained
@@ -43,7 +44,6 @@ from sidestep.rules.flips import TernaryOptimizer, choose_by_threshold, choose_f
 from sidestep.rules.protocol import Batch, Rule, Task
 from sidestep.rules.takes import Takes
 from sidestep.rules.trits import accumulate, along_probes, check_finite, move, sign_and_median, subtract
-from sidestep.rules.true_gradient import end_to_end
 from sidestep.update import Dense, Flips, Seeded, Update
 
 __all__ = ["NoiseStep"]

@@ -18,6 +18,7 @@ from torch import Tensor
 from sidestep.checks import check_positive, check_range, check_used
 from sidestep.data import Split
 from sidestep.errors import InputError
+from sidestep.gradients.end_to_end import end_to_end, gradients_of
 from sidestep.nets.continuous import LearnedSchedule, Schedule, make_schedule, schedule_failure
 from sidestep.nets.denoiser import Denoiser, draw_times
 from sidestep.nets.dropout import masks_from
@@ -39,7 +40,6 @@ from sidestep.rules.labels import (
 )
 from sidestep.rules.protocol import Batch, Task
 from sidestep.rules.takes import Takes
-from sidestep.rules.true_gradient import end_to_end, gradients_of
 from sidestep.rules.variant import PAPER_LABELS, PaperOptions
 from sidestep.update import Dense, Update
 

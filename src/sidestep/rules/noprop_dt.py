@@ -19,6 +19,7 @@ from torch import Tensor
 
 from sidestep.checks import check_positive, check_range, check_used
 from sidestep.data import Split
+from sidestep.gradients.end_to_end import end_to_end, gradients_of
 from sidestep.nets.dropout import masks_from
 from sidestep.nets.embeddings import embedding_distances
 from sidestep.nets.losses import check_loss, check_smoothing, denoising_loss
@@ -38,7 +39,6 @@ from sidestep.rules.dense import apply_dense
 from sidestep.rules.labels import check_options, embedding_for, learns, project_rows, readout_loss, start_divergence
 from sidestep.rules.protocol import Batch, Rule, Task
 from sidestep.rules.takes import Takes
-from sidestep.rules.true_gradient import end_to_end, gradients_of
 from sidestep.rules.variant import PAPER_LABELS, PaperOptions
 from sidestep.update import Dense, Update
 

@@ -24,6 +24,7 @@ from torch import Tensor
 from sidestep.checks import check_positive, check_range, check_used
 from sidestep.data import Split
 from sidestep.errors import InputError
+from sidestep.gradients.end_to_end import end_to_end, gradients_of
 from sidestep.nets.denoiser import Denoiser, Draw, draw_times
 from sidestep.nets.dropout import masks_from
 from sidestep.nets.losses import check_loss, check_smoothing, denoising_loss
@@ -36,7 +37,6 @@ from sidestep.noise import Noise
 from sidestep.rules.labels import TimedRule, check_options, embedding_for, learns, make_denoiser, readout_loss
 from sidestep.rules.protocol import Batch, Task
 from sidestep.rules.takes import Takes
-from sidestep.rules.true_gradient import end_to_end, gradients_of
 from sidestep.rules.variant import PAPER_LABELS, PaperOptions
 from sidestep.update import Dense, Update
 

@@ -16,6 +16,7 @@ from sidestep.checks import check_positive, check_range
 from sidestep.data import Split
 from sidestep.data.objective import answers
 from sidestep.data.task import Batch, Task
+from sidestep.gradients.end_to_end import end_to_end
 from sidestep.nets.own import ImagePath
 from sidestep.nets.trained import trained
 from sidestep.noise import Noise
@@ -23,7 +24,6 @@ from sidestep.rules.built import built
 from sidestep.rules.dense import adamw, apply_dense
 from sidestep.rules.fields import RARE, check_choice
 from sidestep.rules.takes import Takes, check_takes
-from sidestep.rules.true_gradient import end_to_end
 from sidestep.update import Dense, Update
 
 __all__ = ["Batch", "HasBatchMultiple", "HasTrueGradient", "OutputRule", "Rule", "Task", "UnitByUnit"]

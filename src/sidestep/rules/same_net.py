@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from sidestep.data import Split
 from sidestep.data.objective import answers
+from sidestep.gradients.end_to_end import gradients_of
 from sidestep.nets.baselines import ChainedBlocks
 from sidestep.nets.dropout import masks_from
 from sidestep.nets.end_to_end import end_to_end_net
@@ -24,7 +25,6 @@ from sidestep.noise import Noise
 from sidestep.rules.dense import adamw
 from sidestep.rules.protocol import Batch, Rule, Task
 from sidestep.rules.takes import Takes
-from sidestep.rules.true_gradient import gradients_of
 from sidestep.update import Dense, Update
 
 __all__ = ["SameNet"]

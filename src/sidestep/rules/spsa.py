@@ -18,8 +18,8 @@ from torch import nn
 from sidestep.checks import check_positive, check_range
 from sidestep.data import Split
 from sidestep.errors import InputError
-from sidestep.nets.any_module import Losses, check_trainable, losses_at_pairs
-from sidestep.nets.directions import Directions, paired_logits
+from sidestep.gradients.any_module import Losses, check_trainable, losses_at_pairs
+from sidestep.gradients.directions import Directions, paired_logits
 from sidestep.nets.own import ImagePath
 from sidestep.nets.precision import full_precision
 from sidestep.nets.resolution import check_noise_size

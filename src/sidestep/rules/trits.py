@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from sidestep.errors import InputError, NonFiniteError
-from sidestep.nets.directions import Directions, weighted_directions
+from sidestep.gradients.directions import Directions, weighted_directions
 from sidestep.nets.ternary import ternary_parameters
 from sidestep.probes import DenseProbes, Probes, SparseProbes
 from sidestep.update import Seeded

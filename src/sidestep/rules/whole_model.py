@@ -11,7 +11,7 @@ from sidestep.data import Split
 from sidestep.data.objective import answers
 from sidestep.data.task import Batch, Task
 from sidestep.errors import InputError
-from sidestep.nets.any_module import called
+from sidestep.gradients.any_module import called
 from sidestep.nets.own import ImagePath
 from sidestep.nets.precision import at_least_float32
 from sidestep.noise import Noise

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from sidestep.data.objective import CLASSES, OBJECTIVES, Objective
 from sidestep.data.task import Batch
 from sidestep.errors import InputError
-from sidestep.nets.any_module import Losses, called
+from sidestep.gradients.any_module import Losses, called
 from sidestep.noise import Noise
 from sidestep.rules.any_module import AnyModule, apply_any, as_dense, decide_any
 from sidestep.rules.chain import ChainOfStages

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from sidestep.data.objective import Objective
 from sidestep.errors import InputError, NonFiniteError
-from sidestep.nets.any_module import check_trainable
+from sidestep.gradients.any_module import check_trainable
 from sidestep.nets.trained import parameters_of
 from sidestep.noise import Noise
 from sidestep.rules.any_module import AnyModule, as_dense

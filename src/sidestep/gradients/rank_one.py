@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sidestep.errors import InputError
-from sidestep.nets.directions import Directions
+from sidestep.gradients.directions import Directions
 from sidestep.nets.staged import StagedNet
 from sidestep.nets.trained import trained
 from sidestep.nets.units import kept_statistics

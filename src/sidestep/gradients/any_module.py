@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from sidestep.errors import InputError
+from sidestep.gradients.directions import Directions
+from sidestep.gradients.forward_mode import forward_mode
 from sidestep.nets.check_module import inplace_explained
-from sidestep.nets.directions import Directions
-from sidestep.nets.forward_mode import forward_mode
 from sidestep.nets.precision import at_least_float32, full_precision
 from sidestep.nets.substituted import substituted
 from sidestep.nets.trained import trained

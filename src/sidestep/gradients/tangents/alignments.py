@@ -8,7 +8,7 @@ probe is made again from its seed whenever it is needed. Three ways give the sam
     any net              `torch.func.jvp` under `vmap`: plain forward mode, and the reference
     a chain, any probes  tangents carried from the first layer to the logits: forward mode
     a chain, sparse      mixed mode: the loss gradient is pushed back through the last layer, and the norm and ReLU
-                         below it, once for all probes (`sidestep.nets.tangent_columns`); the rest is forward mode
+                         below it, once for all probes (`sidestep.gradients.tangents.columns`); the rest is forward mode
 
 The last is taken where it is cheaper, so in most MLPs. Torch's reverse mode is called for a `loss` of yours
 alone that is a plain function, and no objective.
@@ -25,10 +25,10 @@ from torch.func import jvp, vmap
 
 from sidestep.data.objective import Objective
 from sidestep.errors import InputError, NonFiniteError
+from sidestep.gradients.tangents.chain import Chain, Direct, RankOneDirect, SparseDirect, carry, read_chain, walk
+from sidestep.gradients.tangents.columns import columns_bytes, columns_cost, fold_columns
 from sidestep.nets.precision import at_least_float32, full_precision
 from sidestep.nets.substituted import functional_call
-from sidestep.nets.tangent_chain import Chain, Direct, RankOneDirect, SparseDirect, carry, read_chain, walk
-from sidestep.nets.tangent_columns import columns_bytes, columns_cost, fold_columns
 from sidestep.nets.ternary import ternary_parameters
 from sidestep.probes import Probes, RankOneProbes
 

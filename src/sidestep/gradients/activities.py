@@ -19,7 +19,7 @@ from torch.nn.grad import conv2d_weight
 
 from sidestep.data.objective import CLASSES, Objective
 from sidestep.errors import InputError
-from sidestep.nets.directions import Directions
+from sidestep.gradients.directions import Directions
 from sidestep.nets.precision import at_least_float32, full_precision
 from sidestep.nets.trained import trained
 

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.func import jvp
 
 from sidestep.data.task import Batch
-from sidestep.nets.activity import activity_pass, at_layer, cotangent, output_gradients, tangent_of
+from sidestep.gradients.activities import activity_pass, at_layer, cotangent, output_gradients, tangent_of
+from sidestep.gradients.directions import Directions
 from sidestep.nets.check_module import inplace_explained
-from sidestep.nets.directions import Directions
 from sidestep.nets.staged import GroupHeads, StagedNet
 from sidestep.nets.substituted import functional_call
 from sidestep.nets.trained import trained

@@ -15,8 +15,9 @@ the logits, the last layer is folded into one vector per sample, p = J_(L-1) sca
 sums over the batch first: the tangent d[j] x[c] is multiplied by p before it is by W, so nothing of the size of a
 layer's activations is made per probe. Making p is a step of reverse mode, through W_L and the norm and rectifier of
 layer L - 1, once for all probes; so is v, through the norm of layer L - 2. That makes this fast, and is not forward
-mode; `sidestep.nets.tangent_chain.carry` and `torch.func.jvp` are, with the same result. Tangents of layers before
-L - 2 have to be carried forward whole: they begin with the columns of W_(l+1) that are touched, and end at layer L - 2.
+mode; `sidestep.gradients.tangents.chain.carry` and `torch.func.jvp` are, with the same result. Tangents of layers
+before L - 2 have to be carried forward whole: they begin with the columns of W_(l+1) that are touched, and end at
+layer L - 2.
 """
 
 import itertools
@@ -28,7 +29,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from sidestep.nets.tangent_chain import Bend, Bent, LayerEntries, SparseDirect, Step
+from sidestep.gradients.tangents.chain import Bend, Bent, LayerEntries, SparseDirect, Step
 
 __all__ = ["Columns", "columns_bytes", "columns_cost", "fold_columns"]
 
