@@ -20,9 +20,9 @@ from sidestep.nets import (
     readable_alpha_bar,
     unit_rows,
 )
-from sidestep.nets.embeddings import EMBEDDINGS
-from sidestep.nets.losses import LOSSES, check_loss
-from sidestep.nets.schedules import check_alpha_bar
+from sidestep.nets.noprop.embeddings import EMBEDDINGS
+from sidestep.nets.noprop.losses import LOSSES, check_loss
+from sidestep.nets.noprop.schedules import check_alpha_bar
 from sidestep.noise import Noise
 from tests.reference.noprop_continuous_plain import (
     PlainCosineGamma,

@@ -8,8 +8,8 @@ from torch.nn.functional import linear, one_hot
 from sidestep.data import Split
 from sidestep.errors import InputError
 from sidestep.nets import ConvPath, Dropout, PooledPath, ResidualPath, TimedBlock, masks_from
-from sidestep.nets.denoiser import draw_times, positional_embedding
-from sidestep.nets.paths import PATHS, path_maker, takes_channels_last
+from sidestep.nets.noprop.denoiser import draw_times, positional_embedding
+from sidestep.nets.noprop.image_paths import PATHS, path_maker, takes_channels_last
 from sidestep.noise import Noise
 from sidestep.rules import Batch, NoPropCT, NoPropFM, Task
 from tests.reference.noprop_continuous_plain import plain_positional_embedding

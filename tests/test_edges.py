@@ -8,8 +8,8 @@ import torch
 from sidestep import Options, align, load_run, train
 from sidestep.cli import main
 from sidestep.errors import InputError, NonFiniteError
-from sidestep.nets.blocks import ImageLatentPath
-from sidestep.nets.paths import ConvPath, PooledPath, path_maker
+from sidestep.nets.noprop.blocks import ImageLatentPath
+from sidestep.nets.noprop.image_paths import ConvPath, PooledPath, path_maker
 from sidestep.noise import Noise
 from sidestep.rules import Backprop, NoPropCT, NoPropDT, NoPropFM
 

@@ -29,8 +29,8 @@ from sidestep.nets import (
     run_units,
     signal_to_noise,
 )
-from sidestep.nets.paths import ConvPath, path_maker
-from sidestep.nets.schedules import Levels, check_alpha_bar
+from sidestep.nets.noprop.image_paths import ConvPath, path_maker
+from sidestep.nets.noprop.schedules import Levels, check_alpha_bar
 from sidestep.noise import Noise
 from tests.reference.noprop_plain import plain_alpha_bar
 
@@ -316,7 +316,7 @@ class TestOwnImagePath:
 
     @pytest.mark.parametrize("path", [nn.Linear(7, 3), nn.Sequential(nn.Flatten(0), nn.Linear(128, 4))])
     def test_a_path_that_does_not_fit_the_images_is_explained(self, path):
-        from sidestep.nets.blocks import feature_count
+        from sidestep.nets.noprop.blocks import feature_count
 
         with pytest.raises(InputError, match="image path"):
             feature_count(path, (1, 8, 8))

@@ -9,8 +9,8 @@ from torch.nn.functional import cross_entropy
 
 from sidestep.data import Split
 from sidestep.errors import InputError
-from sidestep.nets import denoiser
 from sidestep.nets.dropout import masks_from
+from sidestep.nets.noprop import denoiser
 from sidestep.noise import Noise
 from sidestep.rules import Batch, NeuralODE, Task
 

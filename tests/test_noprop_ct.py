@@ -10,7 +10,7 @@ import torch
 from sidestep import Options, train
 from sidestep.errors import InputError, NonFiniteError
 from sidestep.nets import Dropout
-from sidestep.nets.denoiser import draw_times
+from sidestep.nets.noprop.denoiser import draw_times
 from sidestep.noise import Noise
 from sidestep.rules import Batch, NoPropCT, Task
 from tests.reference.noprop_continuous_plain import (

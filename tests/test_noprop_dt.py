@@ -10,7 +10,7 @@ from torch.nn.functional import cross_entropy
 from sidestep.errors import InputError
 from sidestep.gradients.end_to_end import gradients_of
 from sidestep.nets.dropout import Dropout, masks_from
-from sidestep.nets.schedules import readable_alpha_bar
+from sidestep.nets.noprop.schedules import readable_alpha_bar
 from sidestep.noise import Noise
 from sidestep.rules import Batch, NoPropDT, Task
 from tests.reference.noprop_plain import PlainBlock, plain_block_loss

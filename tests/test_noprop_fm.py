@@ -8,7 +8,7 @@ import torch
 
 from sidestep.errors import InputError
 from sidestep.nets import Dropout
-from sidestep.nets.denoiser import draw_times
+from sidestep.nets.noprop.denoiser import draw_times
 from sidestep.noise import Noise
 from sidestep.rules import Batch, NoPropFM, Task
 from tests.reference.noprop_continuous_plain import PlainTimedBlock, plain_fm_terms

@@ -29,11 +29,11 @@ from sidestep.cli import main
 from sidestep.cli import study as study_commands
 from sidestep.errors import InputError
 from sidestep.nets import DenoisingStack, SoftmaxReadout
-from sidestep.nets.denoiser import Denoiser, TimedBlock
-from sidestep.nets.losses import LOSSES, denoising_loss
-from sidestep.nets.readouts import NearestReadout
-from sidestep.nets.samplers import ancestral_chain, ddim_chain, stack_predictions
-from sidestep.nets.schedules import cosine_alpha_bar
+from sidestep.nets.noprop.denoiser import Denoiser, TimedBlock
+from sidestep.nets.noprop.losses import LOSSES, denoising_loss
+from sidestep.nets.noprop.readouts import NearestReadout
+from sidestep.nets.noprop.schedules import cosine_alpha_bar
+from sidestep.nets.noprop.stack_readings import ancestral_chain, ddim_chain, stack_predictions
 from sidestep.noise import Noise
 from sidestep.rules.protocol import Task
 from sidestep.training import Silent, Stopped

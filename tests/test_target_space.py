@@ -8,9 +8,9 @@ import torch
 
 from sidestep import data, train
 from sidestep.errors import InputError
-from sidestep.nets.losses import denoising_loss
-from sidestep.nets.samplers import ddim_chain
-from sidestep.nets.target_space import target_space
+from sidestep.nets.noprop.losses import denoising_loss
+from sidestep.nets.noprop.stack_readings import ddim_chain
+from sidestep.nets.noprop.target_space import target_space
 from sidestep.noise import Noise
 from sidestep.rules import RULES
 from sidestep.rules.protocol import Batch, Task

@@ -8,10 +8,10 @@ from torch import nn
 
 from sidestep.data import Split
 from sidestep.errors import InputError
-from sidestep.nets import recorded
 from sidestep.nets.dropout import Dropout, masks_from
-from sidestep.nets.together import can_go_together
-from sidestep.nets.ways import choose_way
+from sidestep.nets.noprop import captured_pass as recorded
+from sidestep.nets.noprop.batched_blocks import can_go_together
+from sidestep.nets.noprop.execution import choose_way
 from sidestep.noise import Noise
 from sidestep.rules import Batch, NoPropDT, Task
 
@@ -169,7 +169,7 @@ class TestChoice:
         net.set_way("together")
         rule.estimate(net, batch, NOISE)
         net.set_way("auto")
-        monkeypatch.setattr("sidestep.nets.stack.choose_way", lambda device: choose_way(torch.device("cuda")))
+        monkeypatch.setattr("sidestep.nets.noprop.stack.choose_way", lambda device: choose_way(torch.device("cuda")))
         rule.estimate(net, batch, NOISE)
         assert gone == ["_together"] * 2
 

@@ -21,9 +21,9 @@ from sidestep.nets import (
     heun_walk,
     readable_alpha_bar,
 )
-from sidestep.nets.adaptive import ADAPTIVE
-from sidestep.nets.timed_predictions import diffusion_velocity
-from sidestep.nets.walks import check_steps, step_times
+from sidestep.nets.noprop.adaptive import ADAPTIVE
+from sidestep.nets.noprop.denoiser_readings import diffusion_velocity
+from sidestep.nets.noprop.samplers import check_steps, step_times
 from sidestep.noise import Noise
 from sidestep.rules import NoPropCT, NoPropFM, Task
 from tests.reference.torchdiffeq_walk import plain_adaptive, plain_pair

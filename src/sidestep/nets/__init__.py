@@ -1,12 +1,11 @@
 """Networks: blocks, stacks of blocks, embeddings, schedules, samplers, and the baselines' nets."""
 
-from sidestep.nets.adaptive import adaptive_walk
-from sidestep.nets.baselines import MLP, ChainedBlocks
-from sidestep.nets.blocks import Block, LatentPath
-from sidestep.nets.continuous import CosineSchedule, LearnedSchedule, LinearSchedule, make_schedule
-from sidestep.nets.denoiser import Denoiser, TimedBlock
 from sidestep.nets.dropout import Dropout, masks_from
-from sidestep.nets.embeddings import (
+from sidestep.nets.noprop.adaptive import adaptive_walk
+from sidestep.nets.noprop.blocks import Block, LatentPath
+from sidestep.nets.noprop.chained_blocks import MLP, ChainedBlocks
+from sidestep.nets.noprop.denoiser import Denoiser, TimedBlock
+from sidestep.nets.noprop.embeddings import (
     class_embedding,
     embedding_distances,
     expected_embedding,
@@ -15,13 +14,15 @@ from sidestep.nets.embeddings import (
     prototype_embedding,
     unit_rows,
 )
-from sidestep.nets.losses import denoising_loss
+from sidestep.nets.noprop.image_paths import ConvPath, PooledPath, ResidualPath
+from sidestep.nets.noprop.losses import denoising_loss
+from sidestep.nets.noprop.readouts import NearestReadout, RadialReadout, SoftmaxReadout, make_readout
+from sidestep.nets.noprop.samplers import ancestral_walk, ddim_walk, euler_walk, heun_walk
+from sidestep.nets.noprop.schedules import cosine_alpha_bar, posterior_coefficients, readable_alpha_bar, signal_to_noise
+from sidestep.nets.noprop.stack import DenoisingStack
+from sidestep.nets.noprop.stack_readings import Chain, ancestral_chain, ddim_chain, stack_predictions
+from sidestep.nets.noprop.time_schedules import CosineSchedule, LearnedSchedule, LinearSchedule, make_schedule
 from sidestep.nets.own import ImagePath, image_paths
-from sidestep.nets.paths import ConvPath, PooledPath, ResidualPath
-from sidestep.nets.readouts import NearestReadout, RadialReadout, SoftmaxReadout, make_readout
-from sidestep.nets.samplers import Chain, ancestral_chain, ddim_chain, stack_predictions
-from sidestep.nets.schedules import cosine_alpha_bar, posterior_coefficients, readable_alpha_bar, signal_to_noise
-from sidestep.nets.stack import DenoisingStack
 from sidestep.nets.ternarize import ternarize
 from sidestep.nets.ternary import (
     TernaryConv2d,
@@ -34,7 +35,6 @@ from sidestep.nets.ternary import (
 )
 from sidestep.nets.ternary_nets import TernaryNet, ternary_conv_net, ternary_mlp
 from sidestep.nets.units import kept_statistics, run_units
-from sidestep.nets.walks import ancestral_walk, ddim_walk, euler_walk, heun_walk
 
 __all__ = [
     "MLP",

@@ -8,15 +8,15 @@ import torch
 from torch import Tensor, nn
 
 from sidestep.errors import InputError
-from sidestep.nets.baselines import MLP, ChainedBlocks
-from sidestep.nets.denoiser import Denoiser
 from sidestep.nets.feedback import without_feedback
 from sidestep.nets.goodness import GoodnessNet
 from sidestep.nets.hebbian import HebbianNet
 from sidestep.nets.layerwise import LayerwiseNet
+from sidestep.nets.noprop.chained_blocks import MLP, ChainedBlocks
+from sidestep.nets.noprop.denoiser import Denoiser
+from sidestep.nets.noprop.stack import DenoisingStack
 from sidestep.nets.precision import at_least_float32
 from sidestep.nets.shapes import Shape
-from sidestep.nets.stack import DenoisingStack
 from sidestep.nets.staged import StagedNet
 from sidestep.nets.straight_through import float_twin
 from sidestep.nets.ternary import TernaryLayer

@@ -20,14 +20,14 @@ from sidestep.data.objective import Objective
 from sidestep.errors import InputError
 from sidestep.gradients.any_module import Losses, check_trainable, losses_here
 from sidestep.gradients.end_to_end import end_to_end, gradients_of
-from sidestep.nets.baselines import MLP, ChainedBlocks
 from sidestep.nets.dropout import masks_from
-from sidestep.nets.embeddings import embedding_distances
 from sidestep.nets.feedback import feedback_kinds
 from sidestep.nets.heads import logits_of_heads
 from sidestep.nets.layerwise import LayerwiseNet, layerwise_net, layerwise_own
+from sidestep.nets.noprop.chained_blocks import MLP, ChainedBlocks
+from sidestep.nets.noprop.embeddings import embedding_distances
+from sidestep.nets.noprop.image_paths import path_maker
 from sidestep.nets.own import ImagePath, image_paths
-from sidestep.nets.paths import path_maker
 from sidestep.nets.straight_through import float_twin
 from sidestep.nets.ternary_nets import TernaryNet, ternary_conv_net, ternary_mlp
 from sidestep.nets.trained import trained

@@ -5,13 +5,13 @@ from torch import Tensor, nn
 
 from sidestep.data import Split
 from sidestep.errors import InputError
-from sidestep.nets.denoiser import Denoiser, TimedBlock
-from sidestep.nets.embeddings import class_embedding, embedding_distances, unit_rows
+from sidestep.nets.noprop.denoiser import Denoiser, TimedBlock
+from sidestep.nets.noprop.embeddings import class_embedding, embedding_distances, unit_rows
+from sidestep.nets.noprop.image_paths import path_maker
+from sidestep.nets.noprop.readouts import make_readout
+from sidestep.nets.noprop.schedules import Levels
+from sidestep.nets.noprop.target_space import TargetSpace, target_space
 from sidestep.nets.own import ImagePath, image_paths
-from sidestep.nets.paths import path_maker
-from sidestep.nets.readouts import make_readout
-from sidestep.nets.schedules import Levels
-from sidestep.nets.target_space import TargetSpace, target_space
 from sidestep.nets.trained import trained
 from sidestep.noise import Noise
 from sidestep.rules.dense import OPTIMIZERS

@@ -23,14 +23,14 @@ from torch import Tensor
 from sidestep.checks import check_positive, check_range
 from sidestep.data import Split
 from sidestep.gradients.end_to_end import end_to_end, gradients_of
-from sidestep.nets.denoiser import Denoiser
 from sidestep.nets.dropout import masks_from
+from sidestep.nets.noprop.denoiser import Denoiser
+from sidestep.nets.noprop.denoiser_readings import Walker
+from sidestep.nets.noprop.samplers import check_steps
 from sidestep.nets.own import ImagePath
 from sidestep.nets.precision import full_precision
 from sidestep.nets.solvers import Field, solved
-from sidestep.nets.timed_predictions import Walker
 from sidestep.nets.units import kept_statistics
-from sidestep.nets.walks import check_steps
 from sidestep.noise import Noise
 from sidestep.rules.labels import DenoisingRule, check_options, embedding_for, make_denoiser, readout_loss
 from sidestep.rules.protocol import Batch, Task

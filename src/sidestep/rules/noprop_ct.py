@@ -19,14 +19,14 @@ from sidestep.checks import check_positive, check_range, check_used
 from sidestep.data import Split
 from sidestep.errors import InputError
 from sidestep.gradients.end_to_end import end_to_end, gradients_of
-from sidestep.nets.continuous import LearnedSchedule, Schedule, make_schedule, schedule_failure
-from sidestep.nets.denoiser import Denoiser, draw_times
 from sidestep.nets.dropout import masks_from
-from sidestep.nets.losses import check_loss, check_smoothing, denoising_loss
+from sidestep.nets.noprop.denoiser import Denoiser, draw_times
+from sidestep.nets.noprop.denoiser_readings import Walker, diffusion_velocity
+from sidestep.nets.noprop.losses import check_loss, check_smoothing, denoising_loss
+from sidestep.nets.noprop.samplers import check_steps
+from sidestep.nets.noprop.time_schedules import LearnedSchedule, Schedule, make_schedule, schedule_failure
 from sidestep.nets.own import ImagePath
-from sidestep.nets.timed_predictions import Walker, diffusion_velocity
 from sidestep.nets.units import kept_statistics
-from sidestep.nets.walks import check_steps
 from sidestep.noise import Noise
 from sidestep.rules.dense import apply_dense
 from sidestep.rules.labels import (

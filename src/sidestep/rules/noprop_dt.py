@@ -21,17 +21,17 @@ from sidestep.checks import check_positive, check_range, check_used
 from sidestep.data import Split
 from sidestep.gradients.end_to_end import end_to_end, gradients_of
 from sidestep.nets.dropout import masks_from
-from sidestep.nets.embeddings import embedding_distances
-from sidestep.nets.losses import check_loss, check_smoothing, denoising_loss
+from sidestep.nets.noprop.batched_blocks import BlocksTogether, drawn_masks
+from sidestep.nets.noprop.captured_pass import recorded_logits
+from sidestep.nets.noprop.embeddings import embedding_distances
+from sidestep.nets.noprop.image_paths import path_maker
+from sidestep.nets.noprop.losses import check_loss, check_smoothing, denoising_loss
+from sidestep.nets.noprop.readouts import make_readout
+from sidestep.nets.noprop.schedules import cosine_alpha_bar, readable_alpha_bar
+from sidestep.nets.noprop.stack import DenoisingStack
+from sidestep.nets.noprop.stack_readings import ddim_chain, stack_predictions
+from sidestep.nets.noprop.target_space import target_space
 from sidestep.nets.own import ImagePath, image_paths
-from sidestep.nets.paths import path_maker
-from sidestep.nets.readouts import make_readout
-from sidestep.nets.recorded import recorded_logits
-from sidestep.nets.samplers import ddim_chain, stack_predictions
-from sidestep.nets.schedules import cosine_alpha_bar, readable_alpha_bar
-from sidestep.nets.stack import DenoisingStack
-from sidestep.nets.target_space import target_space
-from sidestep.nets.together import BlocksTogether, drawn_masks
 from sidestep.nets.trained import trained
 from sidestep.nets.units import kept_statistics, run_units
 from sidestep.noise import Noise

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from sidestep.data import Split
 from sidestep.data.objective import answers
 from sidestep.gradients.end_to_end import gradients_of
-from sidestep.nets.baselines import ChainedBlocks
 from sidestep.nets.dropout import masks_from
 from sidestep.nets.end_to_end import end_to_end_net
+from sidestep.nets.noprop.chained_blocks import ChainedBlocks
 from sidestep.nets.own import ImagePath
 from sidestep.nets.units import kept_statistics
 from sidestep.noise import Noise

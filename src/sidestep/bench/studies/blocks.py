@@ -13,7 +13,7 @@ from torch import Tensor
 from sidestep.bench.studies.chain import READINGS_BY_BLOCK, chain_answers, oracle_logits
 from sidestep.data import DataSet, Split
 from sidestep.errors import InputError
-from sidestep.nets.stack import DenoisingStack
+from sidestep.nets.noprop.stack import DenoisingStack
 from sidestep.noise import Noise
 from sidestep.rules.protocol import Rule
 from sidestep.rules.record import rule_record

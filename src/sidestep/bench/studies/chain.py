@@ -10,9 +10,9 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from sidestep.nets.samplers import Chain, ancestral_chain, ddim_chain
-from sidestep.nets.stack import DenoisingStack
-from sidestep.nets.walks import ddim_step
+from sidestep.nets.noprop.samplers import ddim_step
+from sidestep.nets.noprop.stack import DenoisingStack
+from sidestep.nets.noprop.stack_readings import Chain, ancestral_chain, ddim_chain
 from sidestep.noise import Noise
 
 __all__ = [

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from sidestep.errors import InputError
-from sidestep.nets.continuous import Schedule
-from sidestep.nets.denoiser import Denoiser
-from sidestep.nets.losses import LOSSES, denoising_loss
+from sidestep.nets.noprop.denoiser import Denoiser
+from sidestep.nets.noprop.losses import LOSSES, denoising_loss
+from sidestep.nets.noprop.time_schedules import Schedule
 
 __all__ = [
     "accuracy_at_times",

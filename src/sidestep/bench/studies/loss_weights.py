@@ -19,8 +19,8 @@ from sidestep.bench.studies.gradient_by_time import (
 from sidestep.data import DataSet, Split
 from sidestep.data.task import Task
 from sidestep.errors import InputError
-from sidestep.nets.continuous import Schedule
-from sidestep.nets.denoiser import Denoiser
+from sidestep.nets.noprop.denoiser import Denoiser
+from sidestep.nets.noprop.time_schedules import Schedule
 from sidestep.noise import Noise
 from sidestep.rules.protocol import Rule
 from sidestep.rules.record import hyper_parameters

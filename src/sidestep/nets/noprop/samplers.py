@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from sidestep.errors import InputError
-from sidestep.nets.schedules import Levels, posterior_coefficients
+from sidestep.nets.noprop.schedules import Levels, posterior_coefficients
 
 __all__ = [
     "MOST_STEPS",

@@ -20,7 +20,7 @@ from torch.nn.functional import embedding
 
 from sidestep.data.objective import CLASSES, LABELS, Objective, values_objective
 from sidestep.data.task import Task
-from sidestep.nets.embeddings import expected_embedding
+from sidestep.nets.noprop.embeddings import expected_embedding
 
 __all__ = ["CLASS_SPACE", "TargetSpace", "target_space"]
 

@@ -12,7 +12,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from sidestep.nets.together import BlocksTogether, MaskSource
+from sidestep.nets.noprop.batched_blocks import BlocksTogether, MaskSource
 
 __all__ = ["WRAPPERS", "recorded_logits"]
 

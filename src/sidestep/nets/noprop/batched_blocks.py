@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import batch_norm, conv2d
 
-from sidestep.nets.blocks import Block, ImageLatentPath, LatentPath
 from sidestep.nets.dropout import Dropout, map_masks
-from sidestep.nets.paths import ConvPath, PooledPath, Residual, ResidualPath
+from sidestep.nets.noprop.blocks import Block, ImageLatentPath, LatentPath
+from sidestep.nets.noprop.image_paths import ConvPath, PooledPath, Residual, ResidualPath
 from sidestep.nets.precision import at_least_float32
 
 __all__ = ["BlocksTogether", "MaskSource", "can_go_together", "drawn_masks"]

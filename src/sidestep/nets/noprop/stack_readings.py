@@ -6,8 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sidestep.nets.stack import DenoisingStack
-from sidestep.nets.walks import ancestral_step, ddim_step
+from sidestep.nets.noprop.samplers import ancestral_step, ddim_step
+from sidestep.nets.noprop.stack import DenoisingStack
 from sidestep.noise import Noise
 
 __all__ = ["Chain", "ancestral_chain", "ddim_chain", "stack_predictions"]

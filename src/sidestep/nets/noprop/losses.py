@@ -4,7 +4,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from sidestep.errors import InputError
-from sidestep.nets.target_space import CLASS_SPACE, TargetSpace
+from sidestep.nets.noprop.target_space import CLASS_SPACE, TargetSpace
 
 __all__ = ["LOSSES", "check_loss", "check_smoothing", "denoising_loss"]
 

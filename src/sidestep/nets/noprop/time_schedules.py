@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from sidestep.errors import InputError
-from sidestep.nets.schedules import Levels, check_alpha_bar
+from sidestep.nets.noprop.schedules import Levels, check_alpha_bar
 
 __all__ = [
     "GAMMA_RANGE",

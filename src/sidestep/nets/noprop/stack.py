@@ -6,13 +6,13 @@ import torch
 from torch import Tensor, nn
 
 from sidestep.errors import InputError
-from sidestep.nets.blocks import Block
-from sidestep.nets.schedules import Levels, check_alpha_bar, signal_to_noise
+from sidestep.nets.noprop.batched_blocks import can_go_together
+from sidestep.nets.noprop.blocks import Block
+from sidestep.nets.noprop.execution import WAYS, choose_way
+from sidestep.nets.noprop.schedules import Levels, check_alpha_bar, signal_to_noise
+from sidestep.nets.noprop.target_space import CLASS_SPACE, TargetSpace
 from sidestep.nets.shapes import Shape
-from sidestep.nets.target_space import CLASS_SPACE, TargetSpace
-from sidestep.nets.together import can_go_together
 from sidestep.nets.units import run_units
-from sidestep.nets.ways import WAYS, choose_way
 
 __all__ = ["DenoisingStack"]
 

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor, nn
 
 from sidestep.errors import InputError
+from sidestep.nets.noprop.target_space import CLASS_SPACE, TargetSpace
 from sidestep.nets.precision import full_precision
-from sidestep.nets.target_space import CLASS_SPACE, TargetSpace
 
 __all__ = ["READOUTS", "NearestReadout", "PointReadout", "RadialReadout", "SoftmaxReadout", "make_readout"]
 

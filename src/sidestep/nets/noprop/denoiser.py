@@ -7,11 +7,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from sidestep.nets.blocks import feature_count, image_features
-from sidestep.nets.paths import path_maker
+from sidestep.nets.noprop.blocks import feature_count, image_features
+from sidestep.nets.noprop.image_paths import path_maker
+from sidestep.nets.noprop.target_space import CLASS_SPACE, TargetSpace
 from sidestep.nets.precision import at_least_float32
 from sidestep.nets.shapes import Shape
-from sidestep.nets.target_space import CLASS_SPACE, TargetSpace
 
 __all__ = ["Denoiser", "Draw", "TimedBlock", "draw_times", "positional_embedding"]
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from sidestep.errors import InputError
-from sidestep.nets.paths import path_maker, takes_channels_last
+from sidestep.nets.noprop.image_paths import path_maker, takes_channels_last
 from sidestep.nets.precision import at_least_float32
 from sidestep.nets.shapes import Shape
 

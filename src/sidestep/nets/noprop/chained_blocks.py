@@ -8,12 +8,12 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from sidestep.errors import InputError
-from sidestep.nets.blocks import Block
 from sidestep.nets.dropout import repeatable
+from sidestep.nets.noprop.blocks import Block
+from sidestep.nets.noprop.readouts import SoftmaxReadout
+from sidestep.nets.noprop.target_space import CLASS_SPACE, TargetSpace
 from sidestep.nets.precision import at_least_float32
-from sidestep.nets.readouts import SoftmaxReadout
 from sidestep.nets.shapes import Shape
-from sidestep.nets.target_space import CLASS_SPACE, TargetSpace
 
 __all__ = ["MLP", "ChainedBlocks"]
 

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sidestep.nets.adaptive import adaptive_walk
-from sidestep.nets.continuous import Schedule
-from sidestep.nets.denoiser import Denoiser
-from sidestep.nets.walks import ancestral_walk, ddim_walk, euler_walk, heun_walk, step_times
+from sidestep.nets.noprop.adaptive import adaptive_walk
+from sidestep.nets.noprop.denoiser import Denoiser
+from sidestep.nets.noprop.samplers import ancestral_walk, ddim_walk, euler_walk, heun_walk, step_times
+from sidestep.nets.noprop.time_schedules import Schedule
 from sidestep.noise import Noise
 
 __all__ = ["Walker", "diffusion_velocity"]

@@ -1,0 +1,3 @@
+"""NoProp's nets: image paths, blocks, schedules, samplers, read-outs."""
+
+__all__: list[str] = []
