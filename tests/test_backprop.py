@@ -11,7 +11,7 @@ from sidestep import Options, data, train
 from sidestep.errors import InputError
 from sidestep.measure import peak_allocation
 from sidestep.nets import masks_from
-from sidestep.nets.heads import logits_of_heads
+from sidestep.nets.stages.heads import logits_of_heads
 from sidestep.noise import Noise
 from sidestep.rules import Backprop, Batch, DirectFeedbackAlignment, FeedbackAlignment, LocalLoss, Task
 

@@ -15,7 +15,7 @@ from sidestep.checkpoint import optimizer_tensors, restore_optimizer
 from sidestep.errors import InputError
 from sidestep.gradients.directions import Directions, paired_logits, weighted_directions
 from sidestep.gradients.rank_one import Members, rank_one_logits
-from sidestep.nets.staged import staged_mlp
+from sidestep.nets.stages.staged import staged_mlp
 from sidestep.noise import Noise
 from sidestep.rules import Batch, Task
 from sidestep.rules.evolution import Evolution

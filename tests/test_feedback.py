@@ -7,7 +7,7 @@ from torch.nn.functional import cosine_similarity, cross_entropy
 
 from sidestep import Options, data, train
 from sidestep.errors import InputError
-from sidestep.nets.feedback import FeedbackLayer
+from sidestep.nets.stages.feedback import FeedbackLayer
 from sidestep.noise import Noise
 from sidestep.rules.direct_feedback_alignment import DirectFeedbackAlignment
 from sidestep.rules.feedback_alignment import FeedbackAlignment

@@ -6,7 +6,7 @@ from torch import nn
 
 from sidestep import Options, data, train
 from sidestep.errors import InputError
-from sidestep.nets.goodness import GoodnessNet, goodness_loss, wrong_labels
+from sidestep.nets.stages.goodness import GoodnessNet, goodness_loss, wrong_labels
 from sidestep.noise import Noise
 from sidestep.rules.forward_forward import ForwardForward
 from sidestep.rules.protocol import Batch, Task

@@ -15,7 +15,7 @@ from sidestep.gradients import along
 from sidestep.gradients.activities import output_gradients
 from sidestep.gradients.directions import Directions
 from sidestep.gradients.forward_mode import forward_mode
-from sidestep.nets.staged import GroupHeads
+from sidestep.nets.stages.staged import GroupHeads
 from sidestep.noise import Noise
 from sidestep.rules import Batch, Task, forward_gradient
 from sidestep.rules.forward_gradient import ForwardGradient

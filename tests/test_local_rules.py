@@ -7,9 +7,9 @@ from torch.nn.functional import cross_entropy
 
 from sidestep import Options, data, train
 from sidestep.errors import InputError
-from sidestep.nets.hebbian import hebbian_change
-from sidestep.nets.layerwise import layerwise_net, layerwise_own
-from sidestep.nets.patches import Patches
+from sidestep.nets.stages.hebbian import hebbian_change
+from sidestep.nets.stages.layerwise import layerwise_net, layerwise_own
+from sidestep.nets.stages.patches import Patches
 from sidestep.noise import Noise
 from sidestep.rules.hebbian import Hebbian
 from sidestep.rules.local_loss import LocalLoss
@@ -95,7 +95,7 @@ class TestLocalLoss:
             assert moved == {str(changed)}  # a head is seen by its own stage only
 
     def test_similarity_is_zero_when_the_features_say_the_class_and_nothing_else(self):
-        from sidestep.nets.similarity import similarity_loss
+        from sidestep.nets.stages.similarity import similarity_loss
 
         labels = batch().targets
         features = 3.0 * torch.nn.functional.one_hot(labels, 4).float()
@@ -128,7 +128,7 @@ class TestLocalLoss:
 
     def test_similarity_of_maps_is_the_paper_s(self):
         """A convolution, the deviation over places, cosines about the mean, and the squared distance to the labels'."""
-        from sidestep.nets.similarity import similarity_loss
+        from sidestep.nets.stages.similarity import similarity_loss
 
         net = LocalLoss(net="conv", hidden=(4, 6), similarity=0.5).build(TASK, Noise(0), None, None)
         maps, labels = Noise(1).normal(5 * 4 * 9).view(5, 4, 3, 3), torch.tensor([0, 1, 0, 2, 3])

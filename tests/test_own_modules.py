@@ -373,7 +373,7 @@ def test_layers_that_share_weights_are_taken_where_a_rule_can_and_refused_where_
 
 
 def test_feedback_reaches_a_layer_in_every_place_where_it_stands():
-    from sidestep.nets.feedback import FeedbackLayer
+    from sidestep.nets.stages.feedback import FeedbackLayer
 
     net = FeedbackAlignment().build(TASK, Noise(0), None, tied)
     assert not [

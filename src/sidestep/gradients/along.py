@@ -15,7 +15,7 @@ from sidestep.data.task import Batch
 from sidestep.gradients.activities import activity_pass, at_layer, cotangent, output_gradients, tangent_of
 from sidestep.gradients.directions import Directions
 from sidestep.nets.check_module import inplace_explained
-from sidestep.nets.staged import GroupHeads, StagedNet
+from sidestep.nets.stages.staged import GroupHeads, StagedNet
 from sidestep.nets.substituted import functional_call
 from sidestep.nets.trained import trained
 from sidestep.noise import Noise

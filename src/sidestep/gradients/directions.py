@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from sidestep.nets.precision import at_least_float32
-from sidestep.nets.staged import StagedNet
+from sidestep.nets.stages.staged import StagedNet
 from sidestep.nets.substituted import functional_call
 from sidestep.nets.trained import first_names, trained
 from sidestep.noise import Noise

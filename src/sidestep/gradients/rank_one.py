@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from sidestep.errors import InputError
 from sidestep.gradients.directions import Directions
-from sidestep.nets.staged import StagedNet
+from sidestep.nets.stages.staged import StagedNet
 from sidestep.nets.trained import trained
 from sidestep.nets.units import kept_statistics
 from sidestep.noise import Noise

@@ -8,16 +8,16 @@ import torch
 from torch import Tensor, nn
 
 from sidestep.errors import InputError
-from sidestep.nets.feedback import without_feedback
-from sidestep.nets.goodness import GoodnessNet
-from sidestep.nets.hebbian import HebbianNet
-from sidestep.nets.layerwise import LayerwiseNet
 from sidestep.nets.noprop.chained_blocks import MLP, ChainedBlocks
 from sidestep.nets.noprop.denoiser import Denoiser
 from sidestep.nets.noprop.stack import DenoisingStack
 from sidestep.nets.precision import at_least_float32
 from sidestep.nets.shapes import Shape
-from sidestep.nets.staged import StagedNet
+from sidestep.nets.stages.feedback import without_feedback
+from sidestep.nets.stages.goodness import GoodnessNet
+from sidestep.nets.stages.hebbian import HebbianNet
+from sidestep.nets.stages.layerwise import LayerwiseNet
+from sidestep.nets.stages.staged import StagedNet
 from sidestep.nets.straight_through import float_twin
 from sidestep.nets.ternary import TernaryLayer
 from sidestep.nets.ternary_nets import TernaryNet

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from sidestep.errors import InputError
-from sidestep.nets.heads import logits_of_heads
 from sidestep.nets.own import ImagePath, image_paths, parts_in_order
 from sidestep.nets.precision import at_least_float32
 from sidestep.nets.shapes import image_sides
+from sidestep.nets.stages.heads import logits_of_heads
 from sidestep.nets.ternarize import ternarize
 from sidestep.nets.ternary import TernaryConv2d, TernaryLayer, TernaryLinear, ternary_parameters
 from sidestep.nets.trained import check_own_weights

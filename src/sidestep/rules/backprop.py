@@ -21,13 +21,13 @@ from sidestep.errors import InputError
 from sidestep.gradients.any_module import Losses, check_trainable, losses_here
 from sidestep.gradients.end_to_end import end_to_end, gradients_of
 from sidestep.nets.dropout import masks_from
-from sidestep.nets.feedback import feedback_kinds
-from sidestep.nets.heads import logits_of_heads
-from sidestep.nets.layerwise import LayerwiseNet, layerwise_net, layerwise_own
 from sidestep.nets.noprop.chained_blocks import MLP, ChainedBlocks
 from sidestep.nets.noprop.embeddings import embedding_distances
 from sidestep.nets.noprop.image_paths import path_maker
 from sidestep.nets.own import ImagePath, image_paths
+from sidestep.nets.stages.feedback import feedback_kinds
+from sidestep.nets.stages.heads import logits_of_heads
+from sidestep.nets.stages.layerwise import LayerwiseNet, layerwise_net, layerwise_own
 from sidestep.nets.straight_through import float_twin
 from sidestep.nets.ternary_nets import TernaryNet, ternary_conv_net, ternary_mlp
 from sidestep.nets.trained import trained

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from sidestep.data import Split
 from sidestep.errors import InputError
 from sidestep.gradients.end_to_end import gradients_of
-from sidestep.nets.around import layerwise_around, shapes_along
-from sidestep.nets.layerwise import LayerwiseNet, check_hidden, layerwise_net, layerwise_own, shapes_of
 from sidestep.nets.own import ImagePath
 from sidestep.nets.precision import at_least_float32, full_precision
+from sidestep.nets.stages.around import layerwise_around, shapes_along
+from sidestep.nets.stages.layerwise import LayerwiseNet, check_hidden, layerwise_net, layerwise_own, shapes_of
 from sidestep.nets.trained import first_names
 from sidestep.nets.units import kept_statistics
 from sidestep.noise import Noise

@@ -25,7 +25,7 @@ from sidestep.gradients.rank_one import Members, check_rank_one, check_repeats, 
 from sidestep.nets.own import ImagePath
 from sidestep.nets.precision import full_precision
 from sidestep.nets.resolution import check_noise_size
-from sidestep.nets.staged import StagedNet, check_layers
+from sidestep.nets.stages.staged import StagedNet, check_layers
 from sidestep.nets.trained import check_unshared, trained
 from sidestep.nets.units import kept_statistics
 from sidestep.noise import Noise

@@ -16,10 +16,10 @@ from torch.nn.functional import cosine_similarity
 
 from sidestep.data import Split
 from sidestep.gradients.end_to_end import end_to_end, gradients_of
-from sidestep.nets.around import layerwise_around, twin_of
-from sidestep.nets.feedback import FeedbackLayer, exact_errors, feedback_kinds, with_feedback
-from sidestep.nets.layerwise import LayerwiseNet, check_hidden, layerwise_net, layerwise_own
 from sidestep.nets.own import ImagePath
+from sidestep.nets.stages.around import layerwise_around, twin_of
+from sidestep.nets.stages.feedback import FeedbackLayer, exact_errors, feedback_kinds, with_feedback
+from sidestep.nets.stages.layerwise import LayerwiseNet, check_hidden, layerwise_net, layerwise_own
 from sidestep.nets.trained import first_names
 from sidestep.nets.units import kept_statistics
 from sidestep.noise import Noise

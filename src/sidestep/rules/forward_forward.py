@@ -8,7 +8,7 @@ forward and backward through the net; within a stage, one layer with its ReLU, r
 predict, all labels are tried, and the one with the most goodness wins; or a linear layer reads
 the features of the image alone. The label is shown in the input, or is the index of a group of features. Sources:
 Hinton, "The forward-forward algorithm" (2022), equation 1 and section 3.3; the loss without a threshold: Lee and Song,
-"SymBa" (2023). See `sidestep.nets.goodness` for what else differs.
+"SymBa" (2023). See `sidestep.nets.stages.goodness` for what else differs.
 """
 
 from collections.abc import Collection, Iterator
@@ -23,10 +23,10 @@ from sidestep.checks import check_positive, check_range
 from sidestep.data import Split
 from sidestep.errors import InputError
 from sidestep.gradients.end_to_end import gradients_of
-from sidestep.nets.goodness import GoodnessNet, goodness_loss, wrong_labels
-from sidestep.nets.layerwise import check_hidden
 from sidestep.nets.own import ImagePath
 from sidestep.nets.precision import at_least_float32
+from sidestep.nets.stages.goodness import GoodnessNet, goodness_loss, wrong_labels
+from sidestep.nets.stages.layerwise import check_hidden
 from sidestep.noise import Noise
 from sidestep.rules.dense import merged, stage_units
 from sidestep.rules.protocol import Batch, Rule, Task

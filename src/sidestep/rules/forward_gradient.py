@@ -24,7 +24,7 @@ from sidestep.gradients.any_module import Losses, check_trainable, derivatives_a
 from sidestep.gradients.directions import Directions
 from sidestep.gradients.forward_mode import forward_mode
 from sidestep.nets.own import ImagePath
-from sidestep.nets.staged import StagedNet
+from sidestep.nets.stages.staged import StagedNet
 from sidestep.nets.trained import check_unshared, trained
 from sidestep.nets.units import kept_statistics
 from sidestep.noise import Noise

@@ -1,6 +1,6 @@
 """Hebbian learning: stages follow the correlations of their inputs, and a linear read-out learns the labels.
 
-    Delta W of a stage: Oja's, Sanger's, or soft winner-take-all (equations in `sidestep.nets.hebbian`)
+    Delta W of a stage: Oja's, Sanger's, or soft winner-take-all (equations in `sidestep.nets.stages.hebbian`)
     read-out:           Delta V = (onehot(y) - softmax(V h + c)) h^T          the delta rule
 
 The stages never see a label or an error; the read-out, of all stages' features, is trained at the same time, or after
@@ -20,10 +20,10 @@ from sidestep.checks import check_positive, check_range
 from sidestep.data import Split
 from sidestep.data.objective import answers
 from sidestep.gradients.end_to_end import gradients_of
-from sidestep.nets.hebbian import HebbianNet, hebbian_change
-from sidestep.nets.layerwise import check_hidden
 from sidestep.nets.own import ImagePath
 from sidestep.nets.precision import at_least_float32
+from sidestep.nets.stages.hebbian import HebbianNet, hebbian_change
+from sidestep.nets.stages.layerwise import check_hidden
 from sidestep.nets.units import kept_statistics
 from sidestep.noise import Noise
 from sidestep.rules.dense import adamw, merged, stage_units

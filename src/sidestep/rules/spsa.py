@@ -23,7 +23,7 @@ from sidestep.gradients.directions import Directions, paired_logits
 from sidestep.nets.own import ImagePath
 from sidestep.nets.precision import full_precision
 from sidestep.nets.resolution import check_noise_size
-from sidestep.nets.staged import StagedNet, check_layers
+from sidestep.nets.stages.staged import StagedNet, check_layers
 from sidestep.nets.trained import trained
 from sidestep.nets.units import kept_statistics
 from sidestep.noise import Noise

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from torch.nn.functional import log_softmax, softplus
 
 from sidestep.errors import InputError
-from sidestep.nets.layerwise import layerwise_stages, shapes_of
 from sidestep.nets.precision import at_least_float32, full_precision
 from sidestep.nets.shapes import Shape, image_sides
+from sidestep.nets.stages.layerwise import layerwise_stages, shapes_of
 from sidestep.noise import Noise
 
 __all__ = ["GoodnessNet", "goodness_loss", "wrong_labels"]

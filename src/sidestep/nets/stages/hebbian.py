@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
-from sidestep.nets.layerwise import check_hidden
-from sidestep.nets.patches import Patches
 from sidestep.nets.precision import at_least_float32, full_precision
 from sidestep.nets.shapes import Shape, image_sides
+from sidestep.nets.stages.layerwise import check_hidden
+from sidestep.nets.stages.patches import Patches
 from sidestep.nets.ternary_nets import GridAverage
 from sidestep.noise import Noise
 
