@@ -19,7 +19,7 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from sidestep.nets.ternary import TernaryLinear, packed_size
+from sidestep.nets.ternary.layers import TernaryLinear, packed_size
 from sidestep.noise import Noise
 from sidestep.probes import SparseProbes
 from sidestep.steplog import Header, LogReader, LogWriter

@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from sidestep.gradients.tangents.alignments import alignments
 from sidestep.measure import has_bfloat16, keep_freed_memory, peak_allocation
-from sidestep.nets.ternarize import ternarize
+from sidestep.nets.ternary.convert import ternarize
 from sidestep.noise import Noise
 from sidestep.probes import SparseProbes
 

@@ -15,7 +15,7 @@ from sidestep.cli import main
 from sidestep.errors import CheckpointError, InputError
 from sidestep.measure import WHOLE, Comparison, effective_probes
 from sidestep.nets.stages.feedback import FeedbackLayer
-from sidestep.nets.ternary import pack_layers, unpack_layers
+from sidestep.nets.ternary.layers import pack_layers, unpack_layers
 from sidestep.noise import Noise
 from sidestep.rules import (
     RULES,

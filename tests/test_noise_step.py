@@ -16,7 +16,7 @@ from sidestep.errors import InputError, NonFiniteError
 from sidestep.gradients.local_losses import local_gradients
 from sidestep.gradients.ternary_directions import activity_gradients, check_chain, rank_one_alignments, rank_one_shapes
 from sidestep.nets import ternary_conv_net, ternary_mlp, ternary_parameters
-from sidestep.nets.ternary_nets import ternary_own
+from sidestep.nets.ternary.nets import ternary_own
 from sidestep.noise import Noise
 from sidestep.probes import RankOneProbes, SparseProbes
 from sidestep.rules import Batch, NoiseStep, Task

@@ -19,7 +19,7 @@ from torch import nn
 from sidestep import Options, checkpoint, load_run, train
 from sidestep.cli import main
 from sidestep.errors import CheckpointError, InputError
-from sidestep.nets.ternary import TernaryLinear, ternary_parameters
+from sidestep.nets.ternary.layers import TernaryLinear, ternary_parameters
 from sidestep.noise import Noise
 from sidestep.probes import RankOneProbes, SparseProbes
 from sidestep.rules import RULES, Task

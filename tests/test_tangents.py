@@ -15,8 +15,8 @@ from sidestep.gradients.tangents import chain as tangent_chain
 from sidestep.gradients.tangents import columns as tangent_columns
 from sidestep.gradients.tangents.alignments import alignments
 from sidestep.measure import peak_allocation
-from sidestep.nets.ternarize import ternarize
-from sidestep.nets.ternary import ternary_parameters
+from sidestep.nets.ternary.convert import ternarize
+from sidestep.nets.ternary.layers import ternary_parameters
 from sidestep.noise import Noise
 from sidestep.probes import Entries, RankOneProbes, SparseProbes
 from tests.reference.noise_step_plain import plain_alignments, plain_step, plain_trits

@@ -21,8 +21,8 @@ from sidestep.nets import (
     ternary_mlp,
     ternary_parameters,
 )
-from sidestep.nets.straight_through import StraightThrough, float_twin
-from sidestep.nets.ternary_nets import GridAverage, ternary_own
+from sidestep.nets.ternary.nets import GridAverage, ternary_own
+from sidestep.nets.ternary.straight_through import StraightThrough, float_twin
 from sidestep.noise import Noise
 from sidestep.ternary import pack_trits, packed_bytes, unpack_trits
 

@@ -7,8 +7,8 @@ from torch import nn
 
 from benchmarks.machine import count_flops, made_up, ready
 from sidestep.gradients.tangents.alignments import alignments
-from sidestep.nets.ternarize import ternarize
-from sidestep.nets.ternary import TernaryLinear
+from sidestep.nets.ternary.convert import ternarize
+from sidestep.nets.ternary.layers import TernaryLinear
 from sidestep.noise import Noise, dropout_mask
 from sidestep.probes import SparseProbes
 from sidestep.rules import NoPropDT

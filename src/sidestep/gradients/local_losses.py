@@ -14,7 +14,7 @@ from sidestep.data.objective import CLASSES, Objective
 from sidestep.nets.check_module import inplace_explained
 from sidestep.nets.precision import at_least_float32, full_precision
 from sidestep.nets.substituted import functional_call
-from sidestep.nets.ternary_nets import TernaryNet
+from sidestep.nets.ternary.nets import TernaryNet
 from sidestep.nets.trained import trained
 
 __all__ = ["floating", "local_gradients"]

@@ -19,8 +19,8 @@ from torch.nn.grad import conv2d_weight
 from sidestep.data.objective import CLASSES, Objective
 from sidestep.errors import InputError
 from sidestep.nets.precision import at_least_float32, full_precision
-from sidestep.nets.ternary import TernaryConv2d, TernaryLayer, TernaryLinear, ternary_parameters
-from sidestep.nets.ternary_nets import TernaryNet
+from sidestep.nets.ternary.layers import TernaryConv2d, TernaryLayer, TernaryLinear, ternary_parameters
+from sidestep.nets.ternary.nets import TernaryNet
 from sidestep.noise import Noise
 from sidestep.probes import RankOneProbes
 

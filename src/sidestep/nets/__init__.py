@@ -23,8 +23,8 @@ from sidestep.nets.noprop.stack import DenoisingStack
 from sidestep.nets.noprop.stack_readings import Chain, ancestral_chain, ddim_chain, stack_predictions
 from sidestep.nets.noprop.time_schedules import CosineSchedule, LearnedSchedule, LinearSchedule, make_schedule
 from sidestep.nets.own import ImagePath, image_paths
-from sidestep.nets.ternarize import ternarize
-from sidestep.nets.ternary import (
+from sidestep.nets.ternary.convert import ternarize
+from sidestep.nets.ternary.layers import (
     TernaryConv2d,
     TernaryEmbedding,
     TernaryLayer,
@@ -33,7 +33,7 @@ from sidestep.nets.ternary import (
     packed_size,
     ternary_parameters,
 )
-from sidestep.nets.ternary_nets import TernaryNet, ternary_conv_net, ternary_mlp
+from sidestep.nets.ternary.nets import TernaryNet, ternary_conv_net, ternary_mlp
 from sidestep.nets.units import kept_statistics, run_units
 
 __all__ = [

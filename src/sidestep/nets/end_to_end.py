@@ -18,9 +18,9 @@ from sidestep.nets.stages.goodness import GoodnessNet
 from sidestep.nets.stages.hebbian import HebbianNet
 from sidestep.nets.stages.layerwise import LayerwiseNet
 from sidestep.nets.stages.staged import StagedNet
-from sidestep.nets.straight_through import float_twin
-from sidestep.nets.ternary import TernaryLayer
-from sidestep.nets.ternary_nets import TernaryNet
+from sidestep.nets.ternary.layers import TernaryLayer
+from sidestep.nets.ternary.nets import TernaryNet
+from sidestep.nets.ternary.straight_through import float_twin
 from sidestep.noise import Noise
 
 __all__ = ["end_to_end_net"]

@@ -28,8 +28,8 @@ from sidestep.nets.own import ImagePath, image_paths
 from sidestep.nets.stages.feedback import feedback_kinds
 from sidestep.nets.stages.heads import logits_of_heads
 from sidestep.nets.stages.layerwise import LayerwiseNet, layerwise_net, layerwise_own
-from sidestep.nets.straight_through import float_twin
-from sidestep.nets.ternary_nets import TernaryNet, ternary_conv_net, ternary_mlp
+from sidestep.nets.ternary.nets import TernaryNet, ternary_conv_net, ternary_mlp
+from sidestep.nets.ternary.straight_through import float_twin
 from sidestep.nets.trained import trained
 from sidestep.nets.units import kept_statistics
 from sidestep.noise import Noise

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from sidestep.errors import NonFiniteError
-from sidestep.nets.ternary import ternary_parameters
+from sidestep.nets.ternary.layers import ternary_parameters
 from sidestep.update import Flips
 
 __all__ = ["TernaryOptimizer", "choose_by_threshold", "choose_flips"]

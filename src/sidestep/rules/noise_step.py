@@ -31,8 +31,8 @@ from sidestep.gradients.ternary_directions import activity_gradients, check_chai
 from sidestep.nets.check_module import inplace_explained
 from sidestep.nets.own import ImagePath
 from sidestep.nets.substituted import functional_call
-from sidestep.nets.ternary import ternary_parameters
-from sidestep.nets.ternary_nets import TernaryNet, ternary_conv_net, ternary_mlp, ternary_own
+from sidestep.nets.ternary.layers import ternary_parameters
+from sidestep.nets.ternary.nets import TernaryNet, ternary_conv_net, ternary_mlp, ternary_own
 from sidestep.nets.trained import trained
 from sidestep.nets.units import kept_statistics
 from sidestep.noise import Noise

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from sidestep.errors import InputError, NonFiniteError
 from sidestep.gradients.directions import Directions, weighted_directions
-from sidestep.nets.ternary import ternary_parameters
+from sidestep.nets.ternary.layers import ternary_parameters
 from sidestep.probes import DenseProbes, Probes, SparseProbes
 from sidestep.update import Seeded
 

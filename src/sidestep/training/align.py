@@ -13,7 +13,7 @@ from sidestep.errors import CheckpointError, InputError
 from sidestep.files import check_plain, read_plain
 from sidestep.measure import WHOLE, Alignment
 from sidestep.nets.own import ImagePath
-from sidestep.nets.ternary import unpack_layers
+from sidestep.nets.ternary.layers import unpack_layers
 from sidestep.noise import Noise
 from sidestep.rules.protocol import Rule, Task
 from sidestep.rules.untrained import untrained

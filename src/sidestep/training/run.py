@@ -15,7 +15,7 @@ from sidestep.data import DataSet
 from sidestep.data.objective import Objective
 from sidestep.errors import CheckpointError, InputError, SidestepError
 from sidestep.nets.own import ImagePath
-from sidestep.nets.ternary import pack_layers
+from sidestep.nets.ternary.layers import pack_layers
 from sidestep.rules import rule_from_record
 from sidestep.rules.protocol import HasBatchMultiple, Rule, Task
 from sidestep.rules.record import WHOLE, rule_record

@@ -29,7 +29,7 @@ from sidestep.gradients.tangents.chain import Chain, Direct, RankOneDirect, Spar
 from sidestep.gradients.tangents.columns import columns_bytes, columns_cost, fold_columns
 from sidestep.nets.precision import at_least_float32, full_precision
 from sidestep.nets.substituted import functional_call
-from sidestep.nets.ternary import ternary_parameters
+from sidestep.nets.ternary.layers import ternary_parameters
 from sidestep.probes import Probes, RankOneProbes
 
 __all__ = ["Loss", "alignments"]
@@ -73,7 +73,7 @@ def alignments(
             `memory` is too small.
         NonFiniteError: if an alignment or the loss is not a finite number.
 
-    >>> from sidestep.nets.ternarize import ternarize
+    >>> from sidestep.nets.ternary.convert import ternarize
     >>> from sidestep.noise import Noise
     >>> from sidestep.probes import SparseProbes
     >>> net = ternarize(nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 2)), Noise(0))

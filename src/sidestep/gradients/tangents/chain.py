@@ -12,7 +12,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from sidestep.nets.ternary import TernaryLinear
+from sidestep.nets.ternary.layers import TernaryLinear
 from sidestep.probes import RankOneProbes
 
 __all__ = [

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from sidestep.errors import InputError
 from sidestep.nets.stages.layerwise import LayerwiseNet, stages_of
-from sidestep.nets.ternary_nets import GridAverage
+from sidestep.nets.ternary.nets import GridAverage
 from sidestep.nets.trained import check_own_weights
 from sidestep.nets.units import kept_statistics
 from sidestep.noise import Noise

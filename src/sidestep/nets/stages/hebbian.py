@@ -21,7 +21,7 @@ from sidestep.nets.precision import at_least_float32, full_precision
 from sidestep.nets.shapes import Shape, image_sides
 from sidestep.nets.stages.layerwise import check_hidden
 from sidestep.nets.stages.patches import Patches
-from sidestep.nets.ternary_nets import GridAverage
+from sidestep.nets.ternary.nets import GridAverage
 from sidestep.noise import Noise
 
 __all__ = ["HebbianKind", "HebbianNet", "HebbianStage", "hebbian_change"]

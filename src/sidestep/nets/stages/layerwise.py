@@ -19,7 +19,7 @@ from sidestep.nets.own import ImagePath, image_paths, parts_in_order
 from sidestep.nets.precision import at_least_float32
 from sidestep.nets.shapes import image_sides
 from sidestep.nets.stages.heads import logits_of_heads
-from sidestep.nets.ternary_nets import ChannelsLast, GridAverage
+from sidestep.nets.ternary.nets import ChannelsLast, GridAverage
 from sidestep.nets.trained import check_own_weights
 from sidestep.noise import Noise
 

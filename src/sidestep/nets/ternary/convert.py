@@ -6,7 +6,13 @@ from typing import Any
 from torch import nn
 
 from sidestep.errors import InputError
-from sidestep.nets.ternary import TernaryConv2d, TernaryEmbedding, TernaryLayer, TernaryLinear, ternary_parameters
+from sidestep.nets.ternary.layers import (
+    TernaryConv2d,
+    TernaryEmbedding,
+    TernaryLayer,
+    TernaryLinear,
+    ternary_parameters,
+)
 from sidestep.noise import Noise
 
 __all__ = ["ternarize"]

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from sidestep.errors import InputError
-from sidestep.nets.ternary import TernaryConv2d, TernaryLayer, TernaryLinear
-from sidestep.nets.ternary_nets import TernaryNet
+from sidestep.nets.ternary.layers import TernaryConv2d, TernaryLayer, TernaryLinear
+from sidestep.nets.ternary.nets import TernaryNet
 from sidestep.noise import Noise
 
 __all__ = ["StraightThrough", "float_twin"]

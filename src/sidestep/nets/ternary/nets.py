@@ -20,8 +20,8 @@ from sidestep.nets.own import ImagePath, image_paths, parts_in_order
 from sidestep.nets.precision import at_least_float32
 from sidestep.nets.shapes import image_sides
 from sidestep.nets.stages.heads import logits_of_heads
-from sidestep.nets.ternarize import ternarize
-from sidestep.nets.ternary import TernaryConv2d, TernaryLayer, TernaryLinear, ternary_parameters
+from sidestep.nets.ternary.convert import ternarize
+from sidestep.nets.ternary.layers import TernaryConv2d, TernaryLayer, TernaryLinear, ternary_parameters
 from sidestep.nets.trained import check_own_weights
 from sidestep.noise import Noise
 

@@ -1,0 +1,3 @@
+"""Ternary layers and nets, without float weights."""
+
+__all__: list[str] = []
