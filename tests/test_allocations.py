@@ -9,7 +9,7 @@ from torch import nn
 
 from sidestep.errors import InputError
 from sidestep.measure import peak_allocation
-from sidestep.nets.units import run_units
+from sidestep.nets.parallel import run_units
 from sidestep.noise import Noise
 from sidestep.rules import Backprop, Batch, NeuralODE, NoPropDT, Task
 

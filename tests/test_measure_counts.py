@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from sidestep.measure import count_operations, peak_memory_bytes, processor_name, restart_peak_memory, update_bytes
 from sidestep.nets import MLP
-from sidestep.nets.units import run_units
+from sidestep.nets.parallel import run_units
 from sidestep.noise import Noise
 from sidestep.probes import SparseProbes
 from sidestep.rules import Backprop, Batch, Task

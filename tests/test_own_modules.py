@@ -9,7 +9,7 @@ from torch import nn
 
 from sidestep.errors import InputError
 from sidestep.nets.check_module import check_module
-from sidestep.nets.own import image_paths
+from sidestep.nets.user_modules import image_paths
 from sidestep.noise import Noise
 from sidestep.rules import (
     SPSA,

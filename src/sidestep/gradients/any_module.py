@@ -16,10 +16,10 @@ from sidestep.errors import InputError
 from sidestep.gradients.directions import Directions
 from sidestep.gradients.forward_mode import forward_mode
 from sidestep.nets.check_module import inplace_explained
+from sidestep.nets.parallel import kept_statistics
 from sidestep.nets.precision import at_least_float32, full_precision
 from sidestep.nets.substituted import substituted
 from sidestep.nets.trained import trained
-from sidestep.nets.units import kept_statistics
 from sidestep.noise import Noise
 
 __all__ = ["Losses", "called", "check_trainable", "derivatives_along", "losses_at_pairs", "losses_here", "mean_loss"]

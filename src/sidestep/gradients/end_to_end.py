@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from sidestep.data.task import Batch
 from sidestep.nets.check_module import inplace_explained
+from sidestep.nets.parallel import kept_statistics
 from sidestep.nets.precision import full_precision
-from sidestep.nets.units import kept_statistics
 from sidestep.noise import Noise
 
 __all__ = ["end_to_end", "gradients_of"]

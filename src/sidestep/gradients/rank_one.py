@@ -21,9 +21,9 @@ from torch import Tensor, nn
 
 from sidestep.errors import InputError
 from sidestep.gradients.directions import Directions
+from sidestep.nets.parallel import kept_statistics
 from sidestep.nets.stages.staged import StagedNet
 from sidestep.nets.trained import trained
-from sidestep.nets.units import kept_statistics
 from sidestep.noise import Noise
 
 __all__ = ["Factors", "Members", "check_rank_one", "check_repeats", "rank_one_logits", "weighted_rank_one"]

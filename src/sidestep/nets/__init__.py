@@ -22,7 +22,7 @@ from sidestep.nets.noprop.schedules import cosine_alpha_bar, posterior_coefficie
 from sidestep.nets.noprop.stack import DenoisingStack
 from sidestep.nets.noprop.stack_readings import Chain, ancestral_chain, ddim_chain, stack_predictions
 from sidestep.nets.noprop.time_schedules import CosineSchedule, LearnedSchedule, LinearSchedule, make_schedule
-from sidestep.nets.own import ImagePath, image_paths
+from sidestep.nets.parallel import kept_statistics, run_units
 from sidestep.nets.ternary.convert import ternarize
 from sidestep.nets.ternary.layers import (
     TernaryConv2d,
@@ -34,7 +34,7 @@ from sidestep.nets.ternary.layers import (
     ternary_parameters,
 )
 from sidestep.nets.ternary.nets import TernaryNet, ternary_conv_net, ternary_mlp
-from sidestep.nets.units import kept_statistics, run_units
+from sidestep.nets.user_modules import ImagePath, image_paths
 
 __all__ = [
     "MLP",

@@ -24,14 +24,14 @@ from sidestep.nets.dropout import masks_from
 from sidestep.nets.noprop.chained_blocks import MLP, ChainedBlocks
 from sidestep.nets.noprop.embeddings import embedding_distances
 from sidestep.nets.noprop.image_paths import path_maker
-from sidestep.nets.own import ImagePath, image_paths
+from sidestep.nets.parallel import kept_statistics
 from sidestep.nets.stages.feedback import feedback_kinds
 from sidestep.nets.stages.heads import logits_of_heads
 from sidestep.nets.stages.layerwise import LayerwiseNet, layerwise_net, layerwise_own
 from sidestep.nets.ternary.nets import TernaryNet, ternary_conv_net, ternary_mlp
 from sidestep.nets.ternary.straight_through import float_twin
 from sidestep.nets.trained import trained
-from sidestep.nets.units import kept_statistics
+from sidestep.nets.user_modules import ImagePath, image_paths
 from sidestep.noise import Noise
 from sidestep.rules.any_module import LOSS, check_unused, one_unit
 from sidestep.rules.dense import adamw

@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from sidestep.data import Split
 from sidestep.errors import InputError
 from sidestep.gradients.end_to_end import gradients_of
-from sidestep.nets.own import ImagePath
+from sidestep.nets.parallel import kept_statistics
 from sidestep.nets.precision import at_least_float32, full_precision
 from sidestep.nets.stages.around import layerwise_around, shapes_along
 from sidestep.nets.stages.layerwise import LayerwiseNet, check_hidden, layerwise_net, layerwise_own, shapes_of
 from sidestep.nets.trained import first_names
-from sidestep.nets.units import kept_statistics
+from sidestep.nets.user_modules import ImagePath
 from sidestep.noise import Noise
 from sidestep.rules.protocol import Batch, OutputRule, Task
 from sidestep.rules.takes import Takes

@@ -22,12 +22,12 @@ from sidestep.errors import InputError
 from sidestep.gradients.any_module import Losses, check_trainable, losses_at_pairs
 from sidestep.gradients.directions import Directions, paired_logits, weighted_directions
 from sidestep.gradients.rank_one import Members, check_rank_one, check_repeats, rank_one_logits, weighted_rank_one
-from sidestep.nets.own import ImagePath
+from sidestep.nets.parallel import kept_statistics
 from sidestep.nets.precision import full_precision
 from sidestep.nets.resolution import check_noise_size
 from sidestep.nets.stages.staged import StagedNet, check_layers
 from sidestep.nets.trained import check_unshared, trained
-from sidestep.nets.units import kept_statistics
+from sidestep.nets.user_modules import ImagePath
 from sidestep.noise import Noise
 from sidestep.probes import Distribution
 from sidestep.rules.any_module import check_unused, seeded

@@ -16,12 +16,12 @@ from torch.nn.functional import cosine_similarity
 
 from sidestep.data import Split
 from sidestep.gradients.end_to_end import end_to_end, gradients_of
-from sidestep.nets.own import ImagePath
+from sidestep.nets.parallel import kept_statistics
 from sidestep.nets.stages.around import layerwise_around, twin_of
 from sidestep.nets.stages.feedback import FeedbackLayer, exact_errors, feedback_kinds, with_feedback
 from sidestep.nets.stages.layerwise import LayerwiseNet, check_hidden, layerwise_net, layerwise_own
 from sidestep.nets.trained import first_names
-from sidestep.nets.units import kept_statistics
+from sidestep.nets.user_modules import ImagePath
 from sidestep.noise import Noise
 from sidestep.rules.protocol import Batch, OutputRule, Task
 from sidestep.rules.takes import Takes

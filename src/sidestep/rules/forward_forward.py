@@ -23,10 +23,10 @@ from sidestep.checks import check_positive, check_range
 from sidestep.data import Split
 from sidestep.errors import InputError
 from sidestep.gradients.end_to_end import gradients_of
-from sidestep.nets.own import ImagePath
 from sidestep.nets.precision import at_least_float32
 from sidestep.nets.stages.goodness import GoodnessNet, goodness_loss, wrong_labels
 from sidestep.nets.stages.layerwise import check_hidden
+from sidestep.nets.user_modules import ImagePath
 from sidestep.noise import Noise
 from sidestep.rules.dense import merged, stage_units
 from sidestep.rules.protocol import Batch, Rule, Task

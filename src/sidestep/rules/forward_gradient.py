@@ -23,10 +23,10 @@ from sidestep.gradients.along import along_activities, along_local, along_weight
 from sidestep.gradients.any_module import Losses, check_trainable, derivatives_along
 from sidestep.gradients.directions import Directions
 from sidestep.gradients.forward_mode import forward_mode
-from sidestep.nets.own import ImagePath
+from sidestep.nets.parallel import kept_statistics
 from sidestep.nets.stages.staged import StagedNet
 from sidestep.nets.trained import check_unshared, trained
-from sidestep.nets.units import kept_statistics
+from sidestep.nets.user_modules import ImagePath
 from sidestep.noise import Noise
 from sidestep.probes import Distribution
 from sidestep.rules.any_module import seeded

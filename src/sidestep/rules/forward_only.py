@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from sidestep.data.objective import CLASSES, Objective
 from sidestep.errors import InputError
-from sidestep.nets.own import ImagePath
 from sidestep.nets.stages.staged import StagedNet, check_layers, staged_mlp, staged_own
+from sidestep.nets.user_modules import ImagePath
 from sidestep.noise import Noise
 from sidestep.rules.any_module import one_unit
 from sidestep.rules.dense import parameter_groups

@@ -20,11 +20,11 @@ from sidestep.checks import check_positive, check_range
 from sidestep.data import Split
 from sidestep.data.objective import answers
 from sidestep.gradients.end_to_end import gradients_of
-from sidestep.nets.own import ImagePath
+from sidestep.nets.parallel import kept_statistics
 from sidestep.nets.precision import at_least_float32
 from sidestep.nets.stages.hebbian import HebbianNet, hebbian_change
 from sidestep.nets.stages.layerwise import check_hidden
-from sidestep.nets.units import kept_statistics
+from sidestep.nets.user_modules import ImagePath
 from sidestep.noise import Noise
 from sidestep.rules.dense import adamw, merged, stage_units
 from sidestep.rules.protocol import Batch, Rule, Task

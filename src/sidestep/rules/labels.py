@@ -11,8 +11,8 @@ from sidestep.nets.noprop.image_paths import path_maker
 from sidestep.nets.noprop.readouts import make_readout
 from sidestep.nets.noprop.schedules import Levels
 from sidestep.nets.noprop.target_space import TargetSpace, target_space
-from sidestep.nets.own import ImagePath, image_paths
 from sidestep.nets.trained import trained
+from sidestep.nets.user_modules import ImagePath, image_paths
 from sidestep.noise import Noise
 from sidestep.rules.dense import OPTIMIZERS
 from sidestep.rules.protocol import Rule, Task

@@ -19,14 +19,14 @@ from sidestep.checks import check_range
 from sidestep.data import Split
 from sidestep.data.objective import objective_of
 from sidestep.gradients.end_to_end import gradients_of
-from sidestep.nets.own import ImagePath
+from sidestep.nets.parallel import kept_statistics
 from sidestep.nets.precision import at_least_float32
 from sidestep.nets.stages.around import layerwise_around, shapes_along
 from sidestep.nets.stages.feedback import feedback_kinds
 from sidestep.nets.stages.layerwise import LayerwiseNet, check_hidden, layerwise_net, layerwise_own, shapes_of
 from sidestep.nets.stages.similarity import projection_for, similarity_loss
 from sidestep.nets.trained import parameters_of, trained
-from sidestep.nets.units import kept_statistics
+from sidestep.nets.user_modules import ImagePath
 from sidestep.noise import Noise
 from sidestep.rules.dense import merged
 from sidestep.rules.protocol import Batch, OutputRule, Task

@@ -27,10 +27,10 @@ from sidestep.nets.dropout import masks_from
 from sidestep.nets.noprop.denoiser import Denoiser
 from sidestep.nets.noprop.denoiser_readings import Walker
 from sidestep.nets.noprop.samplers import check_steps
-from sidestep.nets.own import ImagePath
+from sidestep.nets.parallel import kept_statistics
 from sidestep.nets.precision import full_precision
 from sidestep.nets.solvers import Field, solved
-from sidestep.nets.units import kept_statistics
+from sidestep.nets.user_modules import ImagePath
 from sidestep.noise import Noise
 from sidestep.rules.labels import DenoisingRule, check_options, embedding_for, make_denoiser, readout_loss
 from sidestep.rules.protocol import Batch, Task

@@ -29,12 +29,12 @@ from sidestep.gradients.local_losses import floating, local_gradients
 from sidestep.gradients.tangents.alignments import alignments
 from sidestep.gradients.ternary_directions import activity_gradients, check_chain, rank_one_alignments, rank_one_shapes
 from sidestep.nets.check_module import inplace_explained
-from sidestep.nets.own import ImagePath
+from sidestep.nets.parallel import kept_statistics
 from sidestep.nets.substituted import functional_call
 from sidestep.nets.ternary.layers import ternary_parameters
 from sidestep.nets.ternary.nets import TernaryNet, ternary_conv_net, ternary_mlp, ternary_own
 from sidestep.nets.trained import trained
-from sidestep.nets.units import kept_statistics
+from sidestep.nets.user_modules import ImagePath
 from sidestep.noise import Noise
 from sidestep.probes import DenseProbes, Probes, RankOneProbes, SparseProbes
 from sidestep.rules.any_module import as_dense

@@ -25,8 +25,8 @@ from sidestep.nets.noprop.denoiser_readings import Walker, diffusion_velocity
 from sidestep.nets.noprop.losses import check_loss, check_smoothing, denoising_loss
 from sidestep.nets.noprop.samplers import check_steps
 from sidestep.nets.noprop.time_schedules import LearnedSchedule, Schedule, make_schedule, schedule_failure
-from sidestep.nets.own import ImagePath
-from sidestep.nets.units import kept_statistics
+from sidestep.nets.parallel import kept_statistics
+from sidestep.nets.user_modules import ImagePath
 from sidestep.noise import Noise
 from sidestep.rules.dense import apply_dense
 from sidestep.rules.labels import (

@@ -31,9 +31,9 @@ from sidestep.nets.noprop.schedules import cosine_alpha_bar, readable_alpha_bar
 from sidestep.nets.noprop.stack import DenoisingStack
 from sidestep.nets.noprop.stack_readings import ddim_chain, stack_predictions
 from sidestep.nets.noprop.target_space import target_space
-from sidestep.nets.own import ImagePath, image_paths
+from sidestep.nets.parallel import kept_statistics, run_units
 from sidestep.nets.trained import trained
-from sidestep.nets.units import kept_statistics, run_units
+from sidestep.nets.user_modules import ImagePath, image_paths
 from sidestep.noise import Noise
 from sidestep.rules.dense import apply_dense
 from sidestep.rules.labels import check_options, embedding_for, learns, project_rows, readout_loss, start_divergence

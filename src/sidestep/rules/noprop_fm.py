@@ -30,9 +30,9 @@ from sidestep.nets.noprop.denoiser import Denoiser, Draw, draw_times
 from sidestep.nets.noprop.denoiser_readings import Walker
 from sidestep.nets.noprop.losses import check_loss, check_smoothing, denoising_loss
 from sidestep.nets.noprop.samplers import check_steps
-from sidestep.nets.own import ImagePath
+from sidestep.nets.parallel import kept_statistics
 from sidestep.nets.precision import full_precision
-from sidestep.nets.units import kept_statistics
+from sidestep.nets.user_modules import ImagePath
 from sidestep.noise import Noise
 from sidestep.rules.labels import TimedRule, check_options, embedding_for, learns, make_denoiser, readout_loss
 from sidestep.rules.protocol import Batch, Task

@@ -17,8 +17,8 @@ from sidestep.data import Split
 from sidestep.data.objective import answers
 from sidestep.data.task import Batch, Task
 from sidestep.gradients.end_to_end import end_to_end
-from sidestep.nets.own import ImagePath
 from sidestep.nets.trained import trained
+from sidestep.nets.user_modules import ImagePath
 from sidestep.noise import Noise
 from sidestep.rules.built import built
 from sidestep.rules.dense import adamw, apply_dense

@@ -19,8 +19,8 @@ from sidestep.gradients.end_to_end import gradients_of
 from sidestep.nets.dropout import masks_from
 from sidestep.nets.end_to_end import end_to_end_net
 from sidestep.nets.noprop.chained_blocks import ChainedBlocks
-from sidestep.nets.own import ImagePath
-from sidestep.nets.units import kept_statistics
+from sidestep.nets.parallel import kept_statistics
+from sidestep.nets.user_modules import ImagePath
 from sidestep.noise import Noise
 from sidestep.rules.dense import adamw
 from sidestep.rules.protocol import Batch, Rule, Task

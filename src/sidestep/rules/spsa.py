@@ -20,12 +20,12 @@ from sidestep.data import Split
 from sidestep.errors import InputError
 from sidestep.gradients.any_module import Losses, check_trainable, losses_at_pairs
 from sidestep.gradients.directions import Directions, paired_logits
-from sidestep.nets.own import ImagePath
+from sidestep.nets.parallel import kept_statistics
 from sidestep.nets.precision import full_precision
 from sidestep.nets.resolution import check_noise_size
 from sidestep.nets.stages.staged import StagedNet, check_layers
 from sidestep.nets.trained import trained
-from sidestep.nets.units import kept_statistics
+from sidestep.nets.user_modules import ImagePath
 from sidestep.noise import Noise
 from sidestep.probes import DenseProbes, Distribution
 from sidestep.rules.any_module import apply_any, check_unused, decide_any, seeded

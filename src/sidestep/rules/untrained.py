@@ -5,7 +5,7 @@ from torch import nn
 from sidestep.data import Split
 from sidestep.data.objective import set_objective
 from sidestep.data.task import Task
-from sidestep.nets.own import ImagePath
+from sidestep.nets.user_modules import ImagePath
 from sidestep.noise import Noise
 from sidestep.rules.protocol import Rule
 

@@ -12,8 +12,8 @@ from sidestep.data.objective import answers
 from sidestep.data.task import Batch, Task
 from sidestep.errors import InputError
 from sidestep.gradients.any_module import called
-from sidestep.nets.own import ImagePath
 from sidestep.nets.precision import at_least_float32
+from sidestep.nets.user_modules import ImagePath
 from sidestep.noise import Noise
 from sidestep.rules.any_module import AnyModule, apply_any, decide_any
 from sidestep.rules.protocol import Rule

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from sidestep.errors import InputError
-from sidestep.nets.own import ImagePath
 from sidestep.nets.trained import trained
+from sidestep.nets.user_modules import ImagePath
 from sidestep.rules.protocol import Rule
 from sidestep.steplog.codecs import codec_of
 from sidestep.steplog.reader import LogReader

@@ -8,8 +8,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from sidestep.errors import CheckpointError, InputError, SidestepError
-from sidestep.nets.own import ImagePath
 from sidestep.nets.trained import frozen, trained
+from sidestep.nets.user_modules import ImagePath
 from sidestep.rules import RULES, rule_from_record
 from sidestep.rules.protocol import Rule, Task
 from sidestep.rules.untrained import untrained

@@ -12,8 +12,8 @@ from sidestep.data import DataSet
 from sidestep.errors import CheckpointError, InputError
 from sidestep.files import check_plain, read_plain
 from sidestep.measure import WHOLE, Alignment
-from sidestep.nets.own import ImagePath
 from sidestep.nets.ternary.layers import unpack_layers
+from sidestep.nets.user_modules import ImagePath
 from sidestep.noise import Noise
 from sidestep.rules.protocol import Rule, Task
 from sidestep.rules.untrained import untrained

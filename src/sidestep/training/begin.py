@@ -1,7 +1,7 @@
 """The one door to a net before its first step: `begin` gives it with its optimiser and with the loop that trains it."""
 
 from sidestep.data import DataSet
-from sidestep.nets.own import ImagePath
+from sidestep.nets.user_modules import ImagePath
 from sidestep.rules.protocol import Rule, Task
 from sidestep.rules.untrained import untrained
 from sidestep.training.folder import RunFolder

@@ -14,8 +14,8 @@ from sidestep.checks import check_multiple
 from sidestep.data import DataSet
 from sidestep.data.objective import Objective
 from sidestep.errors import CheckpointError, InputError, SidestepError
-from sidestep.nets.own import ImagePath
 from sidestep.nets.ternary.layers import pack_layers
+from sidestep.nets.user_modules import ImagePath
 from sidestep.rules import rule_from_record
 from sidestep.rules.protocol import HasBatchMultiple, Rule, Task
 from sidestep.rules.record import WHOLE, rule_record

@@ -11,8 +11,8 @@ from sidestep.nets.noprop.blocks import Block
 from sidestep.nets.noprop.execution import WAYS, choose_way
 from sidestep.nets.noprop.schedules import Levels, check_alpha_bar, signal_to_noise
 from sidestep.nets.noprop.target_space import CLASS_SPACE, TargetSpace
+from sidestep.nets.parallel import run_units
 from sidestep.nets.shapes import Shape
-from sidestep.nets.units import run_units
 
 __all__ = ["DenoisingStack"]
 

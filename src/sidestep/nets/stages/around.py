@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from sidestep.errors import InputError
+from sidestep.nets.parallel import kept_statistics
 from sidestep.nets.stages.layerwise import LayerwiseNet, stages_of
 from sidestep.nets.ternary.nets import GridAverage
 from sidestep.nets.trained import check_own_weights
-from sidestep.nets.units import kept_statistics
 from sidestep.noise import Noise
 
 __all__ = ["Around", "layerwise_around", "shapes_along", "twin_of"]

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from sidestep.errors import InputError
-from sidestep.nets.own import ImagePath, image_paths, parts_in_order
 from sidestep.nets.precision import at_least_float32
 from sidestep.nets.trained import check_own_weights
+from sidestep.nets.user_modules import ImagePath, image_paths, parts_in_order
 from sidestep.noise import Noise
 
 __all__ = ["GroupHeads", "StagedNet", "check_layers", "staged_mlp", "staged_own"]
