@@ -27,8 +27,8 @@ import torch
 from benchmarks.machine import DTYPES, Roof, count_flops, finish, made_up, ready
 from sidestep.measure import peak_memory_bytes
 from sidestep.noise import Noise, dropout_mask
+from sidestep.presets.catalogue import find_preset
 from sidestep.rules import RULES, NoPropDT
-from sidestep.rules.presets import find_preset
 from sidestep.training.options import Compute
 
 TOTAL = 590.0  # seconds for all parts

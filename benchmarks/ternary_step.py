@@ -14,8 +14,8 @@ import torch
 
 from sidestep.data import DataSet, Split
 from sidestep.noise import Noise
+from sidestep.presets.catalogue import find_preset
 from sidestep.rules import RULES, Task
-from sidestep.rules.presets import find_preset
 from sidestep.training import Options
 from sidestep.training.loop import Loop
 from sidestep.training.options import Compute

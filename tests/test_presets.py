@@ -12,8 +12,8 @@ from sidestep import Options, data, load_run, train
 from sidestep.cli import main
 from sidestep.errors import InputError
 from sidestep.noise import Noise
+from sidestep.presets.catalogue import PRESETS, Changes, PaperCell, Preset, find_preset, presets_for
 from sidestep.rules import RULES, Backprop, Batch, Task
-from sidestep.rules.presets import PRESETS, Changes, PaperCell, Preset, find_preset, presets_for
 
 SETS = ("mnist", "cifar10", "cifar100")
 # Tables 1 and 3 of arXiv 2503.24322: test accuracy in %, and its standard error where there is one.

@@ -19,8 +19,8 @@ from sidestep.bench.paper_tables.memory import memory_record, memory_tables, mem
 from sidestep.bench.paper_tables.rows import budget_data, command_for, table_presets, wanted_presets
 from sidestep.cli import main
 from sidestep.errors import InputError
+from sidestep.presets.catalogue import PRESETS, Changes, PaperCell, Preset
 from sidestep.rules import NoPropDT
-from sidestep.rules.presets import PRESETS, Changes, PaperCell, Preset
 from sidestep.training.loop import Loop
 
 TINY = {"tiny": Changes({"epochs": 1}), "cpu": Changes({"epochs": 2})}

@@ -5,7 +5,7 @@ import dataclasses
 from sidestep.cli.output import show, show_json, show_table
 from sidestep.cli.parse import parsed
 from sidestep.errors import InputError
-from sidestep.rules.presets import PRESETS, PaperCell, presets_for
+from sidestep.presets.catalogue import PRESETS, PaperCell, presets_for
 from sidestep.wording import suggestion
 
 __all__ = ["presets_command"]

@@ -26,8 +26,8 @@ from sidestep.cli.place import check_place, label
 from sidestep.cli.quality import quality_cells, quality_columns, score_cell
 from sidestep.data import load
 from sidestep.errors import CheckpointError, InputError
+from sidestep.presets.catalogue import Preset, find_preset, presets_for
 from sidestep.rules import RULES, Rule, rule_from_record
-from sidestep.rules.presets import Preset, find_preset, presets_for
 from sidestep.training import Options, Run, Stopped, train
 from sidestep.training.calibration import Quality
 from sidestep.training.folder import RunFolder

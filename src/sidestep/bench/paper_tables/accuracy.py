@@ -9,8 +9,8 @@ from sidestep.bench.paper_tables.cells import Plan, cell_record
 from sidestep.bench.paper_tables.rows import FIRST_TEST, FIRST_TRAIN, command_for
 from sidestep.bench.report import Table, share
 from sidestep.bench.studies.blocks import mean_and_error
+from sidestep.presets.catalogue import PaperCell, Preset
 from sidestep.rules import RULES
-from sidestep.rules.presets import PaperCell, Preset
 from sidestep.rules.variant import variant_of
 from sidestep.version import __version__
 from sidestep.wording import counted, spelled

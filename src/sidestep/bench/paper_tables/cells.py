@@ -13,8 +13,8 @@ from sidestep.bench.studies.blocks import Watch, trained_run
 from sidestep.data import DataSet, Split
 from sidestep.errors import BusyError, CheckpointError, SidestepError
 from sidestep.noise import Noise
+from sidestep.presets.catalogue import Preset
 from sidestep.rules import RULES
-from sidestep.rules.presets import Preset
 from sidestep.training import Compute, Options, Run
 from sidestep.training.evaluate import accuracies
 from sidestep.training.stopping import stop_on_signals

@@ -13,8 +13,8 @@ from sidestep.bench.report import Table
 from sidestep.data import names
 from sidestep.errors import InputError
 from sidestep.measure import peak_allocation
+from sidestep.presets.catalogue import PRESETS, Preset
 from sidestep.rules import RULES
-from sidestep.rules.presets import PRESETS, Preset
 from sidestep.training import Compute
 from sidestep.version import __version__
 from sidestep.wording import counted, spelled

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from sidestep.data import DataSet, Split, load
 from sidestep.errors import InputError
-from sidestep.rules.presets import PRESETS, Preset
+from sidestep.presets.catalogue import PRESETS, Preset
 from sidestep.wording import suggestion
 
 __all__ = ["BUDGETS", "FIRST_TEST", "FIRST_TRAIN", "budget_data", "command_for", "table_presets", "wanted_presets"]

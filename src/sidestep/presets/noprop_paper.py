@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from sidestep.rules.preset import Changes, PaperCell, Preset
+from sidestep.presets.preset import Changes, PaperCell, Preset
 
 __all__ = ["TABLE", "paper_presets", "paper_settings"]
 

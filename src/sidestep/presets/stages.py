@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from sidestep.rules.preset import Changes, Preset
+from sidestep.presets.preset import Changes, Preset
 
 __all__ = ["staged_presets"]
 

@@ -3,11 +3,11 @@
 import difflib
 
 from sidestep.errors import InputError
-from sidestep.rules.improved_presets import improved_presets
-from sidestep.rules.paper_presets import paper_presets
-from sidestep.rules.preset import Changes, PaperCell, Preset
-from sidestep.rules.staged_presets import staged_presets
-from sidestep.rules.ternary_presets import ternary_presets
+from sidestep.presets.noprop_paper import paper_presets
+from sidestep.presets.noprop_recipes import improved_presets
+from sidestep.presets.preset import Changes, PaperCell, Preset
+from sidestep.presets.stages import staged_presets
+from sidestep.presets.ternary import ternary_presets
 
 __all__ = ["PRESETS", "Changes", "PaperCell", "Preset", "find_preset", "presets_for"]
 

@@ -7,8 +7,8 @@ and evaluate averaged weights; the baseline gets all of that too.
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from sidestep.rules.paper_presets import paper_settings
-from sidestep.rules.preset import Changes, Preset
+from sidestep.presets.noprop_paper import paper_settings
+from sidestep.presets.preset import Changes, Preset
 
 __all__ = ["improved_presets"]
 
