@@ -42,7 +42,7 @@ from sidestep.rules import (
     Rule,
     Task,
 )
-from sidestep.rules.trits import as_gradients, sign_and_median
+from sidestep.rules.shared.trits import as_gradients, sign_and_median
 from sidestep.rules.untrained import untrained
 from sidestep.training import Compute, alignment_curves
 from sidestep.training.alignment import check_measurable, held_batch

@@ -35,7 +35,7 @@ from sidestep.rules import (
     NoPropFM,
     Task,
 )
-from sidestep.rules.trits import sign_and_median
+from sidestep.rules.shared.trits import sign_and_median
 from sidestep.training import alignment, alignment_curves
 from sidestep.training.alignment import Allowance
 

@@ -20,9 +20,9 @@ from sidestep.noise import Noise
 from sidestep.rules import Batch, Task
 from sidestep.rules.evolution import Evolution
 from sidestep.rules.forward_gradient import ForwardGradient
-from sidestep.rules.forward_only import OBJECTIVES, OPTIMIZERS, fitness_of
+from sidestep.rules.shared.forward_only import OBJECTIVES, OPTIMIZERS, fitness_of
+from sidestep.rules.shared.trits import as_gradients
 from sidestep.rules.spsa import SPSA
-from sidestep.rules.trits import as_gradients
 from sidestep.update import Seeded
 
 TASK = Task((1, 4, 4), tuple("abc"), (0.0,), (1.0,))
@@ -119,7 +119,7 @@ def mean_over_all_signs(rule, count, monkeypatch):
     net, given = tiny()
     drawn, sums = [], {}
     monkeypatch.setattr(f"{type(rule).__module__}.Directions", lambda *_: drawn.append(GivenSigns(signs)) or drawn[-1])
-    monkeypatch.setattr("sidestep.rules.trits.Directions", lambda *_: drawn[-1])
+    monkeypatch.setattr("sidestep.rules.shared.trits.Directions", lambda *_: drawn[-1])
     for signs in sign_vectors(count):  # noqa: B007 (the lambda above reads it)
         for name, part in gradients(rule, net, given).items():
             sums[name] = sums.get(name, 0) + part / 2**count

@@ -20,9 +20,9 @@ from sidestep.nets.ternary.nets import ternary_own
 from sidestep.noise import Noise
 from sidestep.probes import RankOneProbes, SparseProbes
 from sidestep.rules import Batch, NoiseStep, Task
-from sidestep.rules.density import advanced, density_and_count, first_density
-from sidestep.rules.flips import TernaryOptimizer, choose_by_threshold, choose_flips
-from sidestep.rules.trits import accumulate, along_probes, move, sign_and_median, subtract
+from sidestep.rules.shared.density import advanced, density_and_count, first_density
+from sidestep.rules.shared.flips import TernaryOptimizer, choose_by_threshold, choose_flips
+from sidestep.rules.shared.trits import accumulate, along_probes, move, sign_and_median, subtract
 from sidestep.update import Dense, Flips, Seeded
 from tests.reference.noise_step_plain import plain_step
 

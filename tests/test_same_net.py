@@ -18,7 +18,7 @@ from sidestep.errors import InputError
 from sidestep.nets.end_to_end import end_to_end_net
 from sidestep.noise import Noise
 from sidestep.rules import RULES, Backprop, Batch, Task
-from sidestep.rules.same_net import SameNet
+from sidestep.rules.shared.same_net import SameNet
 
 TASK = Task((1, 8, 8), tuple("abcd"), (0.0,), (1.0,))
 SMALL = {"noprop-dt": {"blocks": 2}, "backprop": {"net": "mlp", "hidden": (8, 6)},

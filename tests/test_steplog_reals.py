@@ -15,7 +15,7 @@ from sidestep.errors import CheckpointError, InputError
 from sidestep.noise import Noise
 from sidestep.probes import DenseProbes
 from sidestep.rules import SPSA, Evolution, Task
-from sidestep.rules.forward_only import LOGGED, OPTIMIZERS
+from sidestep.rules.shared.forward_only import LOGGED, OPTIMIZERS
 from sidestep.steplog import Header, LogReader, LogWriter, Recorder, rebuild, writer
 from sidestep.steplog.codecs.reals import decode_reals, encode_reals
 from sidestep.steplog.format import MOST_COEFS, REALS, DamagedLogError, varint

@@ -12,7 +12,7 @@ from sidestep.errors import InputError
 from sidestep.nets.trained import frozen, trained
 from sidestep.noise import Noise
 from sidestep.rules import RULES, Backprop, Evolution, ForwardGradient, NoiseStep
-from sidestep.rules.any_module import AnyModule
+from sidestep.rules.shared.any_module import AnyModule
 from sidestep.rules.support import support_of
 from sidestep.steplog import LogReader
 

@@ -9,7 +9,7 @@ from sidestep import Options, rules, train
 from sidestep.cli import main
 from sidestep.presets.catalogue import PRESETS
 from sidestep.rules import RULES
-from sidestep.rules.variant import HasVariant, variant_of
+from sidestep.rules.shared.variant import HasVariant, variant_of
 
 KINDS = [kind for kind in RULES.values() if isinstance(kind(), HasVariant)]
 

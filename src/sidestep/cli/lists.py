@@ -11,9 +11,9 @@ from sidestep.cli.parse import parsed
 from sidestep.data import grid, load, names
 from sidestep.errors import InputError
 from sidestep.rules import RULES
+from sidestep.rules.shared.variant import variant_of
 from sidestep.rules.support import support_of
 from sidestep.rules.takes import MODULES
-from sidestep.rules.variant import variant_of
 
 __all__ = ["data_command", "rules_command"]
 

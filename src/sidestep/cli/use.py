@@ -18,7 +18,7 @@ from sidestep.cli.quality import quality_cells, quality_columns
 from sidestep.cli.repeated import Repeated, all_words, settings
 from sidestep.data import DataSet, load, read_named_images
 from sidestep.errors import DataError, InputError
-from sidestep.rules.variant import variant_of
+from sidestep.rules.shared.variant import variant_of
 from sidestep.training import Run, load_run
 from sidestep.training.data_of_run import check_cut, check_task, check_test, difference, picture_form
 from sidestep.training.folder import RunFolder

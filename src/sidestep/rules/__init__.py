@@ -19,9 +19,9 @@ from sidestep.rules.noprop_dt import NoPropDT
 from sidestep.rules.noprop_fm import NoPropFM
 from sidestep.rules.protocol import Batch, HasTrueGradient, OutputRule, Rule, Task
 from sidestep.rules.record import WHOLE
+from sidestep.rules.shared.whole_model import OnWholeModel
 from sidestep.rules.spsa import SPSA
 from sidestep.rules.takes import Takes
-from sidestep.rules.whole_model import OnWholeModel
 
 __all__ = [
     "RULES",

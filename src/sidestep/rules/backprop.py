@@ -33,10 +33,10 @@ from sidestep.nets.ternary.straight_through import float_twin
 from sidestep.nets.trained import trained
 from sidestep.nets.user_modules import ImagePath, image_paths
 from sidestep.noise import Noise
-from sidestep.rules.any_module import LOSS, check_unused, one_unit
-from sidestep.rules.dense import adamw
-from sidestep.rules.labels import embedding_for, learns
 from sidestep.rules.protocol import Batch, OutputRule, Task
+from sidestep.rules.shared.any_module import LOSS, check_unused, one_unit
+from sidestep.rules.shared.denoising import embedding_for, learns
+from sidestep.rules.shared.dense import adamw
 from sidestep.rules.takes import Takes
 from sidestep.update import Dense, Update
 

@@ -30,8 +30,9 @@ from sidestep.nets.trained import check_unshared, trained
 from sidestep.nets.user_modules import ImagePath
 from sidestep.noise import Noise
 from sidestep.probes import Distribution
-from sidestep.rules.any_module import check_unused, seeded
-from sidestep.rules.forward_only import (
+from sidestep.rules.protocol import Batch, Task
+from sidestep.rules.shared.any_module import check_unused, seeded
+from sidestep.rules.shared.forward_only import (
     Fitness,
     ForwardOnlyRule,
     check_named,
@@ -39,7 +40,6 @@ from sidestep.rules.forward_only import (
     losses_under,
     make_net,
 )
-from sidestep.rules.protocol import Batch, Task
 from sidestep.rules.takes import Takes
 from sidestep.update import Dense, Update
 

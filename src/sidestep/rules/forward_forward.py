@@ -28,8 +28,8 @@ from sidestep.nets.stages.goodness import GoodnessNet, goodness_loss, wrong_labe
 from sidestep.nets.stages.layerwise import check_hidden
 from sidestep.nets.user_modules import ImagePath
 from sidestep.noise import Noise
-from sidestep.rules.dense import merged, stage_units
 from sidestep.rules.protocol import Batch, Rule, Task
+from sidestep.rules.shared.dense import merged, stage_units
 from sidestep.rules.takes import Takes
 from sidestep.update import Dense, Update
 

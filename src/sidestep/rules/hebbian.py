@@ -26,8 +26,8 @@ from sidestep.nets.stages.hebbian import HebbianNet, hebbian_change
 from sidestep.nets.stages.layerwise import check_hidden
 from sidestep.nets.user_modules import ImagePath
 from sidestep.noise import Noise
-from sidestep.rules.dense import adamw, merged, stage_units
 from sidestep.rules.protocol import Batch, Rule, Task
+from sidestep.rules.shared.dense import adamw, merged, stage_units
 from sidestep.rules.takes import Takes
 from sidestep.update import Dense, Update
 

@@ -28,8 +28,8 @@ from sidestep.nets.stages.similarity import projection_for, similarity_loss
 from sidestep.nets.trained import parameters_of, trained
 from sidestep.nets.user_modules import ImagePath
 from sidestep.noise import Noise
-from sidestep.rules.dense import merged
 from sidestep.rules.protocol import Batch, OutputRule, Task
+from sidestep.rules.shared.dense import merged
 from sidestep.rules.takes import Takes
 from sidestep.update import Dense, Update
 

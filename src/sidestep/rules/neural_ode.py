@@ -32,8 +32,8 @@ from sidestep.nets.precision import full_precision
 from sidestep.nets.solvers import Field, solved
 from sidestep.nets.user_modules import ImagePath
 from sidestep.noise import Noise
-from sidestep.rules.labels import DenoisingRule, check_options, embedding_for, make_denoiser, readout_loss
 from sidestep.rules.protocol import Batch, Task
+from sidestep.rules.shared.denoising import DenoisingRule, check_options, embedding_for, make_denoiser, readout_loss
 from sidestep.rules.takes import Takes
 from sidestep.update import Dense, Update
 

@@ -9,7 +9,7 @@ As the source has it (`--estimator weight-probes`):
 Three choices make it a family: what estimates the gradient, what is logged of it, and how logged values move weights.
 The default, local losses, is ternary local back-propagation with logged flips: reverse mode, within each stage.
 Sources: Brickner, "noise_step: Training in 1.58b With No Gradient Memory" (2024); for the other estimators see
-`sidestep.gradients.ternary_directions` and `sidestep.gradients.local_losses`, for flips `sidestep.rules.flips`.
+`sidestep.gradients.ternary_directions` and `sidestep.gradients.local_losses`, for flips `sidestep.rules.shared.flips`.
 """
 
 import math
@@ -37,13 +37,13 @@ from sidestep.nets.trained import trained
 from sidestep.nets.user_modules import ImagePath
 from sidestep.noise import Noise
 from sidestep.probes import DenseProbes, Probes, RankOneProbes, SparseProbes
-from sidestep.rules.any_module import as_dense
-from sidestep.rules.codecs import codec_and_update
-from sidestep.rules.density import DensitySchedule, advanced, density_and_count, first_density
-from sidestep.rules.flips import TernaryOptimizer, choose_by_threshold, choose_flips
 from sidestep.rules.protocol import Batch, Rule, Task
+from sidestep.rules.shared.any_module import as_dense
+from sidestep.rules.shared.codecs import codec_and_update
+from sidestep.rules.shared.density import DensitySchedule, advanced, density_and_count, first_density
+from sidestep.rules.shared.flips import TernaryOptimizer, choose_by_threshold, choose_flips
+from sidestep.rules.shared.trits import accumulate, along_probes, check_finite, move, sign_and_median, subtract
 from sidestep.rules.takes import Takes
-from sidestep.rules.trits import accumulate, along_probes, check_finite, move, sign_and_median, subtract
 from sidestep.update import Dense, Flips, Seeded, Update
 
 __all__ = ["NoiseStep"]

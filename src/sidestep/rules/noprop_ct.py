@@ -28,8 +28,8 @@ from sidestep.nets.noprop.time_schedules import LearnedSchedule, Schedule, make_
 from sidestep.nets.parallel import kept_statistics
 from sidestep.nets.user_modules import ImagePath
 from sidestep.noise import Noise
-from sidestep.rules.dense import apply_dense
-from sidestep.rules.labels import (
+from sidestep.rules.protocol import Batch, Task
+from sidestep.rules.shared.denoising import (
     TimedRule,
     check_options,
     embedding_for,
@@ -38,9 +38,9 @@ from sidestep.rules.labels import (
     readout_loss,
     start_divergence,
 )
-from sidestep.rules.protocol import Batch, Task
+from sidestep.rules.shared.dense import apply_dense
+from sidestep.rules.shared.variant import PAPER_LABELS, PaperOptions
 from sidestep.rules.takes import Takes
-from sidestep.rules.variant import PAPER_LABELS, PaperOptions
 from sidestep.update import Dense, Update
 
 __all__ = ["NoPropCT"]

@@ -35,11 +35,18 @@ from sidestep.nets.parallel import kept_statistics, run_units
 from sidestep.nets.trained import trained
 from sidestep.nets.user_modules import ImagePath, image_paths
 from sidestep.noise import Noise
-from sidestep.rules.dense import apply_dense
-from sidestep.rules.labels import check_options, embedding_for, learns, project_rows, readout_loss, start_divergence
 from sidestep.rules.protocol import Batch, Rule, Task
+from sidestep.rules.shared.denoising import (
+    check_options,
+    embedding_for,
+    learns,
+    project_rows,
+    readout_loss,
+    start_divergence,
+)
+from sidestep.rules.shared.dense import apply_dense
+from sidestep.rules.shared.variant import PAPER_LABELS, PaperOptions
 from sidestep.rules.takes import Takes
-from sidestep.rules.variant import PAPER_LABELS, PaperOptions
 from sidestep.update import Dense, Update
 
 __all__ = ["NoPropDT"]

@@ -34,10 +34,10 @@ from sidestep.nets.parallel import kept_statistics
 from sidestep.nets.precision import full_precision
 from sidestep.nets.user_modules import ImagePath
 from sidestep.noise import Noise
-from sidestep.rules.labels import TimedRule, check_options, embedding_for, learns, make_denoiser, readout_loss
 from sidestep.rules.protocol import Batch, Task
+from sidestep.rules.shared.denoising import TimedRule, check_options, embedding_for, learns, make_denoiser, readout_loss
+from sidestep.rules.shared.variant import PAPER_LABELS, PaperOptions
 from sidestep.rules.takes import Takes
-from sidestep.rules.variant import PAPER_LABELS, PaperOptions
 from sidestep.update import Dense, Update
 
 __all__ = ["NoPropFM"]

@@ -20,9 +20,9 @@ from sidestep.gradients.end_to_end import end_to_end
 from sidestep.nets.trained import trained
 from sidestep.nets.user_modules import ImagePath
 from sidestep.noise import Noise
-from sidestep.rules.built import built
-from sidestep.rules.dense import adamw, apply_dense
 from sidestep.rules.fields import RARE, check_choice
+from sidestep.rules.shared.built import built
+from sidestep.rules.shared.dense import adamw, apply_dense
 from sidestep.rules.takes import Takes, check_takes
 from sidestep.update import Dense, Update
 

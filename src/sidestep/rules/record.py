@@ -4,7 +4,7 @@ from dataclasses import fields
 from typing import Any
 
 from sidestep.rules.protocol import Rule
-from sidestep.rules.whole_model import OnWholeModel
+from sidestep.rules.shared.whole_model import OnWholeModel
 
 __all__ = ["WHOLE", "hyper_parameters", "rule_record"]
 

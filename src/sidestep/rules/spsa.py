@@ -28,9 +28,9 @@ from sidestep.nets.trained import trained
 from sidestep.nets.user_modules import ImagePath
 from sidestep.noise import Noise
 from sidestep.probes import DenseProbes, Distribution
-from sidestep.rules.any_module import apply_any, check_unused, decide_any, seeded
-from sidestep.rules.forward_only import LOGGED, ForwardOnlyRule, check_named, losses_under, make_net
 from sidestep.rules.protocol import Batch, Task
+from sidestep.rules.shared.any_module import apply_any, check_unused, decide_any, seeded
+from sidestep.rules.shared.forward_only import LOGGED, ForwardOnlyRule, check_named, losses_under, make_net
 from sidestep.rules.takes import Takes
 from sidestep.update import Seeded, Update
 

@@ -3,9 +3,9 @@
 import dataclasses
 from typing import Any
 
-from sidestep.rules.any_module import AnyModule
-from sidestep.rules.chain import ChainOfStages
 from sidestep.rules.protocol import HasTrueGradient, Rule, UnitByUnit
+from sidestep.rules.shared.any_module import AnyModule
+from sidestep.rules.shared.chain import ChainOfStages
 
 __all__ = ["support_of"]
 

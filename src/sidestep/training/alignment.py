@@ -12,8 +12,8 @@ from sidestep.errors import InputError
 from sidestep.measure import Alignment, Comparison
 from sidestep.noise import Noise
 from sidestep.rules import RULES
-from sidestep.rules.any_module import as_dense
 from sidestep.rules.protocol import Batch, HasBatchMultiple, HasTrueGradient, Rule, Task
+from sidestep.rules.shared.any_module import as_dense
 from sidestep.training.observers import Begin, StepEnd
 from sidestep.training.options import Compute, Options
 

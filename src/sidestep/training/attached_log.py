@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from sidestep.errors import CheckpointError, InputError
-from sidestep.rules.any_module import AnyModule, apply_any
+from sidestep.rules.shared.any_module import AnyModule, apply_any
 from sidestep.steplog.codecs import codec_of, is_logged
 from sidestep.steplog.format import REALS
 from sidestep.steplog.header import Header

@@ -13,10 +13,10 @@ from sidestep.data.task import Batch
 from sidestep.errors import InputError
 from sidestep.gradients.any_module import Losses, called
 from sidestep.noise import Noise
-from sidestep.rules.any_module import AnyModule, apply_any, as_dense, decide_any
-from sidestep.rules.chain import ChainOfStages
-from sidestep.rules.dense import apply_dense
 from sidestep.rules.protocol import Rule
+from sidestep.rules.shared.any_module import AnyModule, apply_any, as_dense, decide_any
+from sidestep.rules.shared.chain import ChainOfStages
+from sidestep.rules.shared.dense import apply_dense
 from sidestep.update import Update
 
 __all__ = ["Attached", "Built", "Chain", "OptimizerFactory", "Whole", "as_objective", "take_update"]

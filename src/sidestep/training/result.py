@@ -9,7 +9,7 @@ from torch import Tensor
 from sidestep.data import Split
 from sidestep.measure import peak_memory_bytes
 from sidestep.rules.record import hyper_parameters
-from sidestep.rules.variant import variant_of
+from sidestep.rules.shared.variant import variant_of
 from sidestep.training.calibration import (
     CONFIDENCE_SUMS,
     FIT_SUMS,

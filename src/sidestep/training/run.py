@@ -19,8 +19,8 @@ from sidestep.nets.user_modules import ImagePath
 from sidestep.rules import rule_from_record
 from sidestep.rules.protocol import HasBatchMultiple, Rule, Task
 from sidestep.rules.record import WHOLE, rule_record
+from sidestep.rules.shared.whole_model import on_whole_model
 from sidestep.rules.untrained import untrained
-from sidestep.rules.whole_model import on_whole_model
 from sidestep.steplog import Header, Recorder
 from sidestep.training.alignment import Watch, check_watch
 from sidestep.training.alone import check_alone

@@ -16,10 +16,10 @@ from sidestep.errors import InputError, NonFiniteError
 from sidestep.gradients.any_module import check_trainable
 from sidestep.nets.trained import parameters_of
 from sidestep.noise import Noise
-from sidestep.rules.any_module import AnyModule, as_dense
-from sidestep.rules.chain import ChainOfStages
 from sidestep.rules.protocol import Rule
 from sidestep.rules.record import rule_record
+from sidestep.rules.shared.any_module import AnyModule, as_dense
+from sidestep.rules.shared.chain import ChainOfStages
 from sidestep.steplog.header import Header
 from sidestep.training.attached_files import load_attached, save_attached, saved_example
 from sidestep.training.attached_log import AttachedLog, fixed_options

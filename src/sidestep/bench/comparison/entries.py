@@ -10,7 +10,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from sidestep.errors import InputError
 from sidestep.presets.catalogue import PRESETS
 from sidestep.rules import RULES, Rule
-from sidestep.rules.same_net import SameNet
+from sidestep.rules.shared.same_net import SameNet
 from sidestep.training import Options
 from sidestep.wording import suggestion
 

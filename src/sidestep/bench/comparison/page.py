@@ -14,7 +14,7 @@ from sidestep.bench.comparison.rounds import Race
 from sidestep.bench.comparison.summary import sentences
 from sidestep.bench.comparison.tables import race_tables
 from sidestep.bench.report import Table, png_of
-from sidestep.rules.variant import variant_of
+from sidestep.rules.shared.variant import variant_of
 from sidestep.wording import counted, markdown, spelled
 
 __all__ = ["NOTES", "Report", "write_report"]

@@ -11,7 +11,7 @@ from sidestep.bench.comparison.entries import BASELINE_KIND, Entry
 from sidestep.bench.comparison.rounds import Race
 from sidestep.data import DataSet, load
 from sidestep.rules.protocol import Task
-from sidestep.rules.same_net import SameNet
+from sidestep.rules.shared.same_net import SameNet
 from sidestep.rules.untrained import untrained
 
 __all__ = ["with_baselines"]

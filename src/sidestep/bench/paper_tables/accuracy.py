@@ -11,7 +11,7 @@ from sidestep.bench.report import Table, share
 from sidestep.bench.studies.blocks import mean_and_error
 from sidestep.presets.catalogue import PaperCell, Preset
 from sidestep.rules import RULES
-from sidestep.rules.variant import variant_of
+from sidestep.rules.shared.variant import variant_of
 from sidestep.version import __version__
 from sidestep.wording import counted, spelled
 

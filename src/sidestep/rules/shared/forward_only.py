@@ -13,9 +13,9 @@ from sidestep.errors import InputError
 from sidestep.nets.stages.staged import StagedNet, check_layers, staged_mlp, staged_own
 from sidestep.nets.user_modules import ImagePath
 from sidestep.noise import Noise
-from sidestep.rules.any_module import one_unit
-from sidestep.rules.dense import parameter_groups
 from sidestep.rules.protocol import OutputRule, Task
+from sidestep.rules.shared.any_module import one_unit
+from sidestep.rules.shared.dense import parameter_groups
 
 __all__ = [
     "LOGGED",

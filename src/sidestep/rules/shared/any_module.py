@@ -14,8 +14,8 @@ from sidestep.gradients.any_module import Losses
 from sidestep.nets.trained import trained
 from sidestep.noise import Noise
 from sidestep.probes import DenseProbes, Distribution
-from sidestep.rules.dense import apply_dense
-from sidestep.rules.trits import as_gradients
+from sidestep.rules.shared.dense import apply_dense
+from sidestep.rules.shared.trits import as_gradients
 from sidestep.update import Dense, Seeded, Update
 
 __all__ = ["LOSS", "AnyModule", "apply_any", "as_dense", "check_unused", "decide_any", "one_unit", "seeded"]

@@ -14,8 +14,8 @@ from sidestep.nets.noprop.target_space import TargetSpace, target_space
 from sidestep.nets.trained import trained
 from sidestep.nets.user_modules import ImagePath, image_paths
 from sidestep.noise import Noise
-from sidestep.rules.dense import OPTIMIZERS
 from sidestep.rules.protocol import Rule, Task
+from sidestep.rules.shared.dense import OPTIMIZERS
 from sidestep.update import Update
 
 __all__ = [

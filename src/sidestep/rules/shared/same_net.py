@@ -22,8 +22,8 @@ from sidestep.nets.noprop.chained_blocks import ChainedBlocks
 from sidestep.nets.parallel import kept_statistics
 from sidestep.nets.user_modules import ImagePath
 from sidestep.noise import Noise
-from sidestep.rules.dense import adamw
 from sidestep.rules.protocol import Batch, Rule, Task
+from sidestep.rules.shared.dense import adamw
 from sidestep.rules.takes import Takes
 from sidestep.update import Dense, Update
 

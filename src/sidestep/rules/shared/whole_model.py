@@ -15,8 +15,8 @@ from sidestep.gradients.any_module import called
 from sidestep.nets.precision import at_least_float32
 from sidestep.nets.user_modules import ImagePath
 from sidestep.noise import Noise
-from sidestep.rules.any_module import AnyModule, apply_any, decide_any
 from sidestep.rules.protocol import Rule
+from sidestep.rules.shared.any_module import AnyModule, apply_any, decide_any
 from sidestep.rules.takes import Takes
 from sidestep.update import Update
 

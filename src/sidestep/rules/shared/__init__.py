@@ -1,0 +1,3 @@
+"""What rules have in common."""
+
+__all__: list[str] = []
