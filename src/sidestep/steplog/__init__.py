@@ -5,8 +5,8 @@ from sidestep.steplog.header import Header
 from sidestep.steplog.reader import LogReader, Scan
 from sidestep.steplog.recorder import Recorder
 from sidestep.steplog.replay import Replayed, rebuild, replay
-from sidestep.steplog.start import check_net
 from sidestep.steplog.summary import summary
+from sidestep.steplog.untrained import check_net
 from sidestep.steplog.writer import LogWriter
 
 __all__ = [

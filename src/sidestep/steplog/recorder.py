@@ -13,7 +13,7 @@ from sidestep.steplog.codecs import is_logged
 from sidestep.steplog.header import Header
 from sidestep.steplog.reader import LogReader, Scan, place_of
 from sidestep.steplog.replay import replay
-from sidestep.steplog.start import check_net
+from sidestep.steplog.untrained import check_net
 from sidestep.steplog.writer import LogWriter
 from sidestep.update import Update
 

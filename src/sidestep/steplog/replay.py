@@ -15,7 +15,7 @@ from sidestep.nets.user_modules import ImagePath
 from sidestep.rules.protocol import Rule
 from sidestep.steplog.codecs import codec_of
 from sidestep.steplog.reader import LogReader
-from sidestep.steplog.start import start_of
+from sidestep.steplog.untrained import start_of
 
 __all__ = ["Replayed", "rebuild", "replay"]
 

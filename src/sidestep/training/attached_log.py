@@ -15,7 +15,7 @@ from sidestep.steplog.format import REALS
 from sidestep.steplog.header import Header
 from sidestep.steplog.reader import LogReader, place_of
 from sidestep.steplog.replay import Replayed
-from sidestep.steplog.start import check_net, rule_of
+from sidestep.steplog.untrained import check_net, rule_of
 from sidestep.steplog.writer import LogWriter
 from sidestep.update import Update
 
