@@ -45,7 +45,7 @@ from sidestep.rules import (
 from sidestep.rules.shared.trits import as_gradients, sign_and_median
 from sidestep.rules.untrained import untrained
 from sidestep.training import Compute, alignment_curves
-from sidestep.training.alignment import check_measurable, held_batch
+from sidestep.training.alignment_watch import check_measurable, held_batch
 from sidestep.update import Seeded, Update
 
 ESTIMATES = 16

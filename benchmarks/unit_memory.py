@@ -18,7 +18,7 @@ from sidestep.bench.report import new_figure
 from sidestep.measure import memory_growth, peak_allocation
 from sidestep.rules import Backprop, NoPropDT
 from sidestep.training import Compute
-from sidestep.training.units import begin_units
+from sidestep.training.unit_modes import begin_units
 
 SHAPE, CLASSES = (3, 32, 32), 10
 MIB = 1 << 20

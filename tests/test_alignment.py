@@ -36,8 +36,9 @@ from sidestep.rules import (
     Task,
 )
 from sidestep.rules.shared.trits import sign_and_median
-from sidestep.training import alignment, alignment_curves
-from sidestep.training.alignment import Allowance
+from sidestep.training import alignment_curves
+from sidestep.training import alignment_watch as alignment
+from sidestep.training.alignment_watch import Allowance
 
 TASK = Task((1, 8, 8), tuple("abcd"), (0.0,), (1.0,))
 PLAIN = Options(precision="float32")

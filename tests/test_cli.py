@@ -18,7 +18,7 @@ from sidestep.cli import main
 from sidestep.cli.bar import TrainingBar
 from sidestep.errors import DataError
 from sidestep.rules import Backprop, Task
-from sidestep.training.data_of_run import unlike_contrast
+from sidestep.training.compatibility import unlike_contrast
 from sidestep.training.loop import Loop
 
 QUICK = ["--net", "mlp", "--hidden", "16", "--epochs", "1"]

@@ -15,7 +15,7 @@ from sidestep import Options, align, data, load_run, train
 from sidestep.cli import main
 from sidestep.errors import InputError
 from sidestep.rules import Backprop
-from sidestep.training.data_of_run import difference, in_saved_units
+from sidestep.training.compatibility import difference, in_saved_units
 from sidestep.training.folder import RunFolder
 
 QUICK = Backprop(net="mlp", hidden=(8,))

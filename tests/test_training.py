@@ -22,11 +22,11 @@ from sidestep.noise import Noise
 from sidestep.rules import Backprop, Batch, NoPropDT
 from sidestep.training import Stopped
 from sidestep.training.config import read_config, write_config
+from sidestep.training.evaluation_progress import Count, Tally
 from sidestep.training.folder import RunFolder
 from sidestep.training.loop import Loop
 from sidestep.training.options import Compute
 from sidestep.training.stopping import StopRequest
-from sidestep.training.tally import Count, Tally
 
 QUICK = Backprop(net="mlp", hidden=(16,))
 

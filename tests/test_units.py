@@ -23,7 +23,7 @@ from sidestep.training.loop import Loop
 from sidestep.training.options import Compute
 from sidestep.training.state import State
 from sidestep.training.unit_files import UnitFiles
-from sidestep.training.units import place_units, why_not
+from sidestep.training.unit_modes import place_units, why_not
 
 DIGITS = data.load("digits")
 FIRST, OTHERS = (Split(DIGITS.train.images[a:b], DIGITS.train.labels[a:b]) for a, b in ((0, 96), (96, 112)))

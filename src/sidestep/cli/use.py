@@ -20,7 +20,7 @@ from sidestep.data import DataSet, load, read_named_images
 from sidestep.errors import DataError, InputError
 from sidestep.rules.shared.variant import variant_of
 from sidestep.training import Run, load_run
-from sidestep.training.data_of_run import check_cut, check_task, check_test, difference, picture_form
+from sidestep.training.compatibility import check_cut, check_task, check_test, difference, picture_form
 from sidestep.training.folder import RunFolder
 from sidestep.wording import csv_text
 

@@ -17,8 +17,8 @@ from sidestep.nets.user_modules import ImagePath
 from sidestep.noise import Noise
 from sidestep.rules.protocol import Rule, Task
 from sidestep.rules.untrained import untrained
-from sidestep.training.alignment import MEASURES, SPLIT, check_measurable, compare, held_batch
-from sidestep.training.data_of_run import check_cut, check_task
+from sidestep.training.alignment_watch import MEASURES, SPLIT, check_measurable, compare, held_batch
+from sidestep.training.compatibility import check_cut, check_task
 from sidestep.training.evaluate import check_rule
 from sidestep.training.folder import RunFolder
 from sidestep.training.given import given_data, given_options

@@ -8,7 +8,7 @@ from sidestep.training.folder import RunFolder
 from sidestep.training.loop import Loop
 from sidestep.training.options import Compute, Options
 from sidestep.training.state import State
-from sidestep.training.units import begin_units, place_units
+from sidestep.training.unit_modes import begin_units, place_units
 
 __all__ = ["begin"]
 

@@ -12,8 +12,8 @@ from sidestep.errors import InputError, NonFiniteError
 from sidestep.noise import Noise
 from sidestep.rules import RULES
 from sidestep.rules.protocol import Rule, Task
+from sidestep.training.evaluation_progress import Count
 from sidestep.training.options import Compute
-from sidestep.training.tally import Count
 
 __all__ = ["accuracies", "check_readings", "check_rule", "predictions", "with_inference"]
 

@@ -21,7 +21,7 @@ from sidestep.training.observers import Begin, EpochEnd, ObserverError, Observer
 from sidestep.training.options import Compute, Options
 from sidestep.training.state import State
 from sidestep.training.stopping import StopRequest
-from sidestep.training.units import why_not
+from sidestep.training.unit_modes import why_not
 from sidestep.update import Update
 
 __all__ = ["Loop"]

@@ -19,13 +19,13 @@ from sidestep.training.calibration import (
     confidence_sums,
     fit_sums,
 )
-from sidestep.training.data_of_run import pixels_digest
+from sidestep.training.compatibility import pixels_digest
 from sidestep.training.evaluate import accuracies
+from sidestep.training.evaluation_progress import Count, Tally, checksum
 from sidestep.training.loop import Loop
 from sidestep.training.progress import Progress
 from sidestep.training.state import State
 from sidestep.training.stopping import StopRequest, stop_on_signals
-from sidestep.training.tally import Count, Tally, checksum
 
 __all__ = ["finish"]
 

@@ -22,11 +22,11 @@ from sidestep.rules.record import WHOLE, rule_record
 from sidestep.rules.shared.whole_model import on_whole_model
 from sidestep.rules.untrained import untrained
 from sidestep.steplog import Header, Recorder
-from sidestep.training.alignment import Watch, check_watch
+from sidestep.training.alignment_watch import Watch, check_watch
 from sidestep.training.alone import check_alone
 from sidestep.training.attached_rule import as_objective
 from sidestep.training.begin import begin
-from sidestep.training.data_of_run import data_record, in_saved_units
+from sidestep.training.compatibility import data_record, in_saved_units
 from sidestep.training.early_stop import EarlyStop
 from sidestep.training.evaluate import check_readings, check_rule, with_inference
 from sidestep.training.folder import RunFolder
@@ -41,7 +41,7 @@ from sidestep.training.single import check_single
 from sidestep.training.state import AVERAGE, KEPT, State
 from sidestep.training.stopping import Stopped, stop_on_signals
 from sidestep.training.trained import Run
-from sidestep.training.units import place_units
+from sidestep.training.unit_modes import place_units
 from sidestep.version import __version__
 from sidestep.wording import counted
 

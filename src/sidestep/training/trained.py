@@ -22,11 +22,11 @@ from sidestep.training.calibration import (
     confidence_sums,
     fit_sums,
 )
-from sidestep.training.data_of_run import unlike_contrast
+from sidestep.training.compatibility import unlike_contrast
 from sidestep.training.evaluate import accuracies, check_readings, predictions
+from sidestep.training.evaluation_progress import Count
 from sidestep.training.given import given_images, given_split
 from sidestep.training.options import Compute
-from sidestep.training.tally import Count
 
 __all__ = ["Run"]
 

@@ -19,7 +19,7 @@ from sidestep.measure import processor_name
 from sidestep.rules.record import hyper_parameters
 from sidestep.training import Compute
 from sidestep.training.stopping import StopRequest
-from sidestep.training.units import why_not
+from sidestep.training.unit_modes import why_not
 from sidestep.version import __version__
 
 __all__ = ["Race", "RaceWatch", "check_race", "race_order", "run_race", "settings"]

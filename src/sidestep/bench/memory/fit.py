@@ -10,7 +10,7 @@ from sidestep.bench.report import Table
 from sidestep.errors import InputError
 from sidestep.measure import free_memory_bytes
 from sidestep.training import Compute
-from sidestep.training.units import why_not
+from sidestep.training.unit_modes import why_not
 
 __all__ = [
     "Line",

@@ -22,7 +22,7 @@ from sidestep.training import Compute, Options
 from sidestep.training.begin import begin
 from sidestep.training.loop import Loop
 from sidestep.training.state import State
-from sidestep.training.units import begin_units
+from sidestep.training.unit_modes import begin_units
 
 __all__ = ["Cost", "Work", "begun", "in_fresh_process", "step_cost", "warm_up"]
 

@@ -17,8 +17,8 @@ from sidestep.presets.catalogue import Preset
 from sidestep.rules import RULES
 from sidestep.training import Compute, Options, Run
 from sidestep.training.evaluate import accuracies
+from sidestep.training.evaluation_progress import Tally, checksum
 from sidestep.training.stopping import stop_on_signals
-from sidestep.training.tally import Tally, checksum
 
 __all__ = ["Plan", "cell_record", "fill_cell"]
 
