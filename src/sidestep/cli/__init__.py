@@ -8,11 +8,11 @@ from sidestep.cli.bench import bench_command
 from sidestep.cli.fit_memory import fit_memory_command
 from sidestep.cli.launched import check_one_process
 from sidestep.cli.lists import data_command, rules_command
-from sidestep.cli.log import inspect_command, replay_command, verify_command
 from sidestep.cli.output import data_notices_shown, fail, show
 from sidestep.cli.presets import presets_command
 from sidestep.cli.reproduce import reproduce_command
 from sidestep.cli.rescue import explained, from_own
+from sidestep.cli.steplog import inspect_command, replay_command, verify_command
 from sidestep.cli.streams import all_letters, delivered, output_lost
 from sidestep.cli.study import study_command
 from sidestep.cli.train import train_command

@@ -19,9 +19,9 @@ from sidestep.bench.comparison.same_net import with_baselines
 from sidestep.bench.paper_tables.reproduce import folder_for_tables
 from sidestep.bench.process import FAILED
 from sidestep.cli.output import PlainColumn, default_data_dir, error_console, fail, show, show_json, show_table, tell
-from sidestep.cli.own import ModuleOfFile
 from sidestep.cli.parse import parsed
 from sidestep.cli.repeated import Repeated, all_words
+from sidestep.cli.user_modules import ModuleOfFile
 from sidestep.errors import InputError
 from sidestep.training import Stopped
 from sidestep.training.lock import only_writer
