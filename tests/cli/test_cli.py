@@ -289,7 +289,7 @@ def test_sidestep_data_is_the_default_of_data_dir(capsys, monkeypatch, tmp_path)
 def test_quiet_when_standard_error_is_no_terminal():
     command = [sys.executable, "-m", "sidestep", "train", "backprop", *QUICK, "--json"]
     found = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path.cwd(), env={
-        **__import__("os").environ, "PYTHONPATH": str(Path(__file__).parents[1] / "src"), "OMP_NUM_THREADS": "1",
+        **__import__("os").environ, "PYTHONPATH": str(Path(__file__).parents[2] / "src"), "OMP_NUM_THREADS": "1",
     })  # fmt: skip
     assert found.stderr == ""
     assert len(found.stdout.strip().splitlines()) == 1
@@ -393,13 +393,13 @@ def test_float_pixels_in_other_units_are_told_too():
 @pytest.mark.parametrize("how", [["-m", "sidestep"], ["-c", "from sidestep.__main__ import main; main()"]])
 def test_a_stop_while_the_library_is_imported_is_one_line(how):
     Path("torch.py").write_text("raise KeyboardInterrupt\n")
-    paths = [str(Path.cwd()), str(Path(__file__).parents[1] / "src")]
+    paths = [str(Path.cwd()), str(Path(__file__).parents[2] / "src")]
     found = subprocess.run([sys.executable, *how, "rules"], capture_output=True, text=True, cwd=Path.cwd(), env={
         **os.environ, "PYTHONPATH": os.pathsep.join(paths),
     })  # fmt: skip
     assert (found.returncode, found.stdout) == (130, "")
     assert found.stderr == "sidestep: stopped before anything was begun\n"
-    project = (Path(__file__).parents[1] / "pyproject.toml").read_text()
+    project = (Path(__file__).parents[2] / "pyproject.toml").read_text()
     assert 'sidestep = "sidestep.__main__:main"' in project
 
 
@@ -411,7 +411,7 @@ def test_the_package_has_what_it_names_and_its_modules():
     words += "; print(all(hasattr(sidestep, name) for name in sidestep.__all__))"
     words = f"import sidestep, sys; print('torch' in sys.modules); {words}"
     found = subprocess.run([sys.executable, "-c", words], capture_output=True, text=True, check=True, env={
-        **os.environ, "PYTHONPATH": str(Path(__file__).parents[1] / "src"),
+        **os.environ, "PYTHONPATH": str(Path(__file__).parents[2] / "src"),
     })  # fmt: skip
     assert found.stdout == "False\nInputError train align\nFalse False\nTrue\n"
 

@@ -146,7 +146,7 @@ def test_the_long_run_is_taken_up_again(tmp_path):
 @pytest.mark.slow
 def test_micro_benchmarks_print_ratios_and_shares():
     pytest.importorskip("pytest_benchmark")
-    root = Path(__file__).resolve().parents[1]
+    root = Path(__file__).resolve().parents[2]
     command = [sys.executable, "-m", "pytest", "benchmarks/micro", "-c", "benchmarks/micro/pytest.ini", "-k", "trit"]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
     assert "of the roof" in done.stdout

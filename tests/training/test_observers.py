@@ -312,7 +312,7 @@ class TestTensorBoard:
 
 def test_the_programs_of_the_page_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    text = (Path(__file__).parents[1] / "docs/observers.md").read_text()
+    text = (Path(__file__).parents[2] / "docs/observers.md").read_text()
     names = {}
     for program in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
         exec(program, names)

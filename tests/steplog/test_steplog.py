@@ -38,7 +38,7 @@ from tests.reference.replay_plain import rebuilt, start_weights
 from tests.reference.steplog_plain import PlainAns, read_log
 from tests.reference.steplog_sample import write_sample
 
-GOLDEN = Path(__file__).parent / "golden" / "steps.steplog"
+GOLDEN = Path(__file__).parents[1] / "golden" / "steps.steplog"
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import sidestep
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 # What docs/top_pages.py makes of files above docs/.
 MADE = {"index.md", "contributing.md", "changelog.md", "licence.md", "citation.md"}

@@ -12,7 +12,6 @@ from sidestep.nets import (
     CosineSchedule,
     LearnedSchedule,
     LinearSchedule,
-    adaptive,
     adaptive_walk,
     ancestral_walk,
     cosine_alpha_bar,
@@ -21,6 +20,7 @@ from sidestep.nets import (
     heun_walk,
     readable_alpha_bar,
 )
+from sidestep.nets.noprop import adaptive
 from sidestep.nets.noprop.adaptive import ADAPTIVE
 from sidestep.nets.noprop.denoiser_readings import diffusion_velocity
 from sidestep.nets.noprop.samplers import check_steps, step_times

@@ -468,7 +468,7 @@ def start(folder, *options):
     return subprocess.Popen(
         [*command, "--out", str(folder), "--checkpoint-seconds", "0.05", *options],
         env=environment,
-        cwd=Path(__file__).parents[1],
+        cwd=Path(__file__).parents[2],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )

@@ -22,7 +22,7 @@ from sidestep.errors import InputError
 from sidestep.noise import Noise
 from sidestep.rules import RULES, Batch
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
 PAGES = [README, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
 NOTEBOOKS = sorted(path for path in (ROOT / "docs").rglob("*.ipynb") if ".ipynb_checkpoints" not in path.parts)
@@ -186,7 +186,8 @@ def test_nothing_names_places_of_another_machine():
     found = []
     for path in project_texts():
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-            words = [word for word in FOREIGN if word in line]
+            others = line.replace("rules/" + FOREIGN[-1], "")  # a room of ours
+            words = [word for word in FOREIGN if word in others]
             words += re.findall(r"(?i)\bissues? #?\d+\b", line)
             found += [f"{path.relative_to(ROOT)}:{number}: {word}" for word in words]
     assert not found, "\n".join(found)

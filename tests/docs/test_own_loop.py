@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "own-loop.md").read_text(encoding="utf-8")
 PROGRAMS = re.findall(r"### ([^\n]*)\n\n```python\n(.*?)```", PAGE, re.DOTALL)
 AT_MOST = {"A ResNet on pictures": 0.5, "An LSTM, with a log": 0.6, "A small GPT": 0.75, "A table": 0.1}
