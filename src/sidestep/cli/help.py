@@ -6,7 +6,9 @@ from typing import Annotated, Any
 
 import tyro
 
-__all__ = ["ALIASES", "HELP", "HELP_ALL", "RARE", "long_names", "short"]
+__all__ = ["ALIASES", "HELP", "HELP_ALL", "RARE", "TRAIN_STEPS", "long_names", "named_apart", "short"]
+
+TRAIN_STEPS = "--train-steps"  # how many steps a run takes, for rules of which --steps is an option of their own
 
 HELP, HELP_ALL = ("-h", "--help"), "--help-all"
 ALIASES = {"--lr": "--learning-rate", "--batch-size": "--batch", "--wd": "--weight-decay"}
@@ -23,6 +25,15 @@ def short(kind: type[Any], rare: Collection[str]) -> Any:
     hidden = {name: Annotated[given, tyro.conf.Suppress] for name, given in kept.items()}
     values = {name: getattr(kind, name) for name in kept}
     made = type(kind.__name__, (kind,), {"__annotations__": hidden, "__module__": kind.__module__, **values})
+    return dataclasses.dataclass(frozen=True)(made)
+
+
+def named_apart(kind: type[Any], rule: type[Any]) -> Any:
+    """Return a dataclass of options with `--train-steps` for its `steps`, if the rule has steps of its own."""
+    if "steps" not in {field.name for field in dataclasses.fields(rule)}:
+        return kind
+    renamed = {"steps": Annotated[int | None, tyro.conf.arg(name=TRAIN_STEPS.removeprefix("--"))]}
+    made = type(kind.__name__, (kind,), {"__annotations__": renamed, "__module__": kind.__module__, "steps": None})
     return dataclasses.dataclass(frozen=True)(made)
 
 

@@ -1,15 +1,16 @@
 """`sidestep train RULE`: a rule's dataclass fields are its options; a preset gives them other defaults."""
 
 import dataclasses
+import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 
 from sidestep.cli.bar import TrainingBar
-from sidestep.cli.help import HELP, HELP_ALL, RARE, long_names, short
+from sidestep.cli.help import HELP, HELP_ALL, RARE, TRAIN_STEPS, long_names, named_apart, short
 from sidestep.cli.options import DataOptions, Extra, Given, last_value, module_from, rule_named
 from sidestep.cli.output import (
     complain,
@@ -52,20 +53,22 @@ def train_command(arguments: list[str]) -> None:
         show(*_HELP.splitlines())
         return
     name, rest, preset = _what_to_train(arguments)
+    rest = [re.sub(f"^{TRAIN_STEPS}(?==|$)", _steps_option(RULES[name]), word) for word in rest]
     plain = RULES[name](), Options(), DataOptions(), Extra()
     budget = last_value(rest, "--budget")
     if budget and not preset:
         raise InputError("--budget chooses the values of a preset: give --preset NAME, too")
     if preset and budget:
         preset = preset.for_budget(budget)
-    given = _parse(name, rest, _preset_options(preset) if preset else plain)
+    given = _parse(name, rest, _without_end(rest, _preset_options(preset)) if preset else plain)
     if preset:
         _check_fits(preset, name, given[2].data)
     out = given[1].out
     saved = RunFolder(out) if given[1].resume and out else None
     if saved and saved.config_file.exists():
         # options that are not given again keep the values that the run was started with
-        given = _parse(name, [*rest, "--out", str(out)], _saved_options(RULES[name], saved.config()))
+        was = _saved_options(RULES[name], saved.config())
+        given = _parse(name, [*rest, "--out", str(out)], _without_end(rest, was))
     elif saved and saved.empty():
         notice(f"{out} holds no run yet; starting one")
     _train(name, *given)
@@ -85,6 +88,19 @@ def _what_to_train(arguments: list[str]) -> tuple[str, list[str], Preset | None]
             f"preset {preset.name} is for the rule {preset.rule}, not {name}; {_others(preset.data, name)}"
         )
     return name, arguments[1:], preset
+
+
+def _steps_option(rule: Rule | type[Rule]) -> str:
+    return TRAIN_STEPS if "steps" in {field.name for field in dataclasses.fields(rule)} else "--steps"
+
+
+def _without_end(arguments: Sequence[str], defaults: Given) -> Given:
+    """Return defaults without epochs where steps are given, and the other way round: one of the two says the end."""
+    rule, options, data_options, extra = defaults
+    epochs, steps = (last_value(arguments, name) is not None for name in ("--epochs", _steps_option(rule)))
+    if epochs != steps:
+        options = dataclasses.replace(options, steps=None) if epochs else dataclasses.replace(options, epochs=None)
+    return rule, options, data_options, extra
 
 
 def _check_fits(preset: Preset, rule: str, data: str) -> None:
@@ -134,20 +150,17 @@ def _parse(name: str, arguments: Sequence[str], defaults: Given) -> Given:
         return rule, run, data, other
 
     asked = set(arguments) & {*HELP, HELP_ALL}
-    kinds = {"run": Options, "data": DataOptions, "rule": RULES[name], "other": Extra}
+    kinds = {"run": named_apart(Options, RULES[name]), "data": DataOptions, "rule": RULES[name], "other": Extra}
     described = f"{(RULES[name].__doc__ or '').strip()}\n--lr stands for --learning-rate, and --wd for --weight-decay."
     if asked and HELP_ALL not in asked:  # for the help alone: what is left out of it would not be parsed
-        kinds |= {"run": short(Options, RARE["Options"]), "data": short(DataOptions, RARE["DataOptions"])}
+        kinds |= {"run": short(kinds["run"], RARE["Options"]), "data": short(DataOptions, RARE["DataOptions"])}
         kinds["rule"] = short(RULES[name], RULES[name].rare)
         described += f" {HELP_ALL} explains the options that few need, too."
     # groups are for the help: where there are any, the parser frames a rule's own errors in words of its own
     titles = {part: tyro.conf.arg(name=part if asked else "") for part in kinds}
     collect.__annotations__ = {part: Annotated[kind, titles[part]] for part, kind in kinds.items()}
-    if not asked:
-        collect.__defaults__ = (options, data_options, rule, extra)
-    else:
-        values = zip(kinds.values(), (options, data_options, rule, extra), strict=True)
-        collect.__defaults__ = tuple(kind(**_values(given)) for kind, given in values)
+    values = zip(kinds.values(), (options, data_options, rule, extra), strict=True)
+    collect.__defaults__ = tuple(kind(**_values(given)) for kind, given in values)
     try:
         rule, options, data_options, extra = parsed(
             collect, f"sidestep train {name}", ["--help"] if asked else arguments, described
@@ -156,6 +169,7 @@ def _parse(name: str, arguments: Sequence[str], defaults: Given) -> Given:
         if leaving.code:
             _say_whose_they_are(name, long_names(arguments))
         raise
+    options = Options(**_values(options))
     if options.out is None:
         stem = data_options.preset or f"{name}-{label(data_options.data)}"
         options = dataclasses.replace(options, out=Path("runs") / f"{stem}-{options.seed}")
@@ -210,6 +224,12 @@ def _saved_options(kind: type[Rule], saved: dict[str, Any]) -> Given:
         raise CheckpointError(f"the run's config.toml lacks or misnames an entry: {error}") from error
 
 
+def _length(result: Mapping[str, Any]) -> str:
+    """How long a run was: in epochs where they are whole, else in steps."""
+    whole = float(result["epochs"]).is_integer()
+    return counted(result["epochs"], "epoch") if whole else counted(result["steps"], "step")
+
+
 def _report(run: Run, as_json: bool) -> None:
     result = run.result
     if as_json:
@@ -225,7 +245,7 @@ def _report(run: Run, as_json: bool) -> None:
 
     show_table(
         f"{result['rule']} on {result['data']}, seed {result['seed']}: "
-        f"{counted(result['epochs'], 'epoch')}, {result['seconds']:.1f} s",
+        f"{_length(result)}, {result['seconds']:.1f} s",
         ["train", "validation", "test", "parameters", "peak memory"],
         [[number("train"), number("validation"), number("test"), f"{result['parameters']:,}",
           f"{result['peak_memory_bytes'] / 2**20:,.0f} MiB"]],

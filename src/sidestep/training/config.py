@@ -155,14 +155,21 @@ def check_same(path: Path, saved: dict[str, Any], given: dict[str, Any]) -> None
     for field in dataclasses.fields(kind) if kind else ():  # a run from before an option was there had its default
         if f"rule.{field.name}" not in saved and given.get(f"rule.{field.name}") == field.default:
             saved[f"rule.{field.name}"] = field.default
-    free = {"train.epochs", "train.checkpoint_seconds", "train.device", "train.precision", "data.data_dir"}
+    free = {
+        "train.epochs",
+        "train.steps",
+        "train.checkpoint_seconds",
+        "train.device",
+        "train.precision",
+        "data.data_dir",
+    }
     free |= {"versions.sidestep", "versions.torch", "versions.threads"}  # other bits, but the run can go on
     free |= {"train.align", "train.units"}  # the one changes nothing but the metrics, the other the rounding
     free |= {"train.patience"}  # only when the run ends
     free |= {"data.pictures.stretched"}  # follows from the data, of which the images' shape is compared
     free |= {"data.validation"}  # what counts is how many images it left, which is compared
     if given.get("train.decay") != "none" or given.get("train.warmup"):
-        free -= {"train.epochs"}  # the learning rate follows from it, at every step
+        free -= {"train.epochs", "train.steps"}  # the learning rate follows from it, at every step
     if all(saved.get(key) == given.get(key) for key in _DATA if key in saved):  # of a run from before, not all
         free |= {"data.name", "data.labels", "data.pixels", "data.in_memory", "data.size"}  # they may have been moved
     different = sorted(
@@ -175,7 +182,8 @@ def check_same(path: Path, saved: dict[str, Any], given: dict[str, Any]) -> None
         raise InputError(
             f"{path} was started otherwise ({lines}); resume it with the same options, or start "
             "another run with another --out"
-            + ("; with --decay or --warmup the learning rate depends on --epochs" * ("train.epochs" in different))
+            + "; with --decay or --warmup the learning rate depends on --epochs or --steps"
+            * bool({"train.epochs", "train.steps"} & set(different))
         )
 
 

@@ -184,7 +184,9 @@ class RunFolder:
         """Return `step 43 of 200` for a run whose training stands at `step`, before its end; None at the end."""
         try:
             options, data = self.config()["train"], self.config()["data"]
-            steps = options["epochs"] * steps_per_epoch(data["train_images"], options["batch"])
+            steps = options.get("steps")
+            if steps is None:
+                steps = options["epochs"] * steps_per_epoch(data["train_images"], options["batch"])
         except (KeyError, TypeError) as error:
             raise CheckpointError(f"{self.config_file} lacks or misnames an entry: {error}") from error
         done = self.model_file.exists() or step >= steps  # the weights alone tell no step

@@ -1,5 +1,6 @@
 """What the functions of the Python interface are given, taken in the forms that people have it in, or refused."""
 
+import dataclasses
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -39,14 +40,14 @@ def given_data(data: Any) -> DataSet:
     )
 
 
-def given_options(options: Any) -> Options:
-    """The options, those by default for None; raises InputError for another form of them."""
+def given_options(options: Any, steps: int | None = None) -> Options:
+    """The options, those by default for None, with so many steps; raises InputError for another form of them."""
     if options is None:
-        return Options()
+        return Options(steps=steps)
     if not isinstance(options, Options):
         hint = "Options(**options)" if isinstance(options, Mapping) else "for instance Options(epochs=3)"
         raise InputError(f"options must be Options, got {type(options).__name__}; give {hint}")
-    return options
+    return options if steps is None else dataclasses.replace(options, steps=steps)
 
 
 def given_images(task: Task, images: Any) -> Tensor:

@@ -40,10 +40,10 @@ class Loop:
         recorder: Recorder | None = None,
     ) -> None:
         self.rule, self.data, self.options, self.compute, self.folder = rule, data, options, compute, folder
-        self.recorder, self._summed_from = recorder, 0
+        self.recorder = recorder
         self.task, self.noise = Task.of(data), Noise(options.seed)
         self.steps_per_epoch = steps_per_epoch(len(data.train), options.batch)
-        self.total_steps = options.epochs_for(len(data.train)) * self.steps_per_epoch
+        self.total_steps = options.steps_for(len(data.train))
 
     def run(self, state: State, kept_metrics: int, observers: Observers, stop: StopRequest) -> None:
         """Train to the last step, or until a stop is requested or an observer says so; the state is saved either way.
@@ -64,7 +64,8 @@ class Loop:
                 stack.callback(self.recorder.close)
             if state.files:
                 stack.callback(state.files.close)
-            self._summed_from = state.step - state.step % self.steps_per_epoch if state.sums else state.step
+            if not state.sums and state.step % self.steps_per_epoch:  # a step log has no losses
+                state.summed_from = state.step
             if state.step == 0 < self.total_steps:
                 self._save(state, log)  # before the log's first block, which does not hold an optimiser's momentum
             try:
@@ -86,7 +87,7 @@ class Loop:
                 if each:
                     ended = observers.tell("on_step", self._step(state, log))
             finally:  # an epoch ends whole, whatever an observer of its last step has raised
-                if state.step % self.steps_per_epoch == 0:
+                if state.step % self.steps_per_epoch == 0 or state.step == self.total_steps:
                     ended |= observers.tell("on_epoch", self._end_epoch(state, log))
                     state.seconds = time.perf_counter() - begun
                     due = True
@@ -157,9 +158,12 @@ class Loop:
         return Batch(self.task.laid_out(images), train.labels[rows], self.task.objective)
 
     def _end_epoch(self, state: State, log: MetricsLog | None) -> EpochEnd:
-        steps = state.step - self._summed_from  # an epoch's, but after resuming from a step log, which has no losses
+        begun = (state.step - 1) // self.steps_per_epoch * self.steps_per_epoch
+        steps = state.step - max(begun, state.summed_from)
         values = {("train", name): float(total) / steps for name, total in sorted(state.sums.items())}
-        state.sums, self._summed_from = {}, state.step
+        state.sums = {}
+        if state.step % self.steps_per_epoch:  # the last part of an epoch, which more steps may follow one day
+            state.summed_from = state.step
         accuracy = None
         if len(self.data.validation):
             best, part = self.rule.predictors[0], self.data.validation
@@ -174,7 +178,7 @@ class Loop:
         if why:
             raise NonFiniteError(f"after step {state.step}, {why}; {self._kept(state)}")
         losses = {name: value for (split, name), value in values.items() if split == "train"}
-        return EpochEnd(state.step // self.steps_per_epoch, state.step, self.total_steps, losses, accuracy,
+        return EpochEnd(-(-state.step // self.steps_per_epoch), state.step, self.total_steps, losses, accuracy,
                         state.seconds, state.net, _writer(state, log), state.keep)  # fmt: skip
 
     def _save(self, state: State, log: MetricsLog | None) -> None:

@@ -76,7 +76,7 @@ class EpochEnd:
     """What `on_epoch` is told after every epoch, once its numbers are in metrics.jsonl."""
 
     epoch: int
-    """Epochs done, this one included."""
+    """Epochs done, this one included; the last may be a part of one."""
     step: int
     total_steps: int
     losses: Mapping[str, float]

@@ -7,6 +7,7 @@ from typing import Literal
 
 import torch
 
+from sidestep.data import steps_per_epoch
 from sidestep.errors import InputError
 from sidestep.measure import has_bfloat16
 from sidestep.rules.fields import settle_fields
@@ -16,6 +17,7 @@ __all__ = ["Compute", "Options"]
 _DEFAULT_EPOCHS = 10
 _MANY_EPOCHS = 20  # for sets so small that an epoch is a few steps
 _SMALL_SET = 5000
+_MOST_STEPS = 10**12
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,8 @@ class Options:
 
     epochs: int | None = None
     """Passes over the training split; 0 only evaluates the untrained net. Default: 10, or 20 below 5,000 images."""
+    steps: int | None = None
+    """Training steps in place of epochs; the last epoch may then be a part of one."""
     batch: int = 128
     """Images per step, at most the whole split; what does not fill a batch is left out of that epoch."""
     seed: int = 0
@@ -65,6 +69,12 @@ class Options:
         settle_fields(self)
         if self.epochs is not None and not 0 <= self.epochs <= 1_000_000:
             raise InputError(f"epochs must be 0 (only evaluate) or more, got {self.epochs}")
+        if self.steps is not None and not 0 <= self.steps <= _MOST_STEPS:
+            raise InputError(f"steps must be 0 (only evaluate) or more, up to 10^12, got {self.steps}")
+        if self.steps is not None and self.epochs is not None:
+            raise InputError(
+                f"steps = {self.steps} and epochs = {self.epochs} both say when to end: give one of the two"
+            )
         if not 1 <= self.batch <= 1_000_000:
             raise InputError(f"batch must be at least 1 and at most a million, got {self.batch}")
         if not 0 <= self.seed < 2**63:
@@ -109,6 +119,14 @@ class Options:
         if self.epochs is not None:
             return self.epochs
         return _MANY_EPOCHS if examples < _SMALL_SET else _DEFAULT_EPOCHS
+
+    def steps_for(self, examples: int) -> int:
+        """Return the number of steps of the whole run, of as many epochs as `epochs_for` says if none was given.
+
+        >>> Options(steps=25).steps_for(1000), Options(epochs=2, batch=100).steps_for(1050)
+        (25, 20)
+        """
+        return self.epochs_for(examples) * steps_per_epoch(examples, self.batch) if self.steps is None else self.steps
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ def followed(options: Options, examples: int) -> dict[str, Any]:
     """Return what the steps of a run follow from, beside its rule, data and seed; logs of other runs differ in it."""
     names = ["batch", "augment", "decay", "warmup", "average"]
     if options.decay != "none" or options.warmup:
-        names.append("epochs")  # the learning rate follows from it, at every step
+        names.append("epochs" if options.steps is None else "steps")  # the learning rate follows from it, at every step
     return {"train_images": examples, **{name: getattr(options, name) for name in names}}
 
 

@@ -58,6 +58,7 @@ def train(  # long: rule, data and options, three hooks for own code, and what i
     module: ImagePath | None = None,
     model: ImagePath | None = None,
     objective: Objective | Callable[[Tensor, Tensor], Tensor] | None = None,
+    steps: int | None = None,
     source: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
     observers: Sequence[Any] = (),
@@ -80,6 +81,7 @@ def train(  # long: rule, data and options, three hooks for own code, and what i
         model: a whole model of your own, inputs -> outputs, or a function that makes one, for the rules that train any
             module: spsa, evolution, forward-gradient and backprop. It is trained as it is given, with its weights.
         objective: a loss of your own, (outputs, targets) -> (batch,), in place of that of the data's targets.
+        steps: training steps, in place of those that the options ask for.
         source: how `data` can be loaded again, written to the run's configuration.
         progress: told of steps and epochs, of the evaluation and in sentences; silent by default.
         observers: objects with any of the methods on_begin, on_step, on_epoch and on_end, told what `Begin`, `StepEnd`,
@@ -97,7 +99,7 @@ def train(  # long: rule, data and options, three hooks for own code, and what i
         Stopped: after Ctrl-C, SIGTERM or SIGHUP, when the step (or, at the end, the batch of the evaluation) under way
             is done and what a resumed run needs is written.
     """
-    options = given_options(options)
+    options = given_options(options, steps)
     check_rule(rule)
     check_observers(observers)
     if isinstance(data, str | os.PathLike):
@@ -109,7 +111,8 @@ def train(  # long: rule, data and options, three hooks for own code, and what i
     folder = RunFolder(Path(options.out)) if options.out else None
     data = in_saved_units(folder, data) if folder and options.resume else data
     task = Task.of(data)
-    options = dataclasses.replace(options, epochs=options.epochs_for(len(data.train)))
+    if options.steps is None:
+        options = dataclasses.replace(options, epochs=options.epochs_for(len(data.train)))
     record = data_record(data, source or {})
     state, loop = begin(rule, data, options, module, folder)
     data = loop.data  # on the device
@@ -127,8 +130,8 @@ def train(  # long: rule, data and options, three hooks for own code, and what i
         loop.recorder = None if options.average else recorder  # a log gives the weights that trained, no average
         if state.step > loop.total_steps:
             raise InputError(
-                f"{options.out} has been trained for {state.step} steps already, more than the {loop.total_steps} of "
-                f"{counted(options.epochs or 0, 'epoch')}; give more --epochs"
+                f"{options.out} has been trained for {counted(state.step, 'step')} already, more than the "
+                f"{loop.total_steps:,}{_end(options)}"
             )
         if folder and recorder and options.resume:
             folder.take_over(config, finished=state.step == loop.total_steps)
@@ -200,6 +203,12 @@ def _config(
         "module": None if module is None else {"name": _module_name(module)},
         "versions": {"sidestep": __version__, "torch": torch.__version__, "threads": torch.get_num_threads()},
     }
+
+
+def _end(options: Options) -> str:
+    if options.steps is not None:
+        return "; give more --steps"
+    return f" of {counted(options.epochs or 0, 'epoch')}; give more --epochs"
 
 
 def _module_name(module: ImagePath | None) -> str | None:

@@ -28,6 +28,7 @@ class State:
     step: int = 0
     seconds: float = 0.0  # spent training, over all resumptions
     sums: dict[str, Tensor] = field(default_factory=dict)  # of each loss over this epoch, float64, on the CPU
+    summed_from: int = 0  # the step that they begin after, where that is within the epoch
     average: dict[str, Tensor] = field(default_factory=dict)  # of the weights, by name; empty if none is kept
     kept: dict[str, Tensor] = field(default_factory=dict)  # weights and buffers that the run is to end with, if any
     kept_step: int | None = None
@@ -172,7 +173,8 @@ class State:
         tensors.update({f"{AVERAGE}{name}": tensor for name, tensor in self.average.items()})
         tensors.update({f"{KEPT}{name}": tensor for name, tensor in self.kept.items()})
         kept = {} if self.kept_step is None else {"kept_step": self.kept_step}
-        return self._passing(tensors), {"step": self.step, "seconds": self.seconds, "optimizer": record, **kept}
+        part = {"summed_from": self.summed_from} if self.sums and self.summed_from else {}
+        return self._passing(tensors), {"step": self.step, "seconds": self.seconds, "optimizer": record, **kept, **part}
 
     def restore(self, tensors: Mapping[str, Tensor], record: dict[str, Any]) -> None:
         """Take over copies of what `tensors` returned earlier, one unit after another where units are in files."""
@@ -200,7 +202,7 @@ class State:
         self.kept = {name: tensors[stored].to(self.net_device, copy=True) for name, stored in part(KEPT).items()}
         self.kept_step = int(record["kept_step"]) if self.kept else None
         self.step = self.saved_step = int(record["step"])
-        self.seconds = float(record["seconds"])
+        self.seconds, self.summed_from = float(record["seconds"]), int(record.get("summed_from", 0))
 
 
 class _Under(Mapping[str, Tensor]):

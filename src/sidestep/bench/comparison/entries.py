@@ -18,7 +18,7 @@ __all__ = ["BASELINE_KIND", "NOT_OF_ONE", "Entry", "find_baseline", "read_entrie
 
 # of no single entry: what all have alike, and what only a run that leaves a folder does
 NOT_OF_ONE = frozenset(
-    {"epochs", "seed", "device", "checkpoint_seconds", "out", "resume", "overwrite", "align", "patience"}
+    {"epochs", "steps", "seed", "device", "checkpoint_seconds", "out", "resume", "overwrite", "align", "patience"}
 )
 BASELINE_KIND = "back-propagation"  # of entries that are made, to stand beside others
 _NUMBER = re.compile(r"[-+.\d][-+.\deE_]*")
