@@ -23,7 +23,7 @@ ROOMS = (
     ("gradients",),
     ("nets",),
     ("data", "measure"),
-    ("checks", "files", "machine", "noise", "probes", "tensorfile", "ternary", "update"),
+    ("checks", "files", "machine", "noise", "philox", "probes", "tensorfile", "ternary", "update"),
     ("errors", "version", "wording"),
 )
 LEVEL = {name: len(ROOMS) - index for index, room in enumerate(ROOMS) for name in room}

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from sidestep import noise as noise_module
+from sidestep import philox as philox_module
 from sidestep.errors import InputError
 from sidestep.noise import Noise, dropout_mask
 from tests.reference import philox
@@ -44,6 +45,21 @@ def test_words_equal_the_plain_reference(seed: int, stream: int, substream: int,
     assert got.tolist() == philox.words(seed, stream, substream, step, n, start)
 
 
+@pytest.mark.parametrize("blocks", [0, 1, philox_module.FEW, philox_module.FEW + 1, 1000, philox_module.SOME + 3])
+@pytest.mark.parametrize("first", [0, 2**32 - 40_000])
+def test_python_numpy_and_torch_give_the_same_words(blocks: int, first: int) -> None:
+    counters, seed = (2**32 - 1, 9, 2**31 + 5), 2**64 - 3
+    words = philox_module.blocks_of_words(first, blocks, counters, seed, "cpu")
+    by_torch = philox_module._by_torch(first, blocks, counters, seed, torch.device("cpu"))
+    by_numpy = torch.from_numpy(philox_module._by_numpy(first, blocks, counters, seed))
+    assert words.shape == (blocks, 4)
+    assert words.dtype == by_torch.dtype == by_numpy.dtype == torch.int64
+    assert torch.equal(words, by_torch)
+    assert torch.equal(by_numpy, by_torch)
+    for index in range(0, blocks, max(1, blocks // 3)):
+        assert philox_module.block_of_words(first + index, counters, seed) == tuple(words[index].tolist())
+
+
 DRAWS = {
     "words": lambda n, start: POINT.words(n, start),
     "signs": lambda n, start: POINT.signs(n, start),
@@ -70,7 +86,8 @@ def test_any_sharding_concatenates_to_the_whole(kind: str, first: int, second: i
 
 def test_chunks_leave_no_trace(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = POINT.words(1001, start=3)
-    monkeypatch.setattr(noise_module, "_chunk_blocks", lambda device: 7)
+    monkeypatch.setattr(philox_module, "_chunk_blocks", lambda device: 7)
+    monkeypatch.setattr(philox_module, "SOME", 0)
     assert torch.equal(POINT.words(1001, start=3), whole)
 
 

@@ -16,18 +16,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from sidestep.errors import InputError
+from sidestep.philox import BLOCK, block_of_words, blocks_of_words
 
 __all__ = ["Noise", "dropout_mask", "dropout_scale"]
-
-MASK = 0xFFFFFFFF
-MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
-KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
-ROUNDS = 10
-BLOCK = 4  # words that one counter gives
 
 
 @dataclass(frozen=True)
@@ -76,12 +72,9 @@ class Noise:
         _check_range(n, start, 1 << 34, "words")
         first = start // BLOCK
         blocks = (start + n + BLOCK - 1) // BLOCK - first
-        out = torch.empty(blocks, BLOCK, dtype=torch.int64, device=device)
         counters = (self.substream, self.step, self.stream_id)
-        chunk = _chunk_blocks(out.device)
-        for begin in range(0, blocks, chunk):
-            _philox(first + begin, counters, self.seed, out[begin : begin + chunk])
-        return out.view(-1)[start - first * BLOCK :][:n]
+        words = blocks_of_words(first, blocks, counters, self.seed, device)
+        return words.view(-1)[start - first * BLOCK :][:n]
 
     def signs(self, n: int, start: int = 0, device: str | torch.device = "cpu") -> Tensor:
         """Fair signs, +1 or -1, shape (n,), int8: element i is bit i % 32 of word i // 32.
@@ -92,6 +85,8 @@ class Noise:
         _check_range(n, start, 1 << 39, "signs")
         first = start // 32
         words = self.words((start + n + 31) // 32 - first, first, device)
+        if words.device.type == "cpu":
+            return _bits_as_signs(words)[start - first * 32 :][:n]
         octets = words[:, None] >> torch.arange(0, 32, 8, device=words.device)
         octets = octets.bitwise_and_(255).to(torch.uint8).view(-1, 1)
         bits = octets >> torch.arange(8, dtype=torch.uint8, device=words.device)
@@ -138,7 +133,7 @@ class Noise:
         """
         if not 1 <= high <= 1 << 32:
             raise InputError(f"high must be from 1 to 2**32, got {high}")
-        return self.words(n, start, device).mul_(high).bitwise_right_shift_(32).bitwise_and_(MASK)
+        return self.words(n, start, device).mul_(high).bitwise_right_shift_(32).bitwise_and_(0xFFFFFFFF)
 
     def permutation(self, n: int, device: str | torch.device = "cpu") -> Tensor:
         """A random order of 0 .. n-1, shape (n,), int64: the stable argsort of one 62-bit key per element."""
@@ -177,13 +172,7 @@ class Noise:
                 torch.cuda.set_rng_state(on_gpu, device)
 
     def _torch_seed(self) -> int:
-        # words 0 and 1 in Python's integers: 80 tensor operations for two words would take longer
-        w0, w1, w2, w3 = 0, self.substream, self.step, self.stream_id
-        k0, k1 = self.seed & MASK, self.seed >> 32
-        for _ in range(ROUNDS):
-            even, odd = MULTIPLIERS[0] * w0, MULTIPLIERS[1] * w2
-            w0, w1, w2, w3 = odd >> 32 ^ w1 ^ k0, odd & MASK, even >> 32 ^ w3 ^ k1, even & MASK
-            k0, k1 = (k0 + KEY_STEPS[0]) & MASK, (k1 + KEY_STEPS[1]) & MASK
+        w0, w1, _, _ = block_of_words(0, (self.substream, self.step, self.stream_id), self.seed)
         return w0 | w1 >> 1 << 32
 
 
@@ -225,36 +214,13 @@ def _keep_and_scale(rate: float, dtype: torch.dtype) -> tuple[int, float]:
     return round(65536 / scale), scale
 
 
-def _philox(first: int, counters: tuple[int, int, int], seed: int, out: Tensor) -> None:
-    """Write the words of blocks first, first + 1, ... to `out`, shape (blocks, 4), int64.
-
-    Products wrap at 64 bits, which keeps the bits we take: the high word is (p >> 32) & MASK. Words 1 and 3
-    enter a round by xor alone, so they stay unmasked products until then; five buffers, all work in place.
-    """
-    blocks = len(out)
-    c0 = torch.arange(first, first + blocks, dtype=torch.int64, device=out.device)
-    c1, c2, c3 = (torch.full_like(c0, counter) for counter in counters)
-    carry = torch.empty_like(c0)
-    key = (seed & MASK, seed >> 32)
-    for _ in range(ROUNDS):
-        c0.mul_(MULTIPLIERS[0])
-        c2.mul_(MULTIPLIERS[1])
-        torch.bitwise_right_shift(c2, 32, out=carry)
-        c1.bitwise_xor_(carry).bitwise_xor_(key[0]).bitwise_and_(MASK)
-        torch.bitwise_right_shift(c0, 32, out=carry)
-        c3.bitwise_xor_(carry).bitwise_xor_(key[1]).bitwise_and_(MASK)
-        c0, c1, c2, c3 = c1, c2, c3, c0
-        key = ((key[0] + KEY_STEPS[0]) & MASK, (key[1] + KEY_STEPS[1]) & MASK)
-    for column, words in enumerate((c0, c1, c2, c3)):
-        torch.bitwise_and(words, MASK, out=out[:, column])
-
-
-def _chunk_blocks(device: torch.device) -> int:
-    """Blocks per pass: the five buffers stay in a core's cache; on a GPU few launches matter more."""
-    if device.type != "cpu":
-        return 1 << 22
-    threads = torch.get_num_threads()
-    return 1 << 14 if threads == 1 else threads << 15  # torch splits work into pieces of 2**15 elements
+def _bits_as_signs(words: Tensor) -> Tensor:
+    """The 32 bits of each word, the lowest first, as +1 and -1, shape (32 * words,), int8: numpy unpacks bits."""
+    octets = words.numpy().astype("<u4").view(np.uint8)
+    signs = np.unpackbits(octets, bitorder="little").view(np.int8)
+    signs *= 2
+    signs -= 1
+    return torch.from_numpy(signs)
 
 
 def _check_count(name: str, value: int, bits: int) -> None:
