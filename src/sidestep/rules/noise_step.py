@@ -13,7 +13,7 @@ Sources: Brickner, "noise_step: Training in 1.58b With No Gradient Memory" (2024
 """
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from sidestep.checks import check_positive, check_range
 from sidestep.data import Split
 from sidestep.data.objective import objective_of
+from sidestep.data.share import Division
 from sidestep.errors import InputError
 from sidestep.gradients.end_to_end import end_to_end
 from sidestep.gradients.local_losses import floating, local_gradients
@@ -38,11 +39,11 @@ from sidestep.nets.user_modules import ImagePath
 from sidestep.noise import Noise
 from sidestep.probes import DenseProbes, Probes, RankOneProbes, SparseProbes
 from sidestep.rules.protocol import Batch, Rule, Task
-from sidestep.rules.shared.any_module import as_dense
+from sidestep.rules.shared.any_module import as_dense, of_examples, of_share
 from sidestep.rules.shared.codecs import codec_and_update
-from sidestep.rules.shared.density import DensitySchedule, advanced, density_and_count, first_density
+from sidestep.rules.shared.density import DensitySchedule, after_step, density_and_count, first_density
 from sidestep.rules.shared.flips import TernaryOptimizer, choose_by_threshold, choose_flips
-from sidestep.rules.shared.trits import accumulate, along_probes, check_finite, move, sign_and_median, subtract
+from sidestep.rules.shared.trits import accumulate, along_probes, move, sign_and_median, subtract, with_zeros
 from sidestep.rules.takes import Takes
 from sidestep.update import Dense, Flips, Seeded, Update
 
@@ -140,6 +141,16 @@ class NoiseStep(Rule[TernaryNet]):
         """The codec and the update, with `auto` resolved."""
         return codec_and_update(self.estimator, self.codec, self.update)
 
+    @property
+    def divides(self) -> Mapping[Division, int]:
+        """The batch, and of weight probes their number."""
+        return {"batch": 0, "probes": self.probes} if self.estimator == "weight-probes" else {"batch": 0}
+
+    @property
+    def common_noise(self) -> bool:
+        """The probes, of which trits are made, are the same in every part of a step."""
+        return self.choices[0] == "trits"
+
     def build(self, task: Task, noise: Noise, examples: Split | None, module: ImagePath | None) -> TernaryNet:
         """Make the ternary net; a module of the user's takes the place of its stages."""
         local = self.estimator == "local-losses"
@@ -185,14 +196,17 @@ class NoiseStep(Rule[TernaryNet]):
         seeded = noise.stream("module").torch_seeded(batch.inputs.device)  # for modules that draw in their forward pass
         with torch.no_grad(), kept_statistics(net) as changed, seeded, inplace_explained():
             if self.estimator == "weight-probes":
-                probes = self._sparse(net, noise)
-                coefs, loss = alignments(net, *data, probes, self.memory << 20, objective.unless_classes)
-                return self._seeded(net, coefs, probes, {f"net: {objective.name}": loss})
+                probes, memory = self._sparse(net, noise), self.memory << 20
+                taken = batch.share.probes(probes.count)
+                coefs, loss = alignments(net, *data, probes, memory, objective.unless_classes, taken)
+                part = of_share(coefs, taken, probes.count, batch.share)
+                return with_zeros(coefs, probes, {f"net: {objective.name}": loss}, part)
             if self.estimator == "rank-one":
-                count = self.tangents * len(batch.targets)
-                rank_one = RankOneProbes(noise.stream("probes"), rank_one_shapes(net), count)
-                coefs, loss = rank_one_alignments(net, *data, rank_one, objective)
-                return self._seeded(net, coefs, rank_one, {f"net: {objective.name}": loss})
+                whole = batch.share.whole(len(batch.targets))
+                rank_one = RankOneProbes(noise.stream("probes"), rank_one_shapes(net), self.tangents * whole)
+                own = batch.share.examples(whole)
+                coefs, loss = rank_one_alignments(net, *data, rank_one, objective, (own.start, whole))
+                return with_zeros(coefs, rank_one, {f"net: {objective.name}": loss}, of_examples(coefs, own, whole))
             if self.estimator == "activity-probes":
                 draws = noise.stream("activities")
                 gradients, loss = activity_gradients(net, *data, draws, self.tangents, objective)
@@ -202,8 +216,9 @@ class NoiseStep(Rule[TernaryNet]):
             if self.choices[0] == "flips":
                 return Dense(gradients, changed(), losses)
             probes = self._sparse(net, noise)
-            update = self._seeded(net, along_probes(net, gradients, probes), probes, losses)
-            return replace(update, statistics={**changed(), **update.statistics})
+            coefs = along_probes(net, gradients, probes)
+            part = of_share(coefs, range(probes.count), probes.count, batch.share)
+            return with_zeros(coefs, probes, losses, part, changed())
 
     def true_gradients(self, net: TernaryNet, batch: Batch) -> dict[str, Tensor]:
         """Return the gradient of the last head's mean cross-entropy by the trits, taken for real numbers."""
@@ -215,7 +230,8 @@ class NoiseStep(Rule[TernaryNet]):
         if self.choices[0] == "trits":
             if not isinstance(update, Seeded):
                 raise InputError(f"trits are made of one number per probe (Seeded), got {type(update).__name__}")
-            return replace(update, coefs=sign_and_median(update.coefs))
+            moved = after_step(self.schedule, net.get_buffer("schedule"), update)
+            return replace(update, coefs=sign_and_median(update.coefs), statistics=update.statistics | moved)
         gradients = as_dense(net, update).gradients
         kept = {"statistics": update.statistics, "losses": update.losses}
         if self.choices[1] == "bop":
@@ -278,17 +294,6 @@ class NoiseStep(Rule[TernaryNet]):
     def _sparse(self, net: nn.Module, noise: Noise) -> SparseProbes:
         density, count = self._density(net)
         return SparseProbes(noise.stream("probes"), _weights(net), count, density, self.exclusive)
-
-    def _seeded(self, net: nn.Module, coefs: Tensor, probes: Probes, losses: dict[str, Tensor]) -> Seeded:
-        check_finite(coefs)
-        statistics: dict[str, Tensor] = {}
-        if isinstance(probes, SparseProbes) and self.schedule != "constant":
-            before = net.get_buffer("schedule")
-            after = advanced(self.schedule, before, float(list(losses.values())[-1]))
-            if not torch.equal(after, before.cpu()):  # what does not change costs a log no bytes
-                statistics["schedule"] = after
-        zero = (coefs == 0).float().mean()  # probes that are empty, or that the loss does not depend on
-        return Seeded(coefs, probes, statistics, {**losses, "net: zero alignments": zero})
 
 
 def _weights(net: nn.Module) -> int:

@@ -4,7 +4,7 @@
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import wraps
 from typing import Any, ClassVar, Generic, Protocol, cast, get_args, runtime_checkable
 
@@ -15,6 +15,7 @@ from typing_extensions import TypeVar
 from sidestep.checks import check_positive, check_range
 from sidestep.data import Split
 from sidestep.data.objective import answers
+from sidestep.data.share import Division
 from sidestep.data.task import Batch, Task
 from sidestep.gradients.end_to_end import end_to_end
 from sidestep.nets.trained import trained
@@ -79,6 +80,20 @@ class Rule(ABC, Generic[Net]):
     rare: ClassVar[frozenset[str]] = RARE  # hyper-parameters that the short help leaves out
     net_types: ClassVar[tuple[type[nn.Module], ...]] = (nn.Module,)  # from the square brackets behind Rule
     __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def divides(self) -> Mapping[Division, int]:
+        """What of a step can be estimated in equal parts (`Batch.share`), the first by default, and how many there are.
+
+        batch: the parts are means over some of the examples; their number is the batch's, and 0 stands for it.
+        probes: each part takes some of the probes, on the whole batch.
+        """
+        return {"batch": 0}
+
+    @property
+    def common_noise(self) -> bool:
+        """Whether all parts of a divided step draw the same noise, as coefficients of the same probes must."""
+        return False
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()

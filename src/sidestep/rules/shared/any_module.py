@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from sidestep.data.share import Share
 from sidestep.errors import InputError
 from sidestep.gradients.any_module import Losses
 from sidestep.nets.trained import trained
@@ -18,7 +19,18 @@ from sidestep.rules.shared.dense import apply_dense
 from sidestep.rules.shared.trits import as_gradients
 from sidestep.update import Dense, Seeded, Update
 
-__all__ = ["LOSS", "AnyModule", "apply_any", "as_dense", "check_unused", "decide_any", "one_unit", "seeded"]
+__all__ = [
+    "LOSS",
+    "AnyModule",
+    "apply_any",
+    "as_dense",
+    "check_unused",
+    "decide_any",
+    "of_examples",
+    "of_share",
+    "one_unit",
+    "seeded",
+]
 
 LOSS = "net: loss"
 
@@ -62,6 +74,39 @@ def seeded(
     shapes = tuple((name, tuple(parameter.shape)) for name, parameter in trained(net).items())
     probes = DenseProbes(noise.stream("directions"), shapes, len(coefs), distribution)
     return Seeded(coefs.float(), probes, statistics, {LOSS: loss})
+
+
+def of_share(coefs: Tensor, taken: range, total: int, share: Share) -> tuple[Tensor, Tensor | None]:
+    """Return what a part of a step gives of all coefficients, (total,), and which of them it took (`Seeded.taken`).
+
+    Args:
+        coefs: of the probes that the part took.
+        taken: their numbers.
+        total: how many probes the step has.
+        share: the part. Where it is one of the batch, every coefficient is a mean over some of the examples.
+    """
+    if len(taken) == total:
+        return (coefs if share.weight == 1 else coefs * share.weight), None
+    whole, chosen = coefs.new_zeros(total), torch.zeros(total, dtype=torch.bool)
+    whole[taken.start : taken.stop : taken.step] = coefs
+    chosen[taken.start : taken.stop : taken.step] = True
+    return whole, chosen
+
+
+def of_examples(coefs: Tensor, own: range, total: int) -> tuple[Tensor, Tensor | None]:
+    """As `of_share`, where every example has probes of its own: `coefs` are those of the examples `own` in each pass.
+
+    Args:
+        coefs: (passes x examples here,), one pass after another.
+        own: the numbers of these examples.
+        total: how many examples the whole batch has.
+    """
+    if len(own) == total:
+        return coefs, None
+    passes = coefs.view(-1, len(own))
+    whole, chosen = coefs.new_zeros(len(passes), total), torch.zeros(len(passes), total, dtype=torch.bool)
+    whole[:, own.start : own.stop], chosen[:, own.start : own.stop] = passes, True
+    return whole.flatten(), chosen.flatten()
 
 
 def decide_any(update: Update, optimizer: torch.optim.Optimizer) -> Update:
