@@ -94,7 +94,7 @@ def run_of(name: str, seed: int, mnist: DataSet, runs: Path) -> Run:
     return train(
         RULES[entry.rule or name](**entry.settings), first_images(mnist, entry.images),
         Options(epochs=entry.epochs, seed=seed, decay="cosine", out=folder, **entry.options),
-        readings=RULES[entry.rule or name](**entry.settings).predictors[:1],
+        readings=RULES[entry.rule or name](**entry.settings).readings[:1],
     )  # fmt: skip
 
 
@@ -110,7 +110,7 @@ def measured(name: str, seed: int, runs: Path) -> dict[str, Any]:
     raw = run.predict(mnist.test.images, raw=True)
     found, calibration = calibrated(raw, run.temperature() or 1.0), run.calibration
     return {
-        "rule": name, "seed": seed, "reading": run.rule.predictors[0],
+        "rule": name, "seed": seed, "reading": run.rule.readings[0],
         "qualities": {reading: asdict(quality) for reading, quality in qualities.items()},
         "same_answers": torch.equal(raw.argmax(dim=1), found.argmax(dim=1)),
         "perfect_ece": perfect_error(found.amax(dim=1), Noise(0)),
@@ -126,7 +126,7 @@ def stability(seed: int) -> dict[str, Any]:
     run = train(RULES["noprop-dt"](blocks=3), "digits", Options(seed=seed, epochs=10))
     labels, tests = digits.validation.labels, digits.test.labels
     found = {}
-    for name in run.rule.predictors:
+    for name in run.rule.readings:
         scores, of_test = (run.predict(part.images, name, raw=True) for part in (digits.validation, digits.test))
         temperatures, errors = [], []
         for draw in range(DRAWS):

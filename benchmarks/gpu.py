@@ -117,7 +117,7 @@ def engine(way: str) -> Part:
         flops, batches = count_flops(loop, state), [loop.batch(0)]
         found = []
         for each in ("per block", way):
-            state.net.set_way(each)
+            state.net.set_execution(each)
             with given.compute.autocast():
                 found.append(loop.rule.estimate(state.net, batches[0], loop.noise.stream("estimate")).losses)
         apart = max(abs(float(found[1][key] / found[0][key]) - 1) for key in found[0])
@@ -135,7 +135,7 @@ def paper(given: Setting) -> dict[str, Any]:
     result = timed(lambda: loop.take_step(state), given.seconds, given.compute.device)
     steps = IMAGES // batch * EPOCHS
     minutes = steps * result["seconds a step"] / 60
-    return {**result, "way": state.net.way(given.compute.device), "steps": steps, "projected minutes": minutes}
+    return {**result, "way": state.net.execution(given.compute.device), "steps": steps, "projected minutes": minutes}
 
 
 def preset(key: str) -> Part:
@@ -213,7 +213,7 @@ def run_with_all_it_starts(command: list[str], limit: float) -> "subprocess.Comp
     return subprocess.CompletedProcess(command, process.returncode, said, errors)
 
 
-def run_apart(name: str, limit: float, given: argparse.Namespace) -> dict[str, Any]:
+def run_in_process(name: str, limit: float, given: argparse.Namespace) -> dict[str, Any]:
     """Run a part in a process of its own; return its result, or what became of it."""
     command = [sys.executable, "-m", "benchmarks.gpu", "--out", str(given.out), "--device", given.device,
                "--one", name, "--limit", str(limit)]  # fmt: skip
@@ -259,7 +259,7 @@ def main(arguments: list[str] | None = None) -> None:
             if limit < 10:
                 result: dict[str, Any] = {"failed": "no time was left"}
             else:
-                result = (run_here if given.tiny else run_apart)(name, limit, given)
+                result = (run_here if given.tiny else run_in_process)(name, limit, given)
             line = json.dumps({"part": name, "took": round(time.perf_counter() - started, 1), **result})
             file.write(line + "\n")
             file.flush()

@@ -133,12 +133,12 @@ def count_flops(loop: Loop, state: State) -> int:
 
     They are counted as they reach the kernels, so not in a recorded or compiled pass: blocks run one by one meanwhile.
     """
-    if hasattr(state.net, "set_way"):
-        state.net.set_way("per block")
+    if hasattr(state.net, "set_execution"):
+        state.net.set_execution("per block")
     try:
         with count_operations() as counted, loop.compute.autocast():
             loop.rule.estimate(state.net, loop.batch(0), loop.noise.stream("estimate"))
     finally:
-        if hasattr(state.net, "set_way"):
-            state.net.set_way("auto")
+        if hasattr(state.net, "set_execution"):
+            state.net.set_execution("auto")
     return counted.count

@@ -23,7 +23,7 @@ from sidestep.training.loop import Loop
 from sidestep.training.options import Compute
 from sidestep.training.state import State
 from sidestep.training.unit_files import UnitFiles
-from sidestep.training.unit_modes import place_units, why_not
+from sidestep.training.unit_modes import move_units, unsupported_reason
 
 DIGITS = data.load("digits")
 FIRST, OTHERS = (Split(DIGITS.train.images[a:b], DIGITS.train.labels[a:b]) for a, b in ((0, 96), (96, 112)))
@@ -54,7 +54,7 @@ def begun(rule, units, **options):
     task = Task(DIGITS.image_shape, DIGITS.class_names, DIGITS.mean, DIGITS.std)
     net = rule.build(task, Noise(0).stream("build"), DIGITS.train, None)
     state = State(net, rule.optimizer(net))
-    place_units(state, rule, units, None)
+    move_units(state, rule, units, None)
     given = Options(**{"batch": 32, "units": units, "decay": "cosine", **options})
     return Loop(rule, DIGITS, given, Compute.find("cpu", "float32"), None), state
 
@@ -229,9 +229,9 @@ class TestRefusals:
         assert not (tmp_path / "run").exists()
 
     def test_a_gpu(self):
-        assert "only a CPU reads" in why_not(NoPropDT(), "one-resident", torch.device("cuda"))
-        assert why_not(NoPropDT(), "in-turn", torch.device("cuda")) is None
-        assert why_not(NoPropDT(), "one-resident", CPU) is None
+        assert "only a CPU reads" in unsupported_reason(NoPropDT(), "one-resident", torch.device("cuda"))
+        assert unsupported_reason(NoPropDT(), "in-turn", torch.device("cuda")) is None
+        assert unsupported_reason(NoPropDT(), "one-resident", CPU) is None
 
     def test_a_system_that_cannot_release_pages(self, monkeypatch):
         monkeypatch.delattr(mmap, "MADV_DONTNEED")

@@ -113,7 +113,7 @@ class NoiseStep(Rule[TernaryNet]):
         "Ternary nets by local back-propagation, or by probes (noise_step); the log of steps is the model"
     )
     takes: ClassVar[Takes] = Takes("stages", targets=("classes", "labels", "values", "own"), log="yes")
-    predictors: ClassVar[tuple[str, ...]] = ("forward", "heads")
+    readings: ClassVar[tuple[str, ...]] = ("forward", "heads")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -258,7 +258,7 @@ class NoiseStep(Rule[TernaryNet]):
     ) -> dict[str, Tensor]:
         """Return the softmax of the last head's logits, and of the sum of all heads'."""
         net.eval()
-        wanted = self.predictors if names is None else names
+        wanted = self.readings if names is None else names
         with torch.no_grad():
             logits = net.every_logits(images) if "heads" in wanted else [net(images)]
             found = {"forward": logits[-1], "heads": torch.stack(logits).sum(dim=0)}

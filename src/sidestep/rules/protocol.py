@@ -74,7 +74,7 @@ class Rule(ABC, Generic[Net]):
 
     name: ClassVar[str]
     summary: ClassVar[str]
-    predictors: ClassVar[tuple[str, ...]] = ("forward",)  # names of `predict`'s readings; the first is the default
+    readings: ClassVar[tuple[str, ...]] = ("forward",)  # names of `predict`'s readings; the first is the default
     for_inference: ClassVar[tuple[str, ...]] = ()  # hyper-parameters that `predict` can take at other values later
     takes: ClassVar[Takes] = Takes()  # what it can train: other data and modules are refused
     rare: ClassVar[frozenset[str]] = RARE  # hyper-parameters that the short help leaves out
@@ -130,7 +130,7 @@ class Rule(ABC, Generic[Net]):
     def predict(
         self, net: Net, images: Tensor, noise: Noise, start: int = 0, names: Collection[str] | None = None
     ) -> dict[str, Tensor]:
-        """Return class probabilities (batch, classes) for the wanted `predictors` (all by default), from images alone.
+        """Return class probabilities (batch, classes) for the wanted `readings` (all by default), from images alone.
 
         `start` is the index of the first image in the whole set, so that samples do not depend on the batching.
         """

@@ -17,7 +17,16 @@ from sidestep.rules.shared.any_module import as_dense
 from sidestep.training.observers import Begin, StepEnd
 from sidestep.training.options import Compute, Options
 
-__all__ = ["MEASURES", "SPLIT", "Allowance", "Watch", "check_measurable", "check_watch", "compare", "held_batch"]
+__all__ = [
+    "MEASURES",
+    "SPLIT",
+    "AlignmentMonitor",
+    "TimeBudget",
+    "check_alignment_options",
+    "check_measurable",
+    "compare",
+    "held_batch",
+]
 
 SPLIT = "alignment"  # under which split the numbers stand in a run's metrics
 SHARE = "share of the time"
@@ -85,7 +94,7 @@ def compare(  # long: what an estimate depends on
     return compared
 
 
-class Allowance:
+class TimeBudget:
     """Lets looks happen only while all of them together have taken at most a share of the time.
 
     A look is allowed if it can be paid for from the time since the last one, and all together from the time since the
@@ -118,7 +127,7 @@ class Allowance:
         self.last = self.clock()
 
 
-def check_watch(rule: Rule, data: DataSet, options: Options) -> None:
+def check_alignment_options(rule: Rule, data: DataSet, options: Options) -> None:
     """Raise InputError if alignment is to be measured while training, and cannot be."""
     if not options.align:
         return
@@ -133,7 +142,7 @@ def check_watch(rule: Rule, data: DataSet, options: Options) -> None:
         raise InputError("align writes its numbers to the metrics.jsonl of a run's folder: give one (out), or align=0")
 
 
-class Watch:
+class AlignmentMonitor:
     """Writes the alignment of a run's estimates to its metrics, now and then, and leaves training's bits alone.
 
     Args:
@@ -151,7 +160,7 @@ class Watch:
 
     def on_begin(self, event: Begin) -> None:
         """Start the clock."""
-        self.allowance = Allowance(self.share, _FIRST)
+        self.allowance = TimeBudget(self.share, _FIRST)
 
     def on_step(self, event: StepEnd) -> None:
         """Measure, and write the numbers, if time allows."""

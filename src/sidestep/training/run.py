@@ -19,7 +19,7 @@ from sidestep.rules.protocol import HasBatchMultiple, Rule, Task
 from sidestep.rules.record import rule_record
 from sidestep.rules.shared.whole_model import on_whole_model
 from sidestep.steplog import Header, Recorder
-from sidestep.training.alignment_watch import Watch, check_watch
+from sidestep.training.alignment_watch import AlignmentMonitor, check_alignment_options
 from sidestep.training.alone import check_alone
 from sidestep.training.attached_rule import as_objective
 from sidestep.training.begin import begin
@@ -33,12 +33,12 @@ from sidestep.training.observers import End, Observers, check_observers
 from sidestep.training.options import Compute, Options
 from sidestep.training.progress import Progress, Reporting, Silent
 from sidestep.training.result import finish
-from sidestep.training.resume import followed, take_up
+from sidestep.training.resume import log_identity, restore
 from sidestep.training.single import check_single
 from sidestep.training.state import State
 from sidestep.training.stopping import Stopped, stop_on_signals
 from sidestep.training.trained import Run
-from sidestep.training.unit_modes import place_units
+from sidestep.training.unit_modes import move_units
 from sidestep.version import __version__
 from sidestep.wording import counted
 
@@ -118,10 +118,10 @@ def train(  # long: rule, data and options, three hooks for own code, and what i
         recorder = None
         if folder:
             stack.enter_context(folder.prepared(config, options.resume, options.overwrite, progress))
-            place_units(state, rule, options.units, folder.path)
-            own, name, same = _module_name(module), data.name, followed(options, len(data.train))
+            move_units(state, rule, options.units, folder.path)
+            own, name, same = _module_name(module), data.name, log_identity(options, len(data.train))
             recorder = Recorder(folder.log_file, lambda net: Header.of(net, rule, task, name, options.seed, own, same))
-            kept_metrics = take_up(folder, options, state, rule, recorder, progress)
+            kept_metrics = restore(folder, options, state, rule, recorder, progress)
         loop.recorder = None if options.average else recorder  # a log gives the weights that trained, no average
         if state.step > loop.total_steps:
             raise InputError(
@@ -153,7 +153,7 @@ def _to_its_end(  # long: what runs, and who is told
         state.adopt_kept()
         place = folder.path if folder else None
         run = Run(rule, state.net, loop.task, loop.compute, loop.options.seed, state.step, {}, place)
-        run.result, run.calibration = finish(loop, state, progress, readings or rule.predictors)
+        run.result, run.calibration = finish(loop, state, progress, readings or rule.readings)
         if state.files:
             state.files.leave()
         if folder:
@@ -167,7 +167,7 @@ def _observers(loop: Loop, progress: Progress, given: Sequence[Any]) -> Observer
     options = loop.options
     found: list[Any] = [] if type(progress) is Silent else [Reporting(progress)]
     if options.align:
-        found.append(Watch(loop.rule, loop.data, options, loop.compute))
+        found.append(AlignmentMonitor(loop.rule, loop.data, options, loop.compute))
     if options.patience:
         found.append(EarlyStop(options.patience))
     return Observers([*found, *given])
@@ -179,7 +179,7 @@ def _check(rule: Rule, data: DataSet, options: Options, readings: Sequence[str])
     check_readings(rule, readings)
     if isinstance(rule, HasBatchMultiple):
         check_multiple(min(options.batch, len(data.train)), *rule.batch_multiple)
-    check_watch(rule, data, options)
+    check_alignment_options(rule, data, options)
     if options.patience and not len(data.validation):
         raise InputError(f"patience = {options.patience} needs images that are not trained on: give validation = 0.1")
 

@@ -22,7 +22,7 @@ from sidestep.training import Compute, Options
 from sidestep.training.begin import begin
 from sidestep.training.loop import Loop
 from sidestep.training.state import State
-from sidestep.training.unit_modes import begin_units
+from sidestep.training.unit_modes import check_units
 
 __all__ = ["Cost", "Work", "begun", "in_fresh_process", "step_cost", "warm_up"]
 
@@ -70,7 +70,7 @@ def step_cost(work: Work, steps: int = 3) -> Cost:
     operations and the allocator take beside them.
     """
     compute = Compute.find(work.device, work.precision)
-    begin_units(work.rule, work.units, compute.device)
+    check_units(work.rule, work.units, compute.device)
     warm_up(compute)
     seconds = []
     with memory_growth(compute.device) as growth:

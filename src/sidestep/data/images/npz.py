@@ -7,7 +7,7 @@ from pathlib import Path
 
 from sidestep.data.check import Array
 from sidestep.data.labels import class_names_from
-from sidestep.data.notices import tell
+from sidestep.data.notices import report
 from sidestep.data.npz_file import npz_array, npz_members
 from sidestep.data.source import Reader, Source
 from sidestep.errors import DataError
@@ -81,7 +81,7 @@ def _keys(path: Path) -> tuple[Keys, str | None]:
         )
     if unused:
         used = [key for pair in keys.values() for key in pair.values()] + ([name_key] if name_key else [])
-        tell(f"{path}: not used: {_listed(unused)}; used are {_listed(used)}")
+        report(f"{path}: not used: {_listed(unused)}; used are {_listed(used)}")
     return keys, name_key
 
 
