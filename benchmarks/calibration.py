@@ -102,7 +102,7 @@ def measured(name: str, seed: int, runs: Path) -> dict[str, Any]:
     """Train one entry, if no run of it is kept, and return its line."""
     entry, mnist = ENTRIES[name], data.load("mnist", data_dir=default_data_dir())
     trained = run_of(name, seed, mnist, runs)
-    begun = time.process_time()
+    started = time.process_time()
     run = trained.recalibrated(mnist.validation, entry.readings)
     fitted = time.process_time()
     qualities = run.assess(mnist.test, entry.readings)
@@ -115,7 +115,7 @@ def measured(name: str, seed: int, runs: Path) -> dict[str, Any]:
         "same_answers": torch.equal(raw.argmax(dim=1), found.argmax(dim=1)),
         "perfect_ece": perfect_error(found.amax(dim=1), Noise(0)),
         "training_images": entry.images, "epochs": entry.epochs, "settings": str(run.rule),
-        "calibrating": [round(fitted - begun, 2), round(counted - fitted, 2)],  # processor seconds: 3,000 and 10,000
+        "calibrating": [round(fitted - started, 2), round(counted - fitted, 2)],  # processor seconds: 3,000 and 10,000
         "calibration_images": calibration.images if calibration else 0, "precision": run.compute.precision,
     }  # fmt: skip
 

@@ -88,21 +88,21 @@ def machine(given: Setting) -> dict[str, Any]:
 
 def timed(step: Callable[[], object], seconds: float, device: torch.device) -> dict[str, Any]:
     """Return the seconds of a step, after three that warm up, and the peak of memory."""
-    begun = time.perf_counter()
+    started = time.perf_counter()
     for _ in range(3):
         step()
     finish(device)
-    warm = time.perf_counter() - begun
+    warm = time.perf_counter() - started
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    begun, steps = time.perf_counter(), 0
-    while time.perf_counter() - begun < seconds or not steps:
+    started, steps = time.perf_counter(), 0
+    while time.perf_counter() - started < seconds or not steps:
         step()
         steps += 1
         if steps % 20 == 0:
             finish(device)  # or the clock would be that of the launches
     finish(device)
-    taken = (time.perf_counter() - begun) / steps
+    taken = (time.perf_counter() - started) / steps
     memory = peak_memory_bytes(device) / 2**20
     return {"seconds a step": taken, "steps timed": steps, "first three steps, s": warm, "peak MiB": memory}
 
@@ -250,10 +250,10 @@ def main(arguments: list[str] | None = None) -> None:
         return
     Compute.find(given.device, "auto")  # or say now that there is no such device
     given.out.mkdir(parents=True, exist_ok=True)
-    begun = time.perf_counter()
+    started = time.perf_counter()
     with (given.out / "results.jsonl").open("a") as file:
         for name in given.only:
-            left = TOTAL - (time.perf_counter() - begun)
+            left = TOTAL - (time.perf_counter() - started)
             limit = min(PARTS[name][1], left - 40)
             started = time.perf_counter()
             if limit < 10:

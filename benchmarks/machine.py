@@ -49,11 +49,11 @@ def seconds_of(run: Callable[[], object], times: int = 1, device: torch.device |
     """Return how long one `run` takes, the mean of `times`, by the clock of `use_clock`."""
     device = device or torch.device("cpu")
     finish(device)
-    begun = _clock[-1]()
+    started = _clock[-1]()
     for _ in range(times):
         run()
     finish(device)
-    return (_clock[-1]() - begun) / times
+    return (_clock[-1]() - started) / times
 
 
 _clock = [time.perf_counter]

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from sidestep.bench.memory.step_cost import Work, begun, in_fresh_process, warm_up
+from sidestep.bench.memory.step_cost import Work, in_fresh_process, started, warm_up
 from sidestep.bench.report import new_figure
 from sidestep.measure import memory_growth, peak_allocation
 from sidestep.rules import Backprop, NoPropDT
@@ -38,7 +38,7 @@ def measured(work: Work) -> Memory:
     with peak_allocation():
         warm_up(Compute.find("cpu", "float32"))
     with memory_growth() as growth:
-        loop, state = begun(work)
+        loop, state = started(work)
         loop.take_step(state)  # makes the optimiser's moments
         with peak_allocation() as peak:
             loop.take_step(state)

@@ -43,10 +43,10 @@ class Quiet:
     """Watches a comparison."""
 
     def __init__(self):
-        self.begun, self.ended = [], []
+        self.started, self.ended = [], []
 
     def begin(self, done, total, line):
-        self.begun.append((done, total, line))
+        self.started.append((done, total, line))
 
     def progress(self, share, news):
         assert 0 <= share <= 1
@@ -505,7 +505,7 @@ def test_what_is_done_is_not_run_again(stripes, here, tmp_path):
     assert [json.loads(line)["place"] for line in lines] == [0, 1, 2, 3]
     again = Quiet()
     run_comparison(race, ComparisonFolder(out, asked), again, StopRequest())
-    assert again.begun == []
+    assert again.started == []
     (out / "bench.jsonl").write_text("\n".join([*lines[:2], lines[2][:50]]))  # as a kill of an older writer would
     run_comparison(race, ComparisonFolder(out, asked), again, StopRequest())
     assert [(record["entry"], record["seed"]) for record in again.ended] == [(OTHER, 1), (SMALL, 1)]
@@ -525,7 +525,7 @@ def test_a_rule_that_fails_is_recorded_and_the_others_go_on(stripes, here, tmp_p
     assert "failed" not in fine
     again = Quiet()
     run_comparison(race, folder, again, StopRequest())
-    assert again.begun == []
+    assert again.started == []
     run_comparison(race, folder, again, StopRequest(), retry=True)
     assert [record["entry"] for record in again.ended] == [failed["entry"]]
     report = Report(race, folder.records, SMALL, "sidestep bench")

@@ -398,7 +398,7 @@ def test_a_stop_while_the_library_is_imported_is_one_line(how):
         **os.environ, "PYTHONPATH": os.pathsep.join(paths),
     })  # fmt: skip
     assert (found.returncode, found.stdout) == (130, "")
-    assert found.stderr == "sidestep: stopped before anything was begun\n"
+    assert found.stderr == "sidestep: stopped before anything was started\n"
     project = (Path(__file__).parents[2] / "pyproject.toml").read_text()
     assert 'sidestep = "sidestep.__main__:main"' in project
 

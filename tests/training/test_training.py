@@ -486,9 +486,9 @@ def test_two_hundred_kills(tmp_path):
 def kills(tmp_path, wanted):
     """Kill -9 at random instants of a run, import of torch and writing of files included; resume after each."""
     whole = start(tmp_path / "whole")
-    begun = time.perf_counter()
+    started = time.perf_counter()
     assert whole.wait() == 0, whole.stderr.read().decode()
-    seconds = time.perf_counter() - begun
+    seconds = time.perf_counter() - started
     expected = (tmp_path / "whole/model.safetensors").read_bytes()
     instants = iter(Noise(17).uniform(100 * wanted).tolist())  # one for each start
     done = rounds = 0

@@ -66,7 +66,7 @@ def cut_rows(train: Split, fraction: float) -> tuple[Split, Split]:
 def cut_validation(train: Split, fraction: float, class_names: Sequence[str], name: str) -> tuple[Split, Split]:
     """What stays of train, and a fraction of it (of at least one image, unless it is 0) for validation.
 
-    The cut does not look at classes, but a class that it would take out of train keeps one image there, which is told.
+    The cut does not look at classes, but a class that it would take out of train keeps one image there, reported.
     """
     count = held_count(len(train), fraction)
     if not count:

@@ -80,7 +80,7 @@ def assemble(source: Source, validation: float = 0.1) -> DataSet:
     if source.test is not None:
         example = Split(train.images[:1].clone(), train.labels[:1].clone())  # so that train itself is not kept alive
         read_test = partial(_read_like, source.test, f"{source.name}: test", example, len(class_names))
-        if source.checks_test:  # nothing else is made of it, and it is let go of
+        if source.checks_test:  # nothing else is made of it, and it is released
             _tell_of_units(source.name, "test", read_test(), statistics)
     mean, std = statistics.mean, statistics.std
     return DataSet(

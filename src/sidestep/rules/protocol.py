@@ -227,6 +227,6 @@ class UnitByUnit(Protocol):
         """Yield each unit's name and update; the loop applies it before it asks for the next one.
 
         Merged they are what `estimate` returns: nothing may be computed from another unit that was applied already. To
-        take one unit's memory at a time, let go of what was yielded before the next is made.
+        take one unit's memory at a time, released what was yielded before the next is made.
         """
         ...

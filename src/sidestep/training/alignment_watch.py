@@ -104,21 +104,21 @@ class TimeBudget:
 
     def __init__(self, share: float, guess: float, clock: Callable[[], float] = time.perf_counter) -> None:
         self.share, self.guess, self.clock = share, guess, clock
-        self.begun = self.last = clock()
+        self.started = self.last = clock()
         self.steps, self.spent, self.dearest = 0, 0.0, 0.0
 
     def allows(self) -> bool:
         """Count one step, and say whether a look may follow it."""
         self.steps += 1
         now = self.clock()
-        gone = now - self.begun
+        gone = now - self.started
         price = self.dearest or self.guess * (gone - self.spent) / self.steps
         return price <= self.share * (now - self.last) and self.spent + price <= self.share * gone
 
     @property
     def taken(self) -> float:
         """The share of the time so far that looks have taken."""
-        return self.spent / max(1e-9, self.clock() - self.begun)
+        return self.spent / max(1e-9, self.clock() - self.started)
 
     def pay(self, seconds: float) -> None:
         """Note what a look has taken."""
@@ -166,12 +166,12 @@ class AlignmentMonitor:
         """Measure, and write the numbers, if time allows."""
         if not self.allowance.allows():
             return
-        begun = self.allowance.clock()
+        started = self.allowance.clock()
         compared = compare(self.rule, event.net, self.batch, self.noise.at(event.step), _ESTIMATES, self.compute)
         for tensor, alignment in compared.result().items():
             for field, name in MEASURES.items():
                 value = getattr(alignment, field)
                 if math.isfinite(value):
                     event.write(SPLIT, f"{tensor}: {name}", value)
-        self.allowance.pay(self.allowance.clock() - begun)
+        self.allowance.pay(self.allowance.clock() - started)
         event.write(SPLIT, SHARE, self.allowance.taken)

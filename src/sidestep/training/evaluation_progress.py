@@ -66,7 +66,7 @@ class EvaluationProgress:
             numbers: how many `sums` a reading has, if any.
         """
         earlier = self._earlier.get(name, {})
-        data = checksum([split.images, split.labels]) if self._file else 0  # without a file nothing is gone on with
+        data = checksum([split.images, split.labels]) if self._file else 0  # without a file nothing is continued
         same = _is_count(earlier, names, len(split), numbers) and earlier.get("data") == data
         count = Count(dict.fromkeys(names, 0))
         if same:

@@ -78,10 +78,10 @@ class Loop:
         ended = observers.notify("on_begin", self._beginning(state))
         each = observers.wants("on_step")
         saved = time.perf_counter()
-        begun = saved - state.seconds
+        started = saved - state.seconds
         while state.step < self.total_steps and not stop.requested and not ended:
             self.take_step(state)
-            state.seconds = time.perf_counter() - begun
+            state.seconds = time.perf_counter() - started
             due = time.perf_counter() - saved > self.options.checkpoint_seconds
             try:
                 if each:
@@ -89,7 +89,7 @@ class Loop:
             finally:  # an epoch ends whole, whatever an observer of its last step has raised
                 if state.step % self.steps_per_epoch == 0 or state.step == self.total_steps:
                     ended |= observers.notify("on_epoch", self._end_epoch(state, log))
-                    state.seconds = time.perf_counter() - begun
+                    state.seconds = time.perf_counter() - started
                     due = True
             if due:
                 self._save(state, log)
@@ -158,8 +158,8 @@ class Loop:
         return Batch(self.task.laid_out(images), train.labels[rows], self.task.objective)
 
     def _end_epoch(self, state: State, log: MetricsLog | None) -> EpochEnd:
-        begun = (state.step - 1) // self.steps_per_epoch * self.steps_per_epoch
-        steps = state.step - max(begun, state.summed_from)
+        started = (state.step - 1) // self.steps_per_epoch * self.steps_per_epoch
+        steps = state.step - max(started, state.summed_from)
         values = {("train", name): float(total) / steps for name, total in sorted(state.sums.items())}
         state.sums = {}
         if state.step % self.steps_per_epoch:  # the last part of an epoch, which more steps may follow one day

@@ -151,7 +151,7 @@ class _Evaluation:
 
 
 def _setting(loop: Loop, state: State) -> dict[str, Any]:
-    """Return what an accuracy depends on beside the images: counts of another setting are not to be gone on with."""
+    """Return what an accuracy depends on beside the images: counts of another setting are not to be continued."""
     rule = {name: str(value) for name, value in hyper_parameters(loop.rule).items()}
     return {
         "steps": state.step, "weights": checksum(state.net.state_dict().values()), "rule": rule,

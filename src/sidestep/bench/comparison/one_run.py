@@ -183,11 +183,11 @@ class _Course:
         """Take steps until a budget is spent; return which."""
         every = self.plan.every or self.loop.steps_per_epoch
         while True:
-            begun = time.perf_counter()
+            started = time.perf_counter()
             self.loop.take_step(self.state)
             if self.loop.compute.device.type == "cuda":
                 torch.cuda.synchronize(self.loop.compute.device)
-            self.took.append(time.perf_counter() - begun)
+            self.took.append(time.perf_counter() - started)
             self.seconds += self.took[-1]
             self.state.sums = {}
             ended = self._ended()

@@ -70,7 +70,7 @@ class ComparisonProgress(Protocol):
 
 
 def race_order(race: Comparison) -> Iterator[tuple[int, str, Entry]]:
-    """Yield (seed, data, entry) in the order of the runs: round by round, each begun one entry further on.
+    """Yield (seed, data, entry) in the order of the runs: round by round, each started one entry further on.
 
     So what drifts in a machine (its temperature, its other work) meets all entries alike, and the runs of one seed, of
     which ratios are taken, lie close together.

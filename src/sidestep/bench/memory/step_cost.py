@@ -24,7 +24,7 @@ from sidestep.training.loop import Loop
 from sidestep.training.state import State
 from sidestep.training.unit_modes import check_units
 
-__all__ = ["Cost", "Work", "begun", "in_fresh_process", "step_cost", "warm_up"]
+__all__ = ["Cost", "Work", "in_fresh_process", "started", "step_cost", "warm_up"]
 
 T = TypeVar("T")
 
@@ -50,7 +50,7 @@ class Cost(NamedTuple):
     gradients: int = 0  # bytes of those of all weights
 
 
-def begun(work: Work) -> tuple[Loop, State]:
+def started(work: Work) -> tuple[Loop, State]:
     """Return the training loop, on as many random images as a batch has, and its state before the first step."""
     channels, classes = work.image_shape[0], tuple(str(index) for index in range(work.classes))
     noise, pixels = Noise(0).stream("images"), work.batch * math.prod(work.image_shape)
@@ -74,7 +74,7 @@ def step_cost(work: Work, steps: int = 3) -> Cost:
     warm_up(compute)
     seconds = []
     with memory_growth(compute.device) as growth:
-        loop, state = begun(work)
+        loop, state = started(work)
         for _ in range(1 + steps):
             before = time.perf_counter()
             loop.take_step(state)

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from sidestep.bench.memory.step_cost import Work, begun, in_fresh_process
+from sidestep.bench.memory.step_cost import Work, in_fresh_process, started
 from sidestep.bench.paper_tables.rows import command_for
 from sidestep.bench.report import Table
 from sidestep.data import names
@@ -41,7 +41,7 @@ def training_peak(preset: Preset, device: str, precision: str = "auto", steps: i
         device=str(compute.device), precision=compute.precision,
     )  # fmt: skip
     with peak_allocation(compute.device) as peak:
-        loop, state = begun(work)
+        loop, state = started(work)
         for _ in range(steps):
             loop.take_step(state)
     return int(peak.bytes)

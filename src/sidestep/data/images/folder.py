@@ -30,7 +30,7 @@ def folder_source(name: str, root: Path, size: int | None = None, form: PictureF
     run's seed.
 
     Classes are the folder names in alphabetical order. The set has colour if any image has, and floats from 0 to 1
-    if any has 16 bits of grey, unless `form` says how it is to be read; what is converted or left out is told. All
+    if any has 16 bits of grey, unless `form` says how it is to be read; what is converted or left out is reported. All
     images need one size unless `size` is given, which stretches each to size x size. The headers of all files are
     looked at here, and those that cannot be read are named in one DataError.
     """
@@ -75,7 +75,7 @@ def read_pictures(  # what to read, how, and two parts of a message
     odd: Callable[[int, int], str],
     hint: str = "images must have one size: give size= (--image-size) to stretch them all",
 ) -> Array:
-    """All pictures as (n, height, width) or (n, height, width, 3), in the form's dtype; what is lost of them is told.
+    """All pictures as (n, height, width) or (n, height, width, 3), in the form's dtype; losses are reported.
 
     `odd` says what is wrong with a picture of another height and width than `shape`, `hint` what to do. Raises one
     DataError for all files that cannot be read, or else for all of another shape.

@@ -173,7 +173,7 @@ def _class_names(top: Path, root: Path) -> tuple[str, ...]:
 
 
 def _has_classes(folder: Path, split: str, class_names: Sequence[str]) -> bool:
-    """Whether a split has folders of classes; one with images alone has no labels, which is told."""
+    """Whether a split has folders of classes; one with images alone has no labels, which is reported."""
     folders = _folders(_only_child(folder))
     alone = folders[0] if [path.name.lower() for path in folders] in UNLABELLED else None
     alone = None if alone and alone.name in class_names else alone
@@ -229,7 +229,7 @@ def holds_runs(folder: Path, deep: int = 2) -> bool:
             inside = [folder / entry.name for entry in found if entry.is_dir(follow_symlinks=False)] if deep else []
     except OSError:
         return False
-    named = folder.name == "runs" and bool(inside)  # by default; of a run that has just begun there is no more to see
+    named = folder.name == "runs" and bool(inside)  # by default; of a run that has just started there is no more to see
     return (named or any(holds_runs(path, deep - 1) for path in inside)) and not _pictures(folder)
 
 

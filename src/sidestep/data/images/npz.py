@@ -38,7 +38,7 @@ def npz_source(name: str, paths: tuple[Path, ...], class_names: tuple[str, ...] 
     train_labels, val_*, test_*), in capitals or not: the validation split is the file's own where it has one (x_val,
     x_valid, val_images and so on), and test may be missing.
 
-    An array `class_names` of strings in the file names the classes. Arrays that have no such name are told of, and not
+    An array `class_names` of strings in the file names the classes. Arrays that have no such name are reported, and not
     used. Raises DataError.
     """
     (path,) = paths
@@ -56,7 +56,7 @@ def npz_source(name: str, paths: tuple[Path, ...], class_names: tuple[str, ...] 
 
 
 def _keys(path: Path) -> tuple[Keys, str | None]:
-    """What each array of the file is for, and the key of the class names, if any; the others are told."""
+    """What each array of the file is for, and the key of the class names, if any; the others are reported."""
     arrays, others = npz_members(path)
     keys: Keys = {}
     name_key: str | None = None
