@@ -3,6 +3,8 @@
 estimate_any -> Update -> decide_any -> Update -> step log -> apply_any
 """
 
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import fields, replace
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
@@ -12,6 +14,7 @@ from torch import Tensor, nn
 from sidestep.data.share import Share
 from sidestep.errors import InputError
 from sidestep.gradients.any_module import Losses
+from sidestep.gradients.directions import Directions, weighted_directions
 from sidestep.nets.trained import trained
 from sidestep.noise import Noise
 from sidestep.probes import DenseProbes, Distribution
@@ -33,6 +36,12 @@ __all__ = [
 ]
 
 LOSS = "net: loss"
+_PART = 1 << 16  # elements of the gradient that a step has in memory at a time
+_ALONE = frozenset({  # optimisers in which no parameter's step depends on another parameter
+    torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, torch.optim.RMSprop, torch.optim.Adagrad,
+    torch.optim.Adadelta, torch.optim.Adafactor, torch.optim.Adamax, torch.optim.NAdam, torch.optim.RAdam,
+    torch.optim.ASGD,
+})  # fmt: skip
 
 
 @runtime_checkable
@@ -115,11 +124,35 @@ def decide_any(update: Update, optimizer: torch.optim.Optimizer) -> Update:
 
 
 def apply_any(net: nn.Module, update: Update, optimizer: torch.optim.Optimizer) -> None:
-    """Take one step of the optimiser, at the update's learning rate where it has one."""
+    """Take one step of the optimiser, at the update's learning rate where it has one.
+
+    A sum of dense directions is made and applied for a few weights at a time: torch's own optimisers treat every
+    parameter alone, so the bits are those of a step with the whole gradient.
+    """
     if isinstance(update, Seeded) and update.rate is not None:
         for group in optimizer.param_groups:
             group["lr"] = update.rate
-    apply_dense(net, as_dense(net, update), optimizer)
+    if not (isinstance(update, Seeded) and isinstance(update.probes, DenseProbes) and type(optimizer) in _ALONE):
+        apply_dense(net, as_dense(net, update), optimizer)
+        return
+    probes = update.probes
+    directions = Directions(probes.noise, probes.distribution)
+    for names in _in_parts(probes.parameters):
+        apply_dense(net, Dense(weighted_directions(net, directions, update.coefs, names)), optimizer)
+    apply_dense(net, Dense({}, update.statistics), optimizer)
+
+
+def _in_parts(parameters: Sequence[tuple[str, tuple[int, ...]]]) -> Iterator[list[str]]:
+    """Cut a table of parameters into parts of at most _PART elements, or of one parameter."""
+    names: list[str] = []
+    size = 0
+    for name, shape in parameters:
+        if names and size + math.prod(shape) > _PART:
+            yield names
+            names, size = [], 0
+        names.append(name)
+        size += math.prod(shape)
+    yield names
 
 
 def as_dense(net: nn.Module, update: Update) -> Dense:
