@@ -17,7 +17,7 @@ from sidestep.noise import Noise
 from sidestep.rules import RULES, SPSA, Batch, Evolution, ForwardGradient, LocalLoss, NoiseStep, Task
 
 TASK = Task((1, 8, 8), tuple("abcd"), (0.0,), (1.0,))
-PROBED = ("weight-probes", "rank-one", "activity-probes")
+PROBED = ("weight-probes", "local-probes", "rank-one", "activity-probes")
 
 # by the name of the rule, or of its option and choice, as its help has it
 CASES = {
@@ -25,6 +25,9 @@ CASES = {
        for kind in PROBED for net in ("mlp", "conv")},
     **{f"noise-step {kind} with {how}": NoiseStep(hidden=(6, 5), estimator=kind, update=how, probes=8, threshold=1)
        for kind in PROBED for how in ("flips", "bop", "accumulators")},
+    **{f"noise-step local-probes, 4 directions, guide {guide}":
+       NoiseStep(hidden=(6, 5), estimator="local-probes", directions=4, guide=guide)
+       for guide in ("feedback", "head")},
     **{f"forward-gradient {kind}": ForwardGradient(kind=kind, hidden=(8, 8), groups=2)
        for kind in ("local", "activities", "weights")},
     "evolution rank-one": Evolution(hidden=(6, 5)),
@@ -97,7 +100,7 @@ def test_nor_of_a_loss_of_ones_own(name, monkeypatch):
         two_steps(CASES[name], objective=own)
 
 
-@pytest.mark.parametrize("kind", ["weight-probes", "rank-one", "activity-probes"])
+@pytest.mark.parametrize("kind", PROBED)
 def test_nor_with_a_module_of_ones_own(kind, monkeypatch):
     module = nn.Sequential(nn.Flatten(), nn.Linear(64, 6), nn.ReLU(), nn.Linear(6, 5), nn.ReLU())
     two_steps(NoiseStep(estimator=kind, probes=8, threshold=1), module)
@@ -119,8 +122,8 @@ def test_every_rule_and_choice_that_says_so_is_among_the_cases():
                 assert any(case.startswith(name) for case in CASES), f"{name} says it is forward-only: add it to CASES"
     (help_text,) = (text for text in _helps(NoiseStep) if "forward-only" in text.lower())
     before, _, after = help_text.partition('"""')[2].partition("Forward-only:")
-    assert [kind in after for kind in ("local-losses", *PROBED)] == [False, False, True, True]
-    assert [kind in before for kind in ("local-losses", *PROBED)] == [True, True, False, False]
+    assert [kind in after for kind in ("local-losses", *PROBED)] == [False, False, True, True, True]
+    assert [kind in before for kind in ("local-losses", *PROBED)] == [True, True, False, False, False]
 
 
 def _helps(rule):

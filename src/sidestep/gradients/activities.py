@@ -126,15 +126,20 @@ def output_gradients(layer: nn.Linear | nn.Conv2d, inputs: Tensor, upstream: Ten
     return {name: gradient.to(layer.weight.dtype) for name, gradient in found.items()}
 
 
-def cotangent(logits: Tensor, labels: Tensor, objective: Objective = CLASSES) -> tuple[Tensor, Tensor]:
+def cotangent(
+    logits: Tensor, labels: Tensor, objective: Objective = CLASSES, label_smoothing: float = 0.0
+) -> tuple[Tensor, Tensor]:
     """Return `softmax - one-hot` of each example's own cross-entropy, (..., classes), and the mean loss, shape ().
 
-    Of another objective, the derivative of each example's loss by its outputs.
+    The one-hot labels are smoothed by `label_smoothing`. Of another objective, the derivative of each example's loss by
+    its outputs.
     """
     logits = at_least_float32(logits)
     if objective is not CLASSES:
         return objective.derivative(logits, labels)
     chances = logits.softmax(dim=-1)
     wanted = F.one_hot(labels, logits.shape[-1]).to(chances.dtype)
+    if label_smoothing:
+        wanted = wanted * (1 - label_smoothing) + label_smoothing / logits.shape[-1]
     loss = -(logits.log_softmax(dim=-1) * wanted).sum(dim=-1).mean()
     return chances - wanted, loss

@@ -24,7 +24,7 @@ from sidestep.nets.ternary.nets import TernaryNet
 from sidestep.noise import Noise
 from sidestep.probes import RankOneProbes
 
-__all__ = ["activity_gradients", "check_chain", "rank_one_alignments", "rank_one_shapes"]
+__all__ = ["activity_gradients", "check_chain", "rank_one_alignments", "rank_one_shapes", "weight_gradients"]
 
 Perturb = Callable[[str, TernaryLayer, Tensor, Tensor], Tensor]  # name, layer, inputs, outputs -> added to the tangent
 
@@ -35,38 +35,24 @@ def rank_one_shapes(net: TernaryNet) -> tuple[tuple[int, int], ...]:
 
 
 def rank_one_alignments(
-    net: TernaryNet,
-    images: Tensor,
-    labels: Tensor,
-    probes: RankOneProbes,
-    objective: Objective = CLASSES,
-    part: tuple[int, int] | None = None,
+    net: TernaryNet, images: Tensor, labels: Tensor, probes: RankOneProbes, objective: Objective = CLASSES
 ) -> tuple[Tensor, Tensor]:
-    """Return the derivative of each example's own loss along the probes of its own, and the mean loss, shape ().
+    """Return alpha (K,), the derivative of example i % batch's own loss along probe i, and the mean loss, shape ().
 
-    Probe i belongs to example i % batch, so there must be a multiple of the batch; every pass over the batch costs one
-    forward pass and its tangent. The result has one number for each pass and example, one pass after another.
-
-    Args:
-        net: the net.
-        images: the examples.
-        labels: their targets.
-        probes: those of the whole batch.
-        objective: what the outputs are judged by.
-        part: where these examples begin in the whole batch, and how many that has; by default they are all of it.
+    K must be a multiple of the batch; every batch of probes costs one forward pass and its tangent.
     """
-    begin, batch = part or (0, len(labels))
+    batch = len(labels)
     if probes.count % batch:
         raise InputError(f"rank-one probes come in whole batches of {batch}, got {probes.count}")
     order = {name: index for index, name in enumerate(ternary_parameters(net))}
     found, loss = [], images.new_zeros(())
-    for first in range(begin, probes.count, batch):
+    for first in range(0, probes.count, batch):
 
         def perturb(name: str, layer: TernaryLayer, inputs: Tensor, outputs: Tensor, first: int = first) -> Tensor:
-            left, right = probes.factors(order[f"{name}.weight"], inputs.device, first, first + len(labels))
+            left, right = probes.factors(order[f"{name}.weight"], inputs.device, first, first + batch)
             added = _outer(layer, inputs, left.to(inputs.dtype), right.to(inputs.dtype))
             if layer.bias is not None:
-                left, right = probes.factors(order[f"{name}.bias"], inputs.device, first, first + len(labels))
+                left, right = probes.factors(order[f"{name}.bias"], inputs.device, first, first + batch)
                 sign = (left * right).to(added.dtype)
                 added = added + sign.view(len(sign), -1, *[1] * (added.ndim - 2))
             return added * layer.scale
@@ -111,7 +97,7 @@ def activity_gradients(
                 upstream = cotangent * (tangents / len(labels))
             else:
                 upstream = drawn[name] * alpha.to(drawn[name].dtype).view(-1, *[1] * (drawn[name].ndim - 1))
-            for key, gradient in _weight_gradients(layer, inputs, upstream).items():
+            for key, gradient in weight_gradients(layer, inputs, upstream).items():
                 whole = f"{name}.{key}"
                 sums[whole] = sums[whole] + gradient if whole in sums else gradient
     return {name: total / tangents for name, total in sums.items()}, loss
@@ -203,8 +189,8 @@ def _outer(layer: TernaryLayer, inputs: Tensor, left: Tensor, right: Tensor) -> 
     return left[:, :, None, None] * found.view(batch, 1, *found.shape[2:])
 
 
-def _weight_gradients(layer: TernaryLayer, inputs: Tensor, upstream: Tensor) -> dict[str, Tensor]:
-    """The gradient of weight and bias from the gradient of the outputs: one layer's product, nothing passes on."""
+def weight_gradients(layer: TernaryLayer, inputs: Tensor, upstream: Tensor) -> dict[str, Tensor]:
+    """Return the gradient of weight and bias from the gradient of the outputs: one layer's product, and no more."""
     upstream = upstream.to(inputs.dtype) * layer.scale
     if isinstance(layer, TernaryConv2d):
         with full_precision(inputs):

@@ -13,7 +13,7 @@ Sources: Brickner, "noise_step: Training in 1.58b With No Gradient Memory" (2024
 """
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
@@ -23,10 +23,11 @@ from torch import Tensor, nn
 from sidestep.checks import check_positive, check_range
 from sidestep.data import Split
 from sidestep.data.objective import objective_of
-from sidestep.data.share import Division
 from sidestep.errors import InputError
 from sidestep.gradients.end_to_end import end_to_end
 from sidestep.gradients.local_losses import floating, local_gradients
+from sidestep.gradients.local_probes import LocalProbes, check_local_probes, local_probe_gradients
+from sidestep.gradients.probed_tail import Guide
 from sidestep.gradients.tangents.alignments import alignments
 from sidestep.gradients.ternary_directions import activity_gradients, check_chain, rank_one_alignments, rank_one_shapes
 from sidestep.nets.check_module import inplace_explained
@@ -39,11 +40,11 @@ from sidestep.nets.user_modules import ImagePath
 from sidestep.noise import Noise
 from sidestep.probes import DenseProbes, Probes, RankOneProbes, SparseProbes
 from sidestep.rules.protocol import Batch, Rule, Task
-from sidestep.rules.shared.any_module import as_dense, of_examples, of_share
-from sidestep.rules.shared.codecs import codec_and_update
-from sidestep.rules.shared.density import DensitySchedule, after_step, density_and_count, first_density
+from sidestep.rules.shared.any_module import as_dense
+from sidestep.rules.shared.codecs import LOCAL, check_choices, codec_and_update
+from sidestep.rules.shared.density import DensitySchedule, advanced, density_and_count, first_density
 from sidestep.rules.shared.flips import TernaryOptimizer, choose_by_threshold, choose_flips
-from sidestep.rules.shared.trits import accumulate, along_probes, move, sign_and_median, subtract, with_zeros
+from sidestep.rules.shared.trits import accumulate, along_probes, check_finite, move, sign_and_median, subtract
 from sidestep.rules.takes import Takes
 from sidestep.update import Dense, Flips, Seeded, Update
 
@@ -65,10 +66,16 @@ class NoiseStep(Rule[TernaryNet]):
     running statistics, which the log keeps too. Default: batch for local losses in conv nets, otherwise layer."""
     bias: bool = False
     """Give every layer a ternary bias, as the paper has it (in a module of your own, the heads)."""
-    estimator: Literal["local-losses", "weight-probes", "rank-one", "activity-probes"] = "local-losses"
+    estimator: Literal["local-losses", "local-probes", "weight-probes", "rank-one", "activity-probes"] = "local-losses"
     """What estimates the gradient. local-losses: local back-propagation, of a loss of its own in each stage.
     weight-probes: the paper's, by forward mode; in MLPs by mixed mode, one layer of it backwards. Forward-only:
-    rank-one, a probe per example, and activity-probes, a random direction per example on every layer's outputs."""
+    local-probes, the same losses along directions on each stage's outputs; rank-one, a probe per example; and
+    activity-probes, a random direction per example on every layer's outputs."""
+    directions: int | None = None
+    """Directions per example and stage of local-probes. Default: a complete set, as many as a layer has outputs, which
+    gives the exact local gradient; in modules of your own, where each may cost a pass, 64."""
+    guide: Guide = "none"
+    """Directions before the random ones of local-probes: fixed random feedback of the loss, or the head's own rows."""
     codec: Literal["auto", "trits", "flips"] = "auto"
     """What is logged: sign and median of one number per probe, or which weights move. Default: trits with weight-probes
     and rank-one, otherwise flips."""
@@ -113,7 +120,7 @@ class NoiseStep(Rule[TernaryNet]):
         "Ternary nets by local back-propagation, or by probes (noise_step); the log of steps is the model"
     )
     takes: ClassVar[Takes] = Takes("stages", targets=("classes", "labels", "values", "own"), log="yes")
-    readings: ClassVar[tuple[str, ...]] = ("forward", "heads")
+    predictors: ClassVar[tuple[str, ...]] = ("forward", "heads")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -127,13 +134,7 @@ class NoiseStep(Rule[TernaryNet]):
             check_positive(1, head_share=self.head_share)
         check_range(0, 0.9999, momentum=self.momentum)
         check_range(1, 1 << 20, memory=self.memory)
-        if self.norm == "batch" and (self.net == "mlp" or self.estimator != "local-losses"):
-            raise InputError(
-                "a batch norm makes examples depend on each other, which probes do not allow for: norm = batch goes "
-                "with net = conv and estimator = local-losses"
-            )
-        if self.net == "mlp" and self.pooled is not None:
-            raise InputError("pooled is for net = conv; an MLP has nothing to pool")
+        check_choices(self.net, self.norm, self.pooled, self.estimator, self.directions, self.guide)
         codec_and_update(self.estimator, self.codec, self.update)
 
     @property
@@ -141,19 +142,9 @@ class NoiseStep(Rule[TernaryNet]):
         """The codec and the update, with `auto` resolved."""
         return codec_and_update(self.estimator, self.codec, self.update)
 
-    @property
-    def divides(self) -> Mapping[Division, int]:
-        """The batch, and of weight probes their number."""
-        return {"batch": 0, "probes": self.probes} if self.estimator == "weight-probes" else {"batch": 0}
-
-    @property
-    def common_noise(self) -> bool:
-        """The probes, of which trits are made, are the same in every part of a step."""
-        return self.choices[0] == "trits"
-
     def build(self, task: Task, noise: Noise, examples: Split | None, module: ImagePath | None) -> TernaryNet:
         """Make the ternary net; a module of the user's takes the place of its stages."""
-        local = self.estimator == "local-losses"
+        local = self.estimator in LOCAL
         if module is not None:
             net = ternary_own(module, task.shape, task.classes, self.bias, local, noise.stream("own"))
         else:
@@ -161,17 +152,19 @@ class NoiseStep(Rule[TernaryNet]):
         net.draw(noise.stream("trits"))
         if self.estimator in ("rank-one", "activity-probes"):
             check_chain(net)
+        if self.estimator == "local-probes":
+            check_local_probes(net, task.shape, LocalProbes(self.directions, self.guide))
         first_density(self.density, _weights(net))
         return net
 
     def fits(self, net: TernaryNet) -> bool:
         """Whether a net is one that this rule builds with its hyper-parameters."""
-        return net.ternary and (net.local or self.estimator != "local-losses")
+        return net.ternary and (net.local or self.estimator not in LOCAL)
 
     def units(self, net: TernaryNet) -> dict[str, list[str]]:
         """Return the stages with their heads for local losses, otherwise the one unit: all parameters."""
         names = list(trained(net))
-        if self.estimator != "local-losses":
+        if self.estimator not in LOCAL:
             return {"net": names}
         stages = sorted({int(name.split(".")[1]) for name in names})
         return {f"stage {i}": [n for n in names if int(n.split(".")[1]) == i] for i in stages}
@@ -189,36 +182,34 @@ class NoiseStep(Rule[TernaryNet]):
         """Return the derivative along every probe, or a gradient, each up to a positive factor.
 
         weight-probes: of the batch's mean cross-entropy, exact; activity-probes: an unbiased gradient of it; rank-one:
-        of each example's own; local-losses: exact gradients of each stage's smoothed loss.
+        of each example's own; local-losses: exact gradients of each stage's smoothed loss, local-probes: unbiased ones.
         """
         data, objective = (batch.inputs, batch.targets), batch.objective
         net.train()
         seeded = noise.stream("module").torch_seeded(batch.inputs.device)  # for modules that draw in their forward pass
         with torch.no_grad(), kept_statistics(net) as changed, seeded, inplace_explained():
             if self.estimator == "weight-probes":
-                probes, memory = self._sparse(net, noise), self.memory << 20
-                taken = batch.share.probes(probes.count)
-                coefs, loss = alignments(net, *data, probes, memory, objective.unless_classes, taken)
-                part = of_share(coefs, taken, probes.count, batch.share)
-                return with_zeros(coefs, probes, {f"net: {objective.name}": loss}, part)
+                probes = self._sparse(net, noise)
+                coefs, loss = alignments(net, *data, probes, self.memory << 20, objective.unless_classes)
+                return self._seeded(net, coefs, probes, {f"net: {objective.name}": loss})
             if self.estimator == "rank-one":
-                whole = batch.share.whole(len(batch.targets))
-                rank_one = RankOneProbes(noise.stream("probes"), rank_one_shapes(net), self.tangents * whole)
-                own = batch.share.examples(whole)
-                coefs, loss = rank_one_alignments(net, *data, rank_one, objective, (own.start, whole))
-                return with_zeros(coefs, rank_one, {f"net: {objective.name}": loss}, of_examples(coefs, own, whole))
+                count = self.tangents * len(batch.targets)
+                rank_one = RankOneProbes(noise.stream("probes"), rank_one_shapes(net), count)
+                coefs, loss = rank_one_alignments(net, *data, rank_one, objective)
+                return self._seeded(net, coefs, rank_one, {f"net: {objective.name}": loss})
             if self.estimator == "activity-probes":
-                draws = noise.stream("activities")
-                gradients, loss = activity_gradients(net, *data, draws, self.tangents, objective)
+                gradients, loss = activity_gradients(net, *data, noise.stream("activities"), self.tangents, objective)
                 losses = {f"net: {objective.name}": loss}
+            elif self.estimator == "local-probes":
+                ways = LocalProbes(self.directions, self.guide, self.label_smoothing)
+                gradients, losses = local_probe_gradients(net, *data, noise, ways, objective)
             else:
                 gradients, losses = local_gradients(net, *data, self.label_smoothing, objective)
             if self.choices[0] == "flips":
                 return Dense(gradients, changed(), losses)
             probes = self._sparse(net, noise)
-            coefs = along_probes(net, gradients, probes)
-            part = of_share(coefs, range(probes.count), probes.count, batch.share)
-            return with_zeros(coefs, probes, losses, part, changed())
+            update = self._seeded(net, along_probes(net, gradients, probes), probes, losses)
+            return replace(update, statistics={**changed(), **update.statistics})
 
     def true_gradients(self, net: TernaryNet, batch: Batch) -> dict[str, Tensor]:
         """Return the gradient of the last head's mean cross-entropy by the trits, taken for real numbers."""
@@ -230,8 +221,7 @@ class NoiseStep(Rule[TernaryNet]):
         if self.choices[0] == "trits":
             if not isinstance(update, Seeded):
                 raise InputError(f"trits are made of one number per probe (Seeded), got {type(update).__name__}")
-            moved = after_step(self.schedule, net.get_buffer("schedule"), update)
-            return replace(update, coefs=sign_and_median(update.coefs), statistics=update.statistics | moved)
+            return replace(update, coefs=sign_and_median(update.coefs))
         gradients = as_dense(net, update).gradients
         kept = {"statistics": update.statistics, "losses": update.losses}
         if self.choices[1] == "bop":
@@ -249,16 +239,15 @@ class NoiseStep(Rule[TernaryNet]):
                 accumulate(net, update.coefs, update.probes, optimizer, self._threshold(update.probes))
             else:
                 subtract(net, update.coefs, update.probes)
-            buffers = dict(net.named_buffers())
             for name, value in update.statistics.items():
-                buffers[name].copy_(value)
+                net.get_buffer(name).copy_(value)
 
     def predict(
         self, net: TernaryNet, images: Tensor, noise: Noise, start: int = 0, names: Collection[str] | None = None
     ) -> dict[str, Tensor]:
         """Return the softmax of the last head's logits, and of the sum of all heads'."""
         net.eval()
-        wanted = self.readings if names is None else names
+        wanted = self.predictors if names is None else names
         with torch.no_grad():
             logits = net.every_logits(images) if "heads" in wanted else [net(images)]
             found = {"forward": logits[-1], "heads": torch.stack(logits).sum(dim=0)}
@@ -274,12 +263,12 @@ class NoiseStep(Rule[TernaryNet]):
         return found
 
     def _make(self, task: Task) -> TernaryNet:
-        local = self.estimator == "local-losses"
-        shape, classes = task.shape, task.classes
+        local = self.estimator in LOCAL
         if self.net == "mlp":
-            return ternary_mlp(shape, self.hidden, classes, self.bias, local)
-        norm = "batch" if self.norm == "batch" or (self.norm == "auto" and local) else "group"
-        return ternary_conv_net(shape, self.hidden, classes, self.bias, local, self.pooled, norm)
+            return ternary_mlp(task.shape, self.hidden, task.classes, self.bias, local)
+        auto = "batch" if self.estimator == "local-losses" else "group"
+        norm = {"auto": auto, "layer": "group"}.get(self.norm, self.norm)
+        return ternary_conv_net(task.shape, self.hidden, task.classes, self.bias, local, self.pooled, norm)
 
     def _density(self, net: nn.Module) -> tuple[float, int]:
         schedule, weights = net.get_buffer("schedule"), _weights(net)
@@ -294,6 +283,17 @@ class NoiseStep(Rule[TernaryNet]):
     def _sparse(self, net: nn.Module, noise: Noise) -> SparseProbes:
         density, count = self._density(net)
         return SparseProbes(noise.stream("probes"), _weights(net), count, density, self.exclusive)
+
+    def _seeded(self, net: nn.Module, coefs: Tensor, probes: Probes, losses: dict[str, Tensor]) -> Seeded:
+        check_finite(coefs)
+        statistics: dict[str, Tensor] = {}
+        if isinstance(probes, SparseProbes) and self.schedule != "constant":
+            before = net.get_buffer("schedule")
+            after = advanced(self.schedule, before, float(list(losses.values())[-1]))
+            if not torch.equal(after, before.cpu()):  # what does not change costs a log no bytes
+                statistics["schedule"] = after
+        zero = (coefs == 0).float().mean()  # probes that are empty, or that the loss does not depend on
+        return Seeded(coefs, probes, statistics, {**losses, "net: zero alignments": zero})
 
 
 def _weights(net: nn.Module) -> int:

@@ -55,8 +55,11 @@ class GridAverage(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Return the averages."""
         batch, channels, height, width = images.shape
-        windows = _windows((height, width), self.grid, images.dtype, images.device)
-        return windows @ images.permute(0, 2, 3, 1).reshape(batch, height * width, channels)
+        return self.windows(images) @ images.permute(0, 2, 3, 1).reshape(batch, height * width, channels)
+
+    def windows(self, images: Tensor) -> Tensor:
+        """Return the weight of every pixel of such images in every window, (places, pixels)."""
+        return _windows((images.shape[-2], images.shape[-1]), self.grid, images.dtype, images.device)
 
     def extra_repr(self) -> str:
         """Return the grid, for printing."""

@@ -1,8 +1,11 @@
 """What goes with what in noise_step: the estimate, what is logged of it, and how that moves weights."""
 
+from sidestep.checks import check_range
 from sidestep.errors import InputError
 
-__all__ = ["codec_and_update"]
+__all__ = ["LOCAL", "check_choices", "codec_and_update"]
+
+LOCAL = ("local-losses", "local-probes")  # estimators that need a head on every stage
 
 _CODEC_OF = {"flips": "flips", "bop": "flips", "clamped-sum": "trits", "accumulators": "trits"}  # by the update
 
@@ -26,3 +29,25 @@ def codec_and_update(estimator: str, codec: str, update: str) -> tuple[str, str]
             "accumulators work on trits; leave one of the two at auto"
         )
     return codec, update
+
+
+def check_choices(
+    net: str, norm: str, pooled: tuple[int, ...] | None, estimator: str, directions: int | None, guide: str
+) -> None:
+    """Raise InputError for hyper-parameters of a net or of local probes that do not go with the others."""
+    if norm == "batch" and (net == "mlp" or estimator != "local-losses"):
+        raise InputError(
+            "a batch norm makes examples depend on each other, which probes do not allow for: norm = batch goes "
+            "with net = conv and estimator = local-losses"
+        )
+    if net == "mlp" and pooled is not None:
+        raise InputError("pooled is for net = conv; an MLP has nothing to pool")
+    if estimator != "local-probes" and (directions is not None or guide != "none"):
+        raise InputError("directions and guide are for estimator = local-probes; leave them out, or choose it")
+    if directions is not None:
+        check_range(1, 1 << 24, directions=directions)
+    if guide != "none" and directions is None:
+        raise InputError(
+            f"guide = {guide} stands beside some random directions, and a complete set leaves it nothing: set "
+            "directions, or leave the guide out"
+        )
