@@ -94,7 +94,7 @@ def run_of(name: str, seed: int, mnist: DataSet, runs: Path) -> Run:
     return train(
         RULES[entry.rule or name](**entry.settings), first_images(mnist, entry.images),
         Options(epochs=entry.epochs, seed=seed, decay="cosine", out=folder, **entry.options),
-        readings=RULES[entry.rule or name](**entry.settings).predictors[:1],
+        readings=RULES[entry.rule or name](**entry.settings).readings[:1],
     )  # fmt: skip
 
 
@@ -102,7 +102,7 @@ def measured(name: str, seed: int, runs: Path) -> dict[str, Any]:
     """Train one entry, if no run of it is kept, and return its line."""
     entry, mnist = ENTRIES[name], data.load("mnist", data_dir=default_data_dir())
     trained = run_of(name, seed, mnist, runs)
-    begun = time.process_time()
+    started = time.process_time()
     run = trained.recalibrated(mnist.validation, entry.readings)
     fitted = time.process_time()
     qualities = run.assess(mnist.test, entry.readings)
@@ -110,12 +110,12 @@ def measured(name: str, seed: int, runs: Path) -> dict[str, Any]:
     raw = run.predict(mnist.test.images, raw=True)
     found, calibration = calibrated(raw, run.temperature() or 1.0), run.calibration
     return {
-        "rule": name, "seed": seed, "reading": run.rule.predictors[0],
+        "rule": name, "seed": seed, "reading": run.rule.readings[0],
         "qualities": {reading: asdict(quality) for reading, quality in qualities.items()},
         "same_answers": torch.equal(raw.argmax(dim=1), found.argmax(dim=1)),
         "perfect_ece": perfect_error(found.amax(dim=1), Noise(0)),
         "training_images": entry.images, "epochs": entry.epochs, "settings": str(run.rule),
-        "calibrating": [round(fitted - begun, 2), round(counted - fitted, 2)],  # processor seconds: 3,000 and 10,000
+        "calibrating": [round(fitted - started, 2), round(counted - fitted, 2)],  # processor seconds: 3,000 and 10,000
         "calibration_images": calibration.images if calibration else 0, "precision": run.compute.precision,
     }  # fmt: skip
 
@@ -126,7 +126,7 @@ def stability(seed: int) -> dict[str, Any]:
     run = train(RULES["noprop-dt"](blocks=3), "digits", Options(seed=seed, epochs=10))
     labels, tests = digits.validation.labels, digits.test.labels
     found = {}
-    for name in run.rule.predictors:
+    for name in run.rule.readings:
         scores, of_test = (run.predict(part.images, name, raw=True) for part in (digits.validation, digits.test))
         temperatures, errors = [], []
         for draw in range(DRAWS):

@@ -31,7 +31,7 @@ def table_rows(data: str, blocks: int, given: argparse.Namespace) -> list[str]:
 
     def step(way: str) -> None:
         state.net.together = way != "in turn"
-        state.net.set_way("per block" if way == "in turn" else way)
+        state.net.set_execution("per block" if way == "in turn" else way)
         loop.take_step(state)
 
     for way in ways:

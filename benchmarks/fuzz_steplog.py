@@ -184,7 +184,7 @@ def fuzz(count: int, seed: int, folder: Path, changes: Sequence[Change] = CHANGE
     for index in range(count):
         change = changes[index % len(changes)]
         path.write_bytes(data := change(parts, dice))
-        before, begun = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
+        before, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
         try:
             seen = read(path)
             if change is forge:
@@ -199,7 +199,7 @@ def fuzz(count: int, seed: int, folder: Path, changes: Sequence[Change] = CHANGE
             outcome = "refused"
         except Exception as error:
             outcome = f"FAILED: {type(error).__name__}: {error}"
-        seconds = time.perf_counter() - begun
+        seconds = time.perf_counter() - started
         grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
         if seconds > SECONDS or grown > MEGABYTES:
             outcome = f"FAILED: {seconds:.2f} s, {grown:.0f} MB more"
@@ -230,14 +230,14 @@ def main() -> None:
     parser.add_argument("--forged", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
-    begun, failures = time.perf_counter(), 0
+    started, failures = time.perf_counter(), 0
     with tempfile.TemporaryDirectory() as folder:
         found = fuzz(given.count, given.seed, Path(folder))
         found |= fuzz(given.forged, given.seed, Path(folder), [forge])
     for name, outcomes in found.items():
         print(f"{name:14}", ", ".join(f"{outcome} {times:,}" for outcome, times in sorted(outcomes.items())))
         failures += sum(times for outcome, times in outcomes.items() if outcome.startswith("FAILED"))
-    print(f"{given.count:,} damaged and {given.forged:,} forged logs in {time.perf_counter() - begun:.0f} s; "
+    print(f"{given.count:,} damaged and {given.forged:,} forged logs in {time.perf_counter() - started:.0f} s; "
           f"slowest {slowest['seconds']:.3f} s, most memory {slowest['MB']:.1f} MB; {failures} failures")  # fmt: skip
     for outcome, data in kept.items():
         print(outcome, data.hex())

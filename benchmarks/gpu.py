@@ -88,21 +88,21 @@ def machine(given: Setting) -> dict[str, Any]:
 
 def timed(step: Callable[[], object], seconds: float, device: torch.device) -> dict[str, Any]:
     """Return the seconds of a step, after three that warm up, and the peak of memory."""
-    begun = time.perf_counter()
+    started = time.perf_counter()
     for _ in range(3):
         step()
     finish(device)
-    warm = time.perf_counter() - begun
+    warm = time.perf_counter() - started
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    begun, steps = time.perf_counter(), 0
-    while time.perf_counter() - begun < seconds or not steps:
+    started, steps = time.perf_counter(), 0
+    while time.perf_counter() - started < seconds or not steps:
         step()
         steps += 1
         if steps % 20 == 0:
             finish(device)  # or the clock would be that of the launches
     finish(device)
-    taken = (time.perf_counter() - begun) / steps
+    taken = (time.perf_counter() - started) / steps
     memory = peak_memory_bytes(device) / 2**20
     return {"seconds a step": taken, "steps timed": steps, "first three steps, s": warm, "peak MiB": memory}
 
@@ -117,7 +117,7 @@ def engine(way: str) -> Part:
         flops, batches = count_flops(loop, state), [loop.batch(0)]
         found = []
         for each in ("per block", way):
-            state.net.set_way(each)
+            state.net.set_execution(each)
             with given.compute.autocast():
                 found.append(loop.rule.estimate(state.net, batches[0], loop.noise.stream("estimate")).losses)
         apart = max(abs(float(found[1][key] / found[0][key]) - 1) for key in found[0])
@@ -135,7 +135,7 @@ def paper(given: Setting) -> dict[str, Any]:
     result = timed(lambda: loop.take_step(state), given.seconds, given.compute.device)
     steps = IMAGES // batch * EPOCHS
     minutes = steps * result["seconds a step"] / 60
-    return {**result, "way": state.net.way(given.compute.device), "steps": steps, "projected minutes": minutes}
+    return {**result, "way": state.net.execution(given.compute.device), "steps": steps, "projected minutes": minutes}
 
 
 def preset(key: str) -> Part:
@@ -213,7 +213,7 @@ def run_with_all_it_starts(command: list[str], limit: float) -> "subprocess.Comp
     return subprocess.CompletedProcess(command, process.returncode, said, errors)
 
 
-def run_apart(name: str, limit: float, given: argparse.Namespace) -> dict[str, Any]:
+def run_in_process(name: str, limit: float, given: argparse.Namespace) -> dict[str, Any]:
     """Run a part in a process of its own; return its result, or what became of it."""
     command = [sys.executable, "-m", "benchmarks.gpu", "--out", str(given.out), "--device", given.device,
                "--one", name, "--limit", str(limit)]  # fmt: skip
@@ -250,16 +250,16 @@ def main(arguments: list[str] | None = None) -> None:
         return
     Compute.find(given.device, "auto")  # or say now that there is no such device
     given.out.mkdir(parents=True, exist_ok=True)
-    begun = time.perf_counter()
+    started = time.perf_counter()
     with (given.out / "results.jsonl").open("a") as file:
         for name in given.only:
-            left = TOTAL - (time.perf_counter() - begun)
+            left = TOTAL - (time.perf_counter() - started)
             limit = min(PARTS[name][1], left - 40)
             started = time.perf_counter()
             if limit < 10:
                 result: dict[str, Any] = {"failed": "no time was left"}
             else:
-                result = (run_here if given.tiny else run_apart)(name, limit, given)
+                result = (run_here if given.tiny else run_in_process)(name, limit, given)
             line = json.dumps({"part": name, "took": round(time.perf_counter() - started, 1), **result})
             file.write(line + "\n")
             file.flush()

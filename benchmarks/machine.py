@@ -49,11 +49,11 @@ def seconds_of(run: Callable[[], object], times: int = 1, device: torch.device |
     """Return how long one `run` takes, the mean of `times`, by the clock of `use_clock`."""
     device = device or torch.device("cpu")
     finish(device)
-    begun = _clock[-1]()
+    started = _clock[-1]()
     for _ in range(times):
         run()
     finish(device)
-    return (_clock[-1]() - begun) / times
+    return (_clock[-1]() - started) / times
 
 
 _clock = [time.perf_counter]
@@ -133,12 +133,12 @@ def count_flops(loop: Loop, state: State) -> int:
 
     They are counted as they reach the kernels, so not in a recorded or compiled pass: blocks run one by one meanwhile.
     """
-    if hasattr(state.net, "set_way"):
-        state.net.set_way("per block")
+    if hasattr(state.net, "set_execution"):
+        state.net.set_execution("per block")
     try:
         with count_operations() as counted, loop.compute.autocast():
             loop.rule.estimate(state.net, loop.batch(0), loop.noise.stream("estimate"))
     finally:
-        if hasattr(state.net, "set_way"):
-            state.net.set_way("auto")
+        if hasattr(state.net, "set_execution"):
+            state.net.set_execution("auto")
     return counted.count

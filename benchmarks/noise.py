@@ -40,11 +40,11 @@ def signs_by_torch(n: int) -> Tensor:
 
 def seconds(draw: Callable[[int], Tensor], n: int) -> float:
     """Processor seconds of one draw, over at least 20 ms."""
-    draws, begun = 0, time.process_time()
-    while time.process_time() - begun < 0.02:
+    draws, started = 0, time.process_time()
+    while time.process_time() - started < 0.02:
         draw(n)
         draws += 1
-    return (time.process_time() - begun) / draws
+    return (time.process_time() - started) / draws
 
 
 def main() -> None:

@@ -76,7 +76,7 @@ def main(arguments: list[str] | None = None) -> None:
     flops, chain_flops = count_flops(loop, state), count_flops(chain, chain_state)
     step = [statistics.median(column) / given.steps for column in (before, kept, fast, backprop)]
     print(f"device: {torch.get_num_threads()} threads, {given.clock} clock, {compute.precision}; {given.data} shapes, "
-          f"batch {given.batch}, {blocks} blocks, {state.net.way(compute.device)}")  # fmt: skip
+          f"batch {given.batch}, {blocks} blocks, {state.net.execution(compute.device)}")  # fmt: skip
     print(f"machine: {roof} ({compute.precision}, {given.matrix} x {given.matrix}; measured in this run)")
     print(f"plain float32 loop: {step[0]:.3f} s a step; with freed memory kept: {step[1]:.3f} s a step")
     print(f"sidestep: {step[2]:.3f} s a step; backprop through the same blocks: {step[3]:.3f} s a step")

@@ -74,14 +74,14 @@ def measure(given: argparse.Namespace, share: int, net: nn.Module, path: Path) -
     size = log_of(path, net, share / weights, given.probes, given.steps)
     bits = 8 * size / given.steps / given.probes
     times, flat, total = [], torch.zeros(weights, dtype=torch.int8), torch.zeros(weights, dtype=torch.int16)
-    begun = time.perf_counter()
+    started = time.perf_counter()
     for _, update in LogReader(path).records():  # decoding is part of a replay
         apply(net, update)
-        times.append(time.perf_counter() - begun)
-        begun = time.perf_counter()
-    begun = time.perf_counter()
+        times.append(time.perf_counter() - started)
+        started = time.perf_counter()
+    started = time.perf_counter()
     dense(total, flat, update, given.dense)
-    slow = (time.perf_counter() - begun) / given.dense * given.probes
+    slow = (time.perf_counter() - started) / given.dense * given.probes
     fast = statistics.fmean(times)
     print(f"density {share}/d: replay {1e3 * fast:.2f} ms a step (median {1e3 * statistics.median(times):.2f}, "
           f"{given.probes / fast:,.0f} probes/s, {given.probes * share / fast:,.0f} non-zeros/s); dense noise "

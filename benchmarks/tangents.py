@@ -50,9 +50,9 @@ def plain_chunk(net: nn.Module, inputs: Tensor, labels: Tensor, probes: SparsePr
 
 def seconds(run: Callable[[], object]) -> float:
     """Return how long `run` takes."""
-    begun = time.perf_counter()
+    started = time.perf_counter()
     run()
-    return time.perf_counter() - begun
+    return time.perf_counter() - started
 
 
 def print_speed(net: nn.Module, inputs: Tensor, labels: Tensor, weights: int, given: argparse.Namespace) -> None:

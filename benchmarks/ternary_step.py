@@ -46,10 +46,10 @@ def ready(name: str, data: DataSet) -> tuple[Loop, State]:
 
 def seconds(loop: Loop, state: State, steps: int) -> float:
     """Return the time of one step, the mean of `steps`."""
-    begun = time.perf_counter()
+    started = time.perf_counter()
     for _ in range(steps):
         loop.take_step(state)
-    return (time.perf_counter() - begun) / steps
+    return (time.perf_counter() - started) / steps
 
 
 def main() -> None:

@@ -13,12 +13,12 @@ from typing import Any, NamedTuple
 
 import torch
 
-from sidestep.bench.memory.step_cost import Work, begun, in_fresh_process, warm_up
+from sidestep.bench.memory.step_cost import Work, in_fresh_process, started, warm_up
 from sidestep.bench.report import new_figure
 from sidestep.measure import memory_growth, peak_allocation
 from sidestep.rules import Backprop, NoPropDT
 from sidestep.training import Compute
-from sidestep.training.unit_modes import begin_units
+from sidestep.training.unit_modes import check_units
 
 SHAPE, CLASSES = (3, 32, 32), 10
 MIB = 1 << 20
@@ -34,11 +34,11 @@ class Memory(NamedTuple):
 def measured(work: Work) -> Memory:
     """Take two steps, the second with its tensors counted."""
     torch.set_num_threads(1)
-    begin_units(work.rule, work.units, torch.device("cpu"))
+    check_units(work.rule, work.units, torch.device("cpu"))
     with peak_allocation():
         warm_up(Compute.find("cpu", "float32"))
     with memory_growth() as growth:
-        loop, state = begun(work)
+        loop, state = started(work)
         loop.take_step(state)  # makes the optimiser's moments
         with peak_allocation() as peak:
             loop.take_step(state)

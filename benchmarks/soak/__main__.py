@@ -30,16 +30,16 @@ def main() -> None:
         parser.error(f"no such part: {', '.join(wrong)}; there are: {', '.join(known)}")
     failures = 0
     for name in given.parts or known:
-        part, begun, rounds = importlib.import_module(f"benchmarks.soak.{name}"), time.perf_counter(), 0
+        part, started, rounds = importlib.import_module(f"benchmarks.soak.{name}"), time.perf_counter(), 0
         if not hasattr(part, "run"):
             continue
         counts: collections.Counter[str] = collections.Counter()
         count = getattr(part, "DEFAULT", 0) if given.count is None else given.count
-        while not rounds or time.perf_counter() - begun < given.seconds:
+        while not rounds or time.perf_counter() - started < given.seconds:
             counts.update(part.run(given.seed + rounds, count))
             rounds += 1
         words = ", ".join(f"{key} {value:,}" for key, value in counts.items())
-        print(f"{name}: {words}; seed {given.seed}, {rounds} rounds, {time.perf_counter() - begun:.0f} s", flush=True)
+        print(f"{name}: {words}; seed {given.seed}, {rounds} rounds, {time.perf_counter() - started:.0f} s", flush=True)
         failures += sum(counts[key] for key in soak.FAILURES)
     raise SystemExit(1 if failures else 0)
 

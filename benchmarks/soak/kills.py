@@ -211,7 +211,7 @@ class Sweep:
 
 
 def run(
-    seed: int, count: int, rules: Sequence[str] = tuple(RULES), tell: Callable[[str], None] = print
+    seed: int, count: int, rules: Sequence[str] = tuple(RULES), report: Callable[[str], None] = print
 ) -> dict[str, int]:
     """Strike at `count` of all points (0: at each), and return the counts.
 
@@ -219,7 +219,7 @@ def run(
         seed: of what is drawn: which points, how much of a torn write lands, where the second process dies.
         count: how many points.
         rules: of whose runs.
-        tell: called with a line about each failure.
+        report: called with a line about each failure.
     """
     dice, threads, size = random.Random(seed), torch.get_num_threads(), writer.BLOCK_BYTES
     torch.set_num_threads(1)  # a forked process has no threads but its own
@@ -236,7 +236,7 @@ def run(
                     wrong = sweep.try_point(course, kind, index)
                     if wrong:
                         sweep.counts[wrong.partition(":")[0]] += 1
-                        tell(f"{course.rule}, {course.kind}, {kind} at operation {index}: {wrong}")
+                        report(f"{course.rule}, {course.kind}, {kind} at operation {index}: {wrong}")
             return dict(sweep.counts)
     finally:
         torch.set_num_threads(threads)

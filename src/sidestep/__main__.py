@@ -13,7 +13,7 @@ def main() -> None:
     try:
         from sidestep.cli import main as run
     except KeyboardInterrupt:
-        sys.stderr.write("sidestep: stopped before anything was begun\n")
+        sys.stderr.write("sidestep: stopped before anything was started\n")
         raise SystemExit(130) from None
     try:
         run()

@@ -86,7 +86,7 @@ def check_name(path: Path) -> None:
 
 
 def opened(path: str | os.PathLike[str]) -> tuple[Mapping[str, Tensor], dict[str, Any]]:
-    """As `load`, but a tensor is in memory from when it is asked for until it is let go of: copy what you keep."""
+    """As `load`, but a tensor is in memory from when it is asked for until it is released: copy what you keep."""
     path = Path(path)
     check_name(path)
     try:

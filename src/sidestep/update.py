@@ -76,6 +76,8 @@ class Seeded:
     statistics: new values of named buffers, as in `Dense`.
     losses: named terms of the loss, shape () each, for display and for the check that all are finite.
     rate: the learning rate that `apply` steps with, which `decide` puts in where a replay cannot know it otherwise.
+    taken: of a part of a step, shape (probes,), bool: the probes that it took; the coefficients of the others are 0.
+        None where every part adds to every coefficient.
     """
 
     combination: ClassVar[Combination] = "sum"
@@ -84,6 +86,7 @@ class Seeded:
     statistics: dict[str, Tensor] = field(default_factory=dict)
     losses: dict[str, Tensor] = field(default_factory=dict)
     rate: float | None = None
+    taken: Tensor | None = None
 
     @property
     def plain_bytes(self) -> int:
@@ -107,7 +110,8 @@ class Seeded:
                 raise InputError("coefficients are added before decide turns them into trits or sets a learning rate")
         coefs = _exact_sum([update.coefs for update in updates])
         statistics = _means("statistics", [update.statistics for update in updates])
-        return replace(self, coefs=coefs, statistics=statistics, losses=_means("losses", [u.losses for u in updates]))
+        losses = _means("losses", [update.losses for update in updates])
+        return replace(self, coefs=coefs, statistics=statistics, losses=losses, taken=None)
 
 
 @dataclass(frozen=True)

@@ -21,14 +21,15 @@ from sidestep.bench.comparison.entries import find_baseline, read_entries
 from sidestep.bench.comparison.numbers import common_threshold, ratios, spread_of
 from sidestep.bench.comparison.one_run import Budget, RunPlan, measure_counts, measure_run
 from sidestep.bench.comparison.page import Report, write_report
-from sidestep.bench.comparison.records import RaceFolder
-from sidestep.bench.comparison.rounds import Race, check_race, race_order, run_race, settings
+from sidestep.bench.comparison.records import ComparisonFolder
+from sidestep.bench.comparison.rounds import Comparison, check_race, race_order, run_comparison, settings
 from sidestep.bench.comparison.summary import sentences
 from sidestep.bench.comparison.tables import race_tables
-from sidestep.bench.process import failure, run_apart
+from sidestep.bench.process import failure, run_in_process
 from sidestep.cli import main
 from sidestep.cli.bench import _bench, _names
-from sidestep.data.notices import DataNotice, tell
+from sidestep.data import notices
+from sidestep.data.notices import DataNotice
 from sidestep.errors import InputError, NonFiniteError
 from sidestep.rules import RULES
 from sidestep.training import Options, Stopped
@@ -42,10 +43,10 @@ class Quiet:
     """Watches a comparison."""
 
     def __init__(self):
-        self.begun, self.ended = [], []
+        self.started, self.ended = [], []
 
     def begin(self, done, total, line):
-        self.begun.append((done, total, line))
+        self.started.append((done, total, line))
 
     def progress(self, share, news):
         assert 0 <= share <= 1
@@ -55,7 +56,7 @@ class Quiet:
 
 
 def in_here(work, given, told, stop, threads=None):
-    """What `run_apart` does, without a process."""
+    """What `run_in_process` does, without a process."""
     try:
         return work(given, told)
     except Exception as error:
@@ -87,12 +88,12 @@ def stripes(tmp_path):
 
 @pytest.fixture
 def here(monkeypatch):
-    monkeypatch.setattr(race_module, "run_apart", in_here)
+    monkeypatch.setattr(race_module, "run_in_process", in_here)
 
 
 def a_race(data, *words, **other):
     budget = other.pop("budget", Budget(epochs=2))
-    return Race(tuple(read_entries(words or [SMALL, OTHER])), (data,), budget, **{"seeds": 2, **other})
+    return Comparison(tuple(read_entries(words or [SMALL, OTHER])), (data,), budget, **{"seeds": 2, **other})
 
 
 # --- entries -----------------------------------------------------------------------------------------------------
@@ -178,7 +179,7 @@ def test_the_baseline_is_found_by_label_or_by_rule():
 
 
 def test_every_round_runs_all_entries_and_begins_one_further_on():
-    race = Race(tuple(read_entries(["hebbian,spsa,backprop"])), ("a", "b"), Budget(epochs=1), seeds=4, seed=5)
+    race = Comparison(tuple(read_entries(["hebbian,spsa,backprop"])), ("a", "b"), Budget(epochs=1), seeds=4, seed=5)
     order = [(seed, data, entry.rule) for seed, data, entry in race_order(race)]
     firsts = [order[at][2] for at in range(0, len(order), 6)]
     assert firsts == ["hebbian", "spsa", "backprop", "hebbian"]
@@ -211,7 +212,7 @@ def test_every_round_runs_all_entries_and_begins_one_further_on():
 def test_a_comparison_that_cannot_work(change, message):
     given = {"entries": tuple(read_entries([SMALL])), "data": ("digits",), "budget": Budget(epochs=1)}
     with pytest.raises(InputError, match=message):
-        check_race(Race(**{**given, **change}))
+        check_race(Comparison(**{**given, **change}))
 
 
 @pytest.mark.parametrize(
@@ -289,7 +290,7 @@ def test_a_run_trains_as_train_does(stripes):
 def test_the_memory_of_a_run_is_that_of_its_steps(stripes):
     """A fresh process, since what an earlier test has freed would be used again."""
     plan = RunPlan(read_entries(["backprop:net=mlp,hidden=100000"])[0], stripes, 0, Budget(epochs=1, seconds=1e-6))
-    found = run_apart(measure_run, plan, lambda news: None, StopRequest(), 1)
+    found = run_in_process(measure_run, plan, lambda news: None, StopRequest(), 1)
     gradients = 4 * (25 * 100_000 + 100_000 + 5 * 100_000 + 5)
     assert gradients < found["peak_memory_bytes"] < 20 * gradients
 
@@ -454,8 +455,8 @@ def test_kinds_of_failure():
     assert failure(ZeroDivisionError("a\nb")) == {"kind": "error", "why": "ZeroDivisionError: a"}
 
 
-def telling(given, tell):
-    tell("on my way")
+def telling(given, report):
+    report("on my way")
     if given == "die":
         os.kill(os.getpid(), signal.SIGKILL)
     raise MemoryError(f"{given}, {torch.get_num_threads()} threads")
@@ -463,7 +464,7 @@ def telling(given, tell):
 
 def test_a_process_that_is_killed_leaves_a_record():
     told = []
-    found = run_apart(telling, "die", told.append, StopRequest())
+    found = run_in_process(telling, "die", told.append, StopRequest())
     assert told == ["on my way"]
     assert found["failed"]["kind"] == "killed"
     assert "SIGKILL" in found["failed"]["why"]
@@ -479,14 +480,14 @@ def test_a_process_tells_and_fails_and_leaves_ctrl_c_to_its_parent(monkeypatch):
     apart_module._in_there(There(), telling, "much", torch.get_num_threads())
     assert signals == [(signal.SIGINT, signal.SIG_IGN)]
     why = f"MemoryError: much, {torch.get_num_threads()} threads"
-    assert sent == [("told", "on my way"), ("record", {"failed": {"kind": "out of memory", "why": why}})]
+    assert sent == [("report", "on my way"), ("record", {"failed": {"kind": "out of memory", "why": why}})]
 
 
 def test_a_stop_ends_the_process():
     stop = StopRequest()
     stop.signal_number = signal.SIGINT
     with pytest.raises(Stopped):
-        run_apart(telling, "much", lambda value: None, stop)
+        run_in_process(telling, "much", lambda value: None, stop)
     assert multiprocessing.active_children() == []
 
 
@@ -497,35 +498,35 @@ def test_what_is_done_is_not_run_again(stripes, here, tmp_path):
     race = a_race(stripes)
     out, asked = tmp_path / "out", settings(race)
     watch = Quiet()
-    run_race(race, RaceFolder(out, asked), watch, StopRequest())
+    run_comparison(race, ComparisonFolder(out, asked), watch, StopRequest())
     assert [(r["entry"], r["seed"]) for r in watch.ended] == [(SMALL, 0), (OTHER, 0), (OTHER, 1), (SMALL, 1)]
     assert all("failed" not in record for record in watch.ended)
     lines = (out / "bench.jsonl").read_text().splitlines()
     assert [json.loads(line)["place"] for line in lines] == [0, 1, 2, 3]
     again = Quiet()
-    run_race(race, RaceFolder(out, asked), again, StopRequest())
-    assert again.begun == []
+    run_comparison(race, ComparisonFolder(out, asked), again, StopRequest())
+    assert again.started == []
     (out / "bench.jsonl").write_text("\n".join([*lines[:2], lines[2][:50]]))  # as a kill of an older writer would
-    run_race(race, RaceFolder(out, asked), again, StopRequest())
+    run_comparison(race, ComparisonFolder(out, asked), again, StopRequest())
     assert [(record["entry"], record["seed"]) for record in again.ended] == [(OTHER, 1), (SMALL, 1)]
     assert (out / "bench.jsonl").read_text().splitlines()[:2] == lines[:2]
     more = Quiet()
-    run_race(a_race(stripes, seeds=3), RaceFolder(out, asked), more, StopRequest())
+    run_comparison(a_race(stripes, seeds=3), ComparisonFolder(out, asked), more, StopRequest())
     assert [record["seed"] for record in more.ended] == [2, 2]
 
 
 def test_a_rule_that_fails_is_recorded_and_the_others_go_on(stripes, here, tmp_path):
     race = a_race(stripes, "evolution:per=group,group=7,hidden=8", SMALL, seeds=1)
-    folder = RaceFolder(tmp_path / "out", settings(race))
-    run_race(race, folder, Quiet(), StopRequest())
+    folder = ComparisonFolder(tmp_path / "out", settings(race))
+    run_comparison(race, folder, Quiet(), StopRequest())
     failed, fine = folder.records
     assert failed["failed"]["kind"] == "refused"
     assert "multiple of group = 7" in failed["failed"]["why"]
     assert "failed" not in fine
     again = Quiet()
-    run_race(race, folder, again, StopRequest())
-    assert again.begun == []
-    run_race(race, folder, again, StopRequest(), retry=True)
+    run_comparison(race, folder, again, StopRequest())
+    assert again.started == []
+    run_comparison(race, folder, again, StopRequest(), retry=True)
     assert [record["entry"] for record in again.ended] == [failed["entry"]]
     report = Report(race, folder.records, SMALL, "sidestep bench")
     write_report(report, folder, settings(race))
@@ -542,17 +543,17 @@ def test_a_count_that_fails_is_shown_and_tried_again(stripes, monkeypatch, tmp_p
                 return {"failed": {"kind": "killed", "why": "by the system"}}
         return in_here(work, given, told, stop)
 
-    monkeypatch.setattr(race_module, "run_apart", failing)
-    folder = RaceFolder(tmp_path / "out", settings(race))
-    run_race(race, folder, Quiet(), StopRequest())
+    monkeypatch.setattr(race_module, "run_in_process", failing)
+    folder = ComparisonFolder(tmp_path / "out", settings(race))
+    run_comparison(race, folder, Quiet(), StopRequest())
     assert counted == [0, 1]  # and the third run takes over what the second has counted
     assert [("failed" in record, "failed" in record["counts"]) for record in folder.records] == [
         (False, True), (False, False), (False, False)
     ]  # fmt: skip
     tables = Report(race, folder.records, SMALL, "sidestep bench").tables[stripes]
     assert tables[-1].rows == [[SMALL, "0", "killed, while a step was counted", "by the system"]]
-    again = RaceFolder(tmp_path / "out", settings(race))
-    run_race(race, again, Quiet(), StopRequest(), retry=True)
+    again = ComparisonFolder(tmp_path / "out", settings(race))
+    run_comparison(race, again, Quiet(), StopRequest(), retry=True)
     assert counted == [0, 1]
     assert all("failed" not in record["counts"] for record in again.records)
 
@@ -560,8 +561,8 @@ def test_a_count_that_fails_is_shown_and_tried_again(stripes, monkeypatch, tmp_p
 def test_a_loss_that_is_not_finite_is_a_failure_of_that_run(stripes, here, tmp_path):
     race = a_race(stripes, SMALL, "backprop:net=mlp,hidden=8,learning_rate=100,weight_decay=1", seeds=1,
                   budget=Budget(epochs=60))  # fmt: skip
-    folder = RaceFolder(tmp_path / "out", settings(race))
-    run_race(race, folder, Quiet(), StopRequest())
+    folder = ComparisonFolder(tmp_path / "out", settings(race))
+    run_comparison(race, folder, Quiet(), StopRequest())
     fine, bad = folder.records
     assert "failed" not in fine
     assert bad["failed"]["kind"] == "not finite"
@@ -569,15 +570,15 @@ def test_a_loss_that_is_not_finite_is_a_failure_of_that_run(stripes, here, tmp_p
 
 def test_other_settings_are_refused_in_the_same_folder(stripes, tmp_path):
     race = a_race(stripes)
-    RaceFolder(tmp_path / "out", settings(race))
-    RaceFolder(tmp_path / "out", settings(a_race(stripes, seeds=9)))
+    ComparisonFolder(tmp_path / "out", settings(race))
+    ComparisonFolder(tmp_path / "out", settings(a_race(stripes, seeds=9)))
     other = a_race(stripes, SMALL.replace("8", "9"), OTHER, common={"batch": 16})
     with pytest.raises(InputError, match="training: batch: was 128, given 16"):
-        RaceFolder(tmp_path / "out", settings(other))
-    RaceFolder(tmp_path / "out", settings(other), overwrite=True)
+        ComparisonFolder(tmp_path / "out", settings(other))
+    ComparisonFolder(tmp_path / "out", settings(other), overwrite=True)
     (tmp_path / "out" / "bench.json").write_text("nonsense")
     with pytest.raises(InputError, match="cannot be read"):
-        RaceFolder(tmp_path / "out", settings(other))
+        ComparisonFolder(tmp_path / "out", settings(other))
 
 
 def test_a_stopped_comparison_keeps_what_was_done(stripes, monkeypatch, tmp_path, capsys):
@@ -589,7 +590,7 @@ def test_a_stopped_comparison_keeps_what_was_done(stripes, monkeypatch, tmp_path
             raise Stopped("stopped", 0, signal.SIGINT)
         return in_here(work, given, told, stop)
 
-    monkeypatch.setattr(race_module, "run_apart", stopping)
+    monkeypatch.setattr(race_module, "run_in_process", stopping)
     words = [
         "bench",
         "--baseline",
@@ -611,7 +612,7 @@ def test_a_stopped_comparison_keeps_what_was_done(stripes, monkeypatch, tmp_path
         main(words)
     assert ended.value.code == 130
     assert "finished runs are kept in o (1)" in capsys.readouterr().err
-    monkeypatch.setattr(race_module, "run_apart", in_here)
+    monkeypatch.setattr(race_module, "run_in_process", in_here)
     main(words)
     assert len((tmp_path / "o" / "bench.jsonl").read_text().splitlines()) == 4
 
@@ -694,11 +695,11 @@ def test_a_killed_command_goes_on_where_it_was(stripes, tmp_path):
     assert "written" in done.stdout
 
 
-def _tell_there(given, told):
-    tell(f"{given}: read otherwise")
+def _reports_a_notice(given, told):
+    notices.report(f"{given}: read otherwise")
     return {"given": given}
 
 
 def test_what_is_to_be_told_of_data_in_another_process_is_told_here():
     with pytest.warns(DataNotice, match="^stripes: read otherwise$"):
-        assert run_apart(_tell_there, "stripes", lambda news: None, StopRequest(), 1) == {"given": "stripes"}
+        assert run_in_process(_reports_a_notice, "stripes", lambda news: None, StopRequest(), 1) == {"given": "stripes"}

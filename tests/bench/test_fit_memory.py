@@ -247,7 +247,7 @@ def test_every_rule_has_a_baseline_or_a_row_that_says_why(rule, measured):
     modes = [each.work.units for each in ways if each.own]
     assert modes == (["together", "in-turn", "one-resident"] if isinstance(rule, UnitByUnit) else ["together"])
     for each in ways:
-        assert each.why_not or each.own or each.like in (None, *labels)
+        assert each.unsupported_reason or each.own or each.like in (None, *labels)
         assert each.work.batch % each.micro == 0
     rows = {each.label: each for each in fit_memory(ways, 10**9, lambda _: None)}
     assert [r.why for r in rows.values() if r.why and "could not be" in r.why] == []

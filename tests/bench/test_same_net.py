@@ -10,7 +10,7 @@ from sidestep.bench.comparison import rounds as race_module
 from sidestep.bench.comparison.entries import read_entries
 from sidestep.bench.comparison.numbers import ratios
 from sidestep.bench.comparison.one_run import Budget
-from sidestep.bench.comparison.rounds import Race, race_order, settings
+from sidestep.bench.comparison.rounds import Comparison, race_order, settings
 from sidestep.bench.comparison.same_net import with_baselines
 from sidestep.bench.process import failure
 from sidestep.cli import main
@@ -104,7 +104,7 @@ def test_backprop_takes_a_module_for_its_hidden_layers(given):
 
 
 def race_of(*words, data="digits", **other):
-    return Race(tuple(read_entries(words)), (data,), Budget(epochs=1), **{"seeds": 1, **other})
+    return Comparison(tuple(read_entries(words)), (data,), Budget(epochs=1), **{"seeds": 1, **other})
 
 
 def test_nets_that_are_the_same_have_one_baseline_and_plain_backprop_is_its_own():
@@ -147,7 +147,7 @@ def test_the_command_compares_with_the_same_net_by_default(monkeypatch, tmp_path
         except Exception as error:
             return {"failed": failure(error)}
 
-    monkeypatch.setattr(race_module, "run_apart", in_here)
+    monkeypatch.setattr(race_module, "run_in_process", in_here)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.py").write_text(
         "from torch import nn\n\n\ndef stages():\n"

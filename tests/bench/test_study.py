@@ -262,13 +262,13 @@ def test_accuracy_by_time_given_the_true_z():
 
 
 def test_a_net_without_a_schedule_is_refused():
-    from sidestep.bench.studies.loss_weights import Look
+    from sidestep.bench.studies.loss_weights import WeightStudy
 
     with NOISE.torch_seeded():
         block = TimedBlock(nn.Flatten(), SHAPE, 4, 4, image_latent=False)
     net = Denoiser(block, torch.eye(4), NearestReadout())
     with pytest.raises(InputError, match="without a schedule"):
-        Look().at(rules.NoPropFM(), net, data.load("digits"), Options())
+        WeightStudy().at(rules.NoPropFM(), net, data.load("digits"), Options())
 
 
 # --- the commands ------------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from sidestep.cli import main
 from sidestep.cli.bar import TrainingBar
 from sidestep.errors import DataError
 from sidestep.rules import Backprop, Task
-from sidestep.training.compatibility import unlike_contrast
+from sidestep.training.compatibility import pixel_scale_warning
 from sidestep.training.loop import Loop
 
 QUICK = ["--net", "mlp", "--hidden", "16", "--epochs", "1"]
@@ -381,13 +381,13 @@ def test_predictions_say_their_reading_and_warn_of_pixels_in_other_units(capsys)
 def test_float_pixels_in_other_units_are_told_too():
     images = torch.linspace(0, 1, 128).reshape(2, 1, 8, 8)
     task = Task((1, 8, 8), ("a", "b"), (0.5,), (0.3,), "float32")
-    assert unlike_contrast(task, images) is None
-    assert unlike_contrast(task, images / 7) is None
-    assert "standard deviation of 74.2, those trained on 0.3 (float32)" in unlike_contrast(task, images * 255)
+    assert pixel_scale_warning(task, images) is None
+    assert pixel_scale_warning(task, images / 7) is None
+    assert "standard deviation of 74.2, those trained on 0.3 (float32)" in pixel_scale_warning(task, images * 255)
     flat = dataclasses.replace(task, std=(1.0,))  # a channel that did not change in training
-    assert unlike_contrast(flat, images * 255) is None
-    assert unlike_contrast(task, images[:0]) is None
-    assert unlike_contrast(task, images * 0) is None  # no change of units makes one colour of it
+    assert pixel_scale_warning(flat, images * 255) is None
+    assert pixel_scale_warning(task, images[:0]) is None
+    assert pixel_scale_warning(task, images * 0) is None  # no change of units makes one colour of it
 
 
 @pytest.mark.parametrize("how", [["-m", "sidestep"], ["-c", "from sidestep.__main__ import main; main()"]])
@@ -398,7 +398,7 @@ def test_a_stop_while_the_library_is_imported_is_one_line(how):
         **os.environ, "PYTHONPATH": os.pathsep.join(paths),
     })  # fmt: skip
     assert (found.returncode, found.stdout) == (130, "")
-    assert found.stderr == "sidestep: stopped before anything was begun\n"
+    assert found.stderr == "sidestep: stopped before anything was started\n"
     project = (Path(__file__).parents[2] / "pyproject.toml").read_text()
     assert 'sidestep = "sidestep.__main__:main"' in project
 

@@ -109,12 +109,12 @@ class TestPredictions:
         whole = rule.predict(net, images, Noise(9))
         parts = [rule.predict(net, images[a:b], Noise(9), start=a) for a, b in ((0, 5), (5, 6), (6, 24))]
         others = rule.predict(net, torch.cat([images[:5], -9 * images[5:]]), Noise(9))
-        for name in rule.predictors:
+        for name in rule.readings:
             joined = torch.cat([part[name] for part in parts])
             torch.testing.assert_close(joined, whole[name], atol=1e-5, rtol=0)
             torch.testing.assert_close(others[name][:5], whole[name][:5], atol=1e-5, rtol=0)
             assert (others[name][5:] - whole[name][5:]).abs().max() > 1e-3, name
-        noisy = [name for name in rule.predictors if name in ("ancestral", "mean") or "noise" in name]
+        noisy = [name for name in rule.readings if name in ("ancestral", "mean") or "noise" in name]
         for name in noisy:  # without its place in the set an example would get another's noise
             unplaced = rule.predict(net, images[6:], Noise(9), names=[name])[name]
             assert (unplaced - whole[name][6:]).abs().max() > 1e-3, name
@@ -128,7 +128,7 @@ class TestPredictions:
             3 * (2 * latent[:, :4] + time[:, None] + 9 * prepared[:, :4]).sin()
         )
         before, after = zero.predict(net, images, Noise(9)), noise.predict(net, images, Noise(9))
-        for name in rule.predictors:
+        for name in rule.readings:
             moved = (before[name] - after[name]).abs().max()
             moves = name in ("ddim", "euler", "heun", "adaptive")
             assert moved > 2e-4 if moves else moved == 0, (

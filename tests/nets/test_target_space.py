@@ -102,7 +102,7 @@ def test_blocks_at_once_and_one_by_one_have_the_same_gradients(kind):
     inputs = images.laid_out(Noise(4).normal(3 * 64).view(3, 1, 8, 8))
     batch, found = Batch(inputs, TARGETS[kind], TASKS[kind].objective), {}
     for way in ("per block", "together"):
-        net.set_way(way)
+        net.set_execution(way)
         found[way] = rule.estimate(net, batch, Noise(6))
     for gradient_name, gradient in found["per block"].gradients.items():
         torch.testing.assert_close(found["together"].gradients[gradient_name], gradient, atol=1e-3, rtol=1e-3)

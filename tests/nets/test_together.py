@@ -11,7 +11,7 @@ from sidestep.errors import InputError
 from sidestep.nets.dropout import Dropout, masks_from
 from sidestep.nets.noprop import captured_pass as recorded
 from sidestep.nets.noprop.batched_blocks import can_go_together
-from sidestep.nets.noprop.execution import choose_way
+from sidestep.nets.noprop.execution import choose_execution
 from sidestep.noise import Noise
 from sidestep.rules import Batch, NoPropDT, Task
 
@@ -41,7 +41,7 @@ def built(options, shape, dtype=torch.float64, size=10):
 def both(rule, net, batch):
     found = []
     for way in ("per block", "together"):
-        net.set_way(way)
+        net.set_execution(way)
         found.append(rule.estimate(net, batch, NOISE))
     return found
 
@@ -71,7 +71,7 @@ def test_the_recorded_pass_equals_per_block_at_every_step():
     for step in range(2):  # recorded at the first, with other weights, masks and statistics after it
         found = []
         for way in ("per block", "graph"):
-            net.set_way(way)
+            net.set_execution(way)
             found.append(rule.estimate(net, batch, NOISE.at(step)))
         assert_equal(*found, 1e-9)
         rule.apply(net, found[0], optimizer)
@@ -80,7 +80,7 @@ def test_the_recorded_pass_equals_per_block_at_every_step():
 def test_what_was_recorded_goes_with_its_net():
     rule, net, batch = built({"blocks": 2}, (1, 8, 8))
     before = len(recorded._known)
-    net.set_way("graph")
+    net.set_execution("graph")
     rule.estimate(net, batch, NOISE)
     assert len(recorded._known) == before + 1
     del net
@@ -110,7 +110,7 @@ def test_together_equals_per_block_in_bfloat16_to_its_rounding():
 def test_masks_are_those_of_the_blocks_by_themselves():
     """A mask that a neighbour had drawn would change the losses far beyond rounding."""
     rule, net, batch = built(*CASES["figure-6"])
-    net.set_way("together")
+    net.set_execution("together")
     with_masks = rule.estimate(net, batch, NOISE).losses
     for module in net.modules():
         if isinstance(module, Dropout):
@@ -123,7 +123,7 @@ def test_masks_are_those_of_the_blocks_by_themselves():
 
 def test_an_estimate_leaves_the_net_and_a_block_s_neighbours_alone():
     rule, net, batch = built(*CASES["figure-6"])
-    net.set_way("together")
+    net.set_execution("together")
     before = {name: value.clone() for name, value in net.state_dict().items()}
     whole = rule.estimate(net, batch, NOISE).gradients
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
@@ -140,7 +140,7 @@ def test_training_steps_go_the_same_way():
     ends = []
     for way in ("per block", "together"):
         rule, net, batch = built({"blocks": 2}, (1, 8, 8))
-        net.set_way(way)
+        net.set_execution(way)
         optimizer = rule.optimizer(net)
         for step in range(4):
             rule.apply(net, rule.estimate(net, batch, NOISE.at(step)), optimizer)
@@ -151,25 +151,27 @@ def test_training_steps_go_the_same_way():
 
 class TestChoice:
     def test_block_by_block_on_a_cpu_together_on_a_gpu(self):
-        assert choose_way(torch.device("cpu")) == "per block"
-        assert choose_way(torch.device("cuda")) == "together"
+        assert choose_execution(torch.device("cpu")) == "per block"
+        assert choose_execution(torch.device("cuda")) == "together"
         net = built(*CASES["figure-6"])[1]
-        assert net.way(torch.device("cpu")) == "per block"
-        assert net.way(torch.device("cuda", 1)) == "together"
+        assert net.execution(torch.device("cpu")) == "per block"
+        assert net.execution(torch.device("cuda", 1)) == "together"
 
     def test_the_rule_goes_the_way_that_the_device_or_the_net_says(self, monkeypatch):
         rule, net, batch = built(*CASES["figure-6"])
         gone = []
-        for name in ("_together", "_block_share"):
+        for name in ("_together", "_block_estimate"):
             real = getattr(NoPropDT, name)
             monkeypatch.setattr(NoPropDT, name, lambda *a, n=name, f=real: gone.append(n) or f(*a))
         rule.estimate(net, batch, NOISE)
-        assert gone == ["_block_share"] * 3
+        assert gone == ["_block_estimate"] * 3
         gone.clear()
-        net.set_way("together")
+        net.set_execution("together")
         rule.estimate(net, batch, NOISE)
-        net.set_way("auto")
-        monkeypatch.setattr("sidestep.nets.noprop.stack.choose_way", lambda device: choose_way(torch.device("cuda")))
+        net.set_execution("auto")
+        monkeypatch.setattr(
+            "sidestep.nets.noprop.stack.choose_execution", lambda device: choose_execution(torch.device("cuda"))
+        )
         rule.estimate(net, batch, NOISE)
         assert gone == ["_together"] * 2
 
@@ -178,11 +180,11 @@ class TestChoice:
         task = Task((1, 8, 8), tuple("abcd"), (0.0,), (1.0,))
         net = rule.build(task, Noise(0), None, lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU()))
         for device in ("cpu", "cuda"):
-            assert net.way(torch.device(device)) == "per block"
+            assert net.execution(torch.device(device)) == "per block"
         with pytest.raises(InputError, match="module of your own"):
-            net.set_way("together")
+            net.set_execution("together")
         with pytest.raises(InputError, match="got 'sideways'"):
-            net.set_way("sideways")
+            net.set_execution("sideways")
 
     def test_unlike_blocks_and_unknown_layers_cannot_go_together(self):
         net = built(*CASES["figure-6"])[1]

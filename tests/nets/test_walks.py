@@ -255,7 +255,7 @@ def test_one_to_a_thousand_steps(rule):
             rule(steps=steps)
     net = rule().build(TASK, Noise(0), None, None)
     images = Noise(1).normal(2 * 64).view(2, 1, 8, 8)
-    reading = rule.predictors[0]
+    reading = rule.readings[0]
     for steps in (1, 2, 1000):
         found = rule(steps=steps).predict(net, images, Noise(0), names=[reading])[reading]
         assert found.isfinite().all()

@@ -34,7 +34,7 @@ def assert_readings_are_plain(rule, net, images, noise, plain_readings, from_noi
     `plain_readings(rule, image, place, noise)` gives one image's readings by name, and its single draws. `from_noise`
     is the reading that equals the one without " from noise" where walks start from noise.
     """
-    found = rule.predict(net, images, noise, start=10, names=[n for n in rule.predictors if n != "adaptive"])
+    found = rule.predict(net, images, noise, start=10, names=[n for n in rule.readings if n != "adaptive"])
     rows = [plain_readings(rule, image, 10 + place, noise) for place, image in enumerate(images)]
     wanted = {name: torch.stack([readings[name] for readings, _ in rows]) for name in found}
     for name, probabilities in found.items():

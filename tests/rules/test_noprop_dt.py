@@ -243,8 +243,8 @@ def test_every_reading_equals_a_plain_walk_and_the_mean_is_over_draws_that_diffe
         images = batch(6).inputs.double()
         wanted, singles = plain_readings(net, images, Noise(4), 10, draws)
         found = rule.predict(net, images, Noise(4), start=10)
-    assert list(found) == list(rule.predictors)
-    for name in rule.predictors:
+    assert list(found) == list(rule.readings)
+    for name in rule.readings:
         assert (found[name] - wanted[name]).abs().max() < 1e-6, name
     for one, other in itertools.combinations([*wanted.values(), *singles[1:]], 2):
         assert (one - other).abs().max() > 1e-2  # or the readings could stand in for one another

@@ -106,7 +106,7 @@ def made(rule, options):
 def test_options_are_valid_at_every_budget(preset, budget):
     small = preset.for_budget(budget)
     rule = made(small.rule, json.dumps(dict(small.options), sort_keys=True))
-    assert preset.reading in rule.predictors
+    assert preset.reading in rule.readings
     epochs = Options(**small.train).epochs
     assert epochs <= preset.train["epochs"]
     assert preset.image_size is None or preset.data == "bloodmnist"

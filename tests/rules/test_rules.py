@@ -197,7 +197,7 @@ def test_twenty_steps_on_one_batch_lower_every_loss_that_can_fall(rule):
 def test_predictions_are_probabilities_for_every_reading(rule):
     net = build(rule)
     found = rule.predict(net, batch().inputs, Noise(0))
-    assert tuple(found) == rule.predictors
+    assert tuple(found) == rule.readings
     for probabilities in found.values():
         assert probabilities.shape == (32, 4)
         assert (probabilities >= 0).all()
@@ -259,7 +259,7 @@ def test_a_run_comes_back_from_its_folder(rule, tmp_path):
     again = load_run(tmp_path / "run")
     assert again.rule == rule
     images = digits().test.images[:50]
-    for reading in rule.predictors:
+    for reading in rule.readings:
         assert torch.equal(run.predict(images, reading), again.predict(images, reading))
 
 

@@ -164,7 +164,7 @@ def few():
 @each_rule
 def test_a_run_leaves_a_log_of_its_steps_where_a_rule_says_so(name, tmp_path, few):
     rule = able(name)
-    train(rule, few, Options(epochs=1, batch=32, out=tmp_path / "run"), readings=[rule.predictors[0]])
+    train(rule, few, Options(epochs=1, batch=32, out=tmp_path / "run"), readings=[rule.readings[0]])
     log = tmp_path / "run" / "steps.steplog"
     steps = len(list(LogReader(log).records())) if log.exists() else 0
     assert steps == (len(few.train) // 32 if rule.takes.log == "yes" else 0)

@@ -30,7 +30,7 @@ def test_the_papers_presets_are_as_in_the_paper_and_the_improved_ones_are_not(pr
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_option_that_leaves_the_paper_is_named_and_only_those(kind):
     assert set(kind.paper_options) <= {field.name for field in dataclasses.fields(kind)}
-    assert kind.paper_reading in kind.predictors
+    assert kind.paper_reading in kind.readings
     paper = kind(**{name: values[0] for name, values in kind.paper_options.items()})
     assert variant_of(paper).startswith("trained as in the paper")
     for name, value in {"unit_norm": True, "learning_rate": 2e-3, "embedding": "orthogonal"}.items():

@@ -47,7 +47,7 @@ class Toy:
 
     name: ClassVar[str] = "toy"
     summary: ClassVar[str] = "a rule for tests"
-    predictors: ClassVar[tuple[str, ...]] = ("forward",)
+    readings: ClassVar[tuple[str, ...]] = ("forward",)
     for_inference: ClassVar[tuple[str, ...]] = ()
     kind: str = "sparse"
     probes: int = 16

@@ -38,7 +38,7 @@ from sidestep.rules import (
 from sidestep.rules.shared.trits import sign_and_median
 from sidestep.training import alignment_curves
 from sidestep.training import alignment_watch as alignment
-from sidestep.training.alignment_watch import Allowance
+from sidestep.training.alignment_watch import TimeBudget
 
 TASK = Task((1, 8, 8), tuple("abcd"), (0.0,), (1.0,))
 PLAIN = Options(precision="float32")
@@ -232,7 +232,7 @@ def test_true_gradients_are_the_slope_of_what_is_predicted(rule):
         with torch.no_grad():
             for name, change in moved.items():
                 parameters[name].add_(change)
-            chances = rule.predict(net, given.inputs, Noise(0), names=rule.predictors[:1])[rule.predictors[0]]
+            chances = rule.predict(net, given.inputs, Noise(0), names=rule.readings[:1])[rule.readings[0]]
             for name, change in moved.items():
                 parameters[name].sub_(change)
         return float(F.nll_loss(chances.log(), given.targets))
@@ -325,7 +325,7 @@ TRAINED = {
 def test_measuring_changes_no_bit_of_training(rule, tmp_path, monkeypatch):
     plain = Options(epochs=1, batch=256, out=tmp_path / "plain", average=0.9 if "backprop" in rule.name else 0.0)
     train(rule, "digits", plain)
-    monkeypatch.setattr(Allowance, "allows", lambda self: True)
+    monkeypatch.setattr(TimeBudget, "allows", lambda self: True)
     train(rule, "digits", replace(plain, out=tmp_path / "measured", align=0.05))
     for file in ("model.safetensors", "steps.steplog"):
         if (tmp_path / "plain" / file).exists():
@@ -350,7 +350,7 @@ class Clock:
 @pytest.mark.parametrize("price", [0.1, 4.0, 50.0])  # in steps; the first is guessed at eight
 def test_the_share_of_the_time_is_kept_and_used(share, price):
     clock = Clock()
-    allowance, looks, since = Allowance(share, 8, clock), 0, 0
+    allowance, looks, since = TimeBudget(share, 8, clock), 0, 0
     for step in range(60_000):
         clock.now += 1
         if allowance.allows():
@@ -366,7 +366,7 @@ def test_the_share_of_the_time_is_kept_and_used(share, price):
 
 def test_the_share_is_kept_when_prices_vary():
     clock = Clock()
-    allowance, prices = Allowance(0.05, 8, clock), Noise(0).uniform(60_000).mul(6).add(1).tolist()
+    allowance, prices = TimeBudget(0.05, 8, clock), Noise(0).uniform(60_000).mul(6).add(1).tolist()
     for price in prices:
         clock.now += 1
         if allowance.allows():
@@ -394,7 +394,7 @@ def test_the_held_batch_divides_as_the_batch_of_training_does(rule, tmp_path, mo
     """The digits have 144 validation images, which do not divide by 32."""
     assert align(rule, "digits", Options(batch=256), estimates=1).images == 128
     assert align(replace(rule, **{rule.batch_multiple[0]: 1}), "digits", Options(batch=256), estimates=1).images == 144
-    monkeypatch.setattr(Allowance, "allows", lambda self: True)
+    monkeypatch.setattr(TimeBudget, "allows", lambda self: True)
     train(rule, "digits", Options(epochs=1, batch=256, align=0.05, out=tmp_path / "run"))
     assert len(alignment_curves(tmp_path / "run")["all"]) == 5
 
@@ -471,7 +471,7 @@ def test_a_run_is_measured_on_the_data_that_it_was_trained_on(tmp_path):
 
 
 def test_curves_of_every_measure_can_be_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(Allowance, "allows", lambda self: True)
+    monkeypatch.setattr(TimeBudget, "allows", lambda self: True)
     rule = Evolution(hidden=(8,), population=2)
     train(rule, "digits", Options(epochs=1, batch=256, align=0.05, out=tmp_path / "run"))
     for measure in ("cosine", "norm_ratio", "norm ratio", "signal_to_noise"):
@@ -500,7 +500,7 @@ def test_the_command_measures_a_rule_and_a_run(capsys, tmp_path, monkeypatch):
     assert "stages.0.1.weight" in out
     assert "left out" in out
     assert (tmp_path / "a.png").read_bytes()[:4] == b"\x89PNG"
-    monkeypatch.setattr(Allowance, "allows", lambda self: True)
+    monkeypatch.setattr(TimeBudget, "allows", lambda self: True)
     given = ["noise-step", "--hidden", "16", "--epochs", "1", "--align", "0.05", "--out", "run"]
     assert run(capsys, "train", *given)[0] == 0
     status, out, _ = run(capsys, "align", "run", "--json", "--out", "b.png")

@@ -211,7 +211,7 @@ class TestARun:
 
     def test_keeps_its_answers(self, run):
         images = data.load("digits").test.images
-        for reading in run.rule.predictors:
+        for reading in run.rule.readings:
             scores, probabilities = run.predict(images, reading, raw=True), run.predict(images, reading)
             assert torch.equal(scores.argmax(dim=1), probabilities.argmax(dim=1)), reading
             assert not torch.allclose(scores, probabilities, atol=1e-3), reading
@@ -219,7 +219,7 @@ class TestARun:
     def test_comes_back_with_its_temperatures(self, run):
         again = load_run(run.folder)
         assert again.calibration == run.calibration
-        assert set(again.calibration.temperatures) == set(run.rule.predictors)
+        assert set(again.calibration.temperatures) == set(run.rule.readings)
         images = data.load("digits").test.images[:20]
         assert torch.equal(again.predict(images, "mean"), run.predict(images, "mean"))
 

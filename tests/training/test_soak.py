@@ -13,7 +13,7 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forked pr
 
 def test_kills_torn_writes_and_faults_change_nothing():
     told = []
-    counts = kills.run(seed=3, count=8, rules=["noise-step"], tell=told.append)
+    counts = kills.run(seed=3, count=8, rules=["noise-step"], report=told.append)
     assert not told
     assert counts["points"] == 8
     assert not sum(counts[name] for name in soak.FAILURES)
@@ -25,9 +25,9 @@ def test_a_planted_fault_is_found(monkeypatch):
     class FoundError(Exception):
         pass
 
-    def tell(words):
+    def report(words):
         raise FoundError(words)
 
     monkeypatch.setattr(RunFolder, "metrics_of", lambda folder, record: folder.metrics_file.stat().st_size)
     with pytest.raises(FoundError, match="silent differences: metrics"):
-        kills.run(seed=3, count=40, rules=["backprop"], tell=tell)
+        kills.run(seed=3, count=40, rules=["backprop"], report=report)

@@ -22,7 +22,7 @@ from sidestep.noise import Noise
 from sidestep.rules import Backprop, Batch, NoPropDT
 from sidestep.training import Stopped
 from sidestep.training.config import read_config, write_config
-from sidestep.training.evaluation_progress import Count, Tally
+from sidestep.training.evaluation_progress import Count, EvaluationProgress
 from sidestep.training.folder import RunFolder
 from sidestep.training.loop import Loop
 from sidestep.training.options import Compute
@@ -256,16 +256,16 @@ class TestEvaluationAtTheEnd:
     def test_counts_of_another_setting_or_a_damaged_file_are_not_taken(self, tmp_path):
         file, stop = tmp_path / "evaluation.json", StopRequest()
         split, other = (data.Split(torch.zeros(20, 1, 2, 2), torch.arange(20) % n) for n in (2, 3))
-        first = Tally(file, {"steps": 5}, 0.0, stop)
+        first = EvaluationProgress(file, {"steps": 5}, 0.0, stop)
         first.of("test", split, ["ddim"]).add({"ddim": 7}, 10)
-        assert Tally(file, {"steps": 5}, 60.0, stop).of("test", split, ["ddim"]) == Count({"ddim": 7}, 10)
-        assert Tally(file, {"steps": 6}, 60.0, stop).of("test", split, ["ddim"]).images == 0
-        assert Tally(file, {"steps": 5}, 60.0, stop).of("test", split, ["mean"]).images == 0
-        assert Tally(file, {"steps": 5}, 60.0, stop).of("train", split, ["ddim"]).images == 0
-        assert Tally(file, {"steps": 5}, 60.0, stop).of("test", other, ["ddim"]).images == 0
+        assert EvaluationProgress(file, {"steps": 5}, 60.0, stop).of("test", split, ["ddim"]) == Count({"ddim": 7}, 10)
+        assert EvaluationProgress(file, {"steps": 6}, 60.0, stop).of("test", split, ["ddim"]).images == 0
+        assert EvaluationProgress(file, {"steps": 5}, 60.0, stop).of("test", split, ["mean"]).images == 0
+        assert EvaluationProgress(file, {"steps": 5}, 60.0, stop).of("train", split, ["ddim"]).images == 0
+        assert EvaluationProgress(file, {"steps": 5}, 60.0, stop).of("test", other, ["ddim"]).images == 0
         for damage in ("", "{", "[]", "3", '{"key": {"steps": 5}}'):
             file.write_text(damage)
-            assert Tally(file, {"steps": 5}, 60.0, stop).of("test", split, ["ddim"]).images == 0
+            assert EvaluationProgress(file, {"steps": 5}, 60.0, stop).of("test", split, ["ddim"]).images == 0
 
     def test_only_the_wanted_readings_are_counted_and_unknown_ones_refused_before_training(self, tmp_path):
         rule, options = NoPropDT(blocks=2), Options(**self.options, out=tmp_path / "run")
@@ -486,9 +486,9 @@ def test_two_hundred_kills(tmp_path):
 def kills(tmp_path, wanted):
     """Kill -9 at random instants of a run, import of torch and writing of files included; resume after each."""
     whole = start(tmp_path / "whole")
-    begun = time.perf_counter()
+    started = time.perf_counter()
     assert whole.wait() == 0, whole.stderr.read().decode()
-    seconds = time.perf_counter() - begun
+    seconds = time.perf_counter() - started
     expected = (tmp_path / "whole/model.safetensors").read_bytes()
     instants = iter(Noise(17).uniform(100 * wanted).tolist())  # one for each start
     done = rounds = 0

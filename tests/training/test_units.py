@@ -23,7 +23,7 @@ from sidestep.training.loop import Loop
 from sidestep.training.options import Compute
 from sidestep.training.state import State
 from sidestep.training.unit_files import UnitFiles
-from sidestep.training.unit_modes import place_units, why_not
+from sidestep.training.unit_modes import move_units, unsupported_reason
 
 DIGITS = data.load("digits")
 FIRST, OTHERS = (Split(DIGITS.train.images[a:b], DIGITS.train.labels[a:b]) for a, b in ((0, 96), (96, 112)))
@@ -50,17 +50,17 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
-def begun(rule, units, **options):
+def started(rule, units, **options):
     task = Task(DIGITS.image_shape, DIGITS.class_names, DIGITS.mean, DIGITS.std)
     net = rule.build(task, Noise(0).stream("build"), DIGITS.train, None)
     state = State(net, rule.optimizer(net))
-    place_units(state, rule, units, None)
+    move_units(state, rule, units, None)
     given = Options(**{"batch": 32, "units": units, "decay": "cosine", **options})
     return Loop(rule, DIGITS, given, Compute.find("cpu", "float32"), None), state
 
 
 def after_steps(rule, units, steps=3):
-    loop, state = begun(rule, units, average=0.9)
+    loop, state = started(rule, units, average=0.9)
     for _ in range(steps):
         loop.take_step(state)
     tensors, record = state.tensors()
@@ -112,7 +112,7 @@ def test_resuming_in_files_half_way_goes_on_with_the_same_bits(tmp_path):
 
 
 def peak_of_a_step(blocks, units):
-    loop, state = begun(NoPropDT(blocks=blocks), units)
+    loop, state = started(NoPropDT(blocks=blocks), units)
     loop.take_step(state)
     with peak_allocation() as peak:
         loop.take_step(state)
@@ -129,13 +129,13 @@ def test_memory_of_a_step_does_not_grow_with_the_blocks(units):
 @pytest.mark.parametrize("rule", [LocalLoss(hidden=(64,) * 6, norm="none"), Hebbian(hidden=(64,) * 6)], ids=str)
 def test_stages_hold_one_gradient_at_a_time(rule):
     def peak(units):
-        loop, state = begun(rule, units, batch=8)
+        loop, state = started(rule, units, batch=8)
         loop.take_step(state)
         with peak_allocation() as found:
             loop.take_step(state)
         return found.bytes
 
-    gradients = sum(4 * p.numel() for n, p in begun(rule, "together")[1].net.named_parameters() if "stages" in n)
+    gradients = sum(4 * p.numel() for n, p in started(rule, "together")[1].net.named_parameters() if "stages" in n)
     assert peak("in-turn") < peak("together") - gradients / 2
 
 
@@ -159,14 +159,14 @@ def test_files_of_a_killed_run_are_gone_whatever_comes_after(other, tmp_path):
 
 
 def test_a_loop_does_not_train_all_units_where_single_ones_were_asked_for():
-    loop, state = begun(Backprop(net="mlp", hidden=(8,)), "in-turn")
+    loop, state = started(Backprop(net="mlp", hidden=(8,)), "in-turn")
     with pytest.raises(InputError, match="units = in-turn needs"):
         loop.take_step(state)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_units_that_do_not_train_are_not_in_memory(tmp_path):
-    loop, state = begun(NoPropDT(blocks=2), "one-resident", average=0.9)
+    loop, state = started(NoPropDT(blocks=2), "one-resident", average=0.9)
     folder = str(state.files._folder)
 
     def resident():
@@ -229,9 +229,9 @@ class TestRefusals:
         assert not (tmp_path / "run").exists()
 
     def test_a_gpu(self):
-        assert "only a CPU reads" in why_not(NoPropDT(), "one-resident", torch.device("cuda"))
-        assert why_not(NoPropDT(), "in-turn", torch.device("cuda")) is None
-        assert why_not(NoPropDT(), "one-resident", CPU) is None
+        assert "only a CPU reads" in unsupported_reason(NoPropDT(), "one-resident", torch.device("cuda"))
+        assert unsupported_reason(NoPropDT(), "in-turn", torch.device("cuda")) is None
+        assert unsupported_reason(NoPropDT(), "one-resident", CPU) is None
 
     def test_a_system_that_cannot_release_pages(self, monkeypatch):
         monkeypatch.delattr(mmap, "MADV_DONTNEED")

@@ -1,4 +1,4 @@
-"""Work in a fresh process: what it tells on its way, what it finds, and how it failed if it did."""
+"""Work in a fresh process: what it reports on its way, what it finds, and how it failed if it did."""
 
 import multiprocessing
 import signal
@@ -10,12 +10,13 @@ from typing import Any, cast
 
 from torch import OutOfMemoryError, set_num_threads
 
-from sidestep.data.notices import DataNotice, tell
+from sidestep.data import notices
+from sidestep.data.notices import DataNotice
 from sidestep.errors import NonFiniteError, SidestepError
 from sidestep.training import Stopped
 from sidestep.training.stopping import StopRequest
 
-__all__ = ["FAILED", "Work", "failure", "run_apart"]
+__all__ = ["FAILED", "Work", "failure", "run_in_process"]
 
 FAILED = "failed"  # key of the record of work that failed
 _LOOK = 0.2  # seconds between two looks whether to stop
@@ -23,10 +24,10 @@ _LOOK = 0.2  # seconds between two looks whether to stop
 Work = Callable[[Any, Callable[[Any], None]], dict[str, Any]]
 
 
-def run_apart(
-    work: Work, given: Any, told: Callable[[Any], None], stop: StopRequest, threads: int | None = None
+def run_in_process(
+    work: Work, given: Any, report: Callable[[Any], None], stop: StopRequest, threads: int | None = None
 ) -> dict[str, Any]:
-    """Call `work(given, tell)` in a fresh process, and return its record, or one that says how it failed.
+    """Call `work(given, report)` in a fresh process, and return its record, or one that says how it failed.
 
     The process is started anew (spawn), so nothing of an earlier run is in its memory. It does not see Ctrl-C: whoever
     waits for it decides. What it prints goes where the parent's output goes.
@@ -34,7 +35,7 @@ def run_apart(
     Args:
         work: a function of a module.
         given: what it gets; like everything that passes between processes, plain values or dataclasses.
-        told: called here with whatever the work tells there.
+        report: called here with whatever the work reports there.
         stop: asked while waiting.
         threads: of torch in the new process; by default as many as torch takes by itself.
 
@@ -63,9 +64,9 @@ def run_apart(
             if kind == "record":
                 return dict(value)
             if kind == "notice":
-                tell(value)
+                notices.report(value)
                 continue
-            told(value)
+            report(value)
     finally:
         process.join(timeout=5 if not stop.requested else 0)
         process.kill()
@@ -94,7 +95,7 @@ def _ended(status: int) -> dict[str, str]:
 
 @contextmanager
 def _notices_sent(there: Connection) -> Iterator[None]:
-    """Let the parent tell what loaders have to tell of data: it knows how, and whether it was told before."""
+    """Let the parent tell what loaders have to tell of data: it knows how, and whether it was shown before."""
     with warnings.catch_warnings():
         warnings.simplefilter("always", DataNotice)
         others = warnings.showwarning
@@ -115,7 +116,7 @@ def _in_there(there: Connection, work: Work, given: Any, threads: int | None) ->
         set_num_threads(threads)
     try:
         with _notices_sent(there):
-            record = work(given, lambda value: there.send(("told", value)))
+            record = work(given, lambda value: there.send(("report", value)))
     except BrokenPipeError:  # nobody waits any more
         return
     except Exception as error:  # whatever a rule, a module or torch may raise: the others are to go on

@@ -34,7 +34,7 @@ the true one. `sidestep align RULE --help` explains the options of a rule. To me
 
 
 @dataclass(frozen=True)
-class Look:
+class AlignOptions:
     """What to measure, and where to write it."""
 
     estimates: int = 8
@@ -56,7 +56,7 @@ class Look:
 
 
 @dataclass(frozen=True)
-class LookAtRun(Look):
+class AlignRunOptions(AlignOptions):
     """What to measure of a run, and where to write it."""
 
     data: str | None = None
@@ -97,12 +97,12 @@ def _align_rule(name: str, arguments: list[str]) -> None:
     def collect(
         rule: Annotated[Any, tyro.conf.arg(name="")],
         given: Annotated[Untrained, tyro.conf.arg(name="")],
-        look: Annotated[Look, tyro.conf.arg(name="")],
-    ) -> tuple[Any, Untrained, Look]:
+        look: Annotated[AlignOptions, tyro.conf.arg(name="")],
+    ) -> tuple[Any, Untrained, AlignOptions]:
         return rule, given, look
 
     collect.__annotations__["rule"] = Annotated[RULES[name], tyro.conf.arg(name="")]
-    collect.__defaults__ = (RULES[name](), Untrained(), Look())
+    collect.__defaults__ = (RULES[name](), Untrained(), AlignOptions())
     about = f"Measure how well the estimates of {name} point along the true gradient, in an untrained net."
     rule, given, look = parsed(collect, f"sidestep align {name}", arguments, about)
     _check(look)
@@ -120,7 +120,7 @@ def _align_rule(name: str, arguments: list[str]) -> None:
 
 def _align_run(folder: Path, arguments: list[str]) -> None:
     about = "Measure how well the estimates of a run's rule point along the true gradient, in its net as it stands."
-    look = parsed(LookAtRun, f"sidestep align {folder}", arguments, about)
+    look = parsed(AlignRunOptions, f"sidestep align {folder}", arguments, about)
     _check(look)
     # never from the run's own configuration: looking at somebody's run must not run their code
     run = load_run(folder, module=module_from(look.module) if look.module else None, device=look.device)
@@ -128,12 +128,12 @@ def _align_run(folder: Path, arguments: list[str]) -> None:
     _report(found, look, alignment_curves(folder))
 
 
-def _check(look: Look) -> None:
+def _check(look: AlignOptions) -> None:
     if look.out:
         check_new(look.out, look.overwrite, (".png",))
 
 
-def _report(found: Aligned, look: Look, curves: dict[str, list[tuple[int, float]]]) -> None:
+def _report(found: Aligned, look: AlignOptions, curves: dict[str, list[tuple[int, float]]]) -> None:
     if look.out:
         checkpoint.write_bytes(look.out, png_of(alignment_figure(found, curves)))
     if look.json:

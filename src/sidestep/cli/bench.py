@@ -13,12 +13,21 @@ from sidestep.bench.comparison.entries import find_baseline, read_entries
 from sidestep.bench.comparison.numbers import Baseline, baseline_of, score
 from sidestep.bench.comparison.one_run import Budget
 from sidestep.bench.comparison.page import Report, write_report
-from sidestep.bench.comparison.records import RaceFolder
-from sidestep.bench.comparison.rounds import Race, check_race, run_race, settings
+from sidestep.bench.comparison.records import ComparisonFolder
+from sidestep.bench.comparison.rounds import Comparison, check_race, run_comparison, settings
 from sidestep.bench.comparison.same_net import with_baselines
 from sidestep.bench.paper_tables.reproduce import folder_for_tables
 from sidestep.bench.process import FAILED
-from sidestep.cli.output import PlainColumn, default_data_dir, error_console, fail, show, show_json, show_table, tell
+from sidestep.cli.output import (
+    PlainColumn,
+    default_data_dir,
+    error_console,
+    fail,
+    show,
+    show_json,
+    show_line,
+    show_table,
+)
 from sidestep.cli.parse import parsed
 from sidestep.cli.repeated import Repeated, all_words
 from sidestep.cli.user_modules import ModuleOfFile
@@ -106,7 +115,7 @@ def _bench(  # long: the options of the command
     if to is not None and epochs is None and seconds is None and forward_passes is None:
         seconds = _SECONDS
     entries = read_entries(all_words(rules) or ("all",), common)
-    race = Race(
+    race = Comparison(
         tuple(entries), _names(all_words(data) or ("digits",)), Budget(epochs, seconds, forward_passes, to),
         seeds, seed, common, every, device, data_dir or default_data_dir(), validation, image_size,
         ModuleOfFile(module) if module else None,
@@ -119,7 +128,7 @@ class _Begin:
     """A comparison that is ready to begin, once it is known what was typed."""
 
     def __init__(  # long: what was asked for
-        self, race: Race, baseline: str | None, out: Path, retry: bool, overwrite: bool, json: bool
+        self, race: Comparison, baseline: str | None, out: Path, retry: bool, overwrite: bool, json: bool
     ) -> None:
         self.race, self.baseline, self.out = race, baseline, out
         self.retry, self.overwrite, self.json = retry, overwrite, json
@@ -135,11 +144,11 @@ class _Begin:
         if baseline is None:
             self.race, baseline = with_baselines(self.race)
         asked = settings(self.race)
-        folder = RaceFolder(self.out, asked, self.overwrite)
+        folder = ComparisonFolder(self.out, asked, self.overwrite)
         stopped: Stopped | None = None
         with _RaceBar() as bar, stop_on_signals() as stop:
             try:
-                run_race(self.race, folder, bar, stop, self.retry)
+                run_comparison(self.race, folder, bar, stop, self.retry)
             except Stopped as error:
                 stopped = error
         report = Report(self.race, folder.records, baseline, command)
@@ -202,7 +211,7 @@ class _RaceBar(AbstractContextManager["_RaceBar"]):
         """Print a line about the run above the bars."""
         self._bar.advance(self._runs)
         found = record[FAILED]["why"] if FAILED in record else f"{score(record):.2%} in {record['seconds']:.1f} s"
-        tell(f"{record['entry']} on {record['data']}, seed {record['seed']}: {found}")
+        show_line(f"{record['entry']} on {record['data']}, seed {record['seed']}: {found}")
 
 
 def _names(words: tuple[str, ...]) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ from sidestep.bench.memory.fit import (
 )
 from sidestep.bench.memory.step_cost import Work
 from sidestep.cli.options import last_value, rule_named
-from sidestep.cli.output import fail, show, show_json, show_table, tell
+from sidestep.cli.output import fail, show, show_json, show_line, show_table
 from sidestep.cli.parse import parsed
 from sidestep.data import names
 from sidestep.errors import InputError
@@ -66,7 +66,7 @@ def fit_memory_command(arguments: list[str]) -> None:
         raise InputError("give the memory that training may take, for instance --budget 512MiB")
     budget = parse_bytes(given.budget)
     ways = _ways(rule, given)
-    rows = fit_memory(ways, budget, tell)
+    rows = fit_memory(ways, budget, show_line)
     asked = {key: value for key, value in dataclasses.asdict(given).items() if key not in ("json", "budget")}
     if given.json:
         show_json(fit_record(rows, budget, {**asked, "options": hyper_parameters(rule)}))
@@ -115,7 +115,7 @@ def _baselines(rule: Rule, work: Work) -> list[Way]:
         try:
             plain = Backprop(**{**values, "activation_checkpointing": checkpointing})
         except InputError as error:  # checkpointing needs blocks or stages; other nets go without
-            ways.append(Way(label, work, own=False, why_not=f"not there: {error}"))
+            ways.append(Way(label, work, own=False, unsupported_reason=f"not there: {error}"))
             continue
         like = f"{rule.name}, together" if plain == rule else label
         if plain != rule:
@@ -123,7 +123,7 @@ def _baselines(rule: Rule, work: Work) -> list[Way]:
         for micro in (count for count in _MICRO if work.batch >= 2 * count and work.batch % count == 0):
             cut = dataclasses.replace(work, rule=dataclasses.replace(plain, accumulate=micro))
             ways.append(Way(f"{label}, {micro} micro-batches", cut, False, micro, like))
-    return [way for way in ways if way.work.rule != rule or way.why_not]
+    return [way for way in ways if way.work.rule != rule or way.unsupported_reason]
 
 
 def _net_of(rule: Rule) -> dict[str, Any]:

@@ -49,7 +49,7 @@ def _rules(*, json: bool = False) -> None:
             for name, fields in defaults.items()
         })  # fmt: skip
         return
-    rows = [[name, kind.summary, ", ".join(kind.predictors)] for name, kind in RULES.items()]
+    rows = [[name, kind.summary, ", ".join(kind.readings)] for name, kind in RULES.items()]
     show_table("", ["rule", "what it does", "readings at inference"], rows)
     show_table("", ["rule", "module of yours", "own loop", "targets", "log", "in turn", "true gradient"], _support())
     show(

@@ -36,8 +36,8 @@ __all__ = [
     "notice",
     "show",
     "show_json",
+    "show_line",
     "show_table",
-    "tell",
 ]
 
 
@@ -113,7 +113,7 @@ def complain_in_lines(text: str) -> None:
 
 @contextlib.contextmanager
 def data_notices_shown() -> Iterator[None]:
-    """Print what loaders have to tell of data (`DataNotice`), and readers of runs (`RunNotice`), once each."""
+    """Print what loaders have to show_line of data (`DataNotice`), and readers of runs (`RunNotice`), once each."""
     told: set[str] = set()
     with warnings.catch_warnings():
         for kind in (DataNotice, RunNotice):
@@ -137,7 +137,7 @@ def fail(message: str, status: int) -> NoReturn:
     raise SystemExit(status)
 
 
-def tell(line: str, end: str = "\n") -> None:
+def show_line(line: str, end: str = "\n") -> None:
     """Print a line about what is under way to standard error, if that is a terminal."""
     if error_console.is_terminal:
         _to_standard_error(line, end=end)

@@ -12,7 +12,7 @@ from sidestep.bench.paper_tables.reproduce import Plan, folder_for_tables, repro
 from sidestep.bench.paper_tables.rows import wanted_presets
 from sidestep.bench.report import Table
 from sidestep.cli.bar import TrainingBar
-from sidestep.cli.output import default_data_dir, error_console, fail, show, show_json, show_table, tell
+from sidestep.cli.output import default_data_dir, error_console, fail, show, show_json, show_line, show_table
 from sidestep.cli.parse import parsed
 from sidestep.cli.repeated import Repeated, all_words
 from sidestep.errors import InputError
@@ -125,7 +125,7 @@ def _memory(
             raise InputError(f"the paper gives memory for rows with one-hot labels only, got --rows {names}")
         folder_for_tables(report)
         with only_writer(report):
-            measured = memory_record(_MEMORY, found, device, command, tell, steps)
+            measured = memory_record(_MEMORY, found, device, command, show_line, steps)
             record = with_earlier(measured, report / f"{_MEMORY}.json")
             write_page(report, _MEMORY, memory_text(record), memory_tables(record), record)
         _print(record, memory_tables(record), report / f"{_MEMORY}.md", json)
@@ -141,7 +141,7 @@ TABLES: Mapping[str, tuple[str, Callable[..., Callable[[str], None]]]] = {
 
 @contextmanager
 def _watch(line: str) -> Iterator[Progress]:
-    tell(line)
+    show_line(line)
     with TrainingBar(line) as bar:
         yield bar
 

@@ -73,10 +73,10 @@ def _replay(
     """
     if out:
         check_new(out, overwrite, (".safetensors",))
-    begun, where = time.perf_counter(), Compute.find(device, "float32").device
+    started, where = time.perf_counter(), Compute.find(device, "float32").device
     made = module_from(module) if module else None
     found = rebuild(_log(log), to_step=to_step, only=only, drop=_span(drop_steps), module=made, device=where)
-    seconds = time.perf_counter() - begun
+    seconds = time.perf_counter() - started
     if found.damage:
         notice(f"{log} is damaged, its first {found.step:,} steps are used: {found.damage}")
     _tell_stale(found)

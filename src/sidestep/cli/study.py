@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from sidestep.bench.report import Table, folder_for_study, write_study
 from sidestep.bench.studies.blocks import study_blocks
 from sidestep.bench.studies.blocks_report import blocks_figure, blocks_tables, blocks_text
-from sidestep.bench.studies.loss_weights import Look, study_weights
+from sidestep.bench.studies.loss_weights import WeightStudy, study_weights
 from sidestep.bench.studies.loss_weights_report import weights_figure, weights_tables, weights_text
 from sidestep.cli.bar import TrainingBar
-from sidestep.cli.output import default_data_dir, error_console, fail, show, show_json, show_table, tell
+from sidestep.cli.output import default_data_dir, error_console, fail, show, show_json, show_line, show_table
 from sidestep.cli.parse import parsed
 from sidestep.data import DataSet, load
 from sidestep.errors import InputError
@@ -129,7 +129,7 @@ def _weights(
         overwrite: Replace the results of a study of other options in --out.
         json: Print the record as one JSON object on the last line of standard output.
     """
-    look = Look(bins, images, eta, largest_weight, readings=("ddim", "first step"))
+    look = WeightStudy(bins, images, eta, largest_weight, readings=("ddim", "first step"))
     rules = {
         "paper": NoPropCT(loss="paper", schedule="learned", eta=eta, embedding=embedding),
         "cross-entropy": NoPropCT(loss="cross-entropy", embedding=embedding),
@@ -164,13 +164,13 @@ def _data(name: str, data_dir: Path | None, validation: float) -> tuple[DataSet,
 
 @contextmanager
 def _watch(line: str) -> Iterator[Progress]:
-    tell(line)
+    show_line(line)
     with TrainingBar(line) as bar:
         yield bar
 
 
 def _told(name: str, step: int) -> None:
-    tell(f"loss {name}: {step} steps", end="\r")
+    show_line(f"loss {name}: {step} steps", end="\r")
 
 
 def _report(out: Path, record: dict[str, Any], text: str, tables: list[Table], figure: "Figure", as_json: bool) -> None:

@@ -196,7 +196,7 @@ def _predict(
             f"{trained.task.targets} as targets; in Python: sidestep.load_run({str(run)!r}).predict(inputs)"
         )
     images, files = read_named_images(file, trained.task.image_shape, picture_form(run))
-    name = reading or trained.rule.predictors[0]
+    name = reading or trained.rule.readings[0]
     probabilities = trained.predict(images, name)
     missing = trained.uncalibrated(name)
     kind, form = ("score", ".3f") if missing else ("probability", ".1%")

@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sidestep.data.notices import tell
+from sidestep.data.notices import report
 from sidestep.data.splits import Split
 from sidestep.errors import InputError
 from sidestep.noise import Noise
 
-__all__ = ["check_validation", "cut_rows", "cut_validation", "hold_out", "keep_classes", "tell_kept"]
+__all__ = ["check_validation", "cut_rows", "cut_validation", "hold_out", "keep_classes", "report_kept"]
 
 CUT_SEED = 0  # of every cut: no run's seed moves an image from one split to another
 
@@ -66,24 +66,24 @@ def cut_rows(train: Split, fraction: float) -> tuple[Split, Split]:
 def cut_validation(train: Split, fraction: float, class_names: Sequence[str], name: str) -> tuple[Split, Split]:
     """What stays of train, and a fraction of it (of at least one image, unless it is 0) for validation.
 
-    The cut does not look at classes, but a class that it would take out of train keeps one image there, which is told.
+    The cut does not look at classes, but a class that it would take out of train keeps one image there, reported.
     """
     count = held_count(len(train), fraction)
     if not count:
         return train, Split(train.images[:0], train.labels[:0])
     kept, held, lost = keep_classes(*hold_out(len(train), count, "validation"), train.labels)
-    tell_kept(name, "validation", [class_names[label] for label in lost], len(held))
+    report_kept(name, "validation", [class_names[label] for label in lost], len(held))
     return Split(train.images[kept], train.labels[kept]), Split(train.images[held], train.labels[held])
 
 
-def tell_kept(name: str, split: str, classes: Sequence[str], left: int) -> None:
+def report_kept(name: str, split: str, classes: Sequence[str], left: int) -> None:
     """Say which classes a cut would have taken out of train, if any."""
     if not classes:
         return
     one = len(classes) == 1
     named = ", ".join(classes[:20]) + (f" and {len(classes) - 20:,} more" if len(classes) > 20 else "")
     none = "" if left else f", so that there is no {split} split"
-    tell(
+    report(
         f"{name}: class{'' if one else 'es'} {named} {'has' if one else 'have'} so few images that all would be cut "
         f"off for {split}: one {'' if one else 'of each '}stays in train{none}"
     )

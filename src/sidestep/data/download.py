@@ -97,7 +97,7 @@ def _place(folder: Path, file: str) -> Iterator[Path]:
 
 
 def _remove_left(folder: Path, file: str) -> None:
-    """Remove what killed downloads of this file have left: the system has let go of their locks."""
+    """Remove what killed downloads of this file have left: the system has released their locks."""
     from filelock import FileLock, Timeout
 
     for left in list(folder.iterdir()):

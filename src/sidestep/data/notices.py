@@ -3,7 +3,7 @@
 import sys
 import warnings
 
-__all__ = ["DataNotice", "tell"]
+__all__ = ["DataNotice", "report"]
 
 
 class DataNotice(UserWarning):
@@ -17,7 +17,7 @@ class DataNotice(UserWarning):
 _OURS = ("sidestep", "functools", "contextlib")  # the last two: `DataSet.test` is a cached property
 
 
-def tell(sentence: str) -> None:
+def report(sentence: str) -> None:
     """Warn with a DataNotice at the line outside this package that has asked for the data."""
     level, frame = 1, sys._getframe()
     while frame.f_back is not None and str(frame.f_globals.get("__name__")).partition(".")[0] in _OURS:

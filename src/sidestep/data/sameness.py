@@ -5,16 +5,16 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from sidestep.data.notices import tell
+from sidestep.data.notices import report
 from sidestep.data.splits import Split
 from sidestep.wording import counted
 
-__all__ = ["tell_sameness"]
+__all__ = ["report_sameness"]
 
 NAMED = 10  # classes in one notice
 
 
-def tell_sameness(name: str, train: Split, class_names: Sequence[str]) -> None:
+def report_sameness(name: str, train: Split, class_names: Sequence[str]) -> None:
     """Say so where all images of train or of a class (of two images or more) are alike, pixel for pixel, or where
     at least half of a class's images are of one colour throughout.
     """
@@ -28,12 +28,14 @@ def tell_sameness(name: str, train: Split, class_names: Sequence[str]) -> None:
         if 2 * int(_blank(train.images, own).sum()) >= len(own):
             blank.append(label)
     if len(alike) > 1 and _all_alike(train.images, torch.arange(len(train))):
-        tell(f"{name}: all {counted(len(train), 'training image')} are alike, pixel for pixel: nothing can be learnt")
+        report(f"{name}: all {counted(len(train), 'training image')} are alike, pixel for pixel: nothing can be learnt")
         return
     if alike:
-        tell(f"{name}: all training images of {_named(alike, class_names)} are alike, pixel for pixel")
+        report(f"{name}: all training images of {_named(alike, class_names)} are alike, pixel for pixel")
     if blank:
-        tell(f"{name}: at least half the training images of {_named(blank, class_names)} are of one colour throughout")
+        report(
+            f"{name}: at least half the training images of {_named(blank, class_names)} are of one colour throughout"
+        )
 
 
 def _all_alike(images: Tensor, rows: Tensor) -> bool:

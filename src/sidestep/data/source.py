@@ -17,8 +17,8 @@ from sidestep.data.labels import (
     check_label_range,
     looks_like_numbers,
 )
-from sidestep.data.notices import tell
-from sidestep.data.sameness import tell_sameness
+from sidestep.data.notices import report
+from sidestep.data.sameness import report_sameness
 from sidestep.data.splits import DataSet, PictureForm, Split
 from sidestep.data.tables.columns import is_table, table_set
 from sidestep.errors import DataError
@@ -68,7 +68,7 @@ def assemble(source: Source, validation: float = 0.1) -> DataSet:
     if source.image_shape is None:  # that is, no known set
         _tell_of_many_classes(source.name, len(class_names), len(train))
     _tell_of_first_class(source.name, train.labels, class_names)
-    tell_sameness(source.name, train, class_names)
+    report_sameness(source.name, train, class_names)
     if source.validation is not None:
         held = _read_like(source.validation, f"{source.name}: validation", train, len(class_names))
     else:
@@ -80,7 +80,7 @@ def assemble(source: Source, validation: float = 0.1) -> DataSet:
     if source.test is not None:
         example = Split(train.images[:1].clone(), train.labels[:1].clone())  # so that train itself is not kept alive
         read_test = partial(_read_like, source.test, f"{source.name}: test", example, len(class_names))
-        if source.checks_test:  # nothing else is made of it, and it is let go of
+        if source.checks_test:  # nothing else is made of it, and it is released
             _tell_of_units(source.name, "test", read_test(), statistics)
     mean, std = statistics.mean, statistics.std
     return DataSet(
@@ -91,12 +91,12 @@ def assemble(source: Source, validation: float = 0.1) -> DataSet:
 def _tell_of_units(name: str, split: str, images: Split, train: Moments) -> None:
     unlike = unlike_split(split, images.images, train)
     if unlike:
-        tell(f"{name}: {unlike}")
+        report(f"{name}: {unlike}")
 
 
 def _tell_of_many_classes(name: str, classes: int, examples: int) -> None:
     if looks_like_numbers(classes, examples):
-        tell(
+        report(
             f"{name}: {classes} classes for {examples} train images: if the labels are numbers to be predicted "
             "(regression), a classifier of their values learns nothing of use"
         )
@@ -106,7 +106,7 @@ def _tell_of_first_class(name: str, labels: Tensor, class_names: Sequence[str]) 
     """Say so where the labels leave class 0 out, as those that begin at 1 do."""
     first = int(labels.min())
     if first:
-        tell(
+        report(
             f"{name}: the train labels begin at {first}, so that no image shows {class_names[0]}, and label {first} "
             f"stands for {class_names[first]}: if it should stand for {class_names[0]}, number labels from 0"
         )

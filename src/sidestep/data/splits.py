@@ -77,7 +77,7 @@ class Split:
 class DataSet:
     """A data set; its test split is read when `.test` is first asked for.
 
-    Of arrays and `.npz` files it is looked at once before, for what is wrong with it, and let go of.
+    Of arrays and `.npz` files it is looked at once before, for what is wrong with it, and released.
 
     mean and std are per channel of images, or per column of features, and of the train split alone, in units of 1 for
     white where images are uint8 (pixel / 255), and in their own units where inputs are floats; a channel or column

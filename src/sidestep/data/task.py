@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sidestep.data.batches import standardise
 from sidestep.data.objective import CLASSES, OBJECTIVES, Objective, values_objective
+from sidestep.data.share import WHOLE, Share
 from sidestep.data.splits import DataSet
 from sidestep.errors import InputError
 
@@ -145,8 +146,12 @@ class Task:
 
 @dataclass(frozen=True)
 class Batch:
-    """One training batch on the device: inputs as the net takes them, their targets, and what they are judged by."""
+    """One training batch on the device: inputs as the net takes them, their targets, and what they are judged by.
+
+    share: which part of a step this is; an estimate has the part's examples, and takes the part's probes alone.
+    """
 
     inputs: Tensor  # (batch, channels, height, width), float, for images
     targets: Tensor  # (batch,), int64, for classes
     objective: Objective = CLASSES
+    share: Share = WHOLE

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from sidestep.errors import InputError
-from sidestep.gradients.directions import Directions
+from sidestep.gradients.directions import Directions, OneDirection
 from sidestep.gradients.forward_mode import forward_mode
+from sidestep.gradients.shifted import at_shifted
 from sidestep.nets.check_module import inplace_explained
 from sidestep.nets.parallel import kept_statistics
 from sidestep.nets.precision import at_least_float32, full_precision
@@ -24,6 +25,7 @@ from sidestep.noise import Noise
 
 __all__ = ["Losses", "called", "check_trainable", "derivatives_along", "losses_at_pairs", "losses_here", "mean_loss"]
 
+_KEPT = 1 << 18  # weights, whose direction is small beside what a process takes anyway
 Losses = Callable[[], Tensor]  # -> () or (batch,): the loss, or one per example, at the weights that the net has now
 
 
@@ -92,19 +94,24 @@ def losses_at_pairs(  # long: what a pair depends on
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Return the losses at `w + eps nu_i` and `w - eps nu_i`, (2, pairs), and the buffers after the first of them.
 
-    One shifted copy of the trained weights exists at a time, beside the direction; the net's own are only read.
+    Shifted weights exist for one operation at a time; the net's own are only read. The noise is drawn once for both
+    sides, but for normal values of large nets, which are drawn again.
     """
-    found, weights = [], trained(net)
-    statistics: dict[str, Tensor] | None = None
+    found: list[Tensor] = []
+    weights, statistics = trained(net), None
+    keep = sum(weight.numel() for weight in weights.values()) <= _KEPT
     with torch.no_grad(), full_precision(next(iter(weights.values()))):
         for index in range(pairs):
-            steps = {name: directions.draw(name, w.shape, index, w).mul_(eps) for name, w in weights.items()}
-            for sign in (1, -1):
-                shifted = {name: torch.add(w, steps[name], alpha=sign) for name, w in weights.items()}
-                with substituted(net, shifted), _repeatable(net, noise.sub(index)) as changed:
-                    found.append(mean_loss(losses()))
-                    statistics = changed() if statistics is None else statistics  # a step counts once, not per probe
-                del shifted
+            direction = OneDirection(directions, index, keep)
+            for step in (eps, -eps):
+
+                def passed(index: int = index) -> tuple[Tensor, dict[str, Tensor]]:
+                    with _repeatable(net, noise.sub(index)) as changed:
+                        return mean_loss(losses()), {} if found else changed()  # a step counts once, not per probe
+
+                loss, changed = at_shifted(net, direction, step, passed)
+                statistics = changed if statistics is None else statistics
+                found.append(loss)
     return torch.stack(found).view(pairs, 2).T, statistics or {}
 
 

@@ -8,18 +8,19 @@ import math
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
+from sidestep.gradients.shifted import at_shifted
 from sidestep.nets.precision import at_least_float32
 from sidestep.nets.stages.staged import StagedNet
-from sidestep.nets.substituted import functional_call
 from sidestep.nets.trained import first_names, trained
-from sidestep.noise import Noise
+from sidestep.noise import Noise, signs_of
 from sidestep.probes import Distribution
 
-__all__ = ["Directions", "paired_logits", "weighted_directions"]
+__all__ = ["Directions", "OneDirection", "paired_logits", "weighted_directions"]
 
 _DRAWLESS = (nn.Conv2d, nn.Flatten, nn.GroupNorm, nn.LayerNorm, nn.Linear, nn.ReLU, nn.Tanh)  # seeding takes time
 
@@ -44,23 +45,49 @@ class Directions:
         return noise.normal(count, device=like.device).to(like.dtype).view(tuple(shape))
 
 
+class OneDirection:
+    """One direction of all weights: nu, the part of each by its name.
+
+    keep: whether a part that was drawn stays in memory. Signs do in any case, eight to a byte.
+    """
+
+    def __init__(self, directions: Directions, index: int, keep: bool) -> None:
+        self._directions, self._index, self._keep = directions, index, keep
+        self._parts: dict[str, Tensor] = {}
+        self._packed: dict[str, Tensor] = {}
+
+    def of(self, name: str, like: Tensor) -> Tensor:
+        """Return the part of that name, in the shape and dtype of `like`."""
+        if name in self._parts:
+            return self._parts[name]
+        if name in self._packed:
+            signs = signs_of(self._packed[name])[: like.numel()]
+            return signs.to(like.dtype).view(like.shape)
+        if not self._keep and self._directions.distribution == "rademacher":
+            noise = self._directions.noise.stream(name).sub(self._index)
+            self._packed[name] = noise.packed_signs(like.numel(), like.device)
+            return self.of(name, like)
+        found = self._directions.draw(name, like.shape, self._index, like)
+        if self._keep:
+            self._parts[name] = found
+        return found
+
+
 def paired_logits(
     net: StagedNet, images: Tensor, directions: Directions, index: int, eps: float
 ) -> tuple[Tensor, Tensor]:
     """Return the logits at `w + eps nu` and at `w - eps nu`, nu being direction `index` of all weights.
 
-    Shifted weights exist for one layer at a time; the net's own are only read. Modules that draw from torch's generator
-    draw the same on both sides, or the difference would measure what they drew.
+    Shifted weights exist for one operation at a time; the net's own are only read. Modules that draw from torch's
+    generator draw the same on both sides, or the difference would measure what they drew.
     """
     sides = [images, images]
     names = first_names(net)  # one direction for a weight, wherever it stands
     for prefix, part in _parts(net):
-        weights = trained(part)
-        steps = {n: directions.draw(names[id(w)], w.shape, index, w).mul_(eps) for n, w in weights.items()}
-        for side, sign in enumerate((1, -1)):
-            shifted = {name: torch.add(w, steps[name], alpha=sign) for name, w in weights.items()}
+        direction = OneDirection(directions, index, keep=True)
+        for side, step in enumerate((eps, -eps)):
             with _seeded(part, directions, prefix, index, images.device):
-                sides[side] = functional_call(part, shifted, (sides[side],))
+                sides[side] = at_shifted(part, direction, step, partial(part, sides[side]), names)
     plus, minus = (at_least_float32(side) for side in sides)
     return plus, minus
 

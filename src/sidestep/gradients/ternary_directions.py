@@ -35,24 +35,38 @@ def rank_one_shapes(net: TernaryNet) -> tuple[tuple[int, int], ...]:
 
 
 def rank_one_alignments(
-    net: TernaryNet, images: Tensor, labels: Tensor, probes: RankOneProbes, objective: Objective = CLASSES
+    net: TernaryNet,
+    images: Tensor,
+    labels: Tensor,
+    probes: RankOneProbes,
+    objective: Objective = CLASSES,
+    part: tuple[int, int] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Return alpha (K,), the derivative of example i % batch's own loss along probe i, and the mean loss, shape ().
+    """Return the derivative of each example's own loss along the probes of its own, and the mean loss, shape ().
 
-    K must be a multiple of the batch; every batch of probes costs one forward pass and its tangent.
+    Probe i belongs to example i % batch, so there must be a multiple of the batch; every pass over the batch costs one
+    forward pass and its tangent. The result has one number for each pass and example, one pass after another.
+
+    Args:
+        net: the net.
+        images: the examples.
+        labels: their targets.
+        probes: those of the whole batch.
+        objective: what the outputs are judged by.
+        part: where these examples begin in the whole batch, and how many that has; by default they are all of it.
     """
-    batch = len(labels)
+    begin, batch = part or (0, len(labels))
     if probes.count % batch:
         raise InputError(f"rank-one probes come in whole batches of {batch}, got {probes.count}")
     order = {name: index for index, name in enumerate(ternary_parameters(net))}
     found, loss = [], images.new_zeros(())
-    for first in range(0, probes.count, batch):
+    for first in range(begin, probes.count, batch):
 
         def perturb(name: str, layer: TernaryLayer, inputs: Tensor, outputs: Tensor, first: int = first) -> Tensor:
-            left, right = probes.factors(order[f"{name}.weight"], inputs.device, first, first + batch)
+            left, right = probes.factors(order[f"{name}.weight"], inputs.device, first, first + len(labels))
             added = _outer(layer, inputs, left.to(inputs.dtype), right.to(inputs.dtype))
             if layer.bias is not None:
-                left, right = probes.factors(order[f"{name}.bias"], inputs.device, first, first + batch)
+                left, right = probes.factors(order[f"{name}.bias"], inputs.device, first, first + len(labels))
                 sign = (left * right).to(added.dtype)
                 added = added + sign.view(len(sign), -1, *[1] * (added.ndim - 2))
             return added * layer.scale

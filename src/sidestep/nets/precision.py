@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["at_least_float32", "full_precision"]
+__all__ = ["at_least_float32", "full_precision", "product_dtype"]
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:
@@ -22,3 +22,10 @@ def full_precision(like: Tensor) -> AbstractContextManager[Any]:
     """
     kind = like.device.type
     return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
+
+
+def product_dtype(inputs: Tensor) -> torch.dtype:
+    """Return the dtype of matrix products: that of autocast, where it is on and the inputs are not float64."""
+    if inputs.dtype == torch.float64:
+        return torch.float64
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind := inputs.device.type) else torch.float32

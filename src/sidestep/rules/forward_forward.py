@@ -61,7 +61,7 @@ class ForwardForward(Rule[GoodnessNet]):
     name: ClassVar[str] = "forward-forward"
     summary: ClassVar[str] = "Stages that are active for true labels and quiet for wrong ones, each by its own gradient"
     takes: ClassVar[Takes] = Takes(no_module="a stage must be a layer with ReLU whose length can be taken off")
-    predictors: ClassVar[tuple[str, ...]] = ("goodness", "readout")
+    readings: ClassVar[tuple[str, ...]] = ("goodness", "readout")
     no_true_gradient: ClassVar[str] = (
         "a label is predicted by trying all, and its stages estimate gradients of their own goodness, not of that"
     )
@@ -120,7 +120,7 @@ class ForwardForward(Rule[GoodnessNet]):
         net.eval()
         found = {}
         with torch.no_grad():
-            for name in self.predictors if names is None else names:
+            for name in self.readings if names is None else names:
                 logits = self.sharpness * net.every_goodness(images) if name == "goodness" else net(images)
                 found[name] = at_least_float32(logits).softmax(dim=1)
         return found

@@ -9,6 +9,7 @@ Sources: Baydin et al., "Gradients without backpropagation" (2022), algorithm 1;
 with local losses" (2022), sections 3 and 4.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -17,6 +18,7 @@ from torch import nn
 
 from sidestep.checks import check_range
 from sidestep.data import Split
+from sidestep.data.share import Division
 from sidestep.errors import InputError
 from sidestep.gradients.activities import at_layer, check_activity
 from sidestep.gradients.along import along_activities, along_local, along_weights
@@ -71,6 +73,16 @@ class ForwardGradient(ForwardOnlyRule):
         check_range(1, 100_000, tangents=self.tangents, groups=self.groups)
         check_named("cross-entropy", self.optimizer_kind)
 
+    @property
+    def divides(self) -> Mapping[Division, int]:
+        """The batch, or the directions."""
+        return {"batch": 0, "probes": self.tangents}
+
+    @property
+    def common_noise(self) -> bool:
+        """Along weights, all parts of a step have the same directions; examples have directions of their own."""
+        return self.kind == "weights"
+
     def build(self, task: Task, noise: Noise, examples: Split | None, module: ImagePath | None) -> StagedNet:
         """Make the MLP; a module of the user's takes the place of its hidden layers, with one head per stage."""
         net = make_net(task, self.hidden, self.norm, noise, module, self.groups if self.kind == "local" else 0)
@@ -104,7 +116,7 @@ class ForwardGradient(ForwardOnlyRule):
         directions = Directions(noise.stream("directions"), self.distribution)
         way = {"weights": along_weights, "activities": along_activities, "local": along_local}[self.kind]
         with torch.no_grad(), kept_statistics(net) as changed, forward_mode(net):
-            gradients, losses = way(net, batch, directions, range(self.tangents), noise.stream("module"))
+            gradients, losses = way(net, batch, directions, batch.share.probes(self.tangents), noise.stream("module"))
             kept = {name: gradients[name] for name in trained(net) if name in gradients}
             return Dense(kept, changed(), losses)
 

@@ -66,7 +66,7 @@ class Hebbian(Rule[HebbianNet]):
         targets=("classes", "labels", "values", "own"),
         no_module="its stages are linear layers or convolutions without a bias",
     )
-    predictors: ClassVar[tuple[str, ...]] = ("readout",)
+    readings: ClassVar[tuple[str, ...]] = ("readout",)
     no_true_gradient: ClassVar[str] = "its stages follow the correlations of their inputs and estimate no gradient"
 
     def __post_init__(self) -> None:

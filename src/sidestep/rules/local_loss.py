@@ -58,7 +58,7 @@ class LocalLoss(OutputRule[LayerwiseNet]):
     name: ClassVar[str] = "local-loss"
     summary: ClassVar[str] = "A head and a loss per stage; no derivative passes between stages"
     takes: ClassVar[Takes] = Takes("stages", targets=("classes", "labels", "values", "own"))
-    predictors: ClassVar[tuple[str, ...]] = ("forward", "heads")
+    readings: ClassVar[tuple[str, ...]] = ("forward", "heads")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -133,7 +133,7 @@ class LocalLoss(OutputRule[LayerwiseNet]):
     ) -> dict[str, Tensor]:
         """Return the softmax of the last head's logits, and of the sum of all heads'."""
         net.eval()
-        wanted = self.predictors if names is None else names
+        wanted = self.readings if names is None else names
         with torch.no_grad():
             logits = net.every_logits(images) if "heads" in wanted else [net(images)]
             found = {"forward": logits[-1], "heads": torch.stack(logits).sum(dim=0)}

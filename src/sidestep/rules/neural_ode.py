@@ -71,7 +71,7 @@ class NeuralODE(DenoisingRule):
     name: ClassVar[str] = "neural-ode"
     summary: ClassVar[str] = "Neural ODE from noise to the label, trained end to end by the adjoint method"
     takes: ClassVar[Takes] = Takes("blocks", targets=("classes", "labels", "values"))
-    predictors: ClassVar[tuple[str, ...]] = ("from zero", "from noise", "adaptive")
+    readings: ClassVar[tuple[str, ...]] = ("from zero", "from noise", "adaptive")
     for_inference: ClassVar[tuple[str, ...]] = ("steps", "method", "tolerance")
 
     def __post_init__(self) -> None:
@@ -158,7 +158,7 @@ class NeuralODE(DenoisingRule):
                 "adaptive": lambda: walk.read([walk.adaptive(walk.zero(), "dopri5", self.tolerance)]),
             }
             with full_precision(images):  # as in training
-                return walk.wanted(names or self.predictors, readings)
+                return walk.wanted(names or self.readings, readings)
 
 
 def _velocity(net: Denoiser, outputs: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ Sources: Brickner, "noise_step: Training in 1.58b With No Gradient Memory" (2024
 """
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from sidestep.checks import check_positive, check_range
 from sidestep.data import Split
 from sidestep.data.objective import objective_of
+from sidestep.data.share import Division
 from sidestep.errors import InputError
 from sidestep.gradients.end_to_end import end_to_end
 from sidestep.gradients.local_losses import floating, local_gradients
@@ -33,18 +34,18 @@ from sidestep.gradients.ternary_directions import activity_gradients, check_chai
 from sidestep.nets.check_module import inplace_explained
 from sidestep.nets.parallel import kept_statistics
 from sidestep.nets.substituted import functional_call
-from sidestep.nets.ternary.layers import ternary_parameters
+from sidestep.nets.ternary.layers import ternary_parameters, trit_count
 from sidestep.nets.ternary.nets import TernaryNet, ternary_conv_net, ternary_mlp, ternary_own
 from sidestep.nets.trained import trained
 from sidestep.nets.user_modules import ImagePath
 from sidestep.noise import Noise
 from sidestep.probes import DenseProbes, Probes, RankOneProbes, SparseProbes
 from sidestep.rules.protocol import Batch, Rule, Task
-from sidestep.rules.shared.any_module import as_dense
+from sidestep.rules.shared.any_module import as_dense, of_examples, of_share
 from sidestep.rules.shared.codecs import LOCAL, check_choices, codec_and_update
-from sidestep.rules.shared.density import DensitySchedule, advanced, density_and_count, first_density
+from sidestep.rules.shared.density import DensitySchedule, after_step, density_and_count, first_density
 from sidestep.rules.shared.flips import TernaryOptimizer, choose_by_threshold, choose_flips
-from sidestep.rules.shared.trits import accumulate, along_probes, check_finite, move, sign_and_median, subtract
+from sidestep.rules.shared.trits import accumulate, along_probes, move, sign_and_median, subtract, with_zeros
 from sidestep.rules.takes import Takes
 from sidestep.update import Dense, Flips, Seeded, Update
 
@@ -68,9 +69,8 @@ class NoiseStep(Rule[TernaryNet]):
     """Give every layer a ternary bias, as the paper has it (in a module of your own, the heads)."""
     estimator: Literal["local-losses", "local-probes", "weight-probes", "rank-one", "activity-probes"] = "local-losses"
     """What estimates the gradient. local-losses: local back-propagation, of a loss of its own in each stage.
-    weight-probes: the paper's, by forward mode; in MLPs by mixed mode, one layer of it backwards. Forward-only:
-    local-probes, the same losses along directions on each stage's outputs; rank-one, a probe per example; and
-    activity-probes, a random direction per example on every layer's outputs."""
+    weight-probes: the paper's, by forward mode; in MLPs by mixed mode. Forward-only: local-probes, local losses along
+    directions on each layer's outputs; rank-one, a probe per example; activity-probes, such directions of all."""
     directions: int | None = None
     """Directions per example and stage of local-probes. Default: a complete set, as many as a layer has outputs, which
     gives the exact local gradient; in modules of your own, where each may cost a pass, 64."""
@@ -120,7 +120,7 @@ class NoiseStep(Rule[TernaryNet]):
         "Ternary nets by local back-propagation, or by probes (noise_step); the log of steps is the model"
     )
     takes: ClassVar[Takes] = Takes("stages", targets=("classes", "labels", "values", "own"), log="yes")
-    predictors: ClassVar[tuple[str, ...]] = ("forward", "heads")
+    readings: ClassVar[tuple[str, ...]] = ("forward", "heads")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -142,6 +142,16 @@ class NoiseStep(Rule[TernaryNet]):
         """The codec and the update, with `auto` resolved."""
         return codec_and_update(self.estimator, self.codec, self.update)
 
+    @property
+    def divides(self) -> Mapping[Division, int]:
+        """The batch, and of weight probes their number."""
+        return {"batch": 0, "probes": self.probes} if self.estimator == "weight-probes" else {"batch": 0}
+
+    @property
+    def common_noise(self) -> bool:
+        """The probes, of which trits are made, are the same in every part of a step."""
+        return self.choices[0] == "trits"
+
     def build(self, task: Task, noise: Noise, examples: Split | None, module: ImagePath | None) -> TernaryNet:
         """Make the ternary net; a module of the user's takes the place of its stages."""
         local = self.estimator in LOCAL
@@ -154,7 +164,7 @@ class NoiseStep(Rule[TernaryNet]):
             check_chain(net)
         if self.estimator == "local-probes":
             check_local_probes(net, task.shape, LocalProbes(self.directions, self.guide))
-        first_density(self.density, _weights(net))
+        first_density(self.density, trit_count(net))
         return net
 
     def fits(self, net: TernaryNet) -> bool:
@@ -189,14 +199,17 @@ class NoiseStep(Rule[TernaryNet]):
         seeded = noise.stream("module").torch_seeded(batch.inputs.device)  # for modules that draw in their forward pass
         with torch.no_grad(), kept_statistics(net) as changed, seeded, inplace_explained():
             if self.estimator == "weight-probes":
-                probes = self._sparse(net, noise)
-                coefs, loss = alignments(net, *data, probes, self.memory << 20, objective.unless_classes)
-                return self._seeded(net, coefs, probes, {f"net: {objective.name}": loss})
+                probes, memory = self._sparse(net, noise), self.memory << 20
+                taken = batch.share.probes(probes.count)
+                coefs, loss = alignments(net, *data, probes, memory, objective.unless_classes, taken)
+                part = of_share(coefs, taken, probes.count, batch.share)
+                return with_zeros(coefs, probes, {f"net: {objective.name}": loss}, part)
             if self.estimator == "rank-one":
-                count = self.tangents * len(batch.targets)
-                rank_one = RankOneProbes(noise.stream("probes"), rank_one_shapes(net), count)
-                coefs, loss = rank_one_alignments(net, *data, rank_one, objective)
-                return self._seeded(net, coefs, rank_one, {f"net: {objective.name}": loss})
+                whole = batch.share.whole(len(batch.targets))
+                rank_one = RankOneProbes(noise.stream("probes"), rank_one_shapes(net), self.tangents * whole)
+                own = batch.share.examples(whole)
+                coefs, loss = rank_one_alignments(net, *data, rank_one, objective, (own.start, whole))
+                return with_zeros(coefs, rank_one, {f"net: {objective.name}": loss}, of_examples(coefs, own, whole))
             if self.estimator == "activity-probes":
                 gradients, loss = activity_gradients(net, *data, noise.stream("activities"), self.tangents, objective)
                 losses = {f"net: {objective.name}": loss}
@@ -208,8 +221,9 @@ class NoiseStep(Rule[TernaryNet]):
             if self.choices[0] == "flips":
                 return Dense(gradients, changed(), losses)
             probes = self._sparse(net, noise)
-            update = self._seeded(net, along_probes(net, gradients, probes), probes, losses)
-            return replace(update, statistics={**changed(), **update.statistics})
+            coefs = along_probes(net, gradients, probes)
+            part = of_share(coefs, range(probes.count), probes.count, batch.share)
+            return with_zeros(coefs, probes, losses, part, changed())
 
     def true_gradients(self, net: TernaryNet, batch: Batch) -> dict[str, Tensor]:
         """Return the gradient of the last head's mean cross-entropy by the trits, taken for real numbers."""
@@ -221,7 +235,8 @@ class NoiseStep(Rule[TernaryNet]):
         if self.choices[0] == "trits":
             if not isinstance(update, Seeded):
                 raise InputError(f"trits are made of one number per probe (Seeded), got {type(update).__name__}")
-            return replace(update, coefs=sign_and_median(update.coefs))
+            moved = after_step(self.schedule, net.get_buffer("schedule"), update)
+            return replace(update, coefs=sign_and_median(update.coefs), statistics=update.statistics | moved)
         gradients = as_dense(net, update).gradients
         kept = {"statistics": update.statistics, "losses": update.losses}
         if self.choices[1] == "bop":
@@ -247,7 +262,7 @@ class NoiseStep(Rule[TernaryNet]):
     ) -> dict[str, Tensor]:
         """Return the softmax of the last head's logits, and of the sum of all heads'."""
         net.eval()
-        wanted = self.predictors if names is None else names
+        wanted = self.readings if names is None else names
         with torch.no_grad():
             logits = net.every_logits(images) if "heads" in wanted else [net(images)]
             found = {"forward": logits[-1], "heads": torch.stack(logits).sum(dim=0)}
@@ -256,10 +271,10 @@ class NoiseStep(Rule[TernaryNet]):
     def diagnostics(self, net: TernaryNet) -> dict[str, float]:
         """Return the share of weights that are not zero, and where the density of probes stands."""
         trits = ternary_parameters(net).values()
-        found = {"share of non-zero weights": sum(int(t.count_nonzero()) for t in trits) / _weights(net)}
+        found = {"share of non-zero weights": sum(int(t.count_nonzero()) for t in trits) / trit_count(net)}
         if self.choices[0] == "trits" and self.estimator != "rank-one":
             density, count = self._density(net)
-            found |= {"non-zeros per probe": density * _weights(net), "probes": count}
+            found |= {"non-zeros per probe": density * trit_count(net), "probes": count}
         return found
 
     def _make(self, task: Task) -> TernaryNet:
@@ -271,7 +286,7 @@ class NoiseStep(Rule[TernaryNet]):
         return ternary_conv_net(task.shape, self.hidden, task.classes, self.bias, local, self.pooled, norm)
 
     def _density(self, net: nn.Module) -> tuple[float, int]:
-        schedule, weights = net.get_buffer("schedule"), _weights(net)
+        schedule, weights = net.get_buffer("schedule"), trit_count(net)
         start = first_density(self.density, weights)
         return density_and_count(self.schedule, schedule, start, self.probes, self.most_probes, weights)
 
@@ -282,19 +297,4 @@ class NoiseStep(Rule[TernaryNet]):
 
     def _sparse(self, net: nn.Module, noise: Noise) -> SparseProbes:
         density, count = self._density(net)
-        return SparseProbes(noise.stream("probes"), _weights(net), count, density, self.exclusive)
-
-    def _seeded(self, net: nn.Module, coefs: Tensor, probes: Probes, losses: dict[str, Tensor]) -> Seeded:
-        check_finite(coefs)
-        statistics: dict[str, Tensor] = {}
-        if isinstance(probes, SparseProbes) and self.schedule != "constant":
-            before = net.get_buffer("schedule")
-            after = advanced(self.schedule, before, float(list(losses.values())[-1]))
-            if not torch.equal(after, before.cpu()):  # what does not change costs a log no bytes
-                statistics["schedule"] = after
-        zero = (coefs == 0).float().mean()  # probes that are empty, or that the loss does not depend on
-        return Seeded(coefs, probes, statistics, {**losses, "net: zero alignments": zero})
-
-
-def _weights(net: nn.Module) -> int:
-    return sum(trits.numel() for trits in ternary_parameters(net).values())
+        return SparseProbes(noise.stream("probes"), trit_count(net), count, density, self.exclusive)

@@ -98,7 +98,7 @@ class NoPropCT(TimedRule):
     name: ClassVar[str] = "noprop-ct"
     summary: ClassVar[str] = "NoProp, continuous time: one block denoises the label at every noise level"
     takes: ClassVar[Takes] = Takes("blocks", targets=("classes", "labels", "values"))
-    predictors: ClassVar[tuple[str, ...]] = (
+    readings: ClassVar[tuple[str, ...]] = (
         "ddim", "ddim from noise", "ancestral", "euler", "heun", "adaptive", "mean", "first step",
     )  # fmt: skip
     paper_options: ClassVar[PaperOptions] = {
@@ -219,7 +219,7 @@ class NoPropCT(TimedRule):
                 "mean": lambda: walk.read([walk.ancestral(schedule, draw) for draw in range(self.draws)]),
                 "first step": lambda: net.answer(walk.outputs(walk.zero(), walk.times[:1])),
             }
-            return walk.wanted(names or self.predictors, readings)
+            return walk.wanted(names or self.readings, readings)
 
     def diagnostics(self, net: Denoiser) -> dict[str, float]:
         """Return the embeddings' smallest norm and distance, and the schedule's ends."""

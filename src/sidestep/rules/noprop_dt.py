@@ -22,7 +22,7 @@ from sidestep.data import Split
 from sidestep.gradients.end_to_end import end_to_end, gradients_of
 from sidestep.nets.dropout import masks_from
 from sidestep.nets.noprop.batched_blocks import BlocksTogether, drawn_masks
-from sidestep.nets.noprop.captured_pass import recorded_logits
+from sidestep.nets.noprop.captured_pass import captured_logits
 from sidestep.nets.noprop.embeddings import embedding_distances
 from sidestep.nets.noprop.image_paths import path_maker
 from sidestep.nets.noprop.losses import check_loss, check_smoothing, denoising_loss
@@ -54,7 +54,7 @@ __all__ = ["NoPropDT"]
 _SHARED = "read-out"
 
 
-class _Share(NamedTuple):
+class _UnitEstimate(NamedTuple):
     """One unit's part of an estimate."""
 
     losses: dict[str, Tensor]
@@ -104,7 +104,7 @@ class NoPropDT(Rule[DenoisingStack]):
     name: ClassVar[str] = "noprop-dt"
     summary: ClassVar[str] = "NoProp, discrete time: T blocks, each trained on its own to denoise the label"
     takes: ClassVar[Takes] = Takes("blocks", targets=("classes", "labels", "values"))
-    predictors: ClassVar[tuple[str, ...]] = ("ddim", "ancestral", "mean", "block 1 alone", "mean of blocks")
+    readings: ClassVar[tuple[str, ...]] = ("ddim", "ancestral", "mean", "block 1 alone", "mean of blocks")
     paper_options: ClassVar[PaperOptions] = {**PAPER_LABELS, "loss": ("paper",), "levels": ("cosine",), "eta": (0.1,)}
     paper_reading: ClassVar[str] = "ancestral"
     for_inference: ClassVar[tuple[str, ...]] = ("draws",)
@@ -165,9 +165,9 @@ class NoPropDT(Rule[DenoisingStack]):
         """Return every unit's gradients of its own loss; blocks run at once where that is faster."""
         blocks = len(net.blocks)
         net.train()
-        way = net.way(batch.inputs.device)
-        shares, statistics = self._shares(net, batch, noise, way)
-        shared = self._shared_share(net, batch, noise.sub(blocks))
+        execution = net.execution(batch.inputs.device)
+        shares, statistics = self._shares(net, batch, noise, execution)
+        shared = self._readout_estimate(net, batch, noise.sub(blocks))
         gradients = {name: gradient for share in (*shares, shared) for name, gradient in share.gradients.items()}
         losses = {name: loss for share in (*shares, shared) for name, loss in share.losses.items()}
         if shared.embedding is not None:
@@ -181,7 +181,7 @@ class NoPropDT(Rule[DenoisingStack]):
         net.train()
         for index in range(blocks):
             yield f"block {index + 1}", self._alone(net, index, batch, noise.sub(index), total)
-        shared = self._shared_share(net, batch, noise.sub(blocks))
+        shared = self._readout_estimate(net, batch, noise.sub(blocks))
         if shared.embedding is not None:
             shared.gradients["embedding"] = total / blocks + shared.embedding
         yield _SHARED, Dense(shared.gradients, {}, shared.losses)
@@ -189,12 +189,12 @@ class NoPropDT(Rule[DenoisingStack]):
     def _alone(self, net: DenoisingStack, index: int, batch: Batch, noise: Noise, total: Tensor) -> Dense:
         """Return the update of block `index`; what it asks of the embedding is added to `total`."""
         with kept_statistics(net.block(index), f"blocks.{index}.") as changed:
-            share = self._block_share(net, index, batch, noise)
+            share = self._block_estimate(net, index, batch, noise)
             if share.embedding is not None:
                 total += share.embedding
             return Dense(share.gradients, changed(), share.losses)
 
-    def _block_share(self, net: DenoisingStack, index: int, batch: Batch, noise: Noise) -> _Share:
+    def _block_estimate(self, net: DenoisingStack, index: int, batch: Batch, noise: Noise) -> _UnitEstimate:
         """Return the gradients of block `index` alone: of its denoising loss, batch mean."""
         block, device = net.block(index), batch.inputs.device
         generator = noise.generator(device)
@@ -218,9 +218,11 @@ class NoPropDT(Rule[DenoisingStack]):
         ).mean()
         wanted = {f"blocks.{index}.{name}": parameter for name, parameter in block.named_parameters()}
         gradients = gradients_of(loss, {**wanted, "embedding": net.embedding})
-        return _Share({f"block {index + 1}: denoising": loss.detach()}, gradients, gradients.pop("embedding", None))
+        return _UnitEstimate(
+            {f"block {index + 1}: denoising": loss.detach()}, gradients, gradients.pop("embedding", None)
+        )
 
-    def _shared_share(self, net: DenoisingStack, batch: Batch, noise: Noise) -> _Share:
+    def _readout_estimate(self, net: DenoisingStack, batch: Batch, noise: Noise) -> _UnitEstimate:
         """Return the gradients of the terms that no block sees: `CE(p_out(z_T), y) + KL(q(z_0 | y) || N(0, I))`."""
         last = _latent(net, batch.targets, len(net.blocks), noise.generator(batch.inputs.device))
         entropy = readout_loss(net.space, net.readout, net.embedding, last, batch.targets)
@@ -228,7 +230,7 @@ class NoPropDT(Rule[DenoisingStack]):
         wanted = {name: parameter for name, parameter in net.named_parameters() if not name.startswith("blocks.")}
         found = gradients_of(entropy + divergence, wanted)
         losses = {f"{_SHARED}: cross-entropy": entropy.detach(), f"{_SHARED}: KL": divergence.detach()}
-        return _Share(losses, found, found.pop("embedding", None))
+        return _UnitEstimate(losses, found, found.pop("embedding", None))
 
     def true_gradients(self, net: DenoisingStack, batch: Batch) -> dict[str, Tensor]:
         """Return the gradient of the reading `ddim`, through all blocks of the chain, from z_0 = 0."""
@@ -250,34 +252,34 @@ class NoPropDT(Rule[DenoisingStack]):
         """Return class probabilities by each sampler, by block 1 alone, and by the mean of the blocks."""
         net.eval()
         with torch.no_grad():
-            return stack_predictions(net, images, noise, start, self.draws, names or self.predictors)
+            return stack_predictions(net, images, noise, start, self.draws, names or self.readings)
 
     def diagnostics(self, net: DenoisingStack) -> dict[str, float]:
         """Return the smallest norm and distance of the class embeddings, which would shrink in a collapse."""
         return embedding_distances(net.embedding)
 
     def _shares(
-        self, net: DenoisingStack, batch: Batch, noise: Noise, way: str
-    ) -> tuple[list[_Share], dict[str, Tensor]]:
+        self, net: DenoisingStack, batch: Batch, noise: Noise, execution: str
+    ) -> tuple[list[_UnitEstimate], dict[str, Tensor]]:
         """Return the blocks' shares, each computed by itself or all in one pass, and the new statistics."""
-        if way != "per block":
-            return self._together(net, batch, noise, way)
-        tasks = [partial(self._block_share, net, index, batch, noise.sub(index)) for index in range(len(net.blocks))]
+        if execution != "per block":
+            return self._together(net, batch, noise, execution)
+        tasks = [partial(self._block_estimate, net, index, batch, noise.sub(index)) for index in range(len(net.blocks))]
         with kept_statistics(net) as changed:
             return run_units(tasks, batch.inputs.device, net.together), changed()
 
     def _together(
-        self, net: DenoisingStack, batch: Batch, noise: Noise, way: str
-    ) -> tuple[list[_Share], dict[str, Tensor]]:
+        self, net: DenoisingStack, batch: Batch, noise: Noise, execution: str
+    ) -> tuple[list[_UnitEstimate], dict[str, Tensor]]:
         """Return the blocks' shares as one, computed in one pass, and the new statistics; equal to rounding."""
         count, labels = len(net.blocks), batch.targets
         generators = [noise.sub(index).generator(batch.inputs.device) for index in range(count)]
         latents = torch.stack([_latent(net, labels, index, one) for index, one in enumerate(generators)])
         run, masks = BlocksTogether.copied([net.block(index) for index in range(count)]), drawn_masks(generators)
-        if way == "together":
+        if execution == "together":
             logits = run.logits(batch.inputs, latents, masks)
         else:
-            logits = recorded_logits(run, way, batch.inputs, latents, masks)
+            logits = captured_logits(run, execution, batch.inputs, latents, masks)
         weights = net.loss_weights(self.eta).to(logits).repeat_interleave(len(labels))
         each = denoising_loss(
             self.loss, logits.flatten(0, 1), net.embedding, torch.cat([labels] * count), weights, self.largest_weight,
@@ -286,10 +288,10 @@ class NoPropDT(Rule[DenoisingStack]):
         losses = each.view(count, -1).mean(dim=1)
         gradients = gradients_of(losses.sum(), {**run.weights, "embedding": net.embedding})
         embedding = gradients.pop("embedding", None)
-        if way == "graph":  # which writes its gradients to the same place again
+        if execution == "graph":  # which writes its gradients to the same place again
             gradients = {name: gradient.clone() for name, gradient in gradients.items()}
         names = {f"block {index + 1}: denoising": loss for index, loss in enumerate(losses.detach())}
-        return [_Share(names, run.by_block(gradients), embedding)], run.by_block(run.statistics)
+        return [_UnitEstimate(names, run.by_block(gradients), embedding)], run.by_block(run.statistics)
 
 
 def _latent(net: DenoisingStack, labels: Tensor, level: int, generator: torch.Generator) -> Tensor:

@@ -93,7 +93,7 @@ class NoPropFM(TimedRule):
     name: ClassVar[str] = "noprop-fm"
     summary: ClassVar[str] = "NoProp, flow matching: one block carries noise to the label"
     takes: ClassVar[Takes] = Takes("blocks", targets=("classes", "labels", "values"))
-    predictors: ClassVar[tuple[str, ...]] = ("euler", "euler from noise", "heun", "adaptive", "mean", "first step")
+    readings: ClassVar[tuple[str, ...]] = ("euler", "euler from noise", "heun", "adaptive", "mean", "first step")
     paper_options: ClassVar[PaperOptions] = {
         **PAPER_LABELS, "prediction": ("velocity",), "loss": ("paper",), "sigma": (0.0,), "readout": ("nearest",),
         "times": ("uniform",), "draws_per_image": (1,), "optimizer_kind": ("adam",),
@@ -205,7 +205,7 @@ class NoPropFM(TimedRule):
                 "mean": lambda: walk.read([walk.euler(walk.normal(draw, 0)) for draw in range(self.draws)]),
                 "first step": lambda: walk.read([walk.rate(walk.zero(), walk.times[:1])]),
             }
-            return walk.wanted(names or self.predictors, readings)
+            return walk.wanted(names or self.readings, readings)
 
     def _walker(self, net: Denoiser, images: Tensor, noise: Noise, start: int) -> Walker:
         def velocity(outputs: Tensor, latent: Tensor, time: Tensor) -> Tensor:

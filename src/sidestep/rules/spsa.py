@@ -9,6 +9,7 @@ rounding errors in them; here shifted weights exist beside the net's own, one la
 by the seed and one number per pair, and with the learning rate that is what the step log holds.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -17,6 +18,7 @@ from torch import nn
 
 from sidestep.checks import check_positive, check_range
 from sidestep.data import Split
+from sidestep.data.share import Division
 from sidestep.errors import InputError
 from sidestep.gradients.any_module import Losses, check_trainable, losses_at_pairs
 from sidestep.gradients.directions import Directions, paired_logits
@@ -29,7 +31,7 @@ from sidestep.nets.user_modules import ImagePath
 from sidestep.noise import Noise
 from sidestep.probes import DenseProbes, Distribution
 from sidestep.rules.protocol import Batch, Task
-from sidestep.rules.shared.any_module import apply_any, check_unused, decide_any, seeded
+from sidestep.rules.shared.any_module import apply_any, check_unused, decide_any, of_share, seeded
 from sidestep.rules.shared.forward_only import LOGGED, ForwardOnlyRule, check_named, losses_under, make_net
 from sidestep.rules.takes import Takes
 from sidestep.update import Seeded, Update
@@ -73,6 +75,16 @@ class SPSA(ForwardOnlyRule):
         check_positive(100, eps=self.eps)
         check_named(self.objective, self.optimizer_kind)
 
+    @property
+    def divides(self) -> Mapping[Division, int]:
+        """The pairs, or the batch."""
+        return {"probes": self.pairs, "batch": 0}
+
+    @property
+    def common_noise(self) -> bool:
+        """The pairs are the same in every part of a step."""
+        return True
+
     def build(self, task: Task, noise: Noise, examples: Split | None, module: ImagePath | None) -> StagedNet:
         """Make the MLP; a module of the user's takes the place of its hidden layers."""
         net = make_net(task, self.hidden, self.norm, noise, module)
@@ -84,10 +96,10 @@ class SPSA(ForwardOnlyRule):
         """Return one number per pair; in float32, since rounding the difference of two losses would drown it."""
         net.train()
         directions = Directions(noise.stream("directions"), self.distribution)
-        losses = []
+        losses, share, taken = [], batch.share, batch.share.probes(self.pairs)
         drawing = noise.stream("module").torch_seeded(batch.inputs.device)  # modules of the user's that draw repeat
         with torch.no_grad(), kept_statistics(net) as changed, full_precision(batch.inputs), drawing:
-            for index in range(self.pairs):
+            for index in taken:
                 sides = paired_logits(net, batch.inputs, directions, index, self.eps)
                 losses.append(
                     torch.stack(
@@ -96,9 +108,10 @@ class SPSA(ForwardOnlyRule):
                 )
             both = torch.stack(losses, dim=1)  # (2, pairs)
             coefs = (both[0] - both[1]) / (2 * self.eps * self.pairs)
+            coefs, chosen = of_share(coefs, taken, self.pairs, share)
             shapes = tuple((name, tuple(parameter.shape)) for name, parameter in trained(net).items())
             probes = DenseProbes(noise.stream("directions"), shapes, self.pairs, self.distribution)
-            return Seeded(coefs, probes, changed(), {f"net: {self.objective}": both.mean()})
+            return Seeded(coefs, probes, changed(), {f"net: {self.objective}": both.mean()}, taken=chosen)
 
     def check_any(self, net: nn.Module) -> None:
         """Raise InputError for a module that cannot be trained so, such as one whose weights do not feel the noise."""

@@ -4,11 +4,12 @@ from sidestep.training.align import Aligned, align, alignment_curves
 from sidestep.training.attach import attach
 from sidestep.training.attached_log import replay
 from sidestep.training.early_stop import EarlyStop
+from sidestep.training.loaded import load_run
 from sidestep.training.loggers import CsvLog, TensorBoard
 from sidestep.training.observers import STOP, Begin, End, EpochEnd, ObserverError, StepEnd
 from sidestep.training.options import Compute, Options
 from sidestep.training.progress import Progress, Silent
-from sidestep.training.run import load_run, train
+from sidestep.training.run import train
 from sidestep.training.step import Estimate, Step
 from sidestep.training.stopping import Stopped
 from sidestep.training.trained import Run

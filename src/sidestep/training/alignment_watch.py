@@ -17,7 +17,16 @@ from sidestep.rules.shared.any_module import as_dense
 from sidestep.training.observers import Begin, StepEnd
 from sidestep.training.options import Compute, Options
 
-__all__ = ["MEASURES", "SPLIT", "Allowance", "Watch", "check_measurable", "check_watch", "compare", "held_batch"]
+__all__ = [
+    "MEASURES",
+    "SPLIT",
+    "AlignmentMonitor",
+    "TimeBudget",
+    "check_alignment_options",
+    "check_measurable",
+    "compare",
+    "held_batch",
+]
 
 SPLIT = "alignment"  # under which split the numbers stand in a run's metrics
 SHARE = "share of the time"
@@ -85,7 +94,7 @@ def compare(  # long: what an estimate depends on
     return compared
 
 
-class Allowance:
+class TimeBudget:
     """Lets looks happen only while all of them together have taken at most a share of the time.
 
     A look is allowed if it can be paid for from the time since the last one, and all together from the time since the
@@ -95,21 +104,21 @@ class Allowance:
 
     def __init__(self, share: float, guess: float, clock: Callable[[], float] = time.perf_counter) -> None:
         self.share, self.guess, self.clock = share, guess, clock
-        self.begun = self.last = clock()
+        self.started = self.last = clock()
         self.steps, self.spent, self.dearest = 0, 0.0, 0.0
 
     def allows(self) -> bool:
         """Count one step, and say whether a look may follow it."""
         self.steps += 1
         now = self.clock()
-        gone = now - self.begun
+        gone = now - self.started
         price = self.dearest or self.guess * (gone - self.spent) / self.steps
         return price <= self.share * (now - self.last) and self.spent + price <= self.share * gone
 
     @property
     def taken(self) -> float:
         """The share of the time so far that looks have taken."""
-        return self.spent / max(1e-9, self.clock() - self.begun)
+        return self.spent / max(1e-9, self.clock() - self.started)
 
     def pay(self, seconds: float) -> None:
         """Note what a look has taken."""
@@ -118,7 +127,7 @@ class Allowance:
         self.last = self.clock()
 
 
-def check_watch(rule: Rule, data: DataSet, options: Options) -> None:
+def check_alignment_options(rule: Rule, data: DataSet, options: Options) -> None:
     """Raise InputError if alignment is to be measured while training, and cannot be."""
     if not options.align:
         return
@@ -133,7 +142,7 @@ def check_watch(rule: Rule, data: DataSet, options: Options) -> None:
         raise InputError("align writes its numbers to the metrics.jsonl of a run's folder: give one (out), or align=0")
 
 
-class Watch:
+class AlignmentMonitor:
     """Writes the alignment of a run's estimates to its metrics, now and then, and leaves training's bits alone.
 
     Args:
@@ -151,18 +160,18 @@ class Watch:
 
     def on_begin(self, event: Begin) -> None:
         """Start the clock."""
-        self.allowance = Allowance(self.share, _FIRST)
+        self.allowance = TimeBudget(self.share, _FIRST)
 
     def on_step(self, event: StepEnd) -> None:
         """Measure, and write the numbers, if time allows."""
         if not self.allowance.allows():
             return
-        begun = self.allowance.clock()
+        started = self.allowance.clock()
         compared = compare(self.rule, event.net, self.batch, self.noise.at(event.step), _ESTIMATES, self.compute)
         for tensor, alignment in compared.result().items():
             for field, name in MEASURES.items():
                 value = getattr(alignment, field)
                 if math.isfinite(value):
                     event.write(SPLIT, f"{tensor}: {name}", value)
-        self.allowance.pay(self.allowance.clock() - begun)
+        self.allowance.pay(self.allowance.clock() - started)
         event.write(SPLIT, SHARE, self.allowance.taken)

@@ -8,7 +8,7 @@ from sidestep.training.folder import RunFolder
 from sidestep.training.loop import Loop
 from sidestep.training.options import Compute, Options
 from sidestep.training.state import State
-from sidestep.training.unit_modes import begin_units, place_units
+from sidestep.training.unit_modes import check_units, move_units
 
 __all__ = ["begin"]
 
@@ -19,7 +19,7 @@ def begin(
     """Return a new net with its optimiser, and the loop that trains it, on the device of the options.
 
     With `units = one-resident` the units are in temporary files, which `state.files.close` removes. With a folder they
-    are still in memory: `place_units` puts them there, once the folder may be written to.
+    are still in memory: `move_units` puts them there, once the folder may be written to.
 
     Args:
         rule: the rule.
@@ -32,11 +32,11 @@ def begin(
         InputError: for options, data, module or units that do not fit the rule.
     """
     compute = Compute.find(options.device, options.precision)
-    begin_units(rule, options.units, compute.device)
+    check_units(rule, options.units, compute.device)
     net = untrained(rule, Task.of(data), options.seed, data.train, module).to(compute.device)
     state = State(net, rule.optimizer(net))
     if options.average:
         state.check_average()
     if folder is None:
-        place_units(state, rule, options.units, None)
+        move_units(state, rule, options.units, None)
     return state, Loop(rule, data.to(compute.device), options, compute, folder)

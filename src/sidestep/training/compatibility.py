@@ -25,8 +25,8 @@ __all__ = [
     "difference",
     "in_saved_units",
     "picture_form",
+    "pixel_scale_warning",
     "pixels_digest",
-    "unlike_contrast",
 ]
 
 _SAME = 1e-6  # of a standard deviation: sums in float64 differ by far less from one machine to another
@@ -196,7 +196,7 @@ def picture_form(folder: Path) -> PictureForm | None:
         raise CheckpointError(f"the config.toml of {folder} lacks or misnames an entry: {error}") from error
 
 
-def unlike_contrast(task: Task, images: Tensor) -> str | None:
+def pixel_scale_warning(task: Task, images: Tensor) -> str | None:
     """Return a sentence for images whose pixels can hardly be in the units of those trained on, else None.
 
     What is compared is the standard deviation of the pixels of all given images, sqrt(mean over channels of

@@ -31,8 +31,8 @@ def check_rule(rule: Any) -> None:
 def check_readings(rule: Rule, names: Sequence[str]) -> None:
     """Refuse a name that is not one of the rule's readings."""
     for name in names:
-        if name not in rule.predictors:
-            raise InputError(f"{rule.name} has no reading {name!r}; it has: {', '.join(rule.predictors)}")
+        if name not in rule.readings:
+            raise InputError(f"{rule.name} has no reading {name!r}; it has: {', '.join(rule.readings)}")
 
 
 def predictions(  # long: a prediction depends on these

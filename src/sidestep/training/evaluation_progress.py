@@ -16,7 +16,7 @@ from sidestep.data import Split
 from sidestep.errors import CheckpointError
 from sidestep.training.stopping import Stopped, StopRequest
 
-__all__ = ["Count", "Tally", "checksum"]
+__all__ = ["Count", "EvaluationProgress", "checksum"]
 
 
 @dataclass
@@ -39,7 +39,7 @@ class Count:
         self.after_batch()
 
 
-class Tally:
+class EvaluationProgress:
     """Counts of several splits, written to a file every so many seconds, and when a stop is requested.
 
     A file is taken up if its key, which says of what net and how it is evaluated, is the same.
@@ -53,7 +53,7 @@ class Tally:
         self._earlier = _read(file, self._key)
 
     def of(
-        self, name: str, split: Split, names: Sequence[str], tell: Callable[[int], None] = lambda images: None,
+        self, name: str, split: Split, names: Sequence[str], report: Callable[[int], None] = lambda images: None,
         numbers: int = 0,
     ) -> Count:  # fmt: skip
         """Return the count of a split by the named readings: an earlier one of the same images, or a new one.
@@ -66,14 +66,14 @@ class Tally:
             numbers: how many `sums` a reading has, if any.
         """
         earlier = self._earlier.get(name, {})
-        data = checksum([split.images, split.labels]) if self._file else 0  # without a file nothing is gone on with
+        data = checksum([split.images, split.labels]) if self._file else 0  # without a file nothing is continued
         same = _is_count(earlier, names, len(split), numbers) and earlier.get("data") == data
         count = Count(dict.fromkeys(names, 0))
         if same:
             count = Count(dict(earlier["right"]), earlier["images"], dict(earlier.get("sums", {})))
 
         def after_batch() -> None:
-            tell(count.images)
+            report(count.images)
             if self._stop.requested or time.perf_counter() - self._saved > self._seconds:
                 self.save()
             if self._stop.requested:

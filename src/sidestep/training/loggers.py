@@ -48,7 +48,7 @@ class CsvLog:
         except (OSError, ValueError) as error:
             if isinstance(error, InputError):
                 raise
-            raise InputError(f"{self.path} cannot be gone on with: {error}") from error
+            raise InputError(f"{self.path} cannot be continued: {error}") from error
 
     def on_epoch(self, event: EpochEnd) -> None:
         """Append a row."""

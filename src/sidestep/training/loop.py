@@ -21,7 +21,7 @@ from sidestep.training.observers import Begin, EpochEnd, ObserverError, Observer
 from sidestep.training.options import Compute, Options
 from sidestep.training.state import State
 from sidestep.training.stopping import StopRequest
-from sidestep.training.unit_modes import why_not
+from sidestep.training.unit_modes import unsupported_reason
 from sidestep.update import Update
 
 __all__ = ["Loop"]
@@ -75,21 +75,21 @@ class Loop:
                 raise ObserverError(f"{error}; after step {state.step}, {self._kept(state)}") from error.__cause__
 
     def _take_steps(self, state: State, log: MetricsLog | None, observers: Observers, stop: StopRequest) -> None:
-        ended = observers.tell("on_begin", self._beginning(state))
+        ended = observers.notify("on_begin", self._beginning(state))
         each = observers.wants("on_step")
         saved = time.perf_counter()
-        begun = saved - state.seconds
+        started = saved - state.seconds
         while state.step < self.total_steps and not stop.requested and not ended:
             self.take_step(state)
-            state.seconds = time.perf_counter() - begun
+            state.seconds = time.perf_counter() - started
             due = time.perf_counter() - saved > self.options.checkpoint_seconds
             try:
                 if each:
-                    ended = observers.tell("on_step", self._step(state, log))
+                    ended = observers.notify("on_step", self._step(state, log))
             finally:  # an epoch ends whole, whatever an observer of its last step has raised
                 if state.step % self.steps_per_epoch == 0 or state.step == self.total_steps:
-                    ended |= observers.tell("on_epoch", self._end_epoch(state, log))
-                    state.seconds = time.perf_counter() - begun
+                    ended |= observers.notify("on_epoch", self._end_epoch(state, log))
+                    state.seconds = time.perf_counter() - started
                     due = True
             if due:
                 self._save(state, log)
@@ -136,7 +136,7 @@ class Loop:
             with self.compute.autocast():
                 return iter([(None, self.rule.estimate(state.net, batch, noise))])
         if not isinstance(self.rule, UnitByUnit):
-            raise InputError(why_not(self.rule, self.options.units, self.compute.device))
+            raise InputError(unsupported_reason(self.rule, self.options.units, self.compute.device))
         each = self.rule.estimates(state.net, batch, noise)
 
         def following() -> tuple[str, Update] | None:
@@ -158,15 +158,15 @@ class Loop:
         return Batch(self.task.laid_out(images), train.labels[rows], self.task.objective)
 
     def _end_epoch(self, state: State, log: MetricsLog | None) -> EpochEnd:
-        begun = (state.step - 1) // self.steps_per_epoch * self.steps_per_epoch
-        steps = state.step - max(begun, state.summed_from)
+        started = (state.step - 1) // self.steps_per_epoch * self.steps_per_epoch
+        steps = state.step - max(started, state.summed_from)
         values = {("train", name): float(total) / steps for name, total in sorted(state.sums.items())}
         state.sums = {}
         if state.step % self.steps_per_epoch:  # the last part of an epoch, which more steps may follow one day
             state.summed_from = state.step
         accuracy = None
         if len(self.data.validation):
-            best, part = self.rule.predictors[0], self.data.validation
+            best, part = self.rule.readings[0], self.data.validation
             with state.averaged() as net:
                 accuracy = accuracies(self.rule, net, part, self.task, self.compute, self.noise, [best])[best]
             values["validation", self.task.objective.score_name] = accuracy

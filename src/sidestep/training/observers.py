@@ -128,7 +128,7 @@ class Observers:
         """Whether any of them has this method."""
         return any(hasattr(observer, method) for observer in self._all)
 
-    def tell(self, method: str, event: Any) -> bool:
+    def notify(self, method: str, event: Any) -> bool:
         """Tell all of them, and return whether one has answered STOP.
 
         Raises ObserverError for the first that raises an error, once all have been told.
@@ -163,4 +163,4 @@ class Observers:
         """Tell all of the end, unless they have been told."""
         if not self._ended:
             self._ended = True
-            self.tell("on_end", event)
+            self.notify("on_end", event)

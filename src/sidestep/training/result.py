@@ -21,7 +21,7 @@ from sidestep.training.calibration import (
 )
 from sidestep.training.compatibility import pixels_digest
 from sidestep.training.evaluate import accuracies
-from sidestep.training.evaluation_progress import Count, Tally, checksum
+from sidestep.training.evaluation_progress import Count, EvaluationProgress, checksum
 from sidestep.training.loop import Loop
 from sidestep.training.progress import Progress
 from sidestep.training.state import State
@@ -57,7 +57,7 @@ def finish(
         Stopped: after Ctrl-C or SIGTERM, when what was counted is saved.
     """
     rule, folder, compute = loop.rule, loop.folder, loop.compute
-    best = rule.predictors[0]
+    best = rule.readings[0]
     found, calibration = _measured(loop, state, progress, list(dict.fromkeys([best, *readings])))
     read, kind = found["test"] or found["validation"], "accuracy" if loop.task.targets == "classes" else "score"
     result = {
@@ -88,7 +88,7 @@ def finish(
 def _measured(
     loop: Loop, state: State, progress: Progress, readings: Sequence[str]
 ) -> tuple[Measured, Calibration | None]:
-    data, only = loop.data, loop.rule.predictors[:1]
+    data, only = loop.data, loop.rule.readings[:1]
     with stop_on_signals() as stop:
         evaluation = _Evaluation(loop, state, progress, stop)
         calibration = evaluation.calibrate(readings)
@@ -109,7 +109,7 @@ class _Evaluation:
     def __init__(self, loop: Loop, state: State, progress: Progress, stop: StopRequest) -> None:
         self._loop, self._state, self._progress = loop, state, progress
         file = loop.folder.evaluation_file if loop.folder else None
-        self._tally = Tally(file, _setting(loop, state), loop.options.checkpoint_seconds, stop)
+        self._tally = EvaluationProgress(file, _setting(loop, state), loop.options.checkpoint_seconds, stop)
         self._calibration: Calibration | None = None
 
     def calibrate(self, readings: Sequence[str]) -> Calibration | None:
@@ -151,7 +151,7 @@ class _Evaluation:
 
 
 def _setting(loop: Loop, state: State) -> dict[str, Any]:
-    """Return what an accuracy depends on beside the images: counts of another setting are not to be gone on with."""
+    """Return what an accuracy depends on beside the images: counts of another setting are not to be continued."""
     rule = {name: str(value) for name, value in hyper_parameters(loop.rule).items()}
     return {
         "steps": state.step, "weights": checksum(state.net.state_dict().values()), "rule": rule,

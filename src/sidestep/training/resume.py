@@ -13,7 +13,7 @@ from sidestep.training.options import Options
 from sidestep.training.progress import Progress
 from sidestep.training.state import State
 
-__all__ = ["followed", "same_bits", "take_up"]
+__all__ = ["log_identity", "restore", "same_bits"]
 
 _MOMENTUM = (
     "there is no state.safetensors: the weights are replayed from the step log up to step {step}. It holds flips, not "
@@ -24,7 +24,7 @@ _CUT = "the step log ends within a block: its {step} steps are kept, its last {l
 _LOST = "steps.steplog is gone: the run goes on from its checkpoint without a log, so it cannot be replayed any more"
 
 
-def followed(options: Options, examples: int) -> dict[str, Any]:
+def log_identity(options: Options, examples: int) -> dict[str, Any]:
     """Return what the steps of a run follow from, beside its rule, data and seed; logs of other runs differ in it."""
     names = ["batch", "augment", "decay", "warmup", "average"]
     if options.decay != "none" or options.warmup:
@@ -32,7 +32,7 @@ def followed(options: Options, examples: int) -> dict[str, Any]:
     return {"train_images": examples, **{name: getattr(options, name) for name in names}}
 
 
-def take_up(
+def restore(
     folder: RunFolder, options: Options, state: State, rule: Rule, recorder: Recorder, progress: Progress
 ) -> int:
     """Bring `state` to where the run stands, and return how many bytes of the metrics belong to it; writes nothing.

@@ -1,9 +1,9 @@
-"""`train`: from a rule and data to a trained run; `load_run`: from a folder back to the net."""
+"""`train`: from a rule and data to a trained run."""
 
 import dataclasses
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -13,22 +13,19 @@ from torch import Tensor
 from sidestep.checks import check_multiple
 from sidestep.data import DataSet
 from sidestep.data.objective import Objective
-from sidestep.errors import CheckpointError, InputError, SidestepError
-from sidestep.nets.ternary.layers import pack_layers
+from sidestep.errors import InputError
 from sidestep.nets.user_modules import ImagePath
-from sidestep.rules import rule_from_record
 from sidestep.rules.protocol import HasBatchMultiple, Rule, Task
-from sidestep.rules.record import WHOLE, rule_record
+from sidestep.rules.record import rule_record
 from sidestep.rules.shared.whole_model import on_whole_model
-from sidestep.rules.untrained import untrained
 from sidestep.steplog import Header, Recorder
-from sidestep.training.alignment_watch import Watch, check_watch
+from sidestep.training.alignment_watch import AlignmentMonitor, check_alignment_options
 from sidestep.training.alone import check_alone
 from sidestep.training.attached_rule import as_objective
 from sidestep.training.begin import begin
 from sidestep.training.compatibility import data_record, in_saved_units
 from sidestep.training.early_stop import EarlyStop
-from sidestep.training.evaluate import check_readings, check_rule, with_inference
+from sidestep.training.evaluate import check_readings, check_rule
 from sidestep.training.folder import RunFolder
 from sidestep.training.given import given_data, given_options
 from sidestep.training.loop import Loop
@@ -36,18 +33,16 @@ from sidestep.training.observers import End, Observers, check_observers
 from sidestep.training.options import Compute, Options
 from sidestep.training.progress import Progress, Reporting, Silent
 from sidestep.training.result import finish
-from sidestep.training.resume import followed, take_up
+from sidestep.training.resume import log_identity, restore
 from sidestep.training.single import check_single
-from sidestep.training.state import AVERAGE, KEPT, State
+from sidestep.training.state import State
 from sidestep.training.stopping import Stopped, stop_on_signals
 from sidestep.training.trained import Run
-from sidestep.training.unit_modes import place_units
+from sidestep.training.unit_modes import move_units
 from sidestep.version import __version__
 from sidestep.wording import counted
 
-_UNFIT = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError, MemoryError)
-
-__all__ = ["load_run", "train"]
+__all__ = ["train"]
 
 
 def train(  # long: rule, data and options, three hooks for own code, and what is read at the end
@@ -123,10 +118,10 @@ def train(  # long: rule, data and options, three hooks for own code, and what i
         recorder = None
         if folder:
             stack.enter_context(folder.prepared(config, options.resume, options.overwrite, progress))
-            place_units(state, rule, options.units, folder.path)
-            own, name, same = _module_name(module), data.name, followed(options, len(data.train))
+            move_units(state, rule, options.units, folder.path)
+            own, name, same = _module_name(module), data.name, log_identity(options, len(data.train))
             recorder = Recorder(folder.log_file, lambda net: Header.of(net, rule, task, name, options.seed, own, same))
-            kept_metrics = take_up(folder, options, state, rule, recorder, progress)
+            kept_metrics = restore(folder, options, state, rule, recorder, progress)
         loop.recorder = None if options.average else recorder  # a log gives the weights that trained, no average
         if state.step > loop.total_steps:
             raise InputError(
@@ -158,7 +153,7 @@ def _to_its_end(  # long: what runs, and who is told
         state.adopt_kept()
         place = folder.path if folder else None
         run = Run(rule, state.net, loop.task, loop.compute, loop.options.seed, state.step, {}, place)
-        run.result, run.calibration = finish(loop, state, progress, readings or rule.predictors)
+        run.result, run.calibration = finish(loop, state, progress, readings or rule.readings)
         if state.files:
             state.files.leave()
         if folder:
@@ -172,7 +167,7 @@ def _observers(loop: Loop, progress: Progress, given: Sequence[Any]) -> Observer
     options = loop.options
     found: list[Any] = [] if type(progress) is Silent else [Reporting(progress)]
     if options.align:
-        found.append(Watch(loop.rule, loop.data, options, loop.compute))
+        found.append(AlignmentMonitor(loop.rule, loop.data, options, loop.compute))
     if options.patience:
         found.append(EarlyStop(options.patience))
     return Observers([*found, *given])
@@ -184,7 +179,7 @@ def _check(rule: Rule, data: DataSet, options: Options, readings: Sequence[str])
     check_readings(rule, readings)
     if isinstance(rule, HasBatchMultiple):
         check_multiple(min(options.batch, len(data.train)), *rule.batch_multiple)
-    check_watch(rule, data, options)
+    check_alignment_options(rule, data, options)
     if options.patience and not len(data.validation):
         raise InputError(f"patience = {options.patience} needs images that are not trained on: give validation = 0.1")
 
@@ -213,82 +208,3 @@ def _end(options: Options) -> str:
 
 def _module_name(module: ImagePath | None) -> str | None:
     return None if module is None else getattr(module, "__qualname__", type(module).__qualname__)
-
-
-def load_run(
-    path: str | Path,
-    *,
-    module: ImagePath | None = None,
-    model: ImagePath | None = None,
-    objective: Objective | Callable[[Tensor, Tensor], Tensor] | None = None,
-    device: str = "auto",
-    inference: Mapping[str, Any] | None = None,
-) -> Run:
-    """Return the run in a folder, with the weights of its end, or of its last checkpoint if it has not ended.
-
-    Args:
-        path: the run's folder.
-        module: the image path the run was trained with, if it was one of your own.
-        model: the whole model, likewise.
-        objective: the loss of your own, likewise; without it predictions are the outputs as they are.
-        device: where to compute from now on.
-        inference: new values of hyper-parameters that only predictions depend on (`rule.for_inference`), such as steps.
-
-    Raises:
-        CheckpointError: if the folder holds no run, or a file in it is damaged.
-        InputError: if the run was trained with a module of your own and none is given, or for another setting.
-    """
-    folder = RunFolder(Path(path))
-    config = folder.config()
-    with _described(folder.config_file):
-        rule, known, seed = (
-            rule_from_record(config["rule"]),
-            Task.from_record(config["task"]),
-            int(config["train"]["seed"]),
-        )
-        compute = Compute.find(device, config["train"]["precision"])
-    module = module or model
-    if objective is not None:
-        known = dataclasses.replace(known, own=as_objective(objective))
-    if "module" in config and module is None:
-        how = "model=...)" if WHOLE in config["rule"] else "module=...) or --module file.py:Name"
-        raise InputError(
-            f"{path} was trained with a module of its own ({config['module']['name']}): give it, load_run(path, {how}"
-        )
-    rule = with_inference(rule, inference or {})
-    with _described(folder.config_file):
-        net = untrained(rule, known, seed, None, module)
-    with _described(folder.state_file):
-        weights, step = _weights(folder)
-    try:
-        net.load_state_dict(weights)
-    except RuntimeError as error:
-        raise CheckpointError(f"the weights in {path} do not fit the net of its config.toml: {error}") from error
-    net = pack_layers(net).to(compute.device)
-    return Run(rule, net, known, compute, seed, step, {}, Path(path), folder.calibration(step))
-
-
-@contextmanager
-def _described(file: Path) -> Iterator[None]:
-    """Raise CheckpointError for whatever goes wrong with what a file says that may come from anybody."""
-    try:
-        yield
-    except SidestepError:
-        raise
-    except _UNFIT as error:
-        said = str(error).strip().partition("\n")[0]
-        raise CheckpointError(f"{file} lacks or misnames an entry ({type(error).__name__}: {said})") from error
-
-
-def _weights(folder: RunFolder) -> tuple[dict[str, Tensor], int]:
-    found = folder.load_state()
-    if found:
-        tensors, record = found
-        weights = {name[4:]: tensor for name, tensor in tensors.items() if name.startswith("net/")}
-        weights |= {name[len(AVERAGE) :]: tensor for name, tensor in tensors.items() if name.startswith(AVERAGE)}
-        weights |= {name[len(KEPT) :]: tensor for name, tensor in tensors.items() if name.startswith(KEPT)}
-        return weights, int(record["step"])
-    found = folder.load_model()
-    if not found:
-        raise CheckpointError(f"{folder.path} has no checkpoint yet; let it train on with --resume")
-    return found[0], int(found[1].get("step", 0))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sidestep.data import Split
-from sidestep.data.notices import tell
+from sidestep.data.notices import report
 from sidestep.errors import InputError
 from sidestep.noise import Noise
 from sidestep.rules.protocol import Rule, Task
@@ -22,7 +22,7 @@ from sidestep.training.calibration import (
     confidence_sums,
     fit_sums,
 )
-from sidestep.training.compatibility import unlike_contrast
+from sidestep.training.compatibility import pixel_scale_warning
 from sidestep.training.evaluate import accuracies, check_readings, predictions
 from sidestep.training.evaluation_progress import Count
 from sidestep.training.given import given_images, given_split
@@ -51,13 +51,13 @@ class Run:
         It has one if the run was trained to its end, with 50 validation images or more, if the reading was counted
         then, and if what predictions depend on (`rule.for_inference`) is as it was.
         """
-        name = reading or self.rule.predictors[0]
+        name = reading or self.rule.readings[0]
         check_readings(self.rule, [name])
         return self.calibration.temperature(self.rule, name) if self.calibration else None
 
     def uncalibrated(self, reading: str | None = None) -> str | None:
         """Return why what a reading gives is no probability, in a few words; None if it is one."""
-        name = reading or self.rule.predictors[0]
+        name = reading or self.rule.readings[0]
         if self.calibration is None:
             return f"no temperature: it takes {FEWEST} validation images and a run trained to its end"
         return self.calibration.missing(self.rule, name)
@@ -73,13 +73,13 @@ class Run:
         Args:
             images: a tensor or an array: rows of a table, or pixels as in the training data, uint8 in 0 .. 255 or the
                 float values trained on.
-            reading: one of `rule.predictors`; the first by default.
+            reading: one of `rule.readings`; the first by default.
             raw: return p in any case.
 
         Raises:
             InputError: for images of another shape than trained on, or a reading that the rule does not have.
         """
-        name = reading or self.rule.predictors[0]
+        name = reading or self.rule.readings[0]
         check_readings(self.rule, [name])
         images = given_images(self.task, images)
         self._tell_of_contrast("images to predict", images)
@@ -102,7 +102,7 @@ class Run:
         """
         split = given_split(self.task, split)
         self._tell_of_contrast("images to evaluate", split.images)
-        names = names or self.rule.predictors
+        names = names or self.rule.readings
         check_readings(self.rule, names)
         temperatures = {name: self.temperature(name) for name in names}
         more = lambda name, p, labels: confidence_sums(p, labels, temperatures[name])  # noqa: E731
@@ -120,7 +120,7 @@ class Run:
         Raises:
             InputError: for fewer than 50 images, or a reading that the rule does not have.
         """
-        names = names or self.rule.predictors
+        names = names or self.rule.readings
         check_readings(self.rule, names)
         if self.task.targets != "classes":
             raise InputError(f"temperatures are for classes, and this net gives {self.task.targets}")
@@ -131,9 +131,9 @@ class Run:
         return replace(self, calibration=Calibration.fitted(self.rule, count.sums, len(images)))
 
     def _tell_of_contrast(self, what: str, images: Tensor) -> None:
-        unlike = unlike_contrast(self.task, images)
+        unlike = pixel_scale_warning(self.task, images)
         if unlike:
-            tell(f"{what}: {unlike}")
+            report(f"{what}: {unlike}")
 
     def _count(self, split: Split, names: Sequence[str], more: Callable[[str, Tensor, Tensor], Tensor] | None) -> Count:
         count = Count(dict.fromkeys(names, 0))

@@ -11,10 +11,10 @@ from sidestep.rules.protocol import Rule, UnitByUnit
 from sidestep.training.state import State
 from sidestep.training.unit_files import UnitFiles
 
-__all__ = ["begin_units", "place_units", "why_not"]
+__all__ = ["check_units", "move_units", "unsupported_reason"]
 
 
-def why_not(rule: Rule, units: str, device: torch.device) -> str | None:
+def unsupported_reason(rule: Rule, units: str, device: torch.device) -> str | None:
     """Return why a rule's units cannot run so on a device, or None if they can."""
     if units != "together" and not isinstance(rule, UnitByUnit):
         able = [name for name, kind in RULES.items() if issubclass(kind, UnitByUnit)]
@@ -30,7 +30,7 @@ def why_not(rule: Rule, units: str, device: torch.device) -> str | None:
     return None
 
 
-def begin_units(rule: Rule, units: str, device: torch.device) -> None:
+def check_units(rule: Rule, units: str, device: torch.device) -> None:
     """Check that a rule's units can run so, and tell the C library what to do with freed memory.
 
     All together, it is kept, which saves time. Otherwise the process is to stay small, and it goes back to the system.
@@ -38,7 +38,7 @@ def begin_units(rule: Rule, units: str, device: torch.device) -> None:
     Raises:
         InputError: if they cannot.
     """
-    reason = why_not(rule, units, device)
+    reason = unsupported_reason(rule, units, device)
     if reason:
         raise InputError(reason)
     if units == "together":
@@ -47,7 +47,7 @@ def begin_units(rule: Rule, units: str, device: torch.device) -> None:
         return_freed_memory()
 
 
-def place_units(state: State, rule: Rule, units: str, folder: Path | None) -> None:
+def move_units(state: State, rule: Rule, units: str, folder: Path | None) -> None:
     """Put the units into files, with one-resident, before the first step.
 
     Args:

@@ -36,7 +36,7 @@ __all__ = ["THRESHOLDS", "Budget", "RunPlan", "measure_counts", "measure_run"]
 THRESHOLDS = (0.5, 0.8, 0.9, 0.95, 0.96, 0.97, 0.98, 0.99)
 _TELL = 0.2  # seconds between two words about the progress
 
-Tell = Callable[[Any], None]
+Report = Callable[[Any], None]
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class RunPlan:
         return begin(self.entry.make(), data, options, self.module)
 
 
-def measure_run(plan: RunPlan, tell: Tell) -> dict[str, Any]:
+def measure_run(plan: RunPlan, report: Report) -> dict[str, Any]:
     """Train by a plan, and return what was measured.
 
     Seconds are of training steps alone. The memory is the most that the process (on a GPU: torch) held during the
@@ -93,16 +93,16 @@ def measure_run(plan: RunPlan, tell: Tell) -> dict[str, Any]:
 
     Args:
         plan: what to train, and how long.
-        tell: told a share of the budget and a few words, now and then.
+        report: called with a share of the budget and a few words, now and then.
     """
     state, loop = plan.begin()
     device = loop.compute.device
     _load_kernels(device)
     before = restart_peak_memory(device)
-    course = _Course(plan, state, loop, tell)
+    course = _Course(plan, state, loop, report)
     ended = course.run()
-    best = loop.rule.predictors[0]
-    tell((1.0, "testing"))
+    best = loop.rule.readings[0]
+    report((1.0, "testing"))
     test = _accuracy(state, loop, loop.data.test) if loop.data.has_test else None
     if state.files:
         state.files.close()
@@ -130,7 +130,7 @@ def measure_run(plan: RunPlan, tell: Tell) -> dict[str, Any]:
     }
 
 
-def measure_counts(plan: RunPlan, tell: Tell) -> dict[str, Any]:
+def measure_counts(plan: RunPlan, report: Report) -> dict[str, Any]:
     """Return what is counted in a step of a rule, and does not depend on the clock.
 
     The operations of one estimate over those of one prediction of the same batch by the rule's default reading are its
@@ -148,7 +148,7 @@ def measure_counts(plan: RunPlan, tell: Tell) -> dict[str, Any]:
     with count_operations() as estimated, loop.compute.autocast():
         update = rule.estimate(net, batch, noise)
     with count_operations() as forward, loop.compute.autocast():
-        rule.predict(net, batch.inputs, loop.noise.stream("predict"), 0, [rule.predictors[0]])
+        rule.predict(net, batch.inputs, loop.noise.stream("predict"), 0, [rule.readings[0]])
     decided = rule.decide(net, update, state.optimizer)
     sizes = [parameter.numel() for parameter in net.parameters()]
     if state.files:
@@ -170,8 +170,8 @@ def measure_counts(plan: RunPlan, tell: Tell) -> dict[str, Any]:
 class _Course:
     """The course of one training run: its clock, and what it passed."""
 
-    def __init__(self, plan: RunPlan, state: State, loop: Loop, tell: Tell) -> None:
-        self.plan, self.state, self.loop, self.tell = plan, state, loop, tell
+    def __init__(self, plan: RunPlan, state: State, loop: Loop, report: Report) -> None:
+        self.plan, self.state, self.loop, self.report = plan, state, loop, report
         self.seconds, self.peak, self.told = 0.0, 0, 0.0
         self.took: list[float] = []  # seconds of every step
         self.curve: list[tuple[int, float, float]] = []  # steps, seconds, validation accuracy
@@ -183,11 +183,11 @@ class _Course:
         """Take steps until a budget is spent; return which."""
         every = self.plan.every or self.loop.steps_per_epoch
         while True:
-            begun = time.perf_counter()
+            started = time.perf_counter()
             self.loop.take_step(self.state)
             if self.loop.compute.device.type == "cuda":
                 torch.cuda.synchronize(self.loop.compute.device)
-            self.took.append(time.perf_counter() - begun)
+            self.took.append(time.perf_counter() - started)
             self.seconds += self.took[-1]
             self.state.sums = {}
             ended = self._ended()
@@ -237,11 +237,11 @@ class _Course:
         shares = [self.state.step / self.last] if self.last else []
         shares += [self.seconds / self.plan.budget.seconds] if self.plan.budget.seconds else []
         news = f", validation {self.curve[-1][2]:.2%}" if self.curve else ""
-        self.tell((min(1.0, max(shares)), f"step {self.state.step}{news}"))
+        self.report((min(1.0, max(shares)), f"step {self.state.step}{news}"))
 
 
 def _accuracy(state: State, loop: Loop, split: Split) -> float:
-    best = loop.rule.predictors[0]
+    best = loop.rule.readings[0]
     with state.averaged() as net:
         return accuracies(loop.rule, net, split, loop.task, loop.compute, loop.noise, [best])[best]
 

@@ -9,8 +9,8 @@ from typing import Any
 from sidestep import checkpoint
 from sidestep.bench.comparison.figures import race_figures
 from sidestep.bench.comparison.numbers import Baseline, baseline_labels, common_threshold
-from sidestep.bench.comparison.records import RaceFolder
-from sidestep.bench.comparison.rounds import Race
+from sidestep.bench.comparison.records import ComparisonFolder
+from sidestep.bench.comparison.rounds import Comparison
 from sidestep.bench.comparison.summary import sentences
 from sidestep.bench.comparison.tables import race_tables
 from sidestep.bench.report import Table, png_of
@@ -63,7 +63,9 @@ details { margin: .8rem 0 } li { margin: .3rem 0 } .small { color: #59636b; font
 class Report:
     """What a comparison says: for every data set its sentences and its tables, and how it was made."""
 
-    def __init__(self, race: Race, records: Sequence[Mapping[str, Any]], baseline: Baseline, command: str) -> None:
+    def __init__(
+        self, race: Comparison, records: Sequence[Mapping[str, Any]], baseline: Baseline, command: str
+    ) -> None:
         seeds = range(race.seed, race.seed + race.seeds)
         self.records = [record for record in records if record["seed"] in seeds]
         self.race, self.baseline, self.command = race, baseline, command
@@ -95,7 +97,7 @@ class Report:
         )
 
 
-def write_report(report: Report, folder: RaceFolder, asked: Mapping[str, Any]) -> None:
+def write_report(report: Report, folder: ComparisonFolder, asked: Mapping[str, Any]) -> None:
     """Write bench.md and bench.html into the folder, each in one move."""
     parts = [
         "# What does it gain, and what does it take?",

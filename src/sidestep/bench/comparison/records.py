@@ -10,7 +10,7 @@ from sidestep.bench.paper_tables.reproduce import folder_for_tables
 from sidestep.bench.process import FAILED
 from sidestep.errors import InputError
 
-__all__ = ["Key", "RaceFolder", "key_of"]
+__all__ = ["ComparisonFolder", "Key", "key_of"]
 
 Key = tuple[str, str, int]  # entry, data, seed
 _FILES = ("bench.json", "bench.jsonl", "bench.md", "bench.html")
@@ -21,7 +21,7 @@ def key_of(record: Mapping[str, Any]) -> Key:
     return str(record["entry"]), str(record["data"]), int(record["seed"])
 
 
-class RaceFolder:
+class ComparisonFolder:
     """The folder of a comparison: made if it was not there, refused if it holds another one.
 
     Args:

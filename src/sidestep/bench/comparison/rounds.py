@@ -11,22 +11,22 @@ from torch import nn
 
 from sidestep.bench.comparison.entries import NOT_OF_ONE, Entry
 from sidestep.bench.comparison.one_run import Budget, RunPlan, measure_counts, measure_run
-from sidestep.bench.comparison.records import RaceFolder
-from sidestep.bench.process import FAILED, run_apart
+from sidestep.bench.comparison.records import ComparisonFolder
+from sidestep.bench.process import FAILED, run_in_process
 from sidestep.data import load
 from sidestep.errors import InputError
 from sidestep.measure import processor_name
 from sidestep.rules.record import hyper_parameters
 from sidestep.training import Compute
 from sidestep.training.stopping import StopRequest
-from sidestep.training.unit_modes import why_not
+from sidestep.training.unit_modes import unsupported_reason
 from sidestep.version import __version__
 
-__all__ = ["Race", "RaceWatch", "check_race", "race_order", "run_race", "settings"]
+__all__ = ["Comparison", "ComparisonProgress", "check_race", "race_order", "run_comparison", "settings"]
 
 
 @dataclass(frozen=True)
-class Race:
+class Comparison:
     """What is compared, on what, and how long."""
 
     entries: tuple[Entry, ...]
@@ -53,7 +53,7 @@ class Race:
         )  # fmt: skip
 
 
-class RaceWatch(Protocol):
+class ComparisonProgress(Protocol):
     """Receives the events of a comparison; the command line draws a progress bar from them."""
 
     def begin(self, done: int, total: int, line: str) -> None:
@@ -69,8 +69,8 @@ class RaceWatch(Protocol):
         ...
 
 
-def race_order(race: Race) -> Iterator[tuple[int, str, Entry]]:
-    """Yield (seed, data, entry) in the order of the runs: round by round, each begun one entry further on.
+def race_order(race: Comparison) -> Iterator[tuple[int, str, Entry]]:
+    """Yield (seed, data, entry) in the order of the runs: round by round, each started one entry further on.
 
     So what drifts in a machine (its temperature, its other work) meets all entries alike, and the runs of one seed, of
     which ratios are taken, lie close together.
@@ -83,7 +83,7 @@ def race_order(race: Race) -> Iterator[tuple[int, str, Entry]]:
                 yield race.seed + number, data, entry
 
 
-def check_race(race: Race) -> None:
+def check_race(race: Comparison) -> None:
     """Raise InputError for what cannot work: numbers, devices, data that are not there or that an entry is not for."""
     if not 1 <= race.seeds <= 1000:
         raise InputError(f"--seeds must lie between 1 and 1000, got {race.seeds}; 3 give a spread")
@@ -105,10 +105,10 @@ def check_race(race: Race) -> None:
             )
 
 
-def _check_options(race: Race, compute: Compute) -> None:
+def _check_options(race: Comparison, compute: Compute) -> None:
     for entry in race.entries:
         options = entry.training(race.common)
-        reason = why_not(entry.make(), options.units, compute.device)
+        reason = unsupported_reason(entry.make(), options.units, compute.device)
         if reason:
             raise InputError(f"{entry.label}: {reason}")
         planned = options.decay != "none" or options.warmup
@@ -119,7 +119,7 @@ def _check_options(race: Race, compute: Compute) -> None:
             )
 
 
-def settings(race: Race) -> dict[str, Any]:
+def settings(race: Comparison) -> dict[str, Any]:
     """Return everything that a comparison's numbers depend on, but for the seeds."""
     device = Compute.find(race.device, "auto").device
     entries = {}
@@ -140,7 +140,9 @@ def settings(race: Race) -> dict[str, Any]:
     }
 
 
-def run_race(race: Race, folder: RaceFolder, watch: RaceWatch, stop: StopRequest, retry: bool = False) -> None:
+def run_comparison(
+    race: Comparison, folder: ComparisonFolder, watch: ComparisonProgress, stop: StopRequest, retry: bool = False
+) -> None:
     """Take all runs that are not done, and keep their records in the folder.
 
     Args:
@@ -167,7 +169,7 @@ def run_race(race: Race, folder: RaceFolder, watch: RaceWatch, stop: StopRequest
         if FAILED not in counted:  # the next seed tries again
             counts[entry.label, data] = counted
         plan = race.plan(entry, data, seed, counted.get("forward_equivalents"))
-        found = run_apart(measure_run, plan, lambda news: watch.progress(*news), stop, threads)
+        found = run_in_process(measure_run, plan, lambda news: watch.progress(*news), stop, threads)
         kind = {"rule": entry.kind, "entry": entry.label, "data": data, "seed": seed, "place": number}
         record = {**kind, **found, **({} if FAILED in found and FAILED in counted else {"counts": counted})}
         folder.add(record)
@@ -175,4 +177,4 @@ def run_race(race: Race, folder: RaceFolder, watch: RaceWatch, stop: StopRequest
 
 
 def _counted(plan: RunPlan, stop: StopRequest, threads: int) -> dict[str, Any]:
-    return run_apart(measure_counts, plan, lambda news: None, stop, threads)
+    return run_in_process(measure_counts, plan, lambda news: None, stop, threads)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from sidestep.bench.comparison.entries import BASELINE_KIND, Entry
-from sidestep.bench.comparison.rounds import Race
+from sidestep.bench.comparison.rounds import Comparison
 from sidestep.data import DataSet, load
 from sidestep.rules.protocol import Task
 from sidestep.rules.shared.same_net import SameNet
@@ -25,7 +25,7 @@ class _Found:
     key: tuple[object, ...]
 
 
-def with_baselines(race: Race) -> tuple[Race, dict[str, str]]:
+def with_baselines(race: Comparison) -> tuple[Comparison, dict[str, str]]:
     """Return the comparison with the baselines that it lacks, and entry -> its baseline, by their labels.
 
     Raises:
@@ -49,7 +49,7 @@ def with_baselines(race: Race) -> tuple[Race, dict[str, str]]:
     return replace(race, baselines=tuple(made)), of
 
 
-def _key(entry: Entry, sets: Sequence[DataSet], race: Race) -> tuple[object, ...]:
+def _key(entry: Entry, sets: Sequence[DataSet], race: Comparison) -> tuple[object, ...]:
     """What a baseline's training follows from, but for the seed: layers and shapes, hyper-parameters, options."""
     rule = SameNet(entry.make())
     options = replace(entry.training(race.common, seed=race.seed), units="together")

@@ -10,7 +10,7 @@ from sidestep.bench.report import Table
 from sidestep.errors import InputError
 from sidestep.measure import free_memory_bytes
 from sidestep.training import Compute
-from sidestep.training.unit_modes import why_not
+from sidestep.training.unit_modes import unsupported_reason
 
 __all__ = [
     "Line",
@@ -41,7 +41,7 @@ class Way:
     own: bool = True
     micro: int = 1  # batches that a batch is cut into
     like: str | None = None  # label of the way that it is predicted from, as that with a smaller batch
-    why_not: str | None = None  # it is not there
+    unsupported_reason: str | None = None  # it is not there
 
 
 class Line(NamedTuple):
@@ -134,7 +134,7 @@ def small_batches(batch: int) -> tuple[int, int]:
     return batch // 8, batch // 4
 
 
-def fit_memory(ways: Sequence[Way], budget: int, tell: Callable[[str], None]) -> list[Row]:
+def fit_memory(ways: Sequence[Way], budget: int, report: Callable[[str], None]) -> list[Row]:
     """Return what each way costs, predicted and measured, each measurement in a process of its own.
 
     Of ways that differ in `micro` alone, those that are predicted to fit are measured until one does, or else the last.
@@ -142,18 +142,20 @@ def fit_memory(ways: Sequence[Way], budget: int, tell: Callable[[str], None]) ->
     Args:
         ways: what could be done.
         budget: bytes.
-        tell: called with a line before each measurement.
+        report: called with a line before each measurement.
     """
     rows: list[Row] = []
     lines: dict[str, Line] = {}
     for way in ways:
         work = way.work
-        reason = way.why_not or why_not(work.rule, work.units, Compute.find(work.device, work.precision).device)
+        reason = way.unsupported_reason or unsupported_reason(
+            work.rule, work.units, Compute.find(work.device, work.precision).device
+        )
         if reason:
             rows.append(Row(way.label, way.own, why=reason))
             continue
         if way.like is None:
-            found = _predicted(way, tell)
+            found = _predicted(way, report)
             if isinstance(found, str):
                 rows.append(Row(way.label, way.own, why=found))
                 continue
@@ -166,17 +168,17 @@ def fit_memory(ways: Sequence[Way], budget: int, tell: Callable[[str], None]) ->
     for group in _groups(ways, rows):
         fitting = [at for at in group if _fits(rows[at].predicted, budget)]
         for at in fitting or group[-1:]:
-            rows[at] = _measured(ways[at], rows[at], tell)
+            rows[at] = _measured(ways[at], rows[at], report)
             if rows[at].fits(budget):
                 break
     return rows
 
 
-def _predicted(way: Way, tell: Callable[[str], None]) -> Line | str:
+def _predicted(way: Way, report: Callable[[str], None]) -> Line | str:
     small, large = small_batches(way.work.batch)
     costs = []
     for batch in (small, large):
-        tell(f"{way.label}: batch {batch}")
+        report(f"{way.label}: batch {batch}")
         cost, failed = in_fresh_process(step_cost, replace(way.work, batch=batch), 1)
         if cost is None:
             return f"failed with a batch of {batch}: {failed}"
@@ -197,13 +199,13 @@ def _fits(cost: Cost | None, budget: int) -> bool:
     return cost is not None and cost.bytes <= budget
 
 
-def _measured(way: Way, row: Row, tell: Callable[[str], None]) -> Row:
+def _measured(way: Way, row: Row, report: Callable[[str], None]) -> Row:
     free = free_memory_bytes(way.work.device)
     # of the other modes predictions are rougher, and a quarter of the batch did fit
     together = way.work.units == "together"
     if together and row.predicted and free is not None and row.predicted.bytes > free:
         return replace(row, why=f"not measured: only {readable_bytes(free)} are free")
-    tell(f"{way.label}: batch {way.work.batch}")
+    report(f"{way.label}: batch {way.work.batch}")
     cost, failed = in_fresh_process(step_cost, way.work, 2)
     return replace(row, measured=cost, why=failed)
 

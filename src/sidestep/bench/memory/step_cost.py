@@ -22,9 +22,9 @@ from sidestep.training import Compute, Options
 from sidestep.training.begin import begin
 from sidestep.training.loop import Loop
 from sidestep.training.state import State
-from sidestep.training.unit_modes import begin_units
+from sidestep.training.unit_modes import check_units
 
-__all__ = ["Cost", "Work", "begun", "in_fresh_process", "step_cost", "warm_up"]
+__all__ = ["Cost", "Work", "in_fresh_process", "started", "step_cost", "warm_up"]
 
 T = TypeVar("T")
 
@@ -50,7 +50,7 @@ class Cost(NamedTuple):
     gradients: int = 0  # bytes of those of all weights
 
 
-def begun(work: Work) -> tuple[Loop, State]:
+def started(work: Work) -> tuple[Loop, State]:
     """Return the training loop, on as many random images as a batch has, and its state before the first step."""
     channels, classes = work.image_shape[0], tuple(str(index) for index in range(work.classes))
     noise, pixels = Noise(0).stream("images"), work.batch * math.prod(work.image_shape)
@@ -70,11 +70,11 @@ def step_cost(work: Work, steps: int = 3) -> Cost:
     operations and the allocator take beside them.
     """
     compute = Compute.find(work.device, work.precision)
-    begin_units(work.rule, work.units, compute.device)
+    check_units(work.rule, work.units, compute.device)
     warm_up(compute)
     seconds = []
     with memory_growth(compute.device) as growth:
-        loop, state = begun(work)
+        loop, state = started(work)
         for _ in range(1 + steps):
             before = time.perf_counter()
             loop.take_step(state)

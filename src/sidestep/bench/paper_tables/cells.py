@@ -17,7 +17,7 @@ from sidestep.presets.catalogue import Preset
 from sidestep.rules import RULES
 from sidestep.training import Compute, Options, Run
 from sidestep.training.evaluate import accuracies
-from sidestep.training.evaluation_progress import Tally, checksum
+from sidestep.training.evaluation_progress import EvaluationProgress, checksum
 from sidestep.training.stopping import stop_on_signals
 
 __all__ = ["Plan", "cell_record", "fill_cell"]
@@ -69,7 +69,7 @@ def fill_cell(preset: Preset, seed: int, data: DataSet, source: Mapping[str, Any
         _start_over(plan.device)
         rule = RULES[preset.rule](**preset.options)
         options = Options(**preset.train, seed=seed, device=plan.device, out=plan.folder(preset, seed))
-        needed = list(dict.fromkeys([rule.predictors[0], preset.reading]))
+        needed = list(dict.fromkeys([rule.readings[0], preset.reading]))
         run = trained_run(rule, data, options, source, watch, needed)
         _read_often(run, preset, data.test, plan.inference_runs if preset.sampled else 1)
     except BusyError:  # somebody else fills this cell: that is no failure of the run
@@ -116,7 +116,7 @@ def _another(run: Run, reading: str, test: Split, number: int) -> float:
     key = {"steps": run.result["steps"], "weights": checksum(run.net.state_dict().values()), "rule": str(run.rule),
            "run": number, "device": run.compute.device.type, "precision": run.compute.precision}  # fmt: skip
     with stop_on_signals() as stop:
-        tally = Tally((run.folder or Path()) / _UNDER_WAY, key, _SECONDS, stop)
+        tally = EvaluationProgress((run.folder or Path()) / _UNDER_WAY, key, _SECONDS, stop)
         count, noise = tally.of("test", test, [reading]), Noise(run.seed + (number << _APART))
         return accuracies(run.rule, run.net, test, run.task, run.compute, noise, [reading], count)[reading]
 
@@ -138,7 +138,7 @@ def cell_record(preset: Preset, seed: int, plan: Plan) -> dict[str, Any] | None:
     if not result or not shares or inference["steps"] != result["steps"]:
         return None
     wanted = ("seconds", "epochs", "steps", "parameters", "peak_memory_bytes", "device", "precision")
-    default = RULES[preset.rule].predictors[0]
+    default = RULES[preset.rule].readings[0]
     return {
         "seed": seed,
         "accuracies": shares[: plan.inference_runs if preset.sampled else 1],

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from sidestep.bench.memory.step_cost import Work, begun, in_fresh_process
+from sidestep.bench.memory.step_cost import Work, in_fresh_process, started
 from sidestep.bench.paper_tables.rows import command_for
 from sidestep.bench.report import Table
 from sidestep.data import names
@@ -41,14 +41,14 @@ def training_peak(preset: Preset, device: str, precision: str = "auto", steps: i
         device=str(compute.device), precision=compute.precision,
     )  # fmt: skip
     with peak_allocation(compute.device) as peak:
-        loop, state = begun(work)
+        loop, state = started(work)
         for _ in range(steps):
             loop.take_step(state)
     return int(peak.bytes)
 
 
 def memory_record(
-    table: str, presets: Sequence[Preset], device: str, command: str, tell: Callable[[str], None], steps: int = 3
+    table: str, presets: Sequence[Preset], device: str, command: str, report: Callable[[str], None], steps: int = 3
 ) -> dict[str, Any]:
     """Return the record of a table of memory; a cell that fails is noted, and the others go on.
 
@@ -65,7 +65,7 @@ def memory_record(
     compute = Compute.find(device, "auto")
     cells = []
     for preset in presets:
-        tell(f"{preset.rule} on {preset.data}")
+        report(f"{preset.rule} on {preset.data}")
         cell = {"preset": preset.name, "row": preset.row, "data": preset.data, "paper_gb": preset.memory_gb}
         cells.append({**cell, **_apart(preset.for_budget("cpu"), device, steps)})
     return {

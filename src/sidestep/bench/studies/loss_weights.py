@@ -30,14 +30,14 @@ from sidestep.training.evaluate import accuracies
 from sidestep.training.loop import Loop
 from sidestep.training.state import State
 
-__all__ = ["PLAIN", "Look", "study_weights"]
+__all__ = ["PLAIN", "WeightStudy", "study_weights"]
 
 PLAIN = 0.95  # z_t alone, without the image, gives the label that often
 _OFTEN = 50  # looks at the embeddings while training
 
 
 @dataclass(frozen=True)
-class Look:
+class WeightStudy:
     """How the nets are looked at."""
 
     bins: int = 32
@@ -104,8 +104,8 @@ def study_weights(  # long: what is trained, and how it is looked at
     data: DataSet,
     options: Options,
     steps: int,
-    look: Look,
-    told: Callable[[str, int], None],
+    look: WeightStudy,
+    report: Callable[[str, int], None],
 ) -> dict[str, Any]:
     """Train a net by each rule for some steps, and look at the gradient of every loss on each net, time by time.
 
@@ -115,7 +115,7 @@ def study_weights(  # long: what is trained, and how it is looked at
         options: batch, seed, device and precision.
         steps: training steps; 0 looks at the untrained net only.
         look: how.
-        told: called with the name of a rule and the steps that its net has taken, now and then.
+        report: called with the name of a rule and the steps that its net has taken, now and then.
 
     Raises:
         InputError: for numbers that cannot work, or a rule whose net has no schedule in time.
@@ -129,7 +129,7 @@ def study_weights(  # long: what is trained, and how it is looked at
         if not nets:
             nets["untrained"] = look.at(rule, state.net, data, options)
         if steps:
-            training[name] = _train(loop, state, steps, partial(told, name))
+            training[name] = _train(loop, state, steps, partial(report, name))
             nets[name] = look.at(rule, state.net, data, options)
     return {
         "data": data.name, "train_images": len(data.train), "seed": options.seed, "batch": options.batch,
@@ -141,7 +141,7 @@ def study_weights(  # long: what is trained, and how it is looked at
     }  # fmt: skip
 
 
-def _train(loop: Loop, state: State, steps: int, told: Callable[[int], None]) -> dict[str, Any]:
+def _train(loop: Loop, state: State, steps: int, report: Callable[[int], None]) -> dict[str, Any]:
     """Take the steps; return every step's losses by name, and what the rule watches now and then."""
     losses: dict[str, list[float]] = {}
     watched: dict[str, list[float]] = {}
@@ -151,7 +151,7 @@ def _train(loop: Loop, state: State, steps: int, told: Callable[[int], None]) ->
             watched_at.append(step)
             for name, number in loop.rule.diagnostics(state.net).items():
                 watched.setdefault(name, []).append(number)
-            told(step)
+            report(step)
         if step < steps:
             state.sums = {}
             loop.take_step(state)

@@ -9,17 +9,17 @@ import numpy as np
 import torch
 
 from sidestep.data.check import Array
-from sidestep.data.cut import hold_out, keep_classes, tell_kept
+from sidestep.data.cut import hold_out, keep_classes, report_kept
 from sidestep.data.images.image_file import Header, for_all, listed, read_header, read_picture
 from sidestep.data.images.layout import Listing, find_layout
-from sidestep.data.notices import tell
+from sidestep.data.notices import report
 from sidestep.data.source import Source
 from sidestep.data.splits import PictureForm
 from sidestep.errors import DataError, InputError
 from sidestep.machine import free_memory
 from sidestep.wording import counted
 
-__all__ = ["folder_source", "read_pictures", "tell_lost"]
+__all__ = ["folder_source", "read_pictures", "report_lost"]
 
 TEST_FRACTION = 0.2  # of a folder that has no train/ and test/
 
@@ -30,7 +30,7 @@ def folder_source(name: str, root: Path, size: int | None = None, form: PictureF
     run's seed.
 
     Classes are the folder names in alphabetical order. The set has colour if any image has, and floats from 0 to 1
-    if any has 16 bits of grey, unless `form` says how it is to be read; what is converted or left out is told. All
+    if any has 16 bits of grey, unless `form` says how it is to be read; what is converted or left out is reported. All
     images need one size unless `size` is given, which stretches each to size x size. The headers of all files are
     looked at here, and those that cannot be read are named in one DataError.
     """
@@ -45,7 +45,7 @@ def folder_source(name: str, root: Path, size: int | None = None, form: PictureF
     files = [path for part in (train, layout.validation, test) for path, _ in part or ()]
     headers = for_all(files, read_header)
     form = _form(headers, size, form)
-    tell_lost(layout.root, files, headers, form)
+    report_lost(layout.root, files, headers, form)
     shape = form.size or read_picture(train[0][0], form).array.shape[:2]
     _check_memory(layout.root, len(files), (*shape, form.channels), form)
     read = partial(_read, form=form, shape=shape, first=train[0][0], root=layout.root)
@@ -63,7 +63,7 @@ def folder_source(name: str, root: Path, size: int | None = None, form: PictureF
 def _hold_out_test(name: str, files: Listing, class_names: tuple[str, ...]) -> tuple[Listing, Listing]:
     cut = hold_out(len(files), max(1, round(len(files) * TEST_FRACTION)), "folder test")
     kept, held, lost = keep_classes(*cut, torch.tensor([label for _, label in files]))
-    tell_kept(name, "test", [class_names[label] for label in lost], len(held))
+    report_kept(name, "test", [class_names[label] for label in lost], len(held))
     return tuple(files[i] for i in kept.tolist()), tuple(files[i] for i in held.tolist())
 
 
@@ -75,7 +75,7 @@ def read_pictures(  # what to read, how, and two parts of a message
     odd: Callable[[int, int], str],
     hint: str = "images must have one size: give size= (--image-size) to stretch them all",
 ) -> Array:
-    """All pictures as (n, height, width) or (n, height, width, 3), in the form's dtype; what is lost of them is told.
+    """All pictures as (n, height, width) or (n, height, width, 3), in the form's dtype; losses are reported.
 
     `odd` says what is wrong with a picture of another height and width than `shape`, `hint` what to do. Raises one
     DataError for all files that cannot be read, or else for all of another shape.
@@ -98,7 +98,7 @@ def read_pictures(  # what to read, how, and two parts of a message
         raise DataError(f"{listed(wrong)}; {hint}")
     if any(transparent):
         some = _of(sum(transparent), len(transparent), "is")
-        tell(f"{root}: {some} transparent, in parts at least, and laid on white")
+        report(f"{root}: {some} transparent, in parts at least, and laid on white")
     return pixels
 
 
@@ -110,20 +110,20 @@ def _form(headers: list[Header], size: int | None, given: PictureForm | None) ->
     return PictureForm(channels, "float32" if any(header.deep for header in headers) else "uint8", stretch)
 
 
-def tell_lost(root: Path, files: Sequence[Path], headers: list[Header], form: PictureForm) -> None:
+def report_lost(root: Path, files: Sequence[Path], headers: list[Header], form: PictureForm) -> None:
     """Say which files are converted, and what of them is left out."""
     count = len(files)
     grey, deep, halved = (sum(getattr(each, name) for each in headers) for name in ("grey", "deep", "halved"))
     if form.channels == 3 and 0 < grey < count:
-        tell(f"{root}: {_of(grey, count, 'is')} grey, and others have colour or a palette: all are read as colour")
+        report(f"{root}: {_of(grey, count, 'is')} grey, and others have colour or a palette: all are read as colour")
     if form.channels == 1 and grey < count:
-        tell(f"{root}: {_of(count - grey, count, 'has')} colour, which is turned to grey, as in training")
+        report(f"{root}: {_of(count - grey, count, 'has')} colour, which is turned to grey, as in training")
     if form.pixels == "float32" and deep < count:
-        tell(f"{root}: {_of(deep, count, 'has')} 16 bits, and others 8: all are read as floats, 0 to 1")
+        report(f"{root}: {_of(deep, count, 'has')} 16 bits, and others 8: all are read as floats, 0 to 1")
     if form.pixels == "uint8" and deep:
-        tell(f"{root}: {_of(deep, count, 'has')} 16 bits, of which 8 are kept (divided by 257), as in training")
+        report(f"{root}: {_of(deep, count, 'has')} 16 bits, of which 8 are kept (divided by 257), as in training")
     if halved:
-        tell(
+        report(
             f"{root}: {_of(halved, count, 'has')} 16 bits for each colour (or some more than 8), "
             "of which the upper 8 are read"
         )
@@ -131,7 +131,7 @@ def tell_lost(root: Path, files: Sequence[Path], headers: list[Header], form: Pi
     if pages:
         left = sum(number - 1 for _, number in pages)
         named = ", ".join(f"{path.name} has {number:,}" for path, number in pages[:3]) + ", ..." * (len(pages) > 3)
-        tell(
+        report(
             f"{root}: of {counted(len(pages), 'file')} with several pages or frames ({named}) only the first is read: "
             f"{counted(left, 'page')} left out"
         )

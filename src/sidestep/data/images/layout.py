@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sidestep.data.notices import tell
+from sidestep.data.notices import report
 from sidestep.errors import DataError
 from sidestep.wording import counted
 
@@ -55,7 +55,7 @@ def find_layout(given: Path) -> Layout:
     """
     root = _only_child(given)
     if root != given:
-        tell(f"{given}: read as {root}, the only folder in it")
+        report(f"{given}: read as {root}, the only folder in it")
     splits = _splits(root)
     if "train" not in splits:
         _check_no_splits(root, splits)
@@ -142,17 +142,17 @@ def _check_no_splits(root: Path, splits: dict[str, Path]) -> None:
 def _tell_layout(root: Path, splits: dict[str, Path]) -> None:
     """Say what was taken for what where that is not plain from the names, and what is not used."""
     if any(path.name != NAMES[split][0] for split, path in splits.items() if split != "validation"):
-        tell(f"{root}: read as " + ", ".join(f"{path.name}/ ({split})" for split, path in splits.items()))
+        report(f"{root}: read as " + ", ".join(f"{path.name}/ ({split})" for split, path in splits.items()))
     beside = [path.name for path in _folders(root) if path not in splits.values()]
     if beside:
-        tell(f"{root}: {', '.join(beside[:10])} beside {splits['train'].name}/ {_are(beside)} not used")
+        report(f"{root}: {', '.join(beside[:10])} beside {splits['train'].name}/ {_are(beside)} not used")
 
 
 def _class_names(top: Path, root: Path) -> tuple[str, ...]:
     folders = _folders(top)
     skipped = [path.name for path in entries_of(top)[1] if path not in folders]
     if skipped:
-        tell(f"{top}: {', '.join(skipped[:10])} {_are(skipped)} skipped: runs of sidestep, no classes")
+        report(f"{top}: {', '.join(skipped[:10])} {_are(skipped)} skipped: runs of sidestep, no classes")
     loose = _pictures(top)
     if len(folders) < 2:
         place = "train/" if top != root else "it"
@@ -164,16 +164,16 @@ def _class_names(top: Path, root: Path) -> tuple[str, ...]:
     cases = Counter(path.name.casefold() for path in folders)
     alike = [path.name for path in folders if cases[path.name.casefold()] > 1]
     if alike:
-        tell(f"{top}: the classes {', '.join(alike[:10])} differ from one another in upper and lower case alone")
+        report(f"{top}: the classes {', '.join(alike[:10])} differ from one another in upper and lower case alone")
     if loose:
-        tell(
+        report(
             f"{top}: not used, since nothing says what it shows: {counted(loose, 'image')} beside the classes' folders"
         )
     return tuple(path.name for path in folders)
 
 
 def _has_classes(folder: Path, split: str, class_names: Sequence[str]) -> bool:
-    """Whether a split has folders of classes; one with images alone has no labels, which is told."""
+    """Whether a split has folders of classes; one with images alone has no labels, which is reported."""
     folders = _folders(_only_child(folder))
     alone = folders[0] if [path.name.lower() for path in folders] in UNLABELLED else None
     alone = None if alone and alone.name in class_names else alone
@@ -183,7 +183,7 @@ def _has_classes(folder: Path, split: str, class_names: Sequence[str]) -> bool:
     if not images:
         raise DataError(f"{folder}: no images in it; add a folder for each class, or remove it")
     consequence = "there is no test accuracy" if split == "test" else "the validation split is cut from train"
-    tell(
+    report(
         f"{alone or folder}: {counted(images, 'image')}, but no folder for each class, so nothing says what is shown "
         f"and {consequence}; `sidestep predict RUN FOLDER` classifies them"
     )
@@ -229,7 +229,7 @@ def holds_runs(folder: Path, deep: int = 2) -> bool:
             inside = [folder / entry.name for entry in found if entry.is_dir(follow_symlinks=False)] if deep else []
     except OSError:
         return False
-    named = folder.name == "runs" and bool(inside)  # by default; of a run that has just begun there is no more to see
+    named = folder.name == "runs" and bool(inside)  # by default; of a run that has just started there is no more to see
     return (named or any(holds_runs(path, deep - 1) for path in inside)) and not _pictures(folder)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from sidestep.data.check import Array
 from sidestep.data.labels import class_names_from
-from sidestep.data.notices import tell
+from sidestep.data.notices import report
 from sidestep.data.npz_file import npz_array, npz_members
 from sidestep.data.source import Reader, Source
 from sidestep.errors import DataError
@@ -38,7 +38,7 @@ def npz_source(name: str, paths: tuple[Path, ...], class_names: tuple[str, ...] 
     train_labels, val_*, test_*), in capitals or not: the validation split is the file's own where it has one (x_val,
     x_valid, val_images and so on), and test may be missing.
 
-    An array `class_names` of strings in the file names the classes. Arrays that have no such name are told of, and not
+    An array `class_names` of strings in the file names the classes. Arrays that have no such name are reported, and not
     used. Raises DataError.
     """
     (path,) = paths
@@ -56,7 +56,7 @@ def npz_source(name: str, paths: tuple[Path, ...], class_names: tuple[str, ...] 
 
 
 def _keys(path: Path) -> tuple[Keys, str | None]:
-    """What each array of the file is for, and the key of the class names, if any; the others are told."""
+    """What each array of the file is for, and the key of the class names, if any; the others are reported."""
     arrays, others = npz_members(path)
     keys: Keys = {}
     name_key: str | None = None
@@ -81,7 +81,7 @@ def _keys(path: Path) -> tuple[Keys, str | None]:
         )
     if unused:
         used = [key for pair in keys.values() for key in pair.values()] + ([name_key] if name_key else [])
-        tell(f"{path}: not used: {_listed(unused)}; used are {_listed(used)}")
+        report(f"{path}: not used: {_listed(unused)}; used are {_listed(used)}")
     return keys, name_key
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from sidestep.data.check import Array, image_tensor
-from sidestep.data.images.folder import read_pictures, tell_lost
+from sidestep.data.images.folder import read_pictures, report_lost
 from sidestep.data.images.image_file import for_all, read_header
 from sidestep.data.images.layout import entries_of
 from sidestep.data.npz_file import npy_array, npz_array, npz_keys
@@ -128,6 +128,6 @@ def _decoded(files: list[Path], image_shape: tuple[int, int, int], form: Picture
         f"the net was trained on {image_shape} (channels, height, width), on images that were not stretched; resize "
         "first"
     )
-    tell_lost(where, files, for_all(files, read_header), form)
+    report_lost(where, files, for_all(files, read_header), form)
     pixels = read_pictures(files, form, image_shape[1:], where, odd, hint)
     return image_tensor(pixels, str(where)) if files else torch.empty(0)

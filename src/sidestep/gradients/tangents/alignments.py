@@ -27,7 +27,7 @@ from sidestep.data.objective import Objective
 from sidestep.errors import InputError, NonFiniteError
 from sidestep.gradients.tangents.chain import Chain, Direct, RankOneDirect, SparseDirect, carry, read_chain, walk
 from sidestep.gradients.tangents.columns import columns_bytes, columns_cost, fold_columns
-from sidestep.nets.precision import at_least_float32, full_precision
+from sidestep.nets.precision import at_least_float32, full_precision, product_dtype
 from sidestep.nets.substituted import functional_call
 from sidestep.nets.ternary.layers import ternary_parameters
 from sidestep.probes import Probes, RankOneProbes
@@ -44,26 +44,33 @@ GENERIC_ACTIVATIONS = 6  # tensors of the size of the largest activation that ar
 
 
 def alignments(
-    net: nn.Module, inputs: Tensor, labels: Tensor, probes: Probes, memory: int = 256 << 20, loss: Loss | None = None
+    net: nn.Module,
+    inputs: Tensor,
+    labels: Tensor,
+    probes: Probes,
+    memory: int = 256 << 20,
+    loss: Loss | None = None,
+    taken: range | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return the directional derivative of the loss along every probe, and the loss.
 
         alpha_i = sum_p dL/dw_p nu_ip,     L = mean cross-entropy of net(inputs) with labels
 
-    Derivatives are exact and with respect to the trits, so a layer's scale is in them. A chain of `TernaryLinear`,
-    `nn.ReLU`, `nn.LayerNorm` without affine, `nn.Identity` and `nn.Flatten` takes a fast path, be it an `nn.Sequential`
-    or a module whose method `chain()` returns its modules in order; other nets are evaluated by `torch.func.jvp`, which
-    has to know their operations. Under autocast matrix products are rounded to its dtype.
+    Exact and with respect to the trits, so a layer's scale is in them. A chain of `TernaryLinear`, `nn.ReLU`,
+    `nn.LayerNorm` without affine, `nn.Identity` and `nn.Flatten` takes a fast path, be it an `nn.Sequential` or a
+    module whose `chain()` returns its modules in order; others go through `torch.func.jvp`, which has to know their
+    operations. Under autocast matrix products are rounded to its dtype.
 
     Args:
         net: a module whose parameters are all trits; it is left as it was.
         inputs: (batch, ...), float32 or float64, as the net takes them.
         labels: (batch,), int64, or the targets that `loss` takes.
         probes: K probes over all weights of the net, in the order of `ternary_parameters`.
-        memory: bytes for the tangents of the probes that are worked on together; at least 1 MiB. It sets the speed and
-            not the result. One probe at a time is the least, whatever it takes.
+        memory: bytes for the tangents of probes that are worked on together, at least 1 MiB (and one probe): the speed,
+            and the last bits of the result.
         loss: an objective, or a function to a mean, (), whose derivative by the logits is taken backwards; by default
             the cross-entropy.
+        taken: numbers of consecutive probes, if these alone are asked for.
 
     Returns:
         alpha, (K,), and the loss, (): float64 for float64 inputs, else float32.
@@ -83,14 +90,14 @@ def alignments(
     (torch.Size([4]), torch.Size([]))
     """
     weights = ternary_parameters(net)
-    asked = _Asked(net, weights, inputs, labels, probes, memory, loss)
+    asked = _Asked(net, weights, inputs, labels, probes, memory, loss, taken or range(probes.count))
     asked.check()
     with torch.no_grad():
         chain = read_chain(net, weights, inputs)
         if chain is None:
             alpha, value = _through_any_net(asked)
         else:
-            product = _product_dtype(inputs)
+            product = product_dtype(inputs)
             with full_precision(inputs):
                 alpha, value = _through_chain(asked, chain, product)
     _check_finite(alpha, value)
@@ -108,6 +115,7 @@ class _Asked:
     probes: Probes
     memory: int
     loss: Loss | None  # None: the mean cross-entropy
+    taken: range
 
     def check(self) -> None:
         if self.memory < LEAST_MEMORY:
@@ -140,8 +148,8 @@ class _Asked:
     def chunks(self, probe_bytes: float, memory: float) -> Iterator[tuple[int, int]]:
         """Yield the first probe and the end of each chunk that fits into `memory`."""
         size = max(1, int(memory / probe_bytes))
-        for first in range(0, self.probes.count, size):
-            yield first, min(first + size, self.probes.count)
+        for first in range(self.taken.start, self.taken.stop, size):
+            yield first, min(first + size, self.taken.stop)
 
     def loss_at(self, logits: Tensor) -> Tensor:
         mean = self.loss.mean if isinstance(self.loss, Objective) else self.loss
@@ -276,17 +284,8 @@ def _whole_probes(asked: _Asked, dtype: torch.dtype, first: int, last: int) -> d
     flat = torch.zeros(count * total, dtype=dtype, device=device)
     flat.index_add_(0, (entries.probe - first) * total + entries.position, entries.sign.to(dtype))
     parts = flat.view(count, total).split([weight.numel() for weight in asked.weights.values()], dim=1)
-    return {
-        name: part.reshape(count, *weight.shape)
-        for part, (name, weight) in zip(parts, asked.weights.items(), strict=True)
-    }
-
-
-def _product_dtype(inputs: Tensor) -> torch.dtype:
-    """Return the dtype of matrix products: that of autocast, where it is on and the inputs are not float64."""
-    if inputs.dtype == torch.float64:
-        return torch.float64
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind := inputs.device.type) else torch.float32
+    pairs = zip(parts, asked.weights.items(), strict=True)
+    return {name: part.reshape(count, *weight.shape) for part, (name, weight) in pairs}
 
 
 def _check_finite(alpha: Tensor, value: Tensor) -> None:

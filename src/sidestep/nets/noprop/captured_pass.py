@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from sidestep.nets.noprop.batched_blocks import BlocksTogether, MaskSource
 
-__all__ = ["WRAPPERS", "recorded_logits"]
+__all__ = ["WRAPPERS", "captured_logits"]
 
 Function: TypeAlias = Callable[..., tuple[Tensor, ...]]
 
@@ -41,27 +41,27 @@ class _Recorded(NamedTuple):
 _known: "WeakKeyDictionary[nn.Module, dict[Any, _Recorded]]" = WeakKeyDictionary()
 
 
-def recorded_logits(run: BlocksTogether, way: str, images: Tensor, latents: Tensor, masks: MaskSource) -> Tensor:
+def captured_logits(run: BlocksTogether, execution: str, images: Tensor, latents: Tensor, masks: MaskSource) -> Tensor:
     """Return what `run.logits` returns, from a graph or compiled code that is made at the first call.
 
     There is one for each first block, shape, dtype and precision; it takes the weights anew at each call.
 
     Args:
         run: the blocks.
-        way: one of WRAPPERS.
+        execution: one of WRAPPERS.
         images: (batch, channels, height, width).
         latents: (T, batch, dimension).
         masks: where dropout masks come from.
     """
     kind = images.device.type
     precision = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
-    key = (way, run.count, tuple(images.shape), latents.shape[2], images.dtype, str(images.device), precision)
+    key = (execution, run.count, tuple(images.shape), latents.shape[2], images.dtype, str(images.device), precision)
     there = _known.setdefault(run.blocks[0], {})
     names = [name for name in run.statistics if not name.endswith("num_batches_tracked")]
     if key in there:
         drawn = [masks(*asked) for asked in there[key].masks]
     else:
-        there[key], drawn = _record(run, way, names, images, latents, masks)
+        there[key], drawn = _record(run, execution, names, images, latents, masks)
     logits, *changed = there[key].call(*_inputs(run, names, images, latents, drawn))
     for name in run.statistics:
         if name in names:
@@ -78,7 +78,7 @@ def _inputs(
 
 
 def _record(
-    run: BlocksTogether, way: str, names: list[str], images: Tensor, latents: Tensor, masks: MaskSource
+    run: BlocksTogether, execution: str, names: list[str], images: Tensor, latents: Tensor, masks: MaskSource
 ) -> tuple[_Recorded, list[Tensor]]:
     """Run once to see which masks are drawn, and make the function; return both, and the masks."""
     asked: list[tuple[tuple[int, ...], float, torch.dtype]] = []
@@ -109,4 +109,4 @@ def _record(
         logits = again.logits(images, latents, lambda *_: next(values))
         return (logits, *(again.statistics[name] for name in names))
 
-    return _Recorded(WRAPPERS[way](whole, _inputs(run, names, images, latents, drawn)), asked), drawn
+    return _Recorded(WRAPPERS[execution](whole, _inputs(run, names, images, latents, drawn)), asked), drawn

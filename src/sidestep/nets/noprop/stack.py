@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from sidestep.errors import InputError
 from sidestep.nets.noprop.batched_blocks import can_go_together
 from sidestep.nets.noprop.blocks import Block
-from sidestep.nets.noprop.execution import WAYS, choose_way
+from sidestep.nets.noprop.execution import EXECUTIONS, choose_execution
 from sidestep.nets.noprop.schedules import Levels, check_alpha_bar, signal_to_noise
 from sidestep.nets.noprop.target_space import CLASS_SPACE, TargetSpace
 from sidestep.nets.parallel import run_units
@@ -57,7 +57,7 @@ class DenoisingStack(nn.Module):
                 f"{len(paths)} image paths need a schedule of {len(paths) + 1} values, got {len(alpha_bar)}"
             )
         classes, dimension = embedding.shape
-        self.image_shape, self.together, self._way, self.space = image_shape, together, "auto", space
+        self.image_shape, self.together, self._execution, self.space = image_shape, together, "auto", space
         self.blocks = nn.ModuleList(Block(path, image_shape, dimension, classes, image_latent) for path in paths)
         self._stackable = together and can_go_together(list(self.blocks))
         self.readout = readout
@@ -95,23 +95,23 @@ class DenoisingStack(nn.Module):
         assert isinstance(module, Block)  # for the type checker: a ModuleList does not say what it holds
         return module
 
-    def way(self, device: torch.device) -> str:
-        """Return how the blocks' losses and gradients are computed on `device`: one of `nets.ways.WAYS`."""
+    def execution(self, device: torch.device) -> str:
+        """Return how the blocks' losses and gradients are computed on `device`: one of `EXECUTIONS`."""
         if not self._stackable:
             return "per block"
-        return choose_way(device) if self._way == "auto" else self._way
+        return choose_execution(device) if self._execution == "auto" else self._execution
 
-    def set_way(self, way: str) -> None:
-        """Choose the way by hand, or leave it to the machine again with `auto`: for benchmarks and tests.
+    def set_execution(self, execution: str) -> None:
+        """Choose how by hand, or leave it to the machine again with `auto`: for benchmarks and tests.
 
         Raises:
-            InputError: for a way that does not exist, or that these blocks cannot go.
+            InputError: for an execution that does not exist, or that these blocks do not have.
         """
-        if way not in ("auto", *WAYS):
-            raise InputError(f"the way must be auto, {', '.join(WAYS)}, got {way!r}")
-        if way not in ("auto", "per block") and not self._stackable:
-            raise InputError(f"blocks around a module of your own can go one way, per block, got {way!r}")
-        self._way = way
+        if execution not in ("auto", *EXECUTIONS):
+            raise InputError(f"the execution must be auto, {', '.join(EXECUTIONS)}, got {execution!r}")
+        if execution not in ("auto", "per block") and not self._stackable:
+            raise InputError(f"blocks around a module of your own have one execution, per block, got {execution!r}")
+        self._execution = execution
 
     def label_estimate(self, logits: Tensor) -> Tensor:
         """Return uhat, of classes `softmax(logits) W`, (batch, classes) -> (batch, dimension)."""

@@ -27,6 +27,7 @@ __all__ = [
     "pack_layers",
     "packed_size",
     "ternary_parameters",
+    "trit_count",
     "unpack_layers",
 ]
 
@@ -190,6 +191,11 @@ def ternary_parameters(net: nn.Module) -> dict[str, Tensor]:
     if not found:
         raise InputError("the net has no ternary weights that could be trained")
     return found
+
+
+def trit_count(net: nn.Module) -> int:
+    """Return how many weights and biases the net's ternary layers have."""
+    return sum(trits.numel() for trits in ternary_parameters(net).values())
 
 
 def pack_layers(net: nn.Module) -> nn.Module:

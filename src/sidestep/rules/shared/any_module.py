@@ -3,14 +3,18 @@
 estimate_any -> Update -> decide_any -> Update -> step log -> apply_any
 """
 
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import fields, replace
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
+from sidestep.data.share import Share
 from sidestep.errors import InputError
 from sidestep.gradients.any_module import Losses
+from sidestep.gradients.directions import Directions, weighted_directions
 from sidestep.nets.trained import trained
 from sidestep.noise import Noise
 from sidestep.probes import DenseProbes, Distribution
@@ -18,9 +22,26 @@ from sidestep.rules.shared.dense import apply_dense
 from sidestep.rules.shared.trits import as_gradients
 from sidestep.update import Dense, Seeded, Update
 
-__all__ = ["LOSS", "AnyModule", "apply_any", "as_dense", "check_unused", "decide_any", "one_unit", "seeded"]
+__all__ = [
+    "LOSS",
+    "AnyModule",
+    "apply_any",
+    "as_dense",
+    "check_unused",
+    "decide_any",
+    "of_examples",
+    "of_share",
+    "one_unit",
+    "seeded",
+]
 
 LOSS = "net: loss"
+_PART = 1 << 16  # elements of the gradient that a step has in memory at a time
+_ALONE = frozenset({  # optimisers in which no parameter's step depends on another parameter
+    torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, torch.optim.RMSprop, torch.optim.Adagrad,
+    torch.optim.Adadelta, torch.optim.Adafactor, torch.optim.Adamax, torch.optim.NAdam, torch.optim.RAdam,
+    torch.optim.ASGD,
+})  # fmt: skip
 
 
 @runtime_checkable
@@ -64,17 +85,74 @@ def seeded(
     return Seeded(coefs.float(), probes, statistics, {LOSS: loss})
 
 
+def of_share(coefs: Tensor, taken: range, total: int, share: Share) -> tuple[Tensor, Tensor | None]:
+    """Return what a part of a step gives of all coefficients, (total,), and which of them it took (`Seeded.taken`).
+
+    Args:
+        coefs: of the probes that the part took.
+        taken: their numbers.
+        total: how many probes the step has.
+        share: the part. Where it is one of the batch, every coefficient is a mean over some of the examples.
+    """
+    if len(taken) == total:
+        return (coefs if share.weight == 1 else coefs * share.weight), None
+    whole, chosen = coefs.new_zeros(total), torch.zeros(total, dtype=torch.bool)
+    whole[taken.start : taken.stop : taken.step] = coefs
+    chosen[taken.start : taken.stop : taken.step] = True
+    return whole, chosen
+
+
+def of_examples(coefs: Tensor, own: range, total: int) -> tuple[Tensor, Tensor | None]:
+    """As `of_share`, where every example has probes of its own: `coefs` are those of the examples `own` in each pass.
+
+    Args:
+        coefs: (passes x examples here,), one pass after another.
+        own: the numbers of these examples.
+        total: how many examples the whole batch has.
+    """
+    if len(own) == total:
+        return coefs, None
+    passes = coefs.view(-1, len(own))
+    whole, chosen = coefs.new_zeros(len(passes), total), torch.zeros(len(passes), total, dtype=torch.bool)
+    whole[:, own.start : own.stop], chosen[:, own.start : own.stop] = passes, True
+    return whole.flatten(), chosen.flatten()
+
+
 def decide_any(update: Update, optimizer: torch.optim.Optimizer) -> Update:
     """Return the update, if it is seeded with the learning rate that it is applied with."""
     return replace(update, rate=float(optimizer.param_groups[0]["lr"])) if isinstance(update, Seeded) else update
 
 
 def apply_any(net: nn.Module, update: Update, optimizer: torch.optim.Optimizer) -> None:
-    """Take one step of the optimiser, at the update's learning rate where it has one."""
+    """Take one step of the optimiser, at the update's learning rate where it has one.
+
+    A sum of dense directions is made and applied for a few weights at a time: torch's own optimisers treat every
+    parameter alone, so the bits are those of a step with the whole gradient.
+    """
     if isinstance(update, Seeded) and update.rate is not None:
         for group in optimizer.param_groups:
             group["lr"] = update.rate
-    apply_dense(net, as_dense(net, update), optimizer)
+    if not (isinstance(update, Seeded) and isinstance(update.probes, DenseProbes) and type(optimizer) in _ALONE):
+        apply_dense(net, as_dense(net, update), optimizer)
+        return
+    probes = update.probes
+    directions = Directions(probes.noise, probes.distribution)
+    for names in _in_parts(probes.parameters):
+        apply_dense(net, Dense(weighted_directions(net, directions, update.coefs, names)), optimizer)
+    apply_dense(net, Dense({}, update.statistics), optimizer)
+
+
+def _in_parts(parameters: Sequence[tuple[str, tuple[int, ...]]]) -> Iterator[list[str]]:
+    """Cut a table of parameters into parts of at most _PART elements, or of one parameter."""
+    names: list[str] = []
+    size = 0
+    for name, shape in parameters:
+        if names and size + math.prod(shape) > _PART:
+            yield names
+            names, size = [], 0
+        names.append(name)
+        size += math.prod(shape)
+    yield names
 
 
 def as_dense(net: nn.Module, update: Update) -> Dense:

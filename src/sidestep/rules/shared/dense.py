@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from sidestep.errors import InputError
 from sidestep.nets.trained import parameters_of, trained
+from sidestep.rules.shared import optimizers
 from sidestep.update import Dense, Update, combined
 
 __all__ = [
@@ -53,14 +54,14 @@ def adamw(
     net: nn.Module, units: Mapping[str, list[str]], learning_rate: float, weight_decay: float
 ) -> torch.optim.Optimizer:
     """Return fused AdamW with one parameter group per unit: its arithmetic is elementwise, so units stay apart."""
-    return torch.optim.AdamW(parameter_groups(net, units), lr=learning_rate, weight_decay=weight_decay, fused=True)
+    return optimizers.AdamW(parameter_groups(net, units), lr=learning_rate, weight_decay=weight_decay, fused=True)
 
 
 def adam(
     net: nn.Module, units: Mapping[str, list[str]], learning_rate: float, weight_decay: float
 ) -> torch.optim.Optimizer:
     """Return fused Adam with one parameter group per unit; its weight decay is part of the gradient (L2)."""
-    return torch.optim.Adam(parameter_groups(net, units), lr=learning_rate, weight_decay=weight_decay, fused=True)
+    return optimizers.Adam(parameter_groups(net, units), lr=learning_rate, weight_decay=weight_decay, fused=True)
 
 
 OPTIMIZERS = {"adam": adam, "adamw": adamw}

@@ -13,8 +13,11 @@ import torch
 from torch import Tensor
 
 from sidestep.errors import InputError
+from sidestep.probes import SparseProbes
+from sidestep.rules.shared.trits import ZERO
+from sidestep.update import Seeded
 
-__all__ = ["DensitySchedule", "advanced", "density_and_count", "first_density"]
+__all__ = ["DensitySchedule", "advanced", "after_step", "density_and_count", "first_density"]
 
 DensitySchedule = Literal["two-stage", "loss-triggered", "constant"]
 _STAGE, _SUM, _COUNT, _BEFORE = range(4)  # what the numbers of a schedule mean
@@ -64,3 +67,15 @@ def advanced(kind: DensitySchedule, schedule: Tensor, loss: float) -> Tensor:
             after[_BEFORE] = mean
             after[_SUM:_BEFORE] = torch.zeros(2, dtype=after.dtype)
     return after
+
+
+def after_step(kind: DensitySchedule, before: Tensor, update: Seeded) -> dict[str, Tensor]:
+    """Return the schedule as a statistic, or nothing where it stays: what does not change costs a log no bytes.
+
+    The loss is that of the whole step, so this is asked once all parts of it are known.
+    """
+    if kind == "constant" or not isinstance(update.probes, SparseProbes):
+        return {}
+    loss = [value for name, value in update.losses.items() if name != ZERO][-1]
+    after = advanced(kind, before, float(loss))
+    return {} if torch.equal(after, before.cpu()) else {"schedule": after}

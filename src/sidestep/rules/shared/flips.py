@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from sidestep.errors import NonFiniteError
 from sidestep.nets.ternary.layers import ternary_parameters
+from sidestep.rules.shared.optimizers import WithoutCompiler
 from sidestep.update import Flips
 
 __all__ = ["TernaryOptimizer", "choose_by_threshold", "choose_flips"]
@@ -30,7 +31,7 @@ __all__ = ["TernaryOptimizer", "choose_by_threshold", "choose_flips"]
 Chosen = tuple[Tensor, Tensor]  # ascending places in a parameter, and the step of each: -1 or 1
 
 
-class TernaryOptimizer(torch.optim.Optimizer):
+class TernaryOptimizer(WithoutCompiler):
     """Holds what ternary rules remember of each parameter (momentum, or evidence), and as `lr` the share that flips
     (of Bop: gamma).
 

@@ -14,6 +14,7 @@ from sidestep.nets.stages.staged import StagedNet, check_layers, staged_mlp, sta
 from sidestep.nets.user_modules import ImagePath
 from sidestep.noise import Noise
 from sidestep.rules.protocol import OutputRule, Task
+from sidestep.rules.shared import optimizers
 from sidestep.rules.shared.any_module import one_unit
 from sidestep.rules.shared.dense import parameter_groups
 
@@ -48,18 +49,18 @@ OBJECTIVES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"cross-entropy": _c
 # (parameter groups, lr, weight_decay) -> optimiser: those of torch.optim that step along a gradient, for weights of any
 # shape. Add your own by name.
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
-    "adamw": partial(torch.optim.AdamW, fused=True),
-    "adam": partial(torch.optim.Adam, fused=True),
-    "sgd": partial(torch.optim.SGD, momentum=0.9),
-    "plain-sgd": torch.optim.SGD,
-    "rmsprop": torch.optim.RMSprop,
-    "adagrad": torch.optim.Adagrad,
-    "adadelta": torch.optim.Adadelta,
-    "adafactor": torch.optim.Adafactor,
-    "adamax": torch.optim.Adamax,
-    "nadam": torch.optim.NAdam,
-    "radam": torch.optim.RAdam,
-    "asgd": torch.optim.ASGD,
+    "adamw": partial(optimizers.AdamW, fused=True),
+    "adam": partial(optimizers.Adam, fused=True),
+    "sgd": partial(optimizers.SGD, momentum=0.9),
+    "plain-sgd": optimizers.SGD,
+    "rmsprop": optimizers.RMSprop,
+    "adagrad": optimizers.Adagrad,
+    "adadelta": optimizers.Adadelta,
+    "adafactor": optimizers.Adafactor,
+    "adamax": optimizers.Adamax,
+    "nadam": optimizers.NAdam,
+    "radam": optimizers.RAdam,
+    "asgd": optimizers.ASGD,
 }
 
 # What these do follows from gradients, learning rate and their own memory alone, so a step log can replay them. Of an

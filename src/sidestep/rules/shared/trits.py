@@ -18,7 +18,19 @@ from sidestep.nets.ternary.layers import ternary_parameters
 from sidestep.probes import DenseProbes, Probes, SparseProbes
 from sidestep.update import Seeded
 
-__all__ = ["accumulate", "along_probes", "as_gradients", "check_finite", "move", "sign_and_median", "subtract"]
+__all__ = [
+    "ZERO",
+    "accumulate",
+    "along_probes",
+    "as_gradients",
+    "check_finite",
+    "move",
+    "sign_and_median",
+    "subtract",
+    "with_zeros",
+]
+
+ZERO = "net: zero alignments"
 
 
 def check_finite(coefs: Tensor) -> None:
@@ -113,3 +125,28 @@ def _by_parameter(net: nn.Module, position: Tensor, value: Tensor) -> Iterator[t
         if last > first:
             yield parameter, position[first:last] - before, value[first:last]
         before = end
+
+
+def with_zeros(  # long: what an update has
+    coefs: Tensor,
+    probes: Probes,
+    losses: dict[str, Tensor],
+    part: tuple[Tensor, Tensor | None],
+    statistics: dict[str, Tensor] | None = None,
+) -> Seeded:
+    """Return the update of a part of a step, with the share of its alignments that are 0 beside the losses.
+
+    Those belong to probes that are empty, or that the loss does not depend on.
+
+    Args:
+        coefs: of the probes that the part took.
+        probes: of the whole step.
+        losses: of the part.
+        part: what it gives of all coefficients, and which probes it took.
+        statistics: new values of buffers.
+
+    Raises:
+        NonFiniteError: for coefficients with infinities or NaNs.
+    """
+    check_finite(coefs)
+    return Seeded(part[0], probes, statistics or {}, {**losses, ZERO: (coefs == 0).float().mean()}, taken=part[1])

@@ -18,7 +18,7 @@ PAPER_LABELS: PaperOptions = {
 class HasVariant(Protocol):
     """What a rule has besides, whose options go beyond the paper that it is named after."""
 
-    predictors: ClassVar[tuple[str, ...]]
+    readings: ClassVar[tuple[str, ...]]
     paper_options: ClassVar[PaperOptions]  # of the options that matter
     paper_reading: ClassVar[str]
 
@@ -35,4 +35,4 @@ def variant_of(rule: Any) -> str | None:
     given = {name: getattr(rule, name) for name in rule.paper_options}
     other = [f"{name} = {value}" for name, value in given.items() if value not in rule.paper_options[name]]
     trained = f"not the paper's: trained with {', '.join(other)}" if other else "trained as in the paper"
-    return f"{trained}; read by {rule.predictors[0]} (the paper's reading: {rule.paper_reading})"
+    return f"{trained}; read by {rule.readings[0]} (the paper's reading: {rule.paper_reading})"

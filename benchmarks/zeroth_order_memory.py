@@ -1,0 +1,139 @@
+"""What a step takes over the built model in a fresh process: inference, zeroth order and back-propagation.
+
+    python benchmarks/zeroth_order_memory.py
+
+A GPT of 4.8 M weights on 16 x 128 tokens, one thread. Each way gets a process of its own; what counts is by how much
+the resident set grows at its peak over the model with its batch, after a tiny model has warmed the libraries.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, scaled_dot_product_attention
+
+from sidestep import attach, rules
+from sidestep.measure import memory_growth
+from sidestep.measure.memory import return_freed_memory
+from sidestep.noise import Noise
+
+CHARACTERS, WIDTH, LAYERS, LENGTH, BATCH = 65, 256, 6, 128, 16
+WAYS = {
+    "inference": "forward pass without derivatives",
+    "spsa": "SPSA(optimizer_kind='plain-sgd'), one pair of signs",
+    "spsa gaussian": "the same with normal values, drawn again for every pass",
+    "spsa momentum": "SPSA(optimizer_kind='sgd'), whose momentum is one copy of the weights",
+    "backprop sgd": "plain SGD, the whole batch",
+    "backprop sgd micro": "plain SGD, 16 micro-batches",
+    "backprop adam": "Adam, the whole batch",
+    "backprop adam micro": "Adam, 16 micro-batches",
+}
+
+
+class Block(nn.Module):
+    """Causal attention and an MLP."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.before, self.between = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.mix, self.merge = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """Return rows of the same shape."""
+        parts = self.mix(self.before(rows)).unflatten(2, (3, 4, -1)).permute(2, 0, 3, 1, 4)
+        seen = scaled_dot_product_attention(*parts, is_causal=True).transpose(1, 2).flatten(2)
+        rows = rows + self.merge(seen)
+        return rows + self.mlp(self.between(rows))
+
+
+class GPT(nn.Module):
+    """A GPT whose output layer is its embedding."""
+
+    def __init__(self, width: int, layers: int, length: int) -> None:
+        super().__init__()
+        self.characters, self.places = nn.Embedding(CHARACTERS, width), nn.Embedding(length, width)
+        self.blocks = nn.Sequential(*(Block(width) for _ in range(layers)))
+        self.norm = nn.LayerNorm(width)
+        self.output = nn.Linear(width, CHARACTERS, bias=False)
+        self.output.weight = self.characters.weight
+        nn.init.normal_(self.characters.weight, std=0.02, generator=Noise(1).generator())
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Return logits, (batch, length, characters)."""
+        rows = self.characters(tokens) + self.places.weight[: tokens.shape[1]]
+        return self.output(self.norm(self.blocks(rows)))
+
+
+def stepper(way: str, model: GPT, tokens: Tensor) -> object:
+    """Return a function that takes one step."""
+
+    def loss(part: Tensor) -> Tensor:
+        return cross_entropy(model(part[:, :-1]).flatten(0, 1), part[:, 1:].flatten())
+
+    if way == "inference":
+        return torch.no_grad()(lambda: loss(tokens))
+    if way.startswith("spsa"):
+        options = {"optimizer_kind": "sgd" if "momentum" in way else "plain-sgd", "learning_rate": 1e-5}
+        distribution = "gaussian" if "gaussian" in way else "rademacher"
+        step = attach(model, rules.SPSA(distribution=distribution, **options), seed=0)
+        return lambda: step(lambda: loss(tokens))
+    kind = torch.optim.Adam if "adam" in way else torch.optim.SGD
+    optimizer, parts = kind(model.parameters(), lr=1e-5), 16 if "micro" in way else 1
+
+    def stepped() -> None:
+        for part in tokens.chunk(parts):
+            (loss(part) / parts).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return stepped
+
+
+def one(way: str) -> dict[str, float]:
+    """Measure one way in this process."""
+    torch.set_num_threads(1)
+    return_freed_memory()
+    ids = Noise(0).integers(BATCH * (LENGTH + 1), CHARACTERS).view(BATCH, LENGTH + 1)
+    with Noise(0).torch_seeded():
+        tiny, model = GPT(16, 1, LENGTH), GPT(WIDTH, LAYERS, LENGTH)
+    for warm in (way, "backprop adam"):
+        stepper(warm, tiny, ids[:2])()
+    step, seconds = stepper(way, model, ids), []
+    with memory_growth() as growth:
+        for _ in range(4):
+            before = time.perf_counter()
+            step()
+            seconds.append(time.perf_counter() - before)
+    weights = sum(p.numel() for p in model.parameters())
+    return {"bytes": growth.bytes, "seconds": statistics.median(seconds[1:]), "weights": weights}
+
+
+def main() -> None:
+    """Measure all ways, each in a process of its own, and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--way", choices=WAYS)
+    given = parser.parse_args()
+    if given.way:
+        print(json.dumps(one(given.way)))
+        return
+    print("| way | MiB over the model | times inference | s a step |\n|---|---|---|---|")
+    base = 0.0
+    for way, words in WAYS.items():
+        done = subprocess.run([sys.executable, __file__, "--way", way], capture_output=True, text=True, check=True)
+        found = json.loads(done.stdout)
+        base = base or found["bytes"]
+        print(
+            f"| {way}: {words} | {found['bytes'] / 2**20:.0f} | {found['bytes'] / base:.2f} | {found['seconds']:.2f} |",
+            flush=True,
+        )
+    print(f"\n{found['weights']:,.0f} weights, {4 * found['weights'] / 2**20:.0f} MiB")
+
+
+if __name__ == "__main__":
+    main()

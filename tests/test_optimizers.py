@@ -1,0 +1,120 @@
+"""The optimizers are torch's to the bit, take torch's states, and import no compiler."""
+
+import copy
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sidestep.noise import Noise
+from sidestep.rules.shared import optimizers
+from sidestep.rules.shared.forward_only import OPTIMIZERS
+
+KINDS = {
+    "adamw": (torch.optim.AdamW, {"fused": True}),
+    "adam": (torch.optim.Adam, {"fused": True}),
+    "sgd": (torch.optim.SGD, {"momentum": 0.9}),
+    "plain-sgd": (torch.optim.SGD, {}),
+    "rmsprop": (torch.optim.RMSprop, {}),
+    "adagrad": (torch.optim.Adagrad, {}),
+    "adadelta": (torch.optim.Adadelta, {}),
+    "adafactor": (torch.optim.Adafactor, {}),
+    "adamax": (torch.optim.Adamax, {}),
+    "nadam": (torch.optim.NAdam, {}),
+    "radam": (torch.optim.RAdam, {}),
+    "asgd": (torch.optim.ASGD, {}),
+}
+SHAPES = ((7, 5), (5,), (3, 5, 2), (3,))
+RUNS = """
+import json, pathlib, sys
+from sidestep import Options, rules, train
+kinds = rules.NoPropDT(blocks=2), rules.SPSA(), rules.NoiseStep(hidden=(8,)), rules.Backprop()
+for rule in kinds:
+    train(rule, "digits", Options(steps=2, batch=16, out=pathlib.Path({out!r}) / type(rule).__name__))
+print(json.dumps([name for name in ("torch._dynamo", "sympy") if name in sys.modules]))
+"""
+
+
+def weights() -> list[nn.Parameter]:
+    noise = Noise(5).stream("weights")
+    return [nn.Parameter(noise.sub(i).normal(torch.Size(shape).numel()).view(shape)) for i, shape in enumerate(SHAPES)]
+
+
+def groups(parameters: list[nn.Parameter]) -> list[dict[str, object]]:
+    return [{"params": parameters[:2]}, {"params": parameters[2:], "weight_decay": 0.0}]
+
+
+def set_gradients(parameters: list[nn.Parameter], step: int) -> None:
+    for index, parameter in enumerate(parameters):
+        noise = Noise(6).sub(index).at(step)
+        parameter.grad = None if (index, step) == (1, 3) else noise.normal(parameter.numel()).view_as(parameter)
+
+
+def same_state(first: torch.optim.Optimizer, second: torch.optim.Optimizer) -> bool:
+    one, other = first.state_dict(), second.state_dict()
+    assert one["param_groups"] == other["param_groups"]
+    assert one["state"].keys() == other["state"].keys()
+    for index, entries in one["state"].items():
+        for key, value in entries.items():
+            found = other["state"][index][key]
+            assert torch.equal(value, found) if isinstance(value, Tensor) else value == found
+    return True
+
+
+def test_every_optimizer_is_compared() -> None:
+    assert OPTIMIZERS.keys() == KINDS.keys()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_many_steps_are_those_of_torch(kind: str) -> None:
+    plain_class, options = KINDS[kind]
+    ours_at, theirs_at = weights(), weights()
+    ours = OPTIMIZERS[kind](groups(ours_at), lr=0.03, weight_decay=0.1)
+    theirs = plain_class(groups(theirs_at), lr=0.03, weight_decay=0.1, **options)
+    assert isinstance(ours, optimizers.WithoutCompiler)
+    assert type(ours).__name__ == plain_class.__name__
+    assert ours.defaults == theirs.defaults
+    schedules = [torch.optim.lr_scheduler.StepLR(one, 7, 0.5) for one in (ours, theirs)]
+    for step in range(25):
+        for parameters, optimizer, schedule in ((ours_at, ours, schedules[0]), (theirs_at, theirs, schedules[1])):
+            set_gradients(parameters, step)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=step % 2 == 0)
+            assert all(one.grad is None or not one.grad.any() for one in parameters)
+            schedule.step()
+        assert all(torch.equal(one, other) for one, other in zip(ours_at, theirs_at, strict=True))
+        assert same_state(ours, theirs)
+        if step == 12:  # each goes on from the other's state, as a run from an earlier version does
+            states = copy.deepcopy((ours.state_dict(), theirs.state_dict()))
+            ours.load_state_dict(states[1])
+            theirs.load_state_dict(states[0])
+    assert ours.param_groups[0]["lr"] == pytest.approx(0.03 * 0.5**3)
+
+
+def test_hooks_and_closures_are_called_and_gradients_are_not_recorded() -> None:
+    parameters, seen = weights(), []
+    optimizer = optimizers.AdamW(parameters, fused=True)
+    optimizer.register_step_pre_hook(lambda *_: seen.append("before"))
+    optimizer.register_step_post_hook(lambda *_: seen.append("after"))
+
+    def closure() -> float:
+        assert torch.is_grad_enabled()
+        set_gradients(parameters, 0)
+        return 4.0
+
+    assert optimizer.step(closure) == 4.0
+    assert seen == ["before", "after"]
+    assert torch.is_grad_enabled()
+    copied = copy.deepcopy(optimizer)
+    assert same_state(copied, optimizer)
+
+
+def test_runs_that_compile_nothing_import_no_compiler(tmp_path: Path) -> None:
+    program = RUNS.format(out=str(tmp_path))
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1]) == []
