@@ -40,7 +40,7 @@ docs: $(VENV)/stamp-docs  ## build the site of docs/ and the Python reference in
 
 clean:  ## remove .venv, site/ and caches; runs/ and downloaded data stay
 	rm -rf $(VENV) site build .pytest_cache .mypy_cache .ruff_cache .hypothesis src/*.egg-info
-	find src tests examples benchmarks docs -name __pycache__ -type d -prune -exec rm -rf {} +
+	find src tests examples benchmarks experiments docs -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A stamp is written after pip has succeeded, so an interrupted install is simply done again, and a changed
 # pyproject.toml installs anew.

@@ -134,29 +134,6 @@ def test_a_budget_needs_a_preset_and_changes_its_values(capsys, tmp_path, monkey
     assert "give --preset NAME" in capsys.readouterr().err.replace("\n", " ")
 
 
-def test_a_study_does_not_replace_one_of_other_options(tmp_path, capsys):
-    study = [
-        "study",
-        "noprop-weights",
-        "--data",
-        "digits",
-        "--bins",
-        "2",
-        "--images",
-        "8",
-        "--out",
-        str(tmp_path / "s"),
-    ]
-    main([*study, "--steps", "0"])
-    before = (tmp_path / "s/study.json").read_bytes()
-    with pytest.raises(SystemExit):
-        main([*study, "--steps", "1"])
-    assert "--overwrite" in capsys.readouterr().err
-    assert (tmp_path / "s/study.json").read_bytes() == before
-    main([*study, "--steps", "1", "--overwrite"])
-    assert (tmp_path / "s/study.json").read_bytes() != before
-
-
 def test_a_study_does_not_train_on_a_run_that_has_ended(tmp_path, capsys):
     study = ["study", "noprop-blocks", "--blocks", "1", "--batch", "512", "--seeds", "1", "--out", str(tmp_path / "s")]
     main([*study, "--epochs", "1"])

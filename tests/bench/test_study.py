@@ -11,10 +11,11 @@ import pytest
 import torch
 from torch import nn
 
+from experiments.noprop_weights import gradient_by_time as weight_study
+from experiments.noprop_weights.__main__ import weights
 from sidestep import Options, data, rules
 from sidestep.bench.studies import blocks as blocks_study
 from sidestep.bench.studies import chain as chain_study
-from sidestep.bench.studies import gradient_by_time as weight_study
 from sidestep.bench.studies.chain import (
     CHAIN_READINGS,
     READINGS_BY_BLOCK,
@@ -262,7 +263,7 @@ def test_accuracy_by_time_given_the_true_z():
 
 
 def test_a_net_without_a_schedule_is_refused():
-    from sidestep.bench.studies.loss_weights import WeightStudy
+    from experiments.noprop_weights.study import WeightStudy
 
     with NOISE.torch_seeded():
         block = TimedBlock(nn.Flatten(), SHAPE, 4, 4, image_latent=False)
@@ -371,11 +372,10 @@ def test_a_run_that_was_stopped_goes_on_from_where_it_was():
 
 
 def test_the_study_of_weights_runs_and_reports(capsys):
-    weights = ["noprop-weights", "--data", "digits"]
-    few = ["--steps", "3", "--bins", "4", "--images", "32", "--device", "cpu", "--out", "study"]
-    status, out, error = run(capsys, *weights, *few, "--json")
-    assert status == 0, error
-    record = json.loads(out.strip().splitlines()[-1])
+    few = {"data": "digits", "device": "cpu"}
+    weights(**few, steps=3, bins=4, images=32, out=Path("study"))
+    assert "written: study/study.json" in capsys.readouterr().out
+    record = json.loads(Path("study/study.json").read_text())
     assert list(record["nets"]) == ["untrained", "paper", "cross-entropy"]
     for net in record["nets"].values():
         for shares in net["gradient_share"].values():
@@ -395,15 +395,40 @@ def test_the_study_of_weights_runs_and_reports(capsys):
     assert "under each loss" in page
     p, n = next(iter(record["nets"]["paper"]["accuracy"].values())), record["images"]
     assert f"{100 * p:.2f} (-; {100 * (p * (1 - p) / n) ** 0.5:.2f}) |" in page
-    status, out, error = run(capsys, *weights, "--steps", "0", "--bins", "2", "--images", "8", "--out", "none")
-    assert status == 0, error
+    weights(**few, steps=0, bins=2, images=8, out=Path("none"))
     assert list(json.loads(Path("none/study.json").read_text())["nets"]) == ["untrained"]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"steps": -1}, "steps must be 0"),
+        ({"bins": 1}, "bins must lie"),
+        ({"images": 1}, "images must lie"),
+        ({"eta": 0.0}, "eta must be above 0"),
+    ],
+)
+def test_the_study_of_weights_refuses_what_it_cannot_measure(wrong, words):
+    with pytest.raises(InputError, match=words):
+        weights(data="digits", out=Path("study"), **wrong)
+    assert not Path("study/study.json").exists()
+
+
+def test_a_study_does_not_replace_one_of_other_options():
+    few = {"data": "digits", "bins": 2, "images": 8, "out": Path("s")}
+    weights(**few, steps=0)
+    before = Path("s/study.json").read_bytes()
+    with pytest.raises(InputError, match="--overwrite"):
+        weights(**few, steps=1)
+    assert Path("s/study.json").read_bytes() == before
+    weights(**few, steps=1, overwrite=True)
+    assert Path("s/study.json").read_bytes() != before
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["nothing"], "there are: noprop-blocks, noprop-weights"),
+        (["nothing"], "there are: noprop-blocks"),
         (["noprop-block"], "did you mean noprop-blocks?"),
         ([*BLOCKS, "--seeds", "0"], "seeds must lie"),
         ([*BLOCKS, "--data", "mnits"], "did you mean 'mnist'?"),
@@ -411,10 +436,6 @@ def test_the_study_of_weights_runs_and_reports(capsys):
         (["noprop-blocks", "--batch", "1"], "a batch of 1"),
         (["noprop-blocks", "--out", "file/study"], "cannot be made"),
         (["noprop-blocks", "--data", "own.npz"], "no test split"),
-        (["noprop-weights", "--data", "digits", "--steps", "-1"], "steps must be 0"),
-        (["noprop-weights", "--data", "digits", "--bins", "1"], "bins must lie"),
-        (["noprop-weights", "--data", "digits", "--images", "1"], "images must lie"),
-        (["noprop-weights", "--data", "digits", "--eta", "0"], "eta must be above 0"),
     ],
 )
 def test_wrong_input_ends_in_one_clear_line_and_status_2(capsys, arguments, words):

@@ -176,7 +176,7 @@ def anchors(text: str) -> set[str]:
 
 
 def project_texts() -> list[Path]:
-    folders = [ROOT / name for name in ("src", "tests", "docs", "examples", "benchmarks")]
+    folders = [ROOT / name for name in ("src", "tests", "docs", "examples", "benchmarks", "experiments")]
     files = [path for folder in folders for path in sorted(folder.rglob("*")) if path.suffix in TEXTS]
     files = [path for path in files if not {"__pycache__", ".ipynb_checkpoints"} & set(path.parts)]
     return [path for path in [*ROOT.glob("*.md"), ROOT / "Makefile", ROOT / "pyproject.toml", *files] if path.is_file()]

@@ -6,8 +6,8 @@ import sys
 import numpy
 import pytest
 
-from benchmarks import alignment_page, noprop_recipe, rules_page, ternary_page
-from benchmarks.rules_page import Entry
+from experiments import alignment_page, noprop_recipe, rules_page, ternary_page
+from experiments.rules_page import Entry
 
 
 def made_up_run(folder, test, validation, seconds=None):

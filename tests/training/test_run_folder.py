@@ -350,7 +350,6 @@ def test_a_hangup_saves_unless_it_is_ignored(tmp_path, ignored):
     [
         ["bench", "--rules", "backprop", "--epochs", "1"],
         ["study", "noprop-blocks"],
-        ["study", "noprop-weights", "--data", "digits"],
         ["train", "backprop"],
     ],
     ids=lambda words: "-".join(words[:2]),

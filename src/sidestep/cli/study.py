@@ -3,19 +3,17 @@
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from sidestep.bench.report import Table, folder_for_study, write_study
 from sidestep.bench.studies.blocks import study_blocks
 from sidestep.bench.studies.blocks_report import blocks_figure, blocks_tables, blocks_text
-from sidestep.bench.studies.loss_weights import WeightStudy, study_weights
-from sidestep.bench.studies.loss_weights_report import weights_figure, weights_tables, weights_text
 from sidestep.cli.bar import TrainingBar
 from sidestep.cli.output import default_data_dir, error_console, fail, show, show_json, show_line, show_table
 from sidestep.cli.parse import parsed
 from sidestep.data import DataSet, load
 from sidestep.errors import InputError
-from sidestep.rules import Backprop, NoPropCT, NoPropDT
+from sidestep.rules import Backprop, NoPropDT
 from sidestep.training import Options, Progress, Stopped
 from sidestep.training.lock import only_writer
 from sidestep.wording import suggestion
@@ -91,66 +89,8 @@ def _blocks(
     _report(out, {"asked": asked, **record}, blocks_text(record), blocks_tables(record), blocks_figure(record), json)
 
 
-def _weights(
-    *,
-    data: str = "cifar100",
-    data_dir: Path | None = None,
-    embedding: Literal["one-hot", "orthogonal", "learned", "prototype"] = "learned",
-    steps: int = 300,
-    batch: int = 128,
-    seed: int = 0,
-    bins: int = 32,
-    images: int = 256,
-    eta: float = 1.0,
-    largest_weight: float = 5.0,
-    validation: float = 0.1,
-    out: Path = Path("runs/study-noprop-weights"),
-    device: str = "auto",
-    overwrite: bool = False,
-    json: bool = False,
-) -> None:  # long: the options of the command
-    """Why does NoProp-CT's own objective fail? Trains one net with the paper's loss and learned schedule, and one with
-    cross-entropy, and measures which times own the gradient under each loss. No test image is read.
-
-    Args:
-        data: Data set, .npz file or image folder.
-        data_dir: Folder that is looked in before anything is downloaded. Default: the variable SIDESTEP_DATA.
-        embedding: Class embedding of both nets.
-        steps: Training steps of each net; 0 looks at the untrained net only.
-        batch: Images per step.
-        seed: Seed of everything random.
-        bins: Equal intervals of time; the gradient is taken at their centres.
-        images: How many images the gradient is taken on.
-        eta: Weight of the paper's denoising loss.
-        largest_weight: The most that the weight eta/2 SNR'(t) can be with loss = clipped.
-        validation: Share of the training split kept aside for validation.
-        out: Folder of study.json, study.md and study.png.
-        device: Where to compute: auto, cpu, cuda, cuda:1, mps.
-        overwrite: Replace the results of a study of other options in --out.
-        json: Print the record as one JSON object on the last line of standard output.
-    """
-    look = WeightStudy(bins, images, eta, largest_weight, readings=("ddim", "first step"))
-    rules = {
-        "paper": NoPropCT(loss="paper", schedule="learned", eta=eta, embedding=embedding),
-        "cross-entropy": NoPropCT(loss="cross-entropy", embedding=embedding),
-    }
-    options = Options(batch=batch, seed=seed, device=device)
-    found, _ = _data(data, data_dir, validation)
-    asked = {"study": "noprop-weights", "data": data, "embedding": embedding, "steps": steps, "batch": batch,
-             "seed": seed, "bins": bins, "images": images, "eta": eta, "largest_weight": largest_weight,
-             "validation": validation}  # fmt: skip
-    folder_for_study(out, asked, overwrite)
-    try:
-        with only_writer(out):
-            record = study_weights(rules, found, options, steps, look, _told)
-    except KeyboardInterrupt:
-        fail("stopped; nothing was saved: run the same command again, with fewer --steps if it takes too long", 130)
-    _report(out, {"asked": asked, **record}, weights_text(record), weights_tables(record), weights_figure(record), json)
-
-
 STUDIES: Mapping[str, tuple[str, Callable[..., None]]] = {
     "noprop-blocks": ("is it the denoising, or just T classifiers? NoProp-DT's chain taken apart", _blocks),
-    "noprop-weights": ("which times own the gradient of NoProp-CT, under each loss?", _weights),
 }
 
 
@@ -167,10 +107,6 @@ def _watch(line: str) -> Iterator[Progress]:
     show_line(line)
     with TrainingBar(line) as bar:
         yield bar
-
-
-def _told(name: str, step: int) -> None:
-    show_line(f"loss {name}: {step} steps", end="\r")
 
 
 def _report(out: Path, record: dict[str, Any], text: str, tables: list[Table], figure: "Figure", as_json: bool) -> None:

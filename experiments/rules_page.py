@@ -1,6 +1,6 @@
 """Train every rule on MNIST, or only what is missing, and print the table of docs/rules-compared.md.
 
-    python -m benchmarks.rules_page --runs runs/rules --seeds 0 1 2 [--only spsa evolution] [--draw]
+    python -m experiments.rules_page --runs runs/rules --seeds 0 1 2 [--only spsa evolution] [--draw]
 
 Each run is a process of its own, one after another, in float32 on one core. A twentieth of the training images is kept
 aside. No setting was chosen on these runs: all come from the single-seed trials on the rules' pages, which list test
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
 
-from benchmarks.ternary_page import TEST_IMAGES, read, train
+from experiments.ternary_page import TEST_IMAGES, read, train
 from sidestep.bench.report import share
 from sidestep.bench.studies.blocks import mean_and_error
 from sidestep.rules import RULES

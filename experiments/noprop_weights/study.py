@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from sidestep.bench.studies.gradient_by_time import (
+from experiments.noprop_weights.gradient_by_time import (
     accuracy_at_times,
     bin_centres,
     effective_share,

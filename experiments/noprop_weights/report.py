@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from experiments.noprop_weights.study import PLAIN
 from sidestep.bench.report import Table, new_figure, share
-from sidestep.bench.studies.loss_weights import PLAIN
 from sidestep.wording import markdown
 
 if TYPE_CHECKING:

@@ -1,7 +1,7 @@
 """Train every rule briefly on MNIST and print how good its scores are, and its probabilities: docs/calibration.md.
 
-    python -m benchmarks.calibration --out runs/calibration.jsonl [--seeds 0] [--only spsa backprop] [--draw]
-    python -m benchmarks.calibration --stability [--seeds 0 1 2 3 4]      # how far few validation images carry: digits
+    python -m experiments.calibration --out runs/calibration.jsonl [--seeds 0] [--only spsa backprop] [--draw]
+    python -m experiments.calibration --stability [--seeds 0 1 2 3 4]      # how far few validation images carry: digits
 
 One JSON line per rule and seed is appended to the file, and what is there already is not measured again. Runs are kept
 in --runs and taken from there: another way to fit temperatures needs no other training. Numbers are of the 10,000 test

@@ -1,6 +1,6 @@
 """Train the ternary nets of docs/ternary-results.md, or only what is missing, and write its tables and plots.
 
-    python -m benchmarks.ternary_page --runs runs/ternary --seeds 0 1 2 [--only mnist] [--draw]
+    python -m experiments.ternary_page --runs runs/ternary --seeds 0 1 2 [--only mnist] [--draw]
 
 Each run is a process of its own, one after another, `sidestep train` with a preset. Accuracy along the way is that of
 the validation images (a twentieth of the training images, kept aside from all runs alike), at the end that of the test.

@@ -1,6 +1,6 @@
 """Take NoProp's recipe apart, one part at a time, and print the table of docs/experiments/2026-11.md.
 
-    python -m benchmarks.noprop_recipe --runs runs/recipe --data mnist --seeds 0 1 2 [--only ct ct-paper-loss] [--draw]
+    python -m experiments.noprop_recipe --runs runs/recipe --data mnist --seeds 0 1 2 [--only ct ct-paper-loss] [--draw]
 
 Trains on the first images of the training split only, and measures on the 5,000 training images that follow: the test
 split is not looked at, so that choices can be made by the table. Runs are processes of their own, one after another, on

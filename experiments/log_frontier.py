@@ -1,6 +1,6 @@
 """How small can the log of a ternary net on MNIST be? Train what is missing, and plot test error against log bytes.
 
-    python -m benchmarks.log_frontier --runs runs/frontier [--seed 0] [--draw]
+    python -m experiments.log_frontier --runs runs/frontier [--seed 0] [--draw]
 
 Each run is a process of its own, one after another. A log's bytes are those of the whole file: header, steps, and the
 running statistics of batch norms where there are any.

@@ -1,6 +1,6 @@
-"""Compare ways to fit temperatures on halves of MNIST's validation images, of the runs of `benchmarks.calibration`.
+"""Compare ways to fit temperatures on halves of MNIST's validation images, of the runs of `experiments.calibration`.
 
-    python -m benchmarks.calibration_fits --runs runs/calibration [--seed 0] [--images 144]
+    python -m experiments.calibration_fits --runs runs/calibration [--seed 0] [--images 144]
 
 Each of two halves of 3,000 images is fitted on and measured on the other; a number is the mean of both ways;
 with --images, of fits to so many images of a half, its first eight parts of that size. The test split is not opened.
@@ -19,7 +19,7 @@ import torch
 from scipy.optimize import brentq, minimize, minimize_scalar
 from torch import Tensor
 
-from benchmarks.calibration import ENTRIES, run_of
+from experiments.calibration import ENTRIES, run_of
 from sidestep import data
 from sidestep.cli.output import default_data_dir
 from sidestep.noise import Noise
