@@ -171,6 +171,33 @@ def test_a_run_leaves_a_log_of_its_steps_where_a_rule_says_so(name, tmp_path, fe
 
 
 @each_rule
+def test_an_optimiser_and_a_schedule_of_torch_take_the_steps_where_a_rule_says_so(name, few):
+    rule, rates = able(name), []
+    options, readings = Options(epochs=1, batch=32), [rule.readings[0]]
+
+    def factory(groups):
+        return torch.optim.SGD(groups, lr=1e-2, momentum=0.9)
+
+    def schedule(optimizer):
+        made = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
+        rates.append(made)
+        return made
+
+    if rule.takes.optimizer:
+        run = train(rule, few, options, optimizer=factory, scheduler=schedule, readings=readings)
+        still = train(rule, few, options, optimizer=lambda groups: torch.optim.SGD(groups, lr=0.0), readings=readings)
+        own = train(rule, few, options, readings=readings)
+        assert rates[0].get_last_lr()[0] == pytest.approx(1e-2 * 0.5**run.step)
+        moved, start, usual = (list(trained(each.net).values()) for each in (run, still, own))
+        assert any(not torch.equal(one, other) for one, other in zip(moved, start, strict=True))
+        assert any(not torch.equal(one, other) for one, other in zip(moved, usual, strict=True))
+    else:
+        for given in ({"optimizer": factory}, {"scheduler": schedule}):
+            with pytest.raises(InputError, match=f"for rules that step along gradients.*{rule.name}"):
+                train(rule, few, options, **given)
+
+
+@each_rule
 def test_a_loop_of_one_s_own_can_leave_a_log_where_a_rule_says_so(name, tmp_path):
     rule = {"evolution": Evolution(noise_kind="full-rank", per="group")}.get(name, able(name, module="any"))
     assert (support_of(RULES[name])["own_loop"] == "any") == isinstance(rule, AnyModule)

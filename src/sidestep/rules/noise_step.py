@@ -119,7 +119,7 @@ class NoiseStep(Rule[TernaryNet]):
     summary: ClassVar[str] = (
         "Ternary nets by local back-propagation, or by probes (noise_step); the log of steps is the model"
     )
-    takes: ClassVar[Takes] = Takes("stages", targets=("classes", "labels", "values", "own"), log="yes")
+    takes: ClassVar[Takes] = Takes("stages", targets=("classes", "labels", "values", "own"), log="yes", optimizer=False)
     readings: ClassVar[tuple[str, ...]] = ("forward", "heads")
 
     def __post_init__(self) -> None:

@@ -31,6 +31,7 @@ class Takes:
         the user's, of whatever targets.
     log: whether steps are written to a step log that replays them: yes, no, or in a loop of the user's own alone.
     frozen: whether parameters with `requires_grad` False keep their values, while the others train.
+    optimizer: whether it steps along gradients, so that optimisers and schedules of torch's by factory can take them.
     no_module: why there is no place for a module of the user's, to be read after "has no place for a module of your
         own: ".
     """
@@ -40,6 +41,7 @@ class Takes:
     targets: tuple[TargetKind, ...] = ("classes",)
     log: Literal["yes", "own loop", "no"] = "no"
     frozen: bool = True
+    optimizer: bool = True
     no_module: str = "its `takes` names none"
 
 

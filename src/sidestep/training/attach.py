@@ -12,7 +12,8 @@ from sidestep.data.objective import Objective
 from sidestep.errors import InputError
 from sidestep.noise import Noise
 from sidestep.rules.protocol import Rule
-from sidestep.training.attached_rule import OptimizerFactory, as_objective
+from sidestep.training.attached_rule import as_objective
+from sidestep.training.own_optimizer import OptimizerFactory
 from sidestep.training.step import Step
 
 __all__ = ["attach"]

@@ -17,11 +17,10 @@ from sidestep.rules.protocol import Rule
 from sidestep.rules.shared.any_module import AnyModule, apply_any, as_dense, decide_any
 from sidestep.rules.shared.chain import ChainOfStages
 from sidestep.rules.shared.dense import apply_dense
-from sidestep.update import Update
+from sidestep.training.own_optimizer import OptimizerFactory, made_optimizer
+from sidestep.update import Seeded, Update
 
-__all__ = ["Attached", "Built", "Chain", "OptimizerFactory", "Whole", "as_objective", "take_update"]
-
-OptimizerFactory = Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
+__all__ = ["Attached", "Built", "Chain", "Whole", "as_objective", "take_update"]
 
 
 class Attached(Protocol):
@@ -44,18 +43,19 @@ class Attached(Protocol):
 
 
 class Built:
-    """A rule on a net that it built: what `train` steps."""
+    """A rule on a net that it built: what `train` steps; `own` if the optimiser is one of the user's."""
 
-    def __init__(self, rule: Rule, net: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        self.rule, self.net, self.optimizer = rule, net, optimizer
+    def __init__(self, rule: Rule, net: nn.Module, optimizer: torch.optim.Optimizer, own: bool = False) -> None:
+        self.rule, self.net, self.optimizer, self._own = rule, net, optimizer, own
 
     def estimate(self, arguments: tuple[Any, ...], noise: Noise) -> Update:
         """Return the update from a batch."""
         return self.rule.estimate(self.net, arguments[0], noise)
 
     def decide(self, update: Update) -> Update:
-        """Return what the rule makes of the update."""
-        return self.rule.decide(self.net, update, self.optimizer)
+        """Return what the rule makes of the update; an optimiser of the user's has learning rates of its own."""
+        decided = self.rule.decide(self.net, update, self.optimizer)
+        return replace(decided, rate=None) if self._own and isinstance(decided, Seeded) else decided
 
     def apply(self, update: Update) -> None:
         """Take the optimiser's step."""
@@ -70,7 +70,7 @@ class Whole:
     ) -> None:
         rule.check_any(model)
         self.net, self._rule, self._objective, self._factory = model, rule, objective, factory
-        self.optimizer = _own_or(factory, rule.optimizer_any(model))
+        self.optimizer = made_optimizer(factory, rule.optimizer_any(model))
 
     def estimate(self, arguments: tuple[Any, ...], noise: Noise) -> Update:
         """Return the update from a function of losses, or from inputs and targets."""
@@ -112,7 +112,7 @@ class Chain(Built):
         own = for_objective(rule, objective)
         with _explained(example, None):
             net = rule.adopt(model, example, noise)
-        super().__init__(own, net, _own_or(factory, own.optimizer(net)))
+        super().__init__(own, net, made_optimizer(factory, own.optimizer(net)), factory is not None)
         self._objective = objective
 
     def estimate(self, arguments: tuple[Any, ...], noise: Noise) -> Update:
@@ -161,17 +161,6 @@ def for_objective(rule: Any, objective: Objective) -> Any:
     if smoothing is None or objective.kind == "classes" or rule.label_smoothing != smoothing.default:
         return rule
     return replace(rule, label_smoothing=0.0)
-
-
-def _own_or(factory: OptimizerFactory | None, own: torch.optim.Optimizer) -> torch.optim.Optimizer:
-    if factory is None:
-        return own
-    made = factory([{"params": group["params"]} for group in own.param_groups])
-    if not isinstance(made, torch.optim.Optimizer):
-        raise InputError(
-            f"optimizer must make an optimiser of torch's from parameter groups, got {type(made).__name__}"
-        )
-    return made
 
 
 def _pair(arguments: tuple[Any, ...]) -> tuple[Any, Any]:

@@ -150,6 +150,7 @@ def check_same(path: Path, saved: dict[str, Any], given: dict[str, Any]) -> None
         saved: what the run was started with.
         given: what it is to go on with.
     """
+    _check_own(path, saved, given)
     saved, given = flat(saved), flat(without_none(given))
     kind = RULES.get(str(saved.get("rule.name")))
     for field in dataclasses.fields(kind) if kind else ():  # a run from before an option was there had its default
@@ -165,6 +166,7 @@ def check_same(path: Path, saved: dict[str, Any], given: dict[str, Any]) -> None
     }
     free |= {"versions.sidestep", "versions.torch", "versions.threads"}  # other bits, but the run can go on
     free |= {"train.align", "train.units"}  # the one changes nothing but the metrics, the other the rounding
+    free |= {"optimizer.name", "scheduler.name"}  # of the functions; what they make is compared
     free |= {"train.patience"}  # only when the run ends
     free |= {"data.pictures.stretched"}  # follows from the data, of which the images' shape is compared
     free |= {"data.validation"}  # what counts is how many images it left, which is compared
@@ -185,6 +187,17 @@ def check_same(path: Path, saved: dict[str, Any], given: dict[str, Any]) -> None
             + "; with --decay or --warmup the learning rate depends on --epochs or --steps"
             * bool({"train.epochs", "train.steps"} & set(different))
         )
+
+
+def _check_own(path: Path, saved: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    """Ask for what the run was started with and no file holds: functions of the user's."""
+    for what in ("optimizer", "scheduler"):
+        if what in saved and not given.get(what):
+            name = saved[what].get("name", what)
+            raise InputError(
+                f"{path} was started with {what} = {name}, of its own: resume it from Python with the same, "
+                f"train(..., {what}={name})"
+            )
 
 
 def without_none(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -118,7 +118,7 @@ class Loop:
             self._check_finite(names, losses, state)
             # no log keeps the updates of single units, which are dense
             record = partial(self.recorder.record, state.step, state.net) if self.recorder and unit is None else None
-            take_update(Built(self.rule, state.net, state.optimizer), update, record)
+            take_update(Built(self.rule, state.net, state.optimizer, state.own_optimizer), update, record)
             del update  # before the next unit's are made
             if self.options.average:
                 state.move_average(self.options.average, unit and self.rule.units(state.net).get(unit, []))
@@ -127,6 +127,8 @@ class Loop:
             for name, loss in zip(names, losses, strict=True):
                 state.sums[name] = state.sums[name] + loss if name in state.sums else loss
                 self._losses[name] = loss
+        if state.scheduler:
+            state.scheduler.step()
         state.step += 1
 
     def _updates(self, state: State) -> Iterator[tuple[str | None, Update]]:

@@ -10,6 +10,7 @@ from sidestep.rules.protocol import Rule
 from sidestep.steplog import Recorder, Scan
 from sidestep.training.folder import RunFolder
 from sidestep.training.options import Options
+from sidestep.training.own_optimizer import restore_scheduler
 from sidestep.training.progress import Progress
 from sidestep.training.state import State
 
@@ -63,6 +64,7 @@ def restore(
     if scan is None:
         return 0
     state.step = scan.steps
+    restore_scheduler(state.scheduler, None, scan.steps)
     if scan.damage:
         progress.notice(_CUT.format(step=scan.steps, lost=scan.file_size - scan.size))
     if scan.steps:

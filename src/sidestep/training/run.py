@@ -31,6 +31,7 @@ from sidestep.training.given import given_data, given_options
 from sidestep.training.loop import Loop
 from sidestep.training.observers import End, Observers, check_observers
 from sidestep.training.options import Compute, Options
+from sidestep.training.own_optimizer import OptimizerFactory, SchedulerFactory, own_record
 from sidestep.training.progress import Progress, Reporting, Silent
 from sidestep.training.result import finish
 from sidestep.training.resume import log_identity, restore
@@ -54,6 +55,8 @@ def train(  # long: rule, data and options, three hooks for own code, and what i
     model: ImagePath | None = None,
     objective: Objective | Callable[[Tensor, Tensor], Tensor] | None = None,
     steps: int | None = None,
+    optimizer: OptimizerFactory | None = None,
+    scheduler: SchedulerFactory | None = None,
     source: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
     observers: Sequence[Any] = (),
@@ -77,6 +80,10 @@ def train(  # long: rule, data and options, three hooks for own code, and what i
             module: spsa, evolution, forward-gradient and backprop. It is trained as it is given, with its weights.
         objective: a loss of your own, (outputs, targets) -> (batch,), in place of that of the data's targets.
         steps: training steps, in place of those that the options ask for.
+        optimizer: makes an optimiser of torch's from parameter groups, in place of the rule's own, for rules that step
+            along gradients: `lambda groups: torch.optim.SGD(groups, lr=0.1)`. Its steps are not logged.
+        scheduler: makes a schedule of torch's for the optimiser, stepped after every training step, in place of
+            `decay` and `warmup`: `lambda optimizer: StepLR(optimizer, 1000)`.
         source: how `data` can be loaded again, written to the run's configuration.
         progress: told of steps and epochs, of the evaluation and in sentences; silent by default.
         observers: objects with any of the methods on_begin, on_step, on_epoch and on_end, told what `Begin`, `StepEnd`,
@@ -109,9 +116,10 @@ def train(  # long: rule, data and options, three hooks for own code, and what i
     if options.steps is None:
         options = dataclasses.replace(options, epochs=options.epochs_for(len(data.train)))
     record = data_record(data, source or {})
-    state, loop = begin(rule, data, options, module, folder)
+    state, loop = begin(rule, data, options, module, folder, optimizer, scheduler)
     data = loop.data  # on the device
     config = _config(rule, task, options, loop.compute, record, module)
+    config |= {"optimizer": own_record(optimizer, state.optimizer), "scheduler": own_record(scheduler, state.scheduler)}
     check_single(rule, state.net, task, min(options.batch, len(data.train)))
     kept_metrics, progress = 0, progress or Silent()
     with ExitStack() as stack:
@@ -122,7 +130,8 @@ def train(  # long: rule, data and options, three hooks for own code, and what i
             own, name, same = _module_name(module), data.name, log_identity(options, len(data.train))
             recorder = Recorder(folder.log_file, lambda net: Header.of(net, rule, task, name, options.seed, own, same))
             kept_metrics = restore(folder, options, state, rule, recorder, progress)
-        loop.recorder = None if options.average else recorder  # a log gives the weights that trained, no average
+        # a log gives the weights that trained, no average, and is replayed by the rule's own optimiser
+        loop.recorder = None if options.average or optimizer else recorder
         if state.step > loop.total_steps:
             raise InputError(
                 f"{options.out} has been trained for {counted(state.step, 'step')} already, more than the "

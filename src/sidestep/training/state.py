@@ -7,10 +7,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler
 
 from sidestep import checkpoint
 from sidestep.errors import CheckpointError, InputError
 from sidestep.nets.trained import trained
+from sidestep.training.own_optimizer import restore_scheduler
 from sidestep.training.unit_files import UnitFiles
 
 __all__ = ["AVERAGE", "KEPT", "State"]
@@ -33,6 +35,8 @@ class State:
     kept: dict[str, Tensor] = field(default_factory=dict)  # weights and buffers that the run is to end with, if any
     kept_step: int | None = None
     saved_step: int = -1
+    own_optimizer: bool = False  # whether the optimiser is one of the user's
+    scheduler: LRScheduler | None = None  # of the user's, in place of a decay
     files: UnitFiles | None = None  # where units are while they do not train; None: in memory, like all else
 
     def __post_init__(self) -> None:
@@ -52,7 +56,9 @@ class State:
                 )
 
     def set_rate(self, factor: float) -> None:
-        """Multiply the learning rates that the rule gave by `factor`."""
+        """Multiply the learning rates that the rule gave by `factor`; a schedule of the user's has set its own."""
+        if self.scheduler is not None:
+            return
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate * factor
 
@@ -174,7 +180,9 @@ class State:
         tensors.update({f"{KEPT}{name}": tensor for name, tensor in self.kept.items()})
         kept = {} if self.kept_step is None else {"kept_step": self.kept_step}
         part = {"summed_from": self.summed_from} if self.sums and self.summed_from else {}
-        return self._passing(tensors), {"step": self.step, "seconds": self.seconds, "optimizer": record, **kept, **part}
+        rates = {"scheduler": self.scheduler.state_dict()} if self.scheduler else {}
+        place = {"step": self.step, "seconds": self.seconds, "optimizer": record}
+        return self._passing(tensors), {**place, **kept, **part, **rates}
 
     def restore(self, tensors: Mapping[str, Tensor], record: dict[str, Any]) -> None:
         """Take over copies of what `tensors` returned earlier, one unit after another where units are in files."""
@@ -203,6 +211,7 @@ class State:
         self.kept_step = int(record["kept_step"]) if self.kept else None
         self.step = self.saved_step = int(record["step"])
         self.seconds, self.summed_from = float(record["seconds"]), int(record.get("summed_from", 0))
+        restore_scheduler(self.scheduler, record.get("scheduler"), self.step)
 
 
 class _Under(Mapping[str, Tensor]):

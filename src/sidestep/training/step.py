@@ -23,7 +23,8 @@ from sidestep.rules.shared.chain import ChainOfStages
 from sidestep.steplog.header import Header
 from sidestep.training.attached_files import load_attached, save_attached, saved_example
 from sidestep.training.attached_log import AttachedLog, fixed_options
-from sidestep.training.attached_rule import Attached, Chain, OptimizerFactory, Whole, take_update
+from sidestep.training.attached_rule import Attached, Chain, Whole, take_update
+from sidestep.training.own_optimizer import OptimizerFactory
 from sidestep.update import Seeded, Update
 from sidestep.wording import counted
 
