@@ -5,18 +5,18 @@ from collections.abc import Callable, Sequence
 
 from sidestep.cli.align import align_command
 from sidestep.cli.bench import bench_command
+from sidestep.cli.catalogue import data_command, presets_command, rules_command
+from sidestep.cli.evaluate import eval_command
 from sidestep.cli.fit_memory import fit_memory_command
 from sidestep.cli.launched import check_one_process
-from sidestep.cli.lists import data_command, rules_command
 from sidestep.cli.output import data_notices_shown, fail, show
-from sidestep.cli.presets import presets_command
+from sidestep.cli.predict import predict_command
 from sidestep.cli.reproduce import reproduce_command
 from sidestep.cli.rescue import explained, from_own
 from sidestep.cli.steplog import inspect_command, replay_command, verify_command
 from sidestep.cli.streams import all_letters, delivered, output_lost
 from sidestep.cli.study import study_command
 from sidestep.cli.train import train_command
-from sidestep.cli.use import eval_command, predict_command
 from sidestep.errors import SidestepError
 from sidestep.version import __version__
 from sidestep.wording import suggestion

@@ -10,10 +10,9 @@ import tyro
 from sidestep import checkpoint
 from sidestep.bench.report import png_of
 from sidestep.bench.studies.alignment_report import alignment_figure, alignment_table
-from sidestep.cli.options import module_from
+from sidestep.cli.options import data_of, module_from
 from sidestep.cli.output import check_new, default_data_dir, error_console, show, show_json, show_table
 from sidestep.cli.parse import parsed
-from sidestep.cli.use import data_of
 from sidestep.data import load
 from sidestep.errors import InputError
 from sidestep.rules import RULES, HasTrueGradient

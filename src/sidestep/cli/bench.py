@@ -18,6 +18,7 @@ from sidestep.bench.comparison.rounds import Comparison, check_race, run_compari
 from sidestep.bench.comparison.same_net import with_baselines
 from sidestep.bench.paper_tables.reproduce import folder_for_tables
 from sidestep.bench.process import FAILED
+from sidestep.cli.options import Repeated, all_words
 from sidestep.cli.output import (
     PlainColumn,
     default_data_dir,
@@ -29,7 +30,6 @@ from sidestep.cli.output import (
     show_table,
 )
 from sidestep.cli.parse import parsed
-from sidestep.cli.repeated import Repeated, all_words
 from sidestep.cli.user_modules import ModuleOfFile
 from sidestep.errors import InputError
 from sidestep.training import Stopped

@@ -1,21 +1,38 @@
-"""Options that commands have in common: which data, whose module, which rule."""
+"""Options that commands have in common: which data, whose module, which rule, which run; and what they stand for."""
 
 import importlib.util
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, cast
+from typing import Annotated, Literal, cast
 
+import tyro
 from torch import nn
 
+from sidestep.cli.output import default_data_dir, error_console
 from sidestep.cli.rescue import is_own
-from sidestep.errors import InputError
+from sidestep.data import DataSet, load
+from sidestep.errors import DataError, InputError
 from sidestep.rules import RULES, Rule
-from sidestep.training import Options
+from sidestep.training import Options, Run, load_run
+from sidestep.training.compatibility import difference, picture_form
+from sidestep.training.folder import RunFolder
 from sidestep.wording import suggestion
 
-__all__ = ["DataOptions", "Extra", "Given", "last_value", "module_from", "rule_named"]
+__all__ = [
+    "DataOptions",
+    "Extra",
+    "Given",
+    "Repeated",
+    "all_words",
+    "data_of",
+    "last_value",
+    "module_from",
+    "rule_named",
+    "run_in",
+    "settings",
+]
 
 
 @dataclass(frozen=True)
@@ -50,6 +67,7 @@ class Extra:
 
 
 Given = tuple[Rule, Options, DataOptions, Extra]
+Repeated = Annotated[tuple[tuple[str, ...], ...], tyro.conf.UseAppendAction]  # --rows a b --rows c
 
 
 def rule_named(name: str) -> str:
@@ -96,3 +114,82 @@ def module_from(reference: str) -> Callable[[], nn.Module]:
             f"{name} in {file} must be a class or a function that makes a module, got {type(made).__name__}"
         )
     return cast("Callable[[], nn.Module]", made)
+
+
+def run_in(path: Path, module: str | None, device: str, given: Sequence[str]) -> Run:
+    """Return the run in a folder, with the samplers' settings that --set gives."""
+    # never from the run's own configuration: looking at somebody's run must not run their code
+    made = module_from(module) if module else None
+    return load_run(path, module=made, device=device, inference=settings(given))
+
+
+def data_of(run: Path, data: str | None, data_dir: Path | None) -> DataSet:
+    """Return the data set of that name, or the one that a run was trained on."""
+    config = RunFolder(run).config()
+    saved = config.get("data", {})
+    directory = data_dir or default_data_dir() or (Path(saved["data_dir"]) if "data_dir" in saved else None)
+    name = data or str(saved.get("name", "arrays"))
+    if data is None and (saved.get("in_memory") or name == "arrays"):
+        raise InputError(f"{run} was trained on arrays in memory; name a data set or a .npz file with --data")
+    try:
+        found = load(
+            name,
+            data_dir=directory,
+            validation=saved.get("validation", 0.1),
+            size=saved.get("size") if data is None or data == saved.get("name") else None,
+            form=picture_form(run),
+            targets=config.get("task", {}).get("targets", "classes"),
+            progress=error_console.is_terminal,
+        )
+    except DataError as error:
+        if data is not None:
+            raise
+        raise DataError(
+            f"{error} ({RunFolder(run).config_file} says that the run was trained on them); give them with --data if "
+            "they lie elsewhere now"
+        ) from error
+    other = difference(config, found)
+    if other and data is None:
+        raise InputError(
+            f"{name} is not what {run} was trained on ({other}): bring these data back, or give those that you mean "
+            "with --data"
+        )
+    return found
+
+
+def all_words(given: Sequence[Sequence[str]]) -> tuple[str, ...]:
+    """Return the values of an option in the order in which they were given.
+
+    >>> all_words((("a", "b"), ("c",)))
+    ('a', 'b', 'c')
+    """
+    return tuple(word for words in given for word in words)
+
+
+def settings(words: Sequence[str]) -> dict[str, int | float | str]:
+    """Return name -> value of the NAME=VALUE of --set; a value that reads as a number is one.
+
+    Raises:
+        InputError: for a word of another form, or a name that is given twice.
+
+    >>> settings(["steps=20", "start=noise"])
+    {'steps': 20, 'start': 'noise'}
+    """
+    found: dict[str, int | float | str] = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not equals or not name or not value:
+            raise InputError(f"--set takes NAME=VALUE, for instance steps=200, got {word!r}")
+        if name in found:
+            raise InputError(f"--set gives {name} twice, {name}={found[name]} and {word}; give it once")
+        found[name] = _number_or_text(value)
+    return found
+
+
+def _number_or_text(text: str) -> int | float | str:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text

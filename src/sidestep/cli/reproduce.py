@@ -12,9 +12,9 @@ from sidestep.bench.paper_tables.reproduce import Plan, folder_for_tables, repro
 from sidestep.bench.paper_tables.rows import wanted_presets
 from sidestep.bench.report import Table
 from sidestep.cli.bar import TrainingBar
+from sidestep.cli.options import Repeated, all_words
 from sidestep.cli.output import default_data_dir, error_console, fail, show, show_json, show_line, show_table
 from sidestep.cli.parse import parsed
-from sidestep.cli.repeated import Repeated, all_words
 from sidestep.errors import InputError
 from sidestep.training import Progress, Stopped
 from sidestep.training.lock import only_writer

@@ -1,4 +1,4 @@
-"""`sidestep rules` and `sidestep data`: what there is to train with, and on."""
+"""`sidestep rules`, `sidestep presets` and `sidestep data`: what there is to train with, and on."""
 
 import dataclasses
 from pathlib import Path
@@ -10,17 +10,24 @@ from sidestep.cli.output import check_new, default_data_dir, error_console, show
 from sidestep.cli.parse import parsed
 from sidestep.data import grid, load, names
 from sidestep.errors import InputError
+from sidestep.presets.catalogue import PRESETS, PaperCell, presets_for
 from sidestep.rules import RULES
 from sidestep.rules.shared.variant import variant_of
 from sidestep.rules.support import support_of
 from sidestep.rules.takes import MODULES
+from sidestep.wording import suggestion
 
-__all__ = ["data_command", "rules_command"]
+__all__ = ["data_command", "presets_command", "rules_command"]
 
 
 def rules_command(arguments: list[str]) -> None:
     """Parse the options and list the learning rules."""
     parsed(_rules, "sidestep rules", arguments)
+
+
+def presets_command(arguments: list[str]) -> None:
+    """Parse the options and list the presets."""
+    parsed(_presets, "sidestep presets", arguments)
 
 
 def data_command(arguments: list[str]) -> None:
@@ -71,6 +78,32 @@ def _support() -> list[list[str]]:
         modules = [MODULES[found[key]] for key in ("module", "own_loop")]
         rows.append([name, *modules, ", ".join(found["targets"]), found["log"], *marks])
     return rows
+
+
+def _presets(*, data: str | None = None, json: bool = False) -> None:
+    """List the presets.
+
+    Args:
+        data: Only those for this data set.
+        json: Print one JSON object, with the values of every preset.
+    """
+    found = list(PRESETS.values()) if data is None else presets_for(data)
+    if not found:
+        sets = list(dict.fromkeys(preset.data for preset in PRESETS.values()))
+        said = suggestion(str(data), sets, f"there are some for {', '.join(sets)}")
+        raise InputError(f"there is no preset for the data set {data!r}: {said}")
+    if json:
+        show_json({preset.name: dataclasses.asdict(preset) for preset in found})
+        return
+    rows = [[preset.name, preset.data, preset.rule, _reported(preset.paper), preset.summary] for preset in found]
+    show_table("", ["preset", "data", "rule", "the paper's %", "what it is"], rows)
+    show("", "`sidestep train --preset NAME` trains by one; options given beside it go first.")
+
+
+def _reported(cell: PaperCell | None) -> str:
+    if cell is None:
+        return "-"
+    return f"{cell.mean:.2f}" + ("" if cell.error is None else f" ± {cell.error:.2f}")
 
 
 def _data(*, json: bool = False) -> None:
