@@ -1,11 +1,12 @@
 """Help in groups, the options that few need behind --help-all, and short names."""
 
+import contextlib
 import dataclasses
 import re
 
 import pytest
 
-from sidestep.cli import main
+from sidestep.cli import COMMANDS, main
 from sidestep.cli.help import ALIASES, RARE, long_names
 from sidestep.rules import RULES
 from sidestep.training import Options
@@ -85,3 +86,19 @@ def test_the_nearest_option_is_named(capsys):
         main(["train", "backprop", "--epoch", "3"])
     assert leaving.value.code == 2
     assert "--epochs" in capsys.readouterr().err
+
+
+WORDS = ["", *COMMANDS, "data show", "align spsa", "reproduce noprop-table1", "study noprop-blocks"]
+
+
+@pytest.mark.parametrize("given", WORDS)
+def test_every_command_takes_help_all(given, capsys):
+    printed = []
+    for option in ("--help", "--help-all"):
+        with contextlib.suppress(SystemExit):
+            main([*given.split(), option])
+        printed.append(capsys.readouterr())
+    assert options_in(printed[0].out) <= options_in(printed[1].out)
+    assert "usage" in printed[1].out
+    assert not printed[0].err
+    assert not printed[1].err

@@ -8,6 +8,8 @@ from sidestep.cli.bench import bench_command
 from sidestep.cli.catalogue import data_command, presets_command, rules_command
 from sidestep.cli.evaluate import eval_command
 from sidestep.cli.fit_memory import fit_memory_command
+from sidestep.cli.help import HELP as HELP_WORDS
+from sidestep.cli.help import HELP_ALL
 from sidestep.cli.launched import check_one_process
 from sidestep.cli.output import data_notices_shown, fail, show
 from sidestep.cli.predict import predict_command
@@ -62,7 +64,8 @@ commands:
   study NAME        an experiment that asks why, e.g.: sidestep study noprop-blocks
 
 options:
-  -h, --help        this help; `sidestep COMMAND --help` and `sidestep train RULE --help` explain each option
+  -h, --help        this help; `sidestep COMMAND --help` and `sidestep train RULE --help` explain the options
+  --help-all        after a command: the options that few need, too
   --version         the version
 """
 
@@ -82,7 +85,7 @@ def _begun(given: list[str]) -> None:
     odd = [word for word in given if "\0" in word]
     if odd:
         fail(f"{odd[0]!r} holds a NUL character, which no name of a file can hold; leave it out", 2)
-    if not given or given[0] in ("-h", "--help", "help"):
+    if not given or given[0] in (*HELP_WORDS, HELP_ALL, "help"):
         show(*HELP.splitlines())
     elif given[0] == "--version":
         show(f"sidestep {__version__}")
@@ -90,7 +93,7 @@ def _begun(given: list[str]) -> None:
         said = suggestion(given[0], COMMANDS, f"there are: {', '.join(COMMANDS)}")
         fail(f"unknown command {given[0]!r}: {said}", 2)
     else:
-        if given[0] not in _READING and not {"-h", "--help"} & set(given[1:]):
+        if given[0] not in _READING and not {*HELP_WORDS, HELP_ALL} & set(given[1:]):
             check_one_process()
         COMMANDS[given[0]](given[1:])
 

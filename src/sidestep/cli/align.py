@@ -10,6 +10,7 @@ import tyro
 from sidestep import checkpoint
 from sidestep.bench.report import png_of
 from sidestep.bench.studies.alignment_report import alignment_figure, alignment_table
+from sidestep.cli.help import HELP, HELP_ALL
 from sidestep.cli.options import data_of, module_from
 from sidestep.cli.output import check_new, default_data_dir, error_console, show, show_json, show_table
 from sidestep.cli.parse import parsed
@@ -80,7 +81,7 @@ class Untrained:
 
 def align_command(arguments: list[str]) -> None:
     """Parse the options, measure, and print the table."""
-    if not arguments or arguments[0] in ("-h", "--help"):
+    if not arguments or arguments[0] in (*HELP, HELP_ALL):
         show(*_HELP.splitlines())
     elif arguments[0] in RULES:
         _align_rule(arguments[0], arguments[1:])

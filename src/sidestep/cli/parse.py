@@ -8,7 +8,7 @@ from typing import Any
 
 import tyro
 
-from sidestep.cli.help import long_names
+from sidestep.cli.help import HELP_ALL, long_names
 from sidestep.cli.output import complain_in_lines
 
 __all__ = ["parsed"]
@@ -28,7 +28,7 @@ def parsed(what: Callable[..., Any], program: str, arguments: Sequence[str], des
                 what if isinstance(what, type) else keep,
                 prog=program,
                 description=description,
-                args=long_names(arguments),
+                args=["--help" if word == HELP_ALL else word for word in long_names(arguments)],
                 config=(tyro.conf.OmitArgPrefixes,),
             )
     except SystemExit:

@@ -12,6 +12,7 @@ from sidestep.bench.paper_tables.reproduce import Plan, folder_for_tables, repro
 from sidestep.bench.paper_tables.rows import wanted_presets
 from sidestep.bench.report import Table
 from sidestep.cli.bar import TrainingBar
+from sidestep.cli.help import HELP, HELP_ALL
 from sidestep.cli.options import Repeated, all_words
 from sidestep.cli.output import default_data_dir, error_console, fail, show, show_json, show_line, show_table
 from sidestep.cli.parse import parsed
@@ -27,7 +28,7 @@ _ACCURACY, _MEMORY = "noprop-table1", "noprop-table2"
 
 def reproduce_command(arguments: list[str]) -> None:
     """Parse the options, fill the table, write and print it."""
-    if not arguments or arguments[0] in ("-h", "--help"):
+    if not arguments or arguments[0] in (*HELP, HELP_ALL):
         lines = [f"  {name:16}{about}" for name, (about, _) in TABLES.items()]
         show("usage: sidestep reproduce TABLE [OPTIONS]", "", "tables:", *lines, "",
              "`sidestep reproduce TABLE --help` explains the options of a table.")  # fmt: skip

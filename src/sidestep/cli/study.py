@@ -9,6 +9,7 @@ from sidestep.bench.report import Table, folder_for_study, write_study
 from sidestep.bench.studies.blocks import study_blocks
 from sidestep.bench.studies.blocks_report import blocks_figure, blocks_tables, blocks_text
 from sidestep.cli.bar import TrainingBar
+from sidestep.cli.help import HELP, HELP_ALL
 from sidestep.cli.output import default_data_dir, error_console, fail, show, show_json, show_line, show_table
 from sidestep.cli.parse import parsed
 from sidestep.data import DataSet, load
@@ -26,7 +27,7 @@ __all__ = ["study_command"]
 
 def study_command(arguments: list[str]) -> None:
     """Parse the options, run a study, and print its tables."""
-    if not arguments or arguments[0] in ("-h", "--help"):
+    if not arguments or arguments[0] in (*HELP, HELP_ALL):
         lines = [f"  {name:16}{about}" for name, (about, _) in STUDIES.items()]
         show("usage: sidestep study NAME [OPTIONS]", "", "studies:", *lines, "",
              "`sidestep study NAME --help` explains the options of a study.")  # fmt: skip

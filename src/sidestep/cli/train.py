@@ -49,7 +49,7 @@ rules: {", ".join(RULES)}
 
 def train_command(arguments: list[str]) -> None:
     """Parse the options, train, and print the result."""
-    if not arguments or arguments[0] in ("-h", "--help"):
+    if not arguments or arguments[0] in (*HELP, HELP_ALL):
         show(*_HELP.splitlines())
         return
     name, rest, preset = _what_to_train(arguments)
