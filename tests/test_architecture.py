@@ -24,7 +24,7 @@ ROOMS = (
     ("nets",),
     ("data", "measure"),
     ("checks", "files", "machine", "noise", "philox", "probes", "tensorfile", "ternary", "update"),
-    ("errors", "version", "wording"),
+    ("errors", "notices", "version", "wording"),
 )
 LEVEL = {name: len(ROOMS) - index for index, room in enumerate(ROOMS) for name in room}
 ONE_ROOM_EACH = {"bench", "integrations", "data", "measure"}  # at one height, but they do not know each other

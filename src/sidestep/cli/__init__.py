@@ -1,45 +1,57 @@
 """The command line: `sidestep train RULE`, `eval`, `predict`, `replay`, `rules`, `data` and others."""
 
+import gc
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import import_module
 
-from sidestep.cli.align import align_command
-from sidestep.cli.bench import bench_command
-from sidestep.cli.catalogue import data_command, presets_command, rules_command
-from sidestep.cli.evaluate import eval_command
-from sidestep.cli.fit_memory import fit_memory_command
 from sidestep.cli.help import HELP as HELP_WORDS
 from sidestep.cli.help import HELP_ALL
 from sidestep.cli.launched import check_one_process
 from sidestep.cli.output import data_notices_shown, fail, show
-from sidestep.cli.predict import predict_command
-from sidestep.cli.reproduce import reproduce_command
 from sidestep.cli.rescue import explained, from_own
-from sidestep.cli.steplog import inspect_command, replay_command, verify_command
 from sidestep.cli.streams import all_letters, delivered, output_lost
-from sidestep.cli.study import study_command
-from sidestep.cli.train import train_command
 from sidestep.errors import SidestepError
 from sidestep.version import __version__
 from sidestep.wording import suggestion
 
 __all__ = ["main"]
 
+
+@dataclass(frozen=True)
+class _Later:
+    """A command of a module here that is imported when the command runs: most import torch, which takes seconds."""
+
+    module: str
+    command: str
+
+    def __call__(self, arguments: list[str]) -> None:
+        gc.disable()  # nothing that imports make is garbage, and looking through it takes a sixth of torch's import
+        try:
+            module = import_module(f"sidestep.cli.{self.module}")
+        except KeyboardInterrupt:
+            fail("stopped before anything was started", 130)
+        finally:
+            gc.enable()
+        getattr(module, self.command)(arguments)
+
+
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
-    "train": train_command,
-    "eval": eval_command,
-    "predict": predict_command,
-    "align": align_command,
-    "replay": replay_command,
-    "inspect": inspect_command,
-    "verify": verify_command,
-    "rules": rules_command,
-    "presets": presets_command,
-    "data": data_command,
-    "bench": bench_command,
-    "reproduce": reproduce_command,
-    "study": study_command,
-    "fit-memory": fit_memory_command,
+    "train": _Later("train", "train_command"),
+    "eval": _Later("evaluate", "eval_command"),
+    "predict": _Later("predict", "predict_command"),
+    "align": _Later("align", "align_command"),
+    "replay": _Later("steplog", "replay_command"),
+    "inspect": _Later("steplog", "inspect_command"),
+    "verify": _Later("steplog", "verify_command"),
+    "rules": _Later("catalogue", "rules_command"),
+    "presets": _Later("catalogue", "presets_command"),
+    "data": _Later("catalogue", "data_command"),
+    "bench": _Later("bench", "bench_command"),
+    "reproduce": _Later("reproduce", "reproduce_command"),
+    "study": _Later("study", "study_command"),
+    "fit-memory": _Later("fit_memory", "fit_memory_command"),
 }
 _READING = ("rules", "presets")  # commands that write and compute nothing
 HELP = """\

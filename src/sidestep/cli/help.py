@@ -4,8 +4,6 @@ import dataclasses
 from collections.abc import Collection, Sequence
 from typing import Annotated, Any
 
-import tyro
-
 __all__ = ["ALIASES", "HELP", "HELP_ALL", "RARE", "TRAIN_STEPS", "long_names", "named_apart", "short"]
 
 TRAIN_STEPS = "--train-steps"  # how many steps a run takes, for rules of which --steps is an option of their own
@@ -21,6 +19,8 @@ RARE: dict[str, frozenset[str]] = {  # of the options that do not belong to a ru
 
 def short(kind: type[Any], rare: Collection[str]) -> Any:
     """Return a dataclass for the help alone, without the fields that few need."""
+    import tyro  # here, since `sidestep --help` reads this file and needs none of it
+
     kept = {field.name: field.type for field in dataclasses.fields(kind) if field.name in rare}
     hidden = {name: Annotated[given, tyro.conf.Suppress] for name, given in kept.items()}
     values = {name: getattr(kind, name) for name in kept}
@@ -30,6 +30,8 @@ def short(kind: type[Any], rare: Collection[str]) -> Any:
 
 def named_apart(kind: type[Any], rule: type[Any]) -> Any:
     """Return a dataclass of options with `--train-steps` for its `steps`, if the rule has steps of its own."""
+    import tyro
+
     if "steps" not in {field.name for field in dataclasses.fields(rule)}:
         return kind
     renamed = {"steps": Annotated[int | None, tyro.conf.arg(name=TRAIN_STEPS.removeprefix("--"))]}

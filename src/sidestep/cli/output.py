@@ -19,9 +19,8 @@ from rich.progress import Task, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from sidestep.data import DataNotice
 from sidestep.errors import InputError
-from sidestep.training.folder import RunNotice
+from sidestep.notices import DataNotice, RunNotice
 from sidestep.wording import sentence, spelled
 
 __all__ = [

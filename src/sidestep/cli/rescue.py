@@ -2,12 +2,11 @@
 
 import os
 import re
+import sys
 import tempfile
 import traceback
 from pathlib import Path
 from types import ModuleType
-
-import torch
 
 from sidestep.version import __version__
 from sidestep.wording import sentence
@@ -40,7 +39,7 @@ def from_own(error: BaseException) -> list[traceback.FrameSummary]:
 def explained(error: BaseException) -> tuple[str, int]:
     """Return a sentence about an error that is none of Sidestep's own, and the exit status: 70 for our mistakes."""
     words = sentence(str(error).strip().partition("\n")[0])[:_LONGEST]  # torch adds where it was in its own code
-    if isinstance(error, MemoryError | torch.OutOfMemoryError) or _is_memory(error):
+    if isinstance(error, MemoryError) or _is_memory(error):
         return f"there is not enough memory{_size(words)}: take a smaller net, smaller images or a smaller --batch", 2
     if isinstance(error, OverflowError) or "Overflow when unpacking" in words:
         return f"a number that was given is too large ({words}); give a smaller one", 2
@@ -55,6 +54,8 @@ def explained(error: BaseException) -> tuple[str, int]:
 
 
 def _is_memory(error: BaseException) -> bool:
+    if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported for this
+        return True
     return isinstance(error, RuntimeError | ValueError) and any(words in str(error).lower() for words in _LACKS)
 
 
@@ -75,7 +76,8 @@ def _kept(error: BaseException) -> str:
     try:
         handle, name = tempfile.mkstemp(prefix="sidestep-", suffix=".txt")
         with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace") as file:
-            file.write(f"sidestep {__version__}, torch {torch.__version__}\n{trace}")
+            torch = getattr(sys.modules.get("torch"), "__version__", "not imported")
+            file.write(f"sidestep {__version__}, torch {torch}\n{trace}")
     except OSError:
         where = traceback.extract_tb(error.__traceback__)[-1]
         return f"It was in {Path(where.filename).name}, line {where.lineno}; please report it"

@@ -3,15 +3,9 @@
 import sys
 import warnings
 
+from sidestep.notices import DataNotice
+
 __all__ = ["DataNotice", "report"]
-
-
-class DataNotice(UserWarning):
-    """A sentence on data that were read otherwise than they lie there: pages left out, files converted, cuts changed.
-
-    The command line prints it as a notice. In Python it is a warning, so `warnings.catch_warnings` silences it, or
-    makes an error of it.
-    """
 
 
 _OURS = ("sidestep", "functools", "contextlib")  # the last two: `DataSet.test` is a cached property

@@ -14,15 +14,12 @@ from filelock import BaseFileLock, FileLock, Timeout
 
 from sidestep.errors import BusyError, CheckpointError, InputError
 from sidestep.files import check_plain, read_json, write_json
+from sidestep.notices import RunNotice
 
 __all__ = ["LOCK_FILES", "RunNotice", "only_writer"]
 
 LOCK_FILES = (".lock", ".lock.json")  # the lock and its owner; what a killed process leaves does no harm
 _CANNOT = {errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL}
-
-
-class RunNotice(UserWarning):
-    """What somebody who reads or writes a folder should know of it; the command line prints it as a notice."""
 
 
 def _warn(sentence: str) -> None:

@@ -1,0 +1,43 @@
+"""What answers at once: commands that import no torch, and the table of commands."""
+
+import subprocess
+import sys
+from importlib import import_module
+
+import pytest
+
+from sidestep.cli import COMMANDS, HELP
+
+PROGRAM = """
+import sys
+from sidestep.__main__ import main
+sys.argv = ["sidestep", *{arguments!r}]
+try:
+    main()
+except SystemExit as end:
+    assert not end.code, end.code
+print("imported:", *[name for name in ("torch", "numpy", "matplotlib") if name in sys.modules])
+"""
+
+
+def imported_by(*arguments: str) -> tuple[str, str]:
+    """What a command prints in a process of its own, and the large libraries that it has imported."""
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM.format(arguments=arguments)], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    shown, _, libraries = done.stdout.rpartition("imported:")
+    return shown, libraries.strip()
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], []])
+def test_help_and_version_import_no_torch(arguments: list[str]) -> None:
+    shown, libraries = imported_by(*arguments)
+    assert shown.startswith("usage: sidestep" if arguments != ["--version"] else "sidestep ")
+    assert libraries == ""
+
+
+def test_every_command_is_where_the_table_says() -> None:
+    for name, later in COMMANDS.items():
+        assert callable(getattr(import_module(f"sidestep.cli.{later.module}"), later.command))
+        assert f"\n  {name} " in HELP
