@@ -394,7 +394,7 @@ def test_float_pixels_in_other_units_are_told_too():
 def test_a_stop_while_the_library_is_imported_is_one_line(how):
     Path("torch.py").write_text("raise KeyboardInterrupt\n")
     paths = [str(Path.cwd()), str(Path(__file__).parents[2] / "src")]
-    found = subprocess.run([sys.executable, *how, "rules"], capture_output=True, text=True, cwd=Path.cwd(), env={
+    found = subprocess.run([sys.executable, *how, "eval", "run"], capture_output=True, text=True, cwd=Path.cwd(), env={
         **os.environ, "PYTHONPATH": os.pathsep.join(paths),
     })  # fmt: skip
     assert (found.returncode, found.stdout) == (130, "")

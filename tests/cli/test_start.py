@@ -37,6 +37,13 @@ def test_help_and_version_import_no_torch(arguments: list[str]) -> None:
     assert libraries == ""
 
 
+@pytest.mark.parametrize("arguments", [["rules"], ["presets", "--data", "mnist"], ["data"], ["data", "--json"]])
+def test_lists_import_no_torch(arguments: list[str]) -> None:
+    shown, libraries = imported_by(*arguments)
+    assert "mnist" in shown if arguments[0] != "rules" else "noprop-dt" in shown
+    assert libraries == ""
+
+
 def test_every_command_is_where_the_table_says() -> None:
     for name, later in COMMANDS.items():
         assert callable(getattr(import_module(f"sidestep.cli.{later.module}"), later.command))

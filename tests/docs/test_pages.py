@@ -8,6 +8,7 @@ import pytest
 
 from experiments import alignment_page, noprop_recipe, rules_page, ternary_page
 from experiments.rules_page import Entry
+from sidestep.cli import listing
 
 
 def made_up_run(folder, test, validation, seconds=None):
@@ -22,6 +23,14 @@ def made_up_run(folder, test, validation, seconds=None):
     if seconds is not None:
         (folder / "processor.json").write_text(json.dumps(seconds))
     return folder
+
+
+def test_the_lists_of_the_command_line_are_what_the_library_says():
+    """If this fails: python -m sidestep.cli.listing, and commit the file."""
+    made = json.loads(json.dumps(listing.listing()))
+    for kind, entries in made.items():
+        assert listing.listed(kind) == entries, "write the file anew: python -m sidestep.cli.listing"
+        assert list(listing.listed(kind)) == list(entries), "write the file anew: python -m sidestep.cli.listing"
 
 
 class TestRulesPage:

@@ -1,20 +1,15 @@
 """`sidestep rules`, `sidestep presets` and `sidestep data`: what there is to train with, and on."""
 
-import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
+from sidestep.cli.listing import listed
 from sidestep.cli.output import check_new, default_data_dir, error_console, show, show_json, show_table
 from sidestep.cli.parse import parsed
-from sidestep.data import grid, load, names
 from sidestep.errors import InputError
-from sidestep.presets.catalogue import PRESETS, PaperCell, presets_for
-from sidestep.rules import RULES
-from sidestep.rules.shared.variant import variant_of
-from sidestep.rules.support import support_of
-from sidestep.rules.takes import MODULES
 from sidestep.wording import suggestion
 
 __all__ = ["data_command", "presets_command", "rules_command"]
@@ -48,34 +43,32 @@ def _rules(*, json: bool = False) -> None:
     Args:
         json: Print one JSON object, with the hyper-parameters and their defaults.
     """
+    rules = listed("rules")
     if json:
-        defaults = {name: {f.name: f.default for f in dataclasses.fields(kind)} for name, kind in RULES.items()}
-        show_json({
-            name: {"summary": RULES[name].summary, "variant": variant_of(RULES[name]()), "defaults": fields,
-                   "takes": support_of(RULES[name])}
-            for name, fields in defaults.items()
-        })  # fmt: skip
+        shown = ("summary", "variant", "defaults", "takes")
+        show_json({name: {key: entry[key] for key in shown} for name, entry in rules.items()})
         return
-    rows = [[name, kind.summary, ", ".join(kind.readings)] for name, kind in RULES.items()]
+    rows = [[name, entry["summary"], ", ".join(entry["readings"])] for name, entry in rules.items()]
     show_table("", ["rule", "what it does", "readings at inference"], rows)
-    show_table("", ["rule", "module of yours", "own loop", "targets", "log", "in turn", "true gradient"], _support())
+    support = _support(rules)
+    show_table("", ["rule", "module of yours", "own loop", "targets", "log", "in turn", "true gradient"], support)
     show(
         "",
         "module of yours: what `train` takes by --module; own loop: what `attach` trains; in turn: units that take",
         "their steps one after another; true gradient: what `align` compares with. All take images and rows of tables,",
         "and leave frozen parameters as they are.",
     )
-    variants = {name: variant_of(kind()) for name, kind in RULES.items()}
+    variants = {name: entry["variant"] for name, entry in rules.items()}
     show("", *(f"{name}, by default: {variant}" for name, variant in variants.items() if variant))
     show("", "`sidestep train RULE --help` explains a rule's options.")
 
 
-def _support() -> list[list[str]]:
-    rows = []
-    for name, kind in RULES.items():
-        found = support_of(kind)
+def _support(rules: Mapping[str, Any]) -> list[list[str]]:
+    rows, words = [], listed("modules")
+    for name, entry in rules.items():
+        found = entry["takes"]
         marks = ["yes" if found[key] else "no" for key in ("units_in_turn", "true_gradient")]
-        modules = [MODULES[found[key]] for key in ("module", "own_loop")]
+        modules = [words[found[key]] for key in ("module", "own_loop")]
         rows.append([name, *modules, ", ".join(found["targets"]), found["log"], *marks])
     return rows
 
@@ -87,23 +80,24 @@ def _presets(*, data: str | None = None, json: bool = False) -> None:
         data: Only those for this data set.
         json: Print one JSON object, with the values of every preset.
     """
-    found = list(PRESETS.values()) if data is None else presets_for(data)
+    presets = listed("presets")
+    found = {name: entry for name, entry in presets.items() if data in (None, entry["data"])}
     if not found:
-        sets = list(dict.fromkeys(preset.data for preset in PRESETS.values()))
+        sets = list(dict.fromkeys(entry["data"] for entry in presets.values()))
         said = suggestion(str(data), sets, f"there are some for {', '.join(sets)}")
         raise InputError(f"there is no preset for the data set {data!r}: {said}")
     if json:
-        show_json({preset.name: dataclasses.asdict(preset) for preset in found})
+        show_json(found)
         return
-    rows = [[preset.name, preset.data, preset.rule, _reported(preset.paper), preset.summary] for preset in found]
+    rows = [[name, of["data"], of["rule"], _reported(of["paper"]), of["summary"]] for name, of in found.items()]
     show_table("", ["preset", "data", "rule", "the paper's %", "what it is"], rows)
     show("", "`sidestep train --preset NAME` trains by one; options given beside it go first.")
 
 
-def _reported(cell: PaperCell | None) -> str:
+def _reported(cell: Mapping[str, Any] | None) -> str:
     if cell is None:
         return "-"
-    return f"{cell.mean:.2f}" + ("" if cell.error is None else f" ± {cell.error:.2f}")
+    return f"{cell['mean']:.2f}" + ("" if cell["error"] is None else f" ± {cell['error']:.2f}")
 
 
 def _data(*, json: bool = False) -> None:
@@ -112,13 +106,15 @@ def _data(*, json: bool = False) -> None:
     Args:
         json: Print one JSON object.
     """
-    found = names()
+    found = listed("data")
     if json:
-        plain = ("description", "licence", "train", "test", "channels", "class_names", "sizes", "download")
-        show_json({known.name: {key: getattr(known, key) for key in plain} for known in found})
+        show_json(found)
         return
     columns = ["data set", "what it is", "train", "test", "download", "licence"]
-    rows = [[k.name, k.description, f"{k.train:,}", f"{k.test:,}", k.download, k.licence] for k in found]
+    rows = [
+        [name, of["description"], f"{of['train']:,}", f"{of['test']:,}", of["download"], of["licence"]]
+        for name, of in found.items()
+    ]
     show_table("", columns, rows)
     show("", "Also: a .npz file, or a folder with one folder of images per class.")
 
@@ -146,6 +142,8 @@ def _show(
         image_size: Height and width of the images: 28, 64 or 128 for bloodmnist; image folders are resized to it.
         overwrite: Let --out replace a file that exists.
     """
+    from sidestep.data import grid, load  # here, since they import torch, and a list needs none of it
+
     check_new(out, overwrite, (".png",))
     found = load(name, data_dir=data_dir or default_data_dir(), size=image_size, progress=error_console.is_terminal)
     part = found.test if split == "test" else found.validation if split == "validation" else found.train
