@@ -138,8 +138,8 @@ def local_probe_gradients(
             (parts.name, parts.layer, given, found.at_outputs),
             (parts.head_name, parts.head, found.seen, found.at_logits),
         ):
-            each = weight_gradients(layer, x, derivative / len(x))
-            gradients.update({f"{name}.{key}": gradient for key, gradient in each.items()})
+            each = weight_gradients(layer, x, derivative)
+            gradients.update({f"{name}.{key}": gradient / len(x) for key, gradient in each.items()})
         losses[f"stage {index}: {objective.name}"] = found.loss
         inputs = found.features
     return gradients, losses
@@ -187,9 +187,8 @@ def _closed(parts: _Stage, outputs: Tensor, noise: Noise, ways: LocalProbes, jud
             how = (part.kernel_size, part.stride, part.padding, part.dilation, part.ceil_mode)
             pooled, places = F.max_pool2d(outputs, *how, return_indices=True)
     flat = _flat(pooled)
-    normed = F.layer_norm(flat, flat.shape[1:], eps=norm.eps)
+    normed, _, scale = torch.native_layer_norm(flat, flat.shape[1:], None, None, norm.eps)
     features = normed.relu()
-    scale = (flat.var(dim=1, correction=0, keepdim=True) + norm.eps).rsqrt()
     matrix = _matrix(parts, pooled, flat)
     shaped = _shaped(features, pooled)
     seen = _run(parts.to_head, shaped)
@@ -202,11 +201,13 @@ def _closed(parts: _Stage, outputs: Tensor, noise: Noise, ways: LocalProbes, jud
         fixed = noise.at(0).stream("feedback").signs(matrix.numel(), device=flat.device)
         feedback = fixed.view_as(matrix).to(flat.dtype)
     tail = ProbedTail(normed, scale, matrix, at_logits)
-    upstream = _shaped(tail.gradient(signs, groups, ways.guide, feedback), pooled)
+    upstream = tail.gradient(signs, groups, ways.guide, feedback)
     if places is not None:
-        rows = torch.zeros(outputs.shape, dtype=flat.dtype, device=flat.device).flatten(2)
-        upstream = rows.scatter_add_(2, places.flatten(2), upstream.flatten(2)).view(outputs.shape)
-    return _Found(shaped, seen, at_logits, upstream, loss)
+        batch, channels, height, width = outputs.shape
+        rows = torch.zeros(batch, height * width, channels, dtype=flat.dtype, device=flat.device)
+        chosen = places.movedim(1, -1).flatten(1, 2)
+        upstream = rows.scatter_add_(1, chosen, upstream.view(chosen.shape)).flatten(1)
+    return _Found(shaped, seen, at_logits, _shaped(upstream, outputs), loss)
 
 
 def _plain(parts: _Stage, outputs: Tensor, noise: Noise, ways: LocalProbes, judge: _Judge) -> _Found:

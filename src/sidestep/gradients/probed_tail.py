@@ -77,7 +77,7 @@ class ProbedTail:
             found += guided
         shift, stretch = after_norm
         off = torch.addcmul(shift, self.normed, stretch).mul_(-self.scale / self.normed.shape[1])
-        return torch.where(active > 0, found, off)
+        return found.addcmul_(off, 1 - active)  # `found` is 0 there
 
     def _after_norm(self, active: Tensor) -> tuple[Tensor, Tensor]:
         """The derivatives of the loss along 1 and along zhat after the norm, (batch, 1) each."""
