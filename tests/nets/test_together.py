@@ -14,6 +14,7 @@ from sidestep.nets.noprop.batched_blocks import can_go_together
 from sidestep.nets.noprop.execution import choose_execution
 from sidestep.noise import Noise
 from sidestep.rules import Batch, NoPropDT, Task
+from sidestep.rules import noprop_dt as dt_module
 
 NOISE = Noise(0).stream("estimate").at(5)
 CASES = {
@@ -160,9 +161,9 @@ class TestChoice:
     def test_the_rule_goes_the_way_that_the_device_or_the_net_says(self, monkeypatch):
         rule, net, batch = built(*CASES["figure-6"])
         gone = []
-        for name in ("_together", "_block_estimate"):
-            real = getattr(NoPropDT, name)
-            monkeypatch.setattr(NoPropDT, name, lambda *a, n=name, f=real: gone.append(n) or f(*a))
+        for name, where in {"together_estimate": dt_module, "_block_estimate": NoPropDT}.items():
+            real = getattr(where, name)
+            monkeypatch.setattr(where, name, lambda *a, n=name, f=real: gone.append(n) or f(*a))
         rule.estimate(net, batch, NOISE)
         assert gone == ["_block_estimate"] * 3
         gone.clear()
@@ -173,7 +174,7 @@ class TestChoice:
             "sidestep.nets.noprop.stack.choose_execution", lambda device: choose_execution(torch.device("cuda"))
         )
         rule.estimate(net, batch, NOISE)
-        assert gone == ["_together"] * 2
+        assert gone == ["together_estimate"] * 2
 
     def test_a_module_of_the_user_s_goes_by_itself(self):
         rule = NoPropDT(blocks=2)

@@ -14,7 +14,7 @@ from torch import nn
 
 from sidestep.data.objective import Objective, set_objective
 from sidestep.noise import Noise
-from sidestep.rules import RULES, SPSA, Batch, Evolution, ForwardGradient, LocalLoss, NoiseStep, Task
+from sidestep.rules import RULES, SPSA, Batch, Evolution, ForwardGradient, LocalLoss, NoiseStep, NoPropDT, Task
 
 TASK = Task((1, 8, 8), tuple("abcd"), (0.0,), (1.0,))
 PROBED = ("weight-probes", "local-probes", "rank-one", "activity-probes")
@@ -34,6 +34,7 @@ CASES = {
     "evolution full-rank": Evolution(hidden=(6, 5), noise_kind="full-rank", per="group", group=4),
     "evolution along the input": Evolution(hidden=(6, 5), columns="input"),
     "spsa": SPSA(hidden=(6,)),
+    "noprop-dt noise-step": NoPropDT(blocks=2, solver="noise-step", hidden=(6, 5)),
 }  # fmt: skip
 
 

@@ -39,6 +39,10 @@ SMALL = {
     "noprop-dt readable": NoPropDT(
         blocks=2, levels="readable", loss="cross-entropy", embedding="learned", unit_norm=True
     ),
+    "noprop-dt ternary": NoPropDT(blocks=2, solver="noise-step", hidden=(32, 16), flip_share=0.05),
+    "noprop-dt ternary losses": NoPropDT(
+        blocks=2, solver="noise-step", estimator="local-losses", hidden=(32,), embedding="orthogonal", dimension=12
+    ),
     "noprop-ct": NoPropCT(**QUICK),
     "noprop-ct learned paper": NoPropCT(
         loss="paper", schedule="learned", embedding="learned", dimension=6, readout="radial", **QUICK

@@ -12,30 +12,31 @@ reach the read-out and the embedding, which are trained on the mean of L_t over 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from sidestep.checks import check_positive, check_range, check_used
 from sidestep.data import Split
+from sidestep.errors import InputError
 from sidestep.gradients.end_to_end import end_to_end, gradients_of
 from sidestep.nets.dropout import masks_from
-from sidestep.nets.noprop.batched_blocks import BlocksTogether, drawn_masks
-from sidestep.nets.noprop.captured_pass import captured_logits
 from sidestep.nets.noprop.embeddings import embedding_distances
 from sidestep.nets.noprop.image_paths import path_maker
-from sidestep.nets.noprop.losses import check_loss, check_smoothing, denoising_loss
+from sidestep.nets.noprop.losses import check_loss, check_smoothing
 from sidestep.nets.noprop.readouts import make_readout
 from sidestep.nets.noprop.schedules import cosine_alpha_bar, readable_alpha_bar
 from sidestep.nets.noprop.stack import DenoisingStack
 from sidestep.nets.noprop.stack_readings import ddim_chain, stack_predictions
 from sidestep.nets.noprop.target_space import target_space
+from sidestep.nets.noprop.ternary_blocks import TernaryBlock, ternary_stack
 from sidestep.nets.parallel import kept_statistics, run_units
 from sidestep.nets.trained import trained
 from sidestep.nets.user_modules import ImagePath, image_paths
 from sidestep.noise import Noise
 from sidestep.rules.protocol import Batch, Rule, Task
+from sidestep.rules.shared.all_blocks import UnitEstimate, loss_of_each, together_estimate
 from sidestep.rules.shared.denoising import (
     check_options,
     embedding_for,
@@ -45,6 +46,7 @@ from sidestep.rules.shared.denoising import (
     start_divergence,
 )
 from sidestep.rules.shared.dense import apply_dense
+from sidestep.rules.shared.ternary_denoising import NO_MODULE, TernarySolver, settle_solver
 from sidestep.rules.shared.variant import PAPER_LABELS, PaperOptions
 from sidestep.rules.takes import Takes
 from sidestep.update import Dense, Update
@@ -52,14 +54,6 @@ from sidestep.update import Dense, Update
 __all__ = ["NoPropDT"]
 
 _SHARED = "read-out"
-
-
-class _UnitEstimate(NamedTuple):
-    """One unit's part of an estimate."""
-
-    losses: dict[str, Tensor]
-    gradients: dict[str, Tensor]
-    embedding: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -100,6 +94,18 @@ class NoPropDT(Rule[DenoisingStack]):
     """Upper clip of the schedule (alpha_bar_T): how clean z_T is; not given in the paper."""
     draws: int = 8
     """Ancestral chains that the `mean` sampler averages over when predicting."""
+    solver: Literal["back-propagation", "noise-step"] = "back-propagation"
+    """What trains a block: back-propagation within it, or noise-step: dense ternary blocks on the image's values and z,
+    moved by logged flips; then the loss is cross-entropy and the read-out nearest."""
+    hidden: tuple[int, ...] = (256, 256)
+    """Widths of a ternary block's stages, with solver = noise-step."""
+    estimator: Literal["local-probes", "local-losses"] = "local-probes"
+    """Gradients of a ternary block's stages: by directional derivatives alone, with no backward pass anywhere; or by
+    reverse mode within each stage."""
+    flip_share: float = 0.002
+    """Share of a layer's weights that flip per step, with solver = noise-step; --decay lets it fall."""
+    momentum: float = 0.95
+    """Decay of the momentum of flips, with solver = noise-step."""
 
     name: ClassVar[str] = "noprop-dt"
     summary: ClassVar[str] = "NoProp, discrete time: T blocks, each trained on its own to denoise the label"
@@ -110,6 +116,7 @@ class NoPropDT(Rule[DenoisingStack]):
     for_inference: ClassVar[tuple[str, ...]] = ("draws",)
 
     def __post_init__(self) -> None:
+        settle_solver(self)
         super().__post_init__()
         check_range(1, 1000, blocks=self.blocks)
         check_range(1, 1000, draws=self.draws)
@@ -122,10 +129,20 @@ class NoPropDT(Rule[DenoisingStack]):
         check_used(self, "largest_weight", "loss", "clipped")
         check_range(0, 1, cosine_offset=self.cosine_offset)
         check_used(self, "cosine_offset", "levels", "cosine")
-        check_range(
-            1e-9, 1 - 1e-6, smallest_alpha_bar=self.smallest_alpha_bar, largest_alpha_bar=self.largest_alpha_bar
-        )
+        ends = {"smallest_alpha_bar": self.smallest_alpha_bar, "largest_alpha_bar": self.largest_alpha_bar}
+        check_range(1e-9, 1 - 1e-6, **ends)
         self._schedule(2)
+
+    @property
+    def _ternary(self) -> TernarySolver | None:
+        """What trains ternary blocks; None with back-propagation."""
+        if self.solver != "noise-step":
+            return None
+        return TernarySolver(self.estimator, self.flip_share, self.momentum, self.label_smoothing)
+
+    def fits(self, net: DenoisingStack) -> bool:
+        """Whether a net has the blocks that this rule trains."""
+        return isinstance(net.block(0), TernaryBlock) == (self._ternary is not None)
 
     def _schedule(self, classes: int) -> Tensor:
         low, high = self.smallest_alpha_bar, self.largest_alpha_bar
@@ -137,18 +154,23 @@ class NoPropDT(Rule[DenoisingStack]):
         """Make the stack of the paper's blocks, or of blocks around a module of the user's, ready to train."""
         check_options(task, self.readout, self.label_smoothing, self.levels)
         rows = embedding_for(self.embedding, self.dimension, self.unit_norm, task, noise.stream("embedding"), examples)
+        schedule, space = self._schedule(task.classes), target_space(task)
+        if self._ternary is not None:
+            if module is not None:
+                raise InputError(NO_MODULE)
+            return ternary_stack(task.shape, rows, schedule, self.hidden, noise.stream("trits"), space)
         given = path_maker(self.path, task.shape, norm=True) if module is None else module
         with noise.stream("blocks").torch_seeded():
             return DenoisingStack(
                 image_paths(given, self.blocks, noise.stream("paths"), None if module is None else task.shape),
                 task.shape,
                 rows,
-                self._schedule(task.classes),
-                make_readout(self.readout, rows, target_space(task)),
+                schedule,
+                make_readout(self.readout, rows, space),
                 learn_embedding=learns(self.embedding),
                 image_latent=self.embedding == "prototype",
                 together=module is None,
-                space=target_space(task),
+                space=space,
             )
 
     def units(self, net: DenoisingStack) -> dict[str, list[str]]:
@@ -163,6 +185,8 @@ class NoPropDT(Rule[DenoisingStack]):
 
     def estimate(self, net: DenoisingStack, batch: Batch, noise: Noise) -> Update:
         """Return every unit's gradients of its own loss; blocks run at once where that is faster."""
+        if self._ternary is not None:
+            return self._ternary.estimate(net, batch, noise)
         blocks = len(net.blocks)
         net.train()
         execution = net.execution(batch.inputs.device)
@@ -177,6 +201,8 @@ class NoPropDT(Rule[DenoisingStack]):
 
     def estimates(self, net: DenoisingStack, batch: Batch, noise: Noise) -> Iterator[tuple[str, Dense]]:
         """Yield one block's update after another, and then that of what the blocks share."""
+        if self._ternary is not None:
+            raise InputError("units of ternary blocks step together; use units = together with solver = noise-step")
         blocks, total = len(net.blocks), torch.zeros_like(net.embedding)
         net.train()
         for index in range(blocks):
@@ -194,11 +220,11 @@ class NoPropDT(Rule[DenoisingStack]):
                 total += share.embedding
             return Dense(share.gradients, changed(), share.losses)
 
-    def _block_estimate(self, net: DenoisingStack, index: int, batch: Batch, noise: Noise) -> _UnitEstimate:
+    def _block_estimate(self, net: DenoisingStack, index: int, batch: Batch, noise: Noise) -> UnitEstimate:
         """Return the gradients of block `index` alone: of its denoising loss, batch mean."""
         block, device = net.block(index), batch.inputs.device
         generator = noise.generator(device)
-        latent = _latent(net, batch.targets, index, generator)
+        latent = net.drawn_label(batch.targets, index, generator)
         with masks_from(generator):
             if net.together:
                 logits = block(batch.inputs, latent)
@@ -206,42 +232,45 @@ class NoPropDT(Rule[DenoisingStack]):
                 with noise.stream("module").torch_seeded(device):
                     logits = block(batch.inputs, latent)
         weight = logits.new_tensor(float(net.loss_weights(self.eta)[index]))
-        loss = denoising_loss(
-            self.loss,
-            logits,
-            net.embedding,
-            batch.targets,
-            weight,
-            self.largest_weight,
-            self.label_smoothing,
-            net.space,
-        ).mean()
+        loss = loss_of_each(self, net, logits, batch.targets, weight).mean()
         wanted = {f"blocks.{index}.{name}": parameter for name, parameter in block.named_parameters()}
         gradients = gradients_of(loss, {**wanted, "embedding": net.embedding})
-        return _UnitEstimate(
+        return UnitEstimate(
             {f"block {index + 1}: denoising": loss.detach()}, gradients, gradients.pop("embedding", None)
         )
 
-    def _readout_estimate(self, net: DenoisingStack, batch: Batch, noise: Noise) -> _UnitEstimate:
+    def _readout_estimate(self, net: DenoisingStack, batch: Batch, noise: Noise) -> UnitEstimate:
         """Return the gradients of the terms that no block sees: `CE(p_out(z_T), y) + KL(q(z_0 | y) || N(0, I))`."""
-        last = _latent(net, batch.targets, len(net.blocks), noise.generator(batch.inputs.device))
+        last = net.drawn_label(batch.targets, len(net.blocks), noise.generator(batch.inputs.device))
         entropy = readout_loss(net.space, net.readout, net.embedding, last, batch.targets)
         divergence = start_divergence(net.label_embedding(batch.targets), net.levels[0])
         wanted = {name: parameter for name, parameter in net.named_parameters() if not name.startswith("blocks.")}
         found = gradients_of(entropy + divergence, wanted)
         losses = {f"{_SHARED}: cross-entropy": entropy.detach(), f"{_SHARED}: KL": divergence.detach()}
-        return _UnitEstimate(losses, found, found.pop("embedding", None))
+        return UnitEstimate(losses, found, found.pop("embedding", None))
 
     def true_gradients(self, net: DenoisingStack, batch: Batch) -> dict[str, Tensor]:
         """Return the gradient of the reading `ddim`, through all blocks of the chain, from z_0 = 0."""
+        if self._ternary is not None:
+            return self._ternary.true_gradients(net, batch)
 
         def logits_of(images: Tensor) -> Tensor:
             return net.readout(ddim_chain(net, net.image_features(images)).latent, net.embedding)
 
         return end_to_end(net, batch, logits_of, running=True)
 
+    def optimizer(self, net: DenoisingStack) -> torch.optim.Optimizer:
+        """Make AdamW, or what keeps the momentum of flips."""
+        return super().optimizer(net) if self._ternary is None else self._ternary.optimizer(net)
+
+    def decide(self, net: DenoisingStack, update: Update, optimizer: torch.optim.Optimizer) -> Update:
+        """Return the gradients as they are, or the flips of ternary blocks."""
+        return update if self._ternary is None else self._ternary.decide(net, update, optimizer)
+
     def apply(self, net: DenoisingStack, update: Update, optimizer: torch.optim.Optimizer) -> None:
         """Take one AdamW step along the gradients; put the embedding back to norm 1 where that is wanted."""
+        if self._ternary is not None:
+            return self._ternary.apply(net, update)
         apply_dense(net, update, optimizer)
         if self.unit_norm and isinstance(update, Dense) and "embedding" in update.gradients:
             project_rows(net)
@@ -260,41 +289,10 @@ class NoPropDT(Rule[DenoisingStack]):
 
     def _shares(
         self, net: DenoisingStack, batch: Batch, noise: Noise, execution: str
-    ) -> tuple[list[_UnitEstimate], dict[str, Tensor]]:
+    ) -> tuple[list[UnitEstimate], dict[str, Tensor]]:
         """Return the blocks' shares, each computed by itself or all in one pass, and the new statistics."""
         if execution != "per block":
-            return self._together(net, batch, noise, execution)
+            return together_estimate(self, net, batch, noise, execution)
         tasks = [partial(self._block_estimate, net, index, batch, noise.sub(index)) for index in range(len(net.blocks))]
         with kept_statistics(net) as changed:
             return run_units(tasks, batch.inputs.device, net.together), changed()
-
-    def _together(
-        self, net: DenoisingStack, batch: Batch, noise: Noise, execution: str
-    ) -> tuple[list[_UnitEstimate], dict[str, Tensor]]:
-        """Return the blocks' shares as one, computed in one pass, and the new statistics; equal to rounding."""
-        count, labels = len(net.blocks), batch.targets
-        generators = [noise.sub(index).generator(batch.inputs.device) for index in range(count)]
-        latents = torch.stack([_latent(net, labels, index, one) for index, one in enumerate(generators)])
-        run, masks = BlocksTogether.copied([net.block(index) for index in range(count)]), drawn_masks(generators)
-        if execution == "together":
-            logits = run.logits(batch.inputs, latents, masks)
-        else:
-            logits = captured_logits(run, execution, batch.inputs, latents, masks)
-        weights = net.loss_weights(self.eta).to(logits).repeat_interleave(len(labels))
-        each = denoising_loss(
-            self.loss, logits.flatten(0, 1), net.embedding, torch.cat([labels] * count), weights, self.largest_weight,
-            self.label_smoothing, net.space,
-        )  # fmt: skip
-        losses = each.view(count, -1).mean(dim=1)
-        gradients = gradients_of(losses.sum(), {**run.weights, "embedding": net.embedding})
-        embedding = gradients.pop("embedding", None)
-        if execution == "graph":  # which writes its gradients to the same place again
-            gradients = {name: gradient.clone() for name, gradient in gradients.items()}
-        names = {f"block {index + 1}: denoising": loss for index, loss in enumerate(losses.detach())}
-        return [_UnitEstimate(names, run.by_block(gradients), embedding)], run.by_block(run.statistics)
-
-
-def _latent(net: DenoisingStack, labels: Tensor, level: int, generator: torch.Generator) -> Tensor:
-    """Return a draw of z_level, (batch, dimension)."""
-    normal = torch.empty(len(labels), net.dimension, dtype=net.embedding.dtype, device=labels.device)
-    return net.noised_label(labels, level, normal.normal_(generator=generator))

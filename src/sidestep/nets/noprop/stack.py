@@ -1,5 +1,6 @@
 """The stack of denoising blocks, its embedding, its read-out and its schedule."""
 
+from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -21,7 +22,7 @@ class DenoisingStack(nn.Module):
     """T denoising blocks that share one class embedding and one read-out.
 
     Args:
-        paths: T image paths, one per block, modules from images to features.
+        paths: T image paths, one per block, modules from images to features; or T whole blocks.
         image_shape: (channels, height, width).
         embedding: u, float32 of shape (classes, dimension).
         alpha_bar: the schedule, of shape (T + 1,), rising within (0, 1); best in float64, in which what is left to the
@@ -39,7 +40,7 @@ class DenoisingStack(nn.Module):
 
     def __init__(  # long: these nine are what a stack is made of
         self,
-        paths: list[nn.Module],
+        paths: Sequence[nn.Module],
         image_shape: Shape,
         embedding: Tensor,
         alpha_bar: Tensor,
@@ -58,7 +59,10 @@ class DenoisingStack(nn.Module):
             )
         classes, dimension = embedding.shape
         self.image_shape, self.together, self._execution, self.space = image_shape, together, "auto", space
-        self.blocks = nn.ModuleList(Block(path, image_shape, dimension, classes, image_latent) for path in paths)
+        self.blocks = nn.ModuleList(
+            path if isinstance(path, Block) else Block(path, image_shape, dimension, classes, image_latent)
+            for path in paths
+        )
         self._stackable = together and can_go_together(list(self.blocks))
         self.readout = readout
         if learn_embedding:
@@ -129,6 +133,11 @@ class DenoisingStack(nn.Module):
         """Return `z_level ~ N(sqrt(alpha_bar) u_y, (1 - alpha_bar) I)`, from standard normal noise of its shape."""
         shares = self.levels[level]
         return shares.signal.sqrt() * self.label_embedding(labels) + shares.noise.sqrt() * noise
+
+    def drawn_label(self, labels: Tensor, level: int, generator: torch.Generator) -> Tensor:
+        """Return a draw of z_level, (batch, dimension)."""
+        normal = torch.empty(len(labels), self.dimension, dtype=self.embedding.dtype, device=labels.device)
+        return self.noised_label(labels, level, normal.normal_(generator=generator))
 
     def image_features(self, images: Tensor) -> list[Tensor]:
         """Return every block's image features, T tensors (batch, features): they do not depend on z."""
