@@ -50,7 +50,8 @@ def floating(module: nn.Module, like: Tensor) -> dict[str, Tensor]:
     """Return name -> trits as numbers, in the precision that matrix products of `like` run in."""
     device = like.device.type
     low = torch.is_autocast_enabled(device) and like.dtype != torch.float64
-    dtype = torch.get_autocast_dtype(device) if low else like.dtype
+    own = like.dtype if like.is_floating_point() else torch.float32  # token ids say nothing of a precision
+    dtype = torch.get_autocast_dtype(device) if low else own
     return {
         name: parameter.detach().to(dtype, memory_format=_layout(parameter))
         for name, parameter in trained(module).items()

@@ -12,19 +12,17 @@ Sources: Brickner, "noise_step: Training in 1.58b With No Gradient Memory" (2024
 `sidestep.gradients.ternary_directions` and `sidestep.gradients.local_losses`, for flips `sidestep.rules.shared.flips`.
 """
 
-import math
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sidestep.checks import check_positive, check_range
 from sidestep.data import Split
 from sidestep.data.objective import objective_of
 from sidestep.data.share import Division
-from sidestep.errors import InputError
 from sidestep.gradients.end_to_end import end_to_end
 from sidestep.gradients.local_losses import floating, local_gradients
 from sidestep.gradients.local_probes import LocalProbes, check_local_probes, local_probe_gradients
@@ -39,21 +37,21 @@ from sidestep.nets.ternary.nets import TernaryNet, ternary_conv_net, ternary_mlp
 from sidestep.nets.trained import trained
 from sidestep.nets.user_modules import ImagePath
 from sidestep.noise import Noise
-from sidestep.probes import DenseProbes, Probes, RankOneProbes, SparseProbes
+from sidestep.probes import RankOneProbes
 from sidestep.rules.protocol import Batch, Rule, Task
-from sidestep.rules.shared.any_module import as_dense, of_examples, of_share
+from sidestep.rules.shared.any_module import of_examples, of_share
 from sidestep.rules.shared.codecs import LOCAL, check_choices, codec_and_update
-from sidestep.rules.shared.density import DensitySchedule, after_step, density_and_count, first_density
-from sidestep.rules.shared.flips import TernaryOptimizer, choose_by_threshold, choose_flips
-from sidestep.rules.shared.trits import accumulate, along_probes, move, sign_and_median, subtract, with_zeros
+from sidestep.rules.shared.density import DensitySchedule, first_density
+from sidestep.rules.shared.ternary_steps import TernarySteps
+from sidestep.rules.shared.trits import along_probes, with_zeros
 from sidestep.rules.takes import Takes
-from sidestep.update import Dense, Flips, Seeded, Update
+from sidestep.update import Dense, Update
 
 __all__ = ["NoiseStep"]
 
 
 @dataclass(frozen=True)
-class NoiseStep(Rule[TernaryNet]):
+class NoiseStep(TernarySteps, Rule[TernaryNet]):
     """Train ternary weights by local back-propagation or by probes; the log of the steps rebuilds them."""
 
     net: Literal["mlp", "conv"] = "mlp"
@@ -138,11 +136,6 @@ class NoiseStep(Rule[TernaryNet]):
         codec_and_update(self.estimator, self.codec, self.update)
 
     @property
-    def choices(self) -> tuple[str, str]:
-        """The codec and the update, with `auto` resolved."""
-        return codec_and_update(self.estimator, self.codec, self.update)
-
-    @property
     def divides(self) -> Mapping[Division, int]:
         """The batch, and of weight probes their number."""
         return {"batch": 0, "probes": self.probes} if self.estimator == "weight-probes" else {"batch": 0}
@@ -181,12 +174,7 @@ class NoiseStep(Rule[TernaryNet]):
 
     def optimizer(self, net: TernaryNet) -> torch.optim.Optimizer:
         """Make what keeps the momentum or the accumulators; it has no learning rate, but the share of flips."""
-        trits = ternary_parameters(net)
-        heads = [p for name, p in trits.items() if name.startswith("heads.")]
-        others = [p for name, p in trits.items() if not name.startswith("heads.")]
-        if self.choices[1] == "bop":
-            return TernaryOptimizer([(others, self.bop_rate), (heads, self.bop_rate)])
-        return TernaryOptimizer([(others, self.flip_share), (heads, self.head_share or self.flip_share)])
+        return self.optimizer_any(net)
 
     def estimate(self, net: TernaryNet, batch: Batch, noise: Noise) -> Update:
         """Return the derivative along every probe, or a gradient, each up to a positive factor.
@@ -232,30 +220,11 @@ class NoiseStep(Rule[TernaryNet]):
 
     def decide(self, net: TernaryNet, update: Update, optimizer: torch.optim.Optimizer) -> Update:
         """Return sign and median over all probes of the step, or the flips that the momentum asks for."""
-        if self.choices[0] == "trits":
-            if not isinstance(update, Seeded):
-                raise InputError(f"trits are made of one number per probe (Seeded), got {type(update).__name__}")
-            moved = after_step(self.schedule, net.get_buffer("schedule"), update)
-            return replace(update, coefs=sign_and_median(update.coefs), statistics=update.statistics | moved)
-        gradients = as_dense(net, update).gradients
-        kept = {"statistics": update.statistics, "losses": update.losses}
-        if self.choices[1] == "bop":
-            return choose_by_threshold(net, gradients, optimizer, self.bop_threshold, **kept)
-        return choose_flips(net, gradients, optimizer, self.momentum, **kept)
+        return self.decide_any(net, update, optimizer)
 
     def apply(self, net: TernaryNet, update: Update, optimizer: torch.optim.Optimizer) -> None:
         """Move the weights; the same update moves the same weights wherever it is applied."""
-        with torch.no_grad():
-            if isinstance(update, Flips):
-                move(net, update.positions, update.moves)
-            elif not isinstance(update, Seeded) or isinstance(update.probes, DenseProbes):
-                raise InputError(f"this rule applies trits or flips, got {type(update).__name__}")
-            elif self.choices[1] == "accumulators":
-                accumulate(net, update.coefs, update.probes, optimizer, self._threshold(update.probes))
-            else:
-                subtract(net, update.coefs, update.probes)
-            for name, value in update.statistics.items():
-                net.get_buffer(name).copy_(value)
+        self.apply_any(net, update, optimizer)
 
     def predict(
         self, net: TernaryNet, images: Tensor, noise: Noise, start: int = 0, names: Collection[str] | None = None
@@ -284,17 +253,3 @@ class NoiseStep(Rule[TernaryNet]):
         auto = "batch" if self.estimator == "local-losses" else "group"
         norm = {"auto": auto, "layer": "group"}.get(self.norm, self.norm)
         return ternary_conv_net(task.shape, self.hidden, task.classes, self.bias, local, self.pooled, norm)
-
-    def _density(self, net: nn.Module) -> tuple[float, int]:
-        schedule, weights = net.get_buffer("schedule"), trit_count(net)
-        start = first_density(self.density, weights)
-        return density_and_count(self.schedule, schedule, start, self.probes, self.most_probes, weights)
-
-    def _threshold(self, probes: Probes) -> int:
-        if self.threshold is not None:
-            return self.threshold
-        return 3 if isinstance(probes, SparseProbes) else round(10 * math.sqrt(probes.count / 2))
-
-    def _sparse(self, net: nn.Module, noise: Noise) -> SparseProbes:
-        density, count = self._density(net)
-        return SparseProbes(noise.stream("probes"), trit_count(net), count, density, self.exclusive)

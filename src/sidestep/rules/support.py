@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any
 
 from sidestep.rules.protocol import HasTrueGradient, Rule, UnitByUnit
-from sidestep.rules.shared.any_module import AnyModule
+from sidestep.rules.shared.any_module import trains_any
 from sidestep.rules.shared.chain import ChainOfStages
 
 __all__ = ["support_of"]
@@ -24,7 +24,7 @@ def support_of(kind: type[Rule]) -> dict[str, Any]:
     takes, rule = dataclasses.asdict(kind.takes), kind()
     return {
         **{name: list(value) if isinstance(value, tuple) else value for name, value in takes.items()},
-        "own_loop": "any" if isinstance(rule, AnyModule) else "stages" if isinstance(rule, ChainOfStages) else "none",
+        "own_loop": "any" if trains_any(rule) else "stages" if isinstance(rule, ChainOfStages) else "none",
         "units_in_turn": issubclass(kind, UnitByUnit),
         "true_gradient": issubclass(kind, HasTrueGradient),
     }

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from sidestep.errors import CheckpointError, InputError
-from sidestep.rules.shared.any_module import AnyModule, apply_any
+from sidestep.rules.shared.any_module import AnyModule, OwnSteps, apply_by
 from sidestep.steplog.codecs import codec_of, is_logged
 from sidestep.steplog.format import REALS
 from sidestep.steplog.header import Header
@@ -19,7 +19,7 @@ from sidestep.steplog.untrained import check_net, rule_of
 from sidestep.steplog.writer import LogWriter
 from sidestep.update import Update
 
-__all__ = ["AttachedLog", "fixed_options", "replay"]
+__all__ = ["AttachedLog", "Fixed", "fixed_options", "replay"]
 
 _SECONDS = 30.0  # between commits, beside those of `Step.save` and at the end
 
@@ -29,13 +29,13 @@ Fixed = list[dict[str, Any]]  # of every parameter group: what a replay takes fr
 class AttachedLog:
     """Takes every decided update of a loop; what was taken is on the disk after `commit`, `close`, or half a minute."""
 
-    def __init__(self, path: Path, header: Header, fixed: Fixed) -> None:
+    def __init__(self, path: Path, header: Header, fixed: Fixed | None) -> None:
         self.path, self._header, self._fixed = path, header, fixed
         self._writer: LogWriter | None = None
         self._last = time.monotonic()
 
     @classmethod
-    def begin(cls, path: Path, header: Header, fixed: Fixed) -> "AttachedLog":
+    def begin(cls, path: Path, header: Header, fixed: Fixed | None) -> "AttachedLog":
         """Begin a log, which is written from the first step on; raises InputError for a file that is there already."""
         if path.exists():
             raise InputError(
@@ -45,7 +45,7 @@ class AttachedLog:
         return cls(path, header, fixed)
 
     @classmethod
-    def resume(cls, path: Path, record: Mapping[str, Any], fixed: Fixed) -> "AttachedLog":
+    def resume(cls, path: Path, record: Mapping[str, Any], fixed: Fixed | None) -> "AttachedLog":
         """Go on with the log where a saved state stood; what it holds beyond is cut off.
 
         Raises CheckpointError if the state was saved without a log, or the log is damaged before that place.
@@ -65,7 +65,8 @@ class AttachedLog:
 
         Raises InputError if it cannot be logged, or if the optimiser is not any more what a replay would make.
         """
-        if fixed_options(optimizer) != self._fixed or len({group["lr"] for group in optimizer.param_groups}) > 1:
+        rates = {group["lr"] for group in optimizer.param_groups}
+        if self._fixed is not None and (fixed_options(optimizer) != self._fixed or len(rates) > 1):
             raise InputError(
                 f"at step {step} the optimiser has other options than the rule gave it, of which a log keeps the "
                 "learning rate alone, one for all groups; leave the others as they are (cycle_momentum=False in "
@@ -131,22 +132,23 @@ def replay(log: str | Path, model: nn.Module, *, to_step: int | None = None) -> 
     rule = rule_of(header)
     if not isinstance(rule, AnyModule):
         raise CheckpointError(f"the log is of the rule {header.rule['name']}, which trains no module of that kind")
-    _check_steps(reader, wanted)
+    _check_steps(reader, wanted, isinstance(rule, OwnSteps))
     optimizer, device = rule.optimizer_any(model), next(model.parameters()).device
     for _, update in reader.records(wanted):
-        apply_any(model, update.to(device), optimizer)
+        apply_by(rule, model, update.to(device), optimizer)
     names = tuple(name for name, _ in model.named_parameters())
     return Replayed(model, wanted, names, 0, None, *reader.buffers_around(wanted))
 
 
-def _check_steps(reader: LogReader, wanted: int) -> None:
+def _check_steps(reader: LogReader, wanted: int, ternary: bool) -> None:
     """Raise CheckpointError, while the model is untouched, unless each step can be read and is one that attach logs."""
     done = 0
     for step, update in reader.records(wanted):
-        if codec_of(update).kind != REALS:
+        if (codec_of(update).kind == REALS) == ternary:
             raise CheckpointError(
-                f"step {step} of {reader.path} is {type(update).__name__} of ternary weights, which attach never logs: "
-                "the log was changed, use a copy"
+                f"step {step} of {reader.path} is {type(update).__name__} of "
+                f"{'float' if ternary else 'ternary'} weights, which attach never logs for this rule: the log was "
+                "changed, use a copy"
             )
         done = step + 1
     if done < wanted:

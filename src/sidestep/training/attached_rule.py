@@ -11,14 +11,15 @@ from torch import Tensor, nn
 from sidestep.data.objective import CLASSES, OBJECTIVES, Objective
 from sidestep.data.task import Batch
 from sidestep.errors import InputError
-from sidestep.gradients.any_module import Losses, called
+from sidestep.gradients.any_module import Losses, called, check_trainable
 from sidestep.noise import Noise
 from sidestep.rules.protocol import Rule
-from sidestep.rules.shared.any_module import AnyModule, apply_any, as_dense, decide_any
+from sidestep.rules.shared.any_module import AnyModule, OwnSteps, apply_by, as_dense, decide_by
 from sidestep.rules.shared.chain import ChainOfStages
 from sidestep.rules.shared.dense import apply_dense
-from sidestep.training.own_optimizer import OptimizerFactory, made_optimizer
-from sidestep.update import Seeded, Update
+from sidestep.rules.shared.flips import flips_of_part
+from sidestep.training.own_optimizer import OptimizerFactory, check_steps_along_gradients, made_optimizer
+from sidestep.update import Flips, Seeded, Update
 
 __all__ = ["Attached", "Built", "Chain", "Whole", "as_objective", "take_update"]
 
@@ -41,6 +42,10 @@ class Attached(Protocol):
         """Take the optimiser's step."""
         ...
 
+    def logged(self, update: Update) -> Update:
+        """Return what a log of the model keeps of a decided update."""
+        ...
+
 
 class Built:
     """A rule on a net that it built: what `train` steps; `own` if the optimiser is one of the user's."""
@@ -61,6 +66,10 @@ class Built:
         """Take the optimiser's step."""
         self.rule.apply(self.net, update, self.optimizer)
 
+    def logged(self, update: Update) -> Update:
+        """Return the update."""
+        return update
+
 
 class Whole:
     """A rule that takes any module: the loss is all that it sees."""
@@ -69,6 +78,8 @@ class Whole:
         self, model: nn.Module, rule: AnyModule, objective: Objective, factory: OptimizerFactory | None
     ) -> None:
         rule.check_any(model)
+        if factory is not None:
+            check_steps_along_gradients(rule, "optimizer")
         self.net, self._rule, self._objective, self._factory = model, rule, objective, factory
         self.optimizer = made_optimizer(factory, rule.optimizer_any(model))
 
@@ -78,14 +89,18 @@ class Whole:
 
     def decide(self, update: Update) -> Update:
         """Return the update, with the learning rate that it is applied with where a replay needs it."""
-        return update if self._factory else decide_any(update, self.optimizer)
+        return update if self._factory else decide_by(self._rule, self.net, update, self.optimizer)
 
     def apply(self, update: Update) -> None:
         """Take the optimiser's step; one of the user's has learning rates of its own."""
         if self._factory:
             apply_dense(self.net, as_dense(self.net, update), self.optimizer)
         else:
-            apply_any(self.net, update, self.optimizer)
+            apply_by(self._rule, self.net, update, self.optimizer)
+
+    def logged(self, update: Update) -> Update:
+        """Return the update."""
+        return update
 
     def _losses(self, arguments: tuple[Any, ...]) -> Losses:
         if len(arguments) == 1 and callable(arguments[0]):
@@ -109,11 +124,24 @@ class Chain(Built):
         if not isinstance(example, Tensor) or example.ndim < 2:
             kind = f"shape {tuple(example.shape)}" if isinstance(example, Tensor) else type(example).__name__
             raise InputError(f"{rule.name} trains stages that take one tensor, (batch, ...), got {kind}")
+        if factory is not None:
+            check_steps_along_gradients(rule, "optimizer")
         own = for_objective(rule, objective)
         with _explained(example, None):
+            if not isinstance(rule, OwnSteps):  # whose weights need not be floats
+                check_trainable(model)
             net = rule.adopt(model, example, noise)
         super().__init__(own, net, made_optimizer(factory, own.optimizer(net)), factory is not None)
-        self._objective = objective
+        self._objective, self._model = objective, model
+
+    def logged(self, update: Update) -> Update:
+        """Return what an update does to the model's own weights, by their places in it: heads are made again."""
+        if not isinstance(update, Flips) or update.statistics:
+            raise InputError(
+                f"the steps of {self.rule.name} on these stages are more than single moves of the model's own weights, "
+                "which is what a log keeps; leave log out"
+            )
+        return flips_of_part(update, self.net, self._model)
 
     def estimate(self, arguments: tuple[Any, ...], noise: Noise) -> Update:
         """Return the update from inputs and targets."""

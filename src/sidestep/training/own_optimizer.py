@@ -11,7 +11,6 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from sidestep import checkpoint
 from sidestep.errors import CheckpointError, InputError
-from sidestep.rules.protocol import Rule
 from sidestep.training.attached_log import fixed_options
 
 __all__ = [
@@ -29,7 +28,7 @@ OptimizerFactory = Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
 SchedulerFactory = Callable[[torch.optim.Optimizer], LRScheduler]
 
 
-def check_steps_along_gradients(rule: Rule, what: str) -> None:
+def check_steps_along_gradients(rule: Any, what: str) -> None:
     """Raise InputError for a rule whose steps an optimiser of torch's cannot take, given `what`."""
     if not rule.takes.optimizer:
         raise InputError(

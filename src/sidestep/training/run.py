@@ -77,7 +77,8 @@ def train(  # long: rule, data and options, three hooks for own code, and what i
             makes a module, or a module, which is copied for every block and *started anew* (to keep weights that you
             have loaded, give a function).
         model: a whole model of your own, inputs -> outputs, or a function that makes one, for the rules that train any
-            module: spsa, evolution, forward-gradient and backprop. It is trained as it is given, with its weights.
+            module: spsa, evolution, forward-gradient, backprop, and noise-step with weight probes (ternary ones). It is
+            trained as it is given, with its weights.
         objective: a loss of your own, (outputs, targets) -> (batch,), in place of that of the data's targets.
         steps: training steps, in place of those that the options ask for.
         optimizer: makes an optimiser of torch's from parameter groups, in place of the rule's own, for rules that step

@@ -13,18 +13,17 @@ from torch import Tensor, nn
 
 from sidestep.data.objective import Objective
 from sidestep.errors import InputError, NonFiniteError
-from sidestep.gradients.any_module import check_trainable
 from sidestep.nets.trained import parameters_of
 from sidestep.noise import Noise
 from sidestep.rules.protocol import Rule
 from sidestep.rules.record import rule_record
-from sidestep.rules.shared.any_module import AnyModule, as_dense
+from sidestep.rules.shared.any_module import LOSS, AnyModule, OwnSteps, as_dense, trains_any
 from sidestep.rules.shared.chain import ChainOfStages
 from sidestep.steplog.header import Header
 from sidestep.training.attached_files import load_attached, save_attached, saved_example
-from sidestep.training.attached_log import AttachedLog, fixed_options
+from sidestep.training.attached_log import AttachedLog, Fixed, fixed_options
 from sidestep.training.attached_rule import Attached, Chain, Whole, take_update
-from sidestep.training.own_optimizer import OptimizerFactory
+from sidestep.training.own_optimizer import OptimizerFactory, check_steps_along_gradients
 from sidestep.update import Seeded, Update
 from sidestep.wording import counted
 
@@ -70,12 +69,11 @@ class Step:
         self.model, self.rule, self.steps = model, rule, 0
         self._objective, self._noise, self._factory = objective, noise, optimizer
         self._stream = noise.stream("estimate")
-        check_trainable(model)
         self._table = _table(model)
         self._attached: Attached | None = None
         self._example: tuple[list[int], str] | None = None  # shape and dtype that what the rule added was made for
         self._log: AttachedLog | None = None
-        if isinstance(rule, AnyModule):
+        if isinstance(rule, AnyModule) and trains_any(rule):
             self._attached = Whole(model, rule, objective, optimizer)
         elif not isinstance(rule, ChainOfStages):
             raise InputError(
@@ -130,7 +128,8 @@ class Step:
         update = self._attached.estimate(batch, self._stream.at(self.steps))
         _check_finite(update, self.steps)
         of_outputs = [name for name in update.losses if name.endswith(f": {self._objective.name}")]
-        return Estimate(update, update.losses[of_outputs[-1] if of_outputs else list(update.losses)[-1]], self)
+        last = LOSS if LOSS in update.losses else list(update.losses)[-1]
+        return Estimate(update, update.losses[of_outputs[-1] if of_outputs else last], self)
 
     def to_grad(self, estimate: Estimate) -> Tensor:
         """See `Estimate.to_grad`."""
@@ -138,6 +137,7 @@ class Step:
             raise InputError(
                 "steps of another optimiser cannot be replayed; leave log out of attach, or call step(...)"
             )
+        check_steps_along_gradients(self.rule, "to_grad")
         net = self._ready().net
         dense = as_dense(net, estimate.update)
         parameters, buffers = dict(net.named_parameters()), dict(net.named_buffers())
@@ -152,10 +152,10 @@ class Step:
 
     def begin_log(self, path: Path) -> None:
         """Begin the step log; `attach(log=...)` calls it."""
-        if self._attached is None:
+        if self._attached is None and not isinstance(self.rule, OwnSteps):
             raise InputError(f"the steps of {self.rule.name} are whole gradients, which no log keeps; leave log out")
         header = Header.attached_to(self.model, self._record()["rule"], self._noise.seed)
-        self._log = AttachedLog.begin(path, header, fixed_options(self.optimizer))
+        self._log = AttachedLog.begin(path, header, self._fixed())
         weakref.finalize(self, self._log.close)  # also when the program ends: no step that was taken is lost
 
     def save(self, folder: str | Path, extra: Mapping[str, Any] | None = None) -> None:
@@ -196,8 +196,7 @@ class Step:
         if path is not None:
             if self._log:
                 self._log.close()
-            fresh = fixed_options(self.rule.optimizer_any(self.model)) if isinstance(self.rule, AnyModule) else []
-            self._log = AttachedLog.resume(path, record, fresh)
+            self._log = AttachedLog.resume(path, record, self._fixed())
             weakref.finalize(self, self._log.close)
         return dict(record["extra"])
 
@@ -226,7 +225,13 @@ class Step:
 
     def _record_step(self, update: Update) -> None:
         if self._log:
-            self._log.record(self.steps, update, self.optimizer)
+            self._log.record(self.steps, self._ready().logged(update), self.optimizer)
+
+    def _fixed(self) -> Fixed | None:
+        """What of the optimiser a log does not keep, so that it has to stay; of steps of the rule's own, nothing."""
+        if isinstance(self.rule, OwnSteps) or not isinstance(self.rule, AnyModule):
+            return None
+        return fixed_options(self.rule.optimizer_any(self.model))
 
     def _record(self) -> dict[str, Any]:
         return {"rule": rule_record(self.rule), "seed": self._noise.seed}

@@ -25,7 +25,16 @@ from sidestep.nets.trained import check_own_weights
 from sidestep.nets.user_modules import ImagePath, image_paths, parts_in_order
 from sidestep.noise import Noise
 
-__all__ = ["ChannelsLast", "GridAverage", "TernaryNet", "ternary_conv_net", "ternary_mlp", "ternary_own"]
+__all__ = [
+    "SCHEDULE",
+    "ChannelsLast",
+    "GridAverage",
+    "TernaryNet",
+    "ternary_conv_net",
+    "ternary_mlp",
+    "ternary_own",
+    "ternary_stages_of",
+]
 
 SCHEDULE = 4  # numbers in a net's `schedule`
 _MOMENTUM = 0.02  # of running statistics: an average over some fifty batches
@@ -204,7 +213,7 @@ def ternary_own(
         InputError: for layers that have no ternary form, or a module without stages where they are needed.
     """
     path = ternarize(image_paths(module, 1, noise.stream("own"), image_shape)[0], noise)
-    stages = _cut(path) if local else [path]
+    stages = ternary_stages_of(path) if local else [path]
     if local and len(stages) < 2:
         raise InputError(
             "local losses need a module in stages, an nn.Sequential with a ternary layer in several of its parts, got "
@@ -227,7 +236,8 @@ def ternary_own(
     return TernaryNet(stages, heads if local else heads[-1:])
 
 
-def _cut(path: nn.Module) -> list[nn.Module]:
+def ternary_stages_of(path: nn.Module) -> list[nn.Module]:
+    """Return the parts of an nn.Sequential in stages: each begins with a part that has ternary layers."""
     stages: list[nn.Sequential] = []
     full = True
     for part in parts_in_order(path) or [path]:

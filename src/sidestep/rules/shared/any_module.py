@@ -25,14 +25,18 @@ from sidestep.update import Dense, Seeded, Update
 __all__ = [
     "LOSS",
     "AnyModule",
+    "OwnSteps",
     "apply_any",
+    "apply_by",
     "as_dense",
     "check_unused",
     "decide_any",
+    "decide_by",
     "of_examples",
     "of_share",
     "one_unit",
     "seeded",
+    "trains_any",
 ]
 
 LOSS = "net: loss"
@@ -64,6 +68,24 @@ class AnyModule(Protocol):
         Writes neither weights nor buffers, and leaves the mode of every layer as it is.
         """
         ...
+
+
+@runtime_checkable
+class OwnSteps(Protocol):
+    """What such a rule has besides, whose steps are not an optimiser's along gradients: what it logs and applies."""
+
+    def decide_any(self, net: nn.Module, update: Update, optimizer: torch.optim.Optimizer) -> Update:
+        """Turn an estimate into what is logged and applied; writes no weights."""
+        ...
+
+    def apply_any(self, net: nn.Module, update: Update, optimizer: torch.optim.Optimizer) -> None:
+        """Write the update into the net; deterministic."""
+        ...
+
+
+def trains_any(rule: Any) -> bool:
+    """Say whether a rule, with its hyper-parameters, trains any module by its loss alone (`by_loss` says otherwise)."""
+    return isinstance(rule, AnyModule) and getattr(rule, "by_loss", True)
 
 
 def one_unit(net: nn.Module) -> dict[str, list[str]]:
@@ -116,6 +138,18 @@ def of_examples(coefs: Tensor, own: range, total: int) -> tuple[Tensor, Tensor |
     whole, chosen = coefs.new_zeros(len(passes), total), torch.zeros(len(passes), total, dtype=torch.bool)
     whole[:, own.start : own.stop], chosen[:, own.start : own.stop] = passes, True
     return whole.flatten(), chosen.flatten()
+
+
+def decide_by(rule: Any, net: nn.Module, update: Update, optimizer: torch.optim.Optimizer) -> Update:
+    """Return what is logged and applied of an update of any module: the rule's own choice, or `decide_any`."""
+    if isinstance(rule, OwnSteps):
+        return rule.decide_any(net, update, optimizer)
+    return decide_any(update, optimizer)
+
+
+def apply_by(rule: Any, net: nn.Module, update: Update, optimizer: torch.optim.Optimizer) -> None:
+    """Write an update into any module: in the rule's own way, or by `apply_any`."""
+    (rule.apply_any if isinstance(rule, OwnSteps) else apply_any)(net, update, optimizer)
 
 
 def decide_any(update: Update, optimizer: torch.optim.Optimizer) -> Update:

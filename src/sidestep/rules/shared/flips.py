@@ -16,6 +16,7 @@ What is logged are the flips themselves, so the log can be replayed without data
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NoReturn
 
 import torch
@@ -26,7 +27,7 @@ from sidestep.nets.ternary.layers import ternary_parameters
 from sidestep.rules.shared.optimizers import WithoutCompiler
 from sidestep.update import Flips
 
-__all__ = ["TernaryOptimizer", "choose_by_threshold", "choose_flips"]
+__all__ = ["TernaryOptimizer", "choose_by_threshold", "choose_flips", "flips_of_part"]
 
 Chosen = tuple[Tensor, Tensor]  # ascending places in a parameter, and the step of each: -1 or 1
 
@@ -87,6 +88,28 @@ def choose_by_threshold(
         return inside, -mean[inside].sign()
 
     return _flips(net, gradients, optimizer, choose, rest)
+
+
+def flips_of_part(update: Flips, net: nn.Module, part: nn.Module) -> Flips:
+    """Return what flips of a net do to the parameters that a part has, too, counted over the part's own weights."""
+    starts, at = {}, 0
+    for trits in ternary_parameters(part).values():
+        starts[id(trits)] = at
+        at += trits.numel()
+    table, at = [], 0  # of each parameter of the net: its end, and how far its places move, or None
+    for trits in ternary_parameters(net).values():
+        shift = starts[id(trits)] - at if id(trits) in starts else None
+        at += trits.numel()
+        table.append((at, shift))
+    device = update.positions.device
+    ends = torch.tensor([end for end, _ in table], device=device)
+    shifts = torch.tensor([shift or 0 for _, shift in table], device=device)
+    kept = torch.tensor([shift is not None for _, shift in table], device=device)
+    owner = torch.bucketize(update.positions, ends, right=True)
+    inside = kept[owner]
+    places = (update.positions + shifts[owner])[inside]
+    order = places.argsort()
+    return replace(update, positions=places[order], moves=update.moves[inside][order])
 
 
 def _flips(

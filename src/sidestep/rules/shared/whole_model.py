@@ -1,7 +1,7 @@
 """A rule on a whole model of the user's, which takes the inputs as they are and gives what the objective judges."""
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -16,7 +16,7 @@ from sidestep.nets.precision import at_least_float32
 from sidestep.nets.user_modules import ImagePath
 from sidestep.noise import Noise
 from sidestep.rules.protocol import Rule
-from sidestep.rules.shared.any_module import AnyModule, apply_any, decide_any
+from sidestep.rules.shared.any_module import apply_by, decide_by, trains_any
 from sidestep.rules.takes import Takes
 from sidestep.update import Update
 
@@ -46,7 +46,7 @@ class WholeNet(nn.Module):
 class OnWholeModel(Rule[WholeNet]):
     """What a rule for any module does to a whole model: it sees the model's loss, and moves all that is not frozen.
 
-    rule: spsa, evolution, forward-gradient or backprop, with its hyper-parameters.
+    rule: spsa, evolution, forward-gradient, backprop or noise-step with weight probes, with its hyper-parameters.
     """
 
     rule: Any
@@ -69,11 +69,13 @@ class OnWholeModel(Rule[WholeNet]):
         return str(self.rule.summary)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.rule, AnyModule):
+        if not trains_any(self.rule):
             raise InputError(
                 f"{self.rule.name} builds nets of its own kind and trains no whole model; take a rule that does "
                 "(`sidestep rules` shows which), or give a module for a part of its net, module="
             )
+        own = replace(type(self).takes, optimizer=self.rule.takes.optimizer)
+        object.__setattr__(self, "takes", own)
 
     def build(self, task: Task, noise: Noise, examples: Split | None, module: ImagePath | None) -> WholeNet:
         """Make the model, with the weights that it comes with; `module` is a function or class that makes it."""
@@ -109,11 +111,11 @@ class OnWholeModel(Rule[WholeNet]):
 
     def decide(self, net: WholeNet, update: Update, optimizer: torch.optim.Optimizer) -> Update:
         """Return the update, with the learning rate that it is applied with where a replay needs it."""
-        return decide_any(update, optimizer)
+        return decide_by(self.rule, net, update, optimizer)
 
     def apply(self, net: WholeNet, update: Update, optimizer: torch.optim.Optimizer) -> None:
         """Take the optimiser's step."""
-        apply_any(net, update, optimizer)
+        apply_by(self.rule, net, update, optimizer)
 
     def predict(
         self, net: WholeNet, images: Tensor, noise: Noise, start: int = 0, names: Collection[str] | None = None
