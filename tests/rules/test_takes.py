@@ -17,7 +17,7 @@ from sidestep.rules.shared.any_module import trains_any
 from sidestep.rules.support import support_of
 from sidestep.steplog import LogReader
 
-INPUTS = {"image": (1, 8, 8), "features": (6,), "tokens": (6,)}
+INPUTS = {"image": (1, 8, 8), "features": (6,), "tokens": (6,), "mapping": ()}
 TARGETS = ("classes", "labels", "values", "tokens")
 OWN = Objective("squares", lambda outputs, targets: (outputs - nn.functional.one_hot(targets, 4)).square().mean(dim=1))
 each_rule = pytest.mark.parametrize("name", RULES)
@@ -46,9 +46,11 @@ def branches(shape):
 
 
 def task_of(inputs="image", targets="classes"):
-    columns = {"image": 1, "features": 6, "tokens": 0}[inputs]
+    columns = {"image": 1, "features": 6}.get(inputs, 0)
     dtype = "int64" if inputs == "tokens" else "float32"
-    return Task(INPUTS[inputs], tuple("abcd"), (0.0,) * columns, (1.0,) * columns, dtype, inputs, targets)
+    named = ("ids: int64 6", "mask: bool 6") if inputs == "mapping" else ()
+    scale = (0.0,) * columns, (1.0,) * columns
+    return Task(INPUTS[inputs], tuple("abcd"), *scale, dtype, inputs, targets, named=named)
 
 
 def batch_of(task, objective):

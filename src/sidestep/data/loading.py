@@ -1,7 +1,7 @@
 """One door for all data: a known name, a `.npz` file, an image folder, or arrays in memory."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
 from functools import partial
@@ -17,6 +17,7 @@ from sidestep.data.images.npz import npz_source
 from sidestep.data.labels import class_names_from
 from sidestep.data.source import Source, assemble
 from sidestep.data.splits import DataSet, PictureForm
+from sidestep.data.tables.mapping import mapping_set
 from sidestep.errors import DataError, InputError
 
 __all__ = ["from_arrays", "load"]
@@ -107,23 +108,31 @@ def from_arrays(
     scaled by column. Targets by kind: `classes`, integers 0..K-1, (N,) or (N, 1), with every class present unless
     class_names says how many there are; `labels`, (N, K) of 0 and 1, several for an example; `values`, real numbers
     (N,) or (N, K), which nets are trained on in units of their standard deviation. class_names names the columns of
-    labels and values, too. Raises DataError for anything else, InputError for a wrong argument.
+    labels and values, too. A mapping of arrays, `{"ids": ..., "mask": ...}`, with a row of each for every example, is
+    given to a whole model by name, unscaled (`train(rule, data, model=...)`); padding and masks are then arrays among
+    them, and targets may be `tokens`, too: ids (N, length), of which -100 do not count. Raises DataError for anything
+    else, InputError for a wrong argument.
 
     >>> import numpy
     >>> from_arrays(numpy.zeros((20, 4, 4)), numpy.arange(20) % 2)
     DataSet('arrays', 18 train + 2 validation images of 1 x 4 x 4, 2 classes)
     """
-    _check_targets(targets)
+    named = isinstance(x_train, Mapping)
+    if not (named and targets == "tokens"):
+        _check_targets(targets)
     if (x_test is None) != (y_test is None):
         raise InputError("x_test and y_test go together: give both or neither")
+    if named:
+        test = (x_test, y_test) if x_test is not None else None
+        return mapping_set(name, (x_train, y_train), test, validation, targets, class_names)
     train = as_array(x_train, f"{name}: train images"), as_array(y_train, f"{name}: train labels")
-    test = None
+    arrays = None
     if x_test is not None:
-        test = as_array(x_test, f"{name}: test images").copy(), as_array(y_test, f"{name}: test labels").copy()
+        arrays = as_array(x_test, f"{name}: test images").copy(), as_array(y_test, f"{name}: test labels").copy()
     source = Source(
         name,
         train=lambda: train,
-        test=partial(_given, *test) if test is not None else None,
+        test=partial(_given, *arrays) if arrays is not None else None,
         class_names=class_names_from(class_names, name) if class_names is not None else None,
         checks_test=True,
         targets=targets,

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sidestep.data.named import Named, is_named
 from sidestep.data.objective import Objective
 from sidestep.errors import DataError, InputError
 
@@ -28,7 +29,7 @@ class Split:
     """Inputs with their targets, one row for each example.
 
     images: the inputs: images (n, channels, height, width) in uint8 or float32, features (n, columns) in float32, or
-        token ids (n, length) in int64.
+        token ids (n, length) in int64; or several tensors by name (`Named`).
     labels: the targets: classes (n,) in int64, tokens (n, length) in int64, or several labels (0 or 1) or real values
         (n, columns) in float32.
 
@@ -38,11 +39,11 @@ class Split:
     Split(5 images of 1 x 8 x 8, uint8)
     """
 
-    images: Tensor  # (n, ...)
+    images: Any  # (n, ...), or several tensors by name
     labels: Tensor  # (n,) or (n, columns)
 
     def __post_init__(self) -> None:
-        if (self.images.ndim, self.images.dtype) not in _INPUTS:
+        if not is_named(self.images) and (self.images.ndim, self.images.dtype) not in _INPUTS:
             raise InputError(
                 "images must be (n, channels, height, width) in uint8 or float32, features (n, columns) in float32, "
                 f"tokens (n, length) in int64, got {tuple(self.images.shape)} in {_dtype_name(self.images)}; "
@@ -51,7 +52,7 @@ class Split:
         several = self.labels.ndim == 2 and self.labels.dtype in (torch.float32, torch.int64)
         if several and len(self.labels) == len(self.images):
             return
-        if self.labels.shape != self.images.shape[:1] or self.labels.dtype != torch.int64:
+        if self.labels.shape != (len(self.images),) or self.labels.dtype != torch.int64:
             raise InputError(
                 f"labels must be ({len(self.images)},) in int64 for {len(self.images)} images, "
                 f"got {tuple(self.labels.shape)} in {_dtype_name(self.labels)}"
@@ -61,12 +62,13 @@ class Split:
         return len(self.labels)
 
     def __repr__(self) -> str:
-        return f"Split({len(self)} {_described(self)}, {_dtype_name(self.images)})"
+        dtype = "" if is_named(self.images) else f", {_dtype_name(self.images)}"
+        return f"Split({len(self)} {_described(self)}{dtype})"
 
     @property
     def image_shape(self) -> tuple[int, ...]:
         """Shape of one input: channels, height and width of an image, the number of features, the length in tokens."""
-        return tuple(self.images.shape[1:])
+        return () if is_named(self.images) else tuple(self.images.shape[1:])
 
     def to(self, device: str | torch.device) -> "Split":
         """The same split on `device`."""
@@ -119,7 +121,9 @@ class DataSet:
     def every_image(self) -> Split:
         """The images of all splits as one, to judge a net by that was trained on another set."""
         parts = [part for part in (self.train, self.validation, self.test if self.has_test else None) if part]
-        return Split(torch.cat([part.images for part in parts]), torch.cat([part.labels for part in parts]))
+        images = [part.images for part in parts]
+        together = Named.joined(images) if is_named(images[0]) else torch.cat(images)
+        return Split(together, torch.cat([part.labels for part in parts]))
 
     @property
     def has_test(self) -> bool:
@@ -151,6 +155,8 @@ _INPUTS = {(4, torch.uint8), (4, torch.float32), (2, torch.float32), (2, torch.i
 
 
 def _described(split: Split) -> str:
+    if is_named(split.images):
+        return f"rows of {', '.join(split.images.table)}"
     if split.images.ndim == 4:
         return f"images of {' x '.join(map(str, split.image_shape))}"
     return f"rows of {split.image_shape[0]} {'tokens' if split.images.dtype == torch.int64 else 'features'}"

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from sidestep.data.batches import standardise
+from sidestep.data.named import blank_named, is_named
 from sidestep.data.objective import CLASSES, OBJECTIVES, Objective, values_objective
 from sidestep.data.share import WHOLE, Share
 from sidestep.data.splits import DataSet
@@ -16,7 +17,7 @@ from sidestep.errors import InputError
 
 __all__ = ["Batch", "Inputs", "InputsKind", "TargetsKind", "Task"]
 
-InputsKind = Literal["image", "features", "tokens"]
+InputsKind = Literal["image", "features", "tokens", "mapping"]
 TargetsKind = Literal["classes", "labels", "values", "tokens"]
 Inputs = Tensor | Mapping[str, Tensor]  # (batch, ...), or several such tensors by name
 
@@ -29,9 +30,10 @@ class Task:
     class_names: one name for each output of the net: classes, labels, values or the vocabulary.
     mean, std: per channel of images, per column of features; of tokens nothing.
     pixels: dtype of the raw inputs, which says what one unit of a pixel is: uint8, float32, or int64 for tokens.
-    inputs: image, features or tokens.
+    inputs: image, features, tokens or mapping.
     targets: classes, labels (several for an example), values (real numbers) or tokens (one for each place).
     target_mean, target_std: of each value over the train split: nets are trained on values in these units.
+    named: of a mapping, name, dtype and shape of each tensor: `ids: int64 6`.
     own: a loss of the user's own, in place of that of the targets; a record has its name alone.
     """
 
@@ -44,19 +46,23 @@ class Task:
     targets: TargetsKind = "classes"
     target_mean: tuple[float, ...] = ()
     target_std: tuple[float, ...] = ()
+    named: tuple[str, ...] = ()
     own: Objective | None = field(default=None, compare=False)
 
     @classmethod
     def of(cls, data: DataSet) -> "Task":
         """Return what a net has to know of a data set."""
-        pixels = str(data.train.images.dtype).removeprefix("torch.")
+        images = data.train.images
         inputs: InputsKind = "image"
-        if data.train.images.ndim == 2:
+        pixels = "mapping" if is_named(images) else str(images.dtype).removeprefix("torch.")
+        if is_named(images):
+            inputs = "mapping"
+        elif images.ndim == 2:
             inputs = "tokens" if pixels == "int64" else "features"
         found = cls(data.image_shape, tuple(data.class_names), tuple(data.mean), tuple(data.std), pixels, inputs)
         kind: dict[str, Any] = {
             "targets": data.targets, "target_mean": data.target_mean, "target_std": data.target_std,
-            "own": data.objective,
+            "own": data.objective, "named": images.table if is_named(images) else (),
         }  # fmt: skip
         return dataclasses.replace(found, **kind)
 
@@ -68,7 +74,8 @@ class Task:
         if inputs not in get_args(InputsKind) or targets not in get_args(TargetsKind):
             raise LookupError(f"there are no inputs of kind {inputs!r} with targets of kind {targets!r}")
         centre, spread = (tuple(record.get(name, ())) for name in ("target_mean", "target_std"))
-        return cls(shape, names, mean, std, record["pixels"], inputs, targets, centre, spread)
+        named = tuple(record.get("named", ()))
+        return cls(shape, names, mean, std, record["pixels"], inputs, targets, centre, spread, named)
 
     def record(self) -> dict[str, Any]:
         """Return it as plain values for configurations and logs; what images and classes alone never said is left out.
@@ -80,7 +87,7 @@ class Task:
         found.pop("own")
         if self.own is not None:
             found["objective"] = self.own.name
-        usual = {"inputs": "image", "targets": "classes", "target_mean": (), "target_std": ()}
+        usual = {"inputs": "image", "targets": "classes", "target_mean": (), "target_std": (), "named": ()}
         kept = {name: value for name, value in found.items() if usual.get(name) != value}
         return {"image_shape": kept.pop("shape"), **kept}  # under the name that it has had from the beginning
 
@@ -111,29 +118,42 @@ class Task:
 
     def blank(self, count: int, device: torch.device) -> "Batch":
         """Return a batch of zeros of the right shapes and dtypes, to try a net on."""
-        inputs = torch.zeros(count, *self.shape, device=device, dtype=torch.int64 if self.inputs == "tokens" else None)
+        dtype = torch.int64 if self.inputs == "tokens" else None
+        inputs: Any = torch.zeros(count, *self.shape, device=device, dtype=dtype)
+        if self.inputs == "mapping":
+            inputs = blank_named(self.named, count, device)
         shape = {"classes": (count,), "tokens": (count, *self.shape)}.get(self.targets, (count, self.classes))
         whole = self.targets in ("classes", "tokens")
         return Batch(inputs, torch.zeros(shape, device=device, dtype=torch.int64 if whole else None), self.objective)
 
-    def prepare(self, raw: Tensor) -> Tensor:
+    def prepare(self, raw: Any) -> Any:
         """Return inputs as the net takes them, from inputs as they lie in a split: scaled, images channels last.
 
         Args:
-            raw: (n, channels, height, width), or (n, features), or token ids (n, length).
+            raw: (n, channels, height, width), or (n, features), or token ids (n, length), or several tensors by name.
         """
         return self.laid_out(self.scaled(raw))
 
-    def scaled(self, raw: Tensor) -> Tensor:
-        """Return raw inputs with mean 0 and variance 1 by channel or by column; token ids as they are."""
-        return raw if self.inputs == "tokens" else standardise(raw, self.mean, self.std)
+    def scaled(self, raw: Any) -> Any:
+        """Return raw inputs with mean 0 and variance 1 by channel or by column; token ids and mappings as they are."""
+        return raw if self.inputs in ("tokens", "mapping") else standardise(raw, self.mean, self.std)
 
-    def laid_out(self, inputs: Tensor) -> Tensor:
-        """Return scaled inputs as they lie in memory when a net gets them: images with channels last."""
+    def laid_out(self, inputs: Any) -> Any:
+        """Return scaled inputs as a net gets them: images with channels last in memory, a mapping as a plain one."""
+        if is_named(inputs):
+            return inputs.tensors
         return inputs.contiguous(memory_format=torch.channels_last) if self.inputs == "image" else inputs
 
-    def check_pixels(self, images: Tensor) -> None:
+    def check_pixels(self, images: Any) -> None:
         """Raise InputError for inputs of another dtype than trained on: 255 and 1.0 would both pass for white."""
+        if is_named(images) or self.inputs == "mapping":
+            table = images.table if is_named(images) else ()
+            if table != self.named:
+                raise InputError(
+                    f"the inputs are {', '.join(table) or 'one tensor'}, but the net was trained on "
+                    f"{', '.join(self.named) or self.inputs}; give a mapping with the same names, dtypes and shapes"
+                )
+            return
         found = str(images.dtype).removeprefix("torch.")
         if found != self.pixels:
             if self.inputs != "image":
@@ -151,7 +171,7 @@ class Batch:
     share: which part of a step this is; an estimate has the part's examples, and takes the part's probes alone.
     """
 
-    inputs: Tensor  # (batch, channels, height, width), float, for images
+    inputs: Any  # (batch, channels, height, width), float, for images; a mapping of tensors where the data have one
     targets: Tensor  # (batch,), int64, for classes
     objective: Objective = CLASSES
     share: Share = WHOLE

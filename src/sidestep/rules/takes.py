@@ -67,7 +67,7 @@ def check_takes(rule: Any, task: Task, module: Any = None) -> None:
 
 
 def _others(part: str, kind: str) -> str:
-    if kind == "tokens":
+    if kind in ("tokens", "mapping"):
         return (
             "take another rule, or give a whole model of your own, train(rule, data, model=make_model), to one that "
             "trains any module: `sidestep rules` shows which"

@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from sidestep.data import DataSet, PictureForm, Split, names
+from sidestep.data.named import tensors_of
 from sidestep.data.source import channel_statistics
 from sidestep.errors import CheckpointError, InputError
 from sidestep.rules.protocol import Task
@@ -96,11 +97,17 @@ def pixels_digest(*splits: Split) -> str:
     """Return a digest of the pixels of splits, in their order, the same on every machine."""
     digest = hashlib.blake2b(digest_size=16)
     for split in splits:
-        for images in split.images.split(4096):
+        for images in _blocks(split.images):
             pixels = images.cpu().contiguous().numpy()
             digest.update(pixels.astype(pixels.dtype.newbyteorder("<"), copy=False).tobytes())
         digest.update(b"|")
     return digest.hexdigest()
+
+
+def _blocks(images: Any) -> Iterator[Tensor]:
+    """Tensors of up to 4,096 rows, of a mapping one after another, by name."""
+    for tensor in tensors_of(images):
+        yield from tensor.split(4096)
 
 
 def check_test(folder: Path, test: Split) -> None:

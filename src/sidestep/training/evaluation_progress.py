@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sidestep import checkpoint
 from sidestep.data import Split
+from sidestep.data.named import tensors_of
 from sidestep.errors import CheckpointError
 from sidestep.training.stopping import Stopped, StopRequest
 
@@ -66,7 +67,9 @@ class EvaluationProgress:
             numbers: how many `sums` a reading has, if any.
         """
         earlier = self._earlier.get(name, {})
-        data = checksum([split.images, split.labels]) if self._file else 0  # without a file nothing is continued
+        data = (
+            checksum([*tensors_of(split.images), split.labels]) if self._file else 0
+        )  # without a file nothing is continued
         same = _is_count(earlier, names, len(split), numbers) and earlier.get("data") == data
         count = Count(dict.fromkeys(names, 0))
         if same:

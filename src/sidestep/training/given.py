@@ -11,8 +11,10 @@ from torch import Tensor
 from sidestep.data import DataSet, Split, load
 from sidestep.data.check import Array, as_array, pixel_tensor
 from sidestep.data.labels import check_label_range
+from sidestep.data.named import Named
 from sidestep.data.sequences.tokens import token_tensor
 from sidestep.data.tables.columns import feature_tensor
+from sidestep.data.tables.mapping import named_tensors
 from sidestep.errors import InputError
 from sidestep.rules.protocol import Task
 from sidestep.training.options import Options
@@ -50,7 +52,7 @@ def given_options(options: Any, steps: int | None = None) -> Options:
     return options if steps is None else dataclasses.replace(options, steps=steps)
 
 
-def given_images(task: Task, images: Any) -> Tensor:
+def given_images(task: Task, images: Any) -> Any:
     """Raw images as the net takes them, (n, channels, height, width) in the dtype trained on.
 
     Args:
@@ -64,6 +66,8 @@ def given_images(task: Task, images: Any) -> Tensor:
     if isinstance(images, DataSet | Split):
         hint = "data.test.images" if isinstance(images, DataSet) else "split.images"
         raise InputError(f"images must be an array of images, got {type(images).__name__}; give {hint}")
+    if task.inputs == "mapping":
+        return _given_mapping(task, images)
     if task.inputs != "image":
         return _given_rows(task, images)
     plain = isinstance(images, Tensor) and images.layout == torch.strided and not images.requires_grad
@@ -71,6 +75,17 @@ def given_images(task: Task, images: Any) -> Tensor:
         images = pixel_tensor(_shaped(as_array(images, "images"), task.image_shape), "images")
     task.check_pixels(images)
     return images  # on the device where they lie
+
+
+def _given_mapping(task: Task, inputs: Any) -> Named:
+    """Tensors by name, as they lie in a split, of the names, dtypes and shapes trained on."""
+    if not isinstance(inputs, Named | Mapping):
+        raise InputError(
+            f"the net was trained on a mapping of tensors ({', '.join(task.named)}), got {type(inputs).__name__}"
+        )
+    found = inputs if isinstance(inputs, Named) else named_tensors(inputs, "inputs")
+    task.check_pixels(found)
+    return found
 
 
 def _given_rows(task: Task, rows: Any) -> Tensor:

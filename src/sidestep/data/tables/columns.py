@@ -14,7 +14,7 @@ from sidestep.data.labels import check_class_names, check_label_range, label_ten
 from sidestep.data.splits import DataSet, Split
 from sidestep.errors import DataError
 
-__all__ = ["data_set", "feature_tensor", "is_table", "table_set", "target_tensor"]
+__all__ = ["data_set", "feature_tensor", "is_table", "output_names", "table_set", "target_tensor"]
 
 _COLUMNS = 8  # named in an error
 _LOST = 0.01  # of a column's standard deviation: the most that rounding to float32 may take
@@ -113,7 +113,7 @@ def table_set(  # long: the arrays, and what they are
         names: of the classes, labels or values; numbered by default.
     """
     whole = _split(train, targets, f"{name}: train")
-    outputs = _names(name, whole.labels, targets, names)
+    outputs = output_names(name, whole.labels, targets, names)
     if held is not None:
         kept, aside = whole, _split(held, targets, f"{name}: validation")
     elif targets == "classes":
@@ -171,7 +171,8 @@ def _split(arrays: tuple[Array, Array], targets: str, where: str) -> Split:
     return Split(made, target_tensor(wanted, len(made), targets, f"{where} {called}"))
 
 
-def _names(name: str, wanted: Tensor, targets: str, names: Sequence[str] | None) -> tuple[str, ...]:
+def output_names(name: str, wanted: Tensor, targets: str, names: Sequence[str] | None) -> tuple[str, ...]:
+    """Return a name for each output that the targets of train ask for; raises DataError where the given do not fit."""
     if targets != "classes":
         count = wanted.shape[1]
         if names is not None and len(names) != count:
