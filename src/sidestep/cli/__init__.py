@@ -8,7 +8,7 @@ from importlib import import_module
 
 from sidestep.cli.help import HELP as HELP_WORDS
 from sidestep.cli.help import HELP_ALL
-from sidestep.cli.launched import check_one_process
+from sidestep.cli.launched import check_one_process, rank_in_words
 from sidestep.cli.output import data_notices_shown, fail, show
 from sidestep.cli.rescue import explained, from_own
 from sidestep.cli.streams import all_letters, delivered, output_lost
@@ -53,6 +53,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "study": _Later("study", "study_command"),
     "fit-memory": _Later("fit_memory", "fit_memory_command"),
 }
+_SHARED = ("train",)  # commands that several processes do together
 _READING = ("rules", "presets")  # commands that write and compute nothing
 HELP = """\
 usage: sidestep COMMAND ...
@@ -105,7 +106,7 @@ def _begun(given: list[str]) -> None:
         said = suggestion(given[0], COMMANDS, f"there are: {', '.join(COMMANDS)}")
         fail(f"unknown command {given[0]!r}: {said}", 2)
     else:
-        if given[0] not in _READING and not {*HELP_WORDS, HELP_ALL} & set(given[1:]):
+        if given[0] not in (*_READING, *_SHARED) and not {*HELP_WORDS, HELP_ALL} & set(given[1:]):
             check_one_process()
         COMMANDS[given[0]](given[1:])
 
@@ -115,9 +116,9 @@ def _run(command: Callable[[list[str]], None], given: list[str]) -> None:
         with data_notices_shown():
             command(given)
     except KeyboardInterrupt:
-        fail("stopped at once; the last checkpoint is as it was", 130)
+        fail(f"{rank_in_words()}stopped at once; the last checkpoint is as it was", 130)
     except SidestepError as error:
-        fail(str(error), 2)
+        fail(f"{rank_in_words()}{error}", 2)
     except BaseException as error:  # no traceback leaves the command line
         if output_lost(error) or (isinstance(error, SystemExit) and not from_own(error)):
             raise

@@ -1,9 +1,11 @@
 """`sidestep train RULE`: a rule's dataclass fields are its options; a preset gives them other defaults."""
 
 import dataclasses
+import json
 import re
 import shlex
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,6 +13,7 @@ import tyro
 
 from sidestep.cli.bar import TrainingBar
 from sidestep.cli.help import HELP, HELP_ALL, RARE, TRAIN_STEPS, long_names, named_apart, short
+from sidestep.cli.launched import rank_in_words
 from sidestep.cli.options import DataOptions, Extra, Given, last_value, module_from, rule_named
 from sidestep.cli.output import (
     complain,
@@ -25,7 +28,7 @@ from sidestep.cli.output import (
 from sidestep.cli.parse import parsed
 from sidestep.cli.place import check_place, label
 from sidestep.cli.quality import quality_cells, quality_columns, score_cell
-from sidestep.data import load
+from sidestep.data import DataSet, load
 from sidestep.errors import CheckpointError, InputError
 from sidestep.presets.catalogue import Preset, find_preset, presets_for
 from sidestep.rules import RULES, Rule, rule_from_record
@@ -33,6 +36,7 @@ from sidestep.training import Options, Run, Stopped, train
 from sidestep.training.calibration import Quality
 from sidestep.training.folder import RunFolder
 from sidestep.wording import counted
+from sidestep.world import World, world_here
 
 __all__ = ["train_command"]
 
@@ -63,15 +67,50 @@ def train_command(arguments: list[str]) -> None:
     given = _parse(name, rest, _without_end(rest, _preset_options(preset)) if preset else plain)
     if preset:
         _check_fits(preset, name, given[2].data)
+    world = world_here()
+    with world.together():
+        given = _continued(name, rest, given, world)
+        data = _loaded(given[2], world)
+    _train(name, *given, data, world)
+
+
+def _continued(name: str, rest: list[str], given: Given, world: World) -> Given:
+    """Return the options of a run that goes on: those that are not given again keep the values it was started with.
+
+    Of several ranks the first alone may see the folder, and tells the others. Ranks that torchrun has started again go
+    on with the run that they have left.
+    """
     out = given[1].out
-    saved = RunFolder(out) if given[1].resume and out else None
-    if saved and saved.config_file.exists():
-        # options that are not given again keep the values that the run was started with
-        was = _saved_options(RULES[name], saved.config())
-        given = _parse(name, [*rest, "--out", str(out)], _without_end(rest, was))
-    elif saved and saved.empty():
+    if out and world.generation and not given[1].resume:
+        given = given[0], dataclasses.replace(given[1], resume=True, overwrite=False), *given[2:]
+    saved = RunFolder(out) if given[1].resume and out and world.leads else None
+    there = saved is not None and saved.config_file.exists()
+    config = json.loads(world.broadcast(json.dumps(saved.config() if saved and there else None).encode()))
+    if config:
+        again = [word for word in rest if word != "--overwrite"] if world.generation else rest
+        return _parse(
+            name, [*again, "--resume", "--out", str(out)], _without_end(rest, _saved_options(RULES[name], config))
+        )
+    if saved and saved.empty() and not world.generation:
         notice(f"{out} holds no run yet; starting one")
-    _train(name, *given)
+    return given
+
+
+def _loaded(options: DataOptions, world: World) -> DataSet:
+    """Return the data; where they have to be downloaded, the first rank is there before the others look."""
+    if not world.leads:
+        world.gather(b"")
+    data = load(
+        options.data,
+        data_dir=options.data_dir or default_data_dir(),
+        validation=options.validation,
+        size=options.image_size,
+        targets=options.targets,
+        progress=error_console.is_terminal and world.leads,
+    )
+    if world.leads:
+        world.gather(b"")
+    return data
 
 
 def _what_to_train(arguments: list[str]) -> tuple[str, list[str], Preset | None]:
@@ -115,7 +154,9 @@ def _others(data: str, rule: str) -> str:
     return f"for {rule} on {data} there are: {', '.join(found)}"
 
 
-def _train(name: str, rule: Rule, options: Options, data_options: DataOptions, extra: Extra) -> None:
+def _train(  # long: what was given, and the ranks that do it
+    name: str, rule: Rule, options: Options, data_options: DataOptions, extra: Extra, data: DataSet, world: World
+) -> None:
     source = {key: value for key, value in dataclasses.asdict(data_options).items() if value is not None}
     if data_options.targets == "classes":
         source.pop("targets")
@@ -124,22 +165,16 @@ def _train(name: str, rule: Rule, options: Options, data_options: DataOptions, e
         check_place(Path(options.out), data_options.data)
     found = module_from(extra.module) if extra.module else None
     source.update({"module": extra.module} if extra.module else {})
-    data = load(
-        data_options.data,
-        data_dir=data_options.data_dir or default_data_dir(),
-        validation=data_options.validation,
-        size=data_options.image_size,
-        targets=data_options.targets,
-        progress=error_console.is_terminal,
-    )
     try:
-        with TrainingBar() as bar:
+        with TrainingBar() if world.leads else nullcontext() as bar:
             run = train(rule, data, options, module=found, source=source, progress=bar)
     except Stopped as stopped:
         words = ["sidestep", "train", name, "--resume", "--out", str(options.out)]
         command = shlex.join([*words, "--module", extra.module] if extra.module else words)
-        fail(f"{stopped}; saved in {options.out}. Continue with: {command}", 128 + stopped.signal_number)
-    _report(run, extra.json)
+        said = f"; saved in {options.out}. Continue with: {command}" if world.leads else ""
+        fail(f"{rank_in_words()}{stopped}{said}", 128 + stopped.signal_number)
+    if world.leads:
+        _report(run, extra.json)
 
 
 def _parse(name: str, arguments: Sequence[str], defaults: Given) -> Given:

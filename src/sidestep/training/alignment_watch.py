@@ -152,6 +152,8 @@ class AlignmentMonitor:
         compute: device and precision.
     """
 
+    only_looks = True  # it never ends a run
+
     def __init__(self, rule: Rule, data: DataSet, options: Options, compute: Compute) -> None:
         self.rule, self.compute = rule, compute
         self.batch = held_batch(rule, data.validation, Task.of(data), options.batch, compute)

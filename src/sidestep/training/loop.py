@@ -19,10 +19,13 @@ from sidestep.training.folder import RunFolder
 from sidestep.training.metrics import MetricsLog
 from sidestep.training.observers import Begin, EpochEnd, ObserverError, Observers, StepEnd
 from sidestep.training.options import Compute, Options
+from sidestep.training.parts import Parts
+from sidestep.training.ranks import any_of
 from sidestep.training.state import State
 from sidestep.training.stopping import StopRequest
 from sidestep.training.unit_modes import unsupported_reason
 from sidestep.update import Update
+from sidestep.world import Alone, World
 
 __all__ = ["Loop"]
 
@@ -41,6 +44,7 @@ class Loop:
     ) -> None:
         self.rule, self.data, self.options, self.compute, self.folder = rule, data, options, compute, folder
         self.recorder = recorder
+        self.parts: Parts | None = None  # of a step that is divided; None: it is estimated as one
         self.task, self.noise = Task.of(data), Noise(options.seed)
         self.steps_per_epoch = steps_per_epoch(len(data.train), options.batch)
         self.total_steps = options.steps_for(len(data.train))
@@ -76,26 +80,41 @@ class Loop:
 
     def _take_steps(self, state: State, log: MetricsLog | None, observers: Observers, stop: StopRequest) -> None:
         ended = observers.notify("on_begin", self._beginning(state))
-        each = observers.wants("on_step")
+        each, each_asked = observers.wants("on_step"), any_of(self.world, observers.may_stop("on_step"))
         saved = time.perf_counter()
         started = saved - state.seconds
-        while state.step < self.total_steps and not stop.requested and not ended:
-            self.take_step(state)
+        while state.step < self.total_steps and not self._stops(stop) and not ended:
+            self.take_step(state, stop)
             state.seconds = time.perf_counter() - started
             due = time.perf_counter() - saved > self.options.checkpoint_seconds
             try:
                 if each:
                     ended = observers.notify("on_step", self._step(state, log))
+                if each_asked:
+                    ended = any_of(self.world, ended)
             finally:  # an epoch ends whole, whatever an observer of its last step has raised
                 if state.step % self.steps_per_epoch == 0 or state.step == self.total_steps:
                     ended |= observers.notify("on_epoch", self._end_epoch(state, log))
+                    ended = any_of(self.world, ended)
                     state.seconds = time.perf_counter() - started
                     due = True
             if due:
                 self._save(state, log)
                 saved = time.perf_counter()
-        if stop.requested or ended:
+        if self._stops(stop) or ended:
             self._save(state, log)
+
+    @property
+    def world(self) -> World:
+        """The ranks that train together."""
+        return self.parts.world if self.parts else Alone()
+
+    def _stops(self, stop: StopRequest) -> bool:
+        """Whether somebody asked for a stop, of several ranks before the last step was exchanged: all stop at one."""
+        if self.parts is None or self.world.size == 1:
+            return stop.requested
+        stop.signal_number = self.parts.signal or stop.signal_number
+        return self.parts.signal != 0
 
     def _beginning(self, state: State) -> Begin:
         score = self.task.objective.score_name if len(self.data.validation) else None
@@ -108,11 +127,11 @@ class Loop:
         return StepEnd(state.step, self.total_steps, self.options.batch, losses, state.seconds, state.net,
                        _writer(state, log))  # fmt: skip
 
-    def take_step(self, state: State) -> None:
-        """Take one training step, of all units at once or of one after another."""
+    def take_step(self, state: State, stop: StopRequest | None = None) -> None:
+        """Take one training step, of all units at once or of one after another; ranks hear of a stop request."""
         state.set_rate(self.options.rate_factor(state.step, self.total_steps))
         self._losses: dict[str, Tensor] = {}
-        for unit, update in self._updates(state):
+        for unit, update in self._updates(state, stop.signal_number if stop else 0):
             names = list(update.losses)
             losses = torch.stack([update.losses[name].float() for name in names]).cpu().double()  # one transfer for all
             self._check_finite(names, losses, state)
@@ -131,9 +150,11 @@ class Loop:
             state.scheduler.step()
         state.step += 1
 
-    def _updates(self, state: State) -> Iterator[tuple[str | None, Update]]:
+    def _updates(self, state: State, signal: int) -> Iterator[tuple[str | None, Update]]:
         """Return the update of this step, for no unit in particular, or each unit's: made when it is asked for."""
         batch, noise = self.batch(state.step), self.noise.stream("estimate").at(state.step)
+        if self.parts:
+            return iter([(None, self.parts.estimate(self.rule, state.net, batch, noise, self.compute, signal))])
         if self.options.units == "together":
             with self.compute.autocast():
                 return iter([(None, self.rule.estimate(state.net, batch, noise))])

@@ -128,6 +128,10 @@ class Observers:
         """Whether any of them has this method."""
         return any(hasattr(observer, method) for observer in self._all)
 
+    def may_stop(self, method: str) -> bool:
+        """Whether any of them has this method and may answer STOP, which those that only look never do."""
+        return any(hasattr(each, method) and not getattr(each, "only_looks", False) for each in self._all)
+
     def notify(self, method: str, event: Any) -> bool:
         """Tell all of them, and return whether one has answered STOP.
 

@@ -54,6 +54,8 @@ class Silent:
 class Reporting:
     """The observer that tells a `Progress` of steps and epochs."""
 
+    only_looks = True  # it never ends a run
+
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
         self.name_in_errors = type(progress).__name__

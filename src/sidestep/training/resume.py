@@ -30,6 +30,8 @@ def log_identity(options: Options, examples: int) -> dict[str, Any]:
     names = ["batch", "augment", "decay", "warmup", "average"]
     if options.decay != "none" or options.warmup:
         names.append("epochs" if options.steps is None else "steps")  # the learning rate follows from it, at every step
+    if options.split:
+        names += ["split", "shares"]
     return {"train_images": examples, **{name: getattr(options, name) for name in names}}
 
 

@@ -20,7 +20,6 @@ from sidestep.rules.record import rule_record
 from sidestep.rules.shared.whole_model import on_whole_model
 from sidestep.steplog import Header, Recorder
 from sidestep.training.alignment_watch import AlignmentMonitor, check_alignment_options
-from sidestep.training.alone import check_alone
 from sidestep.training.attached_rule import as_objective
 from sidestep.training.begin import begin
 from sidestep.training.compatibility import data_record, in_saved_units
@@ -32,7 +31,9 @@ from sidestep.training.loop import Loop
 from sidestep.training.observers import End, Observers, check_observers
 from sidestep.training.options import Compute, Options
 from sidestep.training.own_optimizer import OptimizerFactory, SchedulerFactory, own_record
+from sidestep.training.parts import Parts, with_parts
 from sidestep.training.progress import Progress, Reporting, Silent
+from sidestep.training.ranks import check_same_everywhere, share_state
 from sidestep.training.result import finish
 from sidestep.training.resume import log_identity, restore
 from sidestep.training.single import check_single
@@ -42,6 +43,7 @@ from sidestep.training.trained import Run
 from sidestep.training.unit_modes import move_units
 from sidestep.version import __version__
 from sidestep.wording import counted
+from sidestep.world import world_here
 
 __all__ = ["train"]
 
@@ -68,6 +70,9 @@ def train(  # long: rule, data and options, three hooks for own code, and what i
     which saves a fifth of the time, unless units take their steps one after another, to save memory. The train
     accuracy is counted on the first 10,000 images of the split. Temperatures, which make probabilities of what the
     readings give, are fitted on up to 3,000 validation images; with fewer than 50 there are none.
+
+    Of several processes that a launcher such as torchrun has started, or that have joined a process group, each
+    estimates some parts of every step; the first alone writes, and tells `progress` and `observers`.
 
     Args:
         rule: one of `sidestep.rules`, with its hyper-parameters.
@@ -97,7 +102,7 @@ def train(  # long: rule, data and options, three hooks for own code, and what i
     Raises:
         InputError: for options, data or modules that do not fit together; BusyError: if another process writes there.
         CheckpointError: if a file in the folder is damaged, was changed, or is a link.
-        NonFiniteError: if the loss stops being a number.
+        NonFiniteError: if the loss stops being a number; RankError: if another rank has failed or has gone.
         ObserverError: if an observer raises an error; the run is saved, and can be resumed.
         Stopped: after Ctrl-C, SIGTERM or SIGHUP, when the step (or, at the end, the batch of the evaluation) under way
             is done and what a resumed run needs is written.
@@ -111,37 +116,41 @@ def train(  # long: rule, data and options, three hooks for own code, and what i
     data = data if objective is None else dataclasses.replace(data, objective=as_objective(objective))
     rule, module = (rule, module) if model is None else (on_whole_model(rule, module), model)
     _check(rule, data, options, readings or [])
-    folder = RunFolder(Path(options.out)) if options.out else None
-    data = in_saved_units(folder, data) if folder and options.resume else data
-    task = Task.of(data)
-    if options.steps is None:
-        options = dataclasses.replace(options, epochs=options.epochs_for(len(data.train)))
-    record = data_record(data, source or {})
-    state, loop = begin(rule, data, options, module, folder, optimizer, scheduler)
-    data = loop.data  # on the device
-    config = _config(rule, task, options, loop.compute, record, module)
-    config |= {"optimizer": own_record(optimizer, state.optimizer), "scheduler": own_record(scheduler, state.scheduler)}
-    check_single(rule, state.net, task, min(options.batch, len(data.train)))
-    kept_metrics, progress = 0, progress or Silent()
     with ExitStack() as stack:
-        recorder = None
+        world, together = world_here(), stack.enter_context(ExitStack())
+        together.enter_context(world.together())  # until the last step: what comes then, each rank does alone
+        folder = RunFolder(Path(options.out)) if options.out else None
+        data = in_saved_units(folder, data) if folder and options.resume else data
+        folder, progress = (folder, progress or Silent()) if world.leads else (None, Silent())
+        task, batch = Task.of(data), min(options.batch, len(data.train))
+        options = with_parts(options, rule, world, batch)
+        if options.steps is None:
+            options = dataclasses.replace(options, epochs=options.epochs_for(len(data.train)))
+        record = data_record(data, source or {})
+        state, loop = begin(rule, data, options, module, folder, optimizer, scheduler)
+        loop.parts = Parts(world, options.split, options.shares) if options.split and options.shares else None
+        data = loop.data  # on the device
+        config = _config(rule, task, options, loop.compute, record, module)
+        yours = {"optimizer": (optimizer, state.optimizer), "scheduler": (scheduler, state.scheduler)}
+        config |= {name: own_record(*each) for name, each in yours.items()}
+        check_single(rule, state.net, task, batch)
+        check_same_everywhere(world, config, state.net, progress)
+        kept_metrics, recorder = 0, None
         if folder:
             stack.enter_context(folder.prepared(config, options.resume, options.overwrite, progress))
             move_units(state, rule, options.units, folder.path)
             own, name, same = _module_name(module), data.name, log_identity(options, len(data.train))
             recorder = Recorder(folder.log_file, lambda net: Header.of(net, rule, task, name, options.seed, own, same))
             kept_metrics = restore(folder, options, state, rule, recorder, progress)
+        share_state(world, state)
         # a log gives the weights that trained, no average, and is replayed by the rule's own optimiser
         loop.recorder = None if options.average or optimizer else recorder
-        if state.step > loop.total_steps:
-            raise InputError(
-                f"{options.out} has been trained for {counted(state.step, 'step')} already, more than the "
-                f"{loop.total_steps:,}{_end(options)}"
-            )
+        _check_left(loop, state)
         if folder and recorder and options.resume:
             folder.take_over(config, finished=state.step == loop.total_steps)
             recorder.open()
-        return _to_its_end(loop, state, kept_metrics, progress, _observers(loop, progress, observers), readings)
+        told = _observers(loop, progress, observers)
+        return _to_its_end(loop, state, kept_metrics, progress, told, readings, together)
 
 
 def _to_its_end(  # long: what runs, and who is told
@@ -151,12 +160,14 @@ def _to_its_end(  # long: what runs, and who is told
     progress: Progress,
     observers: Observers,
     readings: Sequence[str] | None,
+    together: ExitStack,
 ) -> Run:
     """Take the steps that are left, evaluate what came of them, and keep it in the folder, if there is one."""
     rule, folder = loop.rule, loop.folder
     with observers.of_the_end(state):
         with stop_on_signals() as stop:
             loop.run(state, kept_metrics, observers, stop)
+        together.close()
         if stop.requested:
             raise Stopped(f"stopped after step {state.step} of {loop.total_steps}", state.step, stop.signal_number)
         state.adopt_average()
@@ -173,19 +184,21 @@ def _to_its_end(  # long: what runs, and who is told
 
 
 def _observers(loop: Loop, progress: Progress, given: Sequence[Any]) -> Observers:
-    """Return all that are told of a run: what its options ask for, then what the user gave."""
-    options = loop.options
+    """Return all that are told of a run: what its options ask for, then what the user gave.
+
+    Of several ranks the first tells the user's, and measures alignments; all of them stop early by the same numbers.
+    """
+    options, leads = loop.options, loop.world.leads
     found: list[Any] = [] if type(progress) is Silent else [Reporting(progress)]
-    if options.align:
+    if options.align and leads:
         found.append(AlignmentMonitor(loop.rule, loop.data, options, loop.compute))
     if options.patience:
         found.append(EarlyStop(options.patience))
-    return Observers([*found, *given])
+    return Observers([*found, *(given if leads else ())])
 
 
 def _check(rule: Rule, data: DataSet, options: Options, readings: Sequence[str]) -> None:
     """Refuse what cannot work before the data are looked at."""
-    check_alone()
     check_readings(rule, readings)
     if isinstance(rule, HasBatchMultiple):
         check_multiple(min(options.batch, len(data.train)), *rule.batch_multiple)
@@ -213,6 +226,15 @@ def _config(
         "module": None if module is None else {"name": _module_name(module)},
         "versions": {"sidestep": __version__, "torch": torch.__version__, "threads": torch.get_num_threads()},
     }
+
+
+def _check_left(loop: Loop, state: State) -> None:
+    """Refuse to train for fewer steps than were taken already."""
+    if state.step > loop.total_steps:
+        raise InputError(
+            f"{loop.options.out} has been trained for {counted(state.step, 'step')} already, more than the "
+            f"{loop.total_steps:,}{_end(loop.options)}"
+        )
 
 
 def _end(options: Options) -> str:

@@ -4,12 +4,12 @@ import os
 
 import pytest
 import torch
-from ranks import on_ranks
 
 from sidestep.errors import InputError, RankError
 from sidestep.world.frames import HEADER_BYTES, MOST_BYTES, framed, opened, read_head
 from sidestep.world.launched import launched, world_here
 from sidestep.world.world import Alone
+from tests.reference.ranks import on_ranks
 
 
 def _read(data, generation=0, turn=3):

@@ -1,0 +1,218 @@
+"""The update of a whole step from those of its parts, wherever they were estimated; what of it ranks send each other.
+
+    coefficients that every part adds to   sum_p round(c_p 2^40) / 2^40        in whole numbers, exact in any order
+    coefficients of some probes each       side by side
+    gradients, statistics                  sum_p g_p / P, summed in float64, and rounded once
+    losses                                 sum_p l_p / P, rounded once
+
+A rank sends one message a step: the losses of its parts, and its coefficients, whole numbers in as few bits as the
+largest needs. Gradients and statistics are summed by all ranks together (`World.sum`), in eight bytes for each number.
+"""
+
+import hashlib
+import math
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sidestep.errors import InputError, NonFiniteError, RankError
+from sidestep.update import Dense, Seeded, Update
+from sidestep.world import World
+
+__all__ = ["PartSum", "pack_whole", "unpack_whole"]
+
+_UNIT = 2.0**40  # of whole numbers in 1
+_MOST = 2.0**16  # of a coefficient, so that the sum of 64 parts stays below 2^63
+_HEAD = struct.Struct("<BHI4s")  # signal of a stop request, parts, coefficients, digest of the layout
+
+
+@dataclass(frozen=True)
+class _Message:
+    """What one rank says of a step."""
+
+    signal: int
+    losses: np.ndarray  # (parts, terms), float64
+    rest: bytes
+
+
+class PartSum:
+    """The sum of the updates of one rank's parts; `exchanged` makes the update of the whole step of all ranks'."""
+
+    def __init__(self) -> None:
+        self._like: Update | None = None
+        self._losses: list[Tensor] = []
+        self._reals: dict[str, Tensor] = {}  # sums of gradients and statistics, float64
+        self._whole: Tensor | None = None  # sums of coefficients, int64
+        self._values: Tensor | None = None  # coefficients of the probes that were taken
+        self._taken: Tensor | None = None
+
+    def add(self, update: Update) -> None:
+        """Add the update of a part, of the same kind as those before."""
+        self._like = update if self._like is None else self._like
+        self._losses.append(torch.stack([loss.detach().double().cpu() for loss in update.losses.values()]))
+        for name, value in _reals(update).items():
+            if name in self._reals:
+                self._reals[name] += value
+            else:
+                self._reals[name] = value.to(torch.float64, copy=True)
+        if isinstance(update, Seeded):
+            self._add_coefs(update.coefs.detach(), update.taken)
+
+    def _add_coefs(self, coefs: Tensor, taken: Tensor | None) -> None:
+        if taken is None:
+            whole = _as_whole(coefs)
+            self._whole = whole if self._whole is None else self._whole + whole
+            return
+        if self._values is None or self._taken is None:
+            self._values, self._taken = torch.zeros_like(coefs), torch.zeros_like(taken)
+        if bool((self._taken & taken).any()):
+            raise InputError("two parts of a step have taken the same probe; each takes `batch.share.probes(count)`")
+        self._values += coefs  # 0 where another part has its own
+        self._taken |= taken
+
+    def exchanged(self, world: World, parts: int, signal: int) -> tuple[Update, int]:
+        """Return the update of a whole step, of so many parts, and the largest of the ranks' signals.
+
+        Raises:
+            RankError: if a rank has failed or has gone, or if its message is of another step or rule.
+        """
+        like = self._like
+        if like is None:
+            raise InputError("there are more ranks than parts of a step: a rank has none")
+        said = self._said(world.gather(self._message(signal)))
+        losses = np.concatenate([each.losses for each in said])  # in the order of the ranks; the sum knows none
+        if len(losses) != parts:
+            raise RankError(f"the ranks have estimated {len(losses)} parts of a step that has {parts}")
+        means = {
+            name: torch.tensor(_mean(losses[:, place])).to(value)
+            for place, (name, value) in enumerate(like.losses.items())
+        }
+        reals = self._means_of_reals(world, parts)
+        statistics = {name: reals[f"statistic {name}"].to(value) for name, value in like.statistics.items()}
+        found: Update
+        if isinstance(like, Dense):
+            gradients = {name: reals[f"gradient {name}"].to(value) for name, value in like.gradients.items()}
+            found = Dense(gradients, statistics, means)
+        elif isinstance(like, Seeded):
+            found = replace(like, coefs=self._coefs(said), statistics=statistics, losses=means, taken=None)
+        else:
+            raise InputError(f"an estimate is Dense or Seeded, got {type(like).__name__}")
+        return found, max(each.signal for each in said)
+
+    def _message(self, signal: int) -> bytes:
+        coefs = b""
+        if self._values is not None and self._taken is not None:
+            bits = np.packbits(self._taken.cpu().numpy(), bitorder="little").tobytes()
+            coefs = bits + self._values[self._taken].cpu().numpy().tobytes()
+        elif self._whole is not None:
+            coefs = pack_whole(self._whole.cpu().numpy())
+        head = _HEAD.pack(signal, len(self._losses), self._count, self._layout())
+        return head + torch.stack(self._losses).numpy().tobytes() + coefs
+
+    @property
+    def _count(self) -> int:
+        return self._like.coefs.numel() if isinstance(self._like, Seeded) else 0
+
+    def _layout(self) -> bytes:
+        """Return what tells updates of other nets, rules and losses apart."""
+        like = self._like
+        words = [type(like).__name__, str(self._whole is None), *(like.losses if like else ())]
+        words += [f"{name} {tuple(value.shape)}" for name, value in self._reals.items()]
+        if isinstance(like, Seeded):
+            words += [repr(like.coefs.dtype), type(like.probes).__name__, str(like.probes.noise.step)]
+        return hashlib.blake2b("\n".join(words).encode(), digest_size=4).digest()
+
+    def _said(self, messages: Sequence[bytes]) -> list[_Message]:
+        terms, layout, found = self._losses[0].numel(), self._layout(), []
+        for rank, message in enumerate(messages):
+            if len(message) < _HEAD.size:
+                raise RankError(f"rank {rank} sent {len(message)} bytes that are no update")
+            signal, parts, count, its_layout = _HEAD.unpack_from(message)
+            end = _HEAD.size + 8 * parts * terms
+            if (count, its_layout) != (self._count, layout) or len(message) < end:
+                raise RankError(
+                    f"rank {rank} sent the update of another net, rule or step: start all ranks by the same command, "
+                    "with the same version of sidestep and of torch"
+                )
+            losses = np.frombuffer(message, "<f8", parts * terms, _HEAD.size).reshape(parts, terms)
+            found.append(_Message(signal, losses, message[end:]))
+        return found
+
+    def _coefs(self, said: Sequence[_Message]) -> Tensor:
+        like = self._like
+        assert isinstance(like, Seeded)
+        if self._values is None:
+            total = sum(unpack_whole(each.rest, self._count, rank) for rank, each in enumerate(said))
+            return (torch.from_numpy(total).double() / _UNIT).to(like.coefs)
+        whole, seen = self._values.cpu().numpy().copy(), np.zeros(self._count, bool)
+        for rank, each in enumerate(said):
+            bits = np.frombuffer(each.rest[: -(-self._count // 8)], np.uint8)
+            taken = np.unpackbits(bits, count=self._count, bitorder="little").astype(bool)
+            values = each.rest[-(-self._count // 8) :]
+            if len(values) != int(taken.sum()) * whole.itemsize or (taken & seen).any():
+                raise RankError(f"rank {rank} sent coefficients of probes that are not its own, or not all of them")
+            whole[taken], seen = np.frombuffer(values, whole.dtype), seen | taken
+        if not seen.all():
+            raise RankError(f"nobody has taken probe {int((~seen).argmax())} of {self._count}")
+        return torch.from_numpy(whole).to(like.coefs)
+
+    def _means_of_reals(self, world: World, parts: int) -> dict[str, Tensor]:
+        if not self._reals:
+            return {}
+        if world.size == 1:
+            return {name: value / parts for name, value in self._reals.items()}
+        flat = world.sum(torch.cat([value.reshape(-1) for value in self._reals.values()])) / parts
+        pieces = flat.split([value.numel() for value in self._reals.values()])
+        named = zip(self._reals.items(), pieces, strict=True)
+        return {name: piece.view(value.shape) for (name, value), piece in named}
+
+
+def pack_whole(values: np.ndarray) -> bytes:
+    """Return whole numbers (n,), int64, in as many bits each as the largest needs, behind one byte that says how many.
+
+    >>> unpack_whole(pack_whole(np.array([3, -4, 0])), 3, 0).tolist(), len(pack_whole(np.array([3, -4, 0])))
+    ([3, -4, 0], 3)
+    """
+    folded = ((values << 1) ^ (values >> 63)).astype("<u8")  # 0, -1, 1, -2 as 0, 1, 2, 3
+    bits = int(folded.max(initial=0)).bit_length()
+    table = np.unpackbits(folded.view(np.uint8).reshape(-1, 8), axis=1, bitorder="little")[:, :bits]
+    return bytes([bits]) + np.packbits(table, bitorder="little").tobytes()
+
+
+def unpack_whole(data: bytes, count: int, rank: int) -> np.ndarray:
+    """Return what `pack_whole` made; raises RankError, naming the rank, for anything else."""
+    bits = data[0] if data else 65
+    if bits > 64 or len(data) != 1 + -(-count * bits // 8):
+        raise RankError(f"rank {rank} sent {len(data)} bytes that are no {count} coefficients")
+    table = np.zeros((count, 64), np.uint8)
+    packed = np.frombuffer(data, np.uint8, offset=1)
+    table[:, :bits] = np.unpackbits(packed, count=count * bits, bitorder="little").reshape(count, bits)
+    folded = np.packbits(table, axis=1, bitorder="little").reshape(-1).view("<u8")
+    return ((folded >> np.uint64(1)).astype(np.int64)) ^ -((folded & np.uint64(1)).astype(np.int64))
+
+
+def _reals(update: Update) -> dict[str, Tensor]:
+    gradients = update.gradients if isinstance(update, Dense) else {}
+    return {f"gradient {name}": value.detach() for name, value in gradients.items()} | {
+        f"statistic {name}": value.detach() for name, value in update.statistics.items()
+    }
+
+
+def _as_whole(coefs: Tensor) -> Tensor:
+    """Return `round(c 2^40)`, int64."""
+    real = coefs.double()
+    if bool((real.abs() < _MOST).all()):  # false for NaN, too
+        return (real * _UNIT).round().to(torch.int64)
+    raise NonFiniteError(
+        f"a coefficient of the estimate is {float(real.abs().max()):g}, and parts of a step are summed up to "
+        f"{_MOST:,.0f}: training diverges, or the loss needs another scale; try a smaller learning rate"
+    )
+
+
+def _mean(values: np.ndarray) -> float:
+    """Return the mean, rounded once whatever the order; infinities and NaNs stay what they are."""
+    return math.fsum(values) / len(values) if np.isfinite(values).all() else float(values.sum())

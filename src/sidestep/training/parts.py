@@ -1,0 +1,145 @@
+"""A step in equal parts: how many there are, which of them a rank estimates, and the update that they make together.
+
+One process that takes all parts, one after another, and any number of ranks that take some each, compute the same
+parts, so the update has the same bits.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from torch import Tensor, nn
+
+from sidestep.data.share import Division, Share
+from sidestep.errors import InputError
+from sidestep.noise import Noise
+from sidestep.rules.protocol import Batch, HasBatchMultiple, Rule
+from sidestep.training.exchange import PartSum
+from sidestep.training.options import Compute, Options
+from sidestep.update import Update
+from sidestep.wording import counted
+from sidestep.world import World
+
+__all__ = ["LEAST_EXAMPLES", "Parts", "with_parts"]
+
+LEAST_EXAMPLES = 16  # in a part of a batch: the rows of a product keep their bits from there on
+_USUAL = 4  # parts where nobody says how many, so that up to so many ranks, and one, do the same
+_MOST_PARTS = 64
+
+
+class Parts:
+    """Estimates the parts of a step that are this rank's, and exchanges them."""
+
+    def __init__(self, world: World, of: Division, count: int) -> None:
+        self.world, self.of, self.count = world, of, count
+        self.signal = 0  # the largest of a stop request that any rank had got before the last step
+
+    @property
+    def own(self) -> range:
+        """The numbers of this rank's parts."""
+        return range(self.world.rank, self.count, self.world.size)
+
+    def estimate(  # long: what an estimate depends on
+        self, rule: Rule, net: nn.Module, batch: Batch, noise: Noise, compute: Compute, signal: int
+    ) -> Update:
+        """Return the update of the whole step."""
+        total = PartSum()
+        for index in self.own:
+            share = Share(self.of, index, self.count)
+            common = self.of == "probes" or rule.common_noise
+            drawn = noise if common else noise.stream(f"part {index}")
+            with compute.autocast():
+                update = rule.estimate(net, _part(batch, share), drawn)
+            total.add(update)
+            del update
+        found, self.signal = total.exchanged(self.world, self.count, signal)
+        return found
+
+
+def with_parts(options: Options, rule: Rule, world: World, batch: int) -> Options:
+    """Return the options with the division of a step and the number of its parts, where there are several.
+
+    Without several ranks, and without being asked for, a step is not divided.
+
+    Args:
+        options: `split` and `shares`, where the user has said so.
+        rule: what it can divide.
+        world: how many ranks there are.
+        batch: examples in a step.
+
+    Raises:
+        InputError: if the rule cannot be divided so, or not among so many ranks.
+    """
+    if world.size == 1 and options.split is None and options.shares is None:
+        return options
+    if options.units != "together":
+        raise InputError(f"units = {options.units} takes one unit at a time in one process; leave units or split out")
+    divides = rule.divides
+    if not divides:
+        raise InputError(f"a step of {rule.name} with these options is one piece: train it in one process")
+    first: Division = next(iter(divides))
+    split = options.split or first
+    if split not in divides:
+        raise InputError(
+            f"split = {split} is not for {rule.name} with these options, whose steps are divided by "
+            f"{' or '.join(divides)}: give --split {first}"
+        )
+    total = divides[split] or batch
+    shares = options.shares or _usual(rule, split, total, world.size)
+    wrong = _why_not(rule, split, total, shares)
+    if wrong:
+        raise InputError(wrong)
+    if world.size > shares:
+        raise InputError(
+            f"there are {counted(world.size, 'rank')}, and a step has {counted(shares, 'part')}, one or more for each; "
+            "give more --shares, or start fewer ranks"
+        )
+    return replace(options, split=split, shares=shares)
+
+
+def _usual(rule: Rule, split: Division, total: int, ranks: int) -> int:
+    """Return the number of parts where nobody says: 4, or the next that fits the ranks and the step."""
+    fitting = [shares for shares in range(1, _MOST_PARTS + 1) if _why_not(rule, split, total, shares) is None]
+    if not fitting:
+        raise InputError(_why_not(rule, split, total, 1))
+    if ranks > fitting[-1]:
+        what = f"{total:,} examples" if split == "batch" else f"{total:,} {split}"
+        least = f" of {LEAST_EXAMPLES} examples or more" if split == "batch" else ""
+        raise InputError(
+            f"there are {counted(ranks, 'rank')}, and a step of {what} has at most "
+            f"{counted(fitting[-1], 'equal part')}{least}; start fewer ranks, or make it larger"
+        )
+    enough = [shares for shares in fitting if shares >= ranks]
+    return next((shares for shares in enough if shares >= _USUAL), enough[-1])
+
+
+def _why_not(rule: Rule, split: Division, total: int, shares: int) -> str | None:
+    """Return why a step cannot have so many parts, or None if it can."""
+    what = "a batch of" if split == "batch" else "a step's number of probes, pairs or tangents,"
+    if total % shares:
+        return f"{what} {total:,} cannot be divided into {shares} equal parts: change it, or give another --shares"
+    if split == "batch" and total // shares < LEAST_EXAMPLES:
+        return (
+            f"a part of a batch needs {LEAST_EXAMPLES} examples, below which rows of a product change their bits with "
+            f"their number; {total:,} in {shares} parts are {total // shares:,}: give a larger --batch, or fewer "
+            "--shares or ranks"
+        )
+    if split == "batch" and isinstance(rule, HasBatchMultiple) and (total // shares) % rule.batch_multiple[1]:
+        name, multiple = rule.batch_multiple
+        return (
+            f"a part of a batch must be a multiple of {name} = {multiple}, and {total:,} in {shares} parts are "
+            f"{total // shares:,}: change one of them"
+        )
+    return None
+
+
+def _part(batch: Batch, share: Share) -> Batch:
+    rows = share.examples(len(batch.targets))
+    if len(rows) == len(batch.targets):
+        return replace(batch, share=share)
+
+    def cut(tensor: Tensor) -> Tensor:
+        return tensor[rows.start : rows.stop]
+
+    inputs = batch.inputs
+    cut_inputs = {name: cut(value) for name, value in inputs.items()} if isinstance(inputs, Mapping) else cut(inputs)
+    return replace(batch, inputs=cut_inputs, targets=cut(batch.targets), share=share)

@@ -1,0 +1,80 @@
+"""What all ranks of a run agree on before its first step, and what rank 0 alone knows of where it stands."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from safetensors.torch import load, save
+from torch import nn
+
+from sidestep.errors import InputError
+from sidestep.measure.processor import processor_name
+from sidestep.steplog.header import digest_of
+from sidestep.training.config import flat, without_none
+from sidestep.training.progress import Progress
+from sidestep.training.state import State
+from sidestep.world import World
+
+__all__ = ["any_of", "bits_in_doubt", "check_same_everywhere", "share_state"]
+
+_MAY_DIFFER = {"data.name", "data.data_dir", "train.device", "train.checkpoint_seconds", "versions.threads"}
+_DOUBT = "versions.threads", "processor"
+
+
+def check_same_everywhere(world: World, config: Mapping[str, Any], net: nn.Module, progress: Progress) -> None:
+    """Raise InputError, on every rank, unless all ranks are about to train one net on the same data in the same way.
+
+    Where processors or threads differ, so that the bits of one process cannot be promised, `progress` is told.
+    """
+    if world.size == 1:
+        return
+    own = {**flat(without_none(config)), "the untrained net": digest_of(net), "processor": processor_name()}
+    said = world.gather(json.dumps(own, sort_keys=True, default=str).encode())
+    first = json.loads(said[0])
+    for rank, message in enumerate(said):
+        other = json.loads(message)
+        keys = sorted(key for key in first.keys() | other.keys() if first.get(key) != other.get(key))
+        wrong = [key for key in keys if key not in _MAY_DIFFER and key not in _DOUBT]
+        if wrong:
+            lines = "; ".join(f"{key}: {first.get(key, 'absent')} on rank 0, {other.get(key, 'absent')} on rank {rank}"
+                              for key in wrong[:4])  # fmt: skip
+            more = f"; and {len(wrong) - 4} more" if len(wrong) > 4 else ""
+            raise InputError(
+                f"the ranks were started otherwise ({lines}{more}): start all of them by the same command, with the "
+                "same data and the same versions"
+            )
+    doubt = bits_in_doubt([json.loads(message) for message in said])
+    if doubt:
+        progress.notice(doubt)
+
+
+def bits_in_doubt(ranks: list[dict[str, Any]]) -> str | None:
+    """Return a sentence where ranks compute on other processors, or with other numbers of threads."""
+    for key, words in zip(_DOUBT, ("threads", "processors"), strict=True):
+        values = sorted({str(each.get(key)) for each in ranks})
+        if len(values) > 1:
+            return (
+                f"the ranks have other {words} ({', '.join(values)}): all of them stay at the same weights, but "
+                "whether these are those of one process, to the bit, cannot be promised"
+            )
+    return None
+
+
+def share_state(world: World, state: State) -> None:
+    """Bring the states of all ranks to that of rank 0, which alone has read the folder."""
+    if world.size == 1:
+        return
+    steps = world.broadcast(state.step.to_bytes(8, "little"))
+    if int.from_bytes(steps, "little") == 0:
+        return
+    tensors, record = state.tensors() if world.leads else ({}, {})
+    sent = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    data = world.broadcast(save(sent) if world.leads else b"")
+    said = world.broadcast(json.dumps(record).encode())
+    if not world.leads:
+        state.restore(load(data), json.loads(said))
+
+
+def any_of(world: World, wanted: bool) -> bool:
+    """Return whether any rank says yes."""
+    return any(message == b"1" for message in world.gather(b"1" if wanted else b"0"))

@@ -1,0 +1,209 @@
+"""Training by several ranks: the bits of one process, whoever takes which parts of a step; errors reach all."""
+
+import functools
+import json
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sidestep import data, rules
+from sidestep.data.share import Share
+from sidestep.errors import InputError, NonFiniteError, RankError
+from sidestep.noise import Noise
+from sidestep.probes import DenseProbes
+from sidestep.training import Options, train
+from sidestep.training.exchange import PartSum, pack_whole, unpack_whole
+from sidestep.training.parts import with_parts
+from sidestep.update import Dense, Seeded
+from sidestep.world import Alone
+from tests.reference.ranks import bytes_of, on_ranks
+
+SMALL = {"hidden": (16,)}
+CASES = {  # rule, and what of a step is divided into how many parts
+    "spsa, pairs": (rules.SPSA(pairs=8, **SMALL), "probes", 4),
+    "spsa, batch": (rules.SPSA(pairs=2, **SMALL), "batch", 3),
+    "weight probes, probes": (rules.NoiseStep(estimator="weight-probes", probes=48, **SMALL), "probes", 4),
+    "weight probes, batch": (rules.NoiseStep(estimator="weight-probes", probes=32, **SMALL), "batch", 3),
+    "weight probes, deep": (rules.NoiseStep(estimator="weight-probes", probes=12, hidden=(16,) * 4), "probes", 3),
+    "rank-one": (rules.NoiseStep(estimator="rank-one", tangents=2, **SMALL), "batch", 3),
+    "trits of local losses": (rules.NoiseStep(codec="trits", probes=32, **SMALL), "batch", 3),
+    "flips of local losses": (rules.NoiseStep(**SMALL), "batch", 3),
+    "flips of activity probes": (rules.NoiseStep(estimator="activity-probes", **SMALL), "batch", 3),
+    "forward gradient, tangents": (rules.ForwardGradient(kind="weights", tangents=4, **SMALL), "probes", 4),
+    "forward gradient, batch": (rules.ForwardGradient(**SMALL), "batch", 3),
+    "evolution, batch": (rules.Evolution(**SMALL), "batch", 3),
+    "back-propagation": (rules.Backprop(net="mlp", norm="batch", **SMALL), "batch", 3),
+    "local losses": (rules.LocalLoss(**SMALL), "batch", 3),
+    "noprop": (rules.NoPropDT(blocks=2), "batch", 3),
+}
+
+
+@functools.cache
+def digits():
+    whole = data.load("digits")
+    few = slice(0, 160)
+    names = list(whole.class_names)
+    return data.from_arrays(whole.train.images[few], whole.train.labels[few], validation=0.1, class_names=names)
+
+
+def train_all(world, folder, cases=CASES):
+    torch.set_num_threads(1)
+    for name, (rule, split, shares) in cases.items():
+        options = Options(batch=48, epochs=2, out=f"{folder}/{name}", split=split, shares=shares, precision="float32")
+        train(rule, digits(), options, readings=[])
+    return "done"
+
+
+def left(folder, name):
+    """What a run leaves, without the seconds that it took."""
+    found = bytes_of(folder / name, "model.safetensors", "metrics.jsonl")
+    log = folder / name / "steps.steplog"
+    lines = [json.loads(line) for line in found["metrics.jsonl"].splitlines()]
+    for line in lines:
+        del line["seconds"]
+    return found["model.safetensors"], lines, log.read_bytes() if log.exists() else b""
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    folders = {size: tmp_path_factory.mktemp(f"ranks-{size}") for size in (1, 2, 3)}
+    for size, folder in folders.items():
+        assert on_ranks(size, train_all, str(folder), seconds=120) == ["done"] * size
+        assert len(list(folder.iterdir())) == len(CASES)
+    return folders
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_one_two_and_three_ranks_leave_the_same_bits(name, runs):
+    one, two, three = (left(folder, name) for folder in runs.values())
+    assert one[1]
+    assert one == two
+    assert one == three
+    logged = "flips" in name or "spsa" in name or "probes" in name or "trits" in name or "rank" in name
+    assert bool(one[2]) == logged
+
+
+@given(st.lists(st.integers(-(2**62), 2**62), max_size=40))
+def test_whole_numbers_come_back_from_as_few_bits_as_they_need(numbers):
+    packed = pack_whole(np.array(numbers, np.int64))
+    assert unpack_whole(packed, len(numbers), 0).tolist() == numbers
+    bits = max((2 * n if n >= 0 else -2 * n - 1 for n in numbers), default=0).bit_length()
+    assert len(packed) == 1 + -(-len(numbers) * bits // 8)
+
+
+@pytest.mark.parametrize("data", [b"", b"\x41", b"\x04\0", b"\x04" + b"\0" * 9])
+def test_bytes_that_are_no_coefficients_are_refused(data):
+    with pytest.raises(RankError, match="rank 3 sent"):
+        unpack_whole(data, 16, 3)
+
+
+def test_shares_of_probes_and_examples():
+    assert [list(Share("probes", i, 3).probes(6)) for i in range(3)] == [[0, 1], [2, 3], [4, 5]]
+    assert list(Share("batch", 1, 3).probes(6)) == list(range(6))
+    assert list(Share("batch", 1, 3).examples(6)) == [2, 3]
+    assert Share("batch", 1, 3).whole(2) == 6
+    with pytest.raises(InputError, match="7 probes cannot be divided into 3 equal parts"):
+        Share("probes", 0, 3).probes(7)
+
+
+def one(coefs, taken=None, loss=1.0):
+    probes = DenseProbes(Noise(0), (("weight", (2,)),), len(coefs))
+    taken = None if taken is None else torch.tensor(taken)
+    return Seeded(torch.tensor(coefs), probes, losses={"net: loss": torch.tensor(loss)}, taken=taken)
+
+
+def summed(*updates):
+    total = PartSum()
+    for update in updates:
+        total.add(update)
+    return total.exchanged(Alone(), len(updates), 0)[0]
+
+
+def test_the_sum_of_parts_does_not_depend_on_their_order():
+    parts = [one([1e-3 / 3, 40.0]), one([5e-4 / 7, -40.0 + 2**-20]), one([-1e-3 / 3, 1e-9])]
+    found = summed(*parts)
+    assert torch.equal(found.coefs, summed(*reversed(parts)).coefs)
+    exact = [sum(float(part.coefs[i]) for part in parts) for i in (0, 1)]
+    assert found.coefs.tolist() == pytest.approx(exact, abs=2**-40)
+
+
+def test_parts_that_took_probes_stand_side_by_side():
+    found = summed(one([0.1, 0.0], [True, False]), one([0.0, 0.3], [False, True], loss=2.0))
+    assert found.coefs.tolist() == torch.tensor([0.1, 0.3]).tolist()
+    assert float(found.losses["net: loss"]) == 1.5
+    assert found.taken is None
+    with pytest.raises(InputError, match="have taken the same probe"):
+        summed(one([0.1, 0.0], [True, False]), one([0.2, 0.0], [True, False]))
+    with pytest.raises(RankError, match="nobody has taken probe 1 of 2"):
+        summed(one([0.1, 0.0], [True, False]))
+
+
+@pytest.mark.parametrize("bad", [1e6, float("inf"), float("nan")])
+def test_a_coefficient_beyond_exact_sums_is_refused(bad):
+    with pytest.raises(NonFiniteError, match="a coefficient of the estimate is"):
+        summed(one([bad, 0.0]))
+
+
+def test_gradients_are_means():
+    parts = [
+        Dense({"w": torch.tensor([value])}, {"n": torch.tensor(3)}, {"l": torch.tensor(value)}) for value in (1.0, 4.0)
+    ]
+    found = summed(*parts)
+    assert found.gradients["w"].tolist() == [2.5]
+    assert found.statistics["n"].item() == 3
+    assert found.statistics["n"].dtype == torch.int64
+
+
+class Of(Alone):
+    """A world of several ranks that nothing is sent in."""
+
+    def __init__(self, size):
+        self.size = size
+
+
+WEIGHTS = rules.NoiseStep(estimator="weight-probes", probes=128)
+
+
+@pytest.mark.parametrize(
+    ("rule", "asked", "ranks", "batch", "split", "shares"),
+    [
+        (WEIGHTS, {}, 2, 128, "batch", 4),
+        (WEIGHTS, {}, 6, 128, "batch", 8),
+        (WEIGHTS, {"split": "probes"}, 3, 128, "probes", 4),
+        (WEIGHTS, {"split": "probes"}, 60, 128, "probes", 64),
+        (WEIGHTS, {"shares": 2}, 1, 128, "batch", 2),
+        (rules.SPSA(pairs=6), {}, 2, 128, "probes", 6),
+        (rules.SPSA(pairs=2), {}, 2, 128, "probes", 2),
+        (rules.LocalLoss(), {}, 3, 96, "batch", 4),
+        (rules.LocalLoss(), {}, 2, 48, "batch", 3),
+    ],
+)
+def test_how_a_step_is_divided_where_nobody_says(rule, asked, ranks, batch, split, shares):
+    found = with_parts(Options(**asked), rule, Of(ranks), batch)
+    assert (found.split, found.shares) == (split, shares)
+
+
+def test_one_process_divides_nothing_unless_it_is_asked():
+    options = Options()
+    assert with_parts(options, WEIGHTS, Of(1), 128) is options
+
+
+@pytest.mark.parametrize(
+    ("rule", "asked", "ranks", "batch", "words"),
+    [
+        (rules.LocalLoss(), {}, 9, 128, "there are 9 ranks, and a step of 128 examples has at most 8 equal parts"),
+        (rules.LocalLoss(), {"shares": 16}, 2, 128, "needs 16 examples"),
+        (rules.LocalLoss(), {"shares": 3}, 2, 128, "cannot be divided into 3 equal parts"),
+        (rules.LocalLoss(), {"split": "probes"}, 2, 128, "give --split batch"),
+        (rules.LocalLoss(), {"shares": 2}, 3, 128, "there are 3 ranks, and a step has 2 parts"),
+        (rules.SPSA(pairs=2), {}, 3, 128, "a step of 2 probes has at most 2 equal parts"),
+        (rules.Evolution(per="group", group=32), {"shares": 8}, 2, 128, "multiple of group = 32"),
+        (rules.LocalLoss(), {"units": "in-turn"}, 2, 128, "leave units or split out"),
+    ],
+)
+def test_a_step_that_cannot_be_divided_so_is_refused(rule, asked, ranks, batch, words):
+    with pytest.raises(InputError, match=words):
+        with_parts(Options(**asked), rule, Of(ranks), batch)
