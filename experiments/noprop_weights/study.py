@@ -66,8 +66,8 @@ class WeightStudy:
         schedule, noise = cast("Schedule", net.schedule), Noise(options.seed).stream("study")
         compute, held = Compute.find(options.device, options.precision), self.held(data, noise)
         task = Task.of(data)
-        images = task.prepare(held.images.to(compute.device))
-        labels, times = held.labels.to(compute.device), bin_centres(self.bins).to(compute.device)
+        images = task.prepare(held.images[:].to(compute.device))
+        labels, times = held.targets.to(compute.device), bin_centres(self.bins).to(compute.device)
         normal = noise.stream("noise").normal(len(labels) * net.dimension, device=compute.device)
         normal = normal.view(len(labels), net.dimension)
         net.eval()
@@ -96,7 +96,7 @@ class WeightStudy:
         """Return the images that are looked at."""
         split = data.validation if len(data.validation) else data.train
         rows = noise.stream("images").permutation(len(split))[: self.images].to(split.labels.device)
-        return Split(split.images[rows], split.labels[rows])
+        return split.part(rows)
 
 
 def study_weights(  # long: what is trained, and how it is looked at

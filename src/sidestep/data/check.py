@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from sidestep.data.labels import label_tensor
+from sidestep.data.rows import is_mapped, stored
 from sidestep.data.splits import Split
 from sidestep.errors import DataError
 
@@ -19,13 +20,14 @@ CHANNELS = (1, 3, 4)
 
 
 def make_split(images: Array, labels: Array, where: str) -> Split:
-    """Images in any accepted form and their labels as a Split that shares no memory with them.
+    """Images in any accepted form and their labels as a Split that shares no memory with them, unless they are a
+    read-only memory map, which is read in batches.
 
     Images: (N, H, W), (N, H, W, C), (N, C, H, W) with C of 1, 3 or 4, or flat vectors (N, F), kept as (N, 1,
     1, F); uint8, other integers of 0..255, or finite floats (kept as float32). Labels: integers >= 0, (N,) or
     (N, 1). `where` names the arrays in the DataError that anything else raises.
     """
-    pixels = image_tensor(images, f"{where} images")
+    pixels = stored(images, image_tensor, f"{where} images")
     return Split(pixels, label_tensor(labels, len(pixels), f"{where} labels"))
 
 
@@ -35,6 +37,9 @@ def as_array(values: Any, where: str) -> Array:
 
     Raises DataError for what is none, for lists of arrays of different shapes, and for arrays with masked elements.
     """
+    if is_mapped(values):
+        mapped: Array = values
+        return mapped
     if isinstance(values, list | tuple) and values and any(hasattr(value, "__array__") for value in values):
         values = [as_array(value, where) for value in values]  # numpy takes tensors apart, one number at a time
     if isinstance(values, Dataset | DataLoader) or values is None:

@@ -60,7 +60,7 @@ def held_count(examples: int, fraction: float) -> int:
 def cut_rows(train: Split, fraction: float) -> tuple[Split, Split]:
     """What stays of train, and a share of it for validation, where there are no classes to be kept."""
     kept, held = hold_out(len(train), held_count(len(train), fraction), "validation")
-    return Split(train.images[kept], train.labels[kept]), Split(train.images[held], train.labels[held])
+    return train.part(kept), train.part(held)
 
 
 def cut_validation(train: Split, fraction: float, class_names: Sequence[str], name: str) -> tuple[Split, Split]:
@@ -71,9 +71,9 @@ def cut_validation(train: Split, fraction: float, class_names: Sequence[str], na
     count = held_count(len(train), fraction)
     if not count:
         return train, Split(train.images[:0], train.labels[:0])
-    kept, held, lost = keep_classes(*hold_out(len(train), count, "validation"), train.labels)
+    kept, held, lost = keep_classes(*hold_out(len(train), count, "validation"), train.targets)
     report_kept(name, "validation", [class_names[label] for label in lost], len(held))
-    return Split(train.images[kept], train.labels[kept]), Split(train.images[held], train.labels[held])
+    return train.part(kept), train.part(held)
 
 
 def report_kept(name: str, split: str, classes: Sequence[str], left: int) -> None:

@@ -15,6 +15,7 @@ from sidestep.data.images.catalogue import KNOWN, Known
 from sidestep.data.images.folder import folder_source
 from sidestep.data.images.npz import npz_source
 from sidestep.data.labels import class_names_from
+from sidestep.data.rows import is_mapped
 from sidestep.data.source import Source, assemble
 from sidestep.data.splits import DataSet, PictureForm
 from sidestep.data.tables.mapping import mapping_set
@@ -101,7 +102,10 @@ def from_arrays(
     class_names: Sequence[str] | None = None,
     targets: str = "classes",
 ) -> DataSet:
-    """A data set from arrays or tensors in memory, which are copied.
+    """A data set from arrays or tensors in memory, which are copied, or from memory-mapped files, which are not.
+
+    What `numpy.load(path, mmap_mode="r")` or a read-only `numpy.memmap` gives as inputs stays in its file, and is read
+    in batches; the file must not change while it is used.
 
     Images: (N, H, W), (N, H, W, C), (N, C, H, W) with C of 1, 3 or 4 (channels are taken to be last where
     both could be); uint8, integers of 0..255, or finite floats, which stay in their own units. Tables: (N, F) numbers,
@@ -128,7 +132,9 @@ def from_arrays(
     train = as_array(x_train, f"{name}: train images"), as_array(y_train, f"{name}: train labels")
     arrays = None
     if x_test is not None:
-        arrays = as_array(x_test, f"{name}: test images").copy(), as_array(y_test, f"{name}: test labels").copy()
+        inputs = as_array(x_test, f"{name}: test images")
+        inputs = inputs if is_mapped(inputs) else inputs.copy()
+        arrays = inputs, as_array(y_test, f"{name}: test labels").copy()
     source = Source(
         name,
         train=lambda: train,

@@ -56,8 +56,8 @@ def is_named(inputs: Any) -> TypeGuard[Named]:
     return isinstance(inputs, Named)
 
 
-def tensors_of(inputs: Any) -> list[Tensor]:
-    """Return the tensors that inputs consist of, in an order of their own: of a mapping by name."""
+def tensors_of(inputs: Any) -> list[Any]:
+    """Return the tensors, or rows in a file, that inputs consist of, in an order of their own: of a mapping by name."""
     return [inputs.tensors[name] for name in sorted(inputs.tensors)] if is_named(inputs) else [inputs]
 
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from sidestep.data.notices import report
+from sidestep.data.rows import Rows, blocks
 from sidestep.data.splits import Split
 from sidestep.wording import counted
 
@@ -18,16 +19,21 @@ def report_sameness(name: str, train: Split, class_names: Sequence[str]) -> None
     """Say so where all images of train or of a class (of two images or more) are alike, pixel for pixel, or where
     at least half of a class's images are of one colour throughout.
     """
-    if train.images[0].numel() < 4:
+    if train.images.shape[1:].numel() < 4:
         return
-    alike, blank = [], []
-    for label in torch.unique(train.labels).tolist():
-        own = (train.labels == label).nonzero()[:, 0]
-        if len(own) > 1 and _all_alike(train.images, own):
-            alike.append(label)
-        if 2 * int(_blank(train.images, own).sum()) >= len(own):
-            blank.append(label)
-    if len(alike) > 1 and _all_alike(train.images, torch.arange(len(train))):
+    alike: list[int] = []
+    blank: list[int] = []
+    if isinstance(train.images, Rows):
+        alike, blank, whole = _in_one_pass(train.images, train.targets)
+    else:
+        for label in torch.unique(train.labels).tolist():
+            own = (train.labels == label).nonzero()[:, 0]
+            if len(own) > 1 and _all_alike(train.images, own):
+                alike.append(label)
+            if 2 * int(_blank(train.images, own).sum()) >= len(own):
+                blank.append(label)
+        whole = len(alike) > 1 and _all_alike(train.images, torch.arange(len(train)))
+    if whole:
         report(f"{name}: all {counted(len(train), 'training image')} are alike, pixel for pixel: nothing can be learnt")
         return
     if alike:
@@ -36,6 +42,25 @@ def report_sameness(name: str, train: Split, class_names: Sequence[str]) -> None
         report(
             f"{name}: at least half the training images of {_named(blank, class_names)} are of one colour throughout"
         )
+
+
+def _in_one_pass(images: Rows, labels: Tensor) -> tuple[list[int], list[int], bool]:
+    """Classes whose images are all alike, classes half of whose images are blank, and whether all images are alike: in
+    one walk through the file, since a walk for each class would read it as many times.
+    """
+    classes, numbers, counts = labels.unique(return_inverse=True, return_counts=True)
+    firsts = images[torch.stack([(labels == label).nonzero()[0, 0] for label in classes])]
+    same, blank, start = torch.ones(len(classes), dtype=torch.bool), torch.zeros(len(classes)), 0
+    for block in blocks(images):
+        own = numbers[start : start + len(block)]
+        start += len(block)
+        different = (block != firsts[own]).flatten(1).any(1)
+        same[own[different]] = False
+        flat = block.flatten(2)
+        blank += torch.bincount(own[(flat == flat[:, :, :1]).flatten(1).all(1)], minlength=len(classes))
+    alike = classes[same & (counts > 1)].tolist()
+    whole = len(alike) == len(classes) > 1 and bool((firsts == firsts[:1]).all())
+    return alike, classes[2 * blank >= counts].tolist(), whole
 
 
 def _all_alike(images: Tensor, rows: Tensor) -> bool:

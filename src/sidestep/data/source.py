@@ -18,6 +18,7 @@ from sidestep.data.labels import (
     looks_like_numbers,
 )
 from sidestep.data.notices import report
+from sidestep.data.rows import Stored
 from sidestep.data.sameness import report_sameness
 from sidestep.data.splits import DataSet, PictureForm, Split
 from sidestep.data.tables.columns import is_table, table_set
@@ -62,12 +63,12 @@ def assemble(source: Source, validation: float = 0.1) -> DataSet:
             f"{source.name}: its images are {source.image_shape} (channels, height, width), this file has "
             f"{train.image_shape}; give the file by its path to use it as a set of its own"
         )
-    class_names = _class_names(source, train.labels)
+    class_names = _class_names(source, train.targets)
     check_class_names(class_names, source.name)
-    check_label_range(train.labels, len(class_names), f"{source.name}: train labels")
+    check_label_range(train.targets, len(class_names), f"{source.name}: train labels")
     if source.image_shape is None:  # that is, no known set
         _tell_of_many_classes(source.name, len(class_names), len(train))
-    _tell_of_first_class(source.name, train.labels, class_names)
+    _tell_of_first_class(source.name, train.targets, class_names)
     report_sameness(source.name, train, class_names)
     if source.validation is not None:
         held = _read_like(source.validation, f"{source.name}: validation", train, len(class_names))
@@ -78,7 +79,7 @@ def assemble(source: Source, validation: float = 0.1) -> DataSet:
         _tell_of_units(source.name, "validation", held, statistics)
     read_test = None
     if source.test is not None:
-        example = Split(train.images[:1].clone(), train.labels[:1].clone())  # so that train itself is not kept alive
+        example = Split(train.images[:1].clone(), train.targets[:1].clone())  # so that train itself is not kept alive
         read_test = partial(_read_like, source.test, f"{source.name}: test", example, len(class_names))
         if source.checks_test:  # nothing else is made of it, and it is released
             _tell_of_units(source.name, "test", read_test(), statistics)
@@ -112,7 +113,7 @@ def _tell_of_first_class(name: str, labels: Tensor, class_names: Sequence[str]) 
         )
 
 
-def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def channel_statistics(images: Stored) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of each channel in float64; of pixel / 255, exactly, where images are
     uint8.
 
@@ -164,5 +165,5 @@ def _read_like(reader: Reader, where: str, train: Split, classes: int) -> Split:
             f"{where} images are {split.images.dtype}, those of train {train.images.dtype}; "
             "give both in one dtype and in the same units: uint8 counts from 0 to 255"
         )
-    check_label_range(split.labels, classes, f"{where} labels")
+    check_label_range(split.targets, classes, f"{where} labels")
     return split

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sidestep.data.named import Named, is_named
 from sidestep.data.objective import Objective
+from sidestep.data.rows import Rows, Stored, blocks
 from sidestep.errors import DataError, InputError
 
 __all__ = ["DataSet", "PictureForm", "Split"]
@@ -26,7 +27,7 @@ class PictureForm:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Split:
-    """Inputs with their targets, one row for each example.
+    """Inputs with their targets, one row for each example: tensors, or rows that stay in a file.
 
     images: the inputs: images (n, channels, height, width) in uint8 or float32, features (n, columns) in float32, or
         token ids (n, length) in int64; or several tensors by name (`Named`).
@@ -39,8 +40,8 @@ class Split:
     Split(5 images of 1 x 8 x 8, uint8)
     """
 
-    images: Any  # (n, ...), or several tensors by name
-    labels: Tensor  # (n,) or (n, columns)
+    images: Any  # (n, ...): a tensor, rows in a file (`Rows`), or several tensors by name (`Named`)
+    labels: Stored  # (n,) or (n, columns)
 
     def __post_init__(self) -> None:
         if not is_named(self.images) and (self.images.ndim, self.images.dtype) not in _INPUTS:
@@ -69,6 +70,15 @@ class Split:
     def image_shape(self) -> tuple[int, ...]:
         """Shape of one input: channels, height and width of an image, the number of features, the length in tokens."""
         return () if is_named(self.images) else tuple(self.images.shape[1:])
+
+    @property
+    def targets(self) -> Tensor:
+        """The targets as a tensor in memory, read whole where they are in a file."""
+        return self.labels if isinstance(self.labels, Tensor) else self.labels[:]
+
+    def part(self, rows: Tensor | slice) -> "Split":
+        """Some examples, by their numbers (n,) or as a slice; what is in a file stays there."""
+        return Split(_part(self.images, rows), _part(self.labels, rows))
 
     def to(self, device: str | torch.device) -> "Split":
         """The same split on `device`."""
@@ -121,9 +131,9 @@ class DataSet:
     def every_image(self) -> Split:
         """The images of all splits as one, to judge a net by that was trained on another set."""
         parts = [part for part in (self.train, self.validation, self.test if self.has_test else None) if part]
-        images = [part.images for part in parts]
+        images = [block for part in parts for block in blocks(part.images)]
         together = Named.joined(images) if is_named(images[0]) else torch.cat(images)
-        return Split(together, torch.cat([part.labels for part in parts]))
+        return Split(together, torch.cat([part.targets for part in parts]))
 
     @property
     def has_test(self) -> bool:
@@ -166,5 +176,9 @@ def _moved_test(data: DataSet, device: str | torch.device) -> Split:
     return data.test.to(device)
 
 
-def _dtype_name(tensor: Tensor) -> str:
+def _part(of: Stored, rows: Tensor | slice) -> Stored:
+    return of.part(rows) if isinstance(of, Rows) else of[rows]
+
+
+def _dtype_name(tensor: Stored) -> str:
     return str(tensor.dtype).removeprefix("torch.")

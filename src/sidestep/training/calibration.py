@@ -115,7 +115,7 @@ def calibration_images(validation: Split, noise: Noise) -> Split:
     count = min(len(validation), _MOST) if len(validation) >= FEWEST else 0
     rows = noise.stream("calibration").permutation(len(validation))[:count] if count else torch.zeros(0).long()
     rows = rows.to(validation.labels.device)
-    return Split(validation.images[rows], validation.labels[rows])
+    return validation.part(rows)
 
 
 def _logarithms(probabilities: Tensor) -> Tensor:

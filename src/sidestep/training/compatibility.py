@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sidestep.data import DataSet, PictureForm, Split, names
 from sidestep.data.named import tensors_of
+from sidestep.data.rows import Stored, blocks
 from sidestep.data.source import channel_statistics
 from sidestep.errors import CheckpointError, InputError
 from sidestep.rules.protocol import Task
@@ -88,7 +89,9 @@ def data_record(data: DataSet, source: Mapping[str, Any]) -> dict[str, Any]:
 def _labels_digest(data: DataSet) -> str:
     digest = hashlib.sha256()
     for split in (data.train, data.validation):
-        digest.update(split.labels.cpu().numpy().astype("<f4" if split.labels.is_floating_point() else "<i8").tobytes())
+        kind = "<f4" if split.labels.is_floating_point() else "<i8"
+        for labels in blocks(split.labels):
+            digest.update(labels.cpu().numpy().astype(kind).tobytes())
         digest.update(b"|")
     return digest.hexdigest()[:32]
 
@@ -105,9 +108,9 @@ def pixels_digest(*splits: Split) -> str:
 
 
 def _blocks(images: Any) -> Iterator[Tensor]:
-    """Tensors of up to 4,096 rows, of a mapping one after another, by name."""
+    """Tensors of some rows, of a mapping one after another, by name."""
     for tensor in tensors_of(images):
-        yield from tensor.split(4096)
+        yield from blocks(tensor)
 
 
 def check_test(folder: Path, test: Split) -> None:
@@ -203,7 +206,7 @@ def picture_form(folder: Path) -> PictureForm | None:
         raise CheckpointError(f"the config.toml of {folder} lacks or misnames an entry: {error}") from error
 
 
-def pixel_scale_warning(task: Task, images: Tensor) -> str | None:
+def pixel_scale_warning(task: Task, images: Stored) -> str | None:
     """Return a sentence for images whose pixels can hardly be in the units of those trained on, else None.
 
     What is compared is the standard deviation of the pixels of all given images, sqrt(mean over channels of

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from sidestep.data import Split
 from sidestep.data.objective import Objective
+from sidestep.data.rows import Stored
 from sidestep.errors import InputError, NonFiniteError
 from sidestep.noise import Noise
 from sidestep.rules import RULES
@@ -38,7 +39,7 @@ def check_readings(rule: Rule, names: Sequence[str]) -> None:
 def predictions(  # long: a prediction depends on these
     rule: Rule,
     net: nn.Module,
-    images: Tensor,
+    images: Stored,
     task: Task,
     compute: Compute,
     noise: Noise,

@@ -1,5 +1,6 @@
 """How far an evaluation has come, in a file, so that one that is stopped goes on from there."""
 
+import itertools
 import math
 import time
 import zlib
@@ -14,6 +15,7 @@ from torch import Tensor
 from sidestep import checkpoint
 from sidestep.data import Split
 from sidestep.data.named import tensors_of
+from sidestep.data.rows import blocks
 from sidestep.errors import CheckpointError
 from sidestep.training.stopping import Stopped, StopRequest
 
@@ -67,9 +69,9 @@ class EvaluationProgress:
             numbers: how many `sums` a reading has, if any.
         """
         earlier = self._earlier.get(name, {})
-        data = (
-            checksum([*tensors_of(split.images), split.labels]) if self._file else 0
-        )  # without a file nothing is continued
+        inputs = (block for tensor in tensors_of(split.images) for block in blocks(tensor))
+        rows = itertools.chain(inputs, blocks(split.labels))
+        data = checksum(rows) if self._file else 0  # without a file nothing is continued
         same = _is_count(earlier, names, len(split), numbers) and earlier.get("data") == data
         count = Count(dict.fromkeys(names, 0))
         if same:

@@ -12,8 +12,9 @@ from sidestep.data import DataSet, Split, load
 from sidestep.data.check import Array, as_array, pixel_tensor
 from sidestep.data.labels import check_label_range
 from sidestep.data.named import Named
+from sidestep.data.rows import Stored, stored
 from sidestep.data.sequences.tokens import token_tensor
-from sidestep.data.tables.columns import feature_tensor
+from sidestep.data.tables.columns import feature_rows
 from sidestep.data.tables.mapping import named_tensors
 from sidestep.errors import InputError
 from sidestep.rules.protocol import Task
@@ -53,7 +54,8 @@ def given_options(options: Any, steps: int | None = None) -> Options:
 
 
 def given_images(task: Task, images: Any) -> Any:
-    """Raw images as the net takes them, (n, channels, height, width) in the dtype trained on.
+    """Raw images as the net takes them, (n, channels, height, width) in the dtype trained on; those of a read-only
+    memory map stay in their file.
 
     Args:
         task: of the net.
@@ -72,7 +74,7 @@ def given_images(task: Task, images: Any) -> Any:
         return _given_rows(task, images)
     plain = isinstance(images, Tensor) and images.layout == torch.strided and not images.requires_grad
     if not plain or tuple(images.shape[1:]) != task.image_shape or images.dtype not in (torch.uint8, torch.float32):
-        images = pixel_tensor(_shaped(as_array(images, "images"), task.image_shape), "images")
+        images = stored(_shaped(as_array(images, "images"), task.image_shape), pixel_tensor, "images")
     task.check_pixels(images)
     return images  # on the device where they lie
 
@@ -88,7 +90,7 @@ def _given_mapping(task: Task, inputs: Any) -> Named:
     return found
 
 
-def _given_rows(task: Task, rows: Any) -> Tensor:
+def _given_rows(task: Task, rows: Any) -> Stored:
     """Rows as they lie in a split: of a table, (n, columns), float32; of token ids, (n, length), int64."""
     array = as_array(rows, "rows")
     if array.shape[1:] != task.shape:
@@ -99,8 +101,10 @@ def _given_rows(task: Task, rows: Any) -> Tensor:
         )
     if task.inputs == "tokens":
         vocabulary = task.classes if task.targets == "tokens" else 1 << 62  # a task of classes does not know it
-        return token_tensor(array, vocabulary, "rows") if len(array) else torch.zeros(0, *task.shape).long()
-    return feature_tensor(array, "rows") if len(array) else torch.zeros(0, *task.shape)
+        if not len(array):
+            return torch.zeros(0, *task.shape).long()
+        return stored(array, lambda ids, where: token_tensor(ids, vocabulary, where), "rows")
+    return feature_rows(array, "rows") if len(array) else torch.zeros(0, *task.shape)
 
 
 def _shaped(images: Array, wanted: tuple[int, int, int]) -> Array:
@@ -136,7 +140,7 @@ def given_split(task: Task, split: Any) -> Split:
         )
     task.check_pixels(split.images)
     if task.targets == "classes":
-        check_label_range(split.labels, task.classes, "the split")
+        check_label_range(split.targets, task.classes, "the split")
     elif task.targets != "tokens" and split.labels.shape[1:] != (task.classes,):
         raise InputError(
             f"targets have shape {tuple(split.labels.shape[1:])}, but the net gives {task.classes} {task.targets} for "

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from sidestep.data import Split
 from sidestep.data.notices import report
+from sidestep.data.rows import Stored
 from sidestep.errors import InputError
 from sidestep.noise import Noise
 from sidestep.rules.protocol import Rule, Task
@@ -130,7 +131,7 @@ class Run:
         count = self._count(images, names, lambda _, p, labels: fit_sums(p, labels))
         return replace(self, calibration=Calibration.fitted(self.rule, count.sums, len(images)))
 
-    def _tell_of_contrast(self, what: str, images: Tensor) -> None:
+    def _tell_of_contrast(self, what: str, images: Stored) -> None:
         unlike = pixel_scale_warning(self.task, images)
         if unlike:
             report(f"{what}: {unlike}")

@@ -81,9 +81,9 @@ def budget_data(preset: Preset, budget: str, data_dir: Path | None, progress: bo
 
 
 def _first_images(data: DataSet) -> DataSet:
-    train = Split(data.train.images[:FIRST_TRAIN], data.train.labels[:FIRST_TRAIN])
+    train = data.train.part(slice(0, FIRST_TRAIN))
 
     def read_test() -> Split:
-        return Split(data.test.images[:FIRST_TEST], data.test.labels[:FIRST_TEST])
+        return data.test.part(slice(0, FIRST_TEST))
 
     return dataclasses.replace(data, train=train, read_test=read_test if data.has_test else None)

@@ -33,7 +33,7 @@ def grid(split: Split, class_names: tuple[str, ...], path: str | Path, rows: int
         raise InputError(f"a grid needs at least one row, column and image, got {rows}, {columns} and {len(split)}")
     if path.suffix.lower() != ".png":
         raise InputError(f"the picture is written as PNG, so its name must end in .png, got {path.name!r}")
-    chosen = _by_turns(split.labels)[: rows * columns]
+    chosen = _by_turns(split.targets)[: rows * columns]
     labels = split.labels[chosen].tolist()
     if max(labels) >= len(class_names):
         raise InputError(f"label {max(labels)} has no name: {len(class_names)} class names were given")

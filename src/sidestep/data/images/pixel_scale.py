@@ -4,7 +4,8 @@ import math
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+
+from sidestep.data.rows import Stored, blocks
 
 __all__ = ["Moments", "moments", "unlike_split"]
 
@@ -35,27 +36,42 @@ class Moments:
         return mean, math.sqrt(max(0.0, sum(squares) / len(self.mean) - mean**2))
 
 
-def moments(images: Tensor) -> Moments:
-    """Mean and variance in float64 of images (n, channels, height, width); exactly, where they are uint8."""
-    mean, deviations = [], []
-    for channel in range(images.shape[1]):
-        pixels = images[:, channel].reshape(-1)
-        if images.dtype == torch.uint8:
-            counts = torch.bincount(pixels, minlength=256).double()
-            values = torch.arange(256, dtype=torch.float64, device=images.device) / 255
-            centre = float((counts * values).sum() / counts.sum())
-            variance = float((counts * (values - centre) ** 2).sum() / counts.sum())
-        else:
-            chunks = torch.split(pixels, 1 << 22)  # float64 copies of 32 MB, never of the whole set
-            centre = sum(float(chunk.double().sum()) for chunk in chunks) / len(pixels)
-            squares = (float(((chunk.double() - centre) ** 2).sum()) for chunk in chunks)
-            variance = sum(squares) / len(pixels)
-        mean.append(centre)
-        deviations.append(variance)
-    return Moments(tuple(mean), tuple(deviations))
+def moments(images: Stored) -> Moments:
+    """Mean and variance in float64 of images (n, channels, height, width) or of columns (n, columns); exactly, where
+    they are uint8. They are looked at in blocks of rows, never all at once.
+    """
+    return _of_bytes(images) if images.dtype == torch.uint8 else _of_floats(images)
 
 
-def unlike_split(split: str, images: Tensor, train: Moments) -> str | None:
+def _of_bytes(images: Stored) -> Moments:
+    channels = range(images.shape[1])
+    counts = torch.zeros(len(channels), 256, dtype=torch.float64, device=images.device)
+    for block in blocks(images):
+        for channel in channels:
+            counts[channel] += torch.bincount(block[:, channel].reshape(-1), minlength=256)
+    values = torch.arange(256, dtype=torch.float64, device=images.device) / 255
+    mean = [float((count * values).sum() / count.sum()) for count in counts]
+    variance = [
+        float((count * (values - centre) ** 2).sum() / count.sum()) for count, centre in zip(counts, mean, strict=True)
+    ]
+    return Moments(tuple(mean), tuple(variance))
+
+
+def _of_floats(images: Stored) -> Moments:
+    channels, count = range(images.shape[1]), len(images) * images.shape[2:].numel()
+    mean, variance = [0.0] * len(channels), [0.0] * len(channels)
+    for block in blocks(images):
+        for channel in channels:
+            mean[channel] += float(block[:, channel].reshape(-1).double().sum())
+    mean = [total / count for total in mean]
+    for block in blocks(images):
+        for channel in channels:
+            distances = block[:, channel].reshape(-1).double().sub_(mean[channel])
+            variance[channel] += float(distances.square_().sum())
+    return Moments(tuple(mean), tuple(total / count for total in variance))
+
+
+def unlike_split(split: str, images: Stored, train: Moments) -> str | None:
     """Return a sentence for a split whose pixels can hardly be in the units of train's, else None.
 
     Splits of one set are alike, so means that lie .9 standard deviations apart, or standard deviations that differ by

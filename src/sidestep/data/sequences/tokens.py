@@ -12,6 +12,7 @@ from torch import Tensor
 from sidestep.data.check import Array, as_array
 from sidestep.data.cut import check_validation, cut_rows
 from sidestep.data.objective import IGNORED
+from sidestep.data.rows import is_mapped, stored
 from sidestep.data.splits import DataSet, Split
 from sidestep.data.tables.columns import data_set, target_tensor
 from sidestep.errors import DataError, InputError
@@ -48,7 +49,7 @@ def from_tokens(  # long: two splits, and what they mean
     validation: float = 0.1,
     name: str = "tokens",
 ) -> DataSet:
-    """A data set of rows of token ids.
+    """A data set of rows of token ids; those of a read-only memory map stay in their file, and are read in batches.
 
     Without `y_train` the target at each place is the token that follows: of rows (N, length + 1) the inputs are all
     but the last, and the targets all but the first.
@@ -83,7 +84,7 @@ def from_tokens(  # long: two splits, and what they mean
     test = read(x_test, y_test, f"{name}: test") if x_test is not None else None
     if test is not None and test.image_shape != kept.image_shape:
         raise DataError(f"{name}: test rows have {test.image_shape[0]} tokens, those of train {kept.image_shape[0]}")
-    outputs = words if targets == "tokens" else _outputs(whole.labels, class_names, targets, name)
+    outputs = words if targets == "tokens" else _outputs(whole.targets, class_names, targets, name)
     return data_set(name, kept, aside, test, outputs, targets)
 
 
@@ -119,7 +120,10 @@ def _windows(ids: Tensor, length: int) -> Split:
 def _rows(  # long: arrays, and what they mean
     inputs: Any, wanted: Any, where: str, *, words: tuple[str, ...], targets: str, padding: int | None
 ) -> Split:
-    ids = token_tensor(as_array(inputs, f"{where} tokens"), len(words), f"{where} tokens")
+    given = as_array(inputs, f"{where} tokens")
+    if is_mapped(given):
+        return _mapped_rows(given, wanted, where, len(words), targets, padding)
+    ids = token_tensor(given, len(words), f"{where} tokens")
     if targets != "tokens":
         if wanted is None:
             raise InputError(f"{where}: targets that are {targets} have to be given")
@@ -129,9 +133,7 @@ def _rows(  # long: arrays, and what they mean
             raise DataError(f"{where}: a row needs two tokens or more, so that one follows another")
         ids, following = ids[:, :-1].clone(), ids[:, 1:].clone()
     else:
-        given = as_array(wanted, f"{where} targets")
-        following = token_tensor(np.where(given == IGNORED, 0, given), len(words), f"{where} targets")
-        following[torch.from_numpy(given == IGNORED)] = IGNORED
+        following = _wanted(as_array(wanted, f"{where} targets"), f"{where} targets", len(words), None)
         if following.shape != ids.shape:
             raise DataError(
                 f"{where}: need one target for each token, got shape {tuple(following.shape)} for {tuple(ids.shape)}"
@@ -139,6 +141,43 @@ def _rows(  # long: arrays, and what they mean
     if padding is not None:
         following[following == padding] = IGNORED
     return Split(ids, following)
+
+
+def _mapped_rows(  # long: arrays, and what they mean
+    ids: Array, wanted: Any, where: str, vocabulary: int, targets: str, padding: int | None
+) -> Split:
+    """The same of ids in a read-only memory map, which stay in their file."""
+    known = partial(_known, vocabulary=vocabulary)
+    if targets != "tokens":
+        if wanted is None:
+            raise InputError(f"{where}: targets that are {targets} have to be given")
+        labels = target_tensor(as_array(wanted, f"{where} targets"), len(ids), targets, f"{where} targets")
+        return Split(stored(ids, known, f"{where} tokens"), labels)
+    if wanted is None:
+        if ids.ndim == 2 and ids.shape[1] < 2:
+            raise DataError(f"{where}: a row needs two tokens or more, so that one follows another")
+        ids, following = (ids[:, :-1], ids[:, 1:]) if ids.ndim == 2 else (ids, ids)
+    else:
+        following = as_array(wanted, f"{where} targets")
+        if following.shape != ids.shape:
+            raise DataError(f"{where}: need one target for each token, got shape {following.shape} for {ids.shape}")
+    kept = stored(ids, known, f"{where} tokens")
+    found = stored(following, partial(_wanted, vocabulary=vocabulary, padding=padding), f"{where} targets")
+    return Split(kept, found)
+
+
+def _known(ids: Array, where: str, vocabulary: int) -> Tensor:
+    return token_tensor(ids, vocabulary, where)
+
+
+def _wanted(given: Array, where: str, vocabulary: int, padding: int | None) -> Tensor:
+    """Ids as targets, of which those that do not count, and padding, are IGNORED."""
+    ignored = given == IGNORED
+    following = token_tensor(np.where(ignored, 0, given) if ignored.any() else given, vocabulary, where)
+    following[torch.from_numpy(np.asarray(ignored))] = IGNORED
+    if padding is not None:
+        following[following == padding] = IGNORED
+    return following
 
 
 def _outputs(labels: Tensor, names: Sequence[str] | None, targets: str, where: str) -> tuple[str, ...]:

@@ -11,10 +11,11 @@ from sidestep.data.check import Array, image_tensor
 from sidestep.data.cut import cut_rows, cut_validation
 from sidestep.data.images.pixel_scale import Moments, moments
 from sidestep.data.labels import check_class_names, check_label_range, label_tensor
+from sidestep.data.rows import Rows, Stored, blocks, is_mapped, stored
 from sidestep.data.splits import DataSet, Split
 from sidestep.errors import DataError
 
-__all__ = ["data_set", "feature_tensor", "is_table", "output_names", "table_set", "target_tensor"]
+__all__ = ["data_set", "feature_rows", "feature_tensor", "is_table", "output_names", "table_set", "target_tensor"]
 
 _COLUMNS = 8  # named in an error
 _LOST = 0.01  # of a column's standard deviation: the most that rounding to float32 may take
@@ -28,8 +29,25 @@ def is_table(inputs: Array) -> bool:
 def feature_tensor(table: Array, where: str) -> Tensor:
     """A table of numbers, (n, columns), as float32 of its own.
 
-    Raises DataError for what is no number, and for NaN or infinities, with the columns that have them.
+    Raises DataError for what is no number, for NaN or infinities, with the columns that have them, and for columns that
+    float32 cannot hold.
     """
+    features = row_tensor(table, where)
+    _check_spread(table, features.numpy(), where)
+    return features
+
+
+def feature_rows(table: Array, where: str) -> Stored:
+    """The same of a table that may be a read-only memory map, which then stays in its file."""
+    if not is_mapped(table):
+        return feature_tensor(table, where)
+    found = stored(table, row_tensor, where)
+    _check_spread_in_file(table, where)
+    return found
+
+
+def row_tensor(table: Array, where: str) -> Tensor:
+    """Rows of a table as float32 of their own, each looked at alone; raises DataError as `feature_tensor` does."""
     if table.dtype.kind not in "uifb":
         raise DataError(
             f"{where}: a table must hold numbers, got {table.dtype}; turn categories into columns of 0 and 1 first "
@@ -47,7 +65,6 @@ def feature_tensor(table: Array, where: str) -> Tensor:
             f"{where}: {int(wrong.sum()):,} of {wrong.size:,} numbers are NaN or infinite (in float32), in column"
             f"{'' if len(columns) == 1 else 's'} {named}; fill them (sklearn's SimpleImputer) or leave these rows out"
         )
-    _check_spread(table, features, where)
     return torch.from_numpy(features)
 
 
@@ -57,12 +74,33 @@ def _check_spread(given: Array, narrow: Array, where: str) -> None:
         return
     wide = given.astype(np.float64)
     spread = wide.std(axis=0)
-    lost = np.sqrt(np.square(narrow - wide).mean(axis=0)) > _LOST * spread
-    columns = np.flatnonzero(lost & (spread > 0))
+    _refuse_lost(wide.mean(axis=0), spread, np.sqrt(np.square(narrow - wide).mean(axis=0)), where)
+
+
+def _check_spread_in_file(table: Array, where: str) -> None:
+    """The same of a table that stays in its file, block by block."""
+    if table.dtype.itemsize < 4 or table.dtype == np.float32:
+        return
+    rows = Rows(table, _wide, where)
+    mean = torch.stack([block.sum(dim=0) for block in blocks(rows)]).sum(dim=0) / len(rows)
+    spread, lost = torch.zeros_like(mean), torch.zeros_like(mean)
+    for block in blocks(rows):
+        spread += (block - mean).square().sum(dim=0)
+        lost += (block.float().double() - block).square().sum(dim=0)
+    _refuse_lost(mean.numpy(), (spread / len(rows)).sqrt().numpy(), (lost / len(rows)).sqrt().numpy(), where)
+
+
+def _wide(rows: Array, where: str) -> Tensor:
+    return torch.from_numpy(rows.astype(np.float64))
+
+
+def _refuse_lost(mean: Array, spread: Array, lost: Array, where: str) -> None:
+    """Raise DataError for the first column that loses too much of what it varies by."""
+    columns = np.flatnonzero((lost > _LOST * spread) & (spread > 0))
     if len(columns):
         first = columns[0]
         raise DataError(
-            f"{where}: column {first} lies around {wide[:, first].mean():.6g} and varies by {spread[first]:.3g} only, "
+            f"{where}: column {first} lies around {mean[first]:.6g} and varies by {spread[first]:.3g} only, "
             "which float32 cannot hold; subtract a number in that range from it first, such as its mean over train, "
             "in all splits alike"
         )
@@ -113,7 +151,7 @@ def table_set(  # long: the arrays, and what they are
         names: of the classes, labels or values; numbered by default.
     """
     whole = _split(train, targets, f"{name}: train")
-    outputs = output_names(name, whole.labels, targets, names)
+    outputs = output_names(name, whole.targets, targets, names)
     if held is not None:
         kept, aside = whole, _split(held, targets, f"{name}: validation")
     elif targets == "classes":
@@ -152,8 +190,8 @@ def data_set(  # long: splits, and what they mean
     for column, variance in enumerate(values.variance if values else ()):
         if not variance:
             raise DataError(
-                f"{name}: every train value of column {column} is {float(train.labels[0, column]):g}, so that there is "
-                "nothing to be learnt; leave this column out"
+                f"{name}: every train value of column {column} is {float(train.targets[0, column]):g}, so that there "
+                "is nothing to be learnt; leave this column out"
             )
     centre, spread = (values.mean, values.std) if values else ((), ())
     read = partial(_given, test) if test is not None else None  # no closure: a set can be pickled
@@ -166,7 +204,10 @@ def _given(split: Split) -> Split:
 
 def _split(arrays: tuple[Array, Array], targets: str, where: str) -> Split:
     inputs, wanted = arrays
-    made = feature_tensor(inputs, f"{where} table") if is_table(inputs) else image_tensor(inputs, f"{where} images")
+    if is_table(inputs):
+        made = feature_rows(inputs, f"{where} table")
+    else:
+        made = stored(inputs, image_tensor, f"{where} images")
     called = "values" if targets == "values" else "labels"
     return Split(made, target_tensor(wanted, len(made), targets, f"{where} {called}"))
 
@@ -197,7 +238,7 @@ def _check_alike(other: Split, which: str, train: Split, outputs: int, targets: 
     if other.image_shape != train.image_shape:
         raise DataError(f"{name}: {which} rows have shape {other.image_shape}, those of train {train.image_shape}")
     if targets == "classes":
-        check_label_range(other.labels, outputs, f"{name}: {which} labels")
+        check_label_range(other.targets, outputs, f"{name}: {which} labels")
     elif other.labels.shape[1:] != train.labels.shape[1:]:
         raise DataError(
             f"{name}: {which} targets have {other.labels.shape[1]} columns, those of train {train.labels.shape[1]}"

@@ -66,8 +66,8 @@ def mapping_set(  # long: two splits, and what they mean
     """
     check_validation(validation)
     whole = _split(train, targets, f"{name}: train")
-    outputs = _token_names(whole.labels, names, name) if targets == "tokens" else output_names(
-        name, whole.labels, targets, names)  # fmt: skip
+    outputs = _token_names(whole.targets, names, name) if targets == "tokens" else output_names(
+        name, whole.targets, targets, names)  # fmt: skip
     kept, aside = cut_validation(whole, validation, outputs, name) if targets == "classes" else cut_rows(
         whole, validation)  # fmt: skip
     read = _split(test, targets, f"{name}: test") if test is not None else None
@@ -106,11 +106,11 @@ def _check_alike(test: Split, train: Split, outputs: int, targets: str, name: st
     if given.table != trained.table:
         raise DataError(f"{name}: test inputs are {', '.join(given.table)}; those of train {', '.join(trained.table)}")
     if targets == "classes":
-        check_label_range(test.labels, outputs, f"{name}: test targets")
+        check_label_range(test.targets, outputs, f"{name}: test targets")
     elif targets == "tokens":
-        if int(test.labels.max()) >= outputs:
-            raise DataError(f"{name}: test targets have the token {int(test.labels.max())}, of {outputs:,} in train")
-    elif test.labels.shape[1:] != train.labels.shape[1:]:
+        if int(test.targets.max()) >= outputs:
+            raise DataError(f"{name}: test targets have the token {int(test.targets.max())}, of {outputs:,} in train")
+    elif test.targets.shape[1:] != train.targets.shape[1:]:
         raise DataError(
-            f"{name}: test targets have {test.labels.shape[1]} columns, those of train {train.labels.shape[1]}"
+            f"{name}: test targets have {test.targets.shape[1]} columns, those of train {train.targets.shape[1]}"
         )

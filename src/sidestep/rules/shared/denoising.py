@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from sidestep.data import Split
+from sidestep.data.rows import in_memory
 from sidestep.errors import InputError
 from sidestep.nets.noprop.denoiser import Denoiser, TimedBlock
 from sidestep.nets.noprop.embeddings import class_embedding, embedding_distances, unit_rows
@@ -80,8 +81,8 @@ def embedding_for(
         return _own_coordinates(kind, task)
     images = None
     if examples is not None and kind == "prototype":
-        images = task.scaled(examples.images)
-    labels = examples.labels if examples is not None else None
+        images = task.scaled(in_memory(examples.images, "embedding = prototype"))
+    labels = examples.targets if examples is not None else None
     rows = class_embedding(kind, task.classes, task.shape, dimension, noise, images, labels)
     return unit_rows(rows) if unit_norm else rows
 
