@@ -1,13 +1,11 @@
-"""Several processes that would each do the whole job: refused with a sentence, before anything is written."""
+"""Several processes for a command that each would do alone: refused with a sentence, before anything is written."""
 
 import pytest
-import torch
 
-from sidestep import Options, rules, train
 from sidestep.cli import COMMANDS, main
-from sidestep.errors import InputError
 
 READING = {"rules", "presets"}
+SHARED = {"train"}  # what several processes do together
 
 
 def launched(monkeypatch, world_size="2", rank="0"):
@@ -23,16 +21,20 @@ def ended(capsys, *arguments):
     return leaving.value.code, captured.out, " ".join(captured.err.split())
 
 
-@pytest.mark.parametrize("command", sorted(COMMANDS.keys() - READING))
+@pytest.mark.parametrize("command", sorted(COMMANDS.keys() - READING - SHARED))
 def test_every_command_that_computes_or_writes_is_refused(command, capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     launched(monkeypatch)
     status, out, said = ended(capsys, command, "spsa", "--out", "runs/a")
     assert (status, out) == (2, "")
-    assert said.startswith("sidestep: started in 2 processes at once")
+    assert said.startswith("sidestep: rank 0: started in 2 processes at once")
     assert "without torchrun" in said
     launched(monkeypatch, rank="1")
-    assert ended(capsys, command, "spsa", "--out", "runs/a") == (2, "", said)  # rank 0 may have been stopped by then
+    assert ended(capsys, command, "spsa", "--out", "runs/a") == (
+        2,
+        "",
+        said.replace("rank 0", "rank 1"),
+    )  # rank 0 may have been stopped by then
     assert not list(tmp_path.iterdir())
 
 
@@ -51,11 +53,10 @@ def test_one_process_trains(world_size, capsys, monkeypatch, tmp_path):
     assert "run: runs/backprop-digits-0" in capsys.readouterr().out
 
 
-def test_python_refuses_in_a_process_group_of_several(monkeypatch):
-    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
-    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
-    rule, options = rules.Backprop(net="linear"), Options(epochs=0)
-    with pytest.raises(InputError, match="one of the 2 of an initialised"):
-        train(rule, "digits", options)
-    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 1)
-    assert train(rule, "digits", options).step == 0
+def test_a_launcher_says_who_a_process_is(capsys, monkeypatch):
+    launched(monkeypatch)
+    for name in ("MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    status, out, said = ended(capsys, "train", "backprop", "--net", "linear", "--epochs", "0")
+    assert (status, out) == (2, "")
+    assert said.startswith("sidestep: rank 0: WORLD_SIZE is 2, but MASTER_ADDR, MASTER_PORT is not set")
