@@ -95,7 +95,7 @@ class ChainedBlocks(nn.Module):
     def every_logits(self, images: Tensor, latent: Tensor | None = None) -> list[Tensor]:
         """Return every block's own logits, then those that `forward` gives."""
         if latent is None:
-            latent = self.embedding.new_zeros(len(images), self.dimension)
+            latent = self.embedding.new_zeros(images.shape[0], self.dimension)
         found, kept = [], latent if len(self.blocks) > 1 else torch.zeros_like(latent)
         for block, weight in zip(self.blocks, self.mixing.tanh(), strict=True):
             if self.activation_checkpointing and self.training:

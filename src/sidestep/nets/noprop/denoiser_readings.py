@@ -58,12 +58,12 @@ class Walker:
 
     def outputs(self, latent: Tensor, time: Tensor, rows: Tensor | None = None) -> Tensor:
         """Return the block's class outputs at z and t, (batch, classes), or those of some `rows` of the batch."""
-        prepared = self._prepared if rows is None or len(rows) == len(self._prepared) else self._prepared[rows]
+        prepared = self._prepared if rows is None or rows.shape == self._prepared.shape[:1] else self._prepared[rows]
         return self.net.block.outputs(prepared, latent, time)
 
     def zero(self) -> Tensor:
         """Return z_0 = 0, (batch, dimension)."""
-        return self.net.embedding.new_zeros(len(self._prepared), self.net.dimension)
+        return self.net.embedding.new_zeros(self._prepared.shape[0], self.net.dimension)
 
     def first(self, kind: str) -> Tensor:
         """Return z_0, (batch, dimension), where the walks without noise of their own start: `zero`, or `noise`."""

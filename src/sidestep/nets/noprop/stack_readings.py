@@ -52,7 +52,7 @@ def ddim_chain(stack: DenoisingStack, features: list[Tensor], latent: Tensor | N
     (Song et al. 2021, eq. 12 with eta = 0).
     """
     if latent is None:
-        latent = stack.embedding.new_zeros(len(features[0]), stack.dimension)
+        latent = stack.embedding.new_zeros(features[0].shape[0], stack.dimension)
     logits = []
     for index, rows in enumerate(features):
         logits.append(stack.block(index).logits(rows, latent))

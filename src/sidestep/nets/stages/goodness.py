@@ -71,9 +71,9 @@ class GoodnessNet(nn.Module):
         if not self.painted:
             return images
         if labels is None:
-            labels = torch.full((len(images),), self.classes, device=images.device)
+            labels = torch.full(images.shape[:1], self.classes, device=images.device)
         if images.ndim == 2:
-            images = images.view(len(images), *self.seen_shape)
+            images = images.view(images.shape[0], *self.seen_shape)
         return torch.cat([images, self.patterns[labels].to(images.dtype)], dim=1)
 
     def stage_outputs(self, inputs: Tensor) -> Iterator[Tensor]:
@@ -102,7 +102,7 @@ class GoodnessNet(nn.Module):
             return torch.stack([self.goodness(h) for h in self.stage_outputs(images)]).sum(dim=0)
         found = []
         for label in range(self.classes):
-            labels = torch.full((len(images),), label, device=images.device)
+            labels = torch.full(images.shape[:1], label, device=images.device)
             outputs = self.stage_outputs(self.shown(images, labels))
             found.append(torch.stack([self.goodness(h) for h in outputs]).sum(dim=0))
         return torch.stack(found, dim=1)

@@ -68,7 +68,8 @@ class GridAverage(nn.Module):
 
     def windows(self, images: Tensor) -> Tensor:
         """Return the weight of every pixel of such images in every window, (places, pixels)."""
-        return _windows((images.shape[-2], images.shape[-1]), self.grid, images.dtype, images.device)
+        made = _windows.__wrapped__ if torch.compiler.is_exporting() else _windows  # a traced tensor must not be kept
+        return made((images.shape[-2], images.shape[-1]), self.grid, images.dtype, images.device)
 
     def extra_repr(self) -> str:
         """Return the grid, for printing."""
