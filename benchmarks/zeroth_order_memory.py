@@ -25,9 +25,10 @@ from sidestep.noise import Noise
 CHARACTERS, WIDTH, LAYERS, LENGTH, BATCH = 65, 256, 6, 128, 16
 WAYS = {
     "inference": "forward pass without derivatives",
-    "spsa": "SPSA(optimizer_kind='plain-sgd'), one pair of signs",
-    "spsa gaussian": "the same with normal values, drawn again for every pass",
-    "spsa momentum": "SPSA(optimizer_kind='sgd'), whose momentum is one copy of the weights",
+    "spsa": "SPSA(): 32 directions, and a step size that finds itself",
+    "spsa pair": "SPSA(pairs=1, sides='both', learning_rate=1e-5)",
+    "spsa pair gaussian": "the same with normal values, drawn again for every pass",
+    "spsa pair momentum": "the same by sgd, whose momentum is one copy of the weights",
     "backprop sgd": "plain SGD, the whole batch",
     "backprop sgd micro": "plain SGD, 16 micro-batches",
     "backprop adam": "Adam, the whole batch",
@@ -79,9 +80,9 @@ def stepper(way: str, model: GPT, tokens: Tensor) -> object:
     if way == "inference":
         return torch.no_grad()(lambda: loss(tokens))
     if way.startswith("spsa"):
-        options = {"optimizer_kind": "sgd" if "momentum" in way else "plain-sgd", "learning_rate": 1e-5}
-        distribution = "gaussian" if "gaussian" in way else "rademacher"
-        step = attach(model, rules.SPSA(distribution=distribution, **options), seed=0)
+        kind, noise = ("sgd" if "momentum" in way else "plain-sgd"), ("gaussian" if "gaussian" in way else "signs")
+        pair = rules.SPSA(pairs=1, sides="both", learning_rate=1e-5, optimizer_kind=kind, distribution=noise)
+        step = attach(model, pair if "pair" in way else rules.SPSA(), seed=0)
         return lambda: step(lambda: loss(tokens))
     kind = torch.optim.Adam if "adam" in way else torch.optim.SGD
     optimizer, parts = kind(model.parameters(), lr=1e-5), 16 if "micro" in way else 1

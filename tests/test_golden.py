@@ -58,7 +58,9 @@ CASES = {
     "forward-forward": ForwardForward(hidden=(32, 16)),
     "hebbian": Hebbian(hidden=(32, 16)),
     "evolution": Evolution(hidden=(16,)),
-    "spsa": SPSA(hidden=(16,), pairs=4),
+    "spsa": SPSA(
+        hidden=(16,), pairs=4, sides="both", distribution="rademacher", optimizer_kind="sgd", learning_rate=1e-3
+    ),
     "forward-gradient": ForwardGradient(hidden=(32, 16)),
     "noise-step": NoiseStep(hidden=(32, 32)),
     "noise-step weight probes": NoiseStep(estimator="weight-probes", hidden=(32,), bias=True),

@@ -18,9 +18,19 @@ from torch import Tensor
 from sidestep.errors import InputError
 from sidestep.noise import Noise
 
-__all__ = ["DenseProbes", "Distribution", "Entries", "Probes", "RankOneProbes", "SparseProbes"]
+__all__ = ["DenseProbes", "Distribution", "Entries", "PerParameter", "Probes", "RankOneProbes", "SparseProbes"]
 
-Distribution = Literal["rademacher", "gaussian"]
+Distribution = Literal["rademacher", "gaussian", "signs", "sparse", "rank-one"]
+"""What a dense probe is drawn from, each of mean 0 and variance 1 for every weight.
+
+    rademacher  fair signs, from a stream for every parameter
+    gaussian    standard normal values, likewise
+    signs       fair signs, from one stream for all parameters and probes: one draw serves a small net for a step
+    sparse      fair signs times 4 on a sixteenth of the weights, 0 on the others
+    rank-one    a b^T with fair signs a and b in matrices (beyond two dimensions, columns), fair signs elsewhere
+"""
+
+PerParameter = Literal["rademacher", "gaussian"]  # those that need to know nothing but the parameter
 
 MASK = 0xFFFFFFFF
 _CHUNK = 1 << 22  # elements of probes at a time
@@ -203,6 +213,7 @@ class DenseProbes:
     parameters: tuple[tuple[str, tuple[int, ...]], ...]  # name and shape of each, in the order of the net
     count: int
     distribution: Distribution = "rademacher"
+    only: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         if not 1 <= self.count < 1 << 32:
@@ -216,6 +227,11 @@ class DenseProbes:
     def weights(self) -> int:
         """The number of weights that the parameters have."""
         return sum(math.prod(shape) for _, shape in self.parameters)
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the parameters that an update along the probes is about."""
+        return [name for name, _ in self.parameters if self.only is None or name in self.only]
 
 
 def _merged(position: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:

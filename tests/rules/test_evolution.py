@@ -31,7 +31,7 @@ RULES = {
     "input": Evolution(hidden=(8, 6), columns="input"),
     "group": Evolution(hidden=(8, 6), per="group", group=4),
     "full-rank": Evolution(hidden=(8, 6), per="group", group=4, noise_kind="full-rank", population=4),
-    "spsa": SPSA(hidden=(8,), pairs=2),
+    "spsa": SPSA(hidden=(8,), pairs=2, sides="both", optimizer_kind="sgd", learning_rate=1e-3),
 }
 each_rule = pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
 
@@ -106,7 +106,7 @@ def tiny():
 
 PAIR = {"eps": 1e-5, "population": 2}  # the population of one pair
 OVER_ALL_SIGNS = {  # rule, and the signs that one step draws for the tiny net: 7 weights; or rows, columns, biases
-    "spsa": (SPSA(eps=1e-5), 7),
+    "spsa": (SPSA(eps=1e-5, pairs=1, sides="both", learning_rate=1e-3), 7),
     "full-rank": (Evolution(noise_kind="full-rank", per="group", group=1, **PAIR), 7),
     "rank-1": (Evolution(**PAIR), 9),
     "rank-1 group": (Evolution(per="group", group=1, **PAIR), 9),
@@ -146,7 +146,10 @@ class TestUnbiased:
         for (larger, smaller), (big, small) in zip(itertools.pairwise(sizes), itertools.pairwise(errors), strict=True):
             assert math.log(big / small) / math.log(larger / smaller) == pytest.approx(2, abs=0.05)
 
-    @pytest.mark.parametrize("rule", [SPSA(hidden=(8,), pairs=3), replace(RULES["full-rank"], population=6)])
+    @pytest.mark.parametrize(
+        "rule",
+        [SPSA(hidden=(8,), pairs=3, sides="both", learning_rate=1e-3), replace(RULES["full-rank"], population=6)],
+    )
     def test_more_pairs_are_the_mean_of_what_each_pair_says(self, rule):
         """By a plain loop over shifted copies of the net."""
         net, given = build(rule).double(), doubles()
@@ -385,7 +388,7 @@ class TestCommon:
         monkeypatch.setitem(OPTIMIZERS, "half", Half)
         for rule in (
             Evolution(optimizer_kind="half"),
-            SPSA(optimizer_kind="half"),
+            SPSA(optimizer_kind="half", learning_rate=1e-3),
             ForwardGradient(optimizer_kind="half"),
         ):
             assert isinstance(rule.optimizer(build(rule)), Half)

@@ -21,12 +21,13 @@ from sidestep.steplog import LogReader, LogWriter, rebuild
 from sidestep.update import Dense, Flips, Seeded
 
 RULES = [
-    SPSA(learning_rate=3e-3),
+    SPSA(pairs=1, sides="both", optimizer_kind="sgd", learning_rate=3e-3),
     Evolution(noise_kind="full-rank", per="group", population=4, learning_rate=1e-2),
     ForwardGradient(kind="weights", learning_rate=1e-2),
     Backprop(learning_rate=1e-2),
 ]
-LOGGED = RULES[:3]
+RULES.append(SPSA())  # a step size that finds itself
+LOGGED = [*RULES[:3], RULES[4]]
 each_rule = pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)
 each_logged = pytest.mark.parametrize("rule", LOGGED, ids=lambda rule: rule.name)
 
@@ -122,7 +123,11 @@ def test_a_tied_weight_is_shifted_in_all_its_places():
     first, second = nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False)
     second.weight = first.weight
     net, one = nn.ModuleList([first, second]), torch.ones(1, 1)
-    for rule in (SPSA(eps=0.01), Evolution(noise_kind="full-rank", per="group"), ForwardGradient(kind="weights")):
+    for rule in (
+        SPSA(eps=0.01, learning_rate=1.0),
+        Evolution(noise_kind="full-rank", per="group"),
+        ForwardGradient(kind="weights"),
+    ):
         found = sidestep.attach(net, rule).estimate(lambda: (first(one) + second(one)).mean())
         found.to_grad()
         assert first.weight.grad.item() == pytest.approx(2.0, rel=1e-4)
@@ -314,7 +319,7 @@ def test_what_does_not_fit_a_saved_loop_is_refused(tmp_path):
 @pytest.mark.parametrize("schedule", ["step", "cosine"])
 def test_schedulers_of_torch_set_the_rate_of_the_log_too(schedule, tmp_path):
     log, model = tmp_path / "a.steplog", make()
-    step = sidestep.attach(model, SPSA(learning_rate=1e-2, optimizer_kind="plain-sgd"), log=log)
+    step = sidestep.attach(model, SPSA(pairs=1, learning_rate=1e-2), log=log)
     make_scheduler = {
         "step": lambda: torch.optim.lr_scheduler.StepLR(step.optimizer, 1, 0.5),
         "cosine": lambda: torch.optim.lr_scheduler.CosineAnnealingLR(step.optimizer, 3),

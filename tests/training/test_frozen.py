@@ -89,7 +89,7 @@ EVERY = {
     "direct-feedback-alignment": DirectFeedbackAlignment(**DECAY),
     "local-loss": LocalLoss(similarity=0.5, **DECAY),
     "spsa": SPSA(pairs=2, learning_rate=0.01, **DECAY),
-    "spsa adamw normal": SPSA(optimizer_kind="adamw", distribution="gaussian", **DECAY),
+    "spsa adamw normal": SPSA(optimizer_kind="adamw", distribution="gaussian", learning_rate=1e-3, **DECAY),
     "evolution": Evolution(population=4, **DECAY),
     "evolution input": Evolution(population=4, columns="input", **DECAY),
     "evolution full-rank": Evolution(population=4, per="group", group=8, noise_kind="full-rank", **DECAY),

@@ -15,7 +15,7 @@ from torch.autograd import forward_ad
 from sidestep.errors import InputError
 from sidestep.gradients.directions import Directions, OneDirection
 from sidestep.gradients.forward_mode import forward_mode
-from sidestep.gradients.shifted import at_shifted
+from sidestep.gradients.shifted import Direction, at_shifted
 from sidestep.nets.check_module import inplace_explained
 from sidestep.nets.parallel import kept_statistics
 from sidestep.nets.precision import at_least_float32, full_precision
@@ -23,7 +23,16 @@ from sidestep.nets.substituted import substituted
 from sidestep.nets.trained import trained
 from sidestep.noise import Noise
 
-__all__ = ["Losses", "called", "check_trainable", "derivatives_along", "losses_at_pairs", "losses_here", "mean_loss"]
+__all__ = [
+    "Losses",
+    "ShiftedPasses",
+    "called",
+    "check_trainable",
+    "derivatives_along",
+    "losses_at_pairs",
+    "losses_here",
+    "mean_loss",
+]
 
 _KEPT = 1 << 18  # weights, whose direction is small beside what a process takes anyway
 Losses = Callable[[], Tensor]  # -> () or (batch,): the loss, or one per example, at the weights that the net has now
@@ -89,30 +98,52 @@ def losses_here(net: nn.Module, losses: Losses, noise: Noise) -> Iterator[tuple[
         yield loss, changed()
 
 
-def losses_at_pairs(  # long: what a pair depends on
+class ShiftedPasses:
+    """The loss of a module with its weights shifted: shifted ones exist for one operation at a time.
+
+    statistics: the buffers after the first pass, by name; a step counts once, however many passes it takes.
+    keep: whether directions stay in memory, as they do for small nets.
+    """
+
+    def __init__(self, net: nn.Module, losses: Losses, noise: Noise) -> None:
+        self._net, self._losses, self._noise = net, losses, noise
+        weights = trained(net)
+        self._like = next(iter(weights.values()))
+        self.keep = sum(weight.numel() for weight in weights.values()) <= _KEPT
+        self.statistics: dict[str, Tensor] | None = None
+
+    def __call__(self, direction: Direction | None = None, step: float = 0.0, masks: int = 0) -> Tensor:
+        """Return the loss at `w + step nu`, (), or at w.
+
+        Args:
+            direction: nu.
+            step: the size of the noise, of either sign.
+            masks: which draws of torch's generators the module meets, such as dropout's masks.
+        """
+
+        def passed() -> tuple[Tensor, dict[str, Tensor]]:
+            with _repeatable(self._net, self._noise.sub(masks)) as changed:
+                return mean_loss(self._losses()), changed() if self.statistics is None else {}
+
+        with torch.no_grad(), full_precision(self._like):
+            loss, changed = passed() if direction is None else at_shifted(self._net, direction, step, passed)
+        self.statistics = changed if self.statistics is None else self.statistics
+        return loss
+
+
+def losses_at_pairs(
     net: nn.Module, losses: Losses, directions: Directions, pairs: int, eps: float, noise: Noise
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Return the losses at `w + eps nu_i` and `w - eps nu_i`, (2, pairs), and the buffers after the first of them.
 
-    Shifted weights exist for one operation at a time; the net's own are only read. The noise is drawn once for both
-    sides, but for normal values of large nets, which are drawn again.
+    The noise is drawn once for both sides, but for normal values of large nets, which are drawn again.
     """
-    found: list[Tensor] = []
-    weights, statistics = trained(net), None
-    keep = sum(weight.numel() for weight in weights.values()) <= _KEPT
-    with torch.no_grad(), full_precision(next(iter(weights.values()))):
-        for index in range(pairs):
-            direction = OneDirection(directions, index, keep)
-            for step in (eps, -eps):
-
-                def passed(index: int = index) -> tuple[Tensor, dict[str, Tensor]]:
-                    with _repeatable(net, noise.sub(index)) as changed:
-                        return mean_loss(losses()), {} if found else changed()  # a step counts once, not per probe
-
-                loss, changed = at_shifted(net, direction, step, passed)
-                statistics = changed if statistics is None else statistics
-                found.append(loss)
-    return torch.stack(found).view(pairs, 2).T, statistics or {}
+    run = ShiftedPasses(net, losses, noise)
+    found = []
+    for index in range(pairs):
+        direction = OneDirection(directions, index, run.keep)
+        found += [run(direction, step, index) for step in (eps, -eps)]
+    return torch.stack(found).view(pairs, 2).T, run.statistics or {}
 
 
 def derivatives_along(

@@ -8,7 +8,8 @@ import math
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
+from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
@@ -18,16 +19,30 @@ from sidestep.nets.precision import at_least_float32
 from sidestep.nets.stages.staged import StagedNet
 from sidestep.nets.trained import first_names, trained
 from sidestep.noise import Noise, signs_of
-from sidestep.probes import Distribution
+from sidestep.probes import DenseProbes, Distribution
 
-__all__ = ["Directions", "OneDirection", "paired_logits", "weighted_directions"]
+__all__ = [
+    "Directions",
+    "JointSigns",
+    "OneDirection",
+    "WeightedDirection",
+    "directions_along",
+    "paired_logits",
+    "weighted_directions",
+]
 
+_SHARE = 1 / 16  # of the weights that sparse noise moves
+_BLOCK = 128  # signs in a block of noise
+_SMALL = 1 << 22  # signs that are drawn at once and kept, int8
+_MOST = 1 << 38  # signs of one point of noise, to stay below its end
 _DRAWLESS = (nn.Conv2d, nn.Flatten, nn.GroupNorm, nn.LayerNorm, nn.Linear, nn.ReLU, nn.Tanh)  # seeding takes time
 
 
 @dataclass(frozen=True)
 class Directions:
-    """Fair signs or standard normal values: mean 0, variance 1, independent.
+    """What a `Distribution` says, drawn for one parameter after another; not its `signs` (see `JointSigns`).
+
+    Every parameter has a stream of its own, by name, and every pair or tangent a substream.
 
     >>> directions = Directions(Noise(0))
     >>> directions.draw("weight", (2, 3), 0, torch.zeros(1)).abs().tolist()
@@ -39,10 +54,85 @@ class Directions:
 
     def draw(self, name: str, shape: Sequence[int], index: int, like: Tensor) -> Tensor:
         """Return direction `index` of what is called `name`, in the dtype and on the device of `like`."""
-        noise, count = self.noise.stream(name).sub(index), math.prod(shape)
-        if self.distribution == "rademacher":
-            return noise.signs(count, device=like.device).to(like.dtype).view(tuple(shape))
-        return noise.normal(count, device=like.device).to(like.dtype).view(tuple(shape))
+        noise, count, place = self.noise.stream(name).sub(index), math.prod(shape), like.device
+        if self.distribution == "gaussian":
+            drawn = noise.normal(count, device=place)
+        elif self.distribution == "sparse":
+            drawn = noise.sparse_signs(count, _SHARE, device=place).mul_(round(_SHARE**-0.5))
+        elif self.distribution == "rank-one" and len(shape) > 1 and count:
+            rows, columns = shape[0], count // shape[0]
+            left = noise.stream("rows").signs(rows, device=place)
+            drawn = left[:, None] * noise.stream("columns").signs(columns, device=place)
+        else:
+            drawn = noise.signs(count, device=place)
+        return drawn.to(like.dtype).view(tuple(shape))
+
+    def weighted(self, name: str, coefs: Sequence[float], first: int, like: Tensor) -> Tensor:
+        """Return `sum_i c_i nu_(first + i)` of what is called `name`, one direction in memory at a time."""
+        total = torch.zeros_like(like, requires_grad=False)
+        for index, coef in enumerate(coefs, first):
+            if coef:
+                total.add_(self.draw(name, like.shape, index, like), alpha=coef)
+        return total
+
+
+@dataclass(frozen=True)
+class JointSigns(Directions):
+    """Fair signs from one stream: direction i of the weight at place j is element i n + j, n whole blocks of noise.
+
+    So a small net draws all that a step needs at once.
+
+    table: names and shapes of all parameters, in the order of the net.
+    count: how many directions there are.
+    """
+
+    table: tuple[tuple[str, tuple[int, ...]], ...] = ()
+    count: int = 1
+
+    @cached_property
+    def _places(self) -> dict[str, int]:
+        ends = accumulate((math.prod(shape) for _, shape in self.table), initial=0)
+        return {name: end for (name, _), end in zip(self.table, ends, strict=False)}
+
+    @cached_property
+    def _length(self) -> int:
+        """Elements from one direction to the next."""
+        whole = sum(math.prod(shape) for _, shape in self.table)
+        return -(-whole // _BLOCK) * _BLOCK
+
+    @cached_property
+    def _block(self) -> Tensor | None:
+        """All signs of a small net, (directions, n), int8."""
+        if self.count * self._length > _SMALL:
+            return None
+        return self.noise.signs(self.count * self._length).view(self.count, self._length)
+
+    def draw(self, name: str, shape: Sequence[int], index: int, like: Tensor) -> Tensor:
+        """Return direction `index` of what is called `name`, in the dtype and on the device of `like`."""
+        count = math.prod(shape)
+        if self._block is not None:
+            signs = self._block[index, self._places[name] :][:count].to(like.device)
+        else:
+            group, inside = divmod(index, max(1, _MOST // self._length))
+            start = inside * self._length + self._places[name]
+            signs = self.noise.sub(group).signs(count, start, like.device)
+        return signs.to(like.dtype, copy=True).view(tuple(shape))
+
+    def weighted(self, name: str, coefs: Sequence[float], first: int, like: Tensor) -> Tensor:
+        """Return `sum_i c_i nu_(first + i)` of what is called `name`."""
+        if self._block is None:
+            return super().weighted(name, coefs, first, like)
+        signs = self._block[first : first + len(coefs), self._places[name] :][:, : like.numel()]
+        kind = torch.float64 if like.dtype == torch.float64 else torch.float32
+        found = torch.tensor(coefs, dtype=kind) @ signs.to(kind)
+        return found.to(like).view(like.shape)
+
+
+def directions_along(probes: DenseProbes) -> Directions:
+    """Return what draws the directions that probes describe."""
+    if probes.distribution == "signs":
+        return JointSigns(probes.noise, "signs", probes.parameters, probes.count)
+    return Directions(probes.noise, probes.distribution)
 
 
 class OneDirection:
@@ -63,7 +153,7 @@ class OneDirection:
         if name in self._packed:
             signs = signs_of(self._packed[name])[: like.numel()]
             return signs.to(like.dtype).view(like.shape)
-        if not self._keep and self._directions.distribution == "rademacher":
+        if not self._keep and self._directions.distribution == "rademacher":  # drawn once, in an eighth of the memory
             noise = self._directions.noise.stream(name).sub(self._index)
             self._packed[name] = noise.packed_signs(like.numel(), like.device)
             return self.of(name, like)
@@ -71,6 +161,27 @@ class OneDirection:
         if self._keep:
             self._parts[name] = found
         return found
+
+
+class WeightedDirection:
+    """The sum `sum_i c_i nu_i` as one direction of all weights.
+
+    keep: whether a part that was summed up stays in memory.
+    first: number of the direction that the first coefficient belongs to.
+    """
+
+    def __init__(self, directions: Directions, coefs: Tensor, keep: bool, first: int = 0) -> None:
+        self._directions, self._coefs, self._keep, self._first = directions, coefs.tolist(), keep, first
+        self._parts: dict[str, Tensor] = {}
+
+    def of(self, name: str, like: Tensor) -> Tensor:
+        """Return the part of that name, in the shape and dtype of `like`."""
+        if name in self._parts:
+            return self._parts[name]
+        total = self._directions.weighted(name, self._coefs, self._first, like)
+        if self._keep:
+            self._parts[name] = total
+        return total
 
 
 def paired_logits(
@@ -108,10 +219,7 @@ def weighted_directions(
     for name, parameter in trained(net).items():
         if names is not None and name not in names:
             continue
-        total = torch.zeros_like(parameter)
-        for index, coef in enumerate(coefs.tolist()):
-            total.add_(directions.draw(name, parameter.shape, index, parameter), alpha=coef)
-        sums[name] = total.detach()
+        sums[name] = WeightedDirection(directions, coefs, keep=False).of(name, parameter)
     return sums
 
 

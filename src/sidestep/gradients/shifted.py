@@ -12,6 +12,7 @@ is put in the place of the net's own for the whole pass, as all are in a net tha
 
 import math
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from typing import Any, Protocol, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -76,7 +77,7 @@ def at_shifted(net: nn.Module, direction: Direction, step: float, run: Callable[
             name: shifted_weight(weights[name], direction, named[id(weights[name])], step) for name in sorted(hidden)
         }
         mode = _Shifting({id(w): w for w in weights.values()}, named, direction, step)
-        with substituted(net, whole), mode:
+        with substituted(net, whole) if whole else nullcontext(), mode:
             found = run()
         missed = weights.keys() if mode.wrote else {n for n, w in weights.items() if id(w) not in mode.seen}
         if missed <= hidden:

@@ -29,7 +29,7 @@ from sidestep.nets.stages.staged import StagedNet, check_layers
 from sidestep.nets.trained import check_unshared, trained
 from sidestep.nets.user_modules import ImagePath
 from sidestep.noise import Noise
-from sidestep.probes import Distribution
+from sidestep.probes import PerParameter
 from sidestep.rules.protocol import Batch, Task
 from sidestep.rules.shared.any_module import check_unused, seeded
 from sidestep.rules.shared.forward_only import (
@@ -59,7 +59,7 @@ class Evolution(ForwardOnlyRule):
     columns: Literal["drawn", "input"] = "drawn"
     """What b is in rank-1 noise: drawn like a, or the example's own input divided by its length, the only direction in
     which its loss changes (node perturbation; per = example)."""
-    distribution: Distribution = "rademacher"
+    distribution: PerParameter = "rademacher"
     """Fair signs, or normal values, which cost more to draw."""
     per: Literal["example", "group"] = "example"
     """Who has pairs of its own: every example (rank-1), or every group of examples."""

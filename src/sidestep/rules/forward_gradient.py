@@ -30,7 +30,7 @@ from sidestep.nets.stages.staged import StagedNet
 from sidestep.nets.trained import check_unshared, trained
 from sidestep.nets.user_modules import ImagePath
 from sidestep.noise import Noise
-from sidestep.probes import Distribution
+from sidestep.probes import PerParameter
 from sidestep.rules.protocol import Batch, Task
 from sidestep.rules.shared.any_module import seeded
 from sidestep.rules.shared.forward_only import ForwardOnlyRule, check_named, make_net
@@ -54,7 +54,7 @@ class ForwardGradient(ForwardOnlyRule):
     """Widths of the MLP's hidden layers."""
     norm: bool = True
     """Norm without parameters after every hidden layer: over the layer, or with kind = local over each group."""
-    distribution: Distribution = "rademacher"
+    distribution: PerParameter = "rademacher"
     """Fair signs, or normal values."""
     optimizer_kind: str = "adamw"
     """Optimiser: adamw, sgd (with momentum 0.9), plain-sgd, adam, rmsprop, adagrad, adadelta, adafactor, adamax, nadam,

@@ -108,7 +108,7 @@ class Rule(ABC, Generic[Net]):
         """Check the hyper-parameters that rules have by these names; a rule with others adds its own checks."""
         check_choice(self)
         values = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        if "learning_rate" in values:
+        if values.get("learning_rate") is not None:  # none: the rule finds its step size itself
             check_positive(100, learning_rate=values["learning_rate"])
         for name, most in (("weight_decay", 1), ("label_smoothing", 0.99)):
             if name in values:

@@ -11,27 +11,35 @@ by the seed and one number per pair, and with the learning rate that is what the
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sidestep.checks import check_positive, check_range
 from sidestep.data import Split
-from sidestep.data.share import Division
+from sidestep.data.share import WHOLE, Division, Share
 from sidestep.errors import InputError
-from sidestep.gradients.any_module import Losses, check_trainable, losses_at_pairs
-from sidestep.gradients.directions import Directions, paired_logits
+from sidestep.gradients.any_module import Losses, ShiftedPasses, check_trainable
+from sidestep.gradients.directions import OneDirection, directions_along, paired_logits
+from sidestep.gradients.step_search import rate_along
 from sidestep.nets.parallel import kept_statistics
 from sidestep.nets.precision import full_precision
 from sidestep.nets.resolution import check_noise_size
 from sidestep.nets.stages.staged import StagedNet, check_layers
-from sidestep.nets.trained import trained
 from sidestep.nets.user_modules import ImagePath
 from sidestep.noise import Noise
-from sidestep.probes import DenseProbes, Distribution
+from sidestep.probes import Distribution
 from sidestep.rules.protocol import Batch, Task
-from sidestep.rules.shared.any_module import apply_any, check_unused, decide_any, of_share, seeded
+from sidestep.rules.shared.any_module import (
+    LOSS,
+    STEP_SIZE,
+    apply_any,
+    check_unused,
+    decide_any,
+    dense_probes,
+    of_share,
+)
 from sidestep.rules.shared.forward_only import LOGGED, ForwardOnlyRule, check_named, losses_under, make_net
 from sidestep.rules.takes import Takes
 from sidestep.update import Seeded, Update
@@ -41,31 +49,37 @@ __all__ = ["SPSA"]
 
 @dataclass(frozen=True)
 class SPSA(ForwardOnlyRule):
-    """Train by simultaneous perturbation: two forward passes a pair, whatever the number of weights."""
+    """Train by simultaneous perturbation: forward passes alone, whatever the number of weights."""
 
     hidden: tuple[int, ...] = (64,)
     """Widths of the MLP's hidden layers."""
     norm: bool = True
     """Layer norm without parameters after every hidden layer."""
-    pairs: int = 1
-    """Antithetic pairs per step."""
-    distribution: Distribution = "rademacher"
-    """Fair signs, or normal values (MeZO's)."""
+    pairs: int = 32
+    """Directions per step; with sides = both each is an antithetic pair."""
+    sides: Literal["one", "both"] = "one"
+    """Try each direction on one side, and compare with the loss of the weights as they are (half of the passes), or on
+    both sides, whose bias is smaller."""
+    distribution: Distribution = "signs"
+    """Noise: signs (fair, one draw for all weights), rademacher (fair signs, a draw for each parameter), gaussian
+    (normal values, MeZO's), sparse (signs on a sixteenth of the weights), or rank-one (outer products of signs)."""
     eps: float = 1e-3
     """Size of the noise; refused where half of the weights, or more, are too coarse to follow it."""
     objective: str = "cross-entropy"
     """What is made small: cross-entropy, or accuracy (the share of errors), or one that was added in Python."""
-    optimizer_kind: str = "sgd"
+    optimizer_kind: str = "plain-sgd"
     """Optimiser: adamw, sgd (with momentum 0.9), plain-sgd, adam, rmsprop, adagrad, adadelta, adafactor, adamax, nadam,
     radam or asgd, as torch.optim has them; or one that was added in Python, whose runs leave no step log."""
-    learning_rate: float = 1e-3
-    """Step size."""
+    learning_rate: float | None = None
+    """Step size; none for one that every step finds along its estimate, by three or more passes (with plain-sgd)."""
+    spread: bool = False
+    """Divide the learning rate by the standard deviation of a step's losses (FZOO)."""
     weight_decay: float = 0.0
     """Weight decay of the optimiser."""
 
     name: ClassVar[str] = "spsa"
     summary: ClassVar[str] = (
-        "Simultaneous perturbation (SPSA, MeZO): antithetic pairs on all weights at once, one a step"
+        "Simultaneous perturbation (SPSA, MeZO): noise on all weights at once; the step size finds itself"
     )
     takes: ClassVar[Takes] = Takes("any", targets=("classes", "labels", "values", "own"), log="yes")
 
@@ -74,6 +88,21 @@ class SPSA(ForwardOnlyRule):
         check_range(1, 1 << 20, pairs=self.pairs)
         check_positive(100, eps=self.eps)
         check_named(self.objective, self.optimizer_kind)
+        if self.learning_rate is None and self.optimizer_kind != "plain-sgd":
+            raise InputError(
+                f"a step size is found along the estimate itself, and {self.optimizer_kind} steps along another "
+                "direction; give a learning_rate, or take optimizer_kind = plain-sgd"
+            )
+        if self.spread and (self.learning_rate is None or self.pairs == 1):
+            raise InputError(
+                "spread divides a learning rate by the standard deviation of the losses along several directions: give "
+                f"a learning_rate and pairs of 2 or more, got {self.learning_rate} and {self.pairs}"
+            )
+
+    @property
+    def first_rate(self) -> float:
+        """What the optimiser starts with: the learning rate, or a factor 1 to the step sizes that are found."""
+        return 1.0 if self.learning_rate is None else self.learning_rate
 
     @property
     def divides(self) -> Mapping[Division, int]:
@@ -93,24 +122,29 @@ class SPSA(ForwardOnlyRule):
         return net
 
     def estimate(self, net: StagedNet, batch: Batch, noise: Noise) -> Update:
-        """Return one number per pair; in float32, since rounding the difference of two losses would drown it."""
+        """Return one number per direction; in float32, since rounding the difference of losses would drown it."""
         net.train()
-        directions = Directions(noise.stream("directions"), self.distribution)
-        losses, share, taken = [], batch.share, batch.share.probes(self.pairs)
+
+        def losses() -> Tensor:
+            return losses_under(self.objective, net(batch.inputs), batch.targets, batch.objective)
+
+        if self.sides == "one" or self.learning_rate is None or self.spread:
+            return self._along(net, losses, noise, batch.share, f"net: {self.objective}")
+        probes = dense_probes(net, noise, self.pairs, self.distribution)
+        directions = directions_along(probes)
+        found, share, taken = [], batch.share, batch.share.probes(self.pairs)
         drawing = noise.stream("module").torch_seeded(batch.inputs.device)  # modules of the user's that draw repeat
         with torch.no_grad(), kept_statistics(net) as changed, full_precision(batch.inputs), drawing:
-            for index in taken:
+            for index in taken:  # both sides of one layer after another, which draws the noise of one layer at a time
                 sides = paired_logits(net, batch.inputs, directions, index, self.eps)
-                losses.append(
+                found.append(
                     torch.stack(
                         [losses_under(self.objective, side, batch.targets, batch.objective).mean() for side in sides]
                     )
                 )
-            both = torch.stack(losses, dim=1)  # (2, pairs)
+            both = torch.stack(found, dim=1)  # (2, pairs)
             coefs = (both[0] - both[1]) / (2 * self.eps * self.pairs)
             coefs, chosen = of_share(coefs, taken, self.pairs, share)
-            shapes = tuple((name, tuple(parameter.shape)) for name, parameter in trained(net).items())
-            probes = DenseProbes(noise.stream("directions"), shapes, self.pairs, self.distribution)
             return Seeded(coefs, probes, changed(), {f"net: {self.objective}": both.mean()}, taken=chosen)
 
     def check_any(self, net: nn.Module) -> None:
@@ -120,11 +154,32 @@ class SPSA(ForwardOnlyRule):
         check_noise_size(net, self.eps, rows=False)
 
     def estimate_any(self, net: nn.Module, losses: Losses, noise: Noise) -> Update:
-        """Return one number per pair, from the losses of any module whose weights are shifted as a whole."""
-        directions = Directions(noise.stream("directions"), self.distribution)
-        both, statistics = losses_at_pairs(net, losses, directions, self.pairs, self.eps, noise.stream("module"))
-        coefs = (both[0] - both[1]) / (2 * self.eps * self.pairs)
-        return seeded(net, coefs, noise, self.distribution, statistics, both.mean())
+        """Return one number per direction, from the losses of any module whose weights are shifted as a whole."""
+        return self._along(net, losses, noise, WHOLE, LOSS)
+
+    def _along(self, net: nn.Module, losses: Losses, noise: Noise, share: Share, name: str) -> Seeded:
+        """Return the differences of the loss along the directions that a part of the step takes, and a step size."""
+        probes, taken = dense_probes(net, noise, self.pairs, self.distribution), share.probes(self.pairs)
+        directions = directions_along(probes)
+        run = ShiftedPasses(net, losses, noise.stream("module"))
+        here = run() if self.sides == "one" or self.learning_rate is None else None
+        sides = []
+        for index in taken:
+            direction = OneDirection(directions, index, run.keep)
+            masks = index if here is None else 0  # all that is compared meets the same draws
+            plus = run(direction, self.eps, masks)
+            sides.append((plus, here if self.sides == "one" else run(direction, -self.eps, masks)))
+        plus, minus = (torch.stack(side) for side in zip(*sides, strict=True))  # (directions,) each
+        coefs = (plus - minus) / ((1 if self.sides == "one" else 2) * self.eps * len(taken))
+        terms = {name: torch.stack([plus, minus]).mean() if here is None else here}
+        if self.learning_rate is None:
+            found = rate_along(run, directions, coefs, terms[name], self.eps, taken.start)
+            terms = {STEP_SIZE: plus.new_tensor(found), **terms}
+        elif self.spread:
+            tried = plus if self.sides == "one" else torch.cat([plus, minus])
+            terms = {STEP_SIZE: self.eps / tried.std().clamp_min(torch.finfo(tried.dtype).tiny), **terms}
+        coefs, chosen = of_share(coefs * (len(taken) / self.pairs), taken, self.pairs, share)
+        return Seeded(coefs.float(), probes, run.statistics or {}, terms, taken=chosen)
 
     def decide(self, net: StagedNet, update: Update, optimizer: torch.optim.Optimizer) -> Update:
         """Return the update with the learning rate that it is applied with."""

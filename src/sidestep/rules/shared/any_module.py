@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from sidestep.data.share import Share
 from sidestep.errors import InputError
 from sidestep.gradients.any_module import Losses
-from sidestep.gradients.directions import Directions, weighted_directions
+from sidestep.gradients.directions import directions_along, weighted_directions
 from sidestep.nets.trained import trained
 from sidestep.noise import Noise
 from sidestep.probes import DenseProbes, Distribution
@@ -24,6 +24,7 @@ from sidestep.update import Dense, Seeded, Update
 
 __all__ = [
     "LOSS",
+    "STEP_SIZE",
     "AnyModule",
     "OwnSteps",
     "apply_any",
@@ -32,6 +33,7 @@ __all__ = [
     "check_unused",
     "decide_any",
     "decide_by",
+    "dense_probes",
     "of_examples",
     "of_share",
     "one_unit",
@@ -39,7 +41,7 @@ __all__ = [
     "trains_any",
 ]
 
-LOSS = "net: loss"
+LOSS, STEP_SIZE = "net: loss", "net: step size"
 _PART = 1 << 16  # elements of the gradient that a step has in memory at a time
 _ALONE = frozenset({  # optimisers in which no parameter's step depends on another parameter
     torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, torch.optim.RMSprop, torch.optim.Adagrad,
@@ -93,6 +95,12 @@ def one_unit(net: nn.Module) -> dict[str, list[str]]:
     return {"net": list(trained(net))}
 
 
+def dense_probes(net: nn.Module, noise: Noise, count: int, distribution: Distribution) -> DenseProbes:
+    """Return directions of all trained weights, of the step that `noise` stands at."""
+    shapes = tuple((name, tuple(parameter.shape)) for name, parameter in trained(net).items())
+    return DenseProbes(noise.stream("directions"), shapes, count, distribution)
+
+
 def seeded(
     net: nn.Module,
     coefs: Tensor,
@@ -102,8 +110,7 @@ def seeded(
     loss: Tensor,
 ) -> Seeded:
     """Return an update along directions of all trained weights: `sum_i c_i nu_i`, with coefs (probes,)."""
-    shapes = tuple((name, tuple(parameter.shape)) for name, parameter in trained(net).items())
-    probes = DenseProbes(noise.stream("directions"), shapes, len(coefs), distribution)
+    probes = dense_probes(net, noise, len(coefs), distribution)
     return Seeded(coefs.float(), probes, statistics, {LOSS: loss})
 
 
@@ -153,8 +160,21 @@ def apply_by(rule: Any, net: nn.Module, update: Update, optimizer: torch.optim.O
 
 
 def decide_any(update: Update, optimizer: torch.optim.Optimizer) -> Update:
-    """Return the update, if it is seeded with the learning rate that it is applied with."""
-    return replace(update, rate=float(optimizer.param_groups[0]["lr"])) if isinstance(update, Seeded) else update
+    """Return the update, if it is seeded with the learning rate that it is applied with.
+
+    Where the estimate has found a step size, the coefficients are multiplied by it, and the learning rate is a factor
+    to it: 1, or what a schedule makes of that.
+    """
+    if not isinstance(update, Seeded):
+        return update
+    return replace(_sized(update), rate=float(optimizer.param_groups[0]["lr"]))
+
+
+def _sized(update: Seeded) -> Seeded:
+    """Return an update that was not decided yet with its coefficients times the step size, if one was found."""
+    if update.rate is not None or STEP_SIZE not in update.losses:
+        return update
+    return replace(update, coefs=update.coefs * update.losses[STEP_SIZE].to(update.coefs))
 
 
 def apply_any(net: nn.Module, update: Update, optimizer: torch.optim.Optimizer) -> None:
@@ -169,9 +189,9 @@ def apply_any(net: nn.Module, update: Update, optimizer: torch.optim.Optimizer) 
     if not (isinstance(update, Seeded) and isinstance(update.probes, DenseProbes) and type(optimizer) in _ALONE):
         apply_dense(net, as_dense(net, update), optimizer)
         return
-    probes = update.probes
-    directions = Directions(probes.noise, probes.distribution)
-    for names in _in_parts(probes.parameters):
+    probes, update = update.probes, _sized(update)
+    directions, wanted = directions_along(probes), set(probes.names)
+    for names in _in_parts([entry for entry in probes.parameters if entry[0] in wanted]):
         apply_dense(net, Dense(weighted_directions(net, directions, update.coefs, names)), optimizer)
     apply_dense(net, Dense({}, update.statistics), optimizer)
 
@@ -192,7 +212,7 @@ def _in_parts(parameters: Sequence[tuple[str, tuple[int, ...]]]) -> Iterator[lis
 def as_dense(net: nn.Module, update: Update) -> Dense:
     """Return an update with its gradients by parameter name, in place of coefficients along directions."""
     if isinstance(update, Seeded):
-        return Dense(as_gradients(net, update), update.statistics, update.losses)
+        return Dense(as_gradients(net, _sized(update)), update.statistics, update.losses)
     if not isinstance(update, Dense):
         raise InputError(f"an update of kind {type(update).__name__} has no gradients")
     return update

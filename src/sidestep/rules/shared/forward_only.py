@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -142,13 +142,18 @@ class ForwardOnlyRule(OutputRule[StagedNet]):
     """What rules on a staged net have in common whose optimiser is chosen by name."""
 
     optimizer_kind: str
-    learning_rate: float
+    learning_rate: Any
     weight_decay: float
+
+    @property
+    def first_rate(self) -> float:
+        """What the optimiser's learning rate is before the first step."""
+        return float(self.learning_rate)
 
     def optimizer(self, net: StagedNet) -> torch.optim.Optimizer:
         """Make the optimiser, with one parameter group per unit."""
-        return make_optimizer(self.optimizer_kind, net, self.units(net), self.learning_rate, self.weight_decay)
+        return make_optimizer(self.optimizer_kind, net, self.units(net), self.first_rate, self.weight_decay)
 
     def optimizer_any(self, net: nn.Module) -> torch.optim.Optimizer:
         """Make the optimiser for any module."""
-        return make_optimizer(self.optimizer_kind, net, one_unit(net), self.learning_rate, self.weight_decay)
+        return make_optimizer(self.optimizer_kind, net, one_unit(net), self.first_rate, self.weight_decay)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from sidestep.errors import InputError, NonFiniteError
-from sidestep.gradients.directions import Directions, weighted_directions
+from sidestep.gradients.directions import directions_along, weighted_directions
 from sidestep.nets.ternary.layers import ternary_parameters
 from sidestep.probes import DenseProbes, Probes, SparseProbes
 from sidestep.update import Seeded
@@ -67,8 +67,7 @@ def as_gradients(net: nn.Module, update: Seeded) -> dict[str, Tensor]:
     """Return the estimate `sum_i alpha_i nu_i` by parameter name, of ternary weights in float32."""
     probes = update.probes
     if isinstance(probes, DenseProbes):
-        drawn = Directions(probes.noise, probes.distribution)
-        return weighted_directions(net, drawn, update.coefs, {name for name, _ in probes.parameters})
+        return weighted_directions(net, directions_along(probes), update.coefs, probes.names)
     parameters, coefs = ternary_parameters(net), update.coefs.float()
     if isinstance(probes, SparseProbes):
         found = probes.entries(device=coefs.device)

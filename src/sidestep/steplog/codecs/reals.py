@@ -73,8 +73,8 @@ class RealsCodec(SeededCodec):
         probes = _dense(update)
         ends = list(itertools.accumulate(math.prod(shape) for _, shape in probes.parameters))
         places = zip([0, *ends], ends, probes.parameters, strict=False)
-        inside = tuple(entry for at, end, entry in places if first <= at and end <= last)
-        return replace(update, probes=replace(probes, parameters=inside))
+        inside = tuple(entry[0] for at, end, entry in places if first <= at and end <= last)
+        return replace(update, probes=replace(probes, only=inside))
 
 
 def encode_reals(updates: Sequence[Seeded]) -> bytes:
