@@ -49,7 +49,7 @@ def main() -> None:
     for parameter in model[3:].parameters():
         parameter.requires_grad_(False)
     before, log = copy.deepcopy(model), Path(tempfile.mkdtemp()) / "fog.steplog"
-    rule = rules.SPSA(pairs=8, optimizer_kind="adamw", learning_rate=1e-2)
+    rule = rules.SPSA()
     with sidestep.attach(model, rule, objective="classes", log=log) as step:
         for epoch in range(10, 30):
             for rows in noise.at(epoch).permutation(len(pixels)).split(256):

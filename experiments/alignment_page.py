@@ -67,7 +67,7 @@ def rules(width: int) -> dict[str, Rule]:
         "forward gradient, activities": ForwardGradient(hidden=hidden, kind="activities"),
         "forward gradient, weights": ForwardGradient(hidden=hidden, kind="weights", tangents=16),
         "evolution, rank-1": Evolution(hidden=hidden),
-        "SPSA, 16 pairs": SPSA(hidden=hidden, pairs=16, **ADAM),
+        "SPSA, 16 pairs": SPSA(hidden=hidden, pairs=16, sides="both", learning_rate=1e-3, **ADAM),
         "noise-step, local losses": NoiseStep(hidden=hidden),
         "noise-step, activity probes": NoiseStep(hidden=hidden, estimator="activity-probes", tangents=4),
         "noise-step, weight probes": NoiseStep(hidden=hidden, estimator="weight-probes"),
@@ -101,7 +101,10 @@ def claims() -> list[Claim]:
               lambda d, k=k: k / (k + d - 1))
         for k in (1, 16, 64)
     ]  # fmt: skip
-    pairs = [Claim(f"SPSA, {k} pairs", SPSA(hidden=(32,), pairs=k), lambda d, k=k: k / (k + d - 1)) for k in (1, 16)]
+    pairs = [
+        Claim(f"SPSA, {k} pairs", SPSA(hidden=(32,), pairs=k, sides="both"), lambda d, k=k: k / (k + d - 1))
+        for k in (1, 16)
+    ]
     activities = [
         Claim(f"activity probes, {k} tangents, n = 64, batch {batch}",
               ForwardGradient(kind="activities", hidden=(64,), tangents=k, norm=False),
