@@ -260,7 +260,7 @@ class TestHebbian:
         rule = Hebbian(net="conv", hidden=(4,), kind=kind)
         net = build(rule)
         every = estimate(rule, net).gradients["stages.0.layer.weight"]
-        monkeypatch.setattr("sidestep.rules.hebbian._PATCHES", 200)  # of 24 x 16
+        monkeypatch.setattr("sidestep.nets.stages.hebbian._PATCHES", 200)  # of 24 x 16
         some = estimate(rule, net).gradients["stages.0.layer.weight"]
         agreement = torch.nn.functional.cosine_similarity(some.flatten(), every.flatten(), dim=0)
         assert 0.7 < agreement < 0.9999

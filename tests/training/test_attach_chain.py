@@ -10,6 +10,7 @@ from torch import nn
 import sidestep
 from sidestep.data.objective import Objective
 from sidestep.errors import InputError, NonFiniteError
+from sidestep.nets.stages.goodness import wrong_labels
 from sidestep.noise import Noise
 from sidestep.rules import (
     RULES as EVERY,
@@ -31,6 +32,8 @@ CHAINS = [
     DirectFeedbackAlignment(learning_rate=1e-2),
     FeedbackAlignment(learning_rate=1e-2),
     FeedbackAlignment(learning_rate=1e-2, feedback="kolen-pollack"),
+    ForwardForward(learning_rate=1e-2, label="head"),
+    Hebbian(learning_rate=1e-2),
 ]
 each_chain = pytest.mark.parametrize("rule", CHAINS, ids=lambda rule: f"{rule.name}-{CHAINS.index(rule)}")
 
@@ -159,7 +162,9 @@ def squared(outputs, targets):
     return (outputs - targets).square().mean(dim=1)
 
 
-@pytest.mark.parametrize("rule", [*CHAINS[:1], *CHAINS[2:], SPSA(learning_rate=3e-3), Backprop(learning_rate=1e-2)])
+@pytest.mark.parametrize(
+    "rule", [*CHAINS[:1], *CHAINS[2:5], CHAINS[6], SPSA(learning_rate=3e-3), Backprop(learning_rate=1e-2)]
+)
 def test_a_loss_of_the_user_s_is_made_small(rule):
     targets = INPUTS[:, :3] * 0.5
     model = make()
@@ -193,6 +198,63 @@ def test_inputs_and_targets_are_the_closure_s_step():
     other = make()
     sidestep.attach(other, Backprop())(INPUTS, TARGETS)
     assert same(state(named.inner), state(other))
+
+
+def test_forward_forward_takes_the_gradient_of_each_stage_s_own_goodness():
+    rule = ForwardForward(label="head", negatives="uniform", sharpness=2.0)
+    model = nn.Sequential(*[part for part in make() if not isinstance(part, nn.Dropout | nn.BatchNorm1d)])
+    found = sidestep.attach(model, rule).estimate(INPUTS, TARGETS).update
+    wrong = wrong_labels(TARGETS, torch.zeros(64, 3), Noise(0).stream("estimate").at(0).stream("negatives"))
+    assert not (wrong == TARGETS).any()
+    first = F.relu(model[0](INPUTS))
+    second = F.relu(model[2](first.detach()))
+    for stage, (outputs, layer) in enumerate(((first, model[0]), (second, model[2].inner))):
+        owner = torch.arange(16) * 3 // 16  # of each feature: its class
+        goodness = torch.stack([outputs[:, owner == k].square().mean(dim=1) for k in range(3)], dim=1)
+        rows = torch.arange(64)
+        loss = F.softplus(2.0 * (goodness[rows, wrong] - goodness[rows, TARGETS])).mean()
+        (wanted,) = torch.autograd.grad(loss, layer.weight)
+        name = f"stages.{stage}.0.weight" if stage == 0 else f"stages.{stage}.0.inner.weight"
+        torch.testing.assert_close(found.gradients[name], wanted)
+    own = F.cross_entropy(model[-1](second.detach()), TARGETS)
+    (wanted,) = torch.autograd.grad(own, model[-1].weight)
+    torch.testing.assert_close(found.gradients["heads.0.0.weight"], wanted)
+    with pytest.raises(InputError, match="learns classes"):
+        sidestep.attach(model, rule, objective="values")(INPUTS, INPUTS[:, :3])
+
+
+def test_hebbian_stages_follow_what_their_layer_sees_and_a_convolution_its_patches():
+    with Noise(0).torch_seeded():
+        model = nn.Sequential(
+            nn.Conv2d(2, 4, 3, stride=2, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 9, 5), nn.Linear(5, 3)
+        )
+        pictures = torch.randn(6, 2, 6, 6)
+    step = sidestep.attach(model, Hebbian(kind="oja"))
+    found = step.estimate(pictures, torch.arange(6) % 3).update.gradients
+    padded, weight = F.pad(pictures, (1, 1, 1, 1)), model[0].weight.detach().flatten(1)
+    patches = [padded[n, :, 2 * y : 2 * y + 3, 2 * x : 2 * x + 3].flatten()
+               for n in range(6) for y in range(3) for x in range(3)]  # fmt: skip
+    rows = torch.stack(patches)
+    answers = rows @ weight.T
+    wanted = (answers.T @ rows - (answers.T @ answers) @ weight) / len(rows)  # Oja's subspace rule
+    torch.testing.assert_close(found["stages.0.0.weight"], -wanted.view_as(model[0].weight))
+    assert len(found) == 4
+
+
+@pytest.mark.parametrize(
+    ("rule", "model", "words"),
+    [
+        (ForwardForward(), make, r"ForwardForward\(label='head'\)"),
+        (ForwardForward(label="head"), lambda: nn.Sequential(nn.Linear(8, 2), nn.Linear(2, 9), nn.Linear(9, 3)),
+         "a feature for every class, 3, but stage 1 gives"),
+        (Hebbian(), lambda: nn.Sequential(nn.Linear(8, 8), nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8)),
+                                          nn.Linear(8, 3)), "one nn.Linear or nn.Conv2d in each stage"),
+        (Hebbian(), lambda: nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 3)), "two stages or more"),
+    ],
+)  # fmt: skip
+def test_stages_that_forward_forward_and_hebbian_learning_cannot_train_are_refused(rule, model, words):
+    with pytest.raises(InputError, match=words):
+        sidestep.attach(model(), rule, example=INPUTS)
 
 
 def test_rows_of_tokens_get_a_head_for_each_place():
@@ -244,7 +306,7 @@ def test_what_a_chain_cannot_be_is_refused_in_a_sentence():
         example = TARGETS.view(64, 1) if isinstance(next(net.children()), nn.Embedding) else INPUTS
         with pytest.raises(InputError, match=words):
             sidestep.attach(net, rule)(example, TARGETS)
-    for rule in (ForwardForward(), Hebbian(), NoPropDT()):
+    for rule in (NoPropDT(),):
         with pytest.raises(InputError, match=f"{rule.name} trains only nets that it builds itself"):
             sidestep.attach(model, rule)
     with pytest.raises(InputError, match="whole gradients"):

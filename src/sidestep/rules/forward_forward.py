@@ -11,12 +11,12 @@ Hinton, "The forward-forward algorithm" (2022), equation 1 and section 3.3; the 
 "SymBa" (2023). See `sidestep.nets.stages.goodness` for what else differs.
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from sidestep.checks import check_positive, check_range
@@ -29,7 +29,8 @@ from sidestep.nets.stages.layerwise import check_hidden
 from sidestep.nets.user_modules import ImagePath
 from sidestep.noise import Noise
 from sidestep.rules.protocol import Batch, Rule, Task
-from sidestep.rules.shared.dense import merged, stage_units
+from sidestep.rules.shared.dense import adamw, merged, stage_units
+from sidestep.rules.shared.on_stages import GoodnessOnStages
 from sidestep.rules.takes import Takes
 from sidestep.update import Dense, Update
 
@@ -77,6 +78,18 @@ class ForwardForward(Rule[GoodnessNet]):
         if task.classes < 2:
             raise InputError("forward-forward needs two classes or more: a single label has no wrong one")
         return GoodnessNet(self.net, task.shape, self.hidden, task.classes, self.label == "input", noise)
+
+    def on_stages(self) -> GoodnessOnStages:
+        """Return the rule on the stages of a chain of the user's."""
+        return GoodnessOnStages(self)
+
+    def optimizer_of(self, net: nn.Module, units: Mapping[str, list[str]]) -> torch.optim.Optimizer:
+        """Make the optimiser for these units."""
+        return adamw(net, units, self.learning_rate, self.weight_decay)
+
+    def adopt(self, model: nn.Module, example: Tensor, noise: Noise) -> nn.Module:
+        """Return a net of the model's own stages, with its own output as the read-out."""
+        return self.on_stages().adopt(model, example, noise)
 
     def fits(self, net: GoodnessNet) -> bool:
         """Whether a net is one that this rule builds with its hyper-parameters."""

@@ -9,7 +9,7 @@ a gradient, so an optimiser's step along it has the rule's own fixed points. Sou
 et al., "Hebbian deep learning without feedback" (2023).
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -22,19 +22,19 @@ from sidestep.data.objective import answers
 from sidestep.gradients.end_to_end import gradients_of
 from sidestep.nets.parallel import kept_statistics
 from sidestep.nets.precision import at_least_float32
-from sidestep.nets.stages.hebbian import HebbianNet, hebbian_change
+from sidestep.nets.stages.hebbian import HebbianNet, hebbian_change, some_rows
 from sidestep.nets.stages.layerwise import check_hidden
 from sidestep.nets.user_modules import ImagePath
 from sidestep.noise import Noise
 from sidestep.rules.protocol import Batch, Rule, Task
 from sidestep.rules.shared.dense import adamw, merged, stage_units
+from sidestep.rules.shared.on_stages import HebbianOnStages
 from sidestep.rules.takes import Takes
 from sidestep.update import Dense, Update
 
 __all__ = ["Hebbian"]
 
 _FITTED = 1000  # images that the whitening of patches is taken from
-_PATCHES = 4096  # of a batch that a stage learns from at most: patches of one image are much alike
 
 
 @dataclass(frozen=True)
@@ -87,6 +87,14 @@ class Hebbian(Rule[HebbianNet]):
             net.fit(task.scaled(examples.images[some]).to("cpu"))
         return net
 
+    def on_stages(self) -> HebbianOnStages:
+        """Return the rule on the stages of a chain of the user's."""
+        return HebbianOnStages(self)
+
+    def adopt(self, model: nn.Module, example: Tensor, noise: Noise) -> nn.Module:
+        """Return a net of the model's own stages, with its own output as the read-out."""
+        return self.on_stages().adopt(model, example, noise)
+
     def fits(self, net: HebbianNet) -> bool:
         """Whether a net is one that this rule builds with its hyper-parameters."""
         return len(net.stages) == len(self.hidden)
@@ -97,7 +105,11 @@ class Hebbian(Rule[HebbianNet]):
 
     def optimizer(self, net: HebbianNet) -> torch.optim.Optimizer:
         """Make AdamW, without weight decay on the stages: it would move their fixed points."""
-        optimizer = adamw(net, self.units(net), self.learning_rate, self.weight_decay)
+        return self.optimizer_of(net, self.units(net))
+
+    def optimizer_of(self, net: nn.Module, units: Mapping[str, list[str]]) -> torch.optim.Optimizer:
+        """Make the optimiser for these units, of which the last is the read-out."""
+        optimizer = adamw(net, units, self.learning_rate, self.weight_decay)
         for group in optimizer.param_groups[:-1]:
             group["weight_decay"] = 0.0
         return optimizer
@@ -118,7 +130,7 @@ class Hebbian(Rule[HebbianNet]):
                 features.append(summary(images))
                 statistics = {**of_stage(), **of_summary()}
             layer: nn.Linear = stage.layer  # type: ignore[assignment]
-            rows = _some(seen.flatten(0, -2), noise.sub(index))
+            rows = some_rows(seen.flatten(0, -2), noise.sub(index))
             change = torch.zeros_like(layer.weight) if resting else self._change(layer, rows)
             losses = {f"stage {index}: change": change.square().mean().sqrt()}
             update = Dense({} if resting else {f"stages.{index}.layer.weight": -change}, statistics, losses)
@@ -143,10 +155,3 @@ class Hebbian(Rule[HebbianNet]):
         """Return the mean length of each stage's weight rows, which the rules draw towards 1."""
         rows = [stage.layer.weight.detach().flatten(1) for stage in net.stages]  # type: ignore[union-attr, operator]
         return {f"stage {i}: mean length of weights": float(w.norm(dim=1).mean()) for i, w in enumerate(rows)}
-
-
-def _some(rows: Tensor, noise: Noise) -> Tensor:
-    """All rows, or a random choice where there are many, (up to 4096, inputs)."""
-    if len(rows) <= _PATCHES:
-        return rows
-    return rows[noise.stream("patches").integers(_PATCHES, len(rows), device=rows.device)]

@@ -15,7 +15,7 @@ from sidestep.gradients.any_module import Losses, called, check_trainable
 from sidestep.noise import Noise
 from sidestep.rules.protocol import Rule
 from sidestep.rules.shared.any_module import AnyModule, OwnSteps, apply_by, as_dense, decide_by
-from sidestep.rules.shared.chain import ChainOfStages
+from sidestep.rules.shared.chain import ChainOfStages, HasFormOnStages
 from sidestep.rules.shared.dense import apply_dense
 from sidestep.rules.shared.flips import flips_of_part
 from sidestep.training.own_optimizer import OptimizerFactory, check_steps_along_gradients, made_optimizer
@@ -131,6 +131,7 @@ class Chain(Built):
             if not isinstance(rule, OwnSteps):  # whose weights need not be floats
                 check_trainable(model)
             net = rule.adopt(model, example, noise)
+        own = own.on_stages() if isinstance(own, HasFormOnStages) else own
         super().__init__(own, net, made_optimizer(factory, own.optimizer(net)), factory is not None)
         self._objective, self._model = objective, model
 

@@ -22,7 +22,7 @@ from sidestep.nets.shapes import Shape, image_sides
 from sidestep.nets.stages.layerwise import layerwise_stages, shapes_of
 from sidestep.noise import Noise
 
-__all__ = ["GoodnessNet", "goodness_loss", "wrong_labels"]
+__all__ = ["GoodnessNet", "goodness_loss", "goodness_of_shares", "wrong_labels"]
 
 
 class GoodnessNet(nn.Module):
@@ -90,11 +90,7 @@ class GoodnessNet(nn.Module):
             squares = squares.flatten(2).mean(dim=2)  # (batch, features), over places
         if self.painted:
             return squares.mean(dim=1)
-        features = squares.shape[1]
-        owner = torch.arange(features, device=squares.device) * self.classes // features
-        shares = torch.nn.functional.one_hot(owner, self.classes).to(squares.dtype)
-        with full_precision(squares):
-            return squares @ (shares / shares.sum(dim=0))
+        return _by_shares(squares, self.classes)
 
     def every_goodness(self, images: Tensor) -> Tensor:
         """Return the sum of the stages' goodness for every label, (batch, classes), by trying all labels."""
@@ -124,6 +120,25 @@ class GoodnessNet(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Return the read-out's logits, (batch, classes)."""
         return at_least_float32(self.readout(self.seen(images)))
+
+
+def goodness_of_shares(outputs: Tensor, classes: int) -> Tensor:
+    """Return the mean square of every class's share of features, (batch, classes); of maps over all places.
+
+    Args:
+        outputs: of a stage, (batch, features, ...).
+        classes: number of classes, at most as many as features, which are shared out among them in their order.
+    """
+    squares = at_least_float32(outputs).square()
+    return _by_shares(squares.flatten(2).mean(dim=2) if squares.ndim > 2 else squares, classes)
+
+
+def _by_shares(squares: Tensor, classes: int) -> Tensor:
+    features = squares.shape[1]
+    owner = torch.arange(features, device=squares.device) * classes // features
+    shares = torch.nn.functional.one_hot(owner, classes).to(squares.dtype)
+    with full_precision(squares):
+        return squares @ (shares / shares.sum(dim=0))
 
 
 def goodness_loss(right: Tensor, wrong: Tensor, threshold: float, sharpness: float) -> Tensor:

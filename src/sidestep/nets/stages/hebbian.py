@@ -24,23 +24,24 @@ from sidestep.nets.stages.patches import Patches
 from sidestep.nets.ternary.nets import GridAverage
 from sidestep.noise import Noise
 
-__all__ = ["HebbianKind", "HebbianNet", "HebbianStage", "hebbian_change"]
+__all__ = ["HebbianKind", "HebbianNet", "HebbianStage", "hebbian_change", "some_rows"]
 
 HebbianKind = Literal["winner", "against", "oja", "sanger"]
 _MOMENTUM = 0.02  # of running statistics: an average over some fifty batches
+_PATCHES = 4096  # of a batch that a stage learns from at most: patches of one image are much alike
 _GRID = 4  # rows and columns of averages that the read-out sees of a map, at most
 
 
-def hebbian_change(kind: HebbianKind, layer: nn.Linear, inputs: Tensor, temperature: float) -> Tensor:
-    """Return Delta W, of the weight's shape, averaged over the rows of `inputs`.
+def hebbian_change(kind: HebbianKind, layer: nn.Linear | nn.Conv2d, inputs: Tensor, temperature: float) -> Tensor:
+    """Return Delta W, (units, inputs), averaged over the rows of `inputs`.
 
     Args:
         kind: which rule.
-        layer: a linear layer without a bias.
+        layer: a linear layer, or a convolution, whose weight has a row for each unit.
         inputs: what the layer sees, (examples or patches, inputs).
         temperature: T of the soft winner-take-all.
     """
-    weight = layer.weight.detach()  # (units, inputs)
+    weight = layer.weight.detach().flatten(1)  # (units, inputs)
     with torch.no_grad(), full_precision(inputs):
         inputs = at_least_float32(inputs)
         answers = inputs @ weight.T  # (rows, units)
@@ -57,6 +58,13 @@ def hebbian_change(kind: HebbianKind, layer: nn.Linear, inputs: Tensor, temperat
 def _soft_winner(rows: Tensor, temperature: float, against: bool) -> Tensor:
     share = (rows / temperature).softmax(dim=1)
     return share * (2 * one_hot(rows.argmax(dim=1), rows.shape[1]) - 1) if against else share
+
+
+def some_rows(rows: Tensor, noise: Noise) -> Tensor:
+    """Return all rows, or a random choice where there are many, (up to 4096, inputs)."""
+    if len(rows) <= _PATCHES:
+        return rows
+    return rows[noise.stream("patches").integers(_PATCHES, len(rows), device=rows.device)]
 
 
 class HebbianStage(nn.Module):

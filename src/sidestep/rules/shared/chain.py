@@ -1,12 +1,12 @@
 """What a rule has that trains a chain of stages which it did not build: a net of the stages, where they are."""
 
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
 from sidestep.noise import Noise
 
-__all__ = ["ChainOfStages"]
+__all__ = ["ChainOfStages", "HasFormOnStages"]
 
 
 @runtime_checkable
@@ -26,4 +26,13 @@ class ChainOfStages(Protocol):
         Raises:
             InputError: for a module that this rule cannot train.
         """
+        ...
+
+
+@runtime_checkable
+class HasFormOnStages(Protocol):
+    """What such a rule has besides, whose own nets are of another kind: a rule for the nets that it adopts."""
+
+    def on_stages(self) -> Any:
+        """Return the rule that trains what `adopt` returns."""
         ...
