@@ -190,6 +190,23 @@ def test_no_test_split_is_said(tmp_path: Path) -> None:
         _ = images.test
 
 
+def test_the_environment_names_the_data_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sidestep.data.loading.fetch", lambda *a, **k: pytest.fail("network"))
+    grey, labels = RNG.integers(0, 256, (30, 28, 28), dtype=np.uint8), np.arange(30) % 10
+    named, given = tmp_path / "named", tmp_path / "given"
+    for folder, count in ((named, 20), (given, 30)):
+        folder.mkdir()
+        keras_file(folder / "mnist.npz", x_train=grey[:count], y_train=labels[:count], x_test=grey, y_test=labels)
+    monkeypatch.setenv("SIDESTEP_DATA", str(named))
+    found = data.load("mnist", validation=0)
+    assert (len(found.train), found.source["data_dir"]) == (20, str(named))
+    assert len(data.load("mnist", validation=0, data_dir=given).train) == 30
+    monkeypatch.setenv("SIDESTEP_DATA", str(tmp_path / "not there"))
+    assert "data_dir" not in data.load("digits").source  # which lies in no folder
+    with pytest.raises(DataError, match="not there does not exist"):
+        data.load("mnist")
+
+
 def test_known_sets_are_found_in_the_data_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sidestep.data.loading.fetch", lambda *a, **k: pytest.fail("network"))
     grey = RNG.integers(0, 256, (30, 28, 28), dtype=np.uint8)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sidestep.data.check import Array, as_array
+from sidestep.data.default_folder import default_folder
 from sidestep.data.download import fetch, find_local
 from sidestep.data.images.catalogue import KNOWN, Known
 from sidestep.data.images.folder import folder_source
@@ -37,14 +38,14 @@ def load(
     """A data set by name (see `names`), or from a path to a `.npz` file or to a folder with one folder per
     class.
 
-    data_dir is looked in first for NAME.npz (bloodmnist_64.npz for another size) and for the original files,
-    also in data_dir/NAME; only what is not there is downloaded, into the user's cache. `validation` of train,
-    at most half, is held out unless the set has a validation split of its own. `size` chooses among a known
-    set's sizes, or stretches the images of a folder, which `form` reads as those of another set were (grey or
-    colour, bytes or floats, stretched or not); bloodmnist without it takes the smallest size found in
-    data_dir, else 28. `targets` says what the targets in a .npz file are: classes, labels (several for an
-    example) or values (real numbers). Raises DataError for data that are missing or wrong, InputError for a
-    wrong argument.
+    data_dir (by default what the variable SIDESTEP_DATA names) is looked in first for NAME.npz (bloodmnist_64.npz
+    for another size) and for the original files, also in data_dir/NAME; only what is not there is downloaded, into
+    the user's cache. `validation` of train, at most half, is held out unless the set has a validation split of its
+    own. `size` chooses among a known set's sizes, or stretches the images of a folder, which `form` reads as those
+    of another set were (grey or colour, bytes or floats, stretched or not); bloodmnist without it takes the
+    smallest size found in data_dir, else 28. `targets` says what the targets in a .npz file are: classes, labels
+    (several for an example) or values (real numbers). Raises DataError for data that are missing or wrong,
+    InputError for a wrong argument.
 
     >>> load("digits", validation=0.2)
     DataSet('digits', 1150 train + 287 validation images of 1 x 8 x 8, 10 classes)
@@ -61,6 +62,8 @@ def load(
     if name in KNOWN:
         if targets != "classes":
             raise InputError(f"the targets of {name} are classes, so that targets={targets!r} does not fit")
+        if data_dir is None and KNOWN[name].download != "nothing":
+            data_dir = default_folder()
         found = assemble(known_source(KNOWN[name], data_dir, size, progress), validation)
         folder = {"data_dir": os.path.abspath(Path(data_dir).expanduser())} if data_dir is not None else {}
         return replace(found, source={"name": name, **folder, **asked})
