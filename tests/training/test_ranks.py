@@ -2,6 +2,8 @@
 
 import functools
 import json
+import os
+import signal
 
 import numpy as np
 import pytest
@@ -14,11 +16,11 @@ from sidestep.data.share import Share
 from sidestep.errors import InputError, NonFiniteError, RankError
 from sidestep.noise import Noise
 from sidestep.probes import DenseProbes
-from sidestep.training import Options, train
+from sidestep.training import Options, Stopped, train
 from sidestep.training.exchange import PartSum, pack_whole, unpack_whole
-from sidestep.training.parts import with_parts
+from sidestep.training.parts import Parts, with_parts
 from sidestep.update import Dense, Seeded
-from sidestep.world import Alone
+from sidestep.world import Alone, world_here
 from tests.reference.ranks import bytes_of, on_ranks
 
 SMALL = {"hidden": (16,)}
@@ -207,3 +209,134 @@ def test_one_process_divides_nothing_unless_it_is_asked():
 def test_a_step_that_cannot_be_divided_so_is_refused(rule, asked, ranks, batch, words):
     with pytest.raises(InputError, match=words):
         with_parts(Options(**asked), rule, Of(ranks), batch)
+
+
+def short(folder, rule=WEIGHTS, **changed):
+    """Train for 6 steps, with a checkpoint after each."""
+    given = {"batch": 48, "steps": 6, "split": "batch", "shares": 3, "checkpoint_seconds": 1e-9, "precision": "float32"}
+    torch.set_num_threads(1)
+    return train(rule, digits(), Options(**{**given, "out": folder, **changed}), readings=[])
+
+
+def at_step(step, rank, act):
+    """Do something before a rank estimates its parts of a step, which are counted from 1."""
+    plain, calls = Parts.estimate, []
+
+    def estimate(self, *arguments):
+        calls.append(1)
+        if (len(calls), self.world.rank) == (step, rank):
+            act(*arguments)
+        return plain(self, *arguments)
+
+    Parts.estimate = estimate
+
+
+def refuse(*_):
+    raise InputError("the data of this rank are gone")
+
+
+def stopped_on_rank_1(world, folder):
+    at_step(3, 1, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    try:
+        short(folder)
+    except Stopped as error:
+        return error.step, error.signal_number
+
+
+def failed_on_rank_1(world, folder):
+    at_step(3, 1, refuse)
+    short(folder)
+
+
+def killed_on_rank_1(world, folder):
+    at_step(3, 1, lambda *_: os._exit(9))
+    short(folder)
+
+
+def without_numbers(world, folder):
+    at_step(3, 1, lambda rule, net, *others: net.readout.weight.data.fill_(float("nan")))
+    short(folder, rules.SPSA(pairs=3, **SMALL), split="probes")
+
+
+def resumed(world, folder):
+    short(folder, resume=True)
+    return "done"
+
+
+def started_otherwise(world, folder):
+    short(folder, seed=world.rank)
+
+
+def in_a_folder_that_is_taken(world, folder):
+    short(folder)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("one")
+    short(str(folder / "run"))
+    return left(folder, "run")
+
+
+def test_a_stop_request_to_one_rank_stops_all_after_one_step_and_loses_nothing(tmp_path, whole):
+    assert on_ranks(2, stopped_on_rank_1, str(tmp_path / "run")) == [(3, signal.SIGTERM)] * 2
+    assert on_ranks(3, resumed, str(tmp_path / "run")) == ["done"] * 3
+    assert left(tmp_path, "run") == whole
+
+
+def test_a_killed_rank_is_missed_and_a_restart_leads_to_the_same_bits(tmp_path, whole):
+    first, second = on_ranks(2, killed_on_rank_1, str(tmp_path / "run"))
+    assert second is None
+    assert isinstance(first, RankError)
+    assert "has lost another rank" in str(first)
+    assert on_ranks(2, resumed, str(tmp_path / "run"), generation=1) == ["done"] * 2
+    assert left(tmp_path, "run") == whole
+
+
+def test_an_error_of_one_rank_is_said_by_all(tmp_path):
+    first, second = on_ranks(2, failed_on_rank_1, str(tmp_path / "run"))
+    assert isinstance(second, InputError)
+    assert isinstance(first, RankError)
+    assert "rank 1 has stopped: the data of this rank are gone" in str(first)
+    assert (tmp_path / "run" / "state.safetensors").exists()
+
+
+def test_a_loss_without_a_number_stops_all_ranks_alike(tmp_path):
+    for error in on_ranks(2, without_numbers, str(tmp_path / "run")):
+        assert isinstance(error, NonFiniteError)
+        assert "the loss is nan at step 2, unit net" in str(error)
+
+
+def test_ranks_that_were_started_otherwise_are_refused_on_all(tmp_path):
+    for error in on_ranks(2, started_otherwise, str(tmp_path / "run")):
+        assert isinstance(error, InputError)
+        assert "train.seed: 0 on rank 0, 1 on rank 1" in str(error)
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_the_first_rank_cannot_do_is_said_by_the_others_too(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "letter.txt").write_text("dear")
+    first, second = on_ranks(2, in_a_folder_that_is_taken, str(tmp_path / "run"))
+    assert isinstance(first, InputError)
+    assert isinstance(second, RankError)
+    assert "rank 0 has stopped:" in str(second)
+    assert "is not empty and not a run's folder" in str(second)
+
+
+def bytes_a_step(world, split):
+    """The bytes of a rank's messages in each of ten steps, from the counts of a longer and a shorter run."""
+    found = []
+    for steps in (2, 12):
+        before = world_here().sent_bytes + world_here().summed_bytes
+        options = Options(batch=64, steps=steps, split=split, shares=2, precision="float32")
+        train(rules.NoiseStep(estimator="weight-probes", probes=128, hidden=(256, 256)), "digits", options, readings=[])
+        found.append(world_here().sent_bytes + world_here().summed_bytes - before)
+    return (found[1] - found[0]) / 10
+
+
+def test_what_128_probes_take_a_step_and_rank():
+    head = 24 + 11 + 2 * 4  # of the frame and of the update, and a part's two losses
+    assert on_ranks(2, bytes_a_step, "probes") == [head + 128 // 8 + 64 * 4] * 2  # which were taken, and their numbers
+    for sent in on_ranks(2, bytes_a_step, "batch"):
+        assert head + 1 + 128 * 30 / 8 < sent < head + 1 + 128 * 40 / 8  # as many bits each as the largest one needs

@@ -35,7 +35,7 @@ class _Message:
     """What one rank says of a step."""
 
     signal: int
-    losses: np.ndarray  # (parts, terms), float64
+    losses: np.ndarray  # (parts, terms), float32
     rest: bytes
 
 
@@ -53,7 +53,7 @@ class PartSum:
     def add(self, update: Update) -> None:
         """Add the update of a part, of the same kind as those before."""
         self._like = update if self._like is None else self._like
-        self._losses.append(torch.stack([loss.detach().double().cpu() for loss in update.losses.values()]))
+        self._losses.append(torch.stack([loss.detach().float().cpu() for loss in update.losses.values()]))
         for name, value in _reals(update).items():
             if name in self._reals:
                 self._reals[name] += value
@@ -132,13 +132,13 @@ class PartSum:
             if len(message) < _HEAD.size:
                 raise RankError(f"rank {rank} sent {len(message)} bytes that are no update")
             signal, parts, count, its_layout = _HEAD.unpack_from(message)
-            end = _HEAD.size + 8 * parts * terms
+            end = _HEAD.size + 4 * parts * terms
             if (count, its_layout) != (self._count, layout) or len(message) < end:
                 raise RankError(
                     f"rank {rank} sent the update of another net, rule or step: start all ranks by the same command, "
                     "with the same version of sidestep and of torch"
                 )
-            losses = np.frombuffer(message, "<f8", parts * terms, _HEAD.size).reshape(parts, terms)
+            losses = np.frombuffer(message, "<f4", parts * terms, _HEAD.size).reshape(parts, terms)
             found.append(_Message(signal, losses, message[end:]))
         return found
 
@@ -215,4 +215,4 @@ def _as_whole(coefs: Tensor) -> Tensor:
 
 def _mean(values: np.ndarray) -> float:
     """Return the mean, rounded once whatever the order; infinities and NaNs stay what they are."""
-    return math.fsum(values) / len(values) if np.isfinite(values).all() else float(values.sum())
+    return math.fsum(values.tolist()) / len(values) if np.isfinite(values).all() else float(values.sum())

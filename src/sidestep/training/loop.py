@@ -110,7 +110,7 @@ class Loop:
         return self.parts.world if self.parts else Alone()
 
     def _stops(self, stop: StopRequest) -> bool:
-        """Whether somebody asked for a stop, of several ranks before the last step was exchanged: all stop at one."""
+        """Whether somebody asked for a stop, of several ranks before the last exchange: all stop after one step."""
         if self.parts is None or self.world.size == 1:
             return stop.requested
         stop.signal_number = self.parts.signal or stop.signal_number
@@ -131,7 +131,7 @@ class Loop:
         """Take one training step, of all units at once or of one after another; ranks hear of a stop request."""
         state.set_rate(self.options.rate_factor(state.step, self.total_steps))
         self._losses: dict[str, Tensor] = {}
-        for unit, update in self._updates(state, stop.signal_number if stop else 0):
+        for unit, update in self._updates(state, stop or StopRequest()):
             names = list(update.losses)
             losses = torch.stack([update.losses[name].float() for name in names]).cpu().double()  # one transfer for all
             self._check_finite(names, losses, state)
@@ -150,11 +150,11 @@ class Loop:
             state.scheduler.step()
         state.step += 1
 
-    def _updates(self, state: State, signal: int) -> Iterator[tuple[str | None, Update]]:
+    def _updates(self, state: State, stop: StopRequest) -> Iterator[tuple[str | None, Update]]:
         """Return the update of this step, for no unit in particular, or each unit's: made when it is asked for."""
         batch, noise = self.batch(state.step), self.noise.stream("estimate").at(state.step)
         if self.parts:
-            return iter([(None, self.parts.estimate(self.rule, state.net, batch, noise, self.compute, signal))])
+            return iter([(None, self.parts.estimate(self.rule, state.net, batch, noise, self.compute, stop))])
         if self.options.units == "together":
             with self.compute.autocast():
                 return iter([(None, self.rule.estimate(state.net, batch, noise))])

@@ -15,6 +15,7 @@ from sidestep.noise import Noise
 from sidestep.rules.protocol import Batch, HasBatchMultiple, Rule
 from sidestep.training.exchange import PartSum
 from sidestep.training.options import Compute, Options
+from sidestep.training.stopping import StopRequest
 from sidestep.update import Update
 from sidestep.wording import counted
 from sidestep.world import World
@@ -31,7 +32,7 @@ class Parts:
 
     def __init__(self, world: World, of: Division, count: int) -> None:
         self.world, self.of, self.count = world, of, count
-        self.signal = 0  # the largest of a stop request that any rank had got before the last step
+        self.signal = 0  # the largest of a stop request that any rank had got before the last exchange
 
     @property
     def own(self) -> range:
@@ -39,7 +40,7 @@ class Parts:
         return range(self.world.rank, self.count, self.world.size)
 
     def estimate(  # long: what an estimate depends on
-        self, rule: Rule, net: nn.Module, batch: Batch, noise: Noise, compute: Compute, signal: int
+        self, rule: Rule, net: nn.Module, batch: Batch, noise: Noise, compute: Compute, stop: StopRequest
     ) -> Update:
         """Return the update of the whole step."""
         total = PartSum()
@@ -51,7 +52,7 @@ class Parts:
                 update = rule.estimate(net, _part(batch, share), drawn)
             total.add(update)
             del update
-        found, self.signal = total.exchanged(self.world, self.count, signal)
+        found, self.signal = total.exchanged(self.world, self.count, stop.signal_number)
         return found
 
 
