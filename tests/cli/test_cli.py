@@ -130,6 +130,22 @@ def test_help_explains_each_option_with_default_and_symbol(capsys):
     assert run(capsys, "--version")[1].startswith("sidestep 0.")
 
 
+def test_a_run_is_evaluated_by_the_readings_that_are_asked_for_and_eval_does_the_others(capsys):
+    words = ["--blocks", "2", "--epochs", "1", "--batch", "512", "--out", "a"]
+    status, out, error = run(capsys, "train", "noprop-dt", *words, "--json", "--reading", "ancestral")
+    assert status == 0, error
+    result = json.loads(out.splitlines()[-1])
+    assert list(result["readings"]) == list(result["qualities"]) == ["ddim", "ancestral"]
+    assert result["test_accuracy"] == result["readings"]["ddim"]
+    status, out, error = run(capsys, "eval", "a", "--json")
+    assert status == 0, error
+    found = json.loads(out.splitlines()[-1])["readings"]
+    assert found["ancestral"] == result["readings"]["ancestral"]
+    assert {"ddim", "mean", "block 1 alone"} <= found.keys()
+    status, _, error = run(capsys, "train", "noprop-dt", *words, "--overwrite", "--reading", "heun")
+    assert (status, "noprop-dt has no reading 'heun'; it has: ddim, ancestral" in error) == (2, True)
+
+
 @pytest.mark.parametrize("given", [["--steps", "5"], ["--steps=5"]])
 def test_an_option_of_other_rules_is_said_to_be_theirs(capsys, given):
     status, _, error = run(capsys, "train", "noprop-dt", *given, "--epochs", "1")

@@ -13,6 +13,7 @@ ALIASES = {"--lr": "--learning-rate", "--batch-size": "--batch", "--wd": "--weig
 
 RARE: dict[str, frozenset[str]] = {  # of the options that do not belong to a rule
     "Options": frozenset({"average", "align", "units", "checkpoint_seconds", "warmup", "precision"}),
+    "Extra": frozenset({"reading"}),
     "DataOptions": frozenset({"data_dir", "image_size", "budget"}),
 }
 

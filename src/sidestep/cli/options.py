@@ -35,6 +35,9 @@ __all__ = [
 ]
 
 
+Repeated = Annotated[tuple[tuple[str, ...], ...], tyro.conf.UseAppendAction]  # --rows a b --rows c
+
+
 @dataclass(frozen=True)
 class DataOptions:
     """Which images to train on."""
@@ -64,10 +67,11 @@ class Extra:
     """Image path of your own, FILE.py:NAME: a class or function that makes a torch.nn.Module, images to features."""
     json: bool = False
     """Print the result as one JSON object on the last line of standard output."""
+    reading: Repeated = ()
+    """Evaluate at the end by these of the rule's readings, and by its first; `eval` does others. Default: all."""
 
 
 Given = tuple[Rule, Options, DataOptions, Extra]
-Repeated = Annotated[tuple[tuple[str, ...], ...], tyro.conf.UseAppendAction]  # --rows a b --rows c
 
 
 def rule_named(name: str) -> str:

@@ -14,7 +14,7 @@ import tyro
 from sidestep.cli.bar import TrainingBar
 from sidestep.cli.help import HELP, HELP_ALL, RARE, TRAIN_STEPS, long_names, named_apart, short
 from sidestep.cli.launched import rank_in_words
-from sidestep.cli.options import DataOptions, Extra, Given, last_value, module_from, rule_named
+from sidestep.cli.options import DataOptions, Extra, Given, all_words, last_value, module_from, rule_named
 from sidestep.cli.output import (
     complain,
     default_data_dir,
@@ -163,14 +163,15 @@ def _train(  # long: what was given, and the ranks that do it
     source = {{"data": "name", "image_size": "size"}.get(key, key): value for key, value in source.items()}
     if options.out:
         check_place(Path(options.out), data_options.data)
-    found = module_from(extra.module) if extra.module else None
+    found, readings = module_from(extra.module) if extra.module else None, all_words(extra.reading)
     source.update({"module": extra.module} if extra.module else {})
     try:
         with TrainingBar() if world.leads else nullcontext() as bar:
-            run = train(rule, data, options, module=found, source=source, progress=bar)
+            run = train(rule, data, options, module=found, source=source, progress=bar, readings=readings)
     except Stopped as stopped:
         words = ["sidestep", "train", name, "--resume", "--out", str(options.out)]
-        command = shlex.join([*words, "--module", extra.module] if extra.module else words)
+        again = {"--module": [extra.module] if extra.module else [], "--reading": readings}
+        command = shlex.join(words + [word for option, given in again.items() if given for word in (option, *given)])
         said = f"; saved in {options.out}. Continue with: {command}" if world.leads else ""
         fail(f"{rank_in_words()}{stopped}{said}", 128 + stopped.signal_number)
     if world.leads:
@@ -189,6 +190,7 @@ def _parse(name: str, arguments: Sequence[str], defaults: Given) -> Given:
     described = f"{(RULES[name].__doc__ or '').strip()}\n--lr stands for --learning-rate, and --wd for --weight-decay."
     if asked and HELP_ALL not in asked:  # for the help alone: what is left out of it would not be parsed
         kinds |= {"run": short(kinds["run"], RARE["Options"]), "data": short(DataOptions, RARE["DataOptions"])}
+        kinds["other"] = short(Extra, RARE["Extra"])
         kinds["rule"] = short(RULES[name], RULES[name].rare)
         described += f" {HELP_ALL} explains the options that few need, too."
     # groups are for the help: where there are any, the parser frames a rule's own errors in words of its own
