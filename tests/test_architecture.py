@@ -23,7 +23,19 @@ ROOMS = (
     ("gradients",),
     ("nets",),
     ("data", "measure"),
-    ("checks", "files", "machine", "noise", "permutation", "philox", "probes", "tensorfile", "ternary", "update"),
+    (
+        "checks",
+        "files",
+        "machine",
+        "noise",
+        "permutation",
+        "philox",
+        "probes",
+        "schedule",
+        "tensorfile",
+        "ternary",
+        "update",
+    ),
     ("errors", "notices", "version", "wording"),
 )
 LEVEL = {name: len(ROOMS) - index for index, room in enumerate(ROOMS) for name in room}

@@ -99,7 +99,7 @@ def read_log(data, buffers=None):
         crc = zlib.crc32(data[begin : source.at], crc)
         assert source.unpack("I") == (crc,)
         if kind == 3:
-            steps += read_reals(Bytes(body))
+            steps += read_reals(Bytes(body), len(steps))
         else:
             steps += read_trits(Bytes(body)) if kind == 1 else read_flips(Bytes(body), count, weights)
     return header, steps
@@ -126,12 +126,20 @@ def read_trits(source):
     return steps
 
 
-def read_reals(source):
+def read_reals(source, first=0):
     runs = []
     for _ in range(source.number()):
         run = {"steps": source.number()}
         run["kind"], run["stream"] = source.unpack("BI")
         run["count"], each = source.number(), source.take(1)[0]
+        if each == 2:
+            decay, start = source.unpack("B")[0], source.unpack("d")[0]
+            whole, rising = source.number(), source.number()
+            rates = [start * factor(decay, first + step, whole, rising) for step in range(run["steps"])]
+            runs.append((run, rates))
+            first += run["steps"]
+            continue
+        first += run["steps"]
         rates = source.unpack("d" * (run["steps"] if each else 1))
         runs.append((run, rates if each else rates * run["steps"]))
     steps = []
@@ -140,6 +148,14 @@ def read_reals(source):
             steps.append({**run, "rate": rate, "reals": list(source.unpack("f" * run["count"]))})
     assert not source.rest()
     return steps
+
+
+def factor(decay, step, steps, rising):
+    """To rounding: the package has it to the bit."""
+    if step < rising:
+        return (step + 1) / (rising + 1)
+    done = (step - rising) / max(1, steps - rising)
+    return (1.0, (1 + math.cos(math.pi * done)) / 2, 1 - done)[decay]
 
 
 def read_run(ans, run):

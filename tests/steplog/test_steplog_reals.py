@@ -1,21 +1,25 @@
 """The step log of floats: numbers along dense probes, replayed through the optimiser to the bits of training."""
 
+import copy
 import dataclasses
 import itertools
 import json
 import math
 import struct
+import time
+from dataclasses import replace
 
 import pytest
 import torch
 
-from sidestep import Options, checkpoint, data, train
+from sidestep import Options, attach, checkpoint, data, replay, train
 from sidestep.cli import main
 from sidestep.errors import CheckpointError, InputError
 from sidestep.noise import Noise
 from sidestep.probes import DenseProbes
 from sidestep.rules import SPSA, Evolution, Task
 from sidestep.rules.shared.forward_only import LOGGED, OPTIMIZERS
+from sidestep.schedule import rate_factor
 from sidestep.steplog import Header, LogReader, LogWriter, Recorder, rebuild, writer
 from sidestep.steplog.codecs.reals import decode_reals, encode_reals
 from sidestep.steplog.format import MOST_COEFS, REALS, DamagedLogError, varint
@@ -100,20 +104,39 @@ class TestReplay:
         assert same(weights(rebuild(tmp_path / "log", drop=range(8)).net), seen[0])
         assert same(weights(rebuild(tmp_path / "log", drop=range(5, 8)).net), seen[5])
 
-    def test_a_plain_program_rebuilds_the_net_by_the_document_to_rounding(self, tmp_path):
-        seen = logged(tmp_path / "log", dataclasses.replace(TINY, optimizer_kind="plain-sgd"), decay="cosine")
+    @pytest.mark.parametrize("kind", ["rademacher", "signs", "sparse", "rank-one"])
+    def test_a_plain_program_rebuilds_the_net_by_the_document_to_rounding(self, kind, tmp_path):
+        rule = dataclasses.replace(TINY, distribution=kind)
+        seen = logged(tmp_path / "log", rule, decay="cosine")
         header, steps = read_log((tmp_path / "log").read_bytes())
         total = data.steps_per_epoch(len(data.load("digits").train), 64)
-        assert [step["rate"] for step in steps] == [0.01 * (1 + math.cos(math.pi * t / total)) / 2 for t in range(8)]
-        for name, _, shape in header["parameters"]:
+        assert [step["rate"] for step in steps] == [0.01 * rate_factor("cosine", t, total, 0) for t in range(8)]
+        sizes = [math.prod(shape) for _, _, shape in header["parameters"]]
+        for number_of, (name, _, shape) in enumerate(header["parameters"]):
             found = seen[0][name].double().flatten().tolist()
             for number, step in enumerate(steps):
                 for index, coef in enumerate(step["reals"]):
-                    own = PlainPoint(0, step["stream"], index, number).below(name)
-                    signs = [own.sign(place) for place in range(min(20, math.prod(shape)))]
+                    point = PlainPoint(0, step["stream"], 0 if kind == "signs" else index, number)
+                    signs = [
+                        plain_element(kind, point, name, shape, place, sizes, number_of, index)
+                        for place in range(min(20, math.prod(shape)))
+                    ]
                     found = [w - step["rate"] * coef * s for w, s in zip(found, signs, strict=False)]
             wanted = seen[-1][name].flatten()[: len(found)]
             torch.testing.assert_close(torch.tensor(found), wanted, rtol=1e-5, atol=1e-7)
+
+
+def plain_element(kind, point, name, shape, place, sizes, number_of, index):
+    """One element of a direction, as docs/step-log.md has it."""
+    own = point.below(name)
+    if kind == "signs":
+        return point.sign(index * 128 * math.ceil(sum(sizes) / 128) + sum(sizes[:number_of]) + place)
+    if kind == "sparse":
+        return 4 * own.below("sign").sign(place) if own.word(place) < 2**28 else 0
+    if kind == "rank-one" and len(shape) > 1:
+        columns = math.prod(shape[1:])
+        return own.below("rows").sign(place // columns) * own.below("columns").sign(place % columns)
+    return own.sign(place)
 
 
 class TestBytes:
@@ -186,7 +209,7 @@ class TestDamage:
             varint(3),
             HEAD,
             varint(1) + varint(3) + struct.pack("<BI", 0, 5) + varint(3) + struct.pack("<Bd", 0, 0.1) + bytes(36),
-            varint(1) + varint(2) + struct.pack("<BI", 2, 5) + varint(3) + struct.pack("<Bd", 0, 0.1) + bytes(24),
+            varint(1) + varint(2) + struct.pack("<BI", 5, 5) + varint(3) + struct.pack("<Bd", 0, 0.1) + bytes(24),
             HEAD + varint(0) + struct.pack("<Bd", 0, 0.1),
             HEAD + varint(MOST_COEFS + 1) + struct.pack("<Bd", 0, 0.1) + bytes(24),
             HEAD + varint(3) + struct.pack("<Bd", 2, 0.1) + bytes(24),
@@ -317,3 +340,81 @@ class TestRuns:
         options = Options(epochs=1, batch=256, out=tmp_path / "run", average=0.9)
         first = train(TINY, "digits", options)
         assert train(TINY, "digits", dataclasses.replace(options, epochs=2, resume=True)).step == 2 * first.step
+
+
+class TestSchedules:
+    """A decaying rate is written as its schedule: a few bytes a block, and the same bits."""
+
+    @pytest.mark.parametrize(
+        ("decay", "warmup"), [("cosine", 0.0), ("linear", 0.0), ("cosine", 0.2), ("linear", 0.1), ("none", 0.3)]
+    )
+    def test_a_run_takes_four_bytes_a_step_and_replays_to_the_bit(self, decay, warmup, tmp_path):
+        rule = SPSA(hidden=(4,), pairs=1, sides="both", optimizer_kind="sgd", learning_rate=0.003)
+        options = Options(epochs=80, batch=128, out=tmp_path / "run", decay=decay, warmup=warmup)
+        tiny = Noise(0).integers(512 * 16, 256).to(torch.uint8).view(512, 4, 4).numpy()
+        run = train(rule, data.from_arrays(tiny, Noise(1).integers(512, 3).numpy()), options)
+        log = LogReader(tmp_path / "run" / "steps.steplog")
+        steps = log.scan().steps
+        rates = [update.rate for _, update in log.records(steps)]
+        assert rates == [0.003 * options.rate_factor(step, steps) for step in range(steps)]
+        _, plain = read_log((tmp_path / "run" / "steps.steplog").read_bytes())
+        assert [step["rate"] for step in plain] == pytest.approx(rates, rel=1e-9)
+        blocks = encode_reals([update for _, update in log.records(steps)], log.header)
+        assert len(blocks) < 4 * steps + 40
+        again = rebuild(tmp_path / "run" / "steps.steplog").net.state_dict()
+        assert all(torch.equal(value, again[name]) for name, value in run.net.state_dict().items())
+
+    def test_rates_that_follow_no_schedule_are_written_each(self):
+        header = made_header({"decay": "cosine", "warmup": 0.0})
+        rates = [0.01 * rate_factor("cosine", step, 50, 0) for step in range(20)]
+        short, other = encode_reals(updates_of(rates), header), encode_reals(updates_of([*rates[:-1], 0.5]), header)
+        assert len(other) - len(short) > 8 * 17
+        for payload, wanted in ((short, rates), (other, [*rates[:-1], 0.5])):
+            assert [update.rate for update in decode_reals(payload, 20, Noise(header.seed), header.shapes)] == wanted
+
+    @pytest.mark.parametrize("change", ["steps", "decay", "base", "cut"])
+    def test_a_false_schedule_is_damage(self, change):
+        header = made_header({"decay": "linear", "warmup": 0.0})
+        payload = bytearray(encode_reals(updates_of([0.01 * (1 - n / 100) for n in range(20)]), header))
+        place = payload.index(bytes([2, 2])) + 1  # a schedule, linear
+        if change == "steps":
+            payload[place + 9] = 10
+        elif change == "decay":
+            payload[place] = 9
+        elif change == "base":
+            payload[place + 1 : place + 9] = struct.pack("<d", float("nan"))
+        else:
+            del payload[place + 5 :]
+        with pytest.raises(DamagedLogError):
+            decode_reals(bytes(payload), 20, Noise(header.seed), header.shapes)
+
+
+def made_header(training):
+    net = torch.nn.Linear(2, 2)
+    return replace(Header.attached_to(net, {"name": "spsa", "learning_rate": 0.01}, 0), training=training)
+
+
+def updates_of(rates):
+    table = (("weight", (2, 2)), ("bias", (2,)))
+    return [
+        Seeded(torch.ones(1), DenseProbes(Noise(0).stream("directions").at(step), table, 1), rate=rate)
+        for step, rate in enumerate(rates)
+    ]
+
+
+@pytest.mark.slow
+def test_replay_is_fifteen_times_faster_than_training(tmp_path):
+    """A net on as many rows as a language model has tokens: 37 passes a step, of which replay makes none."""
+    rows, targets = Noise(1).normal(8192 * 64).view(8192, 64), Noise(2).integers(8192, 10)
+    with Noise(0).torch_seeded():
+        net = torch.nn.Sequential(torch.nn.Linear(64, 256), torch.nn.ReLU(), torch.nn.Linear(256, 10))
+    fresh = copy.deepcopy(net)
+    before = time.process_time()
+    with attach(net, SPSA(), log=tmp_path / "a.steplog") as step:
+        for _ in range(4):
+            step(rows, targets)
+    training = time.process_time() - before
+    before = time.process_time()
+    replay(tmp_path / "a.steplog", fresh)
+    assert training > 15 * (time.process_time() - before)
+    assert all(torch.equal(a, b) for a, b in zip(net.parameters(), fresh.parameters(), strict=True))

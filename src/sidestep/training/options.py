@@ -11,6 +11,7 @@ from sidestep.data import steps_per_epoch
 from sidestep.errors import InputError
 from sidestep.measure import has_bfloat16
 from sidestep.rules.fields import settle_fields
+from sidestep.schedule import Decay, rate_factor
 
 __all__ = ["Compute", "Options"]
 
@@ -35,7 +36,7 @@ class Options:
     augment: Literal["none", "flip", "flip-crop", "shift"] = "none"
     """Random horizontal flips of the training images, or flips and crops, for photographs, or random shifts by up to
     one pixel either way, for digits and other drawings (the papers use none)."""
-    decay: Literal["none", "cosine", "linear"] = "none"
+    decay: Decay = "none"
     """How the learning rate falls to 0 over the run: not at all (the NoProp paper), as half a cosine, or in a line."""
     warmup: float = 0.0
     """Share of the steps over which the learning rate first rises from zero, in [0, 1)."""
@@ -115,13 +116,7 @@ class Options:
         >>> [round(Options(decay="cosine", warmup=0.2).rate_factor(step, 10), 2) for step in range(10)]
         [0.33, 0.67, 1.0, 0.96, 0.85, 0.69, 0.5, 0.31, 0.15, 0.04]
         """
-        rising = round(self.warmup * steps)
-        if step < rising:
-            return (step + 1) / (rising + 1)
-        done = (step - rising) / max(1, steps - rising)
-        if self.decay == "cosine":
-            return (1 + math.cos(math.pi * done)) / 2
-        return 1 - done if self.decay == "linear" else 1.0
+        return rate_factor(self.decay, step, steps, round(self.warmup * steps))
 
     def epochs_for(self, examples: int) -> int:
         """Return the number of epochs, by the size of the training split if none was given."""

@@ -16,6 +16,7 @@ import torch
 from sidestep.errors import InputError
 from sidestep.noise import Noise
 from sidestep.probes import DenseProbes, Distribution
+from sidestep.steplog.codecs.schedule import Schedule, followed
 from sidestep.steplog.codecs.seeded import SeededCodec, work_of
 from sidestep.steplog.format import MOST_COEFS, MOST_WORK, REALS, DamagedLogError, read_varint, varint
 from sidestep.steplog.header import Header
@@ -25,7 +26,7 @@ __all__ = ["RealsCodec", "Table", "decode_reals", "encode_reals"]
 
 Table = tuple[tuple[str, tuple[int, ...]], ...]  # name and shape of every parameter
 DISTRIBUTIONS: tuple[Distribution, ...] = get_args(Distribution)  # their places stand in the log
-ONE_RATE, A_RATE_EACH = 0, 1
+ONE_RATE, A_RATE_EACH, A_SCHEDULE = 0, 1, 2
 
 
 @dataclass(frozen=True)
@@ -57,12 +58,12 @@ class RealsCodec(SeededCodec):
         )
 
     def about_bytes(self, update: Seeded) -> float:
-        """Return four bytes a probe and eight for the learning rate."""
+        """Return four bytes a probe and eight for the learning rate, which a schedule makes fewer."""
         return update.coefs.numel() * 4.0 + 8
 
     def encode(self, updates: Sequence[Seeded], header: Header) -> bytes:
         """Return the payload of consecutive steps' numbers."""
-        return encode_reals(updates)
+        return encode_reals(updates, header)
 
     def decode(self, payload: bytes, steps: int, first: int, header: Header) -> list[Seeded]:
         """Return the updates of a block."""
@@ -77,17 +78,27 @@ class RealsCodec(SeededCodec):
         return replace(update, probes=replace(probes, only=inside))
 
 
-def encode_reals(updates: Sequence[Seeded]) -> bytes:
-    """Return the payload of consecutive steps' numbers; `decode_reals` gives them back."""
+def encode_reals(updates: Sequence[Seeded], header: Header | None = None) -> bytes:
+    """Return the payload of consecutive steps' numbers; `decode_reals` gives them back.
+
+    A header says which schedule the rates may follow; where they do, to the bit, that is written in their place.
+    """
     runs = [list(run) for _, run in itertools.groupby(updates, key=lambda update: _kind_of(_dense(update)))]
     heads, coefs = [varint(len(runs))], []
     for run in runs:
-        rates = np.array([update.rate for update in run], dtype="<f8")
-        same = bool((rates == rates[0]).all())
-        heads += [varint(len(run)), _kind_of(_dense(run[0])), bytes([ONE_RATE if same else A_RATE_EACH])]
-        heads.append(rates[: 1 if same else None].tobytes())
+        heads += [varint(len(run)), _kind_of(_dense(run[0])), _rates_of(run, header)]
         coefs += [update.coefs.to(torch.float32).cpu().numpy().astype("<f4").tobytes() for update in run]
     return b"".join([*heads, *coefs])
+
+
+def _rates_of(run: Sequence[Seeded], header: Header | None) -> bytes:
+    rates = [float(update.rate or 0) for update in run]
+    if all(rate == rates[0] for rate in rates):
+        return bytes([ONE_RATE]) + struct.pack("<d", rates[0])
+    schedule = followed(rates, _dense(run[0]).noise.step, header) if header else None
+    if schedule is None:
+        return bytes([A_RATE_EACH]) + np.array(rates, dtype="<f8").tobytes()
+    return bytes([A_SCHEDULE]) + schedule.to_bytes()
 
 
 def decode_reals(payload: bytes, steps: int, noise: Noise, parameters: Table) -> list[Seeded]:
@@ -147,9 +158,14 @@ def _read_run(payload: bytes, at: int, noise: Noise, parameters: Table, steps_le
         if place >= len(DISTRIBUTIONS) or not 1 <= count <= MOST_COEFS:
             raise DamagedLogError(f"there are no {count} probes of distribution {place}")
         each, at = payload[at], at + 1
-        if each > A_RATE_EACH:
+        if each == A_SCHEDULE:
+            schedule, at = Schedule.parse(payload, at)
+            rates = schedule.rates(noise.step, steps)
+        elif each in (ONE_RATE, A_RATE_EACH):
+            rates = struct.unpack_from(f"<{steps if each else 1}d", payload, at)
+            at += 8 * len(rates)
+        else:
             raise DamagedLogError(f"there is no kind of learning rates {each}")
-        rates = struct.unpack_from(f"<{steps if each else 1}d", payload, at)
     except (struct.error, IndexError) as error:
         raise DamagedLogError(f"a run of a block is cut: {error}") from error
     if not all(math.isfinite(rate) and rate >= 0 for rate in rates):
@@ -157,4 +173,4 @@ def _read_run(payload: bytes, at: int, noise: Noise, parameters: Table, steps_le
     probes = DenseProbes(Noise(noise.seed, stream_id, 0, noise.step), parameters, count, DISTRIBUTIONS[place])
     if work_of(probes) > MOST_WORK:
         raise DamagedLogError(f"a step of a block would take more than {MOST_WORK:,} operations")
-    return Run(probes, rates if each else rates * steps), at + 8 * len(rates)
+    return Run(probes, rates if each else rates * steps), at
