@@ -158,7 +158,6 @@ class TestData:
         ("given", "message"),
         [
             (PAIRS, r"got TensorDataset; make a data set of it with data.from_arrays\(\*dataset.tensors\)"),
-            (DataLoader(PAIRS), r"got DataLoader; .*stacked tensors"),
             (DIGITS.train, r"got Split; .*from_arrays\(split.images, split.labels\)"),
             ((DIGITS.test.images, DIGITS.test.labels), r"got tuple; .*from_arrays\(images, labels\)"),
             (DIGITS.test.images, "got Tensor"),
@@ -170,6 +169,10 @@ class TestData:
         for use in (train, align):
             with pytest.raises(InputError, match=message):
                 use(QUICK, given)
+
+    def test_only_train_takes_loaders(self):
+        with pytest.raises(InputError, match=r"got DataLoader; .*only train takes loaders"):
+            align(QUICK, DataLoader(PAIRS))
 
     def test_so_are_other_forms_of_options(self):
         for use in (train, align):

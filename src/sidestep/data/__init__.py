@@ -6,6 +6,7 @@ from sidestep.data.batches import batch_indices, crop_and_flip, standardise, ste
 from sidestep.data.images.catalogue import Known, names
 from sidestep.data.images.picture import grid
 from sidestep.data.images.unlabelled import read_images, read_named_images
+from sidestep.data.loader import from_loader
 from sidestep.data.loading import from_arrays, load
 from sidestep.data.notices import DataNotice
 from sidestep.data.sequences.tokens import from_text, from_tokens
@@ -20,6 +21,7 @@ __all__ = [
     "batch_indices",
     "crop_and_flip",
     "from_arrays",
+    "from_loader",
     "from_text",
     "from_tokens",
     "grid",

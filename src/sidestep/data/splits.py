@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sidestep.data.feed import Feed
 from sidestep.data.named import Named, is_named
 from sidestep.data.objective import Objective
 from sidestep.data.rows import Rows, Stored, blocks
@@ -117,6 +118,7 @@ class DataSet:
     target_mean: tuple[float, ...] = ()  # of each value over the train split, and their standard deviation
     target_std: tuple[float, ...] = ()
     objective: Objective | None = None  # a loss of the user's own; None: that of the kind of targets
+    feed: Feed | None = None  # where training batches come from; train is then the first one. None: they are drawn
 
     @cached_property
     def test(self) -> Split:
@@ -158,6 +160,8 @@ class DataSet:
 
     def __repr__(self) -> str:
         counts = f"{len(self.train)} train + {len(self.validation)} validation"
+        if self.feed:
+            counts = f"batches of {len(self.train)}"
         return f"DataSet({self.name!r}, {counts} {_described(self.train)}, {self.classes} {self.targets})"
 
 

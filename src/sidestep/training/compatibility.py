@@ -78,17 +78,24 @@ def data_record(data: DataSet, source: Mapping[str, Any]) -> dict[str, Any]:
         **source,
         **data.source,
         "in_memory": None if data.source or "name" in source else True,
-        "train_images": len(data.train),
+        "loader": True if data.feed else None,
+        "train_images": None if data.feed else len(data.train),
         "validation_images": len(data.validation),
         "labels": _labels_digest(data),
-        "pixels": pixels_digest(data.train, data.validation),
+        "pixels": pixels_digest(*_known_again(data)),
         "pictures": {"stretched": data.pictures.size is not None} if data.pictures else None,
     }
 
 
+def _known_again(data: DataSet) -> tuple[Split, ...]:
+    """The splits that are the same each time the data are made: not the first batch of a loader that shuffles."""
+    shuffled = data.feed is not None and not data.feed.in_order
+    return (data.validation,) if shuffled else (data.train, data.validation)
+
+
 def _labels_digest(data: DataSet) -> str:
     digest = hashlib.sha256()
-    for split in (data.train, data.validation):
+    for split in _known_again(data):
         kind = "<f4" if split.labels.is_floating_point() else "<i8"
         for labels in blocks(split.labels):
             digest.update(labels.cpu().numpy().astype(kind).tobytes())
@@ -141,7 +148,7 @@ def difference(config: Mapping[str, Any], data: DataSet) -> str | None:
             return f"train pixels with a {name} of {_numbers(found)}, not {_numbers(had)}"
     if saved.get("labels", _labels_digest(data)) != _labels_digest(data):
         return "other labels, or the same in another order"
-    if saved.get("pixels", own := pixels_digest(data.train, data.validation)) != own:
+    if saved.get("pixels", own := pixels_digest(*_known_again(data))) != own:
         return "other pixels, or the same in another order"
     return None
 

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sidestep.data import DataSet, Split, load
+from sidestep.data import DataSet, Split, from_loader, load
 from sidestep.data.check import Array, as_array, pixel_tensor
 from sidestep.data.labels import check_label_range
+from sidestep.data.loader import is_loader
 from sidestep.data.named import Named
 from sidestep.data.rows import Stored, stored
 from sidestep.data.sequences.tokens import token_tensor
@@ -20,21 +21,25 @@ from sidestep.errors import InputError
 from sidestep.rules.protocol import Task
 from sidestep.training.options import Options
 
-__all__ = ["given_data", "given_images", "given_options", "given_split"]
+__all__ = ["given_data", "given_images", "given_options", "given_split", "settled_options"]
 
 
-def given_data(data: Any) -> DataSet:
+def given_data(data: Any, loaders: bool = False) -> DataSet:
     """The data set, loaded if it is a name or a path; raises InputError for other forms of data, with what to do."""
     if isinstance(data, DataSet):
         return data
     if isinstance(data, str | os.PathLike):
         return load(data)
+    if loaders and is_loader(data):
+        return from_loader(data)
     if isinstance(data, Split):
         hint = "data.from_arrays(split.images, split.labels)"
     elif hasattr(data, "tensors"):  # torch.utils.data.TensorDataset
         hint = "data.from_arrays(*dataset.tensors)"
-    elif isinstance(data, torch.utils.data.Dataset | torch.utils.data.DataLoader):
-        hint = "data.from_arrays(images, labels), with stacked tensors of its images, unaugmented, and of its labels"
+    elif not loaders and is_loader(data):
+        hint = "data.from_arrays(images, labels): only train takes loaders"
+    elif isinstance(data, torch.utils.data.Dataset):
+        hint = "data.from_loader(DataLoader(dataset, batch_size=128, shuffle=True))"
     else:
         hint = "data.from_arrays(images, labels)"
     raise InputError(
@@ -51,6 +56,25 @@ def given_options(options: Any, steps: int | None = None) -> Options:
         hint = "Options(**options)" if isinstance(options, Mapping) else "for instance Options(epochs=3)"
         raise InputError(f"options must be Options, got {type(options).__name__}; give {hint}")
     return options if steps is None else dataclasses.replace(options, steps=steps)
+
+
+def settled_options(options: Options, data: DataSet) -> Options:
+    """The options with the number of epochs; for a loader with its batches and the number of steps.
+
+    Raises InputError for a loader of unknown length without a number of steps.
+    """
+    if data.feed is None:
+        whole = options.steps is not None
+        return options if whole else dataclasses.replace(options, epochs=options.epochs_for(len(data.train)))
+    steps, epoch = options.steps, data.feed.epoch
+    if steps is None and epoch is None:
+        raise InputError(
+            f"{data.name} does not say how many batches a pass has, so that epochs have no end; give steps=..., or "
+            "data.from_loader(loader, epoch=...)"
+        )
+    if steps is None:
+        steps = options.epochs_for(len(data.train) * (epoch or 1)) * (epoch or 1)
+    return dataclasses.replace(options, steps=steps, epochs=None, batch=len(data.train))
 
 
 def given_images(task: Task, images: Any) -> Any:

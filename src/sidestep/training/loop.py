@@ -4,14 +4,16 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from sidestep.data import DataSet, batch_indices, crop_and_flip, steps_per_epoch
+from sidestep.data.feed import BatchError
 from sidestep.errors import InputError, NonFiniteError
 from sidestep.noise import Noise
-from sidestep.rules.protocol import Batch, HasHealthCheck, Rule, Task, UnitByUnit
+from sidestep.rules.protocol import Batch, HasBatchMultiple, HasHealthCheck, Rule, Task, UnitByUnit
 from sidestep.steplog import Recorder
 from sidestep.training.attached_rule import Built, take_update
 from sidestep.training.evaluate import accuracies
@@ -46,8 +48,9 @@ class Loop:
         self.recorder = recorder
         self.parts: Parts | None = None  # of a step that is divided; None: it is estimated as one
         self.task, self.noise = Task.of(data), Noise(options.seed)
-        self.steps_per_epoch = steps_per_epoch(len(data.train), options.batch)
         self.total_steps = options.steps_for(len(data.train))
+        batches = data.feed.epoch or max(1, self.total_steps) if data.feed else None
+        self.steps_per_epoch = batches or steps_per_epoch(len(data.train), options.batch)
 
     def run(self, state: State, kept_metrics: int, observers: Observers, stop: StopRequest) -> None:
         """Train to the last step, or until a stop is requested or an observer says so; the state is saved either way.
@@ -74,6 +77,10 @@ class Loop:
                 self._save(state, log)  # before the log's first block, which does not hold an optimiser's momentum
             try:
                 self._take_steps(state, log, observers, stop)
+            except BatchError as error:
+                if not (self.data.feed and self.data.feed.stateful):  # its state is that after the bad batch
+                    self._save(state, log)
+                raise BatchError(f"{error}; after step {state.step}, {self._kept(state)}") from error
             except ObserverError as error:
                 self._save(state, log)
                 raise ObserverError(f"{error}; after step {state.step}, {self._kept(state)}") from error.__cause__
@@ -169,16 +176,30 @@ class Loop:
         return iter(following, None)
 
     def batch(self, step: int) -> Batch:
-        """Return the training batch of a step: a function of the seed and the step alone."""
-        train = self.data.train
-        rows = batch_indices(self.noise.stream("order"), step, len(train), self.options.batch).to(train.labels.device)
-        images = self.task.scaled(train.images[rows])
+        """Return the training batch of a step: a function of the seed and the step alone, or the next of a loader."""
+        images, targets = self._raw(step)
+        images = self.task.scaled(images)
         if self.options.augment in ("flip", "flip-crop"):
             padding = 4 if self.options.augment == "flip-crop" else 0
             images = crop_and_flip(images, self.noise.stream("augment").at(step), padding)
         elif self.options.augment == "shift":
             images = crop_and_flip(images, self.noise.stream("augment").at(step), padding=1, flip=False, edge=True)
-        return Batch(self.task.laid_out(images), train.labels[rows], self.task.objective)
+        return Batch(self.task.laid_out(images), targets, self.task.objective)
+
+    def _raw(self, step: int) -> tuple[Any, Tensor]:
+        train, feed = self.data.train, self.data.feed
+        if feed is None:
+            rows = batch_indices(self.noise.stream("order"), step, len(train), self.options.batch)
+            rows = rows.to(train.labels.device)
+            return train.images[rows], train.labels[rows]
+        images, targets = feed.next(step)
+        if isinstance(self.rule, HasBatchMultiple) and len(targets) % self.rule.batch_multiple[1]:
+            name, value = self.rule.batch_multiple
+            raise BatchError(
+                f"{self.data.name}: batch {step + 1} has {len(targets)} examples, which must be a multiple of {name} = "
+                f"{value}; leave out the last, smaller one (drop_last=True)"
+            )
+        return images.to(self.compute.device), targets.to(self.compute.device)
 
     def _end_epoch(self, state: State, log: MetricsLog | None) -> EpochEnd:
         started = (state.step - 1) // self.steps_per_epoch * self.steps_per_epoch
@@ -215,7 +236,9 @@ class Loop:
             )
         tensors, record = state.tensors()
         logged = self.recorder.commit() if self.recorder else {}
-        self.folder.save_state(tensors, {**record, **log.commit(), **logged})
+        position = self.data.feed.state() if self.data.feed else None
+        fed = {"loader": position} if position is not None else {}
+        self.folder.save_state(tensors, {**record, **log.commit(), **logged, **fed})
         state.saved_step = state.step
 
     def _check_finite(self, names: list[str], losses: Tensor, state: State) -> None:

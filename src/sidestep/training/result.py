@@ -94,7 +94,7 @@ def _measured(
         calibration = evaluation.calibrate(readings)
         if loop.folder:
             loop.folder.save_model(state.weights(), state.step, calibration.record() if calibration else None)
-        train = data.train.part(slice(0, _MOST_TRAIN))
+        train = data.train.part(slice(0, 0 if data.feed else _MOST_TRAIN))  # of a loader there is one batch only
         found: Measured = {"train": evaluation.measure("train", train, only)}
         found["validation"] = evaluation.measure("validation", data.validation, only if data.has_test else readings)
         found["test"] = None  # own data may come without a test split

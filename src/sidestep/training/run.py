@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from sidestep.training.compatibility import data_record, in_saved_units
 from sidestep.training.early_stop import EarlyStop
 from sidestep.training.evaluate import check_readings, check_rule
 from sidestep.training.folder import RunFolder
-from sidestep.training.given import given_data, given_options
+from sidestep.training.given import given_data, given_options, settled_options
 from sidestep.training.loop import Loop
 from sidestep.training.observers import End, Observers, check_observers
 from sidestep.training.options import Compute, Options
@@ -43,14 +43,14 @@ from sidestep.training.trained import Run
 from sidestep.training.unit_modes import move_units
 from sidestep.version import __version__
 from sidestep.wording import counted
-from sidestep.world import world_here
+from sidestep.world import World, world_here
 
 __all__ = ["train"]
 
 
 def train(  # long: rule, data and options, three hooks for own code, and what is read at the end
     rule: Rule,
-    data: DataSet | str | os.PathLike[str] = "digits",
+    data: DataSet | str | os.PathLike[str] | Iterable[Any] = "digits",
     options: Options | None = None,
     *,
     module: ImagePath | None = None,
@@ -76,7 +76,7 @@ def train(  # long: rule, data and options, three hooks for own code, and what i
 
     Args:
         rule: one of `sidestep.rules`, with its hyper-parameters.
-        data: a data set, or the name of one or the path to one (see `sidestep.data.load`).
+        data: a data set, the name of one, the path to one (see `sidestep.data.load`), or a loader (`data.from_loader`).
         options: epochs, batch, seed, folder and so on; without a folder (`out`) nothing is written.
         module: an image path of your own, (batch, channels, height, width) -> (batch, ...): a function or class that
             makes a module, or a module, which is copied for every block and *started anew* (to keep weights that you
@@ -112,20 +112,20 @@ def train(  # long: rule, data and options, three hooks for own code, and what i
     check_observers(observers)
     if isinstance(data, str | os.PathLike):
         source = source or {"name": os.fspath(data)}
-    data = given_data(data)
+    data = given_data(data, loaders=True)
     data = data if objective is None else dataclasses.replace(data, objective=as_objective(objective))
     rule, module = (rule, module) if model is None else (on_whole_model(rule, module), model)
+    options = settled_options(options, data)
     _check(rule, data, options, readings or [])
     with ExitStack() as stack:
         world, together = world_here(), stack.enter_context(ExitStack())
         together.enter_context(world.together())  # until the last step: what comes then, each rank does alone
+        _begin_loader(data, options, world)
         folder = RunFolder(Path(options.out)) if options.out else None
         data = in_saved_units(folder, data) if folder and options.resume else data
         folder, progress = (folder, progress or Silent()) if world.leads else (None, Silent())
         task, batch = Task.of(data), min(options.batch, len(data.train))
         options = with_parts(options, rule, world, batch)
-        if options.steps is None:
-            options = dataclasses.replace(options, epochs=options.epochs_for(len(data.train)))
         record = data_record(data, source or {})
         state, loop = begin(rule, data, options, module, folder, optimizer, scheduler)
         loop.parts = Parts(world, options.split, options.shares) if options.split and options.shares else None
@@ -212,6 +212,17 @@ def _check(rule: Rule, data: DataSet, options: Options, readings: Sequence[str])
         raise InputError(f"patience = {options.patience} needs images that are not trained on: give validation = 0.1")
 
 
+def _begin_loader(data: DataSet, options: Options, world: World) -> None:
+    """Bring a loader to its first batch, before anything is removed for the new run; where one goes on, it waits."""
+    if data.feed and world.size > 1:
+        raise InputError(
+            f"{data.name} would give each of {world.size} processes batches of its own; train in one process, or give "
+            "data that all can draw from: arrays, or memory maps"
+        )
+    if data.feed and not (options.out and options.resume):
+        data.feed.begin(0)
+
+
 def _config(
     rule: Rule, task: Task, options: Options, compute: Compute, source: Mapping[str, Any], module: ImagePath | None
 ) -> dict[str, Any]:
@@ -235,6 +246,8 @@ def _check_left(loop: Loop, state: State) -> None:
             f"{loop.options.out} has been trained for {counted(state.step, 'step')} already, more than the "
             f"{loop.total_steps:,}{_end(loop.options)}"
         )
+    if loop.data.feed and state.step < loop.total_steps:
+        loop.data.feed.begin(state.step, state.loader)
 
 
 def _end(options: Options) -> str:

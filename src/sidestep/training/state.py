@@ -35,6 +35,7 @@ class State:
     kept: dict[str, Tensor] = field(default_factory=dict)  # weights and buffers that the run is to end with, if any
     kept_step: int | None = None
     saved_step: int = -1
+    loader: Any = None  # where a loader of the user's stood, as it says itself
     own_optimizer: bool = False  # whether the optimiser is one of the user's
     scheduler: LRScheduler | None = None  # of the user's, in place of a decay
     files: UnitFiles | None = None  # where units are while they do not train; None: in memory, like all else
@@ -211,6 +212,7 @@ class State:
         self.kept_step = int(record["kept_step"]) if self.kept else None
         self.step = self.saved_step = int(record["step"])
         self.seconds, self.summed_from = float(record["seconds"]), int(record.get("summed_from", 0))
+        self.loader = record.get("loader")
         restore_scheduler(self.scheduler, record.get("scheduler"), self.step)
 
 

@@ -17,7 +17,7 @@ from sidestep.data.splits import DataSet, Split
 from sidestep.data.tables.columns import data_set, target_tensor
 from sidestep.errors import DataError, InputError
 
-__all__ = ["from_text", "from_tokens", "token_tensor"]
+__all__ = ["from_text", "from_tokens", "target_ids", "token_tensor"]
 
 _MOST = 1 << 31  # token ids
 
@@ -133,7 +133,7 @@ def _rows(  # long: arrays, and what they mean
             raise DataError(f"{where}: a row needs two tokens or more, so that one follows another")
         ids, following = ids[:, :-1].clone(), ids[:, 1:].clone()
     else:
-        following = _wanted(as_array(wanted, f"{where} targets"), f"{where} targets", len(words), None)
+        following = target_ids(as_array(wanted, f"{where} targets"), f"{where} targets", len(words), None)
         if following.shape != ids.shape:
             raise DataError(
                 f"{where}: need one target for each token, got shape {tuple(following.shape)} for {tuple(ids.shape)}"
@@ -162,7 +162,7 @@ def _mapped_rows(  # long: arrays, and what they mean
         if following.shape != ids.shape:
             raise DataError(f"{where}: need one target for each token, got shape {following.shape} for {ids.shape}")
     kept = stored(ids, known, f"{where} tokens")
-    found = stored(following, partial(_wanted, vocabulary=vocabulary, padding=padding), f"{where} targets")
+    found = stored(following, partial(target_ids, vocabulary=vocabulary, padding=padding), f"{where} targets")
     return Split(kept, found)
 
 
@@ -170,7 +170,7 @@ def _known(ids: Array, where: str, vocabulary: int) -> Tensor:
     return token_tensor(ids, vocabulary, where)
 
 
-def _wanted(given: Array, where: str, vocabulary: int, padding: int | None) -> Tensor:
+def target_ids(given: Array, where: str, vocabulary: int, padding: int | None) -> Tensor:
     """Ids as targets, of which those that do not count, and padding, are IGNORED."""
     ignored = given == IGNORED
     following = token_tensor(np.where(ignored, 0, given) if ignored.any() else given, vocabulary, where)

@@ -15,7 +15,16 @@ from sidestep.data.rows import Rows, Stored, blocks, is_mapped, stored
 from sidestep.data.splits import DataSet, Split
 from sidestep.errors import DataError
 
-__all__ = ["data_set", "feature_rows", "feature_tensor", "is_table", "output_names", "table_set", "target_tensor"]
+__all__ = [
+    "data_set",
+    "feature_rows",
+    "feature_tensor",
+    "is_table",
+    "output_names",
+    "row_tensor",
+    "table_set",
+    "target_tensor",
+]
 
 _COLUMNS = 8  # named in an error
 _LOST = 0.01  # of a column's standard deviation: the most that rounding to float32 may take
