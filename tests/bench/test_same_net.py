@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from sidestep import Options, data, train
 from sidestep.bench.comparison import rounds as race_module
 from sidestep.bench.comparison.entries import read_entries
 from sidestep.bench.comparison.numbers import ratios
@@ -164,3 +165,30 @@ def test_the_command_compares_with_the_same_net_by_default(monkeypatch, tmp_path
     assert "x is the ratio to back-propagation on the same net" in page.read_text()
     assert "| baseline |" in page.read_text()
     assert html.read_text().count('<tr class="baseline">') >= 2
+
+
+@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("targets", ["labels", "values"])
+def test_the_net_of_every_rule_learns_labels_and_values_end_to_end_where_the_rule_does(name, targets):
+    rule = made(name)
+    rows = Noise(0).normal(96 * 6).view(96, 6)
+    wanted = {"labels": (rows[:, :3] > 0).float(), "values": rows[:, :2].sin()}[targets]
+    few = data.from_arrays(rows.numpy(), wanted.numpy(), targets=targets, validation=0)
+    if targets not in rule.takes.targets:
+        with pytest.raises(InputError, match="takes targets that are"):
+            train(SameNet(rule), few, Options(steps=1))
+        return
+    fallen = EveryLoss()
+    train(SameNet(rule), few, Options(steps=30, batch=96, precision="float32"), observers=[fallen])
+    assert fallen.losses[-1] < 0.99 * fallen.losses[0]
+
+
+class EveryLoss:
+    """An observer that keeps the losses."""
+
+    def __init__(self):
+        self.losses = []
+
+    def on_step(self, event):
+        (loss,) = event.losses.values()
+        self.losses.append(loss)

@@ -337,7 +337,7 @@ def test_lines_are_half_a_minute_apart_and_say_what_is_trained(capsys, monkeypat
         clock[0] = now
         bar.step(step, 10)
     told = " ".join(capsys.readouterr().err.split())
-    assert told == "sidestep: backprop on digits, seed 1: epoch 4/4, step 351 of 400, 28 images/s, 0:00:18 left"
+    assert told == "sidestep: backprop on digits, seed 1: epoch 4/4, step 351 of 400, 28 examples/s, 0:00:18 left"
 
 
 def test_an_unfinished_run_is_said_to_be_one(capsys, monkeypatch):

@@ -305,6 +305,8 @@ def test_what_does_not_fit_a_saved_loop_is_refused(tmp_path):
     before = state(model)
     with pytest.raises(CheckpointError, match=r"another rule: learning_rate is 0\.003 there, 0\.1 here"):
         sidestep.attach(model, SPSA(learning_rate=0.1), resume=tmp_path)
+    with pytest.raises(CheckpointError, match=r"of another rule: spsa there, backprop here; attach with what"):
+        sidestep.attach(model, Backprop(), resume=tmp_path)
     with pytest.raises(CheckpointError, match="another seed"):
         sidestep.attach(model, RULES[0], seed=1, resume=tmp_path)
     with pytest.raises(CheckpointError, match="another model"):

@@ -1,4 +1,4 @@
-"""The progress bar of a training run: epoch, loss, validation accuracy, images a second, time left."""
+"""The progress bar of a training run: epoch, loss, validation accuracy, examples a second, time left."""
 
 import time
 from collections.abc import Mapping
@@ -55,10 +55,10 @@ class TrainingBar(AbstractContextManager["TrainingBar"]):
         epochs = -(-self._total // self._steps_per_epoch)
         epoch = min(epochs, step // self._steps_per_epoch + 1)
         self._bar.update(
-            self._task, completed=step, rate=f"{rate:,.0f} images/s", description=f"epoch {epoch}/{epochs}"
+            self._task, completed=step, rate=f"{rate:,.0f} examples/s", description=f"epoch {epoch}/{epochs}"
         )
         if step < self._total and step % self._steps_per_epoch:  # at an epoch's end the losses are known
-            self._tell(step, f"epoch {epoch}/{epochs}", f"{rate:,.0f} images/s")
+            self._tell(step, f"epoch {epoch}/{epochs}", f"{rate:,.0f} examples/s")
 
     def epoch(self, epoch: int, losses: Mapping[str, float], accuracy: float | None, seconds: float) -> None:
         """Show the sum of the losses and the validation accuracy."""

@@ -58,19 +58,20 @@ def _evaluate(
     trained = run_in(run, module, device, given)
     found = data_of(run, data, data_dir)
     check_task(trained.task, found)
+    rows = "images" if trained.task.inputs == "image" else "rows"
     other = difference(RunFolder(run).config(), found) if data else None
     if other and split != "test":
-        notice(f"{found.name} is not what {run} was trained on ({other}): some {split} images may have been trained on")
+        notice(f"{found.name} is not what {run} was trained on ({other}): some {split} {rows} may have been trained on")
     if other and split == "test" and found.cut_test:
         part = found.every_image()
         notice(
-            f"{found.name} is not what {run} was trained on ({other}), and has no splits: all its {len(part):,} images "
+            f"{found.name} is not what {run} was trained on ({other}), and has no splits: all its {len(part):,} {rows} "
             "are evaluated on; if some of them were trained on, that says little"
         )
     else:
         part = found.test if split == "test" else found.validation if split == "validation" else found.train
     if not len(part):
-        raise InputError(f"{found.name} has no {split} images; choose another --split")
+        raise InputError(f"{found.name} has no {split} {rows}; choose another --split")
     if data is None and split == "test":
         check_test(run, part)
     if calibrate:
@@ -88,7 +89,7 @@ def _evaluate(
             "qualities": {name: dataclasses.asdict(quality) for name, quality in found_by.items()}, "run": str(run),
         })  # fmt: skip
         return
-    title = f"{trained.rule.name} on {found.name}, {split}, {len(part):,} images"
+    title = f"{trained.rule.name} on {found.name}, {split}, {len(part):,} {rows}"
     title += f" ({', '.join(given)})" if given else ""
     title += f"; not finished: {unfinished}" if unfinished else ""
     score = None if trained.task.targets == "classes" else trained.task.objective.score_name

@@ -90,5 +90,7 @@ def _table(values: Mapping[str, Tensor]) -> dict[str, str]:
 def _words(there: Any, here: Any) -> str:
     if not (isinstance(there, dict) and isinstance(here, dict)):
         return f"{there} there, {here} here"
+    if there.get("name") != here.get("name"):  # whose other entries have little in common
+        return f"{there.get('name')} there, {here.get('name')} here"
     keys = [key for key in sorted(there.keys() | here.keys()) if there.get(key) != here.get(key)]
     return "; ".join(f"{key} is {there.get(key)} there, {here.get(key)} here" for key in keys)

@@ -48,7 +48,8 @@ class SameNet(Rule[nn.Module]):
     @property
     def shared(self) -> dict[str, float]:
         """The hyper-parameters that it has of the rule, by name."""
-        return {name: getattr(self.of, name, value) for name, value in _DEFAULTS.items()}
+        own = {name: getattr(self.of, name, None) for name in _DEFAULTS}  # None also where a rule finds it out itself
+        return {**_DEFAULTS, **{name: value for name, value in own.items() if value is not None}}
 
     def build(self, task: Task, noise: Noise, examples: Split | None, module: ImagePath | None) -> nn.Module:
         """Make the rule's net, around a module of the user's where one is given, and open it end to end."""
@@ -73,7 +74,7 @@ class SameNet(Rule[nn.Module]):
             loss = batch.objective.mean(logits, batch.targets, self.shared["label_smoothing"])
             statistics = changed()
             gradients = gradients_of(loss, dict(net.named_parameters()))
-        return Dense(gradients, statistics, {"net: cross-entropy": loss.detach()})
+        return Dense(gradients, statistics, {f"net: {batch.objective.name}": loss.detach()})
 
     def predict(
         self, net: nn.Module, images: Tensor, noise: Noise, start: int = 0, names: Collection[str] | None = None
