@@ -217,12 +217,12 @@ def test_a_stopped_table_goes_on_to_the_same_bits(capsys, monkeypatch):
     fill(capsys, "--rows", "forward-one-hot", "--report", "pages", "--out", "whole")
     take_step, taken = Loop.take_step, 0
 
-    def interrupted(loop, state):
+    def interrupted(loop, state, *more):
         nonlocal taken
         taken += 1
         if taken == 14:  # in the second seed, of ten steps each
             os.kill(os.getpid(), signal.SIGINT)
-        take_step(loop, state)
+        take_step(loop, state, *more)
 
     monkeypatch.setattr(Loop, "take_step", interrupted)
     status, _, error = fill(capsys, "--rows", "forward-one-hot")

@@ -343,8 +343,8 @@ def test_lines_are_half_a_minute_apart_and_say_what_is_trained(capsys, monkeypat
 def test_an_unfinished_run_is_said_to_be_one(capsys, monkeypatch):
     take_step = Loop.take_step
 
-    def interrupted(loop, state):
-        take_step(loop, state)
+    def interrupted(loop, state, *more):
+        take_step(loop, state, *more)
         if state.step == 13:
             signal.raise_signal(signal.SIGINT)
 

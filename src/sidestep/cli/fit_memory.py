@@ -130,6 +130,8 @@ def _net_of(rule: Rule) -> dict[str, Any]:
     """Return the options by which Backprop makes the rule's net, with its recipe."""
     own, ours = ({field.name for field in dataclasses.fields(kind)} for kind in (rule, Backprop))
     values = {name: getattr(rule, name) for name in own & ours - {"activation_checkpointing", "accumulate"}}
+    if values.get("learning_rate", 0) is None:  # a rule whose steps find their size
+        del values["learning_rate"]
     if "blocks" not in own:  # one block, which the rule runs many times; or layers
         values |= {"blocks": 1} if "path" in own else {"net": values.get("net", "mlp")}
     if values.get("net") != "mlp":  # the other nets have norms of their own
