@@ -16,6 +16,7 @@ from sidestep.errors import InputError
 from sidestep.gradients.directions import Directions, OneDirection
 from sidestep.gradients.forward_mode import forward_mode
 from sidestep.gradients.shifted import Direction, at_shifted
+from sidestep.gradients.swapped import SwappedWeights
 from sidestep.nets.check_module import inplace_explained
 from sidestep.nets.parallel import kept_statistics
 from sidestep.nets.precision import at_least_float32, full_precision
@@ -105,11 +106,13 @@ class ShiftedPasses:
     keep: whether directions stay in memory, as they do for small nets.
     """
 
-    def __init__(self, net: nn.Module, losses: Losses, noise: Noise) -> None:
+    def __init__(self, net: nn.Module, losses: Losses, noise: Noise, plain: bool = False) -> None:
+        """Remember what to call; `plain`: the losses draw nothing, and read no weight but through the net's layers."""
         self._net, self._losses, self._noise = net, losses, noise
         weights = trained(net)
         self._like = next(iter(weights.values()))
         self.keep = sum(weight.numel() for weight in weights.values()) <= _KEPT
+        self._swapped = SwappedWeights.of(net) if plain and self.keep else None
         self.statistics: dict[str, Tensor] | None = None
 
     def __call__(self, direction: Direction | None = None, step: float = 0.0, masks: int = 0) -> Tensor:
@@ -125,6 +128,12 @@ class ShiftedPasses:
             with _repeatable(self._net, self._noise.sub(masks)) as changed:
                 return mean_loss(self._losses()), changed() if self.statistics is None else {}
 
+        if self._swapped:
+            self.statistics = {}
+            with torch.no_grad(), full_precision(self._like):
+                if direction is None:
+                    return mean_loss(self._losses())
+                return self._swapped.at(direction, step, lambda: mean_loss(self._losses()))
         with torch.no_grad(), full_precision(self._like):
             loss, changed = passed() if direction is None else at_shifted(self._net, direction, step, passed)
         self.statistics = changed if self.statistics is None else self.statistics

@@ -118,6 +118,19 @@ class JointSigns(Directions):
             signs = self.noise.sub(group).signs(count, start, like.device)
         return signs.to(like.dtype, copy=True).view(tuple(shape))
 
+    def scaled(self, index: int, size: float) -> dict[str, Tensor] | None:
+        """Return `size nu` of all parameters by name, in float32 on a CPU; None where the net is not small."""
+        if self._block is None:
+            return None
+        parts = self._block[index].to(torch.float32).mul_(size).split(self._sizes)
+        return {name: part.view(shape) for (name, shape), part in zip(self.table, parts, strict=False)}
+
+    @cached_property
+    def _sizes(self) -> list[int]:
+        """Elements of each parameter, and of what is left over."""
+        sizes = [math.prod(shape) for _, shape in self.table]
+        return [*sizes, self._length - sum(sizes)]
+
     def weighted(self, name: str, coefs: Sequence[float], first: int, like: Tensor) -> Tensor:
         """Return `sum_i c_i nu_(first + i)` of what is called `name`."""
         if self._block is None:
@@ -145,6 +158,11 @@ class OneDirection:
         self._directions, self._index, self._keep = directions, index, keep
         self._parts: dict[str, Tensor] = {}
         self._packed: dict[str, Tensor] = {}
+
+    def scaled(self, size: float) -> dict[str, Tensor] | None:
+        """Return `size nu` of all weights by name, in float32, where one draw has given all of them; else None."""
+        directions = self._directions
+        return directions.scaled(self._index, size) if isinstance(directions, JointSigns) else None
 
     def of(self, name: str, like: Tensor) -> Tensor:
         """Return the part of that name, in the shape and dtype of `like`."""

@@ -97,11 +97,18 @@ def kept_statistics(net: nn.Module, prefix: str = "") -> Iterator[Callable[[], d
 
 
 def _buffer_places(net: nn.Module) -> dict[str, tuple[dict[str, Any], str]]:
-    """Return name -> where a buffer is held, for every buffer once: one walk through the net."""
-    places, seen = {}, set()
-    for path, layer in net.named_modules():
-        for key, buffer in layer._buffers.items():
-            if buffer is not None and id(buffer) not in seen:
-                seen.add(id(buffer))
-                places[f"{path}.{key}" if path else key] = (layer._buffers, key)
+    """Return name -> where a buffer is held, for every buffer once: one walk, which a step of a small net feels."""
+    places: dict[str, tuple[dict[str, Any], str]] = {}
+    _collect(net, "", places, set())
     return places
+
+
+def _collect(layer: nn.Module, prefix: str, places: dict[str, tuple[dict[str, Any], str]], seen: set[int]) -> None:
+    seen.add(id(layer))
+    for key, buffer in layer._buffers.items():
+        if buffer is not None and id(buffer) not in seen:
+            seen.add(id(buffer))
+            places[prefix + key] = (layer._buffers, key)
+    for name, part in layer._modules.items():
+        if part is not None and id(part) not in seen:
+            _collect(part, f"{prefix}{name}.", places, seen)

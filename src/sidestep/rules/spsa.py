@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from sidestep.checks import check_positive, check_range
 from sidestep.data import Split
+from sidestep.data.objective import CLASSES
 from sidestep.data.share import WHOLE, Division, Share
 from sidestep.errors import InputError
 from sidestep.gradients.any_module import Losses, ShiftedPasses, check_trainable
@@ -129,7 +130,8 @@ class SPSA(ForwardOnlyRule):
             return losses_under(self.objective, net(batch.inputs), batch.targets, batch.objective)
 
         if self.sides == "one" or self.learning_rate is None or self.spread:
-            return self._along(net, losses, noise, batch.share, f"net: {self.objective}")
+            plain = self.objective == "cross-entropy" and batch.objective is CLASSES
+            return self._along(net, losses, noise, batch.share, f"net: {self.objective}", plain)
         probes = dense_probes(net, noise, self.pairs, self.distribution)
         directions = directions_along(probes)
         found, share, taken = [], batch.share, batch.share.probes(self.pairs)
@@ -157,11 +159,13 @@ class SPSA(ForwardOnlyRule):
         """Return one number per direction, from the losses of any module whose weights are shifted as a whole."""
         return self._along(net, losses, noise, WHOLE, LOSS)
 
-    def _along(self, net: nn.Module, losses: Losses, noise: Noise, share: Share, name: str) -> Seeded:
+    def _along(  # long: `plain`, too, says what the losses may do
+        self, net: nn.Module, losses: Losses, noise: Noise, share: Share, name: str, plain: bool = False
+    ) -> Seeded:
         """Return the differences of the loss along the directions that a part of the step takes, and a step size."""
         probes, taken = dense_probes(net, noise, self.pairs, self.distribution), share.probes(self.pairs)
         directions = directions_along(probes)
-        run = ShiftedPasses(net, losses, noise.stream("module"))
+        run = ShiftedPasses(net, losses, noise.stream("module"), plain)
         here = run() if self.sides == "one" or self.learning_rate is None else None
         sides = []
         for index in taken:
