@@ -7,6 +7,7 @@ import re
 import pytest
 
 from sidestep.cli import COMMANDS, main
+from sidestep.cli.described import described
 from sidestep.cli.help import ALIASES, RARE, long_names
 from sidestep.rules import RULES
 from sidestep.training import Options
@@ -26,15 +27,61 @@ def options_in(text):
 
 
 @each_rule
-def test_the_short_help_is_in_groups_and_leaves_out_what_few_need(name, capsys):
+def test_the_short_help_is_in_groups_and_leaves_out_what_few_need(name, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
     text = shown(capsys, name, "--help")
-    places = [text.index(f"{group} options") for group in ("run", "data", "rule")]
-    assert places == sorted(places)
+    groups = {part: text.partition(f"\n{part}:\n")[2].partition("\n\n")[0] for part in ("run", "data", "rule")}
+    assert {"data", "augment", "module"} <= options_in(groups["data"])
+    assert {"epochs", "batch", "seed", "device", "out", "json"} <= options_in(groups["run"])
     everything = {field.name.replace("_", "-") for kind in (RULES[name], Options) for field in dataclasses.fields(kind)}
     rare = {field.replace("_", "-") for field in RULES[name].rare | RARE["Options"]} & everything
-    assert not options_in(text.partition("run options")[2]) & {f"{option}" for option in rare}
+    assert not options_in("".join(groups.values())) & rare
     assert everything - rare <= options_in(text)
-    assert len(text.splitlines()) < 125  # one and a half screens of a tall terminal; noprop-dt had 140 lines
+    assert len(text.splitlines()) <= 62
+    assert max(map(len, text.splitlines())) <= 80
+
+
+def test_the_help_says_what_is_typed_and_no_value_of_python(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    for words in (
+        ["train", "noprop-dt"],
+        ["predict"],
+        ["eval"],
+        ["replay"],
+        ["bench"],
+        ["fit-memory"],
+        ["align", "spsa"],
+    ):
+        with pytest.raises(SystemExit):
+            main([*words, "--help-all"])
+        text = capsys.readouterr().out
+        assert "None" not in text
+        assert "[-h]" not in text
+        assert text.count("Default:") == 0
+    with pytest.raises(SystemExit):
+        main(["predict", "--help"])
+    assert capsys.readouterr().out.startswith("usage: sidestep predict RUN FILE ... [OPTIONS]\n")
+
+
+def test_a_default_is_said_once_in_the_words_of_its_option():
+    @dataclasses.dataclass
+    class Some:
+        first: int | None = None
+        """So many. Default: 10, or 20 below 0.5. More is better."""
+        second: tuple[int, ...] = (3, 4)
+        """Widths."""
+        third: bool = True
+        """Whether."""
+        fourth: str | None = None
+
+    found = described(Some, {"fourth": "From elsewhere."})
+    said = [(each.option, each.values, each.text, each.default) for each in found]
+    assert said == [
+        ("--first", "INT", "So many. More is better.", "10, or 20 below 0.5"),
+        ("--second", "INT ...", "Widths.", "3 4"),
+        ("--third, --no-third", "", "Whether.", "yes"),
+        ("--fourth", "TEXT", "From elsewhere.", ""),
+    ]
 
 
 @each_rule
@@ -98,7 +145,7 @@ def test_every_command_takes_help_all(given, capsys):
         with contextlib.suppress(SystemExit):
             main([*given.split(), option])
         printed.append(capsys.readouterr())
-    assert options_in(printed[0].out) <= options_in(printed[1].out)
+    assert options_in(printed[0].out) - {"help-all"} <= options_in(printed[1].out)
     assert "usage" in printed[1].out
     assert not printed[0].err
     assert not printed[1].err

@@ -3,9 +3,7 @@
 import difflib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
-
-import tyro
+from typing import Literal
 
 from sidestep import checkpoint
 from sidestep.bench.report import png_of
@@ -13,7 +11,7 @@ from sidestep.bench.studies.alignment_report import alignment_figure, alignment_
 from sidestep.cli.help import HELP, HELP_ALL
 from sidestep.cli.options import data_of, module_from
 from sidestep.cli.output import check_new, default_data_dir, error_console, show, show_json, show_table
-from sidestep.cli.parse import parsed
+from sidestep.cli.parse import parsed, parsed_groups
 from sidestep.data import load
 from sidestep.errors import InputError
 from sidestep.rules import RULES, HasTrueGradient
@@ -94,17 +92,9 @@ def align_command(arguments: list[str]) -> None:
 
 
 def _align_rule(name: str, arguments: list[str]) -> None:
-    def collect(
-        rule: Annotated[Any, tyro.conf.arg(name="")],
-        given: Annotated[Untrained, tyro.conf.arg(name="")],
-        look: Annotated[AlignOptions, tyro.conf.arg(name="")],
-    ) -> tuple[Any, Untrained, AlignOptions]:
-        return rule, given, look
-
-    collect.__annotations__["rule"] = Annotated[RULES[name], tyro.conf.arg(name="")]
-    collect.__defaults__ = (RULES[name](), Untrained(), AlignOptions())
     about = f"Measure how well the estimates of {name} point along the true gradient, in an untrained net."
-    rule, given, look = parsed(collect, f"sidestep align {name}", arguments, about)
+    groups = {"run": (AlignOptions, None), "data": (Untrained, None), "rule": (RULES[name], None)}
+    look, given, rule = parsed_groups(groups, f"sidestep align {name}", arguments, about)
     _check(look)
     data = load(
         given.data,

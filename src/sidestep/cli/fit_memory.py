@@ -2,9 +2,7 @@
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
-
-import tyro
+from typing import Any, Literal
 
 from sidestep.bench.memory.fit import (
     Way,
@@ -18,7 +16,7 @@ from sidestep.bench.memory.fit import (
 from sidestep.bench.memory.step_cost import Work
 from sidestep.cli.options import last_value, rule_named
 from sidestep.cli.output import fail, show, show_json, show_line, show_table
-from sidestep.cli.parse import parsed
+from sidestep.cli.parse import parsed_groups
 from sidestep.data import names
 from sidestep.errors import InputError
 from sidestep.rules import RULES, Backprop, Rule
@@ -80,14 +78,10 @@ def fit_memory_command(arguments: list[str]) -> None:
 
 
 def _parse(kind: type[Rule], arguments: list[str]) -> tuple[Rule, FitOptions]:
-    def collect(
-        options: Annotated[FitOptions, tyro.conf.arg(name="")], rule: Annotated[Any, tyro.conf.arg(name="")]
-    ) -> tuple[Rule, FitOptions]:
-        return rule, options
-
-    collect.__annotations__["rule"] = Annotated[kind, tyro.conf.arg(name="")]
-    collect.__defaults__ = (FitOptions(), kind())
-    return parsed(collect, "sidestep fit-memory", arguments, _HELP)
+    options, rule = parsed_groups(
+        {"run": (FitOptions, None), "rule": (kind, None)}, "sidestep fit-memory", arguments, _HELP
+    )
+    return rule, options
 
 
 def _ways(rule: Rule, given: FitOptions) -> list[Way]:

@@ -1,32 +1,26 @@
 """Which options the short help shows: those that most runs need; `--help-all` shows the others, too."""
 
 import dataclasses
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any
 
-__all__ = ["ALIASES", "HELP", "HELP_ALL", "RARE", "TRAIN_STEPS", "long_names", "named_apart", "short"]
+__all__ = ["ALIASES", "HELP", "HELP_ALL", "PLACES", "RARE", "TRAIN_STEPS", "Groups", "long_names", "named_apart"]
 
 TRAIN_STEPS = "--train-steps"  # how many steps a run takes, for rules of which --steps is an option of their own
 
 HELP, HELP_ALL = ("-h", "--help"), "--help-all"
 ALIASES = {"--lr": "--learning-rate", "--batch-size": "--batch", "--wd": "--weight-decay"}
 
-RARE: dict[str, frozenset[str]] = {  # of the options that do not belong to a rule
+RARE: dict[str, frozenset[str]] = {  # by the class of the options; a rule names its own rare ones itself
     "Options": frozenset({"average", "align", "units", "checkpoint_seconds", "warmup", "precision"}),
     "Extra": frozenset({"reading"}),
-    "DataOptions": frozenset({"data_dir", "image_size", "budget"}),
+    "DataOptions": frozenset({"data_dir", "image_size"}),
+    "TrainData": frozenset({"budget"}),
 }
-
-
-def short(kind: type[Any], rare: Collection[str]) -> Any:
-    """Return a dataclass for the help alone, without the fields that few need."""
-    import tyro  # here, since `sidestep --help` reads this file and needs none of it
-
-    kept = {field.name: field.type for field in dataclasses.fields(kind) if field.name in rare}
-    hidden = {name: Annotated[given, tyro.conf.Suppress] for name, given in kept.items()}
-    values = {name: getattr(kind, name) for name in kept}
-    made = type(kind.__name__, (kind,), {"__annotations__": hidden, "__module__": kind.__module__, **values})
-    return dataclasses.dataclass(frozen=True)(made)
+# the group that an option stands in, whoever holds it
+PLACES = {"augment": "data", "module": "data", "json": "run", "reading": "run"}
+# the title of a group -> what holds its options, and an instance with other defaults than its own, or None
+Groups = Mapping[str, tuple[Callable[..., Any], Any]]
 
 
 def named_apart(kind: type[Any], rule: type[Any]) -> Any:

@@ -25,6 +25,7 @@ __all__ = [
     "Extra",
     "Given",
     "Repeated",
+    "TrainData",
     "all_words",
     "data_of",
     "last_value",
@@ -52,8 +53,14 @@ class DataOptions:
     """Height and width of the images: 28, 64 or 128 for bloodmnist; image folders are resized to it."""
     targets: Literal["classes", "labels", "values"] = "classes"
     """What the targets in a .npz file are: classes, several labels for an example, or real values."""
+
+
+@dataclass(frozen=True)
+class TrainData(DataOptions):
+    """Which images to train on, and a recipe for them."""
+
     preset: str | None = None
-    """Named recipe (`sidestep presets` lists them) that gives the data and the defaults of the other options."""
+    """Recipe for data and options; `sidestep presets` lists them. Options given beside it go first."""
     budget: Literal["full", "cpu", "tiny"] | None = None
     """Of a preset: full (default), for a GPU; cpu: fewer epochs and a smaller net, for a CPU; tiny: the
     fewest epochs and steps, to see that it runs (on all images, where `sidestep reproduce` takes the first ones)."""
@@ -66,12 +73,12 @@ class Extra:
     module: str | None = None
     """Image path of your own, FILE.py:NAME: a class or function that makes a torch.nn.Module, images to features."""
     json: bool = False
-    """Print the result as one JSON object on the last line of standard output."""
+    """Print one JSON object, the last line of standard output."""
     reading: Repeated = ()
     """Evaluate at the end by these of the rule's readings, and by its first; `eval` does others. Default: all."""
 
 
-Given = tuple[Rule, Options, DataOptions, Extra]
+Given = tuple[Rule, Options, TrainData, Extra]
 
 
 def rule_named(name: str) -> str:

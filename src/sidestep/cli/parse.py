@@ -2,36 +2,75 @@
 
 import contextlib
 import functools
+import inspect
 import io
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import tyro
 
-from sidestep.cli.help import HELP_ALL, long_names
-from sidestep.cli.output import complain_in_lines
+from sidestep.cli.help import HELP, HELP_ALL, Groups, long_names
+from sidestep.cli.output import complain_in_lines, show
 
-__all__ = ["parsed"]
+__all__ = ["parsed", "parsed_groups"]
 
 
-def parsed(what: Callable[..., Any], program: str, arguments: Sequence[str], description: str | None = None) -> Any:
-    """Call a function, or make a dataclass, with the options in `arguments`; exit with status 2 if they are wrong."""
+def parsed(what: Callable[..., Any], program: str, arguments: Sequence[str], about: str | None = None) -> Any:
+    """Call a function, or make a dataclass, with the options in `arguments`; exit with status 2 if they are wrong.
+
+    Where `arguments` ask for help, print it and exit with status 0.
+    """
+    _help({"options": (what, None)}, program, arguments, about or what.__doc__ or "")
 
     @functools.wraps(what, updated=())
     def keep(*values: Any, **named: Any) -> Callable[[], Any]:
         return functools.partial(what, *values, **named)
 
+    found = _read(what if isinstance(what, type) else keep, program, arguments)
+    return found if isinstance(what, type) else found()
+
+
+def parsed_groups(groups: Groups, program: str, arguments: Sequence[str], about: str) -> tuple[Any, ...]:
+    """Return one dataclass for each of the groups that the help shows, with the options in `arguments`."""
+    _help(groups, program, arguments, about)
+
+    def collect(*given: Any, **named: Any) -> tuple[Any, ...]:
+        return (*given, *named.values())
+
+    return _read(_with_signature(collect, groups), program, arguments)
+
+
+def _with_signature(collect: Callable[..., Any], groups: Groups) -> Callable[..., Any]:
+    # without names of groups: where there are any, the parser frames a rule's own errors in words of its own
+    plain = tyro.conf.arg(name="")
+    parameters = [
+        inspect.Parameter(
+            title,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=kind() if given is None else given,
+            annotation=Annotated[kind, plain],
+        )
+        for title, (kind, given) in groups.items()
+    ]
+    collect.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    collect.__annotations__ = {each.name: each.annotation for each in parameters}
+    return collect
+
+
+def _help(groups: Groups, program: str, arguments: Sequence[str], about: str) -> None:
+    asked = set(arguments) & {*HELP, HELP_ALL}
+    if asked:
+        from sidestep.cli.help_page import help_page  # here, since it reads options that need torch
+
+        show(*help_page(program, groups, about, whole=HELP_ALL in asked))
+        raise SystemExit(0)
+
+
+def _read(what: Callable[..., Any], program: str, arguments: Sequence[str]) -> Any:
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):  # not while the command itself runs
-            found = tyro.cli(
-                what if isinstance(what, type) else keep,
-                prog=program,
-                description=description,
-                args=["--help" if word == HELP_ALL else word for word in long_names(arguments)],
-                config=(tyro.conf.OmitArgPrefixes,),
-            )
+            return tyro.cli(what, prog=program, args=long_names(arguments), config=(tyro.conf.OmitArgPrefixes,))
     except SystemExit:
         complain_in_lines(said.getvalue())
         raise
-    return found if isinstance(what, type) else found()

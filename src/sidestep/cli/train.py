@@ -7,14 +7,12 @@ import shlex
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated, Any
-
-import tyro
+from typing import Any
 
 from sidestep.cli.bar import TrainingBar
-from sidestep.cli.help import HELP, HELP_ALL, RARE, TRAIN_STEPS, long_names, named_apart, short
+from sidestep.cli.help import HELP, HELP_ALL, TRAIN_STEPS, long_names, named_apart
 from sidestep.cli.launched import rank_in_words
-from sidestep.cli.options import DataOptions, Extra, Given, all_words, last_value, module_from, rule_named
+from sidestep.cli.options import Extra, Given, TrainData, all_words, last_value, module_from, rule_named
 from sidestep.cli.output import (
     complain,
     default_data_dir,
@@ -25,7 +23,7 @@ from sidestep.cli.output import (
     show_json,
     show_table,
 )
-from sidestep.cli.parse import parsed
+from sidestep.cli.parse import parsed_groups
 from sidestep.cli.place import check_place, label
 from sidestep.cli.quality import quality_cells, quality_columns, score_cell
 from sidestep.data import DataSet, load
@@ -58,7 +56,7 @@ def train_command(arguments: list[str]) -> None:
         return
     name, rest, preset = _what_to_train(arguments)
     rest = [re.sub(f"^{TRAIN_STEPS}(?==|$)", _steps_option(RULES[name]), word) for word in rest]
-    plain = RULES[name](), Options(), DataOptions(), Extra()
+    plain = RULES[name](), Options(), TrainData(), Extra()
     budget = last_value(rest, "--budget")
     if budget and not preset:
         raise InputError("--budget chooses the values of a preset: give --preset NAME, too")
@@ -96,7 +94,7 @@ def _continued(name: str, rest: list[str], given: Given, world: World) -> Given:
     return given
 
 
-def _loaded(options: DataOptions, world: World) -> DataSet:
+def _loaded(options: TrainData, world: World) -> DataSet:
     """Return the data; where they have to be downloaded, the first rank is there before the others look."""
     if not world.leads:
         world.gather(b"")
@@ -155,7 +153,7 @@ def _others(data: str, rule: str) -> str:
 
 
 def _train(  # long: what was given, and the ranks that do it
-    name: str, rule: Rule, options: Options, data_options: DataOptions, extra: Extra, data: DataSet, world: World
+    name: str, rule: Rule, options: Options, data_options: TrainData, extra: Extra, data: DataSet, world: World
 ) -> None:
     source = {key: value for key, value in dataclasses.asdict(data_options).items() if value is not None}
     if data_options.targets == "classes":
@@ -181,27 +179,12 @@ def _train(  # long: what was given, and the ranks that do it
 def _parse(name: str, arguments: Sequence[str], defaults: Given) -> Given:
     """Return the rule and the options; what is not given comes from `defaults`."""
     rule, options, data_options, extra = defaults
-
-    def collect(run: Any, data: Any, rule: Any, other: Any) -> Given:
-        return rule, run, data, other
-
-    asked = set(arguments) & {*HELP, HELP_ALL}
-    kinds = {"run": named_apart(Options, RULES[name]), "data": DataOptions, "rule": RULES[name], "other": Extra}
-    described = f"{(RULES[name].__doc__ or '').strip()}\n--lr stands for --learning-rate, and --wd for --weight-decay."
-    if asked and HELP_ALL not in asked:  # for the help alone: what is left out of it would not be parsed
-        kinds |= {"run": short(kinds["run"], RARE["Options"]), "data": short(DataOptions, RARE["DataOptions"])}
-        kinds["other"] = short(Extra, RARE["Extra"])
-        kinds["rule"] = short(RULES[name], RULES[name].rare)
-        described += f" {HELP_ALL} explains the options that few need, too."
-    # groups are for the help: where there are any, the parser frames a rule's own errors in words of its own
-    titles = {part: tyro.conf.arg(name=part if asked else "") for part in kinds}
-    collect.__annotations__ = {part: Annotated[kind, titles[part]] for part, kind in kinds.items()}
-    values = zip(kinds.values(), (options, data_options, rule, extra), strict=True)
-    collect.__defaults__ = tuple(kind(**_values(given)) for kind, given in values)
+    kinds = {"run": named_apart(Options, RULES[name]), "data": TrainData, "rule": RULES[name], "other": Extra}
+    values = zip(kinds.items(), (options, data_options, rule, extra), strict=True)
+    groups = {title: (kind, kind(**_values(given))) for (title, kind), given in values}
+    about = f"{(RULES[name].__doc__ or '').strip()} --lr stands for --learning-rate, and --wd for --weight-decay."
     try:
-        rule, options, data_options, extra = parsed(
-            collect, f"sidestep train {name}", ["--help"] if asked else arguments, described
-        )
+        options, data_options, rule, extra = parsed_groups(groups, f"sidestep train {name}", arguments, about)
     except SystemExit as leaving:
         if leaving.code:
             _say_whose_they_are(name, long_names(arguments))
@@ -219,7 +202,7 @@ def _values(given: Any) -> dict[str, Any]:
 
 def _say_whose_they_are(name: str, arguments: Sequence[str]) -> None:
     """Say which rules have an option that this one does not have; the parser has said that it does not know it."""
-    own = {field.name for kind in (RULES[name], Options, DataOptions, Extra) for field in dataclasses.fields(kind)}
+    own = {field.name for kind in (RULES[name], Options, TrainData, Extra) for field in dataclasses.fields(kind)}
     options = {word.partition("=")[0] for word in arguments if word.startswith("--")}
     for option in sorted(options):
         field = option.removeprefix("--").removeprefix("no-").replace("-", "_")
@@ -230,7 +213,7 @@ def _say_whose_they_are(name: str, arguments: Sequence[str]) -> None:
 
 def _preset_options(preset: Preset) -> Given:
     """Return the options that a preset stands for."""
-    data_options = DataOptions(
+    data_options = TrainData(
         data=preset.data, validation=preset.validation, image_size=preset.image_size, preset=preset.name
     )
     return RULES[preset.rule](**preset.options), Options(**preset.train), data_options, Extra()
@@ -242,7 +225,7 @@ def _saved_options(kind: type[Rule], saved: dict[str, Any]) -> Given:
         if saved["rule"]["name"] != kind.name:
             raise InputError(f"the run was started with the rule {saved['rule']['name']}, not {kind.name}")
         data = saved["data"]
-        data_options = DataOptions(
+        data_options = TrainData(
             data=data["name"],
             data_dir=Path(data["data_dir"]) if "data_dir" in data else None,
             validation=data.get("validation", 0.1),

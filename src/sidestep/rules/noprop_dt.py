@@ -35,6 +35,7 @@ from sidestep.nets.parallel import kept_statistics, run_units
 from sidestep.nets.trained import trained
 from sidestep.nets.user_modules import ImagePath, image_paths
 from sidestep.noise import Noise
+from sidestep.rules.fields import RARE
 from sidestep.rules.protocol import Batch, Rule, Task
 from sidestep.rules.shared.all_blocks import UnitEstimate, loss_of_each, together_estimate
 from sidestep.rules.shared.denoising import (
@@ -114,6 +115,7 @@ class NoPropDT(Rule[DenoisingStack]):
     paper_options: ClassVar[PaperOptions] = {**PAPER_LABELS, "loss": ("paper",), "levels": ("cosine",), "eta": (0.1,)}
     paper_reading: ClassVar[str] = "ancestral"
     for_inference: ClassVar[tuple[str, ...]] = ("draws",)
+    rare: ClassVar[frozenset[str]] = RARE | {"hidden", "estimator", "flip_share"}  # of ternary blocks alone
 
     def __post_init__(self) -> None:
         settle_solver(self)

@@ -34,7 +34,7 @@ class Options:
     seed: int = 0
     """Seed of everything random: initial weights, order of the images, noise, dropout."""
     augment: Literal["none", "flip", "flip-crop", "shift"] = "none"
-    """Random horizontal flips of the training images, or flips and crops, for photographs, or random shifts by up to
+    """Random changes of the training images: horizontal flips, or flips and crops, for photographs, or shifts by up to
     one pixel either way, for digits and other drawings (the papers use none)."""
     decay: Decay = "none"
     """How the learning rate falls to 0 over the run: not at all (the NoProp paper), as half a cosine, or in a line."""
@@ -47,7 +47,7 @@ class Options:
     """Most share of the time that measuring how well the rule's estimates point along the true gradient may take, up to
     0.05; the numbers are written to metrics.jsonl. 0 for none."""
     patience: int = 0
-    """Stop after so many epochs without a better validation score, and end with the best weights; 0 for never."""
+    """Epochs without a better validation score after which to stop, with the best weights; 0 for never."""
     device: str = "auto"
     """Where to compute: auto (a CUDA GPU if there is one, else cpu), cpu, cuda, cuda:1, mps."""
     units: Literal["together", "in-turn", "one-resident"] = "together"
