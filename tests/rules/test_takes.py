@@ -50,7 +50,9 @@ def task_of(inputs="image", targets="classes"):
     dtype = "int64" if inputs == "tokens" else "float32"
     named = ("ids: int64 6", "mask: bool 6") if inputs == "mapping" else ()
     scale = (0.0,) * columns, (1.0,) * columns
-    return Task(INPUTS[inputs], tuple("abcd"), *scale, dtype, inputs, targets, named=named)
+    return Task(
+        INPUTS[inputs], tuple("abcd"), *scale, dtype, inputs, targets, named=named, vocabulary=6 * (inputs == "tokens")
+    )
 
 
 def batch_of(task, objective):
@@ -60,8 +62,9 @@ def batch_of(task, objective):
         "labels": (noise.stream("labels").normal(32).view(8, 4) > 0).float(),
         "values": noise.stream("values").normal(32).view(8, 4),
     }
-    return Batch(noise.stream("inputs").normal(8 * torch.Size(task.shape).numel()).view(8, *task.shape),
-                 targets[task.targets], objective)  # fmt: skip
+    inputs = noise.stream("inputs").normal(8 * torch.Size(task.shape).numel()).view(8, *task.shape)
+    inputs = (2 * inputs).long() % 6 if task.inputs == "tokens" else inputs
+    return Batch(inputs, targets[task.targets], objective)
 
 
 def able(name, targets="classes", module="none"):

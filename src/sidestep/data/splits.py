@@ -117,6 +117,7 @@ class DataSet:
     targets: str = "classes"  # or labels (several for an example), values (real numbers), tokens (one for each place)
     target_mean: tuple[float, ...] = ()  # of each value over the train split, and their standard deviation
     target_std: tuple[float, ...] = ()
+    vocabulary: int = 0  # how many token ids there are, where the inputs are rows of them; 0: not known
     objective: Objective | None = None  # a loss of the user's own; None: that of the kind of targets
     feed: Feed | None = None  # where training batches come from; train is then the first one. None: they are drawn
 

@@ -34,6 +34,7 @@ class Task:
     targets: classes, labels (several for an example), values (real numbers) or tokens (one for each place).
     target_mean, target_std: of each value over the train split: nets are trained on values in these units.
     named: of a mapping, name, dtype and shape of each tensor: `ids: int64 6`.
+    vocabulary: how many token ids there are, where that is known.
     own: a loss of the user's own, in place of that of the targets; a record has its name alone.
     """
 
@@ -47,6 +48,7 @@ class Task:
     target_mean: tuple[float, ...] = ()
     target_std: tuple[float, ...] = ()
     named: tuple[str, ...] = ()
+    vocabulary: int = 0
     own: Objective | None = field(default=None, compare=False)
 
     @classmethod
@@ -63,6 +65,7 @@ class Task:
         kind: dict[str, Any] = {
             "targets": data.targets, "target_mean": data.target_mean, "target_std": data.target_std,
             "own": data.objective, "named": images.table if is_named(images) else (),
+            "vocabulary": data.vocabulary,
         }  # fmt: skip
         return dataclasses.replace(found, **kind)
 
@@ -75,7 +78,8 @@ class Task:
             raise LookupError(f"there are no inputs of kind {inputs!r} with targets of kind {targets!r}")
         centre, spread = (tuple(record.get(name, ())) for name in ("target_mean", "target_std"))
         named = tuple(record.get("named", ()))
-        return cls(shape, names, mean, std, record["pixels"], inputs, targets, centre, spread, named)
+        words = int(record.get("vocabulary", 0))
+        return cls(shape, names, mean, std, record["pixels"], inputs, targets, centre, spread, named, words)
 
     def record(self) -> dict[str, Any]:
         """Return it as plain values for configurations and logs; what images and classes alone never said is left out.
@@ -87,7 +91,14 @@ class Task:
         found.pop("own")
         if self.own is not None:
             found["objective"] = self.own.name
-        usual = {"inputs": "image", "targets": "classes", "target_mean": (), "target_std": (), "named": ()}
+        usual = {
+            "inputs": "image",
+            "targets": "classes",
+            "target_mean": (),
+            "target_std": (),
+            "named": (),
+            "vocabulary": 0,
+        }
         kept = {name: value for name, value in found.items() if usual.get(name) != value}
         return {"image_shape": kept.pop("shape"), **kept}  # under the name that it has had from the beginning
 

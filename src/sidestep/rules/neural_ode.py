@@ -70,7 +70,7 @@ class NeuralODE(DenoisingRule):
 
     name: ClassVar[str] = "neural-ode"
     summary: ClassVar[str] = "Neural ODE from noise to the label, trained end to end by the adjoint method"
-    takes: ClassVar[Takes] = Takes("blocks", targets=("classes", "labels", "values"))
+    takes: ClassVar[Takes] = Takes("blocks", ("image", "features", "tokens"), ("classes", "labels", "values"))
     readings: ClassVar[tuple[str, ...]] = ("from zero", "from noise", "adaptive")
     for_inference: ClassVar[tuple[str, ...]] = ("steps", "method", "tolerance")
 

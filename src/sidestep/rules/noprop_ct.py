@@ -97,7 +97,7 @@ class NoPropCT(TimedRule):
 
     name: ClassVar[str] = "noprop-ct"
     summary: ClassVar[str] = "NoProp, continuous time: one block denoises the label at every noise level"
-    takes: ClassVar[Takes] = Takes("blocks", targets=("classes", "labels", "values"))
+    takes: ClassVar[Takes] = Takes("blocks", ("image", "features", "tokens"), ("classes", "labels", "values"))
     readings: ClassVar[tuple[str, ...]] = (
         "ddim", "ddim from noise", "ancestral", "euler", "heun", "adaptive", "mean", "first step",
     )  # fmt: skip

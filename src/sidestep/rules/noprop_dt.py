@@ -23,7 +23,6 @@ from sidestep.errors import InputError
 from sidestep.gradients.end_to_end import end_to_end, gradients_of
 from sidestep.nets.dropout import masks_from
 from sidestep.nets.noprop.embeddings import embedding_distances
-from sidestep.nets.noprop.image_paths import path_maker
 from sidestep.nets.noprop.losses import check_loss, check_smoothing
 from sidestep.nets.noprop.readouts import make_readout
 from sidestep.nets.noprop.schedules import cosine_alpha_bar, readable_alpha_bar
@@ -42,12 +41,13 @@ from sidestep.rules.shared.denoising import (
     check_options,
     embedding_for,
     learns,
+    path_for,
     project_rows,
     readout_loss,
     start_divergence,
 )
 from sidestep.rules.shared.dense import apply_dense
-from sidestep.rules.shared.ternary_denoising import NO_MODULE, TernarySolver, settle_solver
+from sidestep.rules.shared.ternary_denoising import NO_MODULE, NO_TOKENS, TernarySolver, settle_solver
 from sidestep.rules.shared.variant import PAPER_LABELS, PaperOptions
 from sidestep.rules.takes import Takes
 from sidestep.update import Dense, Update
@@ -110,7 +110,7 @@ class NoPropDT(Rule[DenoisingStack]):
 
     name: ClassVar[str] = "noprop-dt"
     summary: ClassVar[str] = "NoProp, discrete time: T blocks, each trained on its own to denoise the label"
-    takes: ClassVar[Takes] = Takes("blocks", targets=("classes", "labels", "values"))
+    takes: ClassVar[Takes] = Takes("blocks", ("image", "features", "tokens"), ("classes", "labels", "values"))
     readings: ClassVar[tuple[str, ...]] = ("ddim", "ancestral", "mean", "block 1 alone", "mean of blocks")
     paper_options: ClassVar[PaperOptions] = {**PAPER_LABELS, "loss": ("paper",), "levels": ("cosine",), "eta": (0.1,)}
     paper_reading: ClassVar[str] = "ancestral"
@@ -158,10 +158,10 @@ class NoPropDT(Rule[DenoisingStack]):
         rows = embedding_for(self.embedding, self.dimension, self.unit_norm, task, noise.stream("embedding"), examples)
         schedule, space = self._schedule(task.classes), target_space(task)
         if self._ternary is not None:
-            if module is not None:
-                raise InputError(NO_MODULE)
+            if module is not None or task.inputs == "tokens":
+                raise InputError(NO_MODULE if module is not None else NO_TOKENS)
             return ternary_stack(task.shape, rows, schedule, self.hidden, noise.stream("trits"), space)
-        given = path_maker(self.path, task.shape, norm=True) if module is None else module
+        given = path_for(task, self.path, module, norm=True)
         with noise.stream("blocks").torch_seeded():
             return DenoisingStack(
                 image_paths(given, self.blocks, noise.stream("paths"), None if module is None else task.shape),

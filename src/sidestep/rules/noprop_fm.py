@@ -92,7 +92,7 @@ class NoPropFM(TimedRule):
 
     name: ClassVar[str] = "noprop-fm"
     summary: ClassVar[str] = "NoProp, flow matching: one block carries noise to the label"
-    takes: ClassVar[Takes] = Takes("blocks", targets=("classes", "labels", "values"))
+    takes: ClassVar[Takes] = Takes("blocks", ("image", "features", "tokens"), ("classes", "labels", "values"))
     readings: ClassVar[tuple[str, ...]] = ("euler", "euler from noise", "heun", "adaptive", "mean", "first step")
     paper_options: ClassVar[PaperOptions] = {
         **PAPER_LABELS, "prediction": ("velocity",), "loss": ("paper",), "sigma": (0.0,), "readout": ("nearest",),

@@ -124,7 +124,7 @@ def _given_rows(task: Task, rows: Any) -> Stored:
             + ("; give one row as rows[None]" if one else "")
         )
     if task.inputs == "tokens":
-        vocabulary = task.classes if task.targets == "tokens" else 1 << 62  # a task of classes does not know it
+        vocabulary = task.vocabulary or (task.classes if task.targets == "tokens" else 1 << 62)
         if not len(array):
             return torch.zeros(0, *task.shape).long()
         return stored(array, lambda ids, where: token_tensor(ids, vocabulary, where), "rows")

@@ -1,6 +1,7 @@
 """Rows of token ids, with a class for each row or the next token at each place; text cut into such rows."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -85,7 +86,7 @@ def from_tokens(  # long: two splits, and what they mean
     if test is not None and test.image_shape != kept.image_shape:
         raise DataError(f"{name}: test rows have {test.image_shape[0]} tokens, those of train {kept.image_shape[0]}")
     outputs = words if targets == "tokens" else _outputs(whole.targets, class_names, targets, name)
-    return data_set(name, kept, aside, test, outputs, targets)
+    return replace(data_set(name, kept, aside, test, outputs, targets), vocabulary=len(words))
 
 
 def from_text(

@@ -1,5 +1,7 @@
 """What the rules that denoise a label share: the embedding's options, and the terms that no block sees."""
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
@@ -12,6 +14,7 @@ from sidestep.nets.noprop.image_paths import path_maker
 from sidestep.nets.noprop.readouts import make_readout
 from sidestep.nets.noprop.schedules import Levels
 from sidestep.nets.noprop.target_space import TargetSpace, target_space
+from sidestep.nets.noprop.token_path import TokenPath, on_tokens
 from sidestep.nets.trained import trained
 from sidestep.nets.user_modules import ImagePath, image_paths
 from sidestep.noise import Noise
@@ -27,6 +30,7 @@ __all__ = [
     "embedding_for",
     "learns",
     "make_denoiser",
+    "path_for",
     "project_rows",
     "readout_loss",
     "start_divergence",
@@ -79,6 +83,8 @@ def embedding_for(
     """Return the class embeddings that a rule's options and the data give, (classes, dimension)."""
     if task.targets != "classes":
         return _own_coordinates(kind, task)
+    if kind == "prototype" and task.inputs == "tokens":
+        raise InputError("embedding = prototype has the shape of images, and token ids have no mean; take another")
     images = None
     if examples is not None and kind == "prototype":
         images = task.scaled(in_memory(examples.images, "embedding = prototype"))
@@ -142,6 +148,26 @@ def readout_loss(space: TargetSpace, readout: nn.Module, embedding: Tensor, late
     return space.objective.mean(readout(latent, embedding), labels)
 
 
+def path_for(task: Task, path: str, module: ImagePath | None, norm: bool) -> ImagePath:
+    """Return what makes a block's path from the inputs: the user's module, or the one of a name.
+
+    Raises:
+        InputError: for token ids of an unknown vocabulary, or a path that is for images.
+    """
+    if task.inputs != "tokens":
+        return path_maker(path, task.shape, norm=norm) if module is None else module
+    if module is not None:
+        return on_tokens(module)
+    if path != "auto":
+        raise InputError(f"path = {path} is for images, and the data have tokens; leave it at auto, or give a module")
+    if not task.vocabulary:
+        raise InputError(
+            "how many tokens there are is not known: make the data with data.from_tokens(ids, classes, "
+            "vocabulary=..., targets='classes'), or give a module that takes token ids"
+        )
+    return partial(TokenPath, task.vocabulary, norm=norm)
+
+
 def make_denoiser(  # long: what a continuous-time net is made of
     task: Task,
     noise: Noise,
@@ -164,7 +190,7 @@ def make_denoiser(  # long: what a continuous-time net is made of
         readout: name of the read-out.
         schedule: the noise schedule, or None.
     """
-    given = path_maker(path, task.shape, norm=False) if module is None else module
+    given = path_for(task, path, module, norm=False)
     shape = None if module is None else task.shape
     made = image_paths(given, 1, noise.stream("paths"), shape)[0]
     with noise.stream("blocks").torch_seeded():

@@ -29,12 +29,16 @@ from sidestep.rules.shared.flips import TernaryOptimizer, choose_flips
 from sidestep.rules.shared.trits import move
 from sidestep.update import Dense, Flips, Update
 
-__all__ = ["NO_MODULE", "TernarySolver", "settle_solver"]
+__all__ = ["NO_MODULE", "NO_TOKENS", "TernarySolver", "settle_solver"]
 
 
 NO_MODULE = (
     "solver = noise-step makes dense ternary blocks and has no place for a module of your own; use solver = "
     "back-propagation, or train the module by the rule noise-step"
+)
+NO_TOKENS = (
+    "solver = noise-step makes dense ternary blocks of the inputs' numbers, and token ids are none; use solver = "
+    "back-propagation"
 )
 _FIXED = {"loss": ("paper", "cross-entropy"), "readout": ("softmax", "nearest")}  # default, and what it becomes
 
