@@ -1,5 +1,6 @@
 """Memory-mapped files: what stays in them is trained on to the bits of the same arrays in memory."""
 
+import json
 import pickle
 import warnings
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from sidestep import Options, data, train
+from sidestep.cli import main
 from sidestep.data import rows as module
 from sidestep.data.images.pixel_scale import moments
 from sidestep.data.rows import Rows, blocks, is_mapped
@@ -232,3 +234,44 @@ def test_sameness_needs_no_walk_of_a_class(tmp_path):
     found.images.__class__ = Counting
     report_sameness("x", Split(found.images, found.labels), ("a", "b", "c"))
     assert len(read) == 1 + len(list(blocks(found.images)))
+
+
+class TestFolders:
+    @staticmethod
+    def written(folder, **arrays):
+        folder.mkdir()
+        for name, array in arrays.items():
+            np.save(folder / f"{name}.npy", array)
+        return folder
+
+    def test_they_are_the_sets_of_a_npz_with_the_same_arrays(self, tmp_path):
+        arrays = {"x_train": ARRAYS["grey"], "y_train": CLASSES, "x_test": ARRAYS["grey"][:40], "y_test": CLASSES[:40],
+                  "class_names": np.array(["a", "b", "c"])}  # fmt: skip
+        np.savez(tmp_path / "set.npz", **arrays)
+        one, other = data.load(tmp_path / "set.npz"), data.load(self.written(tmp_path / "set", **arrays))
+        assert isinstance(other.train.images, Rows)
+        for first, second in ((one.train, other.train), (one.validation, other.validation), (one.test, other.test)):
+            assert torch.equal(first.images, second.images[:])
+            assert torch.equal(first.labels, second.labels)
+        assert (one.class_names, one.mean, one.std) == (other.class_names, other.mean, other.std)
+
+    def test_the_command_line_trains_on_one_and_goes_on(self, tmp_path, capsys):
+        folder = self.written(tmp_path / "set", x_train=ARRAYS["table"], y_train=CLASSES)
+        place = ["--out", str(tmp_path / "run"), "--json"]
+        main(["train", "backprop", "--net", "mlp", "--data", str(folder), "--steps", "3", *place])
+        main(["train", "backprop", "--steps", "5", "--resume", *place])
+        assert json.loads(capsys.readouterr().out.splitlines()[-1])["steps"] == 5
+
+    def test_one_without_a_pair_says_what_is_needed(self, tmp_path):
+        with pytest.raises(DataError, match="needs x_train and y_train"):
+            data.load(self.written(tmp_path / "set", x_train=ARRAYS["grey"]))
+
+    def test_damaged_files_and_objects_are_refused(self, tmp_path):
+        folder = self.written(tmp_path / "set", x_train=ARRAYS["grey"], y_train=CLASSES)
+        whole = (folder / "x_train.npy").read_bytes()
+        (folder / "x_train.npy").write_bytes(whole[:-5])
+        with pytest.raises(DataError, match="damaged or cut short"):
+            data.load(folder)
+        np.save(folder / "x_train.npy", np.array([{}] * N, dtype=object))
+        with pytest.raises(DataError, match="Python objects, which can run code"):
+            data.load(folder)

@@ -116,7 +116,7 @@ def _data(*, json: bool = False) -> None:
         for name, of in found.items()
     ]
     show_table("", columns, rows)
-    show("", "Also: a .npz file, or a folder with one folder of images per class.")
+    show("", "Also: a .npz file, a folder of .npy files, or a folder with one folder of images per class.")
 
 
 def _show(

@@ -44,7 +44,8 @@ class DataOptions:
     """Which images to train on."""
 
     data: str = "digits"
-    """Name of a data set (`sidestep data` lists them), a .npz file, or a folder with one folder of images per class."""
+    """Name of a data set (`sidestep data` lists them), a .npz file, a folder of .npy files, or a folder with one folder
+    of images per class."""
     data_dir: Path | None = None
     """Folder that is looked in before anything is downloaded. Default: the variable SIDESTEP_DATA."""
     validation: float = 0.1

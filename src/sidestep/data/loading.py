@@ -16,6 +16,7 @@ from sidestep.data.images.catalogue import KNOWN, Known
 from sidestep.data.images.folder import folder_source
 from sidestep.data.images.npz import npz_source
 from sidestep.data.labels import class_names_from
+from sidestep.data.npy_folder import holds_arrays, npy_source
 from sidestep.data.rows import is_mapped
 from sidestep.data.source import Source, assemble
 from sidestep.data.splits import DataSet, PictureForm
@@ -83,6 +84,10 @@ def _check_targets(targets: str) -> None:
 def _source(name: str, size: int | None, form: PictureForm | None) -> tuple[Path, Source]:
     """The path, and what lies there."""
     path, is_folder, is_file = _place(name)
+    if is_folder and holds_arrays(path):
+        if size is not None:
+            raise InputError(f"size={size} is for known sets and image folders; arrays in .npy files stay as they are")
+        return path, npy_source(path.resolve().name, path)
     if is_folder:
         return path, folder_source(path.resolve().name, path, size, form)
     if path.suffix == ".npz" or is_file:

@@ -13,7 +13,7 @@ from sidestep.data.check import Array
 from sidestep.errors import DataError
 from sidestep.machine import free_memory
 
-__all__ = ["npy_array", "npz_array", "npz_keys", "npz_members"]
+__all__ = ["npy_array", "npy_map", "npz_array", "npz_keys", "npz_members"]
 
 
 def npz_keys(path: Path) -> set[str]:
@@ -64,8 +64,16 @@ def npy_array(path: Path) -> Array:
         return array
 
 
-def _check_size(file: IO[bytes], bytes_there: int, where: str) -> None:
-    """Raise DataError if what the header says is not what is there, or more than fits into memory."""
+def npy_map(path: Path) -> Array:
+    """The array of a `.npy` file as a read-only memory map; raises DataError unless it is a whole array of numbers."""
+    with _reading(path, "its array"), path.open("rb") as file:
+        _check_size(file, path.stat().st_size, str(path), in_memory=False)
+        array: Array = np.load(path, mmap_mode="r", allow_pickle=False)
+        return array
+
+
+def _check_size(file: IO[bytes], bytes_there: int, where: str, in_memory: bool = True) -> None:
+    """Raise DataError if what the header says is not what is there, or (in memory) more than fits there."""
     shape, kind = _header(file, where)
     size = prod(shape) * kind.itemsize
     if file.tell() + size != bytes_there:
@@ -73,7 +81,8 @@ def _check_size(file: IO[bytes], bytes_there: int, where: str) -> None:
             f"{where} says {shape} in {kind}, {size:,} bytes, but has {bytes_there - file.tell():,}"
             ": damaged or cut short; write it again"
         )
-    _check_memory(where, size + prod(shape) * min(kind.itemsize, 4))  # and its copy, as a tensor
+    if in_memory:
+        _check_memory(where, size + prod(shape) * min(kind.itemsize, 4))  # and its copy, as a tensor
 
 
 def _header(file: IO[bytes], where: str) -> tuple[tuple[int, ...], np.dtype[np.void]]:

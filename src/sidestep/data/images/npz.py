@@ -2,6 +2,7 @@
 needed.
 """
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from sidestep.data.npz_file import npz_array, npz_members
 from sidestep.data.source import Reader, Source
 from sidestep.errors import DataError
 
-__all__ = ["npz_source"]
+__all__ = ["npz_source", "roles"]
 
 SPLITS = {
     "train": ("train", "training"),
@@ -42,7 +43,7 @@ def npz_source(name: str, paths: tuple[Path, ...], class_names: tuple[str, ...] 
     used. Raises DataError.
     """
     (path,) = paths
-    keys, name_key = _keys(path)
+    keys, name_key = roles(path, *npz_members(path))
     if class_names is None and name_key is not None:
         class_names = class_names_from(npz_array(path, name_key), str(path))
     return Source(
@@ -55,9 +56,15 @@ def npz_source(name: str, paths: tuple[Path, ...], class_names: tuple[str, ...] 
     )
 
 
-def _keys(path: Path) -> tuple[Keys, str | None]:
-    """What each array of the file is for, and the key of the class names, if any; the others are reported."""
-    arrays, others = npz_members(path)
+def roles(path: Path, arrays: Sequence[str], others: Sequence[str]) -> tuple[Keys, str | None]:
+    """What each array of a file, or of a folder, is for, and the key of the class names, if any; the others are
+    reported.
+
+    Args:
+        path: where they are, for errors.
+        arrays: their names.
+        others: names of what else lies there.
+    """
     keys: Keys = {}
     name_key: str | None = None
     unused = list(others)
@@ -77,7 +84,7 @@ def _keys(path: Path) -> tuple[Keys, str | None]:
         raise DataError(
             f"{path}: {f'{alone} stands alone: ' if alone else ''}needs x_train and y_train (with x_test and y_test, "
             "x_val and y_val), or train_images and train_labels (with val_images, val_labels, test_images and "
-            f"test_labels); found {_listed(arrays + others) or 'none'}"
+            f"test_labels); found {_listed([*arrays, *others]) or 'none'}"
         )
     if unused:
         used = [key for pair in keys.values() for key in pair.values()] + ([name_key] if name_key else [])

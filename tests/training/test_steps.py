@@ -12,7 +12,7 @@ from sidestep.cli import train as command
 from sidestep.errors import InputError
 from sidestep.rules import SPSA, Backprop
 from sidestep.training import Stopped
-from sidestep.training.resume import followed
+from sidestep.training.resume import log_identity
 
 QUICK = Backprop(net="mlp", hidden=(8,))
 EPOCH = 10  # steps of the digits' 1,293 training images in batches of 128
@@ -159,9 +159,9 @@ class TestGoingOn:
             run(tmp_path / "a", steps=6, decay="cosine", resume=True)
 
     def test_a_log_says_what_its_rates_follow_from(self):
-        assert followed(Options(steps=5, decay="linear"), 100)["steps"] == 5
-        assert "epochs" not in followed(Options(steps=5, decay="linear"), 100)
-        assert "steps" not in followed(Options(steps=5), 100)
+        assert log_identity(Options(steps=5, decay="linear"), 100)["steps"] == 5
+        assert "epochs" not in log_identity(Options(steps=5, decay="linear"), 100)
+        assert "steps" not in log_identity(Options(steps=5), 100)
 
 
 class TestTheCommand:
