@@ -146,11 +146,11 @@ def test_a_run_is_evaluated_by_the_readings_that_are_asked_for_and_eval_does_the
     assert (status, "noprop-dt has no reading 'heun'; it has: ddim, ancestral" in error) == (2, True)
 
 
-@pytest.mark.parametrize("given", [["--steps", "5"], ["--steps=5"]])
+@pytest.mark.parametrize("given", [["--grid", "logsnr"], ["--grid=logsnr"]])
 def test_an_option_of_other_rules_is_said_to_be_theirs(capsys, given):
     status, _, error = run(capsys, "train", "noprop-dt", *given, "--epochs", "1")
     assert status == 2
-    assert "--steps is not an option of noprop-dt; it is one of noprop-ct, noprop-fm" in error
+    assert "--grid is not an option of noprop-dt; it is one of noprop-ct, noprop-fm" in error
     assert "--epochs is not" not in error
     assert "is not an option" not in run(capsys, "train", "noprop-dt", "--stepps", "5")[2]
     assert "is not an option" not in run(capsys, "train", "noprop-ct", "--steps", "many")[2]
