@@ -107,8 +107,11 @@ class SPSA(ForwardOnlyRule):
 
     @property
     def divides(self) -> Mapping[Division, int]:
-        """The pairs, or the batch."""
-        return {"probes": self.pairs, "batch": 0}
+        """The pairs, or the batch; the batch alone where a step size is found along the sum of all pairs, or by them.
+
+        Each part then finds one along its own estimate, and the step's is their mean.
+        """
+        return {"batch": 0} if self.spread or self.learning_rate is None else {"probes": self.pairs, "batch": 0}
 
     @property
     def common_noise(self) -> bool:

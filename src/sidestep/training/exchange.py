@@ -53,6 +53,8 @@ class PartSum:
     def add(self, update: Update) -> None:
         """Add the update of a part, of the same kind as those before."""
         self._like = update if self._like is None else self._like
+        if isinstance(update, Seeded) and (not isinstance(self._like, Seeded) or update.probes != self._like.probes):
+            raise InputError("the parts of a step have other probes: the rule's `common_noise` has to be true")
         self._losses.append(torch.stack([loss.detach().float().cpu() for loss in update.losses.values()]))
         for name, value in _reals(update).items():
             if name in self._reals:

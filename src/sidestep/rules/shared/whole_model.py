@@ -18,7 +18,7 @@ from sidestep.noise import Noise
 from sidestep.rules.protocol import Rule
 from sidestep.rules.shared.any_module import apply_by, decide_by, trains_any
 from sidestep.rules.takes import Takes
-from sidestep.update import Update
+from sidestep.update import Seeded, Update
 
 __all__ = ["OnWholeModel", "WholeNet", "on_whole_model"]
 
@@ -77,6 +77,11 @@ class OnWholeModel(Rule[WholeNet]):
         own = replace(type(self).takes, optimizer=self.rule.takes.optimizer)
         object.__setattr__(self, "takes", own)
 
+    @property
+    def common_noise(self) -> bool:
+        """All parts of a step have the same directions."""
+        return True
+
     def build(self, task: Task, noise: Noise, examples: Split | None, module: ImagePath | None) -> WholeNet:
         """Make the model, with the weights that it comes with; `module` is a function or class that makes it."""
         if module is None:
@@ -107,6 +112,8 @@ class OnWholeModel(Rule[WholeNet]):
             return batch.objective.mean(outputs, batch.targets)
 
         found: Update = self.rule.estimate_any(net, loss, noise)
+        if isinstance(found, Seeded) and batch.share.weight != 1:  # means over some of the examples
+            return replace(found, coefs=found.coefs * batch.share.weight)
         return found
 
     def decide(self, net: WholeNet, update: Update, optimizer: torch.optim.Optimizer) -> Update:
