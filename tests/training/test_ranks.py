@@ -211,6 +211,7 @@ def test_one_process_divides_nothing_unless_it_is_asked():
         (rules.LocalLoss(), {"shares": 2}, 3, 128, "there are 3 ranks, and a step has 2 parts"),
         (rules.SPSA(pairs=2, learning_rate=1e-3), {}, 3, 128, "a step of 2 probes has at most 2 equal parts"),
         (rules.Evolution(per="group", group=32), {"shares": 8}, 2, 128, "multiple of group = 32"),
+        (rules.Evolution(fitness="ranks"), {}, 2, 128, "is one piece: train it in one process"),
         (rules.LocalLoss(), {"units": "in-turn"}, 2, 128, "leave units or split out"),
     ],
 )

@@ -10,6 +10,7 @@ Sources: Salimans et al., "Evolution strategies as a scalable alternative to rei
 Sarkar et al., "Evolution strategies at the hyperscale" (2025), for rank-1 noise.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 from sidestep.checks import check_multiple, check_positive, check_range
 from sidestep.data import Split
+from sidestep.data.share import Division
 from sidestep.errors import InputError
 from sidestep.gradients.any_module import Losses, check_trainable, losses_at_pairs
 from sidestep.gradients.directions import Directions, paired_logits, weighted_directions
@@ -105,6 +107,11 @@ class Evolution(ForwardOnlyRule):
     def batch_multiple(self) -> tuple[str, int]:
         """What the size of a batch must be a multiple of: the size of a group."""
         return "group", 1 if self.per == "example" else self.group
+
+    @property
+    def divides(self) -> Mapping[Division, int]:
+        """The batch; nothing where a member's loss counts by its place among those of all members."""
+        return {"batch": 0} if self.fitness == "raw" else {}
 
     def build(self, task: Task, noise: Noise, examples: Split | None, module: ImagePath | None) -> StagedNet:
         """Make the MLP; a module of the user's takes the place of its hidden layers."""
