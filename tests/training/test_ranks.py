@@ -47,6 +47,7 @@ CASES = {  # rule, and what of a step is divided into how many parts
     "back-propagation": (rules.Backprop(net="mlp", norm="batch", **SMALL), "batch", 3),
     "local losses": (rules.LocalLoss(**SMALL), "batch", 3),
     "noprop": (rules.NoPropDT(blocks=2), "batch", 3),
+    "noprop, units": (rules.NoPropDT(blocks=3), "units", None),
 }
 
 
@@ -189,6 +190,8 @@ WEIGHTS = rules.NoiseStep(estimator="weight-probes", probes=128)
         (rules.SPSA(), {}, 2, 128, "batch", 4),
         (rules.LocalLoss(), {}, 3, 96, "batch", 4),
         (rules.LocalLoss(), {}, 2, 48, "batch", 3),
+        (rules.NoPropDT(), {}, 2, 48, "units", None),
+        (rules.NoPropDT(embedding="learned", dimension=6), {}, 2, 64, "batch", 4),
     ],
 )
 def test_how_a_step_is_divided_where_nobody_says(rule, asked, ranks, batch, split, shares):
@@ -212,6 +215,8 @@ def test_one_process_divides_nothing_unless_it_is_asked():
         (rules.SPSA(pairs=2, learning_rate=1e-3), {}, 3, 128, "a step of 2 probes has at most 2 equal parts"),
         (rules.Evolution(per="group", group=32), {"shares": 8}, 2, 128, "multiple of group = 32"),
         (rules.Evolution(fitness="ranks"), {}, 2, 128, "is one piece: train it in one process"),
+        (rules.NoPropDT(blocks=2), {}, 3, 128, "3 ranks, and noprop-dt has 2 units to spread"),
+        (rules.NoPropDT(), {"average": 0.9}, 2, 128, "average = 0.9 needs the whole net at every step"),
         (rules.LocalLoss(), {"units": "in-turn"}, 2, 128, "leave units or split out"),
     ],
 )

@@ -7,14 +7,15 @@ from sidestep.errors import InputError
 
 __all__ = ["WHOLE", "Division", "Share"]
 
-Division = Literal["batch", "probes"]
+Division = Literal["batch", "probes", "units"]
 
 
 @dataclass(frozen=True)
 class Share:
     """One of `count` equal parts of a step, which make the whole step together, whoever takes them.
 
-    of: what is divided: the examples of the batch, or the step's probes (pairs, tangents), each on the whole batch.
+    of: what is divided: the examples of the batch; the step's probes (pairs, tangents), each on the whole batch; or the
+        units of the net, each trained by one alone, as equal as their number allows.
     index: which part, from 0.
 
     >>> Share("probes", index=1, count=4).probes(128)
@@ -33,6 +34,10 @@ class Share:
     def probes(self, total: int) -> range:
         """Return the numbers of the probes that this part takes: all of them, unless the probes are divided."""
         return _part(total, self.index, self.count, "probes") if self.of == "probes" else range(total)
+
+    def units(self, total: int) -> range:
+        """Return the numbers of the units that this part trains: all of them, unless the units are divided."""
+        return range(self.index, total, self.count) if self.of == "units" else range(total)
 
     def examples(self, total: int) -> range:
         """Return the numbers, in the whole batch, of the examples of this part: all, unless the batch is divided."""

@@ -9,7 +9,7 @@ The last term, or another denoising loss in its place (`loss`), reaches block t 
 reach the read-out and the embedding, which are trained on the mean of L_t over the blocks.
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar, Literal
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from sidestep.checks import check_positive, check_range, check_used
 from sidestep.data import Split
+from sidestep.data.share import Division
 from sidestep.errors import InputError
 from sidestep.gradients.end_to_end import end_to_end, gradients_of
 from sidestep.nets.dropout import masks_from
@@ -120,8 +121,7 @@ class NoPropDT(Rule[DenoisingStack]):
     def __post_init__(self) -> None:
         settle_solver(self)
         super().__post_init__()
-        check_range(1, 1000, blocks=self.blocks)
-        check_range(1, 1000, draws=self.draws)
+        check_range(1, 1000, blocks=self.blocks, draws=self.draws)
         check_loss(self.loss)
         if self.dimension is not None:
             check_range(1, 1_000_000, dimension=self.dimension)
@@ -138,9 +138,8 @@ class NoPropDT(Rule[DenoisingStack]):
     @property
     def _ternary(self) -> TernarySolver | None:
         """What trains ternary blocks; None with back-propagation."""
-        if self.solver != "noise-step":
-            return None
-        return TernarySolver(self.estimator, self.flip_share, self.momentum, self.label_smoothing)
+        found = TernarySolver(self.estimator, self.flip_share, self.momentum, self.label_smoothing)
+        return found if self.solver == "noise-step" else None
 
     def fits(self, net: DenoisingStack) -> bool:
         """Whether a net has the blocks that this rule trains."""
@@ -177,22 +176,24 @@ class NoPropDT(Rule[DenoisingStack]):
 
     def units(self, net: DenoisingStack) -> dict[str, list[str]]:
         """Return the parameter names of each block, and of the read-out with the embedding, which all blocks share."""
-        names = list(trained(net))
-        found = {
-            f"block {index + 1}": [name for name in names if name.startswith(f"blocks.{index}.")]
-            for index in range(len(net.blocks))
-        }
+        names, blocks = list(trained(net)), range(len(net.blocks))
+        found = {f"block {i + 1}": [name for name in names if name.startswith(f"blocks.{i}.")] for i in blocks}
         shared = [name for name in names if not name.startswith("blocks.")]
         return {**found, _SHARED: shared} if shared else found
 
+    @property
+    def divides(self) -> Mapping[Division, int]:
+        """The blocks, if nothing that they share learns from them, or the batch."""
+        return {"batch": 0} if self._ternary or learns(self.embedding) else {"units": self.blocks, "batch": 0}
+
     def estimate(self, net: DenoisingStack, batch: Batch, noise: Noise) -> Update:
-        """Return every unit's gradients of its own loss; blocks run at once where that is faster."""
+        """Return every unit's gradients of its own loss, or a share's; blocks run at once where that is faster."""
         if self._ternary is not None:
             return self._ternary.estimate(net, batch, noise)
-        blocks = len(net.blocks)
+        own = batch.share.units(blocks := len(net.blocks))
         net.train()
-        execution = net.execution(batch.inputs.device)
-        shares, statistics = self._shares(net, batch, noise, execution)
+        execution = net.execution(batch.inputs.device) if len(own) == blocks else "per block"
+        shares, statistics = self._shares(net, batch, noise, execution, own)
         shared = self._readout_estimate(net, batch, noise.sub(blocks))
         gradients = {name: gradient for share in (*shares, shared) for name, gradient in share.gradients.items()}
         losses = {name: loss for share in (*shares, shared) for name, loss in share.losses.items()}
@@ -237,9 +238,8 @@ class NoPropDT(Rule[DenoisingStack]):
         loss = loss_of_each(self, net, logits, batch.targets, weight).mean()
         wanted = {f"blocks.{index}.{name}": parameter for name, parameter in block.named_parameters()}
         gradients = gradients_of(loss, {**wanted, "embedding": net.embedding})
-        return UnitEstimate(
-            {f"block {index + 1}: denoising": loss.detach()}, gradients, gradients.pop("embedding", None)
-        )
+        losses = {f"block {index + 1}: denoising": loss.detach()}
+        return UnitEstimate(losses, gradients, gradients.pop("embedding", None))
 
     def _readout_estimate(self, net: DenoisingStack, batch: Batch, noise: Noise) -> UnitEstimate:
         """Return the gradients of the terms that no block sees: `CE(p_out(z_T), y) + KL(q(z_0 | y) || N(0, I))`."""
@@ -290,11 +290,11 @@ class NoPropDT(Rule[DenoisingStack]):
         return embedding_distances(net.embedding)
 
     def _shares(
-        self, net: DenoisingStack, batch: Batch, noise: Noise, execution: str
+        self, net: DenoisingStack, batch: Batch, noise: Noise, execution: str, own: range
     ) -> tuple[list[UnitEstimate], dict[str, Tensor]]:
         """Return the blocks' shares, each computed by itself or all in one pass, and the new statistics."""
         if execution != "per block":
             return together_estimate(self, net, batch, noise, execution)
-        tasks = [partial(self._block_estimate, net, index, batch, noise.sub(index)) for index in range(len(net.blocks))]
+        tasks = [partial(self._block_estimate, net, index, batch, noise.sub(index)) for index in own]
         with kept_statistics(net) as changed:
             return run_units(tasks, batch.inputs.device, net.together), changed()

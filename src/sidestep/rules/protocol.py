@@ -87,6 +87,7 @@ class Rule(ABC, Generic[Net]):
 
         batch: the parts are means over some of the examples; their number is the batch's, and 0 stands for it.
         probes: each part takes some of the probes, on the whole batch.
+        units: each rank trains some of the units, and estimates those that all share.
         """
         return {"batch": 0}
 

@@ -26,6 +26,7 @@ from sidestep.training.ranks import any_of
 from sidestep.training.state import State
 from sidestep.training.stopping import StopRequest
 from sidestep.training.unit_modes import unsupported_reason
+from sidestep.training.unit_ranks import UnitRanks
 from sidestep.update import Update
 from sidestep.world import Alone, World
 
@@ -46,7 +47,8 @@ class Loop:
     ) -> None:
         self.rule, self.data, self.options, self.compute, self.folder = rule, data, options, compute, folder
         self.recorder = recorder
-        self.parts: Parts | None = None  # of a step that is divided; None: it is estimated as one
+        self.parts: Parts | UnitRanks | None = None  # of a step that is divided; None: it is estimated as one
+        self._whole_at = 0  # the step at which a net whose units are spread over ranks was whole
         self.task, self.noise = Task.of(data), Noise(options.seed)
         self.total_steps = options.steps_for(len(data.train))
         batches = data.feed.epoch or max(1, self.total_steps) if data.feed else None
@@ -101,6 +103,7 @@ class Loop:
                     ended = any_of(self.world, ended)
             finally:  # an epoch ends whole, whatever an observer of its last step has raised
                 if state.step % self.steps_per_epoch == 0 or state.step == self.total_steps:
+                    self._collect(state)
                     ended |= observers.notify("on_epoch", self._end_epoch(state, log))
                     ended = any_of(self.world, ended)
                     state.seconds = time.perf_counter() - started
@@ -109,7 +112,14 @@ class Loop:
                 self._save(state, log)
                 saved = time.perf_counter()
         if self._stops(stop) or ended:
+            self._collect(state)
             self._save(state, log)
+
+    def _collect(self, state: State) -> None:
+        """Make a net whole whose units are spread over ranks."""
+        if isinstance(self.parts, UnitRanks) and self._whole_at != state.step:
+            self.parts.collect(self.rule, state)
+            self._whole_at = state.step
 
     @property
     def world(self) -> World:
@@ -228,6 +238,8 @@ class Loop:
     def _save(self, state: State, log: MetricsLog | None) -> None:
         if self.folder is None or log is None or state.saved_step == state.step:
             return
+        if isinstance(self.parts, UnitRanks) and state.step not in (0, self._whole_at):
+            return  # the units of other ranks are at an earlier step: there is a checkpoint after every epoch
         broken = state.not_finite()
         if broken:
             raise NonFiniteError(

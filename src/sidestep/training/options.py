@@ -53,9 +53,10 @@ class Options:
     units: Literal["together", "in-turn", "one-resident"] = "together"
     """How the parts of a net that train without the others take their steps: all together; one after another, with one
     unit's activations and gradients at a time; or so that only one unit's weights and optimiser are in memory, too."""
-    split: Literal["batch", "probes"] | None = None
+    split: Literal["batch", "probes", "units"] | None = None
     """What of a step is estimated in equal parts, whose sum has the same bits whoever takes them: examples of the
-    batch, or the step's probes. Default: nothing in one process; among several, whatever the rule divides first."""
+    batch, or the step's probes; or which units each of several processes trains alone. Default: nothing in one process;
+    among several, what the rule divides first."""
     shares: int | None = None
     """How many parts a step has: as many ranks, or fewer, can take them. Default: 4, or more for more ranks."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -103,8 +104,8 @@ class Options:
             raise InputError(f"precision must be auto, float32 or bfloat16, got {self.precision!r}")
         if self.units not in ("together", "in-turn", "one-resident"):
             raise InputError(f"units must be together, in-turn or one-resident, got {self.units!r}")
-        if self.split not in (None, "batch", "probes"):
-            raise InputError(f"split must be batch or probes, got {self.split!r}")
+        if self.split not in (None, "batch", "probes", "units"):
+            raise InputError(f"split must be batch, probes or units, got {self.split!r}")
         if self.shares is not None and not 1 <= self.shares <= 64:
             raise InputError(f"shares must be from 1 to 64 parts of a step, got {self.shares}")
         if self.resume and self.overwrite:

@@ -16,11 +16,12 @@ from sidestep.rules.protocol import Batch, HasBatchMultiple, Rule
 from sidestep.training.exchange import PartSum
 from sidestep.training.options import Compute, Options
 from sidestep.training.stopping import StopRequest
+from sidestep.training.unit_ranks import UnitRanks
 from sidestep.update import Update
 from sidestep.wording import counted
 from sidestep.world import World
 
-__all__ = ["LEAST_EXAMPLES", "Parts", "with_parts"]
+__all__ = ["LEAST_EXAMPLES", "Parts", "parts_of", "with_parts"]
 
 LEAST_EXAMPLES = 16  # in a part of a batch: the rows of a product keep their bits from there on
 _USUAL = 4  # parts where nobody says how many, so that up to so many ranks, and one, do the same
@@ -79,6 +80,8 @@ def with_parts(options: Options, rule: Rule, world: World, batch: int) -> Option
         raise InputError(f"a step of {rule.name} with these options is one piece: train it in one process")
     first: Division = next(iter(divides))
     split = options.split or first
+    if split == "units" and split in divides:
+        return _by_units(options, rule, world, divides[split])
     if split not in divides:
         raise InputError(
             f"split = {split} is not for {rule.name} with these options, whose steps are divided by "
@@ -95,6 +98,29 @@ def with_parts(options: Options, rule: Rule, world: World, batch: int) -> Option
             "give more --shares, or start fewer ranks"
         )
     return replace(options, split=split, shares=shares)
+
+
+def _by_units(options: Options, rule: Rule, world: World, units: int) -> Options:
+    """Return the options of a run whose units are spread over the ranks; one process trains all of them as ever."""
+    if world.size > units:
+        raise InputError(
+            f"there are {counted(world.size, 'rank')}, and {rule.name} has {counted(units, 'unit')} to spread; start "
+            "fewer ranks, or give --split batch"
+        )
+    for name, value in (("shares", options.shares), ("average", options.average), ("align", options.align)):
+        if value:
+            raise InputError(
+                f"{name} = {value} needs the whole net at every step, and with split = units each rank has units of "
+                f"its own; leave {name} out, or give --split batch"
+            )
+    return replace(options, split="units")
+
+
+def parts_of(options: Options, rule: Rule, world: World) -> Parts | UnitRanks | None:
+    """Return what estimates a divided step, by options that `with_parts` has settled; None for one that is whole."""
+    if options.split == "units":
+        return UnitRanks(world, rule.divides["units"]) if world.size > 1 else None
+    return Parts(world, options.split, options.shares) if options.split and options.shares else None
 
 
 def _usual(rule: Rule, split: Division, total: int, ranks: int) -> int:

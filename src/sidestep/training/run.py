@@ -31,7 +31,7 @@ from sidestep.training.loop import Loop
 from sidestep.training.observers import End, Observers, check_observers
 from sidestep.training.options import Compute, Options
 from sidestep.training.own_optimizer import OptimizerFactory, SchedulerFactory, own_record
-from sidestep.training.parts import Parts, with_parts
+from sidestep.training.parts import parts_of, with_parts
 from sidestep.training.progress import Progress, Reporting, Silent
 from sidestep.training.ranks import check_same_everywhere, share_state
 from sidestep.training.result import finish
@@ -128,7 +128,7 @@ def train(  # long: rule, data and options, three hooks for own code, and what i
         options = with_parts(options, rule, world, batch)
         record = data_record(data, source or {})
         state, loop = begin(rule, data, options, module, folder, optimizer, scheduler)
-        loop.parts = Parts(world, options.split, options.shares) if options.split and options.shares else None
+        loop.parts = parts_of(options, rule, world)
         data = loop.data  # on the device
         config = _config(rule, task, options, loop.compute, record, module)
         yours = {"optimizer": (optimizer, state.optimizer), "scheduler": (scheduler, state.scheduler)}
