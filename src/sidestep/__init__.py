@@ -20,6 +20,7 @@ __all__ = [
     "TensorBoard",
     "__version__",
     "align",
+    "ask_tell",
     "attach",
     "data",
     "load_run",
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from sidestep import data, nets, noise, rules
     from sidestep.training import STOP, CsvLog, EarlyStop, Options, Run, TensorBoard, load_run, replay, train
     from sidestep.training.align import align
+    from sidestep.training.ask_tell import ask_tell
     from sidestep.training.attach import attach
 else:
     # torch takes seconds to import: what needs it comes when it is asked for, so that the command line, whose entry

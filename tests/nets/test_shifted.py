@@ -182,7 +182,7 @@ def test_an_unseen_weight_is_found_out_once_and_its_loss_called_once_more():
         calls.append(1)
         return net(ROWS).square().mean()
 
-    step = sidestep.attach(net, SPSA(learning_rate=1e-3))
+    step = sidestep.attach(net, SPSA(pairs=1, sides="both", learning_rate=1e-3))
     counts = []
     for _ in range(3):
         before = len(calls)

@@ -90,6 +90,9 @@ class GivenSigns:
             self.used += count
         return self.drawn[name, index].clone()
 
+    def weighted(self, name, coefs, first, like):
+        return sum(coef * self.draw(name, like.shape, index, like) for index, coef in enumerate(coefs, first))
+
 
 def sign_vectors(count):
     return itertools.product((-1, 1), repeat=count)
@@ -118,8 +121,10 @@ def mean_over_all_signs(rule, count, monkeypatch):
     """The mean of what `estimate` gives for the tiny net, over every sign vector."""
     net, given = tiny()
     drawn, sums = [], {}
-    monkeypatch.setattr(f"{type(rule).__module__}.Directions", lambda *_: drawn.append(GivenSigns(signs)) or drawn[-1])
-    monkeypatch.setattr("sidestep.rules.shared.trits.Directions", lambda *_: drawn[-1])
+    for name in ("Directions", "directions_along"):
+        place = f"{type(rule).__module__}.{name}"
+        monkeypatch.setattr(place, lambda *_: drawn.append(GivenSigns(signs)) or drawn[-1], raising=False)
+    monkeypatch.setattr("sidestep.rules.shared.trits.directions_along", lambda *_: drawn[-1])
     for signs in sign_vectors(count):  # noqa: B007 (the lambda above reads it)
         for name, part in gradients(rule, net, given).items():
             sums[name] = sums.get(name, 0) + part / 2**count
@@ -148,7 +153,10 @@ class TestUnbiased:
 
     @pytest.mark.parametrize(
         "rule",
-        [SPSA(hidden=(8,), pairs=3, sides="both", learning_rate=1e-3), replace(RULES["full-rank"], population=6)],
+        [
+            SPSA(hidden=(8,), pairs=3, sides="both", learning_rate=1e-3, distribution="rademacher"),
+            replace(RULES["full-rank"], population=6),
+        ],
     )
     def test_more_pairs_are_the_mean_of_what_each_pair_says(self, rule):
         """By a plain loop over shifted copies of the net."""

@@ -22,7 +22,7 @@ from sidestep.data import Split
 from sidestep.data.share import Division
 from sidestep.errors import InputError
 from sidestep.gradients.any_module import Losses, check_trainable, losses_at_pairs
-from sidestep.gradients.directions import Directions, paired_logits, weighted_directions
+from sidestep.gradients.directions import Directions, directions_along, paired_logits
 from sidestep.gradients.rank_one import Members, check_rank_one, check_repeats, rank_one_logits, weighted_rank_one
 from sidestep.nets.parallel import kept_statistics
 from sidestep.nets.precision import full_precision
@@ -31,10 +31,11 @@ from sidestep.nets.stages.staged import StagedNet, check_layers
 from sidestep.nets.trained import check_unshared, trained
 from sidestep.nets.user_modules import ImagePath
 from sidestep.noise import Noise
-from sidestep.probes import PerParameter
+from sidestep.probes import DenseProbes, Distribution, PerParameter
 from sidestep.rules.protocol import Batch, Task
-from sidestep.rules.shared.any_module import check_unused, seeded
+from sidestep.rules.shared.any_module import LOSS, apply_any, check_unused, decide_any, dense_probes
 from sidestep.rules.shared.forward_only import (
+    LOGGED,
     Fitness,
     ForwardOnlyRule,
     check_named,
@@ -43,7 +44,7 @@ from sidestep.rules.shared.forward_only import (
     make_net,
 )
 from sidestep.rules.takes import Takes
-from sidestep.update import Dense, Update
+from sidestep.update import Dense, Seeded, Update
 
 __all__ = ["Evolution"]
 
@@ -56,8 +57,8 @@ class Evolution(ForwardOnlyRule):
     """Widths of the MLP's hidden layers."""
     norm: bool = True
     """Layer norm without parameters after every hidden layer: one size of noise then suits all layers."""
-    noise_kind: Literal["rank-1", "full-rank"] = "rank-1"
-    """Noise of a weight matrix: a b^T, or an independent value for every weight."""
+    noise_kind: Literal["rank-1", "full-rank", "sparse"] = "rank-1"
+    """Noise of a weight matrix: a b^T, an independent value for every weight, or for a sixteenth of the weights."""
     columns: Literal["drawn", "input"] = "drawn"
     """What b is in rank-1 noise: drawn like a, or the example's own input divided by its length, the only direction in
     which its loss changes (node perturbation; per = example)."""
@@ -95,10 +96,10 @@ class Evolution(ForwardOnlyRule):
         if self.population % 2:
             raise InputError(f"population must be even, since members come in antithetic pairs, got {self.population}")
         check_named(self.objective, self.optimizer_kind)
-        if self.per == "example" and self.noise_kind == "full-rank":
+        if self.per == "example" and self.noise_kind != "rank-1":
             raise InputError(
-                "full-rank noise for every example is as large as all weights times the batch; use per = group, or "
-                "noise_kind = rank-1"
+                f"{self.noise_kind} noise for every example is as large as all weights times the batch; use "
+                "per = group, or noise_kind = rank-1"
             )
         if self.columns == "input" and (self.per, self.noise_kind) != ("example", "rank-1"):
             raise InputError("columns = input needs an input for every direction: noise_kind = rank-1, per = example")
@@ -131,20 +132,27 @@ class Evolution(ForwardOnlyRule):
         check_multiple(len(batch.targets), *self.batch_multiple)
         size = self.batch_multiple[1]
         members = Members(self.population // 2, len(batch.targets) // size, size)
-        directions = Directions(noise.stream("directions"), self.distribution)
         drawing = noise.stream("module").torch_seeded(batch.inputs.device)  # modules of the user's that draw repeat
         with torch.no_grad(), kept_statistics(net) as changed, drawing:
-            way = self._rank_one if self.noise_kind == "rank-1" else self._full_rank
-            gradients, losses = way(net, batch, members, directions)
-            return Dense(gradients, changed(), {f"net: {self.objective}": losses.mean()})
+            if self.noise_kind == "rank-1":
+                directions = Directions(noise.stream("directions"), self.distribution)
+                gradients, losses = self._rank_one(net, batch, members, directions)
+                return Dense(gradients, changed(), {f"net: {self.objective}": losses.mean()})
+            probes = dense_probes(net, noise, members.count, self._drawn)
+            losses = self._by_group(net, batch, members, directions_along(probes))
+            return Seeded(self._coefs(losses), probes, changed(), {f"net: {self.objective}": losses.mean()})
 
     def check_any(self, net: nn.Module) -> None:
         """Raise InputError for a module that cannot be trained so; every member takes the whole batch."""
-        if self.noise_kind != "full-rank":
+        if self.per != "group":
             raise InputError(
-                "on a whole model every member of the population takes the whole batch, which needs noise_kind = "
-                f"full-rank and per = group, got {self.noise_kind} and {self.per}: Evolution(noise_kind='full-rank', "
-                "per='group')"
+                "on a whole model every member of the population takes the whole batch, which needs per = group, got "
+                f"{self.per}: Evolution(noise_kind='{self.noise_kind}', per='group')"
+            )
+        if self.noise_kind != "full-rank" and self.distribution != "rademacher":
+            raise InputError(
+                f"{self.noise_kind} noise of a whole model is made of fair signs, got distribution = "
+                f"{self.distribution}; take rademacher, or noise_kind = full-rank"
             )
         check_unused(self, "objective", "group")
         check_trainable(net)
@@ -152,9 +160,38 @@ class Evolution(ForwardOnlyRule):
 
     def estimate_any(self, net: nn.Module, losses: Losses, noise: Noise) -> Update:
         """Return one number per pair of members, from the losses of any module, member by member."""
-        directions, count = Directions(noise.stream("directions"), self.distribution), self.population // 2
-        both, statistics = losses_at_pairs(net, losses, directions, count, self.eps, noise.stream("module"))
-        return seeded(net, self._coefs(both), noise, self.distribution, statistics, both.mean())
+        probes = self.probes(net, noise)
+        directions, masks = directions_along(probes), noise.stream("module")
+        both, statistics = losses_at_pairs(net, losses, directions, probes.count, self.eps, masks)
+        return Seeded(self._coefs(both).float(), probes, statistics, {LOSS: both.mean()})
+
+    def probes(self, net: nn.Module, noise: Noise) -> DenseProbes:
+        """Return the directions of a step in which every member takes the whole batch."""
+        return dense_probes(net, noise, self.population // 2, self._drawn)
+
+    def trials(self) -> list[tuple[int, float]]:
+        """Return the number of the direction and the size of the noise, of either sign, of every member."""
+        return [(index, step) for index in range(self.population // 2) for step in (self.eps, -self.eps)]
+
+    def from_trials(self, net: nn.Module, losses: Tensor, noise: Noise) -> Update:
+        """Return one number per pair of members, from the losses of the `trials`, (population,)."""
+        both = losses.view(-1, 2).T
+        probes = self.probes(net, noise)
+        return Seeded(self._coefs(both).float(), probes, losses={LOSS: both.mean()})
+
+    def decide(self, net: StagedNet, update: Update, optimizer: torch.optim.Optimizer) -> Update:
+        """Return the update, with the learning rate that a replay needs where it is one number per pair."""
+        return decide_any(update, optimizer) if self.optimizer_kind in LOGGED else update
+
+    def apply(self, net: StagedNet, update: Update, optimizer: torch.optim.Optimizer) -> None:
+        """Take one step of the optimiser."""
+        apply_any(net, update, optimizer)
+
+    @property
+    def _drawn(self) -> Distribution:
+        """What the noise on all weights is drawn from, where a whole batch or group shares it."""
+        kinds: dict[str, Distribution] = {"rank-1": "rank-one", "sparse": "sparse", "full-rank": self.distribution}
+        return kinds[self.noise_kind]
 
     def _rank_one(
         self, net: StagedNet, batch: Batch, members: Members, directions: Directions
@@ -173,9 +210,8 @@ class Evolution(ForwardOnlyRule):
         found = weighted_rank_one(factors, coefs)  # under autocast, if there is one: nothing is subtracted here
         return {name: found[name].view(p.shape) for name, p in trained(net).items()}, losses
 
-    def _full_rank(
-        self, net: StagedNet, batch: Batch, members: Members, directions: Directions
-    ) -> tuple[dict[str, Tensor], Tensor]:
+    def _by_group(self, net: StagedNet, batch: Batch, members: Members, directions: Directions) -> Tensor:
+        """Return the losses of all members, (2, pairs x groups), each on its own group, of shifted weights."""
         images = batch.inputs.unflatten(0, (members.groups, members.size))
         labels = batch.targets.unflatten(0, (members.groups, members.size))
         losses = batch.inputs.new_empty(2, members.count)
@@ -184,7 +220,7 @@ class Evolution(ForwardOnlyRule):
                 group = index % members.groups
                 for side, logits in enumerate(paired_logits(net, images[group], directions, index, self.eps)):
                     losses[side, index] = losses_under(self.objective, logits, labels[group], batch.objective).mean()
-        return weighted_directions(net, directions, self._coefs(losses)), losses
+        return losses
 
     def _coefs(self, losses: Tensor) -> Tensor:
         """`(F+ - F-) / (2 eps K)` for every pair, (K,), from the losses (2, K)."""

@@ -30,7 +30,7 @@ from sidestep.nets.resolution import check_noise_size
 from sidestep.nets.stages.staged import StagedNet, check_layers
 from sidestep.nets.user_modules import ImagePath
 from sidestep.noise import Noise
-from sidestep.probes import Distribution
+from sidestep.probes import DenseProbes, Distribution
 from sidestep.rules.protocol import Batch, Task
 from sidestep.rules.shared.any_module import (
     LOSS,
@@ -135,7 +135,7 @@ class SPSA(ForwardOnlyRule):
         if self.sides == "one" or self.learning_rate is None or self.spread:
             plain = self.objective == "cross-entropy" and batch.objective is CLASSES
             return self._along(net, losses, noise, batch.share, f"net: {self.objective}", plain)
-        probes = dense_probes(net, noise, self.pairs, self.distribution)
+        probes = self.probes(net, noise)
         directions = directions_along(probes)
         found, share, taken = [], batch.share, batch.share.probes(self.pairs)
         drawing = noise.stream("module").torch_seeded(batch.inputs.device)  # modules of the user's that draw repeat
@@ -162,11 +162,38 @@ class SPSA(ForwardOnlyRule):
         """Return one number per direction, from the losses of any module whose weights are shifted as a whole."""
         return self._along(net, losses, noise, WHOLE, LOSS)
 
+    def probes(self, net: nn.Module, noise: Noise) -> DenseProbes:
+        """Return the directions of a step."""
+        return dense_probes(net, noise, self.pairs, self.distribution)
+
+    def trials(self) -> list[tuple[int, float]]:
+        """Return the number of the direction and the size of the noise, of either sign, of every net that is tried."""
+        if self.learning_rate is None:
+            raise InputError("a step size is not found from scores that are told; give a learning_rate, and spread")
+        if self.sides == "one":
+            return [(0, 0.0), *((index, self.eps) for index in range(self.pairs))]
+        return [(index, step) for index in range(self.pairs) for step in (self.eps, -self.eps)]
+
+    def from_trials(self, net: nn.Module, losses: Tensor, noise: Noise) -> Update:
+        """Return one number per direction, from the losses of the `trials`."""
+        one = self.sides == "one"
+        plus, minus = (losses[1:], losses[:1].expand(self.pairs)) if one else losses.view(-1, 2).T
+        terms = {LOSS: losses[0] if one else losses.mean()}
+        if self.spread:
+            terms = {STEP_SIZE: self._by_spread(plus, minus), **terms}
+        coefs = (plus - minus) / ((1 if one else 2) * self.eps * self.pairs)
+        return Seeded(coefs.float(), self.probes(net, noise), losses=terms)
+
+    def _by_spread(self, plus: Tensor, minus: Tensor) -> Tensor:
+        """`eps / std_i(L_i)`, FZOO's: coefficients are differences over eps."""
+        tried = plus if self.sides == "one" else torch.cat([plus, minus])
+        return self.eps / tried.std().clamp_min(torch.finfo(tried.dtype).tiny)
+
     def _along(  # long: `plain`, too, says what the losses may do
         self, net: nn.Module, losses: Losses, noise: Noise, share: Share, name: str, plain: bool = False
     ) -> Seeded:
         """Return the differences of the loss along the directions that a part of the step takes, and a step size."""
-        probes, taken = dense_probes(net, noise, self.pairs, self.distribution), share.probes(self.pairs)
+        probes, taken = self.probes(net, noise), share.probes(self.pairs)
         directions = directions_along(probes)
         run = ShiftedPasses(net, losses, noise.stream("module"), plain)
         here = run() if self.sides == "one" or self.learning_rate is None else None
@@ -183,8 +210,7 @@ class SPSA(ForwardOnlyRule):
             found = rate_along(run, directions, coefs, terms[name], self.eps, taken.start)
             terms = {STEP_SIZE: plus.new_tensor(found), **terms}
         elif self.spread:
-            tried = plus if self.sides == "one" else torch.cat([plus, minus])
-            terms = {STEP_SIZE: self.eps / tried.std().clamp_min(torch.finfo(tried.dtype).tiny), **terms}
+            terms = {STEP_SIZE: self._by_spread(plus, minus), **terms}
         coefs, chosen = of_share(coefs * (len(taken) / self.pairs), taken, self.pairs, share)
         return Seeded(coefs.float(), probes, run.statistics or {}, terms, taken=chosen)
 

@@ -1,6 +1,7 @@
 """Training: the loop, its options, the run's folder, and the run that comes out."""
 
 from sidestep.training.align import Aligned, align, alignment_curves
+from sidestep.training.ask_tell import AskTell, Trial, ask_tell
 from sidestep.training.attach import attach
 from sidestep.training.attached_log import replay
 from sidestep.training.early_stop import EarlyStop
@@ -17,6 +18,7 @@ from sidestep.training.trained import Run
 __all__ = [
     "STOP",
     "Aligned",
+    "AskTell",
     "Begin",
     "Compute",
     "CsvLog",
@@ -33,8 +35,10 @@ __all__ = [
     "StepEnd",
     "Stopped",
     "TensorBoard",
+    "Trial",
     "align",
     "alignment_curves",
+    "ask_tell",
     "attach",
     "load_run",
     "replay",

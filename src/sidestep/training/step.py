@@ -111,9 +111,19 @@ class Step:
             NonFiniteError: if the loss is not a finite number; the model is then as it was before the step.
         """
         found = self.estimate(*batch)
-        take_update(self._ready(), found.update, self._record_step if self._log else None)
-        self.steps += 1
+        self.take(found.update)
         return found.loss
+
+    @property
+    def noise(self) -> Noise:
+        """The noise that the next step is estimated with."""
+        return self._stream.at(self.steps)
+
+    def take(self, update: Update) -> None:
+        """Take a step along an estimate that the rule has made with `noise`."""
+        self._check_same()
+        take_update(self._ready(), update, self._record_step if self._log else None)
+        self.steps += 1
 
     def estimate(self, *batch: Any) -> Estimate:
         """Return what the next step would do, without doing it; see `__call__` for the argument and errors."""
@@ -125,7 +135,7 @@ class Step:
                 f"{self.rule.name} has to see what its stages give: call step(inputs, targets), with the loss as "
                 "attach(..., objective=loss_function)"
             )
-        update = self._attached.estimate(batch, self._stream.at(self.steps))
+        update = self._attached.estimate(batch, self.noise)
         _check_finite(update, self.steps)
         of_outputs = [name for name in update.losses if name.endswith(f": {self._objective.name}")]
         last = LOSS if LOSS in update.losses else list(update.losses)[-1]

@@ -26,6 +26,7 @@ __all__ = [
     "LOSS",
     "STEP_SIZE",
     "AnyModule",
+    "Asked",
     "OwnSteps",
     "apply_any",
     "apply_by",
@@ -88,6 +89,23 @@ class OwnSteps(Protocol):
 def trains_any(rule: Any) -> bool:
     """Say whether a rule, with its hyper-parameters, trains any module by its loss alone (`by_loss` says otherwise)."""
     return isinstance(rule, AnyModule) and getattr(rule, "by_loss", True)
+
+
+@runtime_checkable
+class Asked(Protocol):
+    """What a rule has besides, which can be told the losses of shifted nets in place of calling them itself."""
+
+    def trials(self) -> list[tuple[int, float]]:
+        """Return the number of the direction and the size of the noise, of either sign, of every net that is tried."""
+        ...
+
+    def probes(self, net: nn.Module, noise: Noise) -> DenseProbes:
+        """Return the directions of a step."""
+        ...
+
+    def from_trials(self, net: nn.Module, losses: Tensor, noise: Noise) -> Update:
+        """Return the update from the losses of the `trials`, (trials,)."""
+        ...
 
 
 def one_unit(net: nn.Module) -> dict[str, list[str]]:
