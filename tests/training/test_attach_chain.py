@@ -307,7 +307,7 @@ def test_what_a_chain_cannot_be_is_refused_in_a_sentence():
         with pytest.raises(InputError, match=words):
             sidestep.attach(net, rule)(example, TARGETS)
     for rule in (NoPropDT(),):
-        with pytest.raises(InputError, match=f"{rule.name} trains only nets that it builds itself"):
+        with pytest.raises(InputError, match=f"{rule.name} cannot be attached to a model: its blocks see"):
             sidestep.attach(model, rule)
     with pytest.raises(InputError, match="whole gradients"):
         sidestep.attach(model, LocalLoss(), log="a.steplog")

@@ -33,7 +33,14 @@ from sidestep.nets.solvers import Field, solved
 from sidestep.nets.user_modules import ImagePath
 from sidestep.noise import Noise
 from sidestep.rules.protocol import Batch, Task
-from sidestep.rules.shared.denoising import DenoisingRule, check_options, embedding_for, make_denoiser, readout_loss
+from sidestep.rules.shared.denoising import (
+    TAKES,
+    DenoisingRule,
+    check_options,
+    embedding_for,
+    make_denoiser,
+    readout_loss,
+)
 from sidestep.rules.takes import Takes
 from sidestep.update import Dense, Update
 
@@ -70,7 +77,7 @@ class NeuralODE(DenoisingRule):
 
     name: ClassVar[str] = "neural-ode"
     summary: ClassVar[str] = "Neural ODE from noise to the label, trained end to end by the adjoint method"
-    takes: ClassVar[Takes] = Takes("blocks", ("image", "features", "tokens"), ("classes", "labels", "values"))
+    takes: ClassVar[Takes] = TAKES
     readings: ClassVar[tuple[str, ...]] = ("from zero", "from noise", "adaptive")
     for_inference: ClassVar[tuple[str, ...]] = ("steps", "method", "tolerance")
 

@@ -30,6 +30,7 @@ from sidestep.nets.user_modules import ImagePath
 from sidestep.noise import Noise
 from sidestep.rules.protocol import Batch, Task
 from sidestep.rules.shared.denoising import (
+    TAKES,
     TimedRule,
     check_options,
     embedding_for,
@@ -97,7 +98,7 @@ class NoPropCT(TimedRule):
 
     name: ClassVar[str] = "noprop-ct"
     summary: ClassVar[str] = "NoProp, continuous time: one block denoises the label at every noise level"
-    takes: ClassVar[Takes] = Takes("blocks", ("image", "features", "tokens"), ("classes", "labels", "values"))
+    takes: ClassVar[Takes] = TAKES
     readings: ClassVar[tuple[str, ...]] = (
         "ddim", "ddim from noise", "ancestral", "euler", "heun", "adaptive", "mean", "first step",
     )  # fmt: skip

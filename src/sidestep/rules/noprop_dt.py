@@ -39,6 +39,7 @@ from sidestep.rules.fields import RARE
 from sidestep.rules.protocol import Batch, Rule, Task
 from sidestep.rules.shared.all_blocks import UnitEstimate, loss_of_each, together_estimate
 from sidestep.rules.shared.denoising import (
+    TAKES,
     check_options,
     embedding_for,
     learns,
@@ -48,7 +49,7 @@ from sidestep.rules.shared.denoising import (
     start_divergence,
 )
 from sidestep.rules.shared.dense import apply_dense
-from sidestep.rules.shared.ternary_denoising import NO_MODULE, NO_TOKENS, TernarySolver, settle_solver
+from sidestep.rules.shared.ternary_denoising import TernarySolver, check_dense, settle_solver
 from sidestep.rules.shared.variant import PAPER_LABELS, PaperOptions
 from sidestep.rules.takes import Takes
 from sidestep.update import Dense, Update
@@ -111,7 +112,7 @@ class NoPropDT(Rule[DenoisingStack]):
 
     name: ClassVar[str] = "noprop-dt"
     summary: ClassVar[str] = "NoProp, discrete time: T blocks, each trained on its own to denoise the label"
-    takes: ClassVar[Takes] = Takes("blocks", ("image", "features", "tokens"), ("classes", "labels", "values"))
+    takes: ClassVar[Takes] = TAKES
     readings: ClassVar[tuple[str, ...]] = ("ddim", "ancestral", "mean", "block 1 alone", "mean of blocks")
     paper_options: ClassVar[PaperOptions] = {**PAPER_LABELS, "loss": ("paper",), "levels": ("cosine",), "eta": (0.1,)}
     paper_reading: ClassVar[str] = "ancestral"
@@ -157,8 +158,7 @@ class NoPropDT(Rule[DenoisingStack]):
         rows = embedding_for(self.embedding, self.dimension, self.unit_norm, task, noise.stream("embedding"), examples)
         schedule, space = self._schedule(task.classes), target_space(task)
         if self._ternary is not None:
-            if module is not None or task.inputs == "tokens":
-                raise InputError(NO_MODULE if module is not None else NO_TOKENS)
+            check_dense(task, module)
             return ternary_stack(task.shape, rows, schedule, self.hidden, noise.stream("trits"), space)
         given = path_for(task, self.path, module, norm=True)
         with noise.stream("blocks").torch_seeded():

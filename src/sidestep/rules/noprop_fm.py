@@ -35,7 +35,15 @@ from sidestep.nets.precision import full_precision
 from sidestep.nets.user_modules import ImagePath
 from sidestep.noise import Noise
 from sidestep.rules.protocol import Batch, Task
-from sidestep.rules.shared.denoising import TimedRule, check_options, embedding_for, learns, make_denoiser, readout_loss
+from sidestep.rules.shared.denoising import (
+    TAKES,
+    TimedRule,
+    check_options,
+    embedding_for,
+    learns,
+    make_denoiser,
+    readout_loss,
+)
 from sidestep.rules.shared.variant import PAPER_LABELS, PaperOptions
 from sidestep.rules.takes import Takes
 from sidestep.update import Dense, Update
@@ -92,7 +100,7 @@ class NoPropFM(TimedRule):
 
     name: ClassVar[str] = "noprop-fm"
     summary: ClassVar[str] = "NoProp, flow matching: one block carries noise to the label"
-    takes: ClassVar[Takes] = Takes("blocks", ("image", "features", "tokens"), ("classes", "labels", "values"))
+    takes: ClassVar[Takes] = TAKES
     readings: ClassVar[tuple[str, ...]] = ("euler", "euler from noise", "heun", "adaptive", "mean", "first step")
     paper_options: ClassVar[PaperOptions] = {
         **PAPER_LABELS, "prediction": ("velocity",), "loss": ("paper",), "sigma": (0.0,), "readout": ("nearest",),

@@ -32,6 +32,7 @@ class Takes:
     log: whether steps are written to a step log that replays them: yes, no, or in a loop of the user's own alone.
     frozen: whether parameters with `requires_grad` False keep their values, while the others train.
     optimizer: whether it steps along gradients, so that optimisers and schedules of torch's by factory can take them.
+    no_attach: why no model of the user's can be attached to it, to be read after "cannot be attached to a model: ".
     no_module: why there is no place for a module of the user's, to be read after "has no place for a module of your
         own: ".
     """
@@ -42,6 +43,7 @@ class Takes:
     log: Literal["yes", "own loop", "no"] = "no"
     frozen: bool = True
     optimizer: bool = True
+    no_attach: str = "it trains only nets that it builds itself"
     no_module: str = "its `takes` names none"
 
 

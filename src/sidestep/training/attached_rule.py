@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from sidestep.data.objective import CLASSES, OBJECTIVES, Objective
 from sidestep.data.task import Batch
 from sidestep.errors import InputError
-from sidestep.gradients.any_module import Losses, called, check_trainable
+from sidestep.gradients.any_module import Losses, called
 from sidestep.noise import Noise
 from sidestep.rules.protocol import Rule
-from sidestep.rules.shared.any_module import AnyModule, OwnSteps, apply_by, as_dense, decide_by
+from sidestep.rules.shared.any_module import AnyModule, apply_by, as_dense, decide_by
 from sidestep.rules.shared.chain import ChainOfStages, HasFormOnStages
 from sidestep.rules.shared.dense import apply_dense
 from sidestep.rules.shared.flips import flips_of_part
@@ -128,8 +128,6 @@ class Chain(Built):
             check_steps_along_gradients(rule, "optimizer")
         own = for_objective(rule, objective)
         with _explained(example, None):
-            if not isinstance(rule, OwnSteps):  # whose weights need not be floats
-                check_trainable(model)
             net = rule.adopt(model, example, noise)
         own = own.on_stages() if isinstance(own, HasFormOnStages) else own
         super().__init__(own, net, made_optimizer(factory, own.optimizer(net)), factory is not None)

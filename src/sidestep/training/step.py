@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from sidestep.data.objective import Objective
 from sidestep.errors import InputError, NonFiniteError
+from sidestep.gradients.any_module import check_trainable
 from sidestep.nets.trained import parameters_of
 from sidestep.noise import Noise
 from sidestep.rules.protocol import Rule
@@ -69,6 +70,8 @@ class Step:
         self.model, self.rule, self.steps = model, rule, 0
         self._objective, self._noise, self._factory = objective, noise, optimizer
         self._stream = noise.stream("estimate")
+        if not isinstance(rule, OwnSteps):  # whose weights need not be floats
+            check_trainable(model)
         self._table = _table(model)
         self._attached: Attached | None = None
         self._example: tuple[list[int], str] | None = None  # shape and dtype that what the rule added was made for
@@ -76,9 +79,10 @@ class Step:
         if isinstance(rule, AnyModule) and trains_any(rule):
             self._attached = Whole(model, rule, objective, optimizer)
         elif not isinstance(rule, ChainOfStages):
+            why = getattr(getattr(rule, "takes", None), "no_attach", "it is no rule of sidestep.rules")
             raise InputError(
-                f"{getattr(rule, 'name', type(rule).__name__)} trains only nets that it builds itself; use "
-                "train(rule, data), or attach a rule that takes any module or a chain of stages"
+                f"{getattr(rule, 'name', type(rule).__name__)} cannot be attached to a model: {why}; or attach a rule "
+                "that takes any module or a chain of stages (`sidestep rules`)"
             )
 
     @property

@@ -20,9 +20,11 @@ from sidestep.nets.user_modules import ImagePath, image_paths
 from sidestep.noise import Noise
 from sidestep.rules.protocol import Rule, Task
 from sidestep.rules.shared.dense import OPTIMIZERS
+from sidestep.rules.takes import Takes
 from sidestep.update import Update
 
 __all__ = [
+    "TAKES",
     "DenoisingRule",
     "TimedRule",
     "block_units",
@@ -69,6 +71,15 @@ class TimedRule(DenoisingRule):
         return OPTIMIZERS[self.optimizer_kind](net, self.units(net), self.learning_rate, self.weight_decay)
 
 
+TAKES = Takes(
+    "blocks",
+    ("image", "features", "tokens"),
+    ("classes", "labels", "values"),
+    no_attach=(
+        "its blocks see a noised label beside the input, which a model of yours has no place for; a part of one can be "
+        "the path of the inputs, train(rule, data, module=...)"
+    ),
+)
 _SMALL_SHARE = 0.03  # the series is exact to 1e-8 below it
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from sidestep.checks import check_positive, check_range, check_used
-from sidestep.data.task import Batch
+from sidestep.data.task import Batch, Task
 from sidestep.errors import InputError
 from sidestep.gradients.end_to_end import end_to_end
 from sidestep.gradients.local_losses import floating, local_gradients
@@ -23,20 +23,21 @@ from sidestep.nets.noprop.stack_readings import ddim_chain
 from sidestep.nets.noprop.ternary_blocks import TernaryBlock
 from sidestep.nets.substituted import functional_call
 from sidestep.nets.ternary.layers import ternary_parameters
+from sidestep.nets.user_modules import ImagePath
 from sidestep.noise import Noise
 from sidestep.rules.fields import check_choice
 from sidestep.rules.shared.flips import TernaryOptimizer, choose_flips
 from sidestep.rules.shared.trits import move
 from sidestep.update import Dense, Flips, Update
 
-__all__ = ["NO_MODULE", "NO_TOKENS", "TernarySolver", "settle_solver"]
+__all__ = ["TernarySolver", "check_dense", "settle_solver"]
 
 
-NO_MODULE = (
+_NO_MODULE = (
     "solver = noise-step makes dense ternary blocks and has no place for a module of your own; use solver = "
     "back-propagation, or train the module by the rule noise-step"
 )
-NO_TOKENS = (
+_NO_TOKENS = (
     "solver = noise-step makes dense ternary blocks of the inputs' numbers, and token ids are none; use solver = "
     "back-propagation"
 )
@@ -145,3 +146,9 @@ class _Chain(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         net = self.net
         return net.readout(ddim_chain(net, net.image_features(inputs)).latent, net.embedding)
+
+
+def check_dense(task: Task, module: ImagePath | None) -> None:
+    """Raise InputError for a module of the user's, or for token ids, which dense ternary blocks do not take."""
+    if module is not None or task.inputs == "tokens":
+        raise InputError(_NO_TOKENS if module is None else _NO_MODULE)
