@@ -267,6 +267,16 @@ class TestBadLoaders:
         with pytest.raises(BatchError, match=r"batch 3 has 7 examples, which must be a multiple of .*drop_last=True"):
             train(Backprop(net="mlp", hidden=(4,), accumulate=5), short, steps=5)
 
+    def test_a_last_batch_of_one_beside_batch_norm(self, tmp_path):
+        short = [*BATCHES[:2], (X[:1], Y[:1])]
+        rule = Backprop(net="mlp", hidden=(4,), norm="batch")
+        with pytest.raises(
+            BatchError, match=r"batch 3: .* batch norm, .* drop_last=True; after step 2, the checkpoint"
+        ):
+            train(rule, short, Options(steps=5, out=tmp_path / "run"))
+        assert load_run(tmp_path / "run").step == 2
+        assert train(QUICK, short, steps=5).result["steps"] == 5
+
     def test_no_length_and_no_steps(self):
         class Stream(IterableDataset):
             def __iter__(self):

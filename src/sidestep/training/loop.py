@@ -23,6 +23,7 @@ from sidestep.training.observers import Begin, EpochEnd, ObserverError, Observer
 from sidestep.training.options import Compute, Options
 from sidestep.training.parts import Parts
 from sidestep.training.ranks import any_of
+from sidestep.training.single import check_single
 from sidestep.training.state import State
 from sidestep.training.stopping import StopRequest
 from sidestep.training.unit_modes import unsupported_reason
@@ -170,6 +171,8 @@ class Loop:
     def _updates(self, state: State, stop: StopRequest) -> Iterator[tuple[str | None, Update]]:
         """Return the update of this step, for no unit in particular, or each unit's: made when it is asked for."""
         batch, noise = self.batch(state.step), self.noise.stream("estimate").at(state.step)
+        if self.data.feed and len(batch.targets) == 1 < len(self.data.train):
+            self._check_one(state)
         if self.parts:
             return iter([(None, self.parts.estimate(self.rule, state.net, batch, noise, self.compute, stop))])
         if self.options.units == "together":
@@ -210,6 +213,13 @@ class Loop:
                 f"{value}; leave out the last, smaller one (drop_last=True)"
             )
         return images.to(self.compute.device), targets.to(self.compute.device)
+
+    def _check_one(self, state: State) -> None:
+        """Refuse a loader's last batch, of one example, where the net needs two."""
+        try:
+            check_single(self.rule, state.net, self.task, 1)
+        except InputError as error:
+            raise BatchError(f"{self.data.name}: batch {state.step + 1}: {error}, or drop_last=True") from error
 
     def _end_epoch(self, state: State, log: MetricsLog | None) -> EpochEnd:
         started = (state.step - 1) // self.steps_per_epoch * self.steps_per_epoch
