@@ -25,6 +25,7 @@ from sidestep.training.exchange import PartSum, pack_whole, unpack_whole
 from sidestep.training.options import Compute
 from sidestep.training.parts import Parts, with_parts
 from sidestep.training.stopping import StopRequest
+from sidestep.training.unit_ranks import UnitRanks
 from sidestep.update import Dense, Seeded
 from sidestep.world import Alone, world_here
 from tests.reference.ranks import bytes_of, on_ranks
@@ -269,15 +270,19 @@ def short(folder, rule=WEIGHTS, **changed):
 
 def at_step(step, rank, act):
     """Do something before a rank estimates its parts of a step, which are counted from 1."""
-    plain, calls = Parts.estimate, []
+    calls = []
 
-    def estimate(self, *arguments):
-        calls.append(1)
-        if (len(calls), self.world.rank) == (step, rank):
-            act(*arguments)
-        return plain(self, *arguments)
+    def acting(plain):
+        def estimate(self, *arguments):
+            calls.append(1)
+            if (len(calls), self.world.rank) == (step, rank):
+                act(*arguments)
+            return plain(self, *arguments)
 
-    Parts.estimate = estimate
+        return estimate
+
+    for kind in (Parts, UnitRanks):
+        kind.estimate = acting(kind.estimate)
 
 
 def refuse(*_):
@@ -390,3 +395,26 @@ def test_what_128_probes_take_a_step_and_rank():
         assert sent == pytest.approx(head + 128 // 8 + 64 * 4, abs=0.5)
     for sent in on_ranks(2, bytes_a_step, "batch"):
         assert head + 1 + 128 * 30 / 8 < sent < head + 1 + 128 * 40 / 8  # as many bits each as the largest one needs
+
+
+NOPROP = rules.NoPropDT(blocks=3)
+
+
+def blocks_stopped(world, folder):
+    at_step(5, 1, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    try:
+        short(folder, NOPROP, split="units", shares=None)
+    except Stopped as error:
+        return error.step
+
+
+def blocks_resumed(world, folder):
+    short(folder, NOPROP, split="units", shares=None, resume=True)
+    return "done"
+
+
+def test_blocks_on_two_ranks_stop_within_an_epoch_and_go_on_with_three(tmp_path):
+    short(str(tmp_path / "one"), NOPROP, split="units", shares=None)
+    assert on_ranks(2, blocks_stopped, str(tmp_path / "many")) == [5, 5]
+    assert on_ranks(3, blocks_resumed, str(tmp_path / "many")) == ["done"] * 3
+    assert left(tmp_path, "many") == left(tmp_path, "one")

@@ -1,6 +1,7 @@
 """The room of ranks: messages that are whole or refused, exact sums, and an error of one that all of them hear of."""
 
 import os
+import socket
 
 import pytest
 import torch
@@ -68,6 +69,17 @@ def test_who_a_process_is_must_be_said_in_full(monkeypatch):
         assert launched() == count
     with pytest.raises(InputError, match="RANK, MASTER_ADDR, MASTER_PORT is not set"):
         world_here()
+
+
+def test_a_port_in_use_is_refused(monkeypatch):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        where = {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(taken.getsockname()[1])}
+        for name, value in where.items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(InputError, match="the port at which the ranks meet is in use"):
+            world_here()
 
 
 def _everything(world):
