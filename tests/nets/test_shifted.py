@@ -205,13 +205,14 @@ def test_a_step_in_parts_has_the_bits_of_a_step_with_the_whole_gradient(kind, mo
         assert torch.equal(one, other)
 
 
-@pytest.mark.parametrize("distribution", ["rademacher", "gaussian"])
+@pytest.mark.parametrize("distribution", ["signs", "rademacher", "gaussian"])
 def test_a_step_takes_the_memory_of_inference_and_of_one_weight(distribution):
     """Sixteen layers of 256 x 256: 4 MiB of weights, of which no copy is made."""
     with Noise(0).torch_seeded():
         net = nn.Sequential(*(nn.Linear(256, 256, bias=False) for _ in range(16)))
     rows, size = torch.ones(8, 256), 4 * 256 * 256
-    step = sidestep.attach(net, SPSA(distribution=distribution, optimizer_kind="plain-sgd", learning_rate=1e-3))
+    rule = SPSA(pairs=8, sides="both", distribution=distribution, learning_rate=1e-3)
+    step = sidestep.attach(net, rule)
     with peak_allocation() as peak:
         step(lambda: net(rows).square().mean())
     assert peak.bytes < 6 * size  # of 16 x size that one copy of all weights has

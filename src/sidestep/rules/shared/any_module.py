@@ -18,6 +18,7 @@ from sidestep.gradients.directions import directions_along, weighted_directions
 from sidestep.nets.trained import trained
 from sidestep.noise import Noise
 from sidestep.probes import DenseProbes, Distribution
+from sidestep.rules.shared import optimizers
 from sidestep.rules.shared.dense import apply_dense
 from sidestep.rules.shared.trits import as_gradients
 from sidestep.update import Dense, Seeded, Update
@@ -44,11 +45,9 @@ __all__ = [
 
 LOSS, STEP_SIZE = "net: loss", "net: step size"
 _PART = 1 << 16  # elements of the gradient that a step has in memory at a time
-_ALONE = frozenset({  # optimisers in which no parameter's step depends on another parameter
-    torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, torch.optim.RMSprop, torch.optim.Adagrad,
-    torch.optim.Adadelta, torch.optim.Adafactor, torch.optim.Adamax, torch.optim.NAdam, torch.optim.RAdam,
-    torch.optim.ASGD,
-})  # fmt: skip
+# Optimisers in which no parameter's step depends on another parameter: torch's, and the same without its compiler.
+_NAMES = [name for name in optimizers.__all__ if name != "WithoutCompiler"]
+_ALONE = frozenset(getattr(place, name) for place in (optimizers, torch.optim) for name in _NAMES)
 
 
 @runtime_checkable
