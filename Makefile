@@ -28,6 +28,9 @@ soak: $(VENV)/stamp-test  ## kill a run at every file operation, damage every ki
 	$(BIN)/python -m benchmarks.soak
 
 bench: $(VENV)/stamp-bench  ## time a NoProp step and the engines against plain loops and the machine (minutes)
+	$(BIN)/python -m benchmarks.start
+	$(BIN)/python -m benchmarks.noise
+	$(BIN)/python -m benchmarks.flips
 	$(BIN)/python -m benchmarks.noprop_step
 	$(BIN)/python -m pytest benchmarks/micro -c benchmarks/micro/pytest.ini
 
