@@ -30,8 +30,12 @@ def suggestion(given: str, known: Iterable[str], listing: str) -> str:
     'did you mean mnist? There are: mnist, digits'
     >>> suggestion("x", ["mnist", "digits"], "there are: mnist, digits")
     'there are: mnist, digits'
+    >>> suggestion("noprop", ["noprop-dt", "noprop-fm"], "there are: noprop-dt, noprop-fm")
+    'did you mean noprop-dt? There are: noprop-dt, noprop-fm'
     """
-    near = difflib.get_close_matches(given, list(known), 1)
+    names = list(known)
+    begun = [name for name in names if name.startswith(f"{given}-")]  # the first one stands for its family
+    near = begun or difflib.get_close_matches(given, names, 1)
     return f"did you mean {near[0]}? {listing[:1].upper()}{listing[1:]}" if near else listing
 
 

@@ -413,7 +413,9 @@ def test_speed_at_the_price_of_accuracy_is_no_gain():
     assert "new (-30.0 points)" in said
     assert "from 3 to 7 parameters" in said
     best = [made_up("new", seed, accuracy=0.95) for seed in range(3)]
-    assert "No entry of base is within a point" in " ".join(sentences([*BASE, *best], "d", LABELS, "base", 0.8))
+    said = " ".join(sentences([*BASE, *best], "d", LABELS, "base", 0.8))
+    assert "The nearest of base is base, 5.0 points below the best." in said
+    assert "No run of base has finished" in " ".join(sentences(best, "d", LABELS, "base", 0.8))
     assert sentences([FAILED], "d", LABELS, "base", None) == ["On d no run has finished."]
 
 

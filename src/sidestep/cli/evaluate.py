@@ -14,6 +14,7 @@ from sidestep.errors import InputError
 from sidestep.rules.shared.variant import variant_of
 from sidestep.training.compatibility import check_cut, check_task, check_test, difference
 from sidestep.training.folder import RunFolder
+from sidestep.wording import counted
 
 __all__ = ["eval_command"]
 
@@ -58,7 +59,8 @@ def _evaluate(
     trained = run_in(run, module, device, given)
     found = data_of(run, data, data_dir)
     check_task(trained.task, found)
-    rows = "images" if trained.task.inputs == "image" else "rows"
+    row = "image" if trained.task.inputs == "image" else "row"
+    rows = f"{row}s"
     other = difference(RunFolder(run).config(), found) if data else None
     if other and split != "test":
         notice(f"{found.name} is not what {run} was trained on ({other}): some {split} {rows} may have been trained on")
@@ -89,7 +91,7 @@ def _evaluate(
             "qualities": {name: dataclasses.asdict(quality) for name, quality in found_by.items()}, "run": str(run),
         })  # fmt: skip
         return
-    title = f"{trained.rule.name} on {found.name}, {split}, {len(part):,} {rows}"
+    title = f"{trained.rule.name} on {found.name}, {split}, {counted(len(part), row)}"
     title += f" ({', '.join(given)})" if given else ""
     title += f"; not finished: {unfinished}" if unfinished else ""
     score = None if trained.task.targets == "classes" else trained.task.objective.score_name

@@ -7,7 +7,7 @@ import textwrap
 from typing import Any
 
 from sidestep.cli.described import Described, described, field_texts
-from sidestep.cli.help import HELP_ALL, PLACES, RARE, Groups
+from sidestep.cli.help import ALIASES, HELP_ALL, PLACES, RARE, Groups
 from sidestep.cli.options import DataOptions
 from sidestep.training import Options
 
@@ -60,7 +60,9 @@ def _lines(option: Described, whole: bool, width: int) -> list[str]:
     if option.default:
         default = option.default if whole else _first_sentence(option.default)
         text = f"{text} (default: {default})".strip()
-    return _item(" ".join(filter(None, [option.option, option.values])), text, width)
+    aliases = [short for short, name in ALIASES.items() if name == option.option and (whole or short == "--lr")]
+    names = ", ".join([*aliases, option.option])
+    return _item(" ".join(filter(None, [names, option.values])), text, width)
 
 
 def _item(name: str, text: str, width: int) -> list[str]:

@@ -80,10 +80,9 @@ def show_json(record: Mapping[str, Any]) -> None:
 
 def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print a table to standard output."""
-    table = Table(
-        title=Text(spelled(title)) if title else None,
-        title_justify="left", box=None, header_style="bold", pad_edge=False,
-    )  # fmt: skip
+    if title:  # a line of its own: a table's title wraps at the width of the table
+        show(title)
+    table = Table(box=None, header_style="bold", pad_edge=False)
     for column in columns:
         table.add_column(Text(spelled(column)), overflow="fold")
     for row in rows:

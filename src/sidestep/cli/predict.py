@@ -16,7 +16,7 @@ from sidestep.data import read_named_images
 from sidestep.errors import InputError
 from sidestep.training.compatibility import picture_form
 from sidestep.training.folder import RunFolder
-from sidestep.wording import csv_text
+from sidestep.wording import counted, csv_text
 
 __all__ = ["predict_command"]
 
@@ -84,7 +84,7 @@ def _predict(
         })  # fmt: skip
         return
     rows = [[files[i], classes[k], f"{probabilities[i, k]:{form}}"] for i, k in enumerate(labels[: max(0, most)])]
-    title = f"{len(labels):,} images, read by {name}" + (f"; not finished: {unfinished}" if unfinished else "")
+    title = f"{counted(len(labels), 'image')}, read by {name}" + (f"; not finished: {unfinished}" if unfinished else "")
     show_table(title, ["image", "class", kind], rows)
     if missing:
         show(f"scores, which need not say how often they are right: {missing}")

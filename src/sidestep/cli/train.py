@@ -182,7 +182,7 @@ def _parse(name: str, arguments: Sequence[str], defaults: Given) -> Given:
     kinds = {"run": named_apart(Options, RULES[name]), "data": TrainData, "rule": RULES[name], "other": Extra}
     values = zip(kinds.items(), (options, data_options, rule, extra), strict=True)
     groups = {title: (kind, kind(**_values(given))) for (title, kind), given in values}
-    about = f"{(RULES[name].__doc__ or '').strip()} --lr stands for --learning-rate, and --wd for --weight-decay."
+    about = RULES[name].__doc__ or ""
     try:
         options, data_options, rule, extra = parsed_groups(groups, f"sidestep train {name}", arguments, about)
     except SystemExit as leaving:
@@ -274,6 +274,8 @@ def _report(run: Run, as_json: bool) -> None:
         which = "test" if result[f"test_{kind}"] is not None else "validation"
         rows = [[name, *quality_cells(Quality(**quality), score)] for name, quality in result["qualities"].items()]
         show_table("", [f"{which}, by", *quality_columns(score)], rows)
+    if "kept_step" in result:
+        show(f"kept: the weights of step {result['kept_step']:,} of {result['steps']:,}, by the validation score")
     if result["variant"]:
         show(f"variant: {result['variant']}")
     show(f"run: {result['run']}")

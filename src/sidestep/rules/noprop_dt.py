@@ -117,7 +117,7 @@ class NoPropDT(Rule[DenoisingStack]):
     paper_options: ClassVar[PaperOptions] = {**PAPER_LABELS, "loss": ("paper",), "levels": ("cosine",), "eta": (0.1,)}
     paper_reading: ClassVar[str] = "ancestral"
     for_inference: ClassVar[tuple[str, ...]] = ("draws",)
-    rare: ClassVar[frozenset[str]] = RARE | {"hidden", "estimator", "flip_share"}  # of ternary blocks alone
+    rare: ClassVar[frozenset[str]] = RARE | {"levels", "hidden", "estimator", "flip_share"}
 
     def __post_init__(self) -> None:
         settle_solver(self)

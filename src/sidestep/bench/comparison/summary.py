@@ -58,13 +58,17 @@ def sentences(
     near = [label for label in there if there[label] >= there[best] - CLOSE]
     rules = {labels[label] for label in baseline_labels(baseline) if label in labels}
     own = [label for label in near if labels[label] in rules]
+    ended = {label: mean for label, mean in there.items() if labels[label] in rules}
     found = [f"On {data} the highest accuracy is that of {best}, {_percent(there[best])}."]
     others = f" Within a point of it: {_listed([label for label in near if label != best])}." if len(near) > 1 else ""
     found[0] += others
     bests = [each for measure in MEASURES if (each := _best(records, data, near, own, measure, threshold))]
     found.append(f"Of these {_all_said(bests, threshold)}." if len(near) > 1 and bests else "")
     rule = rules.pop() if len(rules) == 1 else BASELINE_KIND
-    found.append(_verdict(records, data, bests, own, rule, baseline, threshold))
+    if own:
+        found.append(_verdict(records, data, bests, rule, baseline, threshold))
+    else:
+        found.append(_far(rule, ended, there[best]))
     below = []
     for label in (label for label in there if label not in near):
         other = baseline_of(baseline, label)
@@ -78,17 +82,22 @@ def sentences(
     return [sentence for sentence in found if sentence]
 
 
+def _far(rule: str, finished_runs: Mapping[str, float], best: float) -> str:
+    """Say why there is nothing of the rule to compare with: it is further away, or none of its runs has finished."""
+    if not finished_runs:
+        return f"No run of {rule} has finished, so nothing is said of what others gain over it."
+    nearest = max(finished_runs, key=lambda label: finished_runs[label])
+    return f"The nearest of {rule} is {nearest}, {100 * (best - finished_runs[nearest]):.1f} points below the best."
+
+
 def _verdict(  # long: what a verdict is about
     records: Sequence[Mapping[str, Any]],
     data: str,
     bests: Sequence[_Best],
-    own: Sequence[str],
     rule: str,
     baseline: Baseline,
     threshold: float | None,
 ) -> str:
-    if not own:
-        return f"No entry of {rule} is within a point of the best accuracy here, or none finished."
     gains = [each for each in bests if each.gains]
     kept = [each.measure.superlative for each in bests if not each.gains]
     if not gains:

@@ -22,6 +22,7 @@ from sidestep.nets.ternary.nets import ChannelsLast, GridAverage
 from sidestep.nets.trained import check_own_weights
 from sidestep.nets.user_modules import ImagePath, image_paths, parts_in_order
 from sidestep.noise import Noise
+from sidestep.wording import counted
 
 __all__ = [
     "LayerwiseNet",
@@ -96,9 +97,14 @@ def layerwise_own(
     path = image_paths(module, 1, noise.stream("own"), image_shape)[0]
     stages = stages_of(path)
     if len(stages) < (2 if local else least):
+        if isinstance(path, nn.Sequential):
+            number = f"{counted(len(stages), 'part')} with weights"
+            given = f"your nn.Sequential has {number}: split it"
+        else:
+            given = f"got one {type(path).__name__}: write it as one"
         raise InputError(
-            "this rule needs a module in stages, an nn.Sequential with weights in several of its parts, got one "
-            f"{type(path).__name__}; write it as one, or train it with back-propagation"
+            f"this rule needs a module in stages, an nn.Sequential with weights in several of its parts; {given}, "
+            "or take a rule that trains any module (`sidestep rules` lists them), such as back-propagation"
         )
     if local:
         check_own_weights(stages)
