@@ -17,7 +17,7 @@ import torch
 
 from sidestep.bench import process as apart_module
 from sidestep.bench.comparison import rounds as race_module
-from sidestep.bench.comparison.entries import find_baseline, read_entries
+from sidestep.bench.comparison.entries import find_baseline, read_entries, with_learning_rate
 from sidestep.bench.comparison.numbers import common_threshold, ratios, spread_of
 from sidestep.bench.comparison.one_run import Budget, RunPlan, measure_counts, measure_run
 from sidestep.bench.comparison.page import Report, write_report
@@ -706,3 +706,12 @@ def _reports_a_notice(given, told):
 def test_what_is_to_be_told_of_data_in_another_process_is_told_here():
     with pytest.warns(DataNotice, match="^stripes: read otherwise$"):
         assert run_in_process(_reports_a_notice, "stripes", lambda news: None, StopRequest(), 1) == {"given": "stripes"}
+
+
+def test_one_learning_rate_is_that_of_every_entry_without_one_of_its_own():
+    entries = read_entries(["backprop,local-loss:learning_rate=0.5"])
+    assert [entry.make().learning_rate for entry in with_learning_rate(entries, 0.25)] == [0.25, 0.5]
+    with pytest.raises(InputError, match="noise-step has no learning rate: leave it out"):
+        with_learning_rate(read_entries(["noise-step"]), 0.25)
+    with pytest.raises(InputError, match="learning_rate must be"):
+        with_learning_rate(entries, -1.0)

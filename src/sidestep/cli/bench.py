@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
 
-from sidestep.bench.comparison.entries import find_baseline, read_entries
+from sidestep.bench.comparison.entries import find_baseline, read_entries, with_learning_rate
 from sidestep.bench.comparison.numbers import Baseline, baseline_of, score
 from sidestep.bench.comparison.one_run import Budget
 from sidestep.bench.comparison.page import Report, write_report
@@ -62,6 +62,7 @@ def _bench(  # long: the options of the command
     baseline: str = SAME_NET,
     module: str | None = None,
     batch: int | None = None,
+    learning_rate: float | None = None,
     augment: Literal["none", "flip", "flip-crop", "shift"] | None = None,
     decay: Literal["none", "cosine", "linear"] | None = None,
     warmup: float | None = None,
@@ -95,6 +96,7 @@ def _bench(  # long: the options of the command
             same options; or one entry for all, which --rules names too.
         module: FILE.py:NAME, a class or function that makes the image path or stages of all entries.
         batch: Images per step.
+        learning_rate: Of all entries that give none of their own, e.g. spsa:learning_rate=0.01. Default: each rule's.
         augment: Augmentation of the training images.
         decay: How the learning rate falls over the run.
         warmup: Share of the steps over which the learning rate rises.
@@ -115,6 +117,8 @@ def _bench(  # long: the options of the command
     if to is not None and epochs is None and seconds is None and forward_passes is None:
         seconds = _SECONDS
     entries = read_entries(all_words(rules) or ("all",), common)
+    if learning_rate is not None:
+        entries = with_learning_rate(entries, learning_rate)
     race = Comparison(
         tuple(entries), _names(all_words(data) or ("digits",)), Budget(epochs, seconds, forward_passes, to),
         seeds, seed, common, every, device, data_dir or default_data_dir(), validation, image_size,

@@ -14,7 +14,7 @@ from sidestep.rules.shared.same_net import SameNet
 from sidestep.training import Options
 from sidestep.wording import suggestion
 
-__all__ = ["BASELINE_KIND", "NOT_OF_ONE", "Entry", "find_baseline", "read_entries"]
+__all__ = ["BASELINE_KIND", "NOT_OF_ONE", "Entry", "find_baseline", "read_entries", "with_learning_rate"]
 
 # of no single entry: what all have alike, and what only a run that leaves a folder does
 NOT_OF_ONE = frozenset(
@@ -79,6 +79,21 @@ def read_entries(words: Sequence[str], common: Mapping[str, Any] | None = None) 
             found.append(entry)
     if not found:
         raise InputError(f"there is nothing to compare; give --rules all, or some of: {', '.join(RULES)}")
+    return found
+
+
+def with_learning_rate(entries: Sequence[Entry], rate: float) -> list[Entry]:
+    """Return the entries with a learning rate, where they give none of their own.
+
+    Raises:
+        InputError: for an entry whose rule has no learning rate, or for one that it cannot take.
+    """
+    found = []
+    for entry in entries:
+        if "learning_rate" not in {each.name for each in dataclasses.fields(RULES[entry.rule])}:
+            raise InputError(f"{entry.label} has no learning rate: leave it out of --rules, or leave --lr out")
+        found.append(dataclasses.replace(entry, options={"learning_rate": rate, **entry.options}))
+        found[-1].make()
     return found
 
 
