@@ -42,6 +42,8 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "eval": _Later("evaluate", "eval_command"),
     "predict": _Later("predict", "predict_command"),
     "export": _Later("export", "export_command"),
+    "runs": _Later("runs", "runs_command"),
+    "compare": _Later("runs", "compare_command"),
     "align": _Later("align", "align_command"),
     "replay": _Later("steplog", "replay_command"),
     "inspect": _Later("steplog", "inspect_command"),
@@ -66,6 +68,8 @@ commands:
   eval RUN          accuracy of a trained run by every sampler, e.g.: sidestep eval runs/a
   predict RUN FILE  classes of the images in files or folders, e.g.: sidestep predict runs/a photo.jpg more/
   export RUN FILE   a trained net for other programs, e.g.: sidestep export runs/a model.onnx --check
+  runs              the runs in a folder: rule, data, seed, accuracy, finished or not, size
+  compare RUN RUN   is one run better than another on the same test images, or is it chance?
   align RULE | RUN  how well a rule's estimates point along the true gradient, layer by layer, untrained or in a run
   replay LOG        rebuild a trained net from its step log, e.g.: sidestep replay runs/a --out model.safetensors
   inspect LOG       what a step log holds, and its size beside the packed weights
