@@ -188,7 +188,7 @@ def test_resuming_where_there_is_no_run_starts_one_and_says_so(capsys):
     assert (status, error) == (0, "sidestep: runs/never holds no run yet; starting one")
     assert last_json(out)["run"] == "runs/never"
     assert run(capsys, *words)[::2] == (0, "")
-    help_words = " ".join(run(capsys, "train", "backprop", "--help")[1].replace("│", " ").split())
+    help_words = " ".join(run(capsys, "train", "backprop", "--help-all")[1].replace("│", " ").split())
     assert "where there is none yet, start one" in help_words
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -37,7 +38,7 @@ def test_runs_are_listed_with_what_they_reached(folder, capsys):
     found = json.loads(out(capsys, "runs", str(folder), "--json"))["runs"]
     assert [each["run"] for each in found] == [str(folder / "a"), str(folder / "deeper" / "b")]
     for each in found:
-        result = json.loads(open(f"{each['run']}/result.json").read())
+        result = json.loads(Path(each["run"], "result.json").read_text())
         assert each["score"] == result["test_accuracy"]
         assert (each["rule"], each["data"], each["seed"], each["finished"]) == ("backprop", "digits", 0, True)
         assert each["bytes"] > 1000

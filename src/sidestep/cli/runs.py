@@ -58,7 +58,7 @@ def _runs(folder: Annotated[Path, tyro.conf.Positional] = Path("runs"), /, *, js
          f"{each['bytes'] / 2**20:,.1f} MiB"]
         for each in found
     ]  # fmt: skip
-    show_table("", ["run", "rule", "data", "seed", "test", "finished", "size"], rows)
+    show_table("", ["run", "rule", "data", "seed", "accuracy", "finished", "size"], rows)
 
 
 def _folders(folder: Path, deep: int) -> Iterator[Path]:
@@ -87,9 +87,8 @@ def _record(path: Path) -> dict[str, Any]:
         return found | {"state": f"cannot be read: {error}"}
     name = result.get("score")
     kind = "score" if name else "accuracy"
-    score = next(
-        (value for split in ("test", "validation") if (value := result.get(f"{split}_{kind}")) is not None), None
-    )
+    scores = [result.get(f"{split}_{kind}") for split in ("test", "validation")]
+    score = next((value for value in scores if value is not None), None)
     return found | {"finished": True, "state": "yes", "score": score, "score_name": name}
 
 
@@ -165,7 +164,7 @@ def _same_data(first: Path, second: Path, data: str | None, data_dir: Path | Non
 
 
 def _right(run: Run, data: DataSet) -> Tensor:
-    return run.predict(data.test.images).argmax(1) == data.test.labels.cpu()
+    return run.predict(data.test.images).argmax(1) == data.test.targets.cpu()
 
 
 def _differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
@@ -175,9 +174,8 @@ def _differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[st
         parts = {part: config.get(part, {}) for part in ("rule", "train", "data")}
         values.append({f"{part}.{key}": value for part, held in parts.items() for key, value in held.items()})
     names = sorted({name for each in values for name in each if name.partition(".")[2] not in _NO_DIFFERENCE})
-    return {
-        name: (values[0].get(name), values[1].get(name)) for name in names if values[0].get(name) != values[1].get(name)
-    }
+    pairs = {name: (values[0].get(name), values[1].get(name)) for name in names}
+    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
 
 
 def _print(first: Path, second: Path, data: DataSet, found: Paired, differs: Mapping[str, tuple[Any, Any]]) -> None:
@@ -191,7 +189,8 @@ def _print(first: Path, second: Path, data: DataSet, found: Paired, differs: Map
         "",
         f"difference: {100 * found.difference:+.2f} points, 95% interval {100 * found.low:+.2f} to "
         f"{100 * found.high:+.2f} (paired bootstrap over images)",
-        f"McNemar's test: p = {found.p_exact:.3g} (exact), {found.p_mid:.3g} (mid-p); of these two runs, not of other seeds",
+        f"McNemar's test: p = {found.p_exact:.3g} (exact), {found.p_mid:.3g} (mid-p),",
+        "of these two runs alone: other seeds may say otherwise",
     )
     show("")
     if not differs:
