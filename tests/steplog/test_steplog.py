@@ -23,6 +23,7 @@ from sidestep.nets.ternary.layers import TernaryLinear, ternary_parameters
 from sidestep.noise import Noise
 from sidestep.probes import RankOneProbes, SparseProbes
 from sidestep.rules import RULES, Task
+from sidestep.rules.takes import Takes
 from sidestep.steplog import Header, LogReader, LogWriter, rebuild, writer
 from sidestep.steplog.codecs import seeded
 from sidestep.steplog.codecs.entropy import TOTAL, AnsWriter, frequencies
@@ -49,6 +50,7 @@ class Toy:
     summary: ClassVar[str] = "a rule for tests"
     readings: ClassVar[tuple[str, ...]] = ("forward",)
     for_inference: ClassVar[tuple[str, ...]] = ()
+    takes: ClassVar[Takes] = Takes(log="yes", optimizer=False)
     kind: str = "sparse"
     probes: int = 16
     hidden: tuple[int, ...] = (12,)
