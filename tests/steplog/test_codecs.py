@@ -214,7 +214,7 @@ def done(update, first, last):
     if isinstance(update, Flips):
         position, value = update.positions, update.moves
     elif isinstance(update.probes, DenseProbes):
-        return update.coefs.tolist(), [name for name, _ in update.probes.parameters]
+        return update.coefs.tolist(), list(update.probes.names)
     else:
         position, value = update.probes.weighted_sum(update.coefs)
     inside = (position >= first) & (position < last)
