@@ -269,3 +269,11 @@ def test_columns_that_changed_are_refused():
         estimator.predict(frame.assign(size="large"))
     with pytest.raises(InputError, match="'colour' held categories in training, but holds numbers now"):
         estimator.predict(frame.assign(colour=1.0))
+
+
+def test_rows_to_predict_may_be_alike_but_for_the_last_digit():
+    table, kinds = WINE
+    estimator = small().fit(table, kinds)
+    alike = np.repeat(table[:1], 9, axis=0)
+    alike[1:, 3] = np.nextafter(alike[1:, 3], 0)
+    assert set(estimator.predict(alike)) == set(estimator.predict(table[:1]))

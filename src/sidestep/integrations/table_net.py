@@ -66,7 +66,7 @@ class Rows:
 
     def data(self, rule: Rule, task: Task | None) -> DataSet:
         """Return the rows as a data set, in the scale of an earlier one, if there is one."""
-        features = feature_tensor(self.features, "table")
+        features = feature_tensor(self.features.astype(np.float32), "table")  # scaled: nothing is lost
         classes = self.kind == "classes"
         targets = torch.from_numpy(np.ascontiguousarray(self.targets, np.int64 if classes else np.float32))
         names = tuple(map(str, range(self.outputs)))
@@ -169,7 +169,7 @@ class TableNet:
         noise, name = Noise(self.seed).stream("predict"), self.rule.readings[0]
         found = []
         for start in range(0, len(features), _BATCH):
-            part = feature_tensor(features[start : start + _BATCH], "table")
+            part = feature_tensor(features[start : start + _BATCH].astype(np.float32), "table")
             inputs = self.task.prepare(part).double()
             found.append(self.rule.predict(self._double, inputs, noise, start, [name])[name].double())
         answers: NDArray[np.float64] = torch.cat(found).numpy()

@@ -1,0 +1,127 @@
+"""Sidestep's scikit-learn estimators beside scikit-learn's own MLP, in the same folds and in the same time.
+
+    nice python -m benchmarks.sklearn --seeds 5 --out table.json
+
+Each fold: SidestepClassifier (or Regressor) with its defaults; then MLPClassifier (or MLPRegressor) behind a
+StandardScaler, with defaults but for as many passes as fit into the seconds that the first took (it may stop earlier,
+where its loss no longer falls). The difference's standard error is over seeds, each a mean over five folds.
+"""
+
+import argparse
+import json
+import statistics
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas
+from sklearn.compose import make_column_selector, make_column_transformer
+from sklearn.datasets import load_breast_cancer, load_diabetes, load_digits, load_wine
+from sklearn.impute import SimpleImputer
+from sklearn.model_selection import KFold, StratifiedKFold
+from sklearn.neural_network import MLPClassifier, MLPRegressor
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import OneHotEncoder, StandardScaler
+
+from sidestep.integrations.sklearn import SidestepClassifier, SidestepRegressor
+from sidestep.noise import Noise
+
+TRIAL = 5  # passes by which the MLP's seconds a pass are measured
+
+
+def generated(rows: int = 600) -> tuple[Any, Any]:
+    """Return a table of two texts and three numbers, a tenth of each missing, and three classes that follow them."""
+    noise = Noise(0).stream("generated table")
+    numbers = noise.stream("numbers").normal(3 * rows).view(rows, 3).numpy()
+    texts = noise.stream("texts").integers(2 * rows, 4).view(rows, 2).numpy()
+    gaps = noise.stream("gaps").uniform(5 * rows).view(rows, 5).numpy() < 0.1
+    score = numbers[:, 0] * np.array([-1.0, 0.5, 1.5, 0.0])[texts[:, 0]] + numbers[:, 1] ** 2 + (texts[:, 1] == 2)
+    frame = pandas.DataFrame(np.where(gaps[:, :3], np.nan, numbers), columns=["length", "width", "weight"])
+    for place, name in enumerate(("colour", "town")):
+        words = np.array(["red", "green", "blue", "white"] if name == "colour" else ["Ulm", "Bonn", "Jena", "Kiel"])
+        frame[name] = np.where(gaps[:, 3 + place], None, words[texts[:, place]])
+    return frame, np.array(["low", "middle", "high"])[np.searchsorted(np.quantile(score, [1 / 3, 2 / 3]), score)]
+
+
+DATA: dict[str, Callable[[], tuple[Any, Any]]] = {
+    "wine": lambda: load_wine(return_X_y=True),
+    "breast cancer": lambda: load_breast_cancer(return_X_y=True),
+    "diabetes (R2)": lambda: load_diabetes(return_X_y=True),
+    "digits": lambda: load_digits(return_X_y=True),
+    "generated, texts and gaps": generated,
+}
+
+
+def mlp(values: bool, frame: bool, passes: int, seed: int) -> Any:
+    """Return scikit-learn's MLP behind what makes scaled numbers of a table."""
+    net = (MLPRegressor if values else MLPClassifier)(max_iter=passes, random_state=seed)
+    if not frame:
+        return make_pipeline(StandardScaler(), net)
+    return make_pipeline(
+        make_column_transformer(
+            (make_pipeline(SimpleImputer(), StandardScaler()), make_column_selector(dtype_include="number")),
+            (make_pipeline(SimpleImputer(strategy="constant", fill_value="none"), OneHotEncoder(sparse_output=False)),
+             make_column_selector(dtype_exclude="number")),
+        ),
+        net,
+    )  # fmt: skip
+
+
+def fold(inputs: Any, targets: Any, rows: tuple[Any, Any], values: bool, seed: int) -> dict[str, float]:
+    """Return both scores on one fold's test rows, and both times."""
+    frame = hasattr(inputs, "iloc")
+    train, test = ((inputs.iloc[part] if frame else inputs[part], targets[part]) for part in rows)
+    began = time.perf_counter()
+    ours = (SidestepRegressor if values else SidestepClassifier)(random_state=seed).fit(*train)
+    seconds = time.perf_counter() - began
+    began = time.perf_counter()
+    mlp(values, frame, TRIAL, seed).fit(*train)
+    passes = max(1, int(seconds / (time.perf_counter() - began) * TRIAL))
+    began = time.perf_counter()
+    theirs = mlp(values, frame, passes, seed).fit(*train)
+    return {
+        "sidestep": ours.score(*test), "mlp": theirs.score(*test), "sidestep_seconds": seconds,
+        "mlp_seconds": time.perf_counter() - began, "mlp_passes": float(theirs[-1].n_iter_),
+    }  # fmt: skip
+
+
+def seed_means(name: str, seed: int) -> dict[str, float]:
+    """Return the means over five folds, whose cut the seed decides."""
+    inputs, targets = DATA[name]()
+    values = name.endswith("(R2)")
+    cut = (KFold if values else StratifiedKFold)(5, shuffle=True, random_state=seed)
+    found = [fold(inputs, targets, rows, values, seed) for rows in cut.split(inputs, targets)]
+    return {key: statistics.fmean(each[key] for each in found) for key in found[0]}
+
+
+def main() -> None:
+    """Run the comparison and print its table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--only", choices=list(DATA), action="append")
+    parser.add_argument("--out", type=Path, help="a JSON file for the numbers of each seed")
+    options = parser.parse_args()
+    warnings.simplefilter("ignore")  # that the MLP's passes are not enough to converge
+    found: dict[str, list[dict[str, float]]] = {}
+    print("| data | Sidestep | scikit-learn's MLP | difference | seconds | MLP's seconds | MLP's passes |")
+    print("|---|---|---|---|---|---|---|", flush=True)
+    for name in options.only or DATA:
+        found[name] = [seed_means(name, seed) for seed in range(options.seeds)]
+        means = {key: statistics.fmean(each[key] for each in found[name]) for key in found[name][0]}
+        apart = [100 * (each["sidestep"] - each["mlp"]) for each in found[name]]
+        error = statistics.stdev(apart) / len(apart) ** 0.5 if len(apart) > 1 else float("nan")
+        print(
+            f"| {name} | {100 * means['sidestep']:.2f} | {100 * means['mlp']:.2f} "
+            f"| {statistics.fmean(apart):+.2f} ± {error:.2f} | {means['sidestep_seconds']:.2f} "
+            f"| {means['mlp_seconds']:.2f} | {means['mlp_passes']:.0f} |",
+            flush=True,
+        )
+        if options.out:
+            options.out.write_text(json.dumps(found, indent=1), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
