@@ -46,6 +46,15 @@ def ternary_presets() -> Iterator[Preset]:
         "noise-step-best-cifar10", {**_DEEP, **_CONV_RECIPE}, _DEEP_TRAIN,
         f"our own ternary conv net: {_OURS}",
     )  # fmt: skip
+    yield _noise_step(
+        "noise-step-forward-mnist",
+        {"estimator": "local-probes", "hidden": (512, 512), "flip_share": 0.003, "momentum": 0.99},
+        {**_TRAIN, "epochs": 8}, "a ternary MLP, forward-only: local losses along a complete set of directions",
+    )  # fmt: skip
+    yield _noise_step(
+        "noise-step-forward-cifar10", {**_DEEP, **_CONV_RECIPE, "estimator": "local-probes"}, _DEEP_TRAIN,
+        "a ternary conv net, forward-only: local losses along a complete set of directions",
+    )  # fmt: skip
     yield _baseline("backprop-ternary-mnist", {"net": "mlp", **_MLP}, _TRAIN)
     yield _baseline("backprop-ternary-mnist-conv", _CONV, _CONV_TRAIN)
     yield _baseline("backprop-ternary-cifar10", _DEEP, _DEEP_TRAIN)
