@@ -1,5 +1,6 @@
 """Numbers and choices that a user gives, held to what can be used; errors name the value and the remedy."""
 
+import math
 from dataclasses import fields
 from numbers import Real
 from typing import Any
@@ -38,7 +39,7 @@ def check_used(rule: Any, option: str, choice: str, *users: str) -> None:
     """Raise InputError for an option that is not at its default where the rule's `choice` is none of its `users`."""
     value, chosen = getattr(rule, option), getattr(rule, choice)
     default = next(field.default for field in fields(rule) if field.name == option)
-    if chosen not in users and value != default:
+    if chosen not in users and value != default and not _rounded(value, default):
         raise InputError(
             f"{option} = {value} needs {choice} = {' or '.join(users)}, got {chosen}, which has no use for it; leave "
             f"{option} at its default, {default}"
@@ -48,3 +49,9 @@ def check_used(rule: Any, option: str, choice: str, *users: str) -> None:
 def _check_number(name: str, value: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, Real):
         raise InputError(f"{name} must be a number, got {value!r:.80}")
+
+
+def _rounded(value: Any, default: Any) -> bool:
+    """Whether a number is the default as float32 has it: NumPy's and torch's numbers may come so."""
+    both = isinstance(value, float) and isinstance(default, float)
+    return both and math.isclose(value, default, rel_tol=1e-7)

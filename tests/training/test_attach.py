@@ -508,3 +508,9 @@ def test_parameters_are_found_as_torch_finds_them():
         found, expected = parameters_of(net), dict(net.named_parameters())
         assert list(found) == list(expected)
         assert all(found[name] is parameter for name, parameter in expected.items())
+
+
+def test_several_processes_are_refused(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(InputError, match="one process, and a launcher has started 2"):
+        sidestep.attach(nn.Linear(2, 1), sidestep.rules.SPSA())

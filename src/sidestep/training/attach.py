@@ -15,6 +15,7 @@ from sidestep.rules.protocol import Rule
 from sidestep.training.attached_rule import as_objective
 from sidestep.training.own_optimizer import OptimizerFactory
 from sidestep.training.step import Step
+from sidestep.world.launched import launched
 
 __all__ = ["attach"]
 
@@ -60,6 +61,11 @@ def attach(  # long: what a step can be given
     >>> losses[-1] < 0.1 * losses[0]
     True
     """
+    if launched() > 1:
+        raise InputError(
+            f"attach trains in one process, and a launcher has started {launched()} (WORLD_SIZE): each would train a "
+            "model of its own; start one process, or train by sidestep.train, which divides each step among them"
+        )
     if not isinstance(model, nn.Module):
         raise InputError(f"attach trains an nn.Module, got {type(model).__name__}")
     if optimizer is not None and log is not None:
