@@ -115,3 +115,8 @@ def test_values_are_learned_too():
     rule = NoPropDT(solver="noise-step", blocks=2, hidden=(64,), flip_share=0.01)
     run = train(rule, arrays, Options(epochs=30, batch=32, decay="cosine"))
     assert run.result["validation_score"] > 0.5  # R2
+
+
+def test_an_optimiser_of_one_s_own_is_refused():
+    with pytest.raises(InputError, match="optimiser of yours"):
+        train(NoPropDT(**SMALL), "digits", Options(steps=1), optimizer=lambda groups: torch.optim.SGD(groups, lr=0.1))

@@ -126,6 +126,8 @@ class TernarySolver:
         """Return the flips that the momentum asks for."""
         if not isinstance(update, Dense):
             raise InputError(f"flips are chosen by named gradients (Dense), got {type(update).__name__}")
+        if not isinstance(optimizer, TernaryOptimizer):
+            raise InputError("ternary blocks move by flips, and have no use for an optimiser of yours; leave it out")
         return choose_flips(net, update.gradients, optimizer, self.momentum, losses=update.losses)
 
     def apply(self, net: DenoisingStack, update: Update) -> None:
