@@ -435,7 +435,7 @@ def test_what_cannot_be_attached_is_refused_in_a_sentence(tmp_path):
     model = make()
     for wrong, rule, words in (
         (lambda x: x, SPSA(), "nn.Module, got function"),
-        (model, Evolution(), "noise_kind='full-rank'"),
+        (model, Evolution(), "needs per = group"),
         (model, ForwardGradient(), "kind='weights'"),
         (model, SPSA(objective="accuracy"), "objective = accuracy of spsa has no use"),
         (model, Backprop(label_smoothing=0.1), "label_smoothing = 0.1"),
