@@ -115,7 +115,7 @@ class Step:
             NonFiniteError: if the loss is not a finite number; the model is then as it was before the step.
         """
         found = self.estimate(*batch)
-        self.take(found.update)
+        self._take(found.update)
         return found.loss
 
     @property
@@ -126,6 +126,9 @@ class Step:
     def take(self, update: Update) -> None:
         """Take a step along an estimate that the rule has made with `noise`."""
         self._check_same()
+        self._take(update)
+
+    def _take(self, update: Update) -> None:
         take_update(self._ready(), update, self._record_step if self._log else None)
         self.steps += 1
 
