@@ -28,7 +28,7 @@ from sidestep.nets.noprop.losses import check_loss, check_smoothing
 from sidestep.nets.noprop.readouts import make_readout
 from sidestep.nets.noprop.schedules import cosine_alpha_bar, readable_alpha_bar
 from sidestep.nets.noprop.stack import DenoisingStack
-from sidestep.nets.noprop.stack_readings import ddim_chain, stack_predictions
+from sidestep.nets.noprop.stack_readings import ddim_logits, stack_predictions
 from sidestep.nets.noprop.target_space import target_space
 from sidestep.nets.noprop.ternary_blocks import TernaryBlock, ternary_stack
 from sidestep.nets.parallel import kept_statistics, run_units
@@ -255,11 +255,7 @@ class NoPropDT(Rule[DenoisingStack]):
         """Return the gradient of the reading `ddim`, through all blocks of the chain, from z_0 = 0."""
         if self._ternary is not None:
             return self._ternary.true_gradients(net, batch)
-
-        def logits_of(images: Tensor) -> Tensor:
-            return net.readout(ddim_chain(net, net.image_features(images)).latent, net.embedding)
-
-        return end_to_end(net, batch, logits_of, running=True)
+        return end_to_end(net, batch, partial(ddim_logits, net), running=True)
 
     def optimizer(self, net: DenoisingStack) -> torch.optim.Optimizer:
         """Make AdamW, or what keeps the momentum of flips."""

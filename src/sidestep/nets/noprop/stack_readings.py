@@ -10,7 +10,7 @@ from sidestep.nets.noprop.samplers import ancestral_step, ddim_step
 from sidestep.nets.noprop.stack import DenoisingStack
 from sidestep.noise import Noise
 
-__all__ = ["Chain", "ancestral_chain", "ddim_chain", "stack_predictions"]
+__all__ = ["Chain", "ancestral_chain", "ddim_chain", "ddim_logits", "stack_predictions"]
 
 
 class Chain(NamedTuple):
@@ -59,6 +59,11 @@ def ddim_chain(stack: DenoisingStack, features: list[Tensor], latent: Tensor | N
         estimate, before, after = stack.label_estimate(logits[-1]), stack.levels[index], stack.levels[index + 1]
         latent = ddim_step(latent, estimate, before, after)
     return Chain(latent, torch.stack(logits))
+
+
+def ddim_logits(stack: DenoisingStack, images: Tensor) -> Tensor:
+    """Return the read-out at the end of the deterministic chain from zero, (batch, classes), differentiable."""
+    return stack.readout(ddim_chain(stack, stack.image_features(images)).latent, stack.embedding)
 
 
 def stack_predictions(  # long: what is read, and how

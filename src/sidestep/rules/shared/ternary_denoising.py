@@ -19,7 +19,7 @@ from sidestep.gradients.end_to_end import end_to_end
 from sidestep.gradients.local_losses import floating, local_gradients
 from sidestep.gradients.local_probes import LocalProbes, local_probe_gradients
 from sidestep.nets.noprop.stack import DenoisingStack
-from sidestep.nets.noprop.stack_readings import ddim_chain
+from sidestep.nets.noprop.stack_readings import ddim_logits
 from sidestep.nets.noprop.ternary_blocks import TernaryBlock
 from sidestep.nets.substituted import functional_call
 from sidestep.nets.ternary.layers import ternary_parameters
@@ -146,8 +146,7 @@ class _Chain(nn.Module):
         self.net = net
 
     def forward(self, inputs: Tensor) -> Tensor:
-        net = self.net
-        return net.readout(ddim_chain(net, net.image_features(inputs)).latent, net.embedding)
+        return ddim_logits(self.net, inputs)
 
 
 def check_dense(task: Task, module: ImagePath | None) -> None:
