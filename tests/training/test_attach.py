@@ -234,6 +234,14 @@ def test_a_log_replays_to_the_same_bits_and_refuses_other_models(rule, tmp_path)
         sidestep.replay(log, make(), to_step=7)
 
 
+def test_a_log_in_a_folder_that_is_not_there_makes_it_before_the_first_step_or_says_why_not(tmp_path):
+    trained(LOGGED[0], 1, log=tmp_path / "runs" / "a" / "a.steplog")[1].close()
+    assert len(list(LogReader(tmp_path / "runs" / "a" / "a.steplog").records())) == 1
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(InputError, match=r"the folder of the step log, .*file, cannot be made"):
+        sidestep.attach(make(), LOGGED[0], log=tmp_path / "file" / "a.steplog")
+
+
 def test_a_log_of_a_loop_has_a_format_that_older_readers_refuse_and_is_refused_by_what_builds_nets(tmp_path):
     log = tmp_path / "a.steplog"
     trained(LOGGED[0], 2, log=log)[1].close()

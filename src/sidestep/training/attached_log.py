@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from sidestep.errors import CheckpointError, InputError
+from sidestep.files import make_folder
 from sidestep.rules.shared.any_module import AnyModule, OwnSteps, apply_by
 from sidestep.steplog.codecs import codec_of, is_logged
 from sidestep.steplog.format import REALS
@@ -36,12 +37,21 @@ class AttachedLog:
 
     @classmethod
     def begin(cls, path: Path, header: Header, fixed: Fixed | None) -> "AttachedLog":
-        """Begin a log, which is written from the first step on; raises InputError for a file that is there already."""
+        """Begin a log, which is written from the first step on; folders that its path lacks are made.
+
+        Raises InputError for a file that is there already, and for a folder that cannot be made.
+        """
         if path.exists():
             raise InputError(
                 f"the step log {path} is there already: remove it, choose another name, or go on with it, "
                 "attach(..., resume=FOLDER) with the folder that step.save wrote"
             )
+        try:
+            make_folder(path.parent)
+        except OSError as error:
+            raise InputError(
+                f"the folder of the step log, {path.parent}, cannot be made ({error.strerror}): choose another place"
+            ) from error
         return cls(path, header, fixed)
 
     @classmethod
