@@ -9,7 +9,7 @@ from sidestep.bench.memory import fit as module
 from sidestep.bench.memory.fit import Line, Row, Way, fit_memory, fit_table, parse_bytes, small_batches, verdict
 from sidestep.bench.memory.step_cost import Cost, Work, in_fresh_process, step_cost
 from sidestep.cli import main
-from sidestep.cli.fit_memory import FitOptions, _ways
+from sidestep.cli.fit_memory import FitOptions, ShapeOptions, _ways
 from sidestep.errors import InputError
 from sidestep.rules import (
     RULES,
@@ -26,6 +26,7 @@ from sidestep.rules.protocol import UnitByUnit
 
 MIB = 1 << 20
 SHAPE = (1, 8, 8)
+DIGITS = ShapeOptions(data="digits")
 
 
 def row(label, megabytes, seconds, own=True):
@@ -240,8 +241,8 @@ FEW_OPTIONS = {
 
 @pytest.mark.parametrize("rule", [*(kind() for kind in RULES.values()), *FEW_OPTIONS.values()], ids=str)
 def test_every_rule_has_a_baseline_or_a_row_that_says_why(rule, measured):
-    given = FitOptions(data="digits", batch=64)
-    ways = _ways(rule, given)
+    given = FitOptions(batch=64)
+    ways = _ways(rule, given, DIGITS)
     labels = [each.label for each in ways]
     assert len(set(labels)) == len(labels)
     modes = [each.work.units for each in ways if each.own]
@@ -265,12 +266,12 @@ def test_every_rule_has_a_baseline_or_a_row_that_says_why(rule, measured):
     ids=str,
 )  # fmt: skip
 def test_the_baseline_has_the_norm_of_the_rule_s_net(rule, norm):
-    plain = next(each for each in _ways(rule, FitOptions(data="digits")) if each.label == "backprop").work.rule
+    plain = next(each for each in _ways(rule, FitOptions(), DIGITS) if each.label == "backprop").work.rule
     assert (plain.norm, plain.hidden) == (norm, rule.hidden)
 
 
 def test_only_batches_that_divide_are_cut():
-    cuts = [each.micro for each in _ways(NoPropDT(blocks=2), FitOptions(data="digits", batch=100)) if each.micro > 1]
+    cuts = [each.micro for each in _ways(NoPropDT(blocks=2), FitOptions(batch=100), DIGITS) if each.micro > 1]
     assert sorted(set(cuts)) == [2, 4]
 
 

@@ -9,9 +9,10 @@ from sidestep import checkpoint
 from sidestep.bench.report import png_of
 from sidestep.bench.studies.alignment_report import alignment_figure, alignment_table
 from sidestep.cli.help import HELP, HELP_ALL
-from sidestep.cli.options import data_of, module_from
+from sidestep.cli.options import DataOptions, data_of, module_from
 from sidestep.cli.output import check_new, default_data_dir, error_console, show, show_json, show_table
 from sidestep.cli.parse import parsed, parsed_groups
+from sidestep.cli.training_options import takes
 from sidestep.data import load
 from sidestep.errors import InputError
 from sidestep.rules import RULES, HasTrueGradient
@@ -45,8 +46,6 @@ class AlignOptions:
     """Image path of your own, FILE.py:NAME."""
     device: str = "auto"
     """Where to compute: auto (a CUDA GPU if there is one, else cpu), cpu, cuda, cuda:1, mps."""
-    data_dir: Path | None = None
-    """Folder that is looked in before anything is downloaded. Default: the variable SIDESTEP_DATA."""
     overwrite: bool = False
     """Let --out replace a file that exists."""
     json: bool = False
@@ -59,18 +58,15 @@ class AlignRunOptions(AlignOptions):
 
     data: str | None = None
     """What the run was trained on, if it has moved: a data set, a .npz file or an image folder."""
+    data_dir: Path | None = None
+    """Folder that is looked in before anything is downloaded. Default: the variable SIDESTEP_DATA."""
 
 
+@takes("align", Options)
 @dataclass(frozen=True)
-class Untrained:
-    """Which images, and which net."""
+class AlignRuleOptions(AlignOptions):
+    """What to measure of an untrained net, and where to write it."""
 
-    data: str = "digits"
-    """Name of a data set (`sidestep data` lists them), a .npz file, or a folder with one folder of images per class."""
-    validation: float = 0.1
-    """Share of the training split kept aside for validation."""
-    image_size: int | None = None
-    """Height and width of the images: 28, 64 or 128 for bloodmnist; image folders are resized to it."""
     seed: int = 0
     """Seed of the initial weights and the noise."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -93,17 +89,18 @@ def align_command(arguments: list[str]) -> None:
 
 def _align_rule(name: str, arguments: list[str]) -> None:
     about = f"Measure how well the estimates of {name} point along the true gradient, in an untrained net."
-    groups = {"run": (AlignOptions, None), "data": (Untrained, None), "rule": (RULES[name], None)}
+    groups = {"run": (AlignRuleOptions, None), "data": (DataOptions, None), "rule": (RULES[name], None)}
     look, given, rule = parsed_groups(groups, f"sidestep align {name}", arguments, about)
     _check(look)
     data = load(
         given.data,
-        data_dir=look.data_dir or default_data_dir(),
+        data_dir=given.data_dir or default_data_dir(),
         validation=given.validation,
         size=given.image_size,
+        targets=given.targets,
         progress=error_console.is_terminal,
     )
-    options = Options(batch=look.batch, seed=given.seed, device=look.device, precision=given.precision)
+    options = Options(batch=look.batch, seed=look.seed, device=look.device, precision=look.precision)
     module = module_from(look.module) if look.module else None
     _report(align(rule, data, options, estimates=look.estimates, module=module), look, {})
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from sidestep.bench.memory.fit import (
     Way,
@@ -14,15 +14,19 @@ from sidestep.bench.memory.fit import (
     verdict,
 )
 from sidestep.bench.memory.step_cost import Work
-from sidestep.cli.options import last_value, rule_named
+from sidestep.checks import check_range
+from sidestep.cli.help import named_apart
+from sidestep.cli.options import DataOptions, last_value, rule_named
 from sidestep.cli.output import fail, show, show_json, show_line, show_table
 from sidestep.cli.parse import parsed_groups
+from sidestep.cli.training_options import takes
 from sidestep.data import names
 from sidestep.errors import InputError
 from sidestep.rules import RULES, Backprop, Rule
 from sidestep.rules.protocol import UnitByUnit
 from sidestep.rules.record import hyper_parameters
-from sidestep.training import Compute
+from sidestep.training import Compute, Options
+from sidestep.wording import suggestion
 
 __all__ = ["fit_memory_command"]
 
@@ -34,6 +38,7 @@ steps on random images, in a process of its own; nothing is downloaded or kept.
 _MICRO = (2, 4, 8, 16, 32)
 
 
+@takes("fit-memory", Options)
 @dataclass(frozen=True)
 class FitOptions:
     """What is to fit, and where."""
@@ -42,30 +47,37 @@ class FitOptions:
     """Memory for the net, optimiser, gradients and activations, without Python, torch and the data: 512MiB, 2GB."""
     rule: str = "noprop-dt"
     """The rule; its own options, such as --blocks, can be given too."""
+    batch: int = 128
+    """Images per step."""
+    steps: int = 2
+    """Steps of each measurement, after a first that makes the optimiser's memory."""
+    json: bool = False
+    """Print the result as one JSON object on the last line of standard output."""
+
+
+@takes("fit-memory", DataOptions)
+@dataclass(frozen=True)
+class ShapeOptions:
+    """Which images the net is for."""
+
     data: str = "cifar10"
     """Name of the data set whose image shape and number of classes are taken."""
     image_size: int | None = None
     """Height and width of the images, where the data set has several."""
-    batch: int = 128
-    """Images per step."""
-    device: str = "auto"
-    """Where to compute: auto, cpu, cuda, cuda:1, mps."""
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Precision of matrix products and convolutions."""
-    json: bool = False
-    """Print the result as one JSON object on the last line of standard output."""
 
 
 def fit_memory_command(arguments: list[str]) -> None:
     """Parse the options, measure, and print what fits."""
     kind = RULES[rule_named(last_value(arguments, "--rule") or "noprop-dt")]
-    rule, given = _parse(kind, arguments)
+    rule, given, shape = _parse(kind, arguments)
     if not given.budget:
         raise InputError("give the memory that training may take, for instance --budget 512MiB")
     budget = parse_bytes(given.budget)
-    ways = _ways(rule, given)
-    rows = fit_memory(ways, budget, show_line)
-    asked = {key: value for key, value in dataclasses.asdict(given).items() if key not in ("json", "budget")}
+    check_range(1, 1000, steps=given.steps)
+    ways = _ways(rule, given, shape)
+    rows = fit_memory(ways, budget, show_line, given.steps)
+    asked = {**dataclasses.asdict(given), **dataclasses.asdict(shape)}
+    asked = {key: value for key, value in asked.items() if key not in ("json", "budget")}
     if given.json:
         show_json(fit_record(rows, budget, {**asked, "options": hyper_parameters(rule)}))
     else:
@@ -77,25 +89,26 @@ def fit_memory_command(arguments: list[str]) -> None:
         fail(verdict(rows, budget), 1)
 
 
-def _parse(kind: type[Rule], arguments: list[str]) -> tuple[Rule, FitOptions]:
-    options, rule = parsed_groups(
-        {"run": (FitOptions, None), "rule": (kind, None)}, "sidestep fit-memory", arguments, _HELP
-    )
-    return rule, options
+def _parse(kind: type[Rule], arguments: list[str]) -> tuple[Rule, Any, ShapeOptions]:
+    groups = {"run": (named_apart(FitOptions, kind), None), "data": (ShapeOptions, None), "rule": (kind, None)}
+    options, shape, rule = parsed_groups(groups, "sidestep fit-memory", arguments, _HELP)
+    return rule, options, shape
 
 
-def _ways(rule: Rule, given: FitOptions) -> list[Way]:
+def _ways(rule: Rule, given: Any, images: ShapeOptions) -> list[Way]:
     """Return the rule's own ways, and back-propagation's over the same net."""
     known = {known.name: known for known in names()}
-    if given.data not in known:
-        raise InputError(f"data must be the name of a known set ({', '.join(known)}), got {given.data!r}")
+    if images.data not in known:
+        said = suggestion(images.data, known, f"there are: {', '.join(known)}")
+        raise InputError(f"--data must be the name of a known set, got {images.data!r}: {said}")
     small_batches(given.batch)
-    found = known[given.data]
-    shape = found.image_shape(given.image_size or found.sizes[0])
+    found = known[images.data]
+    shape = found.image_shape(images.image_size or found.sizes[0])
     compute = Compute.find(given.device, given.precision)
     plain = Work(
-        rule, shape, len(found.class_names), given.batch, device=str(compute.device), precision=compute.precision
-    )
+        rule, shape, len(found.class_names), given.batch, device=str(compute.device), precision=compute.precision,
+        average=given.average,
+    )  # fmt: skip
     modes = ("together", "in-turn", "one-resident") if isinstance(rule, UnitByUnit) else ("together",)
     own = [Way(f"{rule.name}, {units}", dataclasses.replace(plain, units=units)) for units in modes]
     return own + _baselines(rule, plain)

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, get_type_hints
 
 __all__ = ["ALIASES", "HELP", "HELP_ALL", "PLACES", "RARE", "TRAIN_STEPS", "Groups", "long_names", "named_apart"]
 
@@ -29,8 +29,11 @@ def named_apart(kind: type[Any], rule: type[Any]) -> Any:
 
     if "steps" not in {field.name for field in dataclasses.fields(rule)}:
         return kind
-    renamed = {"steps": Annotated[int | None, tyro.conf.arg(name=TRAIN_STEPS.removeprefix("--"))]}
-    made = type(kind.__name__, (kind,), {"__annotations__": renamed, "__module__": kind.__module__, "steps": None})
+    given = next(field for field in dataclasses.fields(kind) if field.name == "steps")
+    hint = get_type_hints(kind)["steps"]
+    renamed = {"steps": Annotated[hint, tyro.conf.arg(name=TRAIN_STEPS.removeprefix("--"))]}
+    values = {"__annotations__": renamed, "__module__": kind.__module__, "steps": given.default}
+    made = type(kind.__name__, (kind,), values)
     return dataclasses.dataclass(frozen=True)(made)
 
 

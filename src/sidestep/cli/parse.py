@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import tyro
 
 from sidestep.cli.help import HELP, HELP_ALL, Groups, long_names
-from sidestep.cli.output import complain_in_lines, show
+from sidestep.cli.output import complain, complain_in_lines, show
 
 __all__ = ["parsed", "parsed_groups"]
 
@@ -73,4 +73,17 @@ def _read(what: Callable[..., Any], program: str, arguments: Sequence[str]) -> A
             return tyro.cli(what, prog=program, args=long_names(arguments), config=(tyro.conf.OmitArgPrefixes,))
     except SystemExit:
         complain_in_lines(said.getvalue())
+        _say_why_not(program, arguments)
         raise
+
+
+def _say_why_not(program: str, arguments: Sequence[str]) -> None:
+    """Say why a command does not take an option of training that was given; the parser has said that it does not."""
+    from sidestep.cli.training_options import LEFT_OUT  # here, since it needs torch
+
+    command = program.removeprefix("sidestep ")
+    reasons = next((LEFT_OUT[name] for name in LEFT_OUT if f"{command} ".startswith(f"{name} ")), {})
+    for option in {word.partition("=")[0] for word in long_names(arguments)}:
+        reason = reasons.get(option.removeprefix("--").replace("-", "_"))
+        if reason and option.startswith("--"):
+            complain(f"sidestep {command} takes no {option}: {reason}")

@@ -134,7 +134,7 @@ def small_batches(batch: int) -> tuple[int, int]:
     return batch // 8, batch // 4
 
 
-def fit_memory(ways: Sequence[Way], budget: int, report: Callable[[str], None]) -> list[Row]:
+def fit_memory(ways: Sequence[Way], budget: int, report: Callable[[str], None], steps: int = 2) -> list[Row]:
     """Return what each way costs, predicted and measured, each measurement in a process of its own.
 
     Of ways that differ in `micro` alone, those that are predicted to fit are measured until one does, or else the last.
@@ -143,6 +143,7 @@ def fit_memory(ways: Sequence[Way], budget: int, report: Callable[[str], None]) 
         ways: what could be done.
         budget: bytes.
         report: called with a line before each measurement.
+        steps: of a measurement, after a first one.
     """
     rows: list[Row] = []
     lines: dict[str, Line] = {}
@@ -168,7 +169,7 @@ def fit_memory(ways: Sequence[Way], budget: int, report: Callable[[str], None]) 
     for group in _groups(ways, rows):
         fitting = [at for at in group if _fits(rows[at].predicted, budget)]
         for at in fitting or group[-1:]:
-            rows[at] = _measured(ways[at], rows[at], report)
+            rows[at] = _measured(ways[at], rows[at], report, steps)
             if rows[at].fits(budget):
                 break
     return rows
@@ -199,14 +200,14 @@ def _fits(cost: Cost | None, budget: int) -> bool:
     return cost is not None and cost.bytes <= budget
 
 
-def _measured(way: Way, row: Row, report: Callable[[str], None]) -> Row:
+def _measured(way: Way, row: Row, report: Callable[[str], None], steps: int) -> Row:
     free = free_memory_bytes(way.work.device)
     # of the other modes predictions are rougher, and a quarter of the batch did fit
     together = way.work.units == "together"
     if together and row.predicted and free is not None and row.predicted.bytes > free:
         return replace(row, why=f"not measured: only {readable_bytes(free)} are free")
     report(f"{way.label}: batch {way.work.batch}")
-    cost, failed = in_fresh_process(step_cost, way.work, 2)
+    cost, failed = in_fresh_process(step_cost, way.work, steps)
     return replace(row, measured=cost, why=failed)
 
 

@@ -40,6 +40,7 @@ class Work:
     units: str = "together"
     device: str = "cpu"
     precision: str = "float32"
+    average: float = 0.0  # decay of a moving average of the weights, which takes memory of its own
 
 
 class Cost(NamedTuple):
@@ -58,7 +59,7 @@ def started(work: Work) -> tuple[Loop, State]:
     train = Split(images, torch.arange(work.batch) % work.classes)  # prototypes need an image of every class
     none = Split(images[:0], train.labels[:0])
     data = DataSet("random images", train, none, classes, (0.5,) * channels, (0.29,) * channels)
-    compute: Any = {"device": work.device, "precision": work.precision, "units": work.units}
+    compute: Any = {"device": work.device, "precision": work.precision, "units": work.units, "average": work.average}
     state, loop = begin(work.rule, data, Options(batch=work.batch, epochs=1, **compute))
     return loop, state
 

@@ -1,0 +1,63 @@
+"""The options of training on every command that trains: those that it takes, from one place, and why not the others.
+
+`sidestep train` takes all fields of `Options` and `DataOptions`. Another command takes those that mean something there:
+`takes` adds them to the dataclass of its own options. What a command leaves out is listed with the reason, which
+is what it says to somebody who gives that option.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, get_type_hints
+
+from sidestep.cli.help import RARE
+
+__all__ = ["LEFT_OUT", "takes"]
+
+_UNTRAINED = "it measures a net as it stands and trains nothing"
+_RANDOM = "its images are random, and nothing is loaded"
+_EVERY_WAY = "it measures every way in which units can take turns"
+_STEPS_ALIKE = "its steps are measured one by one, and cost the same with it and without it"
+
+LEFT_OUT: Mapping[str, Mapping[str, str]] = {  # command -> option -> why the command does not take it
+    "align": {
+        **dict.fromkeys(("epochs", "steps", "augment", "decay", "warmup", "average", "patience"), _UNTRAINED),
+        **dict.fromkeys(("units", "checkpoint_seconds", "resume"), _UNTRAINED),
+        "align": "it measures alignment, whatever time that takes",
+        **dict.fromkeys(("split", "shares"), "it measures the estimate of a whole batch"),
+    },
+    "fit-memory": {
+        **dict.fromkeys(("epochs", "patience"), "it takes a few steps: give --steps"),
+        **dict.fromkeys(("seed", "augment", "decay", "warmup", "align"), _STEPS_ALIKE),
+        "units": _EVERY_WAY,
+        **dict.fromkeys(("split", "shares"), "it measures steps that one process takes whole"),
+        **dict.fromkeys(("checkpoint_seconds", "out", "resume", "overwrite"), "it keeps nothing"),
+        **dict.fromkeys(("data_dir", "validation", "targets"), _RANDOM),
+    },
+}
+
+
+def takes(command: str, common: type[Any], unset: bool = False) -> Callable[[type[Any]], Any]:
+    """Give a dataclass of a command's own options those of training, too, that the command takes.
+
+    Args:
+        command: a command, by which `LEFT_OUT` says what it does not take.
+        common: whose fields they are: `Options` or `DataOptions`. A field of the command's own goes before one of them.
+        unset: whether they are None where they are not given, so that what is given can be told.
+    """
+
+    def widened(own: type[Any]) -> Any:
+        hints = get_type_hints(common, include_extras=True)
+        here = {field.name for field in dataclasses.fields(own)}
+        added = [
+            (field.name, hints[field.name] | None, dataclasses.field(default=None))
+            if unset
+            else (field.name, hints[field.name], dataclasses.field(default=field.default))
+            for field in dataclasses.fields(common)
+            if field.name not in here and field.name not in LEFT_OUT.get(command, {})
+        ]
+        made: Any = dataclasses.make_dataclass(own.__name__, added, bases=(own,), frozen=True)
+        made.__module__, made.__doc__ = own.__module__, own.__doc__
+        made.rare = RARE.get(common.__name__, frozenset())
+        return made
+
+    return widened

@@ -1,0 +1,67 @@
+"""Every command that trains takes the options of training, or says why it does not."""
+
+import dataclasses
+import re
+
+import pytest
+
+from sidestep.cli import main
+from sidestep.cli.help import RARE
+from sidestep.cli.options import DataOptions
+from sidestep.cli.training_options import LEFT_OUT
+from sidestep.training import Options
+
+COMMON = [field.name for kind in (Options, DataOptions) for field in dataclasses.fields(kind)]
+WORDS = {  # what is typed before the options -> the name by which LEFT_OUT has the command
+    "train backprop": "train",
+    "align spsa": "align",
+    "fit-memory": "fit-memory",
+}
+each_command = pytest.mark.parametrize("words", WORDS)
+
+
+def help_of(words, capsys, word="--help-all"):
+    with pytest.raises(SystemExit) as leaving:
+        main([*words.split(), word])
+    assert leaving.value.code == 0
+    return capsys.readouterr().out
+
+
+@each_command
+def test_a_command_takes_every_option_of_training_or_says_why_not(words, capsys):
+    text = help_of(words, capsys)
+    shown = set(re.findall(r"^  (?:--[a-z-]+, )?--([a-z-]+)", text, re.MULTILINE))
+    left_out = LEFT_OUT.get(WORDS[words], {})
+    for name in COMMON:
+        taken = name.replace("_", "-") in shown
+        assert taken != (name in left_out), f"{words}: {name} is {'taken and left out' if taken else 'missing'}"
+
+
+def test_what_is_left_out_is_an_option_with_a_reason():
+    assert set(LEFT_OUT) <= set(WORDS.values())
+    for reasons in LEFT_OUT.values():
+        assert set(reasons) <= set(COMMON)
+        assert all(reason and not reason.endswith(".") for reason in reasons.values())
+
+
+@each_command
+def test_the_options_stand_in_groups(words, capsys):
+    text = help_of(words, capsys, "--help")
+    assert {"run:", "data:"} <= set(text.splitlines())
+    assert "\noptions:" not in text
+
+
+@pytest.mark.parametrize("command", LEFT_OUT)
+def test_an_option_that_is_left_out_is_refused_with_the_reason(command, capsys):
+    words = next(words for words, name in WORDS.items() if name == command)
+    name, reason = next(iter(LEFT_OUT[command].items()))
+    with pytest.raises(SystemExit) as leaving:
+        main([*words.split(), f"--{name.replace('_', '-')}", "3"])
+    assert leaving.value.code == 2
+    assert reason in " ".join(capsys.readouterr().err.split())
+
+
+def test_an_option_that_few_need_stays_out_of_the_short_help(capsys):
+    assert "precision" in RARE["Options"]
+    assert "--precision" not in help_of("fit-memory", capsys, "--help")
+    assert "--precision" in help_of("fit-memory", capsys)
