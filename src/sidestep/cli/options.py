@@ -16,7 +16,7 @@ from sidestep.data import DataSet, load
 from sidestep.errors import DataError, InputError
 from sidestep.rules import RULES, Rule
 from sidestep.training import Options, Run, load_run
-from sidestep.training.compatibility import difference, picture_form
+from sidestep.training.compatibility import difference, picture_form, table_form
 from sidestep.training.folder import RunFolder
 from sidestep.wording import suggestion
 
@@ -44,16 +44,19 @@ class DataOptions:
     """Which images to train on."""
 
     data: str = "digits"
-    """Name of a data set (`sidestep data` lists them), a .npz file, a folder of .npy files, or a folder with one folder
-    of images per class."""
+    """Name of a data set (`sidestep data` lists them), a .npz file, a table (.csv, .tsv, .parquet), a folder of .npy
+    files, or a folder with one folder of images per class."""
+    target: str | None = None
+    """Of a table: the column to be predicted, from all others."""
     data_dir: Path | None = None
     """Folder that is looked in before anything is downloaded. Default: the variable SIDESTEP_DATA."""
     validation: float = 0.1
     """Share of the training split kept aside for validation; the cut is the same for every seed."""
     image_size: int | None = None
     """Height and width of the images: 28, 64 or 128 for bloodmnist; image folders are resized to it."""
-    targets: Literal["classes", "labels", "values"] = "classes"
-    """What the targets in a .npz file are: classes, several labels for an example, or real values."""
+    targets: Literal["auto", "classes", "labels", "values"] = "auto"
+    """What the targets in a .npz file are: classes (auto), several labels for an example, or real values. Of a table:
+    classes or values; auto takes texts, and whole numbers of which few are different, for classes."""
 
 
 @dataclass(frozen=True)
@@ -149,7 +152,7 @@ def data_of(run: Path, data: str | None, data_dir: Path | None) -> DataSet:
             data_dir=directory,
             validation=saved.get("validation", 0.1),
             size=saved.get("size") if data is None or data == saved.get("name") else None,
-            form=picture_form(run),
+            form=table_form(run) or picture_form(run),
             targets=config.get("task", {}).get("targets", "classes"),
             progress=error_console.is_terminal,
         )

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from sidestep.data import names
 from sidestep.data.images.layout import holds_runs
+from sidestep.data.tables.files import is_table_file
 from sidestep.errors import InputError
 
 __all__ = ["check_place", "label"]
@@ -14,7 +15,7 @@ def label(data: str) -> str:
     folder = _folder(data)
     if folder:
         return folder.name or "root"
-    return Path(data).stem if "/" in data else data.removesuffix(".npz")
+    return Path(data).stem if "/" in data or is_table_file(Path(data)) else data.removesuffix(".npz")
 
 
 def check_place(out: Path, data: str) -> None:

@@ -32,6 +32,7 @@ from sidestep.presets.catalogue import Preset, find_preset, presets_for
 from sidestep.rules import RULES, Rule, rule_from_record
 from sidestep.training import Options, Run, Stopped, train
 from sidestep.training.calibration import Quality
+from sidestep.training.compatibility import table_form
 from sidestep.training.folder import RunFolder
 from sidestep.wording import counted
 from sidestep.world import World, world_here
@@ -68,7 +69,7 @@ def train_command(arguments: list[str]) -> None:
     world = world_here()
     with world.together():
         given = _continued(name, rest, given, world)
-        data = _loaded(given[2], world)
+        data = _loaded(given[2], given[1], world)
     _train(name, *given, data, world)
 
 
@@ -94,8 +95,9 @@ def _continued(name: str, rest: list[str], given: Given, world: World) -> Given:
     return given
 
 
-def _loaded(options: TrainData, world: World) -> DataSet:
+def _loaded(options: TrainData, run: Options, world: World) -> DataSet:
     """Return the data; where they have to be downloaded, the first rank is there before the others look."""
+    again = run.resume and run.out and RunFolder(run.out).config_file.exists()  # columns are encoded as they were
     if not world.leads:
         world.gather(b"")
     data = load(
@@ -104,6 +106,8 @@ def _loaded(options: TrainData, world: World) -> DataSet:
         validation=options.validation,
         size=options.image_size,
         targets=options.targets,
+        target=options.target,
+        form=table_form(Path(run.out)) if again and run.out else None,
         progress=error_console.is_terminal and world.leads,
     )
     if world.leads:
@@ -156,11 +160,13 @@ def _train(  # long: what was given, and the ranks that do it
     name: str, rule: Rule, options: Options, data_options: TrainData, extra: Extra, data: DataSet, world: World
 ) -> None:
     source = {key: value for key, value in dataclasses.asdict(data_options).items() if value is not None}
-    if data_options.targets == "classes":
+    if data_options.targets in ("auto", "classes"):
         source.pop("targets")
     source = {{"data": "name", "image_size": "size"}.get(key, key): value for key, value in source.items()}
     if options.out:
         check_place(Path(options.out), data_options.data)
+    if world.leads and not extra.json:
+        _show_columns(data)
     found, readings = module_from(extra.module) if extra.module else None, all_words(extra.reading)
     source.update({"module": extra.module} if extra.module else {})
     try:
@@ -174,6 +180,16 @@ def _train(  # long: what was given, and the ranks that do it
         fail(f"{rank_in_words()}{stopped}{said}", 128 + stopped.signal_number)
     if world.leads:
         _report(run, extra.json)
+
+
+def _show_columns(data: DataSet) -> None:
+    """Print what each column of a table is taken for."""
+    if data.table is None or not data.table.seen:
+        return
+    rows = [[each.name, each.kind, f"{each.gaps:,}", each.about] for each in data.table.seen]
+    count = len(data.train) + len(data.validation) + (len(data.test) if data.has_test else 0)
+    show_table(f"{data.name}: {counted(count, 'row')}", ["column", "type", "missing", ""], rows)
+    show("")
 
 
 def _parse(name: str, arguments: Sequence[str], defaults: Given) -> Given:
@@ -231,6 +247,7 @@ def _saved_options(kind: type[Rule], saved: dict[str, Any]) -> Given:
             validation=data.get("validation", 0.1),
             image_size=data.get("size"),
             targets=data.get("targets", "classes"),
+            target=data.get("target"),
             preset=data.get("preset"),
             budget=data.get("budget"),
         )

@@ -12,7 +12,15 @@ from sidestep.data.splits import Split
 from sidestep.errors import InputError
 from sidestep.noise import Noise
 
-__all__ = ["check_validation", "cut_rows", "cut_validation", "hold_out", "keep_classes", "report_kept"]
+__all__ = [
+    "check_validation",
+    "cut_rows",
+    "cut_validation",
+    "held_count",
+    "hold_out",
+    "keep_classes",
+    "report_kept",
+]
 
 CUT_SEED = 0  # of every cut: no run's seed moves an image from one split to another
 

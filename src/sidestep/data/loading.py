@@ -1,4 +1,4 @@
-"""One door for all data: a known name, a `.npz` file, an image folder, or arrays in memory."""
+"""One door for all data: a known name, a `.npz` file, a table in a file, an image folder, or arrays in memory."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -20,6 +20,9 @@ from sidestep.data.npy_folder import holds_arrays, npy_source
 from sidestep.data.rows import is_mapped
 from sidestep.data.source import Source, assemble
 from sidestep.data.splits import DataSet, PictureForm
+from sidestep.data.tables.file_set import file_set
+from sidestep.data.tables.files import is_table_file
+from sidestep.data.tables.form import TableForm
 from sidestep.data.tables.mapping import mapping_set
 from sidestep.errors import DataError, InputError
 
@@ -32,20 +35,23 @@ def load(
     data_dir: str | os.PathLike[str] | None = None,
     validation: float = 0.1,
     size: int | None = None,
-    form: PictureForm | None = None,
+    form: PictureForm | TableForm | None = None,
     progress: bool = False,
-    targets: str = "classes",
-) -> DataSet:
-    """A data set by name (see `names`), or from a path to a `.npz` file or to a folder with one folder per
-    class.
+    targets: str = "auto",
+    target: str | None = None,
+) -> DataSet:  # long: a name or a path, and what may be said of each
+    """A data set by name (see `names`), or from a path to a `.npz` file, to a table (`.csv`, `.tsv`, `.parquet`), or
+    to a folder with one folder per class.
 
     data_dir (by default what the variable SIDESTEP_DATA names) is looked in first for NAME.npz (bloodmnist_64.npz
     for another size) and for the original files, also in data_dir/NAME; only what is not there is downloaded, into
     the user's cache. `validation` of train, at most half, is held out unless the set has a validation split of its
     own. `size` chooses among a known set's sizes, or stretches the images of a folder, which `form` reads as those
     of another set were (grey or colour, bytes or floats, stretched or not); bloodmnist without it takes the
-    smallest size found in data_dir, else 28. `targets` says what the targets in a .npz file are: classes, labels
-    (several for an example) or values (real numbers). Raises DataError for data that are missing or wrong,
+    smallest size found in data_dir, else 28. `targets` says what the targets in a .npz file are: classes (auto),
+    labels (several for an example) or values (real numbers). Of a table `target` names the column to be predicted;
+    auto takes texts and up to 20 different whole numbers for classes, other numbers for values; `form` encodes the
+    columns as those of another set were. Raises DataError for data that are missing or wrong,
     InputError for a wrong argument.
 
     >>> load("digits", validation=0.2)
@@ -59,7 +65,14 @@ def load(
     name = os.fspath(name_or_path)
     asked: dict[str, float] = {"validation": float(validation)} if isinstance(validation, Real) else {}
     asked |= {"size": size} if size is not None else {}
-    _check_targets(targets)
+    if targets != "auto":
+        _check_targets(targets)
+    table = name not in KNOWN and is_table_file(Path(name))
+    if target is not None and not table:
+        raise InputError(f"target={target!r} names a column of a table (.csv, .tsv, .parquet), and {name} is none")
+    if table:
+        return _table(name, target, targets, validation, size, form)
+    targets = "classes" if targets == "auto" else targets
     if name in KNOWN:
         if targets != "classes":
             raise InputError(f"the targets of {name} are classes, so that targets={targets!r} does not fit")
@@ -68,12 +81,30 @@ def load(
         found = assemble(known_source(KNOWN[name], data_dir, size, progress), validation)
         folder = {"data_dir": os.path.abspath(Path(data_dir).expanduser())} if data_dir is not None else {}
         return replace(found, source={"name": name, **folder, **asked})
-    path, source = _source(name, size, form)
+    path, source = _source(name, size, form if isinstance(form, PictureForm) else None)
     if targets != "classes" and source.pictures is not None:
         raise InputError(f"the targets of a folder are its classes, so that targets={targets!r} does not fit")
     kind = {"targets": targets} if targets != "classes" else {}
     found = assemble(replace(source, targets=targets), validation)
     return replace(found, source={"name": os.path.abspath(path), **asked, **kind})
+
+
+def _table(
+    name: str,
+    target: str | None,
+    targets: str,
+    validation: float,
+    size: int | None,
+    form: PictureForm | TableForm | None,
+) -> DataSet:
+    """The set of a table in a file, with what it is loaded again by."""
+    if size is not None:
+        raise InputError(f"size={size} is for known sets and image folders, and {name} is a table")
+    path = _place(name)[0]
+    found = file_set(path, target, targets, validation, form if isinstance(form, TableForm) else None)
+    asked = {"validation": float(validation), "targets": found.targets}
+    record = found.table.record() if found.table else {}
+    return replace(found, source={"name": os.path.abspath(path), **asked, **record})
 
 
 def _check_targets(targets: str) -> None:
@@ -92,7 +123,10 @@ def _source(name: str, size: int | None, form: PictureForm | None) -> tuple[Path
         return path, folder_source(path.resolve().name, path, size, form)
     if path.suffix == ".npz" or is_file:
         if is_file and path.suffix != ".npz":
-            raise DataError(f"{path}: a data file must be .npz; write one with numpy.savez(path, x_train=..., ...)")
+            raise DataError(
+                f"{path}: a data file must be .npz, .csv, .tsv or .parquet; write arrays with numpy.savez(path, "
+                "x_train=..., ...)"
+            )
         if size is not None:
             raise InputError(f"size={size} is for known sets and image folders; images in a .npz file stay as they are")
         return path, npz_source(path.stem, (path,), None)

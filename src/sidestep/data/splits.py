@@ -12,6 +12,7 @@ from sidestep.data.feed import Feed
 from sidestep.data.named import Named, is_named
 from sidestep.data.objective import Objective
 from sidestep.data.rows import Rows, Stored, blocks
+from sidestep.data.tables.form import TableForm
 from sidestep.errors import DataError, InputError
 
 __all__ = ["DataSet", "PictureForm", "Split"]
@@ -114,6 +115,7 @@ class DataSet:
     source: Mapping[str, Any] = field(default_factory=dict)  # what `load` gives it again by; empty for arrays in memory
     cut_test: bool = False  # whether test is a part of one set of images, cut off by us: a folder without train/
     pictures: PictureForm | None = None  # how picture files were read; None: it was given as arrays
+    table: TableForm | None = None  # how columns of a file became features; None: they were given as numbers
     targets: str = "classes"  # or labels (several for an example), values (real numbers), tokens (one for each place)
     target_mean: tuple[float, ...] = ()  # of each value over the train split, and their standard deviation
     target_std: tuple[float, ...] = ()

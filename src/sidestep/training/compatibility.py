@@ -13,6 +13,7 @@ from sidestep.data import DataSet, PictureForm, Split, names
 from sidestep.data.named import tensors_of
 from sidestep.data.rows import Stored, blocks
 from sidestep.data.source import channel_statistics
+from sidestep.data.tables.form import TableForm
 from sidestep.errors import CheckpointError, InputError
 from sidestep.rules.protocol import Task
 from sidestep.training.config import read_config
@@ -29,6 +30,7 @@ __all__ = [
     "picture_form",
     "pixel_scale_warning",
     "pixels_digest",
+    "table_form",
 ]
 
 _SAME = 1e-6  # of a standard deviation: sums in float64 differ by far less from one machine to another
@@ -184,6 +186,17 @@ def check_cut(folder: Path, found: DataSet, instead: str) -> None:
     other = difference(RunFolder(folder).config(), found)
     if other:
         raise InputError(f"{found.name} is not what {folder} was trained on, or is cut otherwise ({other}): {instead}")
+
+
+def table_form(folder: Path) -> TableForm | None:
+    """Return how rows of a table are encoded for a run, as in training; None for one that was trained on other data.
+
+    Raises:
+        CheckpointError: if its configuration has no such columns.
+    """
+    config = RunFolder(folder).config()
+    task = config.get("task", {})
+    return TableForm.from_record(config.get("data", {}), task.get("targets", "classes"), task.get("class_names", ()))
 
 
 def picture_form(folder: Path) -> PictureForm | None:

@@ -173,7 +173,14 @@ def check_same(path: Path, saved: dict[str, Any], given: dict[str, Any]) -> None
     if given.get("train.decay") != "none" or given.get("train.warmup"):
         free -= {"train.epochs", "train.steps"}  # the learning rate follows from it, at every step
     if all(saved.get(key) == given.get(key) for key in _DATA if key in saved):  # of a run from before, not all
-        free |= {"data.name", "data.labels", "data.pixels", "data.in_memory", "data.size"}  # they may have been moved
+        free |= {
+            "data.name",
+            "data.labels",
+            "data.pixels",
+            "data.in_memory",
+            "data.size",
+            "data.columns",
+        }  # they may have been moved
     different = sorted(
         key for key in saved.keys() | given.keys() if saved.get(key) != given.get(key) and key not in free
     )

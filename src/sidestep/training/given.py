@@ -1,6 +1,7 @@
 """What the functions of the Python interface are given, taken in the forms that people have it in, or refused."""
 
 import dataclasses
+import math
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sidestep.data import DataSet, Split, from_loader, load
+from sidestep.data import DataSet, Split, from_loader, load, steps_per_epoch
 from sidestep.data.check import Array, as_array, pixel_tensor
 from sidestep.data.labels import check_label_range
 from sidestep.data.loader import is_loader
@@ -23,13 +24,17 @@ from sidestep.training.options import Options
 
 __all__ = ["given_data", "given_images", "given_options", "given_split", "settled_options"]
 
+_TABLE_STEPS = 300  # at least, on a table in a file, where neither epochs nor steps are given
 
-def given_data(data: Any, loaders: bool = False) -> DataSet:
+
+def given_data(data: Any, loaders: bool = False, target: str | None = None) -> DataSet:
     """The data set, loaded if it is a name or a path; raises InputError for other forms of data, with what to do."""
+    if isinstance(data, str | os.PathLike):
+        return load(data, target=target)
+    if target is not None:
+        raise InputError(f"target={target!r} names a column of a table in a file; give data its path")
     if isinstance(data, DataSet):
         return data
-    if isinstance(data, str | os.PathLike):
-        return load(data)
     if loaders and is_loader(data):
         return from_loader(data)
     if isinstance(data, Split):
@@ -64,8 +69,12 @@ def settled_options(options: Options, data: DataSet) -> Options:
     Raises InputError for a loader of unknown length without a number of steps.
     """
     if data.feed is None:
-        whole = options.steps is not None
-        return options if whole else dataclasses.replace(options, epochs=options.epochs_for(len(data.train)))
+        if options.steps is not None:
+            return options
+        epochs = options.epochs_for(len(data.train))
+        if data.table is not None and options.epochs is None:  # a table of few rows has few steps in an epoch
+            epochs = max(epochs, math.ceil(_TABLE_STEPS / steps_per_epoch(len(data.train), options.batch)))
+        return dataclasses.replace(options, epochs=epochs)
     steps, epoch = options.steps, data.feed.epoch
     if steps is None and epoch is None:
         raise InputError(

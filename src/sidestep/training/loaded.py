@@ -17,6 +17,7 @@ from sidestep.rules.protocol import Task
 from sidestep.rules.record import WHOLE
 from sidestep.rules.untrained import untrained
 from sidestep.training.attached_rule import as_objective
+from sidestep.training.compatibility import table_form
 from sidestep.training.evaluate import with_inference
 from sidestep.training.folder import RunFolder
 from sidestep.training.options import Compute
@@ -78,7 +79,8 @@ def load_run(
     except RuntimeError as error:
         raise CheckpointError(f"the weights in {path} do not fit the net of its config.toml: {error}") from error
     net = pack_layers(net).to(compute.device)
-    return Run(rule, net, known, compute, seed, step, {}, Path(path), folder.calibration(step))
+    table = table_form(Path(path))
+    return Run(rule, net, known, compute, seed, step, {}, Path(path), folder.calibration(step), table)
 
 
 @contextmanager

@@ -57,6 +57,7 @@ def train(  # long: rule, data and options, three hooks for own code, and what i
     model: ImagePath | None = None,
     objective: Objective | Callable[[Tensor, Tensor], Tensor] | None = None,
     steps: int | None = None,
+    target: str | None = None,
     optimizer: OptimizerFactory | None = None,
     scheduler: SchedulerFactory | None = None,
     source: Mapping[str, Any] | None = None,
@@ -86,6 +87,7 @@ def train(  # long: rule, data and options, three hooks for own code, and what i
             trained as it is given, with its weights.
         objective: a loss of your own, (outputs, targets) -> (batch,), in place of that of the data's targets.
         steps: training steps, in place of those that the options ask for.
+        target: of a table in a file, `data="iris.csv"`, the column to be predicted.
         optimizer: makes an optimiser of torch's from parameter groups, in place of the rule's own, for rules that step
             along gradients: `lambda groups: torch.optim.SGD(groups, lr=0.1)`. Its steps are not logged.
         scheduler: makes a schedule of torch's for the optimiser, stepped after every training step, in place of
@@ -112,7 +114,7 @@ def train(  # long: rule, data and options, three hooks for own code, and what i
     check_observers(observers)
     if isinstance(data, str | os.PathLike):
         source = source or {"name": os.fspath(data)}
-    data = given_data(data, loaders=True)
+    data = given_data(data, loaders=True, target=target)
     data = data if objective is None else dataclasses.replace(data, objective=as_objective(objective))
     rule, module = (rule, module) if model is None else (on_whole_model(rule, module), model)
     options = settled_options(options, data)
@@ -174,6 +176,7 @@ def _to_its_end(  # long: what runs, and who is told
         state.adopt_kept()
         place = folder.path if folder else None
         run = Run(rule, state.net, loop.task, loop.compute, loop.options.seed, state.step, {}, place)
+        run.table = loop.data.table
         run.result, run.calibration = finish(loop, state, progress, readings or rule.readings)
         if state.files:
             state.files.leave()

@@ -1,16 +1,20 @@
 """A trained net with the rule that trained it: predictions, and how good they are."""
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from sidestep.data import Split
 from sidestep.data.notices import report
 from sidestep.data.rows import Stored
+from sidestep.data.tables.form import TableForm
+from sidestep.data.tables.frames import is_frame
 from sidestep.errors import InputError
 from sidestep.noise import Noise
 from sidestep.rules.protocol import Rule, Task
@@ -45,6 +49,7 @@ class Run:
     result: dict[str, Any]
     folder: Path | None = None
     calibration: Calibration | None = None  # the readings' temperatures; None: what they give are scores
+    table: TableForm | None = None  # how columns of a file became features; None: it was trained on other data
 
     def temperature(self, reading: str | None = None) -> float | None:
         """Return the T that turns a reading's scores into probabilities; None if it has none.
@@ -73,7 +78,7 @@ class Run:
 
         Args:
             images: a tensor or an array: rows of a table, or pixels as in the training data, uint8 in 0 .. 255 or the
-                float values trained on.
+                float values trained on. After training on a table in a file also such a file or a data frame.
             reading: one of `rule.readings`; the first by default.
             raw: return p in any case.
 
@@ -82,6 +87,8 @@ class Run:
         """
         name = reading or self.rule.readings[0]
         check_readings(self.rule, [name])
+        if self.table is not None and (isinstance(images, str | os.PathLike) or is_frame(images)):
+            images = self.table.rows(images).astype(np.float32)
         images = given_images(self.task, images)
         self._tell_of_contrast("images to predict", images)
         found = predictions(self.rule, self.net, images, self.task, self.compute, Noise(self.seed), [name])
