@@ -32,6 +32,7 @@ _DATA = (
     "data.labels",
     "data.pixels",
 )
+_MOVED = {"data.name", "data.labels", "data.pixels", "data.in_memory", "data.size", "data.columns"}
 _MOST = 1 << 26  # bytes
 _HEAD = (
     "# A run of Sidestep. Whoever edits this by hand removes the line with the digest; it is then read with a notice.\n"
@@ -173,14 +174,7 @@ def check_same(path: Path, saved: dict[str, Any], given: dict[str, Any]) -> None
     if given.get("train.decay") != "none" or given.get("train.warmup"):
         free -= {"train.epochs", "train.steps"}  # the learning rate follows from it, at every step
     if all(saved.get(key) == given.get(key) for key in _DATA if key in saved):  # of a run from before, not all
-        free |= {
-            "data.name",
-            "data.labels",
-            "data.pixels",
-            "data.in_memory",
-            "data.size",
-            "data.columns",
-        }  # they may have been moved
+        free |= _MOVED  # it is where they lie that may be another
     different = sorted(
         key for key in saved.keys() | given.keys() if saved.get(key) != given.get(key) and key not in free
     )
