@@ -112,8 +112,6 @@ def train(  # long: rule, data and options, three hooks for own code, and what i
     options = given_options(options, steps)
     check_rule(rule)
     check_observers(observers)
-    if isinstance(data, str | os.PathLike):
-        source = source or {"name": os.fspath(data)}
     data = given_data(data, loaders=True, target=target)
     data = data if objective is None else dataclasses.replace(data, objective=as_objective(objective))
     rule, module = (rule, module) if model is None else (on_whole_model(rule, module), model)
