@@ -2,6 +2,8 @@
 
 import os
 import socket
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ from sidestep.errors import InputError, RankError
 from sidestep.world.frames import HEADER_BYTES, MOST_BYTES, framed, opened, read_head
 from sidestep.world.launched import launched, world_here
 from sidestep.world.world import Alone
-from tests.reference.ranks import on_ranks
+from tests.reference.ranks import free_port, on_ranks
 
 
 def _read(data, generation=0, turn=3):
@@ -135,3 +137,36 @@ def test_a_rank_that_goes_is_missed_at_once():
     for error in (first, third):
         assert isinstance(error, RankError)
         assert "has lost another rank" in str(error)
+
+
+_REFUSED = """
+import atexit, sys
+import torch.distributed as dist
+atexit.register(lambda: sys.stderr.write(f"a group is there: {dist.is_initialized()}"))
+from sidestep.errors import InputError
+from sidestep.world import world_here
+with world_here().together():
+    world_here().gather(b"")
+    try:
+        raise InputError("refused on every rank")
+    except InputError:
+        raise SystemExit(2) from None
+"""
+
+
+def test_refused_ranks_leave_the_group_and_end_with_their_status():
+    """The threads of a group that is there when a process ends abort it, now and then: hence again and again."""
+    for _ in range(2):
+        where = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+        ranks = [
+            subprocess.Popen(
+                [sys.executable, "-c", _REFUSED],
+                env={**os.environ, **where, "RANK": str(rank)},
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for rank in (0, 1)
+        ]
+        for rank in ranks:
+            said = rank.communicate(timeout=60)[1]
+            assert (said, rank.returncode) == ("a group is there: False", 2)

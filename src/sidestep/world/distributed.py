@@ -1,7 +1,8 @@
 """Ranks over torch.distributed: messages by gloo, sums by gloo or nccl, whichever the tensor's device needs."""
 
+import atexit
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import TypeVar
 
@@ -27,7 +28,7 @@ def join(store: Callable[[], Store], rank: int, size: int, generation: int) -> "
     """Meet the other ranks at a store, and return the world of all of them.
 
     A restart takes another prefix: a launcher may hand out the store of the start before, whose entries would keep the
-    ranks from finding each other.
+    ranks from finding each other. However the process ends, it leaves the group before (`Distributed.leave`).
 
     Raises:
         InputError: if the address is taken; RankError: if the others do not come.
@@ -47,7 +48,9 @@ def join(store: Callable[[], Store], rank: int, size: int, generation: int) -> "
             f"rank {rank} of {size} did not meet the others ({said}): see whether all were started, and whether their "
             "address can be reached"
         ) from error
-    return Distributed(generation)
+    world = Distributed(generation)
+    atexit.register(world.leave)
+    return world
 
 
 class Distributed(World):
@@ -58,6 +61,16 @@ class Distributed(World):
         self._turn, self._slot, self._lost = 0, _FIRST_SLOT, False
         gloo = "gloo" in str(dist.get_backend_config(dist.group.WORLD))
         self._bytes = dist.group.WORLD if gloo else dist.new_group(backend="gloo", timeout=_WAIT)
+
+    def leave(self) -> None:
+        """Destroy the process group; nothing can be exchanged after it.
+
+        A group whose threads still run while the process ends makes it abort (SIGABRT), and its status is lost.
+        """
+        self._lost, self._bytes = True, None  # the last reference to it, too
+        if dist.is_initialized():
+            with suppress(RuntimeError):  # of a rank that has gone
+                dist.destroy_process_group()
 
     def gather(self, message: bytes) -> list[bytes]:
         """Return the messages of all ranks, in one round if they are no longer than the longest of the last time."""
