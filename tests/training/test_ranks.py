@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import hashlib
 import json
 import os
 import signal
@@ -60,10 +61,23 @@ def digits():
     return data.from_arrays(whole.train.images[few], whole.train.labels[few], validation=0.1, class_names=names)
 
 
-def train_all(world, folder, cases=CASES):
+FOUR = {  # one of each way to divide, in four parts or more
+    "weight probes, probes": CASES["weight probes, probes"],
+    "flips of local losses": (rules.NoiseStep(**SMALL), "batch", 4),
+    "noprop, units": (rules.NoPropDT(blocks=5), "units", None),
+}
+
+
+def train_four(world, folder):
+    return train_all(world, folder, FOUR, 64)
+
+
+def train_all(world, folder, cases=CASES, batch=48):
     torch.set_num_threads(1)
     for name, (rule, split, shares) in cases.items():
-        options = Options(batch=48, epochs=2, out=f"{folder}/{name}", split=split, shares=shares, precision="float32")
+        options = Options(
+            batch=batch, epochs=2, out=f"{folder}/{name}", split=split, shares=shares, precision="float32"
+        )
         train(rule, digits(), options, readings=[])
     return "done"
 
@@ -95,6 +109,16 @@ def test_one_two_and_three_ranks_leave_the_same_bits(name, runs):
     assert one == three
     logged = "flips" in name or "spsa" in name or "probes" in name or "trits" in name or "rank" in name
     assert bool(one[2]) == logged
+
+
+def test_four_ranks_leave_the_bits_of_one_process(tmp_path):
+    assert on_ranks(4, train_four, str(tmp_path / "four"), seconds=120) == ["done"] * 4
+    assert on_ranks(1, train_four, str(tmp_path / "one"), seconds=120) == ["done"]
+    for name in FOUR:
+        one, four = left(tmp_path / "one", name), left(tmp_path / "four", name)
+        assert one[1]
+        assert hashlib.sha256(one[0]).hexdigest() == hashlib.sha256(four[0]).hexdigest(), name
+        assert one[1:] == four[1:], name
 
 
 @given(st.lists(st.integers(-(2**62), 2**62), max_size=40))
