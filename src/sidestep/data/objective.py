@@ -96,6 +96,8 @@ class Objective:
         No derivative is taken backwards: the closed form where there is one, else forward mode along each of the k
         outputs, of all examples at once, whose losses do not depend on each other.
         """
+        if self.kind == "tokens" and self.cotangent is not None:  # a loss per row, of all its places
+            return self.cotangent(outputs, targets), self.mean(outputs, targets)
         rows = outputs.flatten(0, -2)
         wanted = targets.flatten(0, -2) if targets.ndim == outputs.ndim else targets.flatten()
         loss = self.each(rows, wanted).mean()
@@ -170,6 +172,12 @@ def _classes_slope(outputs: Tensor, targets: Tensor) -> Tensor:
     return outputs.softmax(dim=-1) - F.one_hot(targets, outputs.shape[-1]).to(outputs.dtype)
 
 
+def _tokens_slope(outputs: Tensor, targets: Tensor) -> Tensor:
+    counted = targets != IGNORED
+    slope = _classes_slope(outputs, targets.where(counted, 0)) * counted.unsqueeze(-1)
+    return slope / counted.sum(dim=1).clamp_min(1).to(slope.dtype)[:, None, None]
+
+
 def _softmax(outputs: Tensor) -> Tensor:
     return outputs.softmax(dim=-1)
 
@@ -188,7 +196,9 @@ VALUES = Objective(
     kind="values",
     cotangent=_values_slope,
 )
-NEXT_TOKENS = Objective("cross-entropy", _tokens_loss, _softmax, _right_tokens, "token accuracy", "tokens")
+NEXT_TOKENS = Objective(
+    "cross-entropy", _tokens_loss, _softmax, _right_tokens, "token accuracy", "tokens", cotangent=_tokens_slope
+)
 OBJECTIVES = {found.kind: found for found in (CLASSES, LABELS, VALUES, NEXT_TOKENS)}
 
 

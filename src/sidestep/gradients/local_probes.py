@@ -138,7 +138,7 @@ def local_probe_gradients(
             (parts.name, parts.layer, given, found.at_outputs),
             (parts.head_name, parts.head, found.seen, found.at_logits),
         ):
-            each = weight_gradients(layer, x, derivative)
+            each = weight_gradients(layer, _rows(x), _rows(derivative))
             gradients.update({f"{name}.{key}": gradient / len(x) for key, gradient in each.items()})
         losses[f"stage {index}: {objective.name}"] = found.loss
         inputs = found.features
@@ -168,10 +168,11 @@ def check_local_probes(net: TernaryNet, shape: tuple[int, ...], ways: LocalProbe
                 f"{index} is none; use guide = none"
             )
         outputs = parts.layer(_run(parts.before, inputs))
-        if ways.directions is not None and ways.directions > outputs.numel():
+        count = _rows(outputs)[0].numel()
+        if ways.directions is not None and ways.directions > count:
             raise InputError(
                 f"directions must be at most the outputs of a stage's layer, and stage {index} has "
-                f"{outputs.numel()}, got {ways.directions}: {outputs.numel()} are a complete set there, which gives "
+                f"{count}, got {ways.directions}: {count} are a complete set there, which gives "
                 "the exact local gradient; leave directions out to have it"
             )
         inputs = _run(parts.after, outputs)
@@ -200,7 +201,7 @@ def _closed(parts: _Stage, outputs: Tensor, noise: Noise, ways: LocalProbes, jud
     if ways.guide == "feedback":  # the same at every step
         fixed = noise.at(0).stream("feedback").signs(matrix.numel(), device=flat.device)
         feedback = fixed.view_as(matrix).to(flat.dtype)
-    tail = ProbedTail(normed, scale, matrix, at_logits)
+    tail = ProbedTail(normed, scale, matrix, _rows(at_logits))
     upstream = tail.gradient(signs, groups, ways.guide, feedback)
     if places is not None:
         batch, channels, height, width = outputs.shape
@@ -242,14 +243,19 @@ def _matrix(parts: _Stage, pooled: Tensor, flat: Tensor) -> Tensor:
 
 
 def _flat(images: Tensor) -> Tensor:
-    """(batch, n), with the channels last, as a CPU's convolutions have them in memory."""
-    return images.movedim(1, -1).flatten(1) if images.ndim == 4 else images
+    """(batch, n), with the channels last, as a CPU's convolutions have them in memory; of tokens, a row a place."""
+    return images.movedim(1, -1).flatten(1) if images.ndim == 4 else _rows(images)
+
+
+def _rows(features: Tensor) -> Tensor:
+    """Features (batch, length, n) of tokens as (batch x length, n): a stage's tail works at one place."""
+    return features.flatten(0, 1) if features.ndim == 3 else features
 
 
 def _shaped(flat: Tensor, like: Tensor) -> Tensor:
     """The opposite of `_flat`."""
     if like.ndim != 4:
-        return flat
+        return flat.view_as(like) if like.ndim == 3 else flat
     batch, channels, height, width = like.shape
     return flat.view(batch, height, width, channels).movedim(-1, 1)
 

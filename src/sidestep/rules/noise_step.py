@@ -32,6 +32,7 @@ from sidestep.gradients.ternary_directions import activity_gradients, check_chai
 from sidestep.nets.check_module import inplace_explained
 from sidestep.nets.parallel import kept_statistics
 from sidestep.nets.substituted import functional_call
+from sidestep.nets.ternary.causal import ternary_causal_net, ternary_shares_net
 from sidestep.nets.ternary.layers import ternary_parameters, trit_count
 from sidestep.nets.ternary.nets import TernaryNet, ternary_conv_net, ternary_mlp, ternary_own
 from sidestep.nets.trained import trained
@@ -40,7 +41,7 @@ from sidestep.noise import Noise
 from sidestep.probes import RankOneProbes
 from sidestep.rules.protocol import Batch, Rule, Task
 from sidestep.rules.shared.any_module import of_examples, of_share
-from sidestep.rules.shared.codecs import LOCAL, check_choices, codec_and_update
+from sidestep.rules.shared.codecs import LOCAL, check_choices, check_tokens, codec_and_update
 from sidestep.rules.shared.density import DensitySchedule, first_density
 from sidestep.rules.shared.ternary_steps import TernarySteps
 from sidestep.rules.shared.trits import along_probes, with_zeros
@@ -55,7 +56,8 @@ class NoiseStep(TernarySteps, Rule[TernaryNet]):
     """Train ternary weights by local back-propagation or by probes; the log of the steps rebuilds them."""
 
     net: Literal["mlp", "conv"] = "mlp"
-    """Network: dense layers or 3 x 3 convolutions, each with a norm and ReLU."""
+    """Network: dense layers or 3 x 3 convolutions, each with a norm and ReLU. Of rows of tokens: dense layers on
+    windows up to each place for the next token, else on how often each token stands in a row."""
     hidden: tuple[int, ...] = (512, 512)
     """Widths of the MLP's hidden layers, or channels of the conv net's stages."""
     pooled: tuple[int, ...] | None = None
@@ -117,7 +119,13 @@ class NoiseStep(TernarySteps, Rule[TernaryNet]):
     summary: ClassVar[str] = (
         "Ternary nets by local back-propagation, or by probes (noise_step); the log of steps is the model"
     )
-    takes: ClassVar[Takes] = Takes("stages", targets=("classes", "labels", "values", "own"), log="yes", optimizer=False)
+    takes: ClassVar[Takes] = Takes(
+        "stages",
+        inputs=("image", "features", "tokens"),
+        targets=("classes", "labels", "values", "tokens", "own"),
+        log="yes",
+        optimizer=False,
+    )
     readings: ClassVar[tuple[str, ...]] = ("forward", "heads")
 
     def __post_init__(self) -> None:
@@ -148,6 +156,8 @@ class NoiseStep(TernarySteps, Rule[TernaryNet]):
     def build(self, task: Task, noise: Noise, examples: Split | None, module: ImagePath | None) -> TernaryNet:
         """Make the ternary net; a module of the user's takes the place of its stages."""
         local = self.estimator in LOCAL
+        if "tokens" in (task.inputs, task.targets):
+            check_tokens(task, module, self.estimator, self.net)
         if module is not None:
             net = ternary_own(module, task.shape, task.classes, self.bias, local, noise.stream("own"))
         else:
@@ -248,6 +258,10 @@ class NoiseStep(TernarySteps, Rule[TernaryNet]):
 
     def _make(self, task: Task) -> TernaryNet:
         local = self.estimator in LOCAL
+        if task.inputs == "tokens":
+            if task.targets == "tokens":
+                return ternary_causal_net(task.shape[0], task.classes, self.hidden, self.bias)
+            return ternary_shares_net(task.vocabulary, self.hidden, task.classes, self.bias)
         if self.net == "mlp":
             return ternary_mlp(task.shape, self.hidden, task.classes, self.bias, local)
         auto = "batch" if self.estimator == "local-losses" else "group"

@@ -1,9 +1,10 @@
 """What goes with what in noise_step: the estimate, what is logged of it, and how that moves weights."""
 
 from sidestep.checks import check_range
+from sidestep.data.task import Task
 from sidestep.errors import InputError
 
-__all__ = ["LOCAL", "check_choices", "codec_and_update"]
+__all__ = ["LOCAL", "check_choices", "check_tokens", "codec_and_update"]
 
 LOCAL = ("local-losses", "local-probes")  # estimators that need a head on every stage
 
@@ -51,3 +52,25 @@ def check_choices(
             f"guide = {guide} stands beside some random directions, and a complete set leaves it nothing: set "
             "directions, or leave the guide out"
         )
+
+
+def check_tokens(task: Task, module: object, estimator: str, net: str) -> None:
+    """Raise InputError for hyper-parameters, or a module of the user's, that do not go with rows of tokens."""
+    if task.inputs != "tokens":
+        raise InputError(
+            f"noise-step takes next tokens as targets of rows of tokens, but the data have {task.inputs}; take another "
+            "rule: `sidestep rules` shows what each takes"
+        )
+    if task.targets != "tokens" and not task.vocabulary:
+        raise InputError(
+            "how many tokens there are is not known: make the data with data.from_tokens(ids, classes, vocabulary=...)"
+        )
+    if module is not None:
+        raise InputError(
+            "noise-step builds the stages for rows of tokens itself: leave the module out, or give a whole model of "
+            "ternary layers, train(NoiseStep(estimator='weight-probes', schedule='constant'), data, model=make_model)"
+        )
+    if net != "mlp":
+        raise InputError(f"net = {net} is for images; rows of tokens take net = mlp")
+    if estimator not in LOCAL:
+        raise InputError(f"estimator = {estimator} has no form for rows of tokens; take local-losses or local-probes")
