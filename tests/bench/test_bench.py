@@ -27,7 +27,7 @@ from sidestep.bench.comparison.summary import sentences
 from sidestep.bench.comparison.tables import race_tables
 from sidestep.bench.process import failure, run_in_process
 from sidestep.cli import main
-from sidestep.cli.bench import _bench, _names
+from sidestep.cli.bench import BenchOptions, _names
 from sidestep.data import notices
 from sidestep.data.notices import DataNotice
 from sidestep.errors import InputError, NonFiniteError
@@ -124,9 +124,9 @@ def test_data_sets_are_cut_at_spaces_but_a_path_with_one_is_whole(tmp_path):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ["augment", "decay", "precision"])
+@pytest.mark.parametrize("name", ["augment", "decay", "precision", "units"])
 def test_the_command_takes_every_value_that_training_takes(name):
-    taken = {value for part in get_args(get_type_hints(_bench)[name]) for value in get_args(part)}
+    taken = {value for part in get_args(get_type_hints(BenchOptions)[name]) for value in get_args(part)}
     assert taken == set(get_args(get_type_hints(Options)[name]))
 
 
@@ -216,7 +216,7 @@ def test_a_comparison_that_cannot_work(change, message):
 
 
 @pytest.mark.parametrize(
-    "given", [{}, {"epochs": 0}, {"seconds": 0.0}, {"seconds": math.nan}, {"forward_passes": -1.0},
+    "given", [{}, {"epochs": 0}, {"steps": 0}, {"seconds": 0.0}, {"seconds": math.nan}, {"forward_passes": -1.0},
               {"epochs": 1, "accuracy": 1.0}, {"epochs": 1, "accuracy": 0.0}, {"accuracy": 0.9}]
 )  # fmt: skip
 def test_budgets_that_cannot_work(given):
@@ -271,6 +271,8 @@ def test_budgets_end_a_run(stripes):
     assert (found["ended_by"], found["steps"]) == ("forward passes", 12)  # 10 passes of 3 batches, 2.5 a step
     found = run_of(stripes, Budget(epochs=2, forward_passes=10), common={"batch": 30}, forward_equivalents=2.5)
     assert (found["ended_by"], found["steps"]) == ("epochs", 6)
+    found = run_of(stripes, Budget(epochs=2, steps=4), common={"batch": 30})
+    assert (found["ended_by"], found["steps"]) == ("steps", 4)
     with pytest.raises(InputError, match="could not be counted"):
         run_of(stripes, Budget(forward_passes=10))
 

@@ -108,6 +108,12 @@ def race_of(*words, data="digits", **other):
     return Comparison(tuple(read_entries(words)), (data,), Budget(epochs=1), **{"seeds": 1, **other})
 
 
+def test_units_that_take_turns_are_the_entries_own_and_their_baselines_have_one():
+    race, _ = with_baselines(race_of("local-loss:hidden=8,6", common={"units": "in-turn"}))
+    assert race.entries[0].training(race.common).units == "in-turn"
+    assert race.baselines[0].training(race.common).units == "together"
+
+
 def test_nets_that_are_the_same_have_one_baseline_and_plain_backprop_is_its_own():
     words = ["feedback-alignment:hidden=8,6", "direct-feedback-alignment:hidden=8,6", "spsa:hidden=8",
              "local-loss:hidden=8,6", "backprop:net=mlp,norm=batch,hidden=8,6,label_smoothing=0.1",

@@ -15,6 +15,7 @@ COMMON = [field.name for kind in (Options, DataOptions) for field in dataclasses
 WORDS = {  # what is typed before the options -> the name by which LEFT_OUT has the command
     "train backprop": "train",
     "align spsa": "align",
+    "bench": "bench",
     "fit-memory": "fit-memory",
 }
 each_command = pytest.mark.parametrize("words", WORDS)

@@ -1,15 +1,17 @@
 """`sidestep bench`: what do other rules gain over back-propagation, and what do they cost? One table, one command."""
 
+import dataclasses
 import shlex
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
 
-from sidestep.bench.comparison.entries import find_baseline, read_entries, with_learning_rate
+from sidestep.bench.comparison.entries import NOT_OF_ONE, find_baseline, read_entries, with_learning_rate
 from sidestep.bench.comparison.numbers import Baseline, baseline_of, score
 from sidestep.bench.comparison.one_run import Budget
 from sidestep.bench.comparison.page import Report, write_report
@@ -18,7 +20,7 @@ from sidestep.bench.comparison.rounds import Comparison, check_race, run_compari
 from sidestep.bench.comparison.same_net import with_baselines
 from sidestep.bench.paper_tables.reproduce import folder_for_tables
 from sidestep.bench.process import FAILED
-from sidestep.cli.options import Repeated, all_words
+from sidestep.cli.options import DataOptions, Repeated, all_words
 from sidestep.cli.output import (
     PlainColumn,
     default_data_dir,
@@ -29,10 +31,11 @@ from sidestep.cli.output import (
     show_line,
     show_table,
 )
-from sidestep.cli.parse import parsed
+from sidestep.cli.parse import parsed_groups
+from sidestep.cli.training_options import takes
 from sidestep.cli.user_modules import ModuleOfFile
 from sidestep.errors import InputError
-from sidestep.training import Stopped
+from sidestep.training import Options, Stopped
 from sidestep.training.lock import only_writer
 from sidestep.training.stopping import stop_on_signals
 
@@ -40,92 +43,98 @@ __all__ = ["bench_command"]
 
 SAME_NET = "same-net"
 _SECONDS = 300.0  # of training per run, where only --to says when to stop
+_OF_TRAINING = frozenset(field.name for field in dataclasses.fields(Options)) - NOT_OF_ONE  # what entries can differ in
+
+
+_ABOUT = """\
+Train rules side by side and set what they reach beside what they take: accuracy, seconds, memory, operations,
+bytes exchanged, with ratios to back-propagation on the same net. Every run has a fresh process; seed by seed all
+entries have their turn. Stop it when you like: the same command goes on, and finished runs are not run again.
+"""
+
+
+@takes("bench", Options, unset=True)
+@dataclass(frozen=True)
+class BenchOptions:
+    """How often, how long and how each entry trains."""
+
+    seeds: int = 3
+    """How many seeds, and so rounds."""
+    seed: int = 0
+    """The first seed."""
+    epochs: int | None = None
+    """Passes over the training split, at most."""
+    steps: int | None = None
+    """Training steps per run, at most."""
+    seconds: float | None = None
+    """Seconds of training per run, at most. Default with --to alone: 300."""
+    forward_passes: float | None = None
+    """Forward passes over the training split, or as many operations, at most."""
+    to: float | None = None
+    """Stop a run when its validation accuracy, measured once an epoch, reaches this share, e.g. 0.96."""
+    every: int | None = None
+    """Steps between two evaluations. Default: an epoch."""
+    device: str = "auto"
+    """Where to compute: auto, cpu, cuda, cuda:1, mps."""
+    out: Path = Path("runs/bench")
+    """Folder of bench.jsonl, bench.md and bench.html."""
+    retry: bool = False
+    """Run again what failed."""
+    overwrite: bool = False
+    """Remove the results of another comparison in --out."""
+    json: bool = False
+    """Print the records as one JSON object on the last line of standard output."""
+
+
+@takes("bench", DataOptions)
+@dataclass(frozen=True)
+class BenchData:
+    """Which images to train on."""
+
+    data: Repeated = ()
+    """Data sets (names, .npz files, image folders), with spaces or commas between them. Default: digits."""
+
+
+@dataclass(frozen=True)
+class BenchRules:
+    """What is compared."""
+
+    rules: Repeated = ()
+    """Entries RULE or RULE:option=value,option=value, with commas or spaces between them; all (the default) for every
+    rule with its defaults; a preset's name for its options. Options are the rule's, or batch, decay, ..."""
+    baseline: str = SAME_NET
+    """What ratios are taken to: same-net, for every entry back-propagation on the net that it builds, by the same
+    options; or one entry for all, which --rules names too."""
+    learning_rate: float | None = None
+    """Of all entries that give none of their own, e.g. spsa:learning_rate=0.01. Default: each rule's."""
+    module: str | None = None
+    """FILE.py:NAME, a class or function that makes the image path or stages of all entries."""
 
 
 def bench_command(arguments: list[str]) -> None:
     """Parse the options, run what is not done yet, and print the table."""
-    begin = parsed(_bench, "sidestep bench", arguments)
-    begin(shlex.join(["sidestep", "bench", *arguments]))
+    groups = {"run": (BenchOptions, None), "data": (BenchData, None), "rule": (BenchRules, None)}
+    run, images, rules = parsed_groups(groups, "sidestep bench", arguments, _ABOUT)
+    _asked(run, images, rules)(shlex.join(["sidestep", "bench", *arguments]))
 
 
-def _bench(  # long: the options of the command
-    *,
-    rules: Repeated = (),
-    data: Repeated = (),
-    seeds: int = 3,
-    seed: int = 0,
-    epochs: int | None = None,
-    seconds: float | None = None,
-    forward_passes: float | None = None,
-    to: float | None = None,
-    every: int | None = None,
-    baseline: str = SAME_NET,
-    module: str | None = None,
-    batch: int | None = None,
-    learning_rate: float | None = None,
-    augment: Literal["none", "flip", "flip-crop", "shift"] | None = None,
-    decay: Literal["none", "cosine", "linear"] | None = None,
-    warmup: float | None = None,
-    average: float | None = None,
-    precision: Literal["auto", "float32", "bfloat16"] | None = None,
-    validation: float = 0.1,
-    image_size: int | None = None,
-    data_dir: Path | None = None,
-    device: str = "auto",
-    out: Path = Path("runs/bench"),
-    retry: bool = False,
-    overwrite: bool = False,
-    json: bool = False,
-) -> "_Begin":
-    """Train rules side by side and set what they reach beside what they take: accuracy, seconds, memory, operations,
-    bytes exchanged, with ratios to back-propagation on the same net. Every run has a fresh process; seed by seed all
-    entries have their turn. Stop it when you like: the same command goes on, and finished runs are not run again.
-
-    Args:
-        rules: Entries RULE or RULE:option=value,option=value, with commas or spaces between them; all (the default) for
-            every rule with its defaults; a preset's name for its options. Options are the rule's, or batch, decay, ...
-        data: Data sets (names, .npz files, image folders), with spaces or commas between them. Default: digits.
-        seeds: How many seeds, and so rounds.
-        seed: The first seed.
-        epochs: Passes over the training split, at most.
-        seconds: Seconds of training per run, at most. Default with --to alone: 300.
-        forward_passes: Forward passes over the training split, or as many operations, at most.
-        to: Stop a run when its validation accuracy, measured once an epoch, reaches this share, e.g. 0.96.
-        every: Steps between two evaluations. Default: an epoch.
-        baseline: What ratios are taken to: same-net, for every entry back-propagation on the net that it builds, by the
-            same options; or one entry for all, which --rules names too.
-        module: FILE.py:NAME, a class or function that makes the image path or stages of all entries.
-        batch: Images per step.
-        learning_rate: Of all entries that give none of their own, e.g. spsa:learning_rate=0.01. Default: each rule's.
-        augment: Augmentation of the training images.
-        decay: How the learning rate falls over the run.
-        warmup: Share of the steps over which the learning rate rises.
-        average: Decay of a moving average of the weights.
-        precision: Precision of matrix products and convolutions.
-        validation: Share of the training split kept aside for validation.
-        image_size: Height and width of the images, where a data set has several.
-        data_dir: Folder that is looked in before anything is downloaded. Default: the variable SIDESTEP_DATA.
-        device: Where to compute: auto, cpu, cuda, cuda:1, mps.
-        out: Folder of bench.jsonl, bench.md and bench.html.
-        retry: Run again what failed.
-        overwrite: Remove the results of another comparison in --out.
-        json: Print the records as one JSON object on the last line of standard output.
-    """
-    given = {"batch": batch, "augment": augment, "decay": decay, "warmup": warmup, "average": average,
-             "precision": precision}  # fmt: skip
-    common = {name: value for name, value in given.items() if value is not None}
-    if to is not None and epochs is None and seconds is None and forward_passes is None:
-        seconds = _SECONDS
-    entries = read_entries(all_words(rules) or ("all",), common)
-    if learning_rate is not None:
-        entries = with_learning_rate(entries, learning_rate)
+def _asked(run: Any, images: Any, rules: BenchRules) -> "_Begin":
+    own = {field.name for field in dataclasses.fields(BenchOptions)} & _OF_TRAINING
+    common = {name: getattr(run, name) for name in sorted(own) if getattr(run, name) is not None}
+    seconds = run.seconds
+    if run.to is not None and run.epochs is None and run.steps is None and run.forward_passes is None:
+        seconds = seconds or _SECONDS
+    entries = read_entries(all_words(rules.rules) or ("all",), common)
+    if rules.learning_rate is not None:
+        entries = with_learning_rate(entries, rules.learning_rate)
     race = Comparison(
-        tuple(entries), _names(all_words(data) or ("digits",)), Budget(epochs, seconds, forward_passes, to),
-        seeds, seed, common, every, device, data_dir or default_data_dir(), validation, image_size,
-        ModuleOfFile(module) if module else None,
+        tuple(entries), _names(all_words(images.data) or ("digits",)),
+        Budget(run.epochs, seconds, run.forward_passes, run.to, run.steps), run.seeds, run.seed, common, run.every,
+        run.device, images.data_dir or default_data_dir(), images.validation, images.image_size,
+        ModuleOfFile(rules.module) if rules.module else None,
     )  # fmt: skip
-    chosen = None if baseline == SAME_NET else find_baseline(entries, baseline).label
-    return _Begin(race, chosen, out, retry, overwrite, json)
+    chosen = None if rules.baseline == SAME_NET else find_baseline(entries, rules.baseline).label
+    return _Begin(race, chosen, run.out, run.retry, run.overwrite, run.json)
 
 
 class _Begin:

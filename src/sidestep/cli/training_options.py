@@ -25,6 +25,14 @@ LEFT_OUT: Mapping[str, Mapping[str, str]] = {  # command -> option -> why the co
         "align": "it measures alignment, whatever time that takes",
         **dict.fromkeys(("split", "shares"), "it measures the estimate of a whole batch"),
     },
+    "bench": {
+        "patience": "all runs end by the same budget; give --to to end a run at an accuracy",
+        "align": "measuring alignment would take of the time that is compared",
+        **dict.fromkeys(("split", "shares"), "give it to an entry, as RULE:split=batch"),
+        "checkpoint_seconds": "its runs write no checkpoints",
+        "resume": "the same command goes on by itself",
+        "targets": "its tables count right answers, so the targets are classes",
+    },
     "fit-memory": {
         **dict.fromkeys(("epochs", "patience"), "it takes a few steps: give --steps"),
         **dict.fromkeys(("seed", "augment", "decay", "warmup", "align"), _STEPS_ALIKE),

@@ -47,17 +47,20 @@ class Budget:
     seconds: float | None = None  # of training
     forward_passes: float | None = None  # over the training split, or what takes as many operations
     accuracy: float | None = None  # on the validation split
+    steps: int | None = None
 
     def __post_init__(self) -> None:
         if self.epochs is not None and not 1 <= self.epochs <= 1_000_000:
             raise InputError(f"--epochs must be 1 or more, got {self.epochs}")
+        if self.steps is not None and not 1 <= self.steps <= 10**12:
+            raise InputError(f"--steps must be 1 or more, got {self.steps}")
         for name, value in {"--seconds": self.seconds, "--forward-passes": self.forward_passes}.items():
             if value is not None and not 0 < value < math.inf:
                 raise InputError(f"{name} must be above 0, got {value:g}")
         if self.accuracy is not None and not 0 < self.accuracy < 1:
             raise InputError(f"--to is a share of right answers above 0 and below 1, say 0.96, got {self.accuracy:g}")
-        if self.epochs is None and self.seconds is None and self.forward_passes is None:
-            raise InputError("a run needs a budget: give --epochs, --seconds or --forward-passes")
+        if {self.epochs, self.steps, self.seconds, self.forward_passes} == {None}:
+            raise InputError("a run needs a budget: give --epochs, --steps, --seconds or --forward-passes")
 
 
 @dataclass(frozen=True)
@@ -211,7 +214,8 @@ class _Course:
         return found
 
     def _last_step(self) -> int | None:
-        budget, ends = self.plan.budget, []
+        budget = self.plan.budget
+        ends = [] if budget.steps is None else [budget.steps]
         if budget.epochs is not None:
             ends.append(budget.epochs * self.loop.steps_per_epoch)
         if budget.forward_passes is not None:
@@ -227,8 +231,9 @@ class _Course:
             return "seconds"
         if self.last is None or self.state.step < self.last:
             return None
-        by_epochs = budget.epochs is not None and self.last == budget.epochs * self.loop.steps_per_epoch
-        return "epochs" if by_epochs else "forward passes"
+        if budget.epochs is not None and self.last == budget.epochs * self.loop.steps_per_epoch:
+            return "epochs"
+        return "steps" if self.last == budget.steps else "forward passes"
 
     def _tell(self) -> None:
         if time.perf_counter() - self.told < _TELL:

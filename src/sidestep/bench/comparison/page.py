@@ -86,8 +86,9 @@ class Report:
         machine, versions = asked["machine"], asked["versions"]
         wanted = self.race.seeds * len(self.race.data) * len(self.labels)
         precisions = sorted({record["precision"] for record in self.records if "precision" in record})
-        budget = {"epochs": self.race.budget.epochs, "seconds": self.race.budget.seconds,
-                  "forward passes": self.race.budget.forward_passes}  # fmt: skip
+        given = self.race.budget
+        budget = {"epochs": given.epochs, "steps": given.steps, "seconds": given.seconds,
+                  "forward passes": given.forward_passes}  # fmt: skip
         spent = ", or ".join(f"{value:g} {name}" for name, value in budget.items() if value is not None)
         until = f", or {100 * self.race.budget.accuracy:g} % of validation" if self.race.budget.accuracy else ""
         return (

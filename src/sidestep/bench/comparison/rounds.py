@@ -112,17 +112,19 @@ def _check_options(race: Comparison, compute: Compute) -> None:
         if reason:
             raise InputError(f"{entry.label}: {reason}")
         planned = options.decay != "none" or options.warmup
-        if planned and race.budget.epochs is None and race.budget.forward_passes is None:
+        if planned and {race.budget.epochs, race.budget.steps, race.budget.forward_passes} == {None}:
             raise InputError(
                 f"{entry.label}: with decay or warmup the learning rate depends on the number of steps, which a budget "
-                "in seconds does not tell; give --epochs or --forward-passes, too"
+                "in seconds does not tell; give --epochs, --steps or --forward-passes, too"
             )
 
 
 def settings(race: Comparison) -> dict[str, Any]:
     """Return everything that a comparison's numbers depend on, but for the seeds."""
     device = Compute.find(race.device, "auto").device
-    entries = {}
+    entries, budget = {}, dataclasses.asdict(race.budget)
+    if race.budget.steps is None:  # as comparisons say that were begun when there was no such budget
+        del budget["steps"]
     for entry in race.entries:
         options = dataclasses.asdict(entry.training(race.common))
         trained = {key: value for key, value in options.items() if key not in NOT_OF_ONE}
@@ -130,7 +132,7 @@ def settings(race: Comparison) -> dict[str, Any]:
     return {
         "rules": entries,
         "data": list(race.data),
-        "budget": dataclasses.asdict(race.budget),
+        "budget": budget,
         "every": race.every,
         "validation": race.validation,
         "image_size": race.image_size,

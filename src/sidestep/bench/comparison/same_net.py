@@ -39,7 +39,7 @@ def with_baselines(race: Comparison) -> tuple[Comparison, dict[str, str]]:
     for entry in race.entries:
         there = next((each for each in found if each.key == keys[entry.label]), None)
         if there is None:
-            train = {name: value for name, value in entry.train.items() if name != "units"}  # it has one unit
+            train = {**entry.train, "units": "together"}  # it has one unit
             label = f"{BASELINE_KIND} on the net of {entry.label}"
             there = _Found(replace(entry, label=label, train=train, same_net=True), keys[entry.label])
             found.append(there)
