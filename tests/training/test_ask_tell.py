@@ -93,6 +93,37 @@ def test_the_scores_may_come_in_any_order():
     assert all(torch.equal(one, other) for one, other in zip(*(net.parameters() for net in nets), strict=True))
 
 
+def test_a_search_goes_on_from_what_was_saved_to_the_same_bits(tmp_path):
+    def trained(search, rounds):
+        while search.step.steps < rounds:
+            trial = search.ask()
+            search.tell(trial, score(trial.net))
+        return search
+
+    first = trained(sidestep.ask_tell(Spikes(), SEARCH, seed=2), 2)
+    first.step.save(tmp_path)
+    wanted = trained(first, 4).step.model.state_dict()
+    again = sidestep.ask_tell(Spikes(), SEARCH, seed=2)
+    stale = again.ask()  # of the step before the load
+    again.step.load(tmp_path)
+    with pytest.raises(InputError, match="number 0 of step 0"):
+        again.tell(stale, 1.0)
+    assert again.ask().number == 0
+    again = sidestep.ask_tell(Spikes(), SEARCH, seed=2)
+    again.step.load(tmp_path)
+    found = trained(again, 4).step.model.state_dict()
+    assert all(torch.equal(found[name], value) for name, value in wanted.items())
+
+
+@pytest.mark.parametrize("given", ["high", None, torch.ones(2)])
+def test_a_score_that_is_no_number_is_refused_in_a_sentence(given):
+    search = sidestep.ask_tell(Spikes(), SEARCH)
+    trial = search.ask()
+    with pytest.raises(InputError, match="score of net 0 of step 0 is a .* that is no one number"):
+        search.tell(trial, given)
+    search.tell(trial, 1.0)
+
+
 def test_ranks_make_every_increasing_score_the_same():
     nets = []
     for change in (lambda value: value, lambda value: 1000 * value**3 - 5):

@@ -4,6 +4,7 @@ import copy
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -37,7 +38,7 @@ class Trial:
 class AskTell:
     """Trains a model by the scores of nets around it; `ask_tell` makes it.
 
-    step: what takes the steps: `step.steps`, `step.save`, `step.optimizer`.
+    step: what takes the steps: `step.steps`, `step.save`, `step.load`, `step.optimizer`.
     """
 
     def __init__(self, step: Step) -> None:
@@ -51,7 +52,7 @@ class AskTell:
         self._begin()
 
     def _begin(self) -> None:
-        self._asked = 0
+        self._asked, self._at = 0, self.step.steps
         self._losses: dict[int, float] = {}
         self._directions = directions_along(self._rule.probes(self.step.model, self.step.noise))
 
@@ -60,6 +61,8 @@ class AskTell:
 
         Raises InputError if all nets of this step were asked for, and some of them have no score yet.
         """
+        if self._at != self.step.steps:  # `step.load` has gone to another step, of other directions
+            self._begin()
         if self._asked == len(self._trials):
             missing = [number for number in range(self._asked) if number not in self._losses]
             raise InputError(
@@ -83,7 +86,7 @@ class AskTell:
             InputError: for a score that is no finite number, one that was told already, or of a net that was not asked
                 for in this step. Nothing has changed then, and the right score can be told.
         """
-        if trial.step != self.step.steps or not 0 <= trial.number < self._asked:
+        if not trial.step == self._at == self.step.steps or not 0 <= trial.number < self._asked:
             raise InputError(
                 f"the net is number {trial.number} of step {trial.step}, and step {self.step.steps} has asked for "
                 f"{self._asked}; tell the scores of nets that `ask` gave since the last step"
@@ -93,7 +96,7 @@ class AskTell:
                 f"net {trial.number} of step {trial.step} has a score already, {-self._losses[trial.number]:g}; tell "
                 "each net's once"
             )
-        value = float(score)
+        value = _number(score, trial)
         if not math.isfinite(value):
             raise InputError(
                 f"the score of net {trial.number} of step {trial.step} is {value}; tell a finite number, and one below "
@@ -112,6 +115,16 @@ class AskTell:
     def __exit__(self, *error: object) -> None:
         """Close the log."""
         self.step.close()
+
+
+def _number(score: Any, trial: Trial) -> float:
+    try:
+        return float(score)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(
+            f"the score of net {trial.number} of step {trial.step} is a {type(score).__name__} that is no one number; "
+            "tell a finite number"
+        ) from error
 
 
 def ask_tell(model: nn.Module, rule: Rule, *, seed: int = 0, log: str | Path | None = None) -> AskTell:
