@@ -17,6 +17,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from sidestep import rules
+from sidestep.data import batch_indices
 from sidestep.errors import CheckpointError, InputError
 from sidestep.integrations.sklearn import SidestepClassifier, SidestepRegressor
 from sidestep.rules import RULES
@@ -176,6 +177,23 @@ def test_partial_fit_goes_on_where_a_pickled_or_saved_estimator_stood(tmp_path):
         assert np.array_equal(copy.partial_fit(table, kinds).predict_proba(table), estimator.predict_proba(table))
     with pytest.raises(InputError, match="the label 7 is none of the classes"):
         estimator.partial_fit(table, np.where(kinds == 2, 7, kinds))
+
+
+def test_partial_fit_takes_every_row_once_after_calls_of_other_sizes(monkeypatch):
+    seen = []
+
+    def spied(*given):
+        found = batch_indices(*given)
+        seen.extend(found.tolist())
+        return found
+
+    monkeypatch.setattr("sidestep.training.loop.batch_indices", spied)
+    table, kinds = WINE
+    estimator = small(batch_size=16)
+    for count in (96, 48, 64):  # 6, 3 and 4 steps: the last begins at step 9
+        seen.clear()
+        estimator.partial_fit(table[:count], kinds[:count], classes=[0, 1, 2])
+        assert sorted(seen) == list(range(count)), count
 
 
 def test_pickles_hold_tensors_and_json_alone():

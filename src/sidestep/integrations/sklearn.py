@@ -83,7 +83,7 @@ class SidestepClassifier(ClassifierMixin, Estimator):
         return self._fit(self._rows(table, codes, len(self.classes_), weights))
 
     def partial_fit(self, X: Any, y: Any, classes: Any = None, sample_weight: Any = None) -> Self:
-        """Train by one pass over these rows, on from where the net is; the first call makes a net.
+        """Train by one pass over these rows, in full batches, on from where the net is; the first call makes a net.
 
         Columns, scales and classes are those of the first call, or of `fit`.
 
@@ -172,7 +172,7 @@ class SidestepRegressor(RegressorMixin, Estimator):
         return self._fit(self._rows(table, self._scaled(values), values.shape[1], weights))
 
     def partial_fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
-        """Train by one pass over these rows, on from where the net is; the first call makes a net.
+        """Train by one pass over these rows, in full batches, on from where the net is; the first call makes a net.
 
         Columns and scales are those of the first call, or of `fit`.
         """

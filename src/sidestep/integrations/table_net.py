@@ -142,6 +142,8 @@ class TableNet:
         rows = rows.in_order()
         options = _options(self.rule, rows, self.seed, self.device, batch, epochs)
         steps = options.steps_for(len(rows.features))
+        # an epoch's order is drawn by the number of its first step: from the middle of one, rows would come twice
+        self.state.step += -self.state.step % (steps // epochs)
         options = dataclasses.replace(
             options, epochs=None, steps=self.state.step + steps, decay="cosine" if decay else "none"
         )
