@@ -119,7 +119,7 @@ def test_a_search_goes_on_from_what_was_saved_to_the_same_bits(tmp_path):
 def test_a_score_that_is_no_number_is_refused_in_a_sentence(given):
     search = sidestep.ask_tell(Spikes(), SEARCH)
     trial = search.ask()
-    with pytest.raises(InputError, match="score of net 0 of step 0 is a .* that is no one number"):
+    with pytest.raises(InputError, match=r"score of net 0 of step 0 is a .* that is no one number"):
         search.tell(trial, given)
     search.tell(trial, 1.0)
 
