@@ -21,7 +21,7 @@ from sidestep.probes import DenseProbes
 from sidestep.rules.protocol import Batch, Task
 from sidestep.rules.shared.any_module import STEP_SIZE, as_dense
 from sidestep.rules.shared.whole_model import on_whole_model
-from sidestep.training import Options, Stopped, train
+from sidestep.training import STOP, Options, Stopped, train
 from sidestep.training.exchange import PartSum, pack_whole, unpack_whole
 from sidestep.training.options import Compute
 from sidestep.training.parts import Parts, with_parts
@@ -336,6 +336,28 @@ def without_numbers(world, folder):
     short(folder, rules.SPSA(pairs=3, learning_rate=1e-3, **SMALL), split="probes")
 
 
+class Ends:
+    """Ends the training before its first step, or after its first epoch, whose weights it keeps, two epochs later."""
+
+    def __init__(self, at_once):
+        self.at_once = at_once
+
+    def on_begin(self, event):
+        return STOP if self.at_once else None
+
+    def on_epoch(self, event):
+        if event.epoch == 1:
+            event.keep()
+        return STOP if event.epoch == 3 else None
+
+
+def ended_by_an_observer(world, folder, at_once):
+    given = {"batch": 48, "epochs": 5, "split": "batch", "shares": 3, "precision": "float32"}
+    torch.set_num_threads(1)
+    made = train(WEIGHTS, digits(), Options(**given), observers=[Ends(at_once)], readings=[])
+    return made.step, {name: value.tolist() for name, value in made.net.state_dict().items()}
+
+
 def resumed(world, folder):
     short(folder, resume=True)
     return "done"
@@ -360,6 +382,12 @@ def test_a_stop_request_to_one_rank_stops_all_after_one_step_and_loses_nothing(t
     assert on_ranks(2, stopped_on_rank_1, str(tmp_path / "run")) == [(3, signal.SIGTERM)] * 2
     assert on_ranks(3, resumed, str(tmp_path / "run")) == ["done"] * 3
     assert left(tmp_path, "run") == whole
+
+
+@pytest.mark.parametrize(("at_once", "steps"), [(True, 0), (False, 9)])
+def test_an_observer_ends_all_ranks_with_the_weights_that_it_kept(at_once, steps, tmp_path):
+    (first, own), (second, other) = on_ranks(2, ended_by_an_observer, str(tmp_path / "run"), at_once)
+    assert first == second == steps and own == other
 
 
 def test_a_killed_rank_is_missed_and_a_restart_leads_to_the_same_bits(tmp_path, whole):

@@ -89,7 +89,7 @@ class Loop:
                 raise ObserverError(f"{error}; after step {state.step}, {self._kept(state)}") from error.__cause__
 
     def _take_steps(self, state: State, log: MetricsLog | None, observers: Observers, stop: StopRequest) -> None:
-        ended = observers.notify("on_begin", self._beginning(state))
+        ended = any_of(self.world, observers.notify("on_begin", self._beginning(state)))
         each, each_asked = observers.wants("on_step"), any_of(self.world, observers.may_stop("on_step"))
         saved = time.perf_counter()
         started = saved - state.seconds

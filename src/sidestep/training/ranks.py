@@ -15,7 +15,7 @@ from sidestep.training.progress import Progress
 from sidestep.training.state import State
 from sidestep.world import World
 
-__all__ = ["any_of", "bits_in_doubt", "check_same_everywhere", "share_state"]
+__all__ = ["any_of", "bits_in_doubt", "check_same_everywhere", "share_kept", "share_state"]
 
 _MAY_DIFFER = {"data.name", "data.data_dir", "train.device", "train.checkpoint_seconds", "versions.threads"}
 _DOUBT = "versions.threads", "processor"
@@ -73,6 +73,16 @@ def share_state(world: World, state: State) -> None:
     said = world.broadcast(json.dumps(record).encode())
     if not world.leads:
         state.restore(load(data), json.loads(said))
+
+
+def share_kept(world: World, state: State) -> None:
+    """Bring the weights that an observer of rank 0 has kept, if any, to all ranks, which end with the same net."""
+    if world.size == 1:
+        return
+    kept = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.kept.items()}
+    found = load(world.broadcast(save(kept) if world.leads else b""))
+    if not world.leads:
+        state.kept = {name: tensor.to(state.net_device) for name, tensor in found.items()}
 
 
 def any_of(world: World, wanted: bool) -> bool:

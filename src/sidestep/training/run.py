@@ -33,7 +33,7 @@ from sidestep.training.options import Compute, Options
 from sidestep.training.own_optimizer import OptimizerFactory, SchedulerFactory, own_record
 from sidestep.training.parts import parts_of, with_parts
 from sidestep.training.progress import Progress, Reporting, Silent
-from sidestep.training.ranks import check_same_everywhere, share_state
+from sidestep.training.ranks import check_same_everywhere, share_kept, share_state
 from sidestep.training.result import finish
 from sidestep.training.resume import log_identity, restore
 from sidestep.training.single import check_single
@@ -167,6 +167,7 @@ def _to_its_end(  # long: what runs, and who is told
     with observers.of_the_end(state):
         with stop_on_signals() as stop:
             loop.run(state, kept_metrics, observers, stop)
+        share_kept(loop.world, state)
         together.close()
         if stop.requested:
             raise Stopped(f"stopped after step {state.step} of {loop.total_steps}", state.step, stop.signal_number)
