@@ -387,7 +387,8 @@ def test_a_stop_request_to_one_rank_stops_all_after_one_step_and_loses_nothing(t
 @pytest.mark.parametrize(("at_once", "steps"), [(True, 0), (False, 9)])
 def test_an_observer_ends_all_ranks_with_the_weights_that_it_kept(at_once, steps, tmp_path):
     (first, own), (second, other) = on_ranks(2, ended_by_an_observer, str(tmp_path / "run"), at_once)
-    assert first == second == steps and own == other
+    assert first == second == steps
+    assert own == other
 
 
 def test_a_killed_rank_is_missed_and_a_restart_leads_to_the_same_bits(tmp_path, whole):
