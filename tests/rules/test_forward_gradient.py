@@ -350,3 +350,36 @@ LEARN = {
 def test_it_learns_the_digits(rule, least):
     """`least` is five points under the mean test accuracy of seeds 0, 1 and 2."""
     assert train(rule, data.load("digits"), Options(epochs=12)).result["test_accuracy"] > least
+
+
+def with_dropout(place, frozen):
+    layers = [nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU()]
+    layers.insert(place, nn.Dropout(0.5))
+    for layer in layers:
+        if isinstance(layer, nn.Linear) and layer.in_features == 64:
+            layer.weight.requires_grad_(not frozen)
+            layer.bias.requires_grad_(not frozen)
+    return nn.Sequential(*layers)
+
+
+@pytest.mark.parametrize(("place", "frozen"), [(1, False), (3, True)], ids=["before the layer", "in a frozen stage"])
+def test_dropout_under_local_losses_is_a_function_of_the_seed_alone(place, frozen):
+    found = []
+    for state in (1, 2):
+        torch.manual_seed(state)
+        rule = ForwardGradient(groups=4)
+        run = train(rule, "digits", Options(steps=2, batch=32), module=lambda: with_dropout(place, frozen), readings=[])
+        found.append(torch.cat([value.flatten() for value in run.net.state_dict().values()]))
+    assert torch.equal(*found)
+
+
+def test_the_loss_of_the_read_out_has_the_name_of_the_objective():
+    values = data.from_arrays(Noise(0).normal(160).view(40, 4), Noise(1).normal(40).view(40, 1), targets="values")
+    told = []
+
+    class Watch:
+        def on_step(self, event):
+            told.extend(event.losses)
+
+    train(ForwardGradient(hidden=(8,), groups=2), values, Options(steps=1, batch=16), observers=[Watch()], readings=[])
+    assert told == ["stage 0: squared error", "read-out: squared error"]

@@ -85,12 +85,14 @@ def along_local(net: StagedNet, batch: Batch, directions: Directions, tangents: 
     inputs, batch_size = batch.inputs, len(batch.targets)
     for number, (stage, head) in enumerate(zip(net.stages, cast("list[GroupHeads]", net.heads), strict=True)):
         before, (name, layer), after = at_layer(stage)
-        seen = before(inputs)
+        with noise.stream("before").sub(number).torch_seeded(inputs.device):
+            seen = before(inputs)
         outputs, along = layer(seen), torch.zeros(())
         labels = batch.targets[:, None].expand(-1, len(head.weight), *batch.targets.shape[1:])
         moves = bool(trained(layer))
         if not moves:
-            features = after(outputs)
+            with noise.sub(number).torch_seeded(outputs.device):
+                features = after(outputs)
             upstream, loss = cotangent(head(features), labels, batch.objective)
         for index in tangents if moves else range(0):
             direction = directions.draw(f"stages.{number}.{name}", outputs.shape, index, outputs)
@@ -105,7 +107,8 @@ def along_local(net: StagedNet, batch: Batch, directions: Directions, tangents: 
         gradients |= _named(f"heads.{number}", head.gradients(features, upstream / batch_size))
         inputs = features
     features = inputs.flatten(1)
-    upstream, losses["read-out: cross-entropy"] = cotangent(net.readout(features), batch.targets, batch.objective)
+    upstream, loss = cotangent(net.readout(features), batch.targets, batch.objective)
+    losses[f"read-out: {batch.objective.name}"] = loss
     return gradients | _named("readout", output_gradients(net.readout, features, upstream / batch_size)), losses
 
 
