@@ -70,3 +70,9 @@ class TestText:
     def test_a_text_too_short_is_refused(self):
         with pytest.raises(DataError, match="no window of 64"):
             data.from_text("short")
+
+
+@pytest.mark.parametrize("shares", [{"validation": -0.1}, {"validation": 0.7, "test": 0.7}, {"test": "a tenth"}])
+def test_shares_of_a_text_that_would_put_its_test_part_into_train_are_refused(shares):
+    with pytest.raises(InputError, match=r"shares of the text from 0 to 0\.5"):
+        data.from_text("to be or not to be, that is the question", length=4, **shares)

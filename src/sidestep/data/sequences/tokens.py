@@ -102,6 +102,9 @@ def from_text(
     """
     if not isinstance(text, str) or not isinstance(length, int) or length < 1:
         raise InputError("from_text takes a text and a length of at least 1 character")
+    for share in (validation, test):
+        if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 0.5:
+            raise InputError(f"validation and test must be shares of the text from 0 to 0.5, got {share!r}")
     words = tuple(sorted(set(text)))
     number = {word: index for index, word in enumerate(words)}
     ids = torch.tensor([number[sign] for sign in text], dtype=torch.int64)
