@@ -457,5 +457,5 @@ def test_a_run_s_folder_is_not_taken_for_a_study_s(capsys):
 def test_help_lists_the_studies_and_explains_the_options(capsys):
     assert all(name in run(capsys)[1] for name in study_commands.STUDIES)
     for name in study_commands.STUDIES:
-        status, out, _ = run(capsys, name, "--help")
+        status, out, _ = run(capsys, name, "--help-all")
         assert (status, "--data-dir" in out) == (0, True)

@@ -1,6 +1,7 @@
 """Every command that trains takes the options of training, or says why it does not."""
 
 import dataclasses
+import json
 import re
 
 import pytest
@@ -9,6 +10,8 @@ from sidestep.cli import main
 from sidestep.cli.help import RARE
 from sidestep.cli.options import DataOptions
 from sidestep.cli.training_options import LEFT_OUT
+from sidestep.errors import InputError
+from sidestep.rules import RULES
 from sidestep.training import Options
 
 COMMON = [field.name for kind in (Options, DataOptions) for field in dataclasses.fields(kind)]
@@ -16,6 +19,7 @@ WORDS = {  # what is typed before the options -> the name by which LEFT_OUT has 
     "train backprop": "train",
     "align spsa": "align",
     "bench": "bench",
+    "study noprop-blocks": "study",
     "fit-memory": "fit-memory",
 }
 each_command = pytest.mark.parametrize("words", WORDS)
@@ -60,6 +64,58 @@ def test_an_option_that_is_left_out_is_refused_with_the_reason(command, capsys):
         main([*words.split(), f"--{name.replace('_', '-')}", "3"])
     assert leaving.value.code == 2
     assert reason in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("train noise-step --estimator localprobes", "did you mean local-probes?"),
+        ("train noprop-dt --solver noisestep", "did you mean noise-step?"),
+        ("train backprop --hidden 64,32", "--hidden 64 32"),
+        ("bench --rules local-los --epochs 1", "did you mean local-loss?"),
+    ],
+)
+def test_a_value_that_there_is_not_has_the_nearest_named(words, said, capsys):
+    with pytest.raises(SystemExit) as leaving:
+        main(words.split())
+    assert leaving.value.code == 2
+    assert said in " ".join(capsys.readouterr().err.split())
+
+
+def test_python_names_the_nearest_value_and_rule():
+    with pytest.raises(InputError, match=r"solver must be one of .* got 'noisestep'; did you mean noise-step\?"):
+        RULES["noprop-dt"](solver="noisestep")
+    with pytest.raises(InputError, match=r"norm must be one of [a-z, ]*, got 'zzz'$"):
+        RULES["backprop"](norm="zzz")
+    with pytest.raises(InputError, match=r"did you mean local-loss\?"):
+        pytest.importorskip("sidestep.integrations.sklearn_data").rule_of("local-los")
+
+
+def test_a_study_of_so_many_steps_is_asked_for_again_by_them(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = [
+        "study",
+        "noprop-blocks",
+        "--blocks",
+        "1",
+        "--steps",
+        "2",
+        "--seeds",
+        "1",
+        "--seed",
+        "3",
+        "--device",
+        "cpu",
+        "--out",
+        "s",
+        "--json",
+    ]
+    main(words)
+    record = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (record["asked"]["steps"], record["steps"], record["seeds"]) == (2, 2, [3])
+    assert "steps: 2" in (tmp_path / "s" / "study.md").read_text()
+    main(words)  # its runs are there
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["mean"] == record["mean"]
 
 
 def test_an_option_that_few_need_stays_out_of_the_short_help(capsys):

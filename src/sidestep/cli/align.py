@@ -98,6 +98,7 @@ def _align_rule(name: str, arguments: list[str]) -> None:
         validation=given.validation,
         size=given.image_size,
         targets=given.targets,
+        target=given.target,
         progress=error_console.is_terminal,
     )
     options = Options(batch=look.batch, seed=look.seed, device=look.device, precision=look.precision)

@@ -4,6 +4,7 @@ import contextlib
 import functools
 import inspect
 import io
+import re
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
@@ -11,8 +12,12 @@ import tyro
 
 from sidestep.cli.help import HELP, HELP_ALL, Groups, long_names
 from sidestep.cli.output import complain, complain_in_lines, show
+from sidestep.wording import suggestion
 
 __all__ = ["parsed", "parsed_groups"]
+
+_CHOICE = re.compile(r"invalid choice '([^']*)' for argument '(--[a-z-]+)'\. Expected one of \(([^)]*)\)")
+_COMMAS = re.compile(r"Error parsing (--[a-z-]+): [^\[]*\['([^', ]+(?:,[^', ]+)+)'\]")
 
 
 def parsed(what: Callable[..., Any], program: str, arguments: Sequence[str], about: str | None = None) -> Any:
@@ -73,8 +78,19 @@ def _read(what: Callable[..., Any], program: str, arguments: Sequence[str]) -> A
             return tyro.cli(what, prog=program, args=long_names(arguments), config=(tyro.conf.OmitArgPrefixes,))
     except SystemExit:
         complain_in_lines(said.getvalue())
+        _say_what_may_be_meant(" ".join(said.getvalue().replace("│", " ").split()))
         _say_why_not(program, arguments)
         raise
+
+
+def _say_what_may_be_meant(said: str) -> None:
+    """Say which value is near to one that there is not, and that several numbers stand with spaces between them."""
+    for given, option, known in _CHOICE.findall(said):
+        hint = suggestion(given, re.findall(r"'([^']*)'", known), "")
+        if hint:
+            complain(f"{option} {given}: {hint.strip()}")
+    for option, given in _COMMAS.findall(said):
+        complain(f"numbers of one option stand with spaces between them: {option} {given.replace(',', ' ')}")
 
 
 def _say_why_not(program: str, arguments: Sequence[str]) -> None:

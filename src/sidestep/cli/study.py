@@ -1,7 +1,9 @@
 """`sidestep study NAME`: experiments that ask why a rule does as it does, with a table, a page and a picture."""
 
-from collections.abc import Callable, Iterator, Mapping
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,8 +12,10 @@ from sidestep.bench.studies.blocks import study_blocks
 from sidestep.bench.studies.blocks_report import blocks_figure, blocks_tables, blocks_text
 from sidestep.cli.bar import TrainingBar
 from sidestep.cli.help import HELP, HELP_ALL
+from sidestep.cli.options import DataOptions
 from sidestep.cli.output import default_data_dir, error_console, fail, show, show_json, show_line, show_table
-from sidestep.cli.parse import parsed
+from sidestep.cli.parse import parsed_groups
+from sidestep.cli.training_options import takes
 from sidestep.data import DataSet, load
 from sidestep.errors import InputError
 from sidestep.rules import Backprop, NoPropDT
@@ -36,70 +40,90 @@ def study_command(arguments: list[str]) -> None:
     if name not in STUDIES:
         said = suggestion(name, STUDIES, f"there are: {', '.join(STUDIES)}")
         raise InputError(f"unknown study {name!r}: {said}")
-    parsed(STUDIES[name][1], f"sidestep study {name}", rest)
+    STUDIES[name][1](rest)
 
 
-def _blocks(
-    *,
-    data: str = "digits",
-    data_dir: Path | None = None,
-    blocks: int = 10,
-    epochs: int | None = None,
-    batch: int = 128,
-    seeds: int = 3,
-    validation: float = 0.1,
-    out: Path = Path("runs/study-noprop-blocks"),
-    device: str = "auto",
-    overwrite: bool = False,
-    json: bool = False,
-) -> None:  # long: the options of the command
-    """Is it the denoising, or just T classifiers? Trains NoProp-DT and back-propagation on the same blocks with several
-    seeds, and takes NoProp's chain apart on the test split. Finished runs are loaded; run it again after a stop.
+_ABOUT = """\
+Is it the denoising, or just T classifiers? Trains NoProp-DT and back-propagation on the same blocks with several
+seeds, and takes NoProp's chain apart on the test split. Finished runs are loaded; run it again after a stop.
+"""
 
-    Args:
-        data: Data set, .npz file or image folder.
-        data_dir: Folder that is looked in before anything is downloaded. Default: the variable SIDESTEP_DATA.
-        blocks: Blocks of both nets (the paper's T).
-        epochs: Passes over the training split. Default: 10, or 20 below 5,000 images.
-        batch: Images per step.
-        seeds: How many seeds, from 0 on; more can be added later.
-        validation: Share of the training split kept aside for validation.
-        out: Folder of the runs, and of study.json, study.md and study.png.
-        device: Where to compute: auto, cpu, cuda, cuda:1, mps.
-        overwrite: Replace the results of a study of other options, or of more seeds, in --out.
-        json: Print the record as one JSON object on the last line of standard output.
-    """
-    found, source = _data(data, data_dir, validation)
-    rules = NoPropDT(blocks=blocks), Backprop(blocks=blocks)
+
+@takes("study", Options)
+@dataclass(frozen=True)
+class StudyOptions:
+    """How both nets are trained, and what is kept."""
+
+    seeds: int = 3
+    """How many seeds; more can be added later."""
+    seed: int = 0
+    """The first seed."""
+    out: Path = Path("runs/study-noprop-blocks")
+    """Folder of the runs, and of study.json, study.md and study.png."""
+    overwrite: bool = False
+    """Replace the results of a study of other options, or of more seeds, in --out."""
+    json: bool = False
+    """Print the record as one JSON object on the last line of standard output."""
+
+
+@takes("study", DataOptions)
+@dataclass(frozen=True)
+class StudyData:
+    """Which images to train on."""
+
+
+@dataclass(frozen=True)
+class StudyRule:
+    """What both nets are made of."""
+
+    blocks: int = 10
+    """Blocks of both nets (the paper's T)."""
+
+
+def _blocks(arguments: Sequence[str]) -> None:
+    groups = {"run": (StudyOptions, None), "data": (StudyData, None), "rule": (StudyRule, None)}
+    given, images, rule = parsed_groups(groups, "sidestep study noprop-blocks", arguments, _ABOUT)
+    found, source = _data(images)
+    rules = NoPropDT(blocks=rule.blocks), Backprop(blocks=rule.blocks)
+    names = [each.name for each in dataclasses.fields(Options) if hasattr(given, each.name)]
+    trained = {name: getattr(given, name) for name in names}
     asked = {
         "study": "noprop-blocks",
-        "data": data,
-        "blocks": blocks,
-        "epochs": epochs,
-        "batch": batch,
-        "validation": validation,
+        "data": images.data,
+        "blocks": rule.blocks,
+        "epochs": given.epochs,
+        "batch": given.batch,
+        "validation": images.validation,
     }  # fmt: skip; more seeds only add to the results
-    options = Options(epochs=epochs, batch=batch, device=device, out=folder_for_study(out, asked, overwrite, seeds))
+    plain, kept = Options(), ("device", "out", "overwrite", "checkpoint_seconds")
+    asked |= {name: value for name, value in trained.items() if name not in kept and value != getattr(plain, name)}
+    of_data = {"image_size": images.image_size, "target": images.target}
+    asked |= {name: value for name, value in of_data.items() if value is not None}
+    out = folder_for_study(given.out, asked, given.overwrite, given.seeds)
+    options = Options(**{**trained, "out": out, "overwrite": False})
     try:
         with only_writer(out):
-            record = study_blocks(*rules, found, options, seeds, source, _watch)
+            record = study_blocks(*rules, found, options, given.seeds, source, _watch)
     except Stopped as stopped:
         fail(f"{stopped}; saved in {out}. Continue by running the same command again", 128 + stopped.signal_number)
     except KeyboardInterrupt:  # a second one, or not while training
         fail(f"stopped at once; what is finished is kept in {out}: continue by running the same command again", 130)
-    _report(out, {"asked": asked, **record}, blocks_text(record), blocks_tables(record), blocks_figure(record), json)
+    pages = blocks_text(record), blocks_tables(record), blocks_figure(record)
+    _report(out, {"asked": asked, **record}, *pages, given.json)
 
 
-STUDIES: Mapping[str, tuple[str, Callable[..., None]]] = {
+STUDIES: Mapping[str, tuple[str, Callable[[Sequence[str]], None]]] = {
     "noprop-blocks": ("is it the denoising, or just T classifiers? NoProp-DT's chain taken apart", _blocks),
 }
 
 
-def _data(name: str, data_dir: Path | None, validation: float) -> tuple[DataSet, dict[str, Any]]:
+def _data(given: Any) -> tuple[DataSet, dict[str, Any]]:
     """Return the data and how they can be loaded again."""
-    directory = data_dir or default_data_dir()
-    found = load(name, data_dir=directory, validation=validation, progress=error_console.is_terminal)
-    source = {"name": name, "data_dir": data_dir, "validation": validation}
+    directory = given.data_dir or default_data_dir()
+    found = load(given.data, data_dir=directory, validation=given.validation, size=given.image_size,
+                 target=given.target, progress=error_console.is_terminal)  # fmt: skip
+    source = {"name": given.data, "data_dir": given.data_dir, "validation": given.validation, "size": given.image_size,
+              "target": given.target}  # fmt: skip
     return found, {key: value for key, value in source.items() if value is not None}
 
 

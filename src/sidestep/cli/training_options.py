@@ -32,6 +32,14 @@ LEFT_OUT: Mapping[str, Mapping[str, str]] = {  # command -> option -> why the co
         "checkpoint_seconds": "its runs write no checkpoints",
         "resume": "the same command goes on by itself",
         "targets": "its tables count right answers, so the targets are classes",
+        "target": "a data set is given by its name alone; convert a table to a .npz file",
+    },
+    "study": {
+        "units": "back-propagation, which stands beside NoProp, has one unit",
+        **dict.fromkeys(("split", "shares"), "its runs are trained whole, by one process"),
+        "align": "it compares what is learned, not estimates; sidestep align does that",
+        "resume": "the same command goes on by itself",
+        "targets": "it takes right answers apart, so the targets are classes",
     },
     "fit-memory": {
         **dict.fromkeys(("epochs", "patience"), "it takes a few steps: give --steps"),
@@ -39,7 +47,7 @@ LEFT_OUT: Mapping[str, Mapping[str, str]] = {  # command -> option -> why the co
         "units": _EVERY_WAY,
         **dict.fromkeys(("split", "shares"), "it measures steps that one process takes whole"),
         **dict.fromkeys(("checkpoint_seconds", "out", "resume", "overwrite"), "it keeps nothing"),
-        **dict.fromkeys(("data_dir", "validation", "targets"), _RANDOM),
+        **dict.fromkeys(("data_dir", "validation", "targets", "target"), _RANDOM),
     },
 }
 

@@ -13,6 +13,7 @@ from sidestep.data.tables.encoding import Table
 from sidestep.data.tables.frames import is_frame, table_of_array, table_of_frame
 from sidestep.errors import InputError
 from sidestep.rules import RULES, Rule
+from sidestep.wording import suggestion
 
 __all__ = ["class_targets", "row_weights", "rule_of", "seed_of", "table_of", "taken", "value_targets"]
 
@@ -24,7 +25,8 @@ def rule_of(rule: Any) -> Rule:
     """Return the rule object: the one given, or one of that name with its defaults."""
     if isinstance(rule, str):
         if rule not in RULES:
-            raise InputError(f"there is no rule {rule!r}; there are: {', '.join(RULES)}")
+            said = suggestion(rule, RULES, f"there are: {', '.join(RULES)}")
+            raise InputError(f"there is no rule {rule!r}: {said}")
         return RULES[rule]()
     if not isinstance(rule, Rule):
         raise InputError(f"rule must be a rule's name, or a rule such as rules.LocalLoss(hidden=(64,)), got {rule!r}")

@@ -7,6 +7,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from sidestep.errors import InputError
+from sidestep.wording import suggestion
 
 __all__ = ["RARE", "check_choice", "settle_fields"]
 
@@ -75,5 +76,7 @@ def check_choice(rule: Any) -> None:
     kinds = get_type_hints(type(rule))
     for field in fields(rule):
         if get_origin(kinds[field.name]) is Literal and getattr(rule, field.name) not in get_args(kinds[field.name]):
-            allowed = ", ".join(map(str, get_args(kinds[field.name])))
-            raise InputError(f"{field.name} must be one of {allowed}, got {getattr(rule, field.name)!r}")
+            allowed, given = list(map(str, get_args(kinds[field.name]))), getattr(rule, field.name)
+            near = suggestion(str(given), allowed, "").strip()
+            hint = f"; {near}" if near else ""
+            raise InputError(f"{field.name} must be one of {', '.join(allowed)}, got {given!r}{hint}")

@@ -96,27 +96,29 @@ def trained_run(  # long: what is trained, on what, how, and what is read of it
         InputError: if the folder holds a run with other options.
     """
     folder = RunFolder(Path(options.out or "."))
-    epochs = options.epochs_for(len(data.train))
+    epochs, steps = options.epochs_for(len(data.train)), options.steps_for(len(data.train))
+    length = counted(epochs, "epoch") if options.steps is None else counted(steps, "step")
     result = folder.result() or {}
-    if folder.config_file.exists() and result.get("epochs", epochs) != epochs:
+    done = result.get("steps", steps)
+    if folder.config_file.exists() and done != steps and not (options.patience and done < steps):
         raise InputError(
             f"{folder.path} has been trained to its end, of {counted(result['epochs'], 'epoch')}, and would be lost "
-            f"to a run of {epochs}; choose another --out"
+            f"to a run of {epochs if options.steps is None else length}; choose another --out"
         )
     if folder.config_file.exists() and result:
         run = load_run(folder.path, device=options.device)
         _check_same(run, folder.config(), rule, data, options, source)
         run.result = result
         return run
-    with watch(f"{rule.name} on {data.name}, seed {options.seed}: {counted(epochs, 'epoch')}") as progress:
-        again = dataclasses.replace(options, epochs=epochs, resume=True)
+    with watch(f"{rule.name} on {data.name}, seed {options.seed}: {length}") as progress:
+        again = dataclasses.replace(options, epochs=epochs if options.steps is None else None, resume=True)
         return train(rule, data, again, source=source, progress=progress, readings=readings)
 
 
 def _check_same(  # long: the six things that a run is made of
     run: Run, config: Mapping[str, Any], rule: Rule, data: DataSet, options: Options, source: Mapping[str, Any]
 ) -> None:
-    free = {"out", "resume", "overwrite", "epochs", "device", "precision", "checkpoint_seconds"}
+    free = {"out", "resume", "overwrite", "epochs", "steps", "device", "precision", "checkpoint_seconds"}
     given = {key: value for key, value in dataclasses.asdict(options).items() if key not in free}
     had = {key: config["train"].get(key) for key in given}
     given |= {
@@ -193,7 +195,7 @@ def _record(
         "rule": rule_record(rule),
         "baseline": rule_record(baseline),
         "blocks": len(parts[0][AGREES]),
-        "epochs": options.epochs_for(len(data.train)),
+        **({"epochs": options.epochs_for(len(data.train))} if options.steps is None else {"steps": options.steps}),
         "batch": options.batch,
         "seeds": [part["seed"] for part in parts],
         "parameters": parts[0]["parameters"],

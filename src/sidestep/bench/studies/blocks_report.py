@@ -76,10 +76,11 @@ def blocks_tables(record: Mapping[str, Any]) -> list[Table]:
 def blocks_text(record: Mapping[str, Any]) -> str:
     """Return the heading and what was done."""
     blocks, seeds = record["blocks"], ", ".join(map(str, record["seeds"]))
+    length = f"steps: {record['steps']}" if "steps" in record else f"epochs: {record['epochs']}"
     return (
         f"# Is it the denoising, or just classifiers? {markdown(record['data'])}, blocks: {blocks}\n\n"
         f"{record['rule']['name']}, and {record['baseline']['name']} on the same blocks in a chain. "
-        f"Training images: {record['train_images']:,}; epochs: {record['epochs']}; batch: {record['batch']}; "
+        f"Training images: {record['train_images']:,}; {length}; batch: {record['batch']}; "
         f"seeds: {seeds}. All options, and every seed's numbers, are in study.json."
     )
 
