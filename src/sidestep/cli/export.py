@@ -6,7 +6,7 @@ from typing import Annotated
 
 import tyro
 
-from sidestep.cli.options import run_in
+from sidestep.cli.options import check_order, run_in
 from sidestep.cli.output import notice, show, show_json
 from sidestep.cli.parse import parsed
 from sidestep.integrations.export import CHECKED, export
@@ -44,6 +44,7 @@ def _export(
         overwrite: Replace a file that is there.
         json: Print one JSON object.
     """
+    check_order(run, [file], "export")
     trained = run_in(run, module, "cpu", ())
     unfinished = RunFolder(run).unfinished(trained.step)
     if unfinished:

@@ -27,6 +27,7 @@ __all__ = [
     "Repeated",
     "TrainData",
     "all_words",
+    "check_order",
     "data_of",
     "last_value",
     "module_from",
@@ -136,6 +137,16 @@ def run_in(path: Path, module: str | None, device: str, given: Sequence[str]) ->
     # never from the run's own configuration: looking at somebody's run must not run their code
     made = module_from(module) if module else None
     return load_run(path, module=made, device=device, inference=settings(given))
+
+
+def check_order(run: Path, others: Sequence[Path], command: str) -> None:
+    """Raise InputError where a folder of a run stands after a file, and not in its place before it."""
+    swapped = next((each for each in others if RunFolder(each).config_file.exists()), None)
+    if swapped is not None and not RunFolder(run).config_file.exists():
+        raise InputError(
+            f"RUN and FILE look swapped: {run} is no run's folder, and {swapped} is one; the form is "
+            f"sidestep {command} {swapped} {run}"
+        )
 
 
 def data_of(run: Path, data: str | None, data_dir: Path | None) -> DataSet:

@@ -9,7 +9,7 @@ import tyro
 from torch import Tensor
 
 from sidestep import checkpoint
-from sidestep.cli.options import Repeated, all_words, run_in
+from sidestep.cli.options import Repeated, all_words, check_order, run_in
 from sidestep.cli.output import check_new, show, show_json, show_table
 from sidestep.cli.parse import parsed
 from sidestep.data import read_named_images
@@ -56,6 +56,7 @@ def _predict(
         overwrite: Let --out replace a file that exists.
         json: Print one JSON object with all labels.
     """
+    check_order(run, file, "predict")
     trained = run_in(run, module, device, all_words(set))
     if out:
         check_new(out, overwrite, (".csv", ".npz"))

@@ -171,18 +171,33 @@ def _made_up(run: Run, size: int) -> Tensor:
     return (noise.normal(count).view(size, *task.shape) * std + mean).float()
 
 
-def _program(predictor: Predictor, run: Run) -> Any:
+def _graph(predictor: Predictor, run: Run) -> Any:
     batch = torch.export.Dim("batch", min=1)
     made_up = _made_up(run, 5)
+    with torch.no_grad():
+        return torch.export.export(predictor, (made_up,), dynamic_shapes=({0: batch},), strict=False)
+
+
+def _has_graph(run: Run, reading: str) -> bool:
+    """Whether a reading can be written, which shows only when it is tried."""
     try:
-        with torch.no_grad():
-            return torch.export.export(predictor, (made_up,), dynamic_shapes=({0: batch},), strict=False)
+        _graph(Predictor(run, reading).cpu().eval(), run)
+    except Exception:  # as above
+        return False
+    return True
+
+
+def _program(predictor: Predictor, run: Run) -> Any:
+    try:
+        return _graph(predictor, run)
+    except InputError:
+        raise
     except Exception as error:  # torch gives no one kind of error for what a graph cannot hold
-        others = [name for name in run.rule.readings if name != predictor.reading]
+        others = [name for name in run.rule.readings if name != predictor.reading and _has_graph(run, name)]
         raise InputError(
             f"the reading {predictor.reading!r} of {run.rule.name} cannot be written as one graph for batches of any "
             f"size ({type(error).__name__}): it draws noise, or a solver of another library takes its steps"
-            f"{'; its other readings are ' + ', '.join(others) if others else ''}"
+            f"{'; readings that can be are ' + ', '.join(others) if others else ''}"
         ) from error
 
 

@@ -85,7 +85,8 @@ class Whole:
 
     def estimate(self, arguments: tuple[Any, ...], noise: Noise) -> Update:
         """Return the update from a function of losses, or from inputs and targets."""
-        return self._rule.estimate_any(self.net, self._losses(arguments), noise)
+        with _without_backward():
+            return self._rule.estimate_any(self.net, self._losses(arguments), noise)
 
     def decide(self, update: Update) -> Update:
         """Return the update, with the learning rate that it is applied with where a replay needs it."""
@@ -200,6 +201,20 @@ def _pair(arguments: tuple[Any, ...]) -> tuple[Any, Any]:
         f"a step takes a function that returns the loss, or inputs and targets, got {given}{missing}; "
         "call step(lambda: loss_function(model(inputs), targets)), or step(inputs, targets)"
     )
+
+
+@contextmanager
+def _without_backward() -> Iterator[None]:
+    """Say that the function calls no backward(), in place of what torch says of a graph that is not there, or gone."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not any(words in str(error) for words in ("does not require grad", "backward through the graph a second")):
+            raise
+        raise InputError(
+            "the function that step(...) is given returns the loss and calls no backward(), since the rule takes its "
+            "derivatives, if it needs any, itself; leave backward() out, and let the loss depend on the model"
+        ) from error
 
 
 def _loss(objective: Objective, model: nn.Module, inputs: Any, targets: Any) -> Tensor:
