@@ -66,7 +66,7 @@ Train neural networks without end-to-end back-propagation.
 commands:
   train RULE        train a net by a learning rule, e.g.: sidestep train noprop-dt --data mnist --out runs/a
   eval RUN          accuracy of a trained run by every sampler, e.g.: sidestep eval runs/a
-  predict RUN FILE  classes of the images in files or folders, e.g.: sidestep predict runs/a photo.jpg more/
+  predict RUN FILE  classes of images, answers for a table's rows: sidestep predict runs/a photo.jpg more/ --out a.csv
   export RUN FILE   a trained net for other programs, e.g.: sidestep export runs/a model.onnx --check
   runs              the runs in a folder: rule, data, seed, accuracy, finished or not, size
   compare RUN RUN   is one run better than another on the same test images, or is it chance?

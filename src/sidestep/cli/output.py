@@ -156,7 +156,9 @@ class PlainColumn(TextColumn):
 def check_new(path: Path, overwrite: bool, suffixes: tuple[str, ...]) -> None:
     """Refuse an output file of another kind, in a folder that is not there, or that would replace one that is."""
     if path.suffix not in suffixes:
-        raise InputError(f"--out must end in {' or '.join(suffixes)}, got {path}")
+        raise InputError(
+            f"--out must end in {', '.join(suffixes[:-1])}{' or ' * (len(suffixes) > 1)}{suffixes[-1]}, got {path}"
+        )
     if not path.parent.is_dir():
         raise InputError(f"the folder {path.parent} does not exist")
     if path.is_dir():

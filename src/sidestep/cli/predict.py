@@ -1,22 +1,18 @@
-"""`sidestep predict RUN FILE`: the classes of images."""
+"""`sidestep predict RUN FILE ...`: the classes of images, and the classes or values of rows of a table."""
 
-import io
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
 import tyro
-from torch import Tensor
 
-from sidestep import checkpoint
 from sidestep.cli.options import Repeated, all_words, check_order, run_in
-from sidestep.cli.output import check_new, show, show_json, show_table
+from sidestep.cli.output import check_new, notice, show, show_json, show_table
 from sidestep.cli.parse import parsed
-from sidestep.data import read_named_images
-from sidestep.errors import InputError
-from sidestep.training.compatibility import picture_form
+from sidestep.cli.predict_inputs import Given, given_inputs
+from sidestep.cli.predict_output import SUFFIXES, Answers
+from sidestep.training import Run
 from sidestep.training.folder import RunFolder
-from sidestep.wording import counted, csv_text
+from sidestep.wording import counted
 
 __all__ = ["predict_command"]
 
@@ -27,8 +23,8 @@ def predict_command(arguments: list[str]) -> None:
 
 
 def _predict(
-    run: Annotated[Path, tyro.conf.Positional],
-    file: Annotated[tuple[Path, ...], tyro.conf.Positional],
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")],
+    file: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="FILE ...")],
     /,
     out: Path | None = None,
     reading: str | None = None,
@@ -39,15 +35,21 @@ def _predict(
     overwrite: bool = False,
     json: bool = False,
 ) -> None:  # long: the options of the command
-    """Print the class of every image in files or folders; pictures are stretched as those trained on were.
+    """Print the class of every image in files or folders, pictures stretched as those trained on were; or what every
+    row of a table is predicted to be, its columns encoded as in training.
+
+    A picture among several that cannot be read is left out with a sentence that names it; the others are predicted, and
+    the status at the end is 1.
 
     Args:
         run: Folder of the run.
-        file: Images: pictures, folders of them, a .npz (array `images`, `x`, `x_test`, `test_images`, or its only one),
-            a .npy.
-        out: Write all predictions there: .csv (index, class, probability, file) or .npz (labels, probabilities,
-            class_names, files); without a temperature (see `sidestep eval`) it says score and scores instead. In the
-            .csv a name that a spreadsheet would calculate has an apostrophe in front.
+        file: Images: pictures, folders of them, a pattern in quotes such as 'photos/*.jpg', a .npz (array `images`,
+            `x`, `x_test`, `test_images`, or its only one), a .npy; of a run on a table .csv, .tsv or .parquet files,
+            with or without the target. - stands for standard input: one such file.
+        out: Write all predictions there: .csv (index, class, probability, file), .ndjson (an object a line, with the
+            probabilities of all classes) or .npz (labels, probabilities, class_names, files); without a temperature
+            (see `sidestep eval`) it says score and scores instead, and of numbers value. In the .csv a name that a
+            spreadsheet would calculate has an apostrophe in front.
         reading: Which of the rule's readings to use, e.g. ancestral; by default the first (see `sidestep rules`).
         set: Other settings of the samplers than at training, NAME=VALUE, e.g. --set steps=200.
         module: Image path the run was trained with, FILE.py:NAME, if it was one of your own.
@@ -59,55 +61,55 @@ def _predict(
     check_order(run, file, "predict")
     trained = run_in(run, module, device, all_words(set))
     if out:
-        check_new(out, overwrite, (".csv", ".npz"))
+        check_new(out, overwrite, SUFFIXES)
     unfinished = RunFolder(run).unfinished(trained.step)
-    if not file:
-        raise InputError("name the images to classify: sidestep predict RUN FILE ..., or a folder of pictures")
-    if trained.task.inputs != "image" or trained.task.targets != "classes":
-        raise InputError(
-            f"sidestep predict shows the classes of images, and {run} was trained on {trained.task.inputs} with "
-            f"{trained.task.targets} as targets; in Python: sidestep.load_run({str(run)!r}).predict(inputs)"
-        )
-    images, files = read_named_images(file, trained.task.image_shape, picture_form(run))
+    given = given_inputs(trained, run, file)
     name = reading or trained.rule.readings[0]
-    probabilities = trained.predict(images, name)
-    missing = trained.uncalibrated(name)
-    kind, form = ("score", ".3f") if missing else ("probability", ".1%")
-    labels = probabilities.argmax(dim=1).tolist()
-    classes = trained.task.class_names
+    found = trained.predict(given.inputs, name)
+    values = trained.task.targets != "classes"
+    missing = None if values else trained.uncalibrated(name)
+    kind = "value" if values else "score" if missing else "probability"
+    answers = Answers(found, trained.task.class_names, kind, given.names)
     if out:
-        _write(out, probabilities, classes, kind, files)
+        answers.write(out)
     if json:
-        show_json({
-            "run": str(run), "finished": unfinished is None, "reading": name, "images": len(labels), "labels": labels,
-            "classes": [classes[label] for label in labels], "files": list(files),
-            "temperature": trained.temperature(name), kind: probabilities.amax(dim=1).tolist(),
-        })  # fmt: skip
-        return
-    rows = [[files[i], classes[k], f"{probabilities[i, k]:{form}}"] for i, k in enumerate(labels[: max(0, most)])]
-    title = f"{counted(len(labels), 'image')}, read by {name}" + (f"; not finished: {unfinished}" if unfinished else "")
-    show_table(title, ["image", "class", kind], rows)
+        show_json(_record(run, unfinished, trained, name, given, answers))
+    else:
+        _show(answers, given.noun, name, unfinished, missing, most, out)
+    for lost in given.lost:
+        notice(f"left out: {lost}")
+    if given.lost:
+        raise SystemExit(1)
+
+
+def _record(
+    run: Path, unfinished: str | None, trained: Run, name: str, given: Given, answers: Answers
+) -> dict[str, object]:
+    found: dict[str, object] = {
+        "run": str(run), "finished": unfinished is None, "reading": name, f"{given.noun}s": len(answers.names),
+        "files": list(answers.names), "left_out": list(given.lost), answers.kind: answers.best,
+    }  # fmt: skip
+    if answers.kind != "value":
+        labels = answers.labels
+        found |= {"labels": labels, "classes": [answers.outputs[label] for label in labels]}
+        found["temperature"] = trained.temperature(name)
+    return found
+
+
+def _show(  # long: what is printed, and what has to be said beside it
+    answers: Answers, noun: str, name: str, unfinished: str | None, missing: str | None, most: int, out: Path | None
+) -> None:
+    count, form = len(answers.names), {"probability": ".1%", "score": ".3f", "value": ".6g"}[answers.kind]
+    shown = range(min(count, max(0, most)))
+    best, labels = answers.best, answers.labels
+    classes = [[answers.outputs[labels[i]]] for i in shown] if labels else [[] for _ in shown]
+    rows = [[answers.names[i], *classes[i], f"{best[i]:{form}}"] for i in shown]
+    title = f"{counted(count, noun)}, read by {name}" + (f"; not finished: {unfinished}" if unfinished else "")
+    columns = ["class", answers.kind] if answers.kind != "value" else [answers.outputs[0]]
+    show_table(title, [noun, *columns], rows)
     if missing:
         show(f"scores, which need not say how often they are right: {missing}")
-    if len(labels) > len(rows):
-        show(f"... and {len(labels) - len(rows)} more" + ("" if out else "; --out FILE.csv writes all"))
+    if count > len(rows):
+        show(f"... and {count - len(rows)} more" + ("" if out else "; --out FILE.csv writes all"))
     if out:
         show(f"written: {out}")
-
-
-def _write(out: Path, probabilities: Tensor, names: tuple[str, ...], kind: str, files: tuple[str, ...]) -> None:
-    labels = probabilities.argmax(dim=1)
-    if out.suffix == ".npz":
-        buffer = io.BytesIO()
-        answers, shares, classes, where = labels.numpy(), probabilities.numpy(), np.array(names), np.array(files)
-        if kind == "probability":
-            np.savez(buffer, labels=answers, probabilities=shares, class_names=classes, files=where)
-        else:
-            np.savez(buffer, labels=answers, scores=shares, class_names=classes, files=where)
-        checkpoint.write_bytes(out, buffer.getvalue())
-    else:
-        rows = [
-            [index, names[label], f"{probabilities[index, label]:.6f}", files[index]]
-            for index, label in enumerate(labels.tolist())
-        ]
-        checkpoint.write_text(out, csv_text([["index", "class", kind, "file"], *rows]))

@@ -150,9 +150,10 @@ def _shaped(images: Array, wanted: tuple[int, int, int]) -> Array:
     if shape == (height, width, channels):
         return images.transpose(0, 3, 1, 2)
     one = images.shape in (wanted, (height, width, channels), (height, width))
+    flat = len(images.shape) < 3  # one image, or rows: what is left without the first axis is the shape of neither
     raise InputError(
-        f"images have shape {shape}, but the net was trained on {wanted} (channels, height, width)"
-        + ("; give one image as images[None]" if one else "")
+        f"{f'an array of shape {images.shape}' if flat else f'images have shape {shape}'}, but the net was trained on "
+        f"{wanted} (channels, height, width)" + ("; give one image as images[None]" if one else "")
     )
 
 

@@ -74,11 +74,13 @@ def read_pictures(  # what to read, how, and two parts of a message
     root: Path,
     odd: Callable[[int, int], str],
     hint: str = "images must have one size: give size= (--image-size) to stretch them all",
+    lost: dict[Path, str] | None = None,
 ) -> Array:
     """All pictures as (n, height, width) or (n, height, width, 3), in the form's dtype; losses are reported.
 
     `odd` says what is wrong with a picture of another height and width than `shape`, `hint` what to do. Raises one
-    DataError for all files that cannot be read, or else for all of another shape.
+    DataError for all files that cannot be read, or else for all of another shape; with `lost` both are left out, and
+    noted there.
     """
     pixels = np.empty((len(files), *shape, *((3,) if form.channels == 3 else ())), form.pixels)
     rows = iter(pixels)
@@ -89,17 +91,19 @@ def read_pictures(  # what to read, how, and two parts of a message
         height, width = found.array.shape[:2]
         if (height, width) == shape:
             next(rows)[...] = found.array
+        elif lost is not None:
+            raise DataError(f"{path}: {odd(height, width)}; {hint}")
         else:
             wrong.append(f"{path}: {odd(height, width)}")
         return found.transparent
 
-    transparent = for_all(files, read)
+    transparent = for_all(files, read, lost)
     if wrong:
         raise DataError(f"{listed(wrong)}; {hint}")
     if any(transparent):
         some = _of(sum(transparent), len(transparent), "is")
         report(f"{root}: {some} transparent, in parts at least, and laid on white")
-    return pixels
+    return pixels[: len(transparent)]
 
 
 def _form(headers: list[Header], size: int | None, given: PictureForm | None) -> PictureForm:

@@ -94,15 +94,21 @@ def _deep_array(image: "Image", form: PictureForm) -> Array:
     return array if form.channels == 1 else np.repeat(array[..., None], 3, axis=2)
 
 
-def for_all(files: Iterable[Path], read: Callable[[Path], T]) -> list[T]:
-    """What `read` returns for each file; raises one DataError that names every file it has failed on."""
+def for_all(files: Iterable[Path], read: Callable[[Path], T], lost: dict[Path, str] | None = None) -> list[T]:
+    """What `read` returns for each file; raises one DataError that names every file it has failed on.
+
+    With `lost` these are left out, and what is wrong with each is noted there.
+    """
     found: list[T] = []
     wrong: list[str] = []
     for path in files:
         try:
             found.append(read(path))
         except DataError as error:
-            wrong.append(str(error))
+            if lost is None:
+                wrong.append(str(error))
+            else:
+                lost[path] = str(error)
     if wrong:
         raise DataError(f"{listed(wrong)}; {FIX}")
     return found

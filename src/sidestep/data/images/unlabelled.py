@@ -28,7 +28,10 @@ def read_images(path: Path, image_shape: tuple[int, int, int], form: PictureForm
 
 
 def read_named_images(
-    paths: Sequence[Path], image_shape: tuple[int, int, int], form: PictureForm | None = None
+    paths: Sequence[Path],
+    image_shape: tuple[int, int, int],
+    form: PictureForm | None = None,
+    lost: dict[Path, str] | None = None,
 ) -> tuple[Tensor, tuple[str, ...]]:
     """Images (n, channels, height, width), uint8 or float32, with the name of each, in the shape that a net was
     trained on.
@@ -36,7 +39,8 @@ def read_named_images(
     A `.npz` gives the array called images, x, x_test or test_images, or its only one; a `.npy` its array; any
     other file is read as one picture, and a folder stands for all pictures in it and in its folders, by name. A
     picture is read in the given form, by default as bytes, turned to grey or colour as needed, and not stretched.
-    Images of an array are called FILE[0], FILE[1] and so on.
+    Images of an array are called FILE[0], FILE[1] and so on. With `lost`, pictures that cannot be read are left out,
+    and noted there with what is wrong, as long as there are others.
 
     Raises:
         DataError: if a file is missing or damaged, or its images have another shape.
@@ -50,7 +54,11 @@ def read_named_images(
         else:
             parts.append((None, _pictures_in(path)))
     pictures = [path for images, files in parts if images is None for path in files]
-    decoded = iter(_decoded(pictures, image_shape, form, paths[0] if len(paths) == 1 else Path("pictures")))
+    where = paths[0] if len(paths) == 1 else Path("pictures")
+    decoded = iter(_decoded(pictures, image_shape, form, where, lost))
+    left = lost or {}
+    if left and len(left) == len(set(pictures)) and len(pictures) == sum(len(files) for _, files in parts):
+        _decoded(pictures, image_shape, form, where, None)  # there is nothing else: raises an error that names them
     images: list[Tensor] = []
     names: list[str] = []
     for found, files in parts:
@@ -58,8 +66,9 @@ def read_named_images(
             images.append(found)
             names.extend(f"{files[0]}[{i}]" for i in range(len(found)))
         else:
-            images.extend(next(decoded)[None] for _ in files)
-            names.extend(map(str, files))
+            there = [path for path in files if path not in left]
+            images.extend(next(decoded)[None] for _ in there)
+            names.extend(map(str, there))
     if len({part.dtype for part in images}) > 1:
         raise DataError("some of these images are uint8 (0 to 255), others float32; give them one after another")
     return torch.cat(images), tuple(names)
@@ -84,8 +93,9 @@ def _array(path: Path, image_shape: tuple[int, int, int]) -> Tensor:
         pixels = pixels[None]
     images = image_tensor(pixels, f"{path} images")
     if tuple(images.shape[1:]) != image_shape:
+        read = "" if pixels.ndim == 2 else f", read as images of {tuple(images.shape[1:])}"  # one image, or flat ones
         raise DataError(
-            f"{path}: an array of shape {pixels.shape}, read as images of {tuple(images.shape[1:])}, but the net was "
+            f"{path}: an array of shape {pixels.shape}{read}, but the net was "
             f"trained on {image_shape} (channels, height, width); resize or convert them first"
         )
     return images
@@ -120,7 +130,9 @@ def _pictures_in(path: Path) -> list[Path]:
     return found
 
 
-def _decoded(files: list[Path], image_shape: tuple[int, int, int], form: PictureForm, where: Path) -> Tensor:
+def _decoded(
+    files: list[Path], image_shape: tuple[int, int, int], form: PictureForm, where: Path, lost: dict[Path, str] | None
+) -> Tensor:
     def odd(height: int, width: int) -> str:
         return f"the picture has shape {(form.channels, height, width)}"
 
@@ -128,6 +140,8 @@ def _decoded(files: list[Path], image_shape: tuple[int, int, int], form: Picture
         f"the net was trained on {image_shape} (channels, height, width), on images that were not stretched; resize "
         "first"
     )
-    report_lost(where, files, for_all(files, read_header), form)
-    pixels = read_pictures(files, form, image_shape[1:], where, odd, hint)
-    return image_tensor(pixels, str(where)) if files else torch.empty(0)
+    headers = for_all(files, read_header, lost)
+    files = [path for path in files if path not in (lost or {})]
+    report_lost(where, files, headers, form)
+    pixels = read_pictures(files, form, image_shape[1:], where, odd, hint, lost)
+    return image_tensor(pixels, str(where)) if len(pixels) else torch.empty(0)
