@@ -2,12 +2,15 @@
 
 import json
 import math
+import re
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 import torch
 
 from sidestep.bench.comparison.paired import paired
+from sidestep.bench.comparison.paired_page import paired_page
 from sidestep.cli import main
 
 TRAIN = ["train", "backprop", "--net", "linear"]
@@ -72,6 +75,38 @@ def test_compare_counts_the_same_images(folder, capsys):
     assert "McNemar" in out(capsys, *words)
     same = json.loads(out(capsys, "compare", str(folder / "a"), str(folder / "a"), "--json"))
     assert (same["difference"], same["p_exact"], same["differs"]) == (0.0, 1.0, {})
+
+
+def test_a_comparison_is_a_page_of_its_own(folder, tmp_path, capsys):
+    page = tmp_path / "out.html"
+    words = ["compare", str(folder / "a"), str(folder / "deeper" / "b")]
+    found = json.loads(out(capsys, *words, "--html", str(page), "--json"))
+    text = page.read_text()
+    body = text.partition("</style>")[2]
+    counts = dict(re.findall(r"<td>([^<]*)</td><td>([\d,]+)</td></tr>", body))
+    assert sum(int(count.replace(",", "")) for count in counts.values()) == found["examples"]
+    assert int(counts[f"only {folder / 'a'}"]) == found["only_first"]
+    right = int(counts["both right"]) + found["only_second"]
+    assert right / found["examples"] == pytest.approx(found["second"])
+    assert f"{100 * found['difference']:+.2f}" in body
+    assert "rule.learning_rate" in body
+    assert "prefers-color-scheme: dark" in text
+    assert not re.search(r"(src|href)=|url\(|<script", text)  # one file that needs no other
+    for svg in re.findall(r"<svg.*?</svg>", body):
+        _, _, width, height = map(float, re.search(r'viewBox="([^"]*)"', svg)[1].split())
+        for x, y in re.findall(r'<(?:text|circle)[^>]* c?x="([^"]*)" c?y="([^"]*)"', svg):
+            assert 0 <= float(x) <= width
+            assert 0 <= float(y) <= height
+        ElementTree.fromstring(svg)
+    assert "exists already; choose another --html" in refused(capsys, *words, "--html", str(page))
+    assert "must end in .html" in refused(capsys, *words, "--html", str(tmp_path / "a.txt"))
+
+
+def test_names_of_runs_are_no_markup_on_the_page():
+    found = paired(torch.tensor([True, False]), torch.tensor([True, True]))
+    page = paired_page(("<b>a", 'b"&'), "<i>", found, {"x<y": ("<script>", None)}, ("backprop", "spsa"))
+    for mark in ("<b>", "<i>", "<script>", 'b"&', "x<y"):
+        assert mark not in page
 
 
 def test_what_cannot_be_compared_is_refused(folder, tmp_path, capsys):

@@ -153,18 +153,18 @@ class PlainColumn(TextColumn):
         return Text(spelled(self.text_format.format(task=task)))
 
 
-def check_new(path: Path, overwrite: bool, suffixes: tuple[str, ...]) -> None:
+def check_new(path: Path, overwrite: bool, suffixes: tuple[str, ...], option: str = "--out") -> None:
     """Refuse an output file of another kind, in a folder that is not there, or that would replace one that is."""
     if path.suffix not in suffixes:
         raise InputError(
-            f"--out must end in {', '.join(suffixes[:-1])}{' or ' * (len(suffixes) > 1)}{suffixes[-1]}, got {path}"
+            f"{option} must end in {', '.join(suffixes[:-1])}{' or ' * (len(suffixes) > 1)}{suffixes[-1]}, got {path}"
         )
     if not path.parent.is_dir():
         raise InputError(f"the folder {path.parent} does not exist")
     if path.is_dir():
-        raise InputError(f"{path} is a folder; choose another --out")
+        raise InputError(f"{path} is a folder; choose another {option}")
     if path.exists() and not overwrite:
-        raise InputError(f"{path} exists already; choose another --out, or replace it with --overwrite")
+        raise InputError(f"{path} exists already; choose another {option}, or replace it with --overwrite")
 
 
 def default_data_dir() -> Path | None:

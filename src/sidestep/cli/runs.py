@@ -8,9 +8,11 @@ from typing import Annotated, Any
 import tyro
 from torch import Tensor
 
+from sidestep import checkpoint
 from sidestep.bench.comparison.paired import Paired, paired
+from sidestep.bench.comparison.paired_page import paired_page
 from sidestep.cli.options import data_of, run_in
-from sidestep.cli.output import show, show_json, show_table
+from sidestep.cli.output import check_new, show, show_json, show_table
 from sidestep.cli.parse import parsed
 from sidestep.cli.quality import score_cell
 from sidestep.data import DataSet
@@ -101,8 +103,10 @@ def _compare(
     data_dir: Path | None = None,
     module: str | None = None,
     device: str = "auto",
+    html: Path | None = None,
+    overwrite: bool = False,
     json: bool = False,
-) -> None:
+) -> None:  # long: the options of the command
     """Compare two finished runs on the same test images: the difference of their accuracies with a 95% interval (paired
     bootstrap), McNemar's test on the images that only one has right, and what differs in their configurations.
 
@@ -115,8 +119,12 @@ def _compare(
         data_dir: Folder that is looked in before anything is downloaded. Default: the variable SIDESTEP_DATA.
         module: Module that both were trained with, FILE.py:NAME, if it was one of your own.
         device: Where to compute: auto, cpu, cuda, cuda:1, mps.
+        html: Write a page with charts there, one file that needs no other.
+        overwrite: Let --html replace a file that exists.
         json: Print one JSON object.
     """
+    if html:
+        check_new(html, overwrite, (".html",), "--html")
     runs = [run_in(path, module, device, ()) for path in (first, second)]
     for path, run in zip((first, second), runs, strict=True):
         _check_comparable(path, run)
@@ -125,11 +133,17 @@ def _compare(
     answers = [_right(run, found) for run in runs]
     compared = paired(*answers)
     differs = _differences(*configs)
+    if html:
+        rules = runs[0].rule.name, runs[1].rule.name
+        page = paired_page((str(first), str(second)), found.name, compared, differs, rules)
+        checkpoint.write_text(html, page)
     if json:
         show_json({"first": str(first), "second": str(second), "data": found.name, **dataclasses.asdict(compared),
                    "differs": {name: list(values) for name, values in differs.items()}})  # fmt: skip
         return
     _print(first, second, found, compared, differs)
+    if html:
+        show("", f"written: {html}")
 
 
 def _check_comparable(path: Path, run: Run) -> None:
