@@ -41,6 +41,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "train": _Later("train", "train_command"),
     "eval": _Later("evaluate", "eval_command"),
     "predict": _Later("predict", "predict_command"),
+    "generate": _Later("generate", "generate_command"),
     "export": _Later("export", "export_command"),
     "runs": _Later("runs", "runs_command"),
     "compare": _Later("runs", "compare_command"),
@@ -67,6 +68,7 @@ commands:
   train RULE        train a net by a learning rule, e.g.: sidestep train noprop-dt --data mnist --out runs/a
   eval RUN          accuracy of a trained run by every sampler, e.g.: sidestep eval runs/a
   predict RUN FILE  classes of images, answers for a table's rows: sidestep predict runs/a photo.jpg more/ --out a.csv
+  generate RUN      text from a net of next tokens, e.g.: sidestep generate runs/a --prompt "To be" --temperature 0.8
   export RUN FILE   a trained net for other programs, e.g.: sidestep export runs/a model.onnx --check
   runs              the runs in a folder: rule, data, seed, accuracy, finished or not, size
   compare RUN RUN   is one run better than another on the same test images, or is it chance?

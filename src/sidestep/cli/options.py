@@ -45,8 +45,8 @@ class DataOptions:
     """Which images to train on."""
 
     data: str = "digits"
-    """Name of a data set (`sidestep data` lists them), a .npz file, a table (.csv, .tsv, .parquet), a folder of .npy
-    files, or a folder with one folder of images per class."""
+    """Name of a data set (`sidestep data` lists them), a .npz file, a table (.csv, .tsv, .parquet), a text (.txt), a
+    folder of .npy files, or a folder with one folder of images per class."""
     target: str | None = None
     """Of a table: the column to be predicted, from all others."""
     data_dir: Path | None = None

@@ -15,7 +15,8 @@ def label(data: str) -> str:
     folder = _folder(data)
     if folder:
         return folder.name or "root"
-    return Path(data).stem if "/" in data or is_table_file(Path(data)) else data.removesuffix(".npz")
+    stem = "/" in data or is_table_file(Path(data)) or data.endswith(".txt")
+    return Path(data).stem if stem else data.removesuffix(".npz")
 
 
 def check_place(out: Path, data: str) -> None:

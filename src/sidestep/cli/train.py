@@ -246,7 +246,7 @@ def _saved_options(kind: type[Rule], saved: dict[str, Any]) -> Given:
             data_dir=Path(data["data_dir"]) if "data_dir" in data else None,
             validation=data.get("validation", 0.1),
             image_size=data.get("size"),
-            targets=data.get("targets", "classes"),
+            targets=data.get("targets", "auto"),
             target=data.get("target"),
             preset=data.get("preset"),
             budget=data.get("budget"),

@@ -1,4 +1,4 @@
-"""One door for all data: a known name, a `.npz` file, a table in a file, an image folder, or arrays in memory."""
+"""One door for all data: a known name, a `.npz` file, a table or a text in a file, an image folder, or arrays."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -18,6 +18,7 @@ from sidestep.data.images.npz import npz_source
 from sidestep.data.labels import class_names_from
 from sidestep.data.npy_folder import holds_arrays, npy_source
 from sidestep.data.rows import is_mapped
+from sidestep.data.sequences.tokens import from_file
 from sidestep.data.source import Source, assemble
 from sidestep.data.splits import DataSet, PictureForm
 from sidestep.data.tables.file_set import file_set
@@ -40,8 +41,8 @@ def load(
     targets: str = "auto",
     target: str | None = None,
 ) -> DataSet:  # long: a name or a path, and what may be said of each
-    """A data set by name (see `names`), or from a path to a `.npz` file, to a table (`.csv`, `.tsv`, `.parquet`), or
-    to a folder with one folder per class.
+    """A data set by name (see `names`), or from a path to a `.npz` file, to a table (`.csv`, `.tsv`, `.parquet`), to
+    a text (`.txt`: the next characters are the targets, see `from_text`), or to a folder with one folder per class.
 
     data_dir (by default what the variable SIDESTEP_DATA names) is looked in first for NAME.npz (bloodmnist_64.npz
     for another size) and for the original files, also in data_dir/NAME; only what is not there is downloaded, into
@@ -65,8 +66,11 @@ def load(
     name = os.fspath(name_or_path)
     asked: dict[str, float] = {"validation": float(validation)} if isinstance(validation, Real) else {}
     asked |= {"size": size} if size is not None else {}
-    if targets != "auto":
+    text = name not in KNOWN and name.endswith(".txt")
+    if targets != "auto" and not (text and targets == "tokens"):
         _check_targets(targets)
+    if text and target is None and _place(name)[2]:
+        return _text(_place(name)[0], validation, size, targets, asked)
     table = name not in KNOWN and is_table_file(Path(name))
     if target is not None and not table:
         raise InputError(f"target={target!r} names a column of a table (.csv, .tsv, .parquet), and {name} is none")
@@ -107,6 +111,15 @@ def _table(
     return replace(found, source={"name": os.path.abspath(path), **asked, **record})
 
 
+def _text(path: Path, validation: float, size: int | None, targets: str, asked: Mapping[str, float]) -> DataSet:
+    """A text in a file, each of whose characters is to be told from those before it."""
+    if targets not in ("auto", "tokens"):
+        raise InputError(f"the targets of a text are its next characters, so that targets={targets!r} does not fit")
+    if size is not None:
+        raise InputError(f"size={size} is for known sets and image folders, and {path} is a text")
+    return replace(from_file(path, validation), source={"name": os.path.abspath(path), **asked})
+
+
 def _check_targets(targets: str) -> None:
     if targets not in ("classes", "labels", "values"):
         raise InputError(f"targets must be classes, labels or values, got {targets!r}")
@@ -124,7 +137,7 @@ def _source(name: str, size: int | None, form: PictureForm | None) -> tuple[Path
     if path.suffix == ".npz" or is_file:
         if is_file and path.suffix != ".npz":
             raise DataError(
-                f"{path}: a data file must be .npz, .csv, .tsv or .parquet; write arrays with numpy.savez(path, "
+                f"{path}: a data file must be .npz, .csv, .tsv, .parquet or .txt; write arrays with numpy.savez(path, "
                 "x_train=..., ...)"
             )
         if size is not None:

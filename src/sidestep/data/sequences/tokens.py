@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from sidestep.data.splits import DataSet, Split
 from sidestep.data.tables.columns import data_set, target_tensor
 from sidestep.errors import DataError, InputError
 
-__all__ = ["from_text", "from_tokens", "target_ids", "token_tensor"]
+__all__ = ["from_file", "from_text", "from_tokens", "target_ids", "token_tensor"]
 
 _MOST = 1 << 31  # token ids
 
@@ -113,6 +114,17 @@ def from_text(
     if not len(parts[0]) or len(words) < 2:
         raise DataError(f"{name}: a text of {len(text):,} characters has no window of {length} to train on")
     return data_set(name, parts[0], parts[1], parts[2] if test else None, words, "tokens")
+
+
+def from_file(path: Path, validation: float = 0.1) -> DataSet:
+    """A data set of the characters of a UTF-8 file, in windows of 64; see `from_text`."""
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is no UTF-8 text (byte {error.start:,}): write it in UTF-8") from None
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}") from error
+    return from_text(text, validation=validation, name=path.stem)
 
 
 def _windows(ids: Tensor, length: int) -> Split:
