@@ -10,7 +10,15 @@ from torch import Tensor, nn
 
 from sidestep.errors import InputError
 
-__all__ = ["check_own_weights", "check_unshared", "first_names", "frozen", "parameters_of", "trained"]
+__all__ = [
+    "check_own_weights",
+    "check_unshared",
+    "first_names",
+    "frozen",
+    "parameters_of",
+    "set_training",
+    "trained",
+]
 
 
 def parameters_of(net: nn.Module) -> dict[str, nn.Parameter]:
@@ -51,6 +59,24 @@ def trained(net: nn.Module) -> dict[str, nn.Parameter]:
     ternary = (layer for layer in net.modules() if hasattr(layer, "trits"))
     trits = {id(p) for layer in ternary for p in layer.parameters(recurse=False) if not p.is_floating_point()}
     return {name: p for name, p in parameters.items() if p.requires_grad or id(p) in trits}
+
+
+def set_training(net: nn.Module) -> None:
+    """Put every layer into training mode, as `net.train()` does, and at once where all of them are, as in most steps.
+
+    >>> net = nn.Sequential(nn.Linear(3, 2), nn.Dropout().eval())
+    >>> set_training(net)
+    >>> net[1].training
+    True
+    """
+    if not _all_train(net):
+        net.train()
+
+
+def _all_train(net: nn.Module) -> bool:
+    if not net.training or type(net).train is not nn.Module.train:  # one that does more than that
+        return False
+    return all(part is None or _all_train(part) for part in net._modules.values())
 
 
 def frozen(net: nn.Module) -> dict[str, Tensor]:

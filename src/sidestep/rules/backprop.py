@@ -30,7 +30,7 @@ from sidestep.nets.stages.heads import logits_of_heads
 from sidestep.nets.stages.layerwise import LayerwiseNet, layerwise_net, layerwise_own
 from sidestep.nets.ternary.nets import TernaryNet, ternary_conv_net, ternary_mlp
 from sidestep.nets.ternary.straight_through import float_twin
-from sidestep.nets.trained import trained
+from sidestep.nets.trained import parameters_of, set_training, trained
 from sidestep.nets.user_modules import ImagePath, image_paths
 from sidestep.noise import Noise
 from sidestep.rules.protocol import Batch, OutputRule, Task
@@ -177,7 +177,7 @@ class Backprop(OutputRule[_Net]):
 
     def estimate(self, net: _Net, batch: Batch, noise: Noise) -> Update:
         """Return the gradient of the batch's mean loss, as the mean of its parts."""
-        net.train()
+        set_training(net)
         device, size = batch.inputs.device, self._part_size(net, len(batch.targets))
         generator = noise.generator(device)
         given = [batch.inputs, batch.targets]
@@ -195,9 +195,12 @@ class Backprop(OutputRule[_Net]):
             for part in zip(*(tensor.split(size) for tensor in given), strict=True):
                 loss, terms = self._losses(net, batch.objective, *part)
                 statistics = changed()  # before the way back, where checkpointed blocks run, and count, a second time
-                found = gradients_of(loss / self.accumulate, dict(net.named_parameters()))
-                gradients = _added(gradients, found) if self.accumulate > 1 else found
-                losses = {name: losses.get(name, 0) + term.detach() / self.accumulate for name, term in terms.items()}
+                if self.accumulate > 1:
+                    found = gradients_of(loss / self.accumulate, parameters_of(net))
+                    gradients, terms = _added(gradients, found), _part_of(terms, losses, self.accumulate)
+                else:
+                    gradients = gradients_of(loss, parameters_of(net))
+                losses = {name: term.detach() for name, term in terms.items()}
                 with torch.no_grad():
                     for name, value in statistics.items():
                         net.get_buffer(name).copy_(value)
@@ -254,6 +257,11 @@ class Backprop(OutputRule[_Net]):
                 terms[f"net: {objective.name} of {kind} {index}"] = term
                 loss = loss + self.deep_supervision * term
         return loss, terms
+
+
+def _part_of(terms: dict[str, Tensor], sums: dict[str, Tensor], parts: int) -> dict[str, Tensor]:
+    """Return the sums with one more part's share of each term."""
+    return {name: sums.get(name, 0) + term.detach() / parts for name, term in terms.items()}
 
 
 def _added(sums: dict[str, Tensor], found: dict[str, Tensor]) -> dict[str, Tensor]:

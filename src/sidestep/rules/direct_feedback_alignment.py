@@ -21,7 +21,7 @@ from sidestep.nets.parallel import kept_statistics
 from sidestep.nets.precision import at_least_float32, full_precision
 from sidestep.nets.stages.around import layerwise_around, shapes_along
 from sidestep.nets.stages.layerwise import LayerwiseNet, check_hidden, layerwise_net, layerwise_own, shapes_of
-from sidestep.nets.trained import first_names
+from sidestep.nets.trained import first_names, set_training
 from sidestep.nets.user_modules import ImagePath
 from sidestep.noise import Noise
 from sidestep.rules.protocol import Batch, OutputRule, Task
@@ -81,7 +81,7 @@ class DirectFeedbackAlignment(OutputRule[LayerwiseNet]):
 
     def estimate(self, net: LayerwiseNet, batch: Batch, noise: Noise) -> Update:
         """Return each stage's gradient under the error that its feedback matrix brings, and the head's own."""
-        net.train()
+        set_training(net)
         device, names = batch.inputs.device, first_names(net)
         with kept_statistics(net) as changed, noise.stream("module").torch_seeded(device):
             outputs, inputs = [], batch.inputs

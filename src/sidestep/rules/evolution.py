@@ -28,7 +28,7 @@ from sidestep.nets.parallel import kept_statistics
 from sidestep.nets.precision import full_precision
 from sidestep.nets.resolution import check_noise_size
 from sidestep.nets.stages.staged import StagedNet, check_layers
-from sidestep.nets.trained import check_unshared, trained
+from sidestep.nets.trained import check_unshared, set_training, trained
 from sidestep.nets.user_modules import ImagePath
 from sidestep.noise import Noise
 from sidestep.probes import DenseProbes, Distribution, PerParameter
@@ -128,7 +128,7 @@ class Evolution(ForwardOnlyRule):
 
     def estimate(self, net: StagedNet, batch: Batch, noise: Noise) -> Update:
         """Return the estimate as gradients; in float32, since rounding the difference of two losses would drown it."""
-        net.train()
+        set_training(net)
         check_multiple(len(batch.targets), *self.batch_multiple)
         size = self.batch_multiple[1]
         members = Members(self.population // 2, len(batch.targets) // size, size)

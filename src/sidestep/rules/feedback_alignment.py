@@ -20,7 +20,7 @@ from sidestep.nets.parallel import kept_statistics
 from sidestep.nets.stages.around import layerwise_around, twin_of
 from sidestep.nets.stages.feedback import FeedbackLayer, exact_errors, feedback_kinds, with_feedback
 from sidestep.nets.stages.layerwise import LayerwiseNet, check_hidden, layerwise_net, layerwise_own
-from sidestep.nets.trained import first_names
+from sidestep.nets.trained import first_names, set_training
 from sidestep.nets.user_modules import ImagePath
 from sidestep.noise import Noise
 from sidestep.rules.protocol import Batch, OutputRule, Task
@@ -81,7 +81,7 @@ class FeedbackAlignment(OutputRule[LayerwiseNet]):
 
     def estimate(self, net: LayerwiseNet, batch: Batch, noise: Noise) -> Update:
         """Return what the carried-back errors make of the gradient of the batch's mean cross-entropy."""
-        net.train()
+        set_training(net)
         device = batch.inputs.device
         with kept_statistics(net) as changed, noise.stream("module").torch_seeded(device):
             loss = batch.objective.mean(net(batch.inputs), batch.targets, self.label_smoothing)

@@ -26,6 +26,7 @@ from sidestep.gradients.end_to_end import gradients_of
 from sidestep.nets.precision import at_least_float32
 from sidestep.nets.stages.goodness import GoodnessNet, goodness_loss, wrong_labels
 from sidestep.nets.stages.layerwise import check_hidden
+from sidestep.nets.trained import set_training
 from sidestep.nets.user_modules import ImagePath
 from sidestep.noise import Noise
 from sidestep.rules.protocol import Batch, Rule, Task
@@ -108,7 +109,7 @@ class ForwardForward(Rule[GoodnessNet]):
 
         The read-out is first: what it takes for likely, by a pass without derivatives, are the hard negatives.
         """
-        net.train()
+        set_training(net)
         labels, parameters, units = batch.targets, dict(net.named_parameters()), self.units(net)
         logits = net(batch.inputs)
         loss = cross_entropy(logits, labels)

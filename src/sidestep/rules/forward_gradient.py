@@ -27,7 +27,7 @@ from sidestep.gradients.directions import Directions
 from sidestep.gradients.forward_mode import forward_mode
 from sidestep.nets.parallel import kept_statistics
 from sidestep.nets.stages.staged import StagedNet
-from sidestep.nets.trained import check_unshared, trained
+from sidestep.nets.trained import check_unshared, set_training, trained
 from sidestep.nets.user_modules import ImagePath
 from sidestep.noise import Noise
 from sidestep.probes import PerParameter
@@ -112,7 +112,7 @@ class ForwardGradient(ForwardOnlyRule):
 
     def estimate(self, net: StagedNet, batch: Batch, noise: Noise) -> Update:
         """Return the mean estimate of the tangents, as gradients."""
-        net.train()
+        set_training(net)
         directions = Directions(noise.stream("directions"), self.distribution)
         way = {"weights": along_weights, "activities": along_activities, "local": along_local}[self.kind]
         with torch.no_grad(), kept_statistics(net) as changed, forward_mode(net):

@@ -24,6 +24,7 @@ from sidestep.nets.parallel import kept_statistics
 from sidestep.nets.precision import at_least_float32
 from sidestep.nets.stages.hebbian import HebbianNet, hebbian_change, some_rows
 from sidestep.nets.stages.layerwise import check_hidden
+from sidestep.nets.trained import set_training
 from sidestep.nets.user_modules import ImagePath
 from sidestep.noise import Noise
 from sidestep.rules.protocol import Batch, Rule, Task
@@ -120,7 +121,7 @@ class Hebbian(Rule[HebbianNet]):
 
     def estimates(self, net: HebbianNet, batch: Batch, noise: Noise) -> Iterator[tuple[str, Dense]]:
         """Yield one stage's update after another, and then the read-out's; each sees the stages as they were."""
-        net.train()
+        set_training(net)
         features, images = [], batch.inputs
         resting = self.stage_steps is not None and noise.step >= self.stage_steps
         for index, (stage, summary) in enumerate(zip(net.stages, net.summaries, strict=True)):

@@ -25,7 +25,7 @@ from sidestep.nets.stages.around import layerwise_around, shapes_along
 from sidestep.nets.stages.feedback import feedback_kinds
 from sidestep.nets.stages.layerwise import LayerwiseNet, check_hidden, layerwise_net, layerwise_own, shapes_of
 from sidestep.nets.stages.similarity import projection_for, similarity_loss
-from sidestep.nets.trained import parameters_of, trained
+from sidestep.nets.trained import parameters_of, set_training, trained
 from sidestep.nets.user_modules import ImagePath
 from sidestep.noise import Noise
 from sidestep.rules.protocol import Batch, OutputRule, Task
@@ -102,7 +102,7 @@ class LocalLoss(OutputRule[LayerwiseNet]):
 
     def estimates(self, net: LayerwiseNet, batch: Batch, noise: Noise) -> Iterator[tuple[str, Dense]]:
         """Yield one stage's update after another; a stage's input comes from the stages as they were."""
-        net.train()
+        set_training(net)
         inputs, parameters = batch.inputs, parameters_of(net)
         for index, (unit, names) in enumerate(self.units(net).items()):
             own = noise.stream("module").sub(index)  # for modules of the user's that draw from torch's own generator

@@ -30,6 +30,7 @@ from sidestep.nets.noprop.samplers import check_steps
 from sidestep.nets.parallel import kept_statistics
 from sidestep.nets.precision import full_precision
 from sidestep.nets.solvers import Field, solved
+from sidestep.nets.trained import set_training
 from sidestep.nets.user_modules import ImagePath
 from sidestep.noise import Noise
 from sidestep.rules.protocol import Batch, Task
@@ -100,7 +101,7 @@ class NeuralODE(DenoisingRule):
 
     def estimate(self, net: Denoiser, batch: Batch, noise: Noise) -> Update:
         """Return the gradient of the mean cross-entropy at the flow's end, from one noise start per image."""
-        net.train()
+        set_training(net)
         net.block.latent.eval()  # an image-shaped z has a path with dropout: a rate with fresh masks is no ODE
         generator = noise.generator(batch.inputs.device)
         latent = net.embedding.new_empty(len(batch.targets), net.dimension).normal_(generator=generator)

@@ -35,7 +35,7 @@ from sidestep.nets.substituted import functional_call
 from sidestep.nets.ternary.causal import ternary_causal_net, ternary_shares_net
 from sidestep.nets.ternary.layers import ternary_parameters, trit_count
 from sidestep.nets.ternary.nets import TernaryNet, ternary_conv_net, ternary_mlp, ternary_own
-from sidestep.nets.trained import trained
+from sidestep.nets.trained import set_training, trained
 from sidestep.nets.user_modules import ImagePath
 from sidestep.noise import Noise
 from sidestep.probes import RankOneProbes
@@ -193,7 +193,7 @@ class NoiseStep(TernarySteps, Rule[TernaryNet]):
         of each example's own; local-losses: exact gradients of each stage's smoothed loss, local-probes: unbiased ones.
         """
         data, objective = (batch.inputs, batch.targets), batch.objective
-        net.train()
+        set_training(net)
         seeded = noise.stream("module").torch_seeded(batch.inputs.device)  # for modules that draw in their forward pass
         with torch.no_grad(), kept_statistics(net) as changed, seeded, inplace_explained():
             if self.estimator == "weight-probes":

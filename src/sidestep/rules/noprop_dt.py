@@ -32,7 +32,7 @@ from sidestep.nets.noprop.stack_readings import ddim_logits, stack_predictions
 from sidestep.nets.noprop.target_space import target_space
 from sidestep.nets.noprop.ternary_blocks import TernaryBlock, ternary_stack
 from sidestep.nets.parallel import kept_statistics, run_units
-from sidestep.nets.trained import trained
+from sidestep.nets.trained import set_training, trained
 from sidestep.nets.user_modules import ImagePath, image_paths
 from sidestep.noise import Noise
 from sidestep.rules.fields import RARE
@@ -191,7 +191,7 @@ class NoPropDT(Rule[DenoisingStack]):
         if self._ternary is not None:
             return self._ternary.estimate(net, batch, noise)
         own = batch.share.units(blocks := len(net.blocks))
-        net.train()
+        set_training(net)
         execution = net.execution(batch.inputs.device) if len(own) == blocks else "per block"
         shares, statistics = self._shares(net, batch, noise, execution, own)
         shared = self._readout_estimate(net, batch, noise.sub(blocks))
@@ -207,7 +207,7 @@ class NoPropDT(Rule[DenoisingStack]):
         if self._ternary is not None:
             raise InputError("units of ternary blocks step together; use units = together with solver = noise-step")
         blocks, total = len(net.blocks), torch.zeros_like(net.embedding)
-        net.train()
+        set_training(net)
         for index in range(blocks):
             yield f"block {index + 1}", self._alone(net, index, batch, noise.sub(index), total)
         shared = self._readout_estimate(net, batch, noise.sub(blocks))

@@ -32,6 +32,7 @@ from sidestep.nets.noprop.losses import check_loss, check_smoothing, denoising_l
 from sidestep.nets.noprop.samplers import check_steps
 from sidestep.nets.parallel import kept_statistics
 from sidestep.nets.precision import full_precision
+from sidestep.nets.trained import set_training
 from sidestep.nets.user_modules import ImagePath
 from sidestep.noise import Noise
 from sidestep.rules.protocol import Batch, Task
@@ -143,7 +144,7 @@ class NoPropFM(TimedRule):
 
     def estimate(self, net: Denoiser, batch: Batch, noise: Noise) -> Update:
         """Return the gradients of the loss, one time and one noise per image (and draw)."""
-        net.train()
+        set_training(net)
         generator = noise.generator(batch.inputs.device)
         draw = draw_times(self.times, len(batch.targets) * self.draws_per_image, net.dimension, generator)
         labels = torch.cat([batch.targets] * self.draws_per_image)

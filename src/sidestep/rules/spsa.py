@@ -28,6 +28,7 @@ from sidestep.nets.parallel import kept_statistics
 from sidestep.nets.precision import full_precision
 from sidestep.nets.resolution import check_noise_size
 from sidestep.nets.stages.staged import StagedNet, check_layers
+from sidestep.nets.trained import set_training
 from sidestep.nets.user_modules import ImagePath
 from sidestep.noise import Noise
 from sidestep.probes import DenseProbes, Distribution
@@ -127,7 +128,7 @@ class SPSA(ForwardOnlyRule):
 
     def estimate(self, net: StagedNet, batch: Batch, noise: Noise) -> Update:
         """Return one number per direction; in float32, since rounding the difference of losses would drown it."""
-        net.train()
+        set_training(net)
 
         def losses() -> Tensor:
             return losses_under(self.objective, net(batch.inputs), batch.targets, batch.objective)

@@ -1,5 +1,6 @@
 """The one training loop: batch -> estimate -> decide -> apply, for every rule alike."""
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -141,17 +142,16 @@ class Loop:
                      state.net, folder, state.kept_step, state.forget)  # fmt: skip
 
     def _step(self, state: State, log: MetricsLog | None) -> StepEnd:
-        losses = {name: float(loss) for name, loss in self._losses.items()}
-        return StepEnd(state.step, self.total_steps, self.options.batch, losses, state.seconds, state.net,
+        return StepEnd(state.step, self.total_steps, self.options.batch, dict(self._losses), state.seconds, state.net,
                        _writer(state, log))  # fmt: skip
 
     def take_step(self, state: State, stop: StopRequest | None = None) -> None:
         """Take one training step, of all units at once or of one after another; ranks hear of a stop request."""
         state.set_rate(self.options.rate_factor(state.step, self.total_steps))
-        self._losses: dict[str, Tensor] = {}
+        self._losses: dict[str, float] = {}
         for unit, update in self._updates(state, stop or StopRequest()):
             names = list(update.losses)
-            losses = torch.stack([update.losses[name].float() for name in names]).cpu().double()  # one transfer for all
+            losses = torch.stack([update.losses[name].float() for name in names]).tolist()  # one transfer for all
             self._check_finite(names, losses, state)
             # no log keeps the updates of single units, which are dense
             record = partial(self.recorder.record, state.step, state.net) if self.recorder and unit is None else None
@@ -162,7 +162,7 @@ class Loop:
             if unit:
                 state.put_away(unit)
             for name, loss in zip(names, losses, strict=True):
-                state.sums[name] = state.sums[name] + loss if name in state.sums else loss
+                state.sums[name] = state.sums.get(name, 0.0) + loss
                 self._losses[name] = loss
         if state.scheduler:
             state.scheduler.step()
@@ -224,7 +224,7 @@ class Loop:
     def _end_epoch(self, state: State, log: MetricsLog | None) -> EpochEnd:
         started = (state.step - 1) // self.steps_per_epoch * self.steps_per_epoch
         steps = state.step - max(started, state.summed_from)
-        values = {("train", name): float(total) / steps for name, total in sorted(state.sums.items())}
+        values = {("train", name): total / steps for name, total in sorted(state.sums.items())}
         state.sums = {}
         if state.step % self.steps_per_epoch:  # the last part of an epoch, which more steps may follow one day
             state.summed_from = state.step
@@ -263,13 +263,13 @@ class Loop:
         self.folder.save_state(tensors, {**record, **log.commit(), **logged, **fed})
         state.saved_step = state.step
 
-    def _check_finite(self, names: list[str], losses: Tensor, state: State) -> None:
-        if bool(losses.isfinite().all()):
+    def _check_finite(self, names: list[str], losses: list[float], state: State) -> None:
+        if all(map(math.isfinite, losses)):
             return
-        name, value = next((name, value) for name, value in zip(names, losses, strict=True) if not value.isfinite())
+        name, value = next((n, loss) for n, loss in zip(names, losses, strict=True) if not math.isfinite(loss))
         unit, _, term = name.partition(": ")
         raise NonFiniteError(
-            f"the loss is {float(value)} at step {state.step}, unit {unit}, term {term}; training stopped; "
+            f"the loss is {value} at step {state.step}, unit {unit}, term {term}; training stopped; "
             f"{self._kept(state)}; try a smaller --learning-rate, --precision float32, or look for extreme pixel values"
         )
 

@@ -29,7 +29,7 @@ class State:
     optimizer: torch.optim.Optimizer
     step: int = 0
     seconds: float = 0.0  # spent training, over all resumptions
-    sums: dict[str, Tensor] = field(default_factory=dict)  # of each loss over this epoch, float64, on the CPU
+    sums: dict[str, float] = field(default_factory=dict)  # of each loss over this epoch
     summed_from: int = 0  # the step that they begin after, where that is within the epoch
     average: dict[str, Tensor] = field(default_factory=dict)  # of the weights, by name; empty if none is kept
     kept: dict[str, Tensor] = field(default_factory=dict)  # weights and buffers that the run is to end with, if any
@@ -176,7 +176,7 @@ class State:
         moments, record = checkpoint.optimizer_tensors(self.optimizer)
         tensors = {f"net/{name}": tensor for name, tensor in self.net.state_dict().items()}
         tensors.update({f"optimizer/{name}": tensor for name, tensor in moments.items()})
-        tensors.update({f"sum/{name}": tensor for name, tensor in self.sums.items()})
+        tensors.update({f"sum/{name}": torch.tensor(total, dtype=torch.float64) for name, total in self.sums.items()})
         tensors.update({f"{AVERAGE}{name}": tensor for name, tensor in self.average.items()})
         tensors.update({f"{KEPT}{name}": tensor for name, tensor in self.kept.items()})
         kept = {} if self.kept_step is None else {"kept_step": self.kept_step}
@@ -207,7 +207,7 @@ class State:
         checkpoint.restore_optimizer(
             self.optimizer, _Under("optimizer/", tensors), record["optimizer"], lambda: self.put_away(*units)
         )
-        self.sums = {name: tensors[stored].clone() for name, stored in part("sum/").items()}
+        self.sums = {name: float(tensors[stored]) for name, stored in part("sum/").items()}
         self.kept = {name: tensors[stored].to(self.net_device, copy=True) for name, stored in part(KEPT).items()}
         self.kept_step = int(record["kept_step"]) if self.kept else None
         self.step = self.saved_step = int(record["step"])

@@ -6,6 +6,7 @@ estimate_any -> Update -> decide_any -> Update -> step log -> apply_any
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, replace
+from functools import cache
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
@@ -166,14 +167,20 @@ def of_examples(coefs: Tensor, own: range, total: int) -> tuple[Tensor, Tensor |
 
 def decide_by(rule: Any, net: nn.Module, update: Update, optimizer: torch.optim.Optimizer) -> Update:
     """Return what is logged and applied of an update of any module: the rule's own choice, or `decide_any`."""
-    if isinstance(rule, OwnSteps):
-        return rule.decide_any(net, update, optimizer)
+    if _takes_own_steps(rule.__class__):
+        decided: Update = rule.decide_any(net, update, optimizer)
+        return decided
     return decide_any(update, optimizer)
 
 
 def apply_by(rule: Any, net: nn.Module, update: Update, optimizer: torch.optim.Optimizer) -> None:
     """Write an update into any module: in the rule's own way, or by `apply_any`."""
-    (rule.apply_any if isinstance(rule, OwnSteps) else apply_any)(net, update, optimizer)
+    (rule.apply_any if _takes_own_steps(rule.__class__) else apply_any)(net, update, optimizer)
+
+
+@cache  # since a look at a protocol takes as long as a tenth of a small net's forward pass
+def _takes_own_steps(kind: type) -> bool:
+    return issubclass(kind, OwnSteps)
 
 
 def decide_any(update: Update, optimizer: torch.optim.Optimizer) -> Update:

@@ -8,6 +8,7 @@ schedulers are torch's, so checkpoints fit either.
 
 import inspect
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -27,30 +28,32 @@ __all__ = [
     "WithoutCompiler",
 ]
 
+_unwrapped = cache(inspect.unwrap)  # of a few methods, which every step calls
+
 
 class WithoutCompiler(torch.optim.Optimizer):
     """Stands before an optimizer of torch's and calls its methods unwrapped; not for use under torch.compile."""
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a parameter group, as torch.optim does."""
-        inspect.unwrap(torch.optim.Optimizer.add_param_group)(self, param_group)
+        _unwrapped(torch.optim.Optimizer.add_param_group)(self, param_group)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Remove the gradients, or fill them with zeros."""
-        inspect.unwrap(torch.optim.Optimizer.zero_grad)(self, set_to_none)
+        _unwrapped(torch.optim.Optimizer.zero_grad)(self, set_to_none)
 
     def state_dict(self) -> dict[str, Any]:
         """The state and the parameter groups, as torch.optim has them."""
-        return inspect.unwrap(torch.optim.Optimizer.state_dict)(self)
+        return _unwrapped(torch.optim.Optimizer.state_dict)(self)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Put back what `state_dict` gave, of torch's own class too."""
-        inspect.unwrap(torch.optim.Optimizer.load_state_dict)(self, state_dict)
+        _unwrapped(torch.optim.Optimizer.load_state_dict)(self, state_dict)
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take one step along the gradients; what a closure returns is returned."""
         with torch.set_grad_enabled(self.defaults.get("differentiable", False)):
-            return inspect.unwrap(super().step.__func__)(self, closure)  # type: ignore[attr-defined]
+            return _unwrapped(super().step.__func__)(self, closure)  # type: ignore[attr-defined]
 
 
 class AdamW(WithoutCompiler, torch.optim.AdamW):

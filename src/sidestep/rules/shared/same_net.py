@@ -20,6 +20,7 @@ from sidestep.nets.dropout import masks_from
 from sidestep.nets.end_to_end import end_to_end_net
 from sidestep.nets.noprop.chained_blocks import ChainedBlocks
 from sidestep.nets.parallel import kept_statistics
+from sidestep.nets.trained import set_training
 from sidestep.nets.user_modules import ImagePath
 from sidestep.noise import Noise
 from sidestep.rules.protocol import Batch, Rule, Task
@@ -62,7 +63,7 @@ class SameNet(Rule[nn.Module]):
 
     def estimate(self, net: nn.Module, batch: Batch, noise: Noise) -> Update:
         """Return the gradient of the batch's mean loss."""
-        net.train()
+        set_training(net)
         device = batch.inputs.device
         generator = noise.generator(device)
         with kept_statistics(net) as changed, masks_from(generator), noise.stream("module").torch_seeded(device):

@@ -23,6 +23,7 @@ from sidestep.nets.noprop.stack_readings import ddim_logits
 from sidestep.nets.noprop.ternary_blocks import TernaryBlock
 from sidestep.nets.substituted import functional_call
 from sidestep.nets.ternary.layers import ternary_parameters
+from sidestep.nets.trained import set_training
 from sidestep.nets.user_modules import ImagePath
 from sidestep.noise import Noise
 from sidestep.rules.fields import check_choice
@@ -91,7 +92,7 @@ class TernarySolver:
 
     def estimate(self, net: DenoisingStack, batch: Batch, noise: Noise) -> Dense:
         """Return the gradients of all blocks' stages, named `blocks.t.net.`, and the last stage's loss of each."""
-        net.train()
+        set_training(net)
         gradients, losses = {}, {}
         features = batch.inputs.flatten(1)
         for index in range(len(net.blocks)):

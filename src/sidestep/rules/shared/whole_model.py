@@ -13,6 +13,7 @@ from sidestep.data.task import Batch, Task
 from sidestep.errors import InputError
 from sidestep.gradients.any_module import called
 from sidestep.nets.precision import at_least_float32
+from sidestep.nets.trained import set_training
 from sidestep.nets.user_modules import ImagePath
 from sidestep.noise import Noise
 from sidestep.rules.protocol import Rule
@@ -100,7 +101,7 @@ class OnWholeModel(Rule[WholeNet]):
 
     def estimate(self, net: WholeNet, batch: Batch, noise: Noise) -> Update:
         """Estimate the update from the batch's loss."""
-        net.train()
+        set_training(net)
 
         def loss() -> Tensor:
             outputs = net(batch.inputs)
