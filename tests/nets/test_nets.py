@@ -31,6 +31,7 @@ from sidestep.nets import (
 )
 from sidestep.nets.noprop.image_paths import ConvPath, path_maker
 from sidestep.nets.noprop.schedules import Levels, check_alpha_bar
+from sidestep.nets.trained import set_training
 from sidestep.noise import Noise
 from tests.reference.noprop_plain import plain_alpha_bar
 
@@ -320,3 +321,22 @@ class TestOwnImagePath:
 
         with pytest.raises(InputError, match="image path"):
             feature_count(path, (1, 8, 8))
+
+
+def test_training_mode_is_what_train_gives():
+    class Kept(nn.Module):
+        """One that follows another's mode, as a part in evaluation mode of the user's does."""
+
+        def train(self, mode=True):
+            self.training = following.training
+            return self
+
+    following = nn.Identity()
+    net = nn.Sequential(nn.Linear(2, 2), nn.Sequential(nn.Dropout().eval(), Kept()))
+    for mode in (False, True):
+        following.training = mode
+        set_training(net)
+        assert net.training and net[1][0].training and net[1][1].training == mode
+    following.training = False  # all are in training mode now, and one of them would not stay so
+    set_training(net)
+    assert not net[1][1].training
