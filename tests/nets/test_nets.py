@@ -336,7 +336,9 @@ def test_training_mode_is_what_train_gives():
     for mode in (False, True):
         following.training = mode
         set_training(net)
-        assert net.training and net[1][0].training and net[1][1].training == mode
+        assert net.training
+        assert net[1][0].training
+        assert net[1][1].training == mode
     following.training = False  # all are in training mode now, and one of them would not stay so
     set_training(net)
     assert not net[1][1].training
