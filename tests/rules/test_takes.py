@@ -12,7 +12,7 @@ from sidestep.errors import InputError
 from sidestep.nets.ternary.convert import ternarize
 from sidestep.nets.trained import frozen, trained
 from sidestep.noise import Noise
-from sidestep.rules import RULES, Backprop, Evolution, ForwardGradient, NoiseStep
+from sidestep.rules import RULES, Backprop, Evolution, ForwardGradient, NoiseStep, NoPropDT
 from sidestep.rules.shared.any_module import trains_any
 from sidestep.rules.support import support_of
 from sidestep.steplog import LogReader
@@ -226,11 +226,34 @@ def test_a_loop_of_one_s_own_can_leave_a_log_where_a_rule_says_so(name, tmp_path
         assert logged
 
 
+BY_CHOICE = {
+    "flips": NoPropDT(solver="noise-step", blocks=1, hidden=(16,), flip_share=0.05),
+    "rank-1": Evolution(hidden=(8,)),
+    "full-rank": Evolution(hidden=(8,), noise_kind="full-rank", per="group"),
+    "sparse": Evolution(hidden=(8,), noise_kind="sparse", per="group"),
+}
+
+
+@pytest.mark.parametrize("rule", BY_CHOICE.values(), ids=BY_CHOICE)
+def test_what_a_rule_says_of_log_and_optimiser_follows_its_hyper_parameters(rule, tmp_path, few):
+    train(rule, few, Options(steps=2, batch=32, out=tmp_path / "run"), readings=[rule.readings[0]])
+    assert (tmp_path / "run" / "steps.steplog").exists() == (rule.takes.log == "yes")
+    assert rule.takes.optimizer == (rule is not BY_CHOICE["flips"])
+    if not rule.takes.optimizer:
+        asked = []
+        with pytest.raises(InputError, match="the steps of noprop-dt with solver = noise-step are moves"):
+            train(rule, few, Options(steps=2, out=tmp_path / "own"), optimizer=asked.append)
+        assert not asked
+        assert not (tmp_path / "own").exists()
+
+
 def test_the_table_names_every_rule_with_what_it_takes(capsys):
     main(["rules"])
     shown = capsys.readouterr().out
     assert "module of yours" in shown
     table = shown.split("module of yours", 1)[1]
+    assert "; yes with --solver noise-step" in table
+    assert "; yes with --noise-kind full-rank or sparse" in table
     for name in RULES:
         found, row = support_of(RULES[name]), next(line for line in table.splitlines() if line.startswith(f"{name} "))
         assert ", ".join(found["targets"]) in row

@@ -69,8 +69,14 @@ def _support(rules: Mapping[str, Any]) -> list[list[str]]:
         found = entry["takes"]
         marks = ["yes" if found[key] else "no" for key in ("units_in_turn", "true_gradient")]
         modules = [words[found[key]] for key in ("module", "own_loop")]
-        rows.append([name, *modules, ", ".join(found["targets"]), found["log"], *marks])
+        rows.append([name, *modules, ", ".join(found["targets"]), _log(found), *marks])
     return rows
+
+
+def _log(takes: Mapping[str, Any]) -> str:
+    """Say whether runs leave a log: by default, and with which option."""
+    with_option = takes["log_with"].replace("_", "-").replace(" = ", " ")
+    return takes["log"] + (f"; yes with --{with_option}" if with_option else "")
 
 
 def _presets(*, data: str | None = None, json: bool = False) -> None:

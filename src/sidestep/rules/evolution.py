@@ -43,7 +43,7 @@ from sidestep.rules.shared.forward_only import (
     losses_under,
     make_net,
 )
-from sidestep.rules.takes import Takes
+from sidestep.rules.takes import Takes, set_takes
 from sidestep.update import Dense, Seeded, Update
 
 __all__ = ["Evolution"]
@@ -86,7 +86,8 @@ class Evolution(ForwardOnlyRule):
 
     name: ClassVar[str] = "evolution"
     summary: ClassVar[str] = "Evolution strategies: antithetic weight noise, rank-1 or full-rank; or node perturbation"
-    takes: ClassVar[Takes] = Takes("any", targets=("classes", "labels", "values", "own"), log="own loop")
+    takes: ClassVar[Takes] = Takes("any", targets=("classes", "labels", "values", "own"), log="own loop",
+                                   log_with="noise_kind = full-rank or sparse")  # fmt: skip
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -103,6 +104,8 @@ class Evolution(ForwardOnlyRule):
             )
         if self.columns == "input" and (self.per, self.noise_kind) != ("example", "rank-1"):
             raise InputError("columns = input needs an input for every direction: noise_kind = rank-1, per = example")
+        if self.noise_kind != "rank-1":
+            set_takes(self, log="yes")  # one number per pair of members, in place of gradients
 
     @property
     def batch_multiple(self) -> tuple[str, int]:

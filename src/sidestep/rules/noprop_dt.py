@@ -10,7 +10,7 @@ reach the read-out and the embedding, which are trained on the mean of L_t over 
 """
 
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import ClassVar, Literal
 
@@ -49,7 +49,7 @@ from sidestep.rules.shared.denoising import (
     start_divergence,
 )
 from sidestep.rules.shared.dense import apply_dense
-from sidestep.rules.shared.ternary_denoising import TernarySolver, check_dense, settle_solver
+from sidestep.rules.shared.ternary_denoising import WITH_FLIPS, TernarySolver, check_dense, settle_solver
 from sidestep.rules.shared.variant import PAPER_LABELS, PaperOptions
 from sidestep.rules.takes import Takes
 from sidestep.update import Dense, Update
@@ -112,7 +112,7 @@ class NoPropDT(Rule[DenoisingStack]):
 
     name: ClassVar[str] = "noprop-dt"
     summary: ClassVar[str] = "NoProp, discrete time: T blocks, each trained on its own to denoise the label"
-    takes: ClassVar[Takes] = TAKES
+    takes: ClassVar[Takes] = replace(TAKES, log_with=WITH_FLIPS, no_optimizer_with=WITH_FLIPS)
     readings: ClassVar[tuple[str, ...]] = ("ddim", "ancestral", "mean", "block 1 alone", "mean of blocks")
     paper_options: ClassVar[PaperOptions] = {**PAPER_LABELS, "loss": ("paper",), "levels": ("cosine",), "eta": (0.1,)}
     paper_reading: ClassVar[str] = "ancestral"

@@ -1,12 +1,12 @@
 """What a rule can train, as data: the table of `sidestep rules` and the errors come from it, and a test tries it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from sidestep.data.task import Task
 from sidestep.errors import InputError
 
-__all__ = ["MODULES", "InputKind", "ModuleKind", "Takes", "TargetKind", "check_takes"]
+__all__ = ["MODULES", "InputKind", "ModuleKind", "Takes", "TargetKind", "check_takes", "set_takes"]
 
 ModuleKind = Literal["any", "stages", "blocks", "none"]
 InputKind = Literal["image", "features", "tokens", "mapping"]
@@ -24,14 +24,19 @@ MODULES: dict[str, str] = {
 class Takes:
     """What a rule can train, by some choice of its hyper-parameters; what is not said, it cannot.
 
+    Of `log` and `optimizer` a rule's class says how they are by default, and the rule how they are with its own
+    hyper-parameters (`set_takes`).
+
     module: what a module of the user's can be: any; an nn.Sequential of stages; the path of the inputs in each block;
         or none.
     inputs: image, features (rows of a table), tokens, or mapping (several tensors by name).
     targets: classes, labels (several for an example), values (real numbers), tokens (the next ones), or own: a loss of
         the user's, of whatever targets.
     log: whether steps are written to a step log that replays them: yes, no, or in a loop of the user's own alone.
+    log_with: with which option runs leave one that otherwise do not, such as "solver = noise-step".
     frozen: whether parameters with `requires_grad` False keep their values, while the others train.
     optimizer: whether it steps along gradients, so that optimisers and schedules of torch's by factory can take them.
+    no_optimizer_with: with which option it does not, where it does otherwise.
     no_attach: why no model of the user's can be attached to it, to be read after "cannot be attached to a model: ".
     no_module: why there is no place for a module of the user's, to be read after "has no place for a module of your
         own: ".
@@ -41,10 +46,17 @@ class Takes:
     inputs: tuple[InputKind, ...] = ("image", "features")
     targets: tuple[TargetKind, ...] = ("classes",)
     log: Literal["yes", "own loop", "no"] = "no"
+    log_with: str = ""
     frozen: bool = True
     optimizer: bool = True
+    no_optimizer_with: str = ""
     no_attach: str = "it trains only nets that it builds itself"
     no_module: str = "its `takes` names none"
+
+
+def set_takes(rule: Any, **found: Any) -> None:
+    """Let a rule say what follows from its hyper-parameters, in place of what its class says of all."""
+    object.__setattr__(rule, "takes", replace(type(rule).takes, **found))
 
 
 def check_takes(rule: Any, task: Task, module: Any = None) -> None:

@@ -31,9 +31,11 @@ SchedulerFactory = Callable[[torch.optim.Optimizer], LRScheduler]
 def check_steps_along_gradients(rule: Any, what: str) -> None:
     """Raise InputError for a rule whose steps an optimiser of torch's cannot take, given `what`."""
     if not rule.takes.optimizer:
+        choice = rule.takes.no_optimizer_with
+        which = f"{rule.name} with {choice}" if choice else rule.name
         raise InputError(
-            f"{what} is for rules that step along gradients, and the steps of {rule.name} are moves of single ternary "
-            f"weights: leave {what} out, or take another rule (`sidestep rules`)"
+            f"{what} is for rules that step along gradients, and the steps of {which} are moves of single ternary "
+            f"weights: leave {what} out, or take another {'choice or ' if choice else ''}rule (`sidestep rules`)"
         )
 
 

@@ -29,11 +29,13 @@ from sidestep.noise import Noise
 from sidestep.rules.fields import check_choice
 from sidestep.rules.shared.flips import TernaryOptimizer, choose_flips
 from sidestep.rules.shared.trits import move
+from sidestep.rules.takes import set_takes
 from sidestep.update import Dense, Flips, Update
 
-__all__ = ["TernarySolver", "check_dense", "settle_solver"]
+__all__ = ["WITH_FLIPS", "TernarySolver", "check_dense", "settle_solver"]
 
 
+WITH_FLIPS = "solver = noise-step"
 _NO_MODULE = (
     "solver = noise-step makes dense ternary blocks and has no place for a module of your own; use solver = "
     "back-propagation, or train the module by the rule noise-step"
@@ -68,6 +70,7 @@ def settle_solver(rule: Any) -> None:
                 f"leave {name} out"
             )
         object.__setattr__(rule, name, fixed)
+    set_takes(rule, log="yes", optimizer=False)
     if rule.embedding not in ("one-hot", "orthogonal"):
         raise InputError(
             f"solver = noise-step trains no float weights, so the embedding must be one-hot or orthogonal, got "
