@@ -7,17 +7,20 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint soak bench bench-gpu docs clean
+.PHONY: help demo test test-integrations lint soak bench bench-gpu docs clean
 .NOTPARALLEL:
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(VENV)/stamp-run  ## train NoProp and backprop on small digits, compare them, show a prediction
 	$(BIN)/python examples/demo.py
 
 test: lint  ## format, lint and type checks, then fast tests, examples in docstrings, README and notebook
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
+
+test-integrations: $(VENV)/stamp-integrations  ## tests of what runs inside other libraries' trainers; installs them
+	$(BIN)/python -m pytest tests/integrations
 
 lint: $(VENV)/stamp-test  ## format, lint and type checks only
 	$(BIN)/ruff format --check .
@@ -54,6 +57,10 @@ $(VENV)/stamp-run: pyproject.toml | $(VENV)/stamp-venv
 
 $(VENV)/stamp-test: pyproject.toml | $(VENV)/stamp-venv
 	$(PIP) install --quiet -e '.[test]'
+	@touch $@
+
+$(VENV)/stamp-integrations: pyproject.toml | $(VENV)/stamp-venv
+	$(PIP) install --quiet -e '.[test,transformers]' 'peft>=0.17'
 	@touch $@
 
 $(VENV)/stamp-bench: pyproject.toml | $(VENV)/stamp-venv
