@@ -60,14 +60,15 @@ class Distributed(World):
         self.rank, self.size, self.generation = dist.get_rank(), dist.get_world_size(), generation
         self._turn, self._slot, self._lost = 0, _FIRST_SLOT, False
         gloo = "gloo" in str(dist.get_backend_config(dist.group.WORLD))
-        self._bytes = dist.group.WORLD if gloo else dist.new_group(backend="gloo", timeout=_WAIT)
+        # None is the default group: whoever holds one keeps it from being destroyed
+        self._bytes = None if gloo else dist.new_group(backend="gloo", timeout=_WAIT)
 
     def leave(self) -> None:
         """Destroy the process group; nothing can be exchanged after it.
 
         A group whose threads still run while the process ends makes it abort (SIGABRT), and its status is lost.
         """
-        self._lost, self._bytes = True, None  # the last reference to it, too
+        self._lost, self._bytes = True, None
         if dist.is_initialized():
             with suppress(RuntimeError):  # of a rank that has gone
                 dist.destroy_process_group()

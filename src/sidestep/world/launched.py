@@ -5,6 +5,7 @@ The one place below the command line that reads the environment: a launcher has 
 
 import os
 from functools import cache
+from weakref import WeakKeyDictionary
 
 import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
@@ -34,15 +35,19 @@ def world_here() -> World:
     Raises:
         InputError: if a launcher has left out who this process is; RankError: if the others do not come.
     """
-    if dist.is_available() and dist.is_initialized():
+    if dist.is_available() and dist.is_initialized() and not _met.cache_info().currsize:
         return _of_group(dist.group.WORLD) if dist.get_world_size() > 1 else Alone()
     return _met() if launched() > 1 else Alone()
 
 
-@cache
+_WORLDS: WeakKeyDictionary[object, World] = WeakKeyDictionary()  # weak, so that groups can be destroyed
+
+
 def _of_group(group: object) -> World:
     """Return the world of the initialised group, the same each time: it counts its messages."""
-    return Distributed(restarts())
+    if group not in _WORLDS:
+        _WORLDS[group] = Distributed(restarts())
+    return _WORLDS[group]
 
 
 @cache
