@@ -12,7 +12,9 @@ HELP, HELP_ALL = ("-h", "--help"), "--help-all"
 ALIASES = {"--lr": "--learning-rate", "--batch-size": "--batch", "--wd": "--weight-decay"}
 
 RARE: dict[str, frozenset[str]] = {  # by the class of the options; a rule names its own rare ones itself
-    "Options": frozenset({"average", "align", "units", "split", "shares", "checkpoint_seconds", "warmup", "precision"}),
+    "Options": frozenset(
+        {"average", "align", "units", "split", "shares", "exchange_share", "checkpoint_seconds", "warmup", "precision"}
+    ),
     "Extra": frozenset({"reading"}),
     "DataOptions": frozenset({"data_dir", "image_size"}),
     "TrainData": frozenset({"budget"}),

@@ -153,6 +153,11 @@ class NoiseStep(TernarySteps, Rule[TernaryNet]):
         """The probes, of which trits are made, are the same in every part of a step."""
         return self.choices[0] == "trits"
 
+    @property
+    def takes_signs(self) -> bool:
+        """The momentum of flips divides each gradient by its root mean square."""
+        return self.choices == ("flips", "flips")
+
     def build(self, task: Task, noise: Noise, examples: Split | None, module: ImagePath | None) -> TernaryNet:
         """Make the ternary net; a module of the user's takes the place of its stages."""
         local = self.estimator in LOCAL

@@ -96,6 +96,11 @@ class Rule(ABC, Generic[Net]):
         """Whether all parts of a divided step draw the same noise, as coefficients of the same probes must."""
         return False
 
+    @property
+    def takes_signs(self) -> bool:
+        """Whether the signs of a gradient's largest entries do: each parameter's is divided by its own size."""
+        return False
+
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
         for base in vars(cls).get("__orig_bases__", ()):

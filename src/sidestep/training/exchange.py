@@ -4,6 +4,7 @@
     coefficients of some probes each       side by side
     gradients, statistics                  sum_p g_p / P, summed in float64, and rounded once
     losses                                 sum_p l_p / P, rounded once
+    gradients, where that is asked for     the signs of their largest entries (`signs`)
 
 A rank sends one message a step: the losses of its parts, and its coefficients, whole numbers in as few bits as the
 largest needs. Gradients and statistics are summed by all ranks together (`World.sum`), in eight bytes for each number.
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor
 
 from sidestep.errors import InputError, NonFiniteError, RankError
+from sidestep.training.signs import Signs
 from sidestep.update import Dense, Seeded, Update
 from sidestep.world import World
 
@@ -42,7 +44,8 @@ class _Message:
 class PartSum:
     """The sum of the updates of one rank's parts; `exchanged` makes the update of the whole step of all ranks'."""
 
-    def __init__(self) -> None:
+    def __init__(self, signs: Signs | None = None) -> None:
+        self._signs, self._packed = signs, b""  # makes messages of gradients, and those of the parts
         self._like: Update | None = None
         self._losses: list[Tensor] = []
         self._reals: dict[str, Tensor] = {}  # sums of gradients and statistics, float64
@@ -50,13 +53,16 @@ class PartSum:
         self._values: Tensor | None = None  # coefficients of the probes that were taken
         self._taken: Tensor | None = None
 
-    def add(self, update: Update) -> None:
-        """Add the update of a part, of the same kind as those before."""
+    def add(self, update: Update, part: int = 0) -> None:
+        """Add the update of a part, of the same kind as those before; of signs, in the order of the parts."""
         self._like = update if self._like is None else self._like
         if isinstance(update, Seeded) and (not isinstance(self._like, Seeded) or update.probes != self._like.probes):
             raise InputError("the parts of a step have other probes: the rule's `common_noise` has to be true")
         self._losses.append(torch.stack([loss.detach().float().cpu() for loss in update.losses.values()]))
-        for name, value in _reals(update).items():
+        signs = self._signs if isinstance(update, Dense) else None
+        if signs and isinstance(update, Dense):
+            self._packed += signs.packed(part, update.gradients)
+        for name, value in _reals(update, statistics_only=signs is not None).items():
             if name in self._reals:
                 self._reals[name] += value
             else:
@@ -96,7 +102,10 @@ class PartSum:
         reals = self._means_of_reals(world, parts)
         statistics = {name: reals[f"statistic {name}"].to(value) for name, value in like.statistics.items()}
         found: Update
-        if isinstance(like, Dense):
+        if isinstance(like, Dense) and self._signs:
+            gradients = self._signs.combined([each.rest for each in said], parts, like.gradients)
+            found = Dense(gradients, statistics, means)
+        elif isinstance(like, Dense):
             gradients = {name: reals[f"gradient {name}"].to(value) for name, value in like.gradients.items()}
             found = Dense(gradients, statistics, means)
         elif isinstance(like, Seeded):
@@ -106,7 +115,7 @@ class PartSum:
         return found, max(each.signal for each in said)
 
     def _message(self, signal: int) -> bytes:
-        coefs = b""
+        coefs = self._packed
         if self._values is not None and self._taken is not None:
             bits = np.packbits(self._taken.cpu().numpy(), bitorder="little").tobytes()
             coefs = bits + self._values[self._taken].cpu().numpy().tobytes()
@@ -124,6 +133,8 @@ class PartSum:
         like = self._like
         words = [type(like).__name__, str(self._whole is None), *(like.losses if like else ())]
         words += [f"{name} {tuple(value.shape)}" for name, value in self._reals.items()]
+        if self._signs and isinstance(like, Dense):
+            words += [f"signs {name} {tuple(value.shape)}" for name, value in like.gradients.items()]
         if isinstance(like, Seeded):
             words += [repr(like.coefs.dtype), type(like.probes).__name__, str(like.probes.noise.step)]
         return hashlib.blake2b("\n".join(words).encode(), digest_size=4).digest()
@@ -197,8 +208,8 @@ def unpack_whole(data: bytes, count: int, rank: int) -> np.ndarray:
     return ((folded >> np.uint64(1)).astype(np.int64)) ^ -((folded & np.uint64(1)).astype(np.int64))
 
 
-def _reals(update: Update) -> dict[str, Tensor]:
-    gradients = update.gradients if isinstance(update, Dense) else {}
+def _reals(update: Update, statistics_only: bool = False) -> dict[str, Tensor]:
+    gradients = update.gradients if isinstance(update, Dense) and not statistics_only else {}
     return {f"gradient {name}": value.detach() for name, value in gradients.items()} | {
         f"statistic {name}": value.detach() for name, value in update.statistics.items()
     }

@@ -59,6 +59,9 @@ class Options:
     among several, what the rule divides first."""
     shares: int | None = None
     """How many parts a step has: as many ranks, or fewer, can take them. Default: 4, or more for more ranks."""
+    exchange_share: float | None = None
+    """Share of each gradient's entries, the largest, that ranks exchange as signs, such as 0.01: a few thousand bytes a
+    step; the rest waits for later steps. For rules that flip weights. Default: all, in eight bytes each."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Precision of matrix products and convolutions; auto takes bfloat16 where the processor is built for it."""
     checkpoint_seconds: float = 60.0
@@ -108,6 +111,10 @@ class Options:
             raise InputError(f"split must be batch, probes or units, got {self.split!r}")
         if self.shares is not None and not 1 <= self.shares <= 64:
             raise InputError(f"shares must be from 1 to 64 parts of a step, got {self.shares}")
+        if self.exchange_share is not None and not 0 < self.exchange_share <= 1:
+            raise InputError(
+                f"exchange_share must lie in (0, 1], a share of a gradient such as 0.01, got {self.exchange_share}"
+            )
         if self.resume and self.overwrite:
             raise InputError("resume and overwrite contradict each other: give one of the two")
 

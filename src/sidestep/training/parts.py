@@ -15,6 +15,7 @@ from sidestep.noise import Noise
 from sidestep.rules.protocol import Batch, HasBatchMultiple, Rule
 from sidestep.training.exchange import PartSum
 from sidestep.training.options import Compute, Options
+from sidestep.training.signs import Signs
 from sidestep.training.stopping import StopRequest
 from sidestep.training.unit_ranks import UnitRanks
 from sidestep.update import Update
@@ -31,8 +32,9 @@ _MOST_PARTS = 64
 class Parts:
     """Estimates the parts of a step that are this rank's, and exchanges them."""
 
-    def __init__(self, world: World, of: Division, count: int) -> None:
+    def __init__(self, world: World, of: Division, count: int, exchange_share: float | None = None) -> None:
         self.world, self.of, self.count = world, of, count
+        self.signs = Signs(exchange_share) if exchange_share else None
         self.signal = 0  # the largest of a stop request that any rank had got before the last exchange
 
     @property
@@ -44,14 +46,14 @@ class Parts:
         self, rule: Rule, net: nn.Module, batch: Batch, noise: Noise, compute: Compute, stop: StopRequest
     ) -> Update:
         """Return the update of the whole step."""
-        total = PartSum()
+        total = PartSum(self.signs)
         for index in self.own:
             share = Share(self.of, index, self.count)
             common = self.of == "probes" or rule.common_noise
             drawn = noise if common else noise.stream(f"part {index}")
             with compute.autocast():
                 update = rule.estimate(net, _part(batch, share), drawn)
-            total.add(update)
+            total.add(update, index)
             del update
         found, self.signal = total.exchanged(self.world, self.count, stop.signal_number)
         return found
@@ -71,7 +73,7 @@ def with_parts(options: Options, rule: Rule, world: World, batch: int) -> Option
     Raises:
         InputError: if the rule cannot be divided so, or not among so many ranks.
     """
-    if world.size == 1 and options.split is None and options.shares is None:
+    if world.size == 1 and options.split is None and options.shares is None and options.exchange_share is None:
         return options
     if options.units != "together":
         raise InputError(f"units = {options.units} takes one unit at a time in one process; leave units or split out")
@@ -80,6 +82,12 @@ def with_parts(options: Options, rule: Rule, world: World, batch: int) -> Option
         raise InputError(f"a step of {rule.name} with these options is one piece: train it in one process")
     first: Division = next(iter(divides))
     split = options.split or first
+    if options.exchange_share is not None and not rule.takes_signs:
+        raise InputError(
+            f"exchange_share = {options.exchange_share:g} exchanges the signs of a gradient's largest entries, for "
+            f"rules whose gradients choose the weights that flip, and not for {rule.name} with these options: leave it "
+            "out"
+        )
     if split == "units" and split in divides:
         return _by_units(options, rule, world, divides[split])
     if split not in divides:
@@ -88,7 +96,8 @@ def with_parts(options: Options, rule: Rule, world: World, batch: int) -> Option
             f"{' or '.join(divides)}: give --split {first}"
         )
     total = divides[split] or batch
-    shares = options.shares or _usual(rule, split, total, world.size)
+    usual = _USUAL if options.exchange_share is None else 1  # each part of it is a message
+    shares = options.shares or _usual(rule, split, total, world.size, usual)
     wrong = _why_not(rule, split, total, shares)
     if wrong:
         raise InputError(wrong)
@@ -120,11 +129,13 @@ def parts_of(options: Options, rule: Rule, world: World) -> Parts | UnitRanks | 
     """Return what estimates a divided step, by options that `with_parts` has settled; None for one that is whole."""
     if options.split == "units":
         return UnitRanks(world, rule.divides["units"]) if world.size > 1 else None
-    return Parts(world, options.split, options.shares) if options.split and options.shares else None
+    if not (options.split and options.shares):
+        return None
+    return Parts(world, options.split, options.shares, options.exchange_share)
 
 
-def _usual(rule: Rule, split: Division, total: int, ranks: int) -> int:
-    """Return the number of parts where nobody says: 4, or the next that fits the ranks and the step."""
+def _usual(rule: Rule, split: Division, total: int, ranks: int, usual: int) -> int:
+    """Return the number of parts where nobody says: the usual one, or the next that fits the ranks and the step."""
     fitting = [shares for shares in range(1, _MOST_PARTS + 1) if _why_not(rule, split, total, shares) is None]
     if not fitting:
         raise InputError(_why_not(rule, split, total, 1))
@@ -136,7 +147,7 @@ def _usual(rule: Rule, split: Division, total: int, ranks: int) -> int:
             f"{counted(fitting[-1], 'equal part')}{least}; start fewer ranks, or make it larger"
         )
     enough = [shares for shares in fitting if shares >= ranks]
-    return next((shares for shares in enough if shares >= _USUAL), enough[-1])
+    return next((shares for shares in enough if shares >= usual), enough[-1])
 
 
 def _why_not(rule: Rule, split: Division, total: int, shares: int) -> str | None:

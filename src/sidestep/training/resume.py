@@ -32,6 +32,8 @@ def log_identity(options: Options, examples: int) -> dict[str, Any]:
         names.append("epochs" if options.steps is None else "steps")  # the learning rate follows from it, at every step
     if options.split:
         names += ["split", "shares"]
+    if options.exchange_share is not None:
+        names.append("exchange_share")
     return {"train_images": examples, **{name: getattr(options, name) for name in names}}
 
 

@@ -36,6 +36,7 @@ from sidestep.training.progress import Progress, Reporting, Silent
 from sidestep.training.ranks import check_same_everywhere, share_kept, share_state
 from sidestep.training.result import finish
 from sidestep.training.resume import log_identity, restore
+from sidestep.training.signs import UNSENT
 from sidestep.training.single import check_single
 from sidestep.training.state import State
 from sidestep.training.stopping import Stopped, stop_on_signals
@@ -143,6 +144,8 @@ def train(  # long: rule, data and options, three hooks for own code, and what i
             recorder = Recorder(folder.log_file, lambda net: Header.of(net, rule, task, name, options.seed, own, same))
             kept_metrics = restore(folder, options, state, rule, recorder, progress)
         share_state(world, state)
+        if options.exchange_share and state.step:
+            progress.notice(UNSENT)
         # a log gives the weights that trained, no average, and is replayed by the rule's own optimiser
         loop.recorder = None if options.average or optimizer else recorder
         _check_left(loop, state)
