@@ -107,6 +107,11 @@ class Options:
             raise InputError(f"precision must be auto, float32 or bfloat16, got {self.precision!r}")
         if self.units not in ("together", "in-turn", "one-resident"):
             raise InputError(f"units must be together, in-turn or one-resident, got {self.units!r}")
+        self._check_division()
+        if self.resume and self.overwrite:
+            raise InputError("resume and overwrite contradict each other: give one of the two")
+
+    def _check_division(self) -> None:
         if self.split not in (None, "batch", "probes", "units"):
             raise InputError(f"split must be batch, probes or units, got {self.split!r}")
         if self.shares is not None and not 1 <= self.shares <= 64:
@@ -115,8 +120,6 @@ class Options:
             raise InputError(
                 f"exchange_share must lie in (0, 1], a share of a gradient such as 0.01, got {self.exchange_share}"
             )
-        if self.resume and self.overwrite:
-            raise InputError("resume and overwrite contradict each other: give one of the two")
 
     def rate_factor(self, step: int, steps: int) -> float:
         """Return what the learning rate is multiplied by at `step` of `steps`, counted from 0: in (0, 1].
