@@ -144,8 +144,6 @@ def train(  # long: rule, data and options, three hooks for own code, and what i
             recorder = Recorder(folder.log_file, lambda net: Header.of(net, rule, task, name, options.seed, own, same))
             kept_metrics = restore(folder, options, state, rule, recorder, progress)
         share_state(world, state)
-        if options.exchange_share and state.step:
-            progress.notice(UNSENT)
         # a log gives the weights that trained, no average, and is replayed by the rule's own optimiser
         loop.recorder = None if options.average or optimizer else recorder
         _check_left(loop, state)
@@ -167,6 +165,8 @@ def _to_its_end(  # long: what runs, and who is told
 ) -> Run:
     """Take the steps that are left, evaluate what came of them, and keep it in the folder, if there is one."""
     rule, folder = loop.rule, loop.folder
+    if loop.options.exchange_share and state.step:
+        progress.notice(UNSENT)
     with observers.of_the_end(state):
         with stop_on_signals() as stop:
             loop.run(state, kept_metrics, observers, stop)
