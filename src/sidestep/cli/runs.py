@@ -201,7 +201,7 @@ def _print(first: Path, second: Path, data: DataSet, found: Paired, differs: Map
     show_table(f"{data.name}, test, {images}", ["run", "accuracy", "right where the other is wrong"], rows)
     show(
         "",
-        f"difference: {100 * found.difference:+.2f} points, 95% interval {100 * found.low:+.2f} to "
+        f"{second} less {first}: {100 * found.difference:+.2f} points, 95% interval {100 * found.low:+.2f} to "
         f"{100 * found.high:+.2f} (paired bootstrap over images)",
         f"McNemar's test: p = {found.p_exact:.3g} (exact), {found.p_mid:.3g} (mid-p);",
         "of these two runs alone: other seeds may say otherwise",

@@ -46,7 +46,7 @@ def paired_page(
     seen = "includes" if found.low <= 0 <= found.high else "leaves out"
     said = (
         f"{names[0]} ({rules[0]}) has {found.first:.2%} right, {names[1]} ({rules[1]}) {found.second:.2%}. The 95% "
-        f"interval of the difference, {100 * found.low:+.2f} to {100 * found.high:+.2f} points, {seen} no difference."
+        f"interval of {names[1]} less {names[0]}, {100 * found.low:+.2f} to {100 * found.high:+.2f} points, {seen} 0."
     )
     tests = (
         f"McNemar's test: p = {found.p_exact:.3g} (exact), {found.p_mid:.3g} (mid-p). This is about these two runs "
@@ -54,7 +54,7 @@ def paired_page(
     )
     charts = (
         f"<figure><h2>Accuracy</h2>{_accuracies(names, found)}</figure>"
-        f"<figure><h2>Difference, in points</h2>{_difference(found)}</figure>"
+        f"<figure><h2>{_words(names[1])} less {_words(names[0])}, in points</h2>{_difference(found)}</figure>"
         f"<figure><h2>Answers on the same images</h2>{_answers(names, found)}</figure>"
     )
     return (
