@@ -50,6 +50,7 @@ class TestStepSize:
         assert searched_rate(lambda size: (3 - 2 * size) ** 2, 9.0, 0.1) == pytest.approx(0.75)
         assert searched_rate(lambda size: (3 + 2 * size) ** 2, 9.0, 0.1) == 0.0  # it goes up there
         assert searched_rate(lambda size: math.nan, 9.0, 0.1) == 0.0
+        assert searched_rate(lambda size: math.inf if size < 0 else (3 - 2 * size) ** 2, 9.0, 0.1) == 0.1
         # a parabola near zero, and a wall behind 0.5: half of the way is 0.75, a quarter of it 0.1875
         assert searched_rate(lambda size: (3 - 2 * size) ** 2 + 100 * (size > 0.5), 9.0, 0.1) == pytest.approx(0.1875)
 

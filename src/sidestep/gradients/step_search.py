@@ -38,6 +38,8 @@ def searched_rate(loss_at: Callable[[float], float], here: float, trial: float) 
     if not slope > 0:  # false for NaN, too
         return 0.0
     rate = _SHARE * slope / curvature if curvature > 0 else trial
+    if not math.isfinite(rate):  # the loss is infinite uphill: there is no parabola, but there is a way down
+        rate = trial
     for _ in range(_TRIES):
         if loss_at(rate) <= here:
             return rate
