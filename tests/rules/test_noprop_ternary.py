@@ -118,5 +118,8 @@ def test_values_are_learned_too():
 
 
 def test_an_optimiser_of_one_s_own_is_refused():
-    with pytest.raises(InputError, match="optimiser of yours"):
+    with pytest.raises(
+        InputError,
+        match="steps of noprop-dt with solver = noise-step are moves of single ternary weights: leave optimizer out",
+    ):
         train(NoPropDT(**SMALL), "digits", Options(steps=1), optimizer=lambda groups: torch.optim.SGD(groups, lr=0.1))

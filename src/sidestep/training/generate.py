@@ -53,8 +53,8 @@ def _known(task: Task, prompt: str) -> list[int]:
     if task.inputs != "tokens" or task.targets != "tokens":
         raise InputError(
             f"text comes from nets of next tokens, and this one was trained on inputs that are {task.inputs} with "
-            f"targets that are {task.targets}; train one on a text, for instance sidestep train noise-step --data "
-            "text.txt"
+            f"targets that are {task.targets}; train one on a text, sidestep train RULE --data text.txt, by a rule "
+            "that takes tokens (sidestep rules)"
         )
     number = {token: index for index, token in enumerate(task.class_names)}
     tokens = list(prompt) if _characters(task) else prompt.split()
