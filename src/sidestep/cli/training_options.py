@@ -16,6 +16,7 @@ __all__ = ["LEFT_OUT", "takes"]
 _UNTRAINED = "it measures a net as it stands and trains nothing"
 _RANDOM = "its images are random, and nothing is loaded"
 _EVERY_WAY = "it measures every way in which units can take turns"
+_DIVISION = ("split", "shares", "exchange_share")
 _STEPS_ALIKE = "its steps are measured one by one, and cost the same with it and without it"
 
 LEFT_OUT: Mapping[str, Mapping[str, str]] = {  # command -> option -> why the command does not take it
@@ -23,12 +24,12 @@ LEFT_OUT: Mapping[str, Mapping[str, str]] = {  # command -> option -> why the co
         **dict.fromkeys(("epochs", "steps", "augment", "decay", "warmup", "average", "patience"), _UNTRAINED),
         **dict.fromkeys(("units", "checkpoint_seconds", "resume"), _UNTRAINED),
         "align": "it measures alignment, whatever time that takes",
-        **dict.fromkeys(("split", "shares"), "it measures the estimate of a whole batch"),
+        **dict.fromkeys(_DIVISION, "it measures the estimate of a whole batch"),
     },
     "bench": {
         "patience": "all runs end by the same budget; give --to to end a run at an accuracy",
         "align": "measuring alignment would take of the time that is compared",
-        **dict.fromkeys(("split", "shares"), "give it to an entry, as RULE:split=batch"),
+        **dict.fromkeys(_DIVISION, "give it to an entry, as RULE:split=batch"),
         "checkpoint_seconds": "its runs write no checkpoints",
         "resume": "the same command goes on by itself",
         "targets": "its tables count right answers, so the targets are classes",
@@ -36,7 +37,7 @@ LEFT_OUT: Mapping[str, Mapping[str, str]] = {  # command -> option -> why the co
     },
     "study": {
         "units": "back-propagation, which stands beside NoProp, has one unit",
-        **dict.fromkeys(("split", "shares"), "its runs are trained whole, by one process"),
+        **dict.fromkeys(_DIVISION, "its runs are trained whole, by one process"),
         "align": "it compares what is learned, not estimates; sidestep align does that",
         "resume": "the same command goes on by itself",
         "targets": "it takes right answers apart, so the targets are classes",
@@ -45,7 +46,7 @@ LEFT_OUT: Mapping[str, Mapping[str, str]] = {  # command -> option -> why the co
         **dict.fromkeys(("epochs", "patience"), "it takes a few steps: give --steps"),
         **dict.fromkeys(("seed", "augment", "decay", "warmup", "align"), _STEPS_ALIKE),
         "units": _EVERY_WAY,
-        **dict.fromkeys(("split", "shares"), "it measures steps that one process takes whole"),
+        **dict.fromkeys(_DIVISION, "it measures steps that one process takes whole"),
         **dict.fromkeys(("checkpoint_seconds", "out", "resume", "overwrite"), "it keeps nothing"),
         **dict.fromkeys(("data_dir", "validation", "targets", "target"), _RANDOM),
     },
