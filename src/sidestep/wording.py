@@ -8,7 +8,7 @@ import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 
-__all__ = ["counted", "csv_text", "markdown", "sentence", "spelled", "suggestion"]
+__all__ = ["counted", "csv_text", "html_text", "markdown", "sentence", "spelled", "suggestion"]
 
 _FORMULA = "=+-@\t\r\n\uff1d\uff0b\uff0d\uff20"  # a cell that begins so is calculated; the last four are full-width
 _NUMBER = re.compile(r"[+-]?\d+(\.\d*)?(e[+-]?\d+)?", re.IGNORECASE | re.ASCII)
@@ -62,6 +62,15 @@ def sentence(text: str) -> str:
     'it does not fit: size 3'
     """
     return spelled(re.sub(r"[ \t]*[\r\n]+\s*", " ", text.strip()))
+
+
+def html_text(text: str) -> str:
+    """Return text of unknown origin for a page of HTML, between tags or in an attribute: no markup.
+
+    >>> html_text("<b> & co")
+    '&lt;b&gt; &amp; co'
+    """
+    return html.escape(spelled(text))
 
 
 def markdown(text: str) -> str:

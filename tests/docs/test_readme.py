@@ -32,6 +32,7 @@ def test_what_a_rule_takes_is_what_it_declares(name):
         MODULES[support["module"]],
         *(["own loop"] if support["own_loop"] != "none" else []),
         *(["any targets"] if "own" in support["targets"] else support["targets"]),
+        *(["tokens"] if {"own", "tokens"} <= set(support["targets"]) else []),
         *LOGS[support["log"]],
     ]
     assert rows()[name][-1] == ", ".join(expected)

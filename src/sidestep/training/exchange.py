@@ -59,10 +59,9 @@ class PartSum:
         if isinstance(update, Seeded) and (not isinstance(self._like, Seeded) or update.probes != self._like.probes):
             raise InputError("the parts of a step have other probes: the rule's `common_noise` has to be true")
         self._losses.append(torch.stack([loss.detach().float().cpu() for loss in update.losses.values()]))
-        signs = self._signs if isinstance(update, Dense) else None
-        if signs and isinstance(update, Dense):
-            self._packed += signs.packed(part, update.gradients)
-        for name, value in _reals(update, statistics_only=signs is not None).items():
+        if self._signs and isinstance(update, Dense):
+            self._packed += self._signs.packed(part, update.gradients)
+        for name, value in _reals(update, statistics_only=self._signs is not None).items():
             if name in self._reals:
                 self._reals[name] += value
             else:

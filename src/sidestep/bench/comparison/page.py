@@ -1,7 +1,6 @@
 """The pages of a comparison: bench.md, and bench.html with everything in one file."""
 
 import base64
-import html
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,7 +14,7 @@ from sidestep.bench.comparison.summary import sentences
 from sidestep.bench.comparison.tables import race_tables
 from sidestep.bench.report import Table, png_of
 from sidestep.rules.shared.variant import variant_of
-from sidestep.wording import counted, markdown, spelled
+from sidestep.wording import counted, html_text, markdown, spelled
 
 __all__ = ["NOTES", "Report", "write_report"]
 
@@ -117,45 +116,40 @@ def write_report(report: Report, folder: ComparisonFolder, asked: Mapping[str, A
     checkpoint.write_text(folder.html_file, _html(report, asked))
 
 
-def _words(text: str) -> str:
-    """Return words for a page of HTML; what is invisible is spelled out."""
-    return html.escape(spelled(text))
-
-
 def _html(report: Report, asked: Mapping[str, Any]) -> str:
     parts = []
     for data in report.race.data:
         main, *more = report.tables[data]
-        parts.append(f"<h2>{_words(data)}</h2>")
-        parts.append(f'<div class="said">{"".join(f"<p>{_words(line)}</p>" for line in report.said[data])}</div>')
+        parts.append(f"<h2>{html_text(data)}</h2>")
+        parts.append(f'<div class="said">{"".join(f"<p>{html_text(line)}</p>" for line in report.said[data])}</div>')
         parts.append(_table(main, report.baseline))
         for caption, figure in race_figures(report.records, data, report.labels, report.baseline):
             picture = base64.b64encode(png_of(figure, dpi=150)).decode()
             parts.append(
-                f'<figure><figcaption>{_words(caption)}</figcaption><img alt="{_words(caption)}" '
+                f'<figure><figcaption>{html_text(caption)}</figcaption><img alt="{html_text(caption)}" '
                 f'src="data:image/png;base64,{picture}"></figure>'
             )
         parts += [_table(table, report.baseline) for table in more]
-    notes = "".join(f"<li>{_words(note)}</li>" for note in (*report.variants, *NOTES))
+    notes = "".join(f"<li>{html_text(note)}</li>" for note in (*report.variants, *NOTES))
     return (
         '<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{_words(report.command)}</title>\n<style>{_STYLE}</style>\n"
+        f"<title>{html_text(report.command)}</title>\n<style>{_STYLE}</style>\n"
         "<h1>What does it gain, and what does it take?</h1>\n"
-        f"<pre>{_words(report.command)}</pre>\n<p class='small'>{_words(report.where(asked))}</p>\n"
+        f"<pre>{html_text(report.command)}</pre>\n<p class='small'>{html_text(report.where(asked))}</p>\n"
         + "\n".join(parts)
         + f"\n<h2>How to read it</h2>\n<ul class='small'>{notes}</ul>\n</html>\n"
     )
 
 
 def _table(table: Table, baseline: Baseline) -> str:
-    head = "".join(f"<th>{_words(column)}</th>" for column in table.columns)
+    head = "".join(f"<th>{html_text(column)}</th>" for column in table.columns)
     lines, baselines = [], baseline_labels(baseline)
     for row in table.rows:
         kinds = [' class="words"' if table.columns[i] in ("how", "why", "baseline") else "" for i in range(len(row))]
         cells = "".join(f"<td{kind}>{_cell(word)}</td>" for kind, word in zip(kinds, row, strict=True))
         lines.append(f'<tr class="baseline">{cells}</tr>' if row[0] in baselines else f"<tr>{cells}</tr>")
-    title = f"<p><b>{_words(table.title)}</b></p>" if table.title else ""
+    title = f"<p><b>{html_text(table.title)}</b></p>" if table.title else ""
     return (
         f'{title}<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
     )
@@ -165,5 +159,5 @@ def _cell(word: str) -> str:
     """Return a cell's words; what stands in brackets behind a number goes below it."""
     number, bracket, spread = word.partition(" (")
     if bracket and number.replace(".", "").replace(",", "").isdigit():
-        return f"{_words(number)}<small>{_words(spread.removesuffix(')'))}</small>"
-    return _words(word)
+        return f"{html_text(number)}<small>{html_text(spread.removesuffix(')'))}</small>"
+    return html_text(word)

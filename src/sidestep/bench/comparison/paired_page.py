@@ -1,12 +1,11 @@
 """A page on two runs and the same test images: one file of HTML, its charts drawn as SVG."""
 
-import html
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sidestep.bench.comparison.paired import Paired
 from sidestep.version import __version__
-from sidestep.wording import counted, spelled
+from sidestep.wording import counted, html_text
 
 __all__ = ["paired_page"]
 
@@ -54,22 +53,18 @@ def paired_page(
     )
     charts = (
         f"<figure><h2>Accuracy</h2>{_accuracies(names, found)}</figure>"
-        f"<figure><h2>{_words(names[1])} less {_words(names[0])}, in points</h2>{_difference(found)}</figure>"
+        f"<figure><h2>{html_text(names[1])} less {html_text(names[0])}, in points</h2>{_difference(found)}</figure>"
         f"<figure><h2>Answers on the same images</h2>{_answers(names, found)}</figure>"
     )
     return (
         '<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{_words(title)}</title>\n<style>{_STYLE}</style>\n"
-        f"<h1>{_words(title)}</h1>\n<p>{_words(said)}</p>\n<div class='charts'>{charts}</div>\n"
-        f"<p class='soft'>{_words(tests)}</p>\n<div class='panel'><h2>What differs in their configurations</h2>"
+        f"<title>{html_text(title)}</title>\n<style>{_STYLE}</style>\n"
+        f"<h1>{html_text(title)}</h1>\n<p>{html_text(said)}</p>\n<div class='charts'>{charts}</div>\n"
+        f"<p class='soft'>{html_text(tests)}</p>\n<div class='panel'><h2>What differs in their configurations</h2>"
         f"{_settings(names, differs)}</div>\n<p class='soft'>The interval is the middle 95% of differences over images "
-        f"drawn again with replacement (paired bootstrap). sidestep {_words(__version__)}</p>\n</html>\n"
+        f"drawn again with replacement (paired bootstrap). sidestep {html_text(__version__)}</p>\n</html>\n"
     )
-
-
-def _words(text: str) -> str:
-    return html.escape(spelled(text))
 
 
 def _accuracies(names: Sequence[str], found: Paired) -> str:
@@ -80,7 +75,7 @@ def _accuracies(names: Sequence[str], found: Paired) -> str:
         top, whole = 48 * place, _WIDTH - 70
         bar = f'x="0" y="{top + 20}" height="16" rx="3"'
         parts.append(
-            f'<text x="0" y="{top + 14}">{_words(_short(name))}</text>'
+            f'<text x="0" y="{top + 14}">{html_text(_short(name))}</text>'
             f'<rect {bar} width="{whole}" fill="var(--line)"/>'
             f'<rect {bar} width="{whole * share:.1f}" fill="var(--{colour})"/>'
             f'<text x="{_WIDTH}" y="{top + 33}" text-anchor="end">{share:.2%}</text>'
@@ -117,21 +112,23 @@ def _answers(names: Sequence[str], found: Paired) -> str:
     rows = [("both right", both), (f"only {names[0]}", found.only_first), (f"only {names[1]}", found.only_second),
             ("both wrong", neither)]  # fmt: skip
     return (
-        "<table>" + "".join(f"<tr><td>{_words(name)}</td><td>{count:,}</td></tr>" for name, count in rows) + "</table>"
+        "<table>"
+        + "".join(f"<tr><td>{html_text(name)}</td><td>{count:,}</td></tr>" for name, count in rows)
+        + "</table>"
     )
 
 
 def _settings(names: Sequence[str], differs: Mapping[str, tuple[Any, Any]]) -> str:
     if not differs:
         return "<p>They are the same.</p>"
-    head = "".join(f"<th>{_words(word)}</th>" for word in ("", *names))
+    head = "".join(f"<th>{html_text(word)}</th>" for word in ("", *names))
     lines = [[name, *("-" if value is None else str(value) for value in pair)] for name, pair in differs.items()]
-    rows = "".join(f"<tr>{''.join(f'<td>{_words(word)}</td>' for word in line)}</tr>" for line in lines)
+    rows = "".join(f"<tr>{''.join(f'<td>{html_text(word)}</td>' for word in line)}</tr>" for line in lines)
     return f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
 
 
 def _svg(drawn: str, height: int, said: str) -> str:
-    return f'<svg viewBox="0 0 {_WIDTH} {height}" role="img" aria-label="{_words(said)}">{drawn}</svg>'
+    return f'<svg viewBox="0 0 {_WIDTH} {height}" role="img" aria-label="{html_text(said)}">{drawn}</svg>'
 
 
 def _short(name: str) -> str:

@@ -68,7 +68,6 @@ def file_set(  # long: columns and target, the cut, the encoding by train
         InputError: without a target, or for one that is no column.
     """
     name = path.stem
-    name = path.stem
     table, refused = read_table(path, form.kinds if form else None)
     wanted = _target_name(path, target if target is not None else (form.target if form else None), table, refused)
     numbered = _row_numbers(table)
