@@ -36,7 +36,7 @@ ROOMS = (
         "ternary",
         "update",
     ),
-    ("errors", "notices", "version", "wording"),
+    ("errors", "keywords", "notices", "version", "wording"),
 )
 LEVEL = {name: len(ROOMS) - index for index, room in enumerate(ROOMS) for name in room}
 ONE_ROOM_EACH = {"bench", "integrations", "data", "measure"}  # at one height, but they do not know each other

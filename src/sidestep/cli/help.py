@@ -4,12 +4,14 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, get_type_hints
 
+from sidestep import keywords
+
 __all__ = ["ALIASES", "HELP", "HELP_ALL", "PLACES", "RARE", "TRAIN_STEPS", "Groups", "long_names", "named_apart"]
 
 TRAIN_STEPS = "--train-steps"  # how many steps a run takes, for rules of which --steps is an option of their own
 
 HELP, HELP_ALL = ("-h", "--help"), "--help-all"
-ALIASES = {"--lr": "--learning-rate", "--batch-size": "--batch", "--wd": "--weight-decay"}
+ALIASES = {f"--{given.replace('_', '-')}": f"--{ours.replace('_', '-')}" for given, ours in keywords.ALIASES.items()}
 
 RARE: dict[str, frozenset[str]] = {  # by the class of the options; a rule names its own rare ones itself
     "Options": frozenset(

@@ -20,6 +20,7 @@ from sidestep.data.splits import DataSet, Split
 from sidestep.data.tables.columns import row_tensor, target_tensor
 from sidestep.data.tables.mapping import named_tensors
 from sidestep.errors import DataError, InputError
+from sidestep.keywords import known_keywords
 
 __all__ = ["from_loader", "is_loader"]
 
@@ -37,6 +38,7 @@ def is_loader(given: Any) -> bool:
     return isinstance(given, DataLoader) or (isinstance(given, Iterable) and not _is_pair(given))
 
 
+@known_keywords()
 def from_loader(  # long: what the batches are, and what belongs to them
     loader: Any,
     *,

@@ -26,10 +26,12 @@ from sidestep.data.tables.files import is_table_file
 from sidestep.data.tables.form import TableForm
 from sidestep.data.tables.mapping import mapping_set
 from sidestep.errors import DataError, InputError
+from sidestep.keywords import known_keywords
 
 __all__ = ["from_arrays", "load"]
 
 
+@known_keywords()
 def load(
     name_or_path: str | os.PathLike[str],
     *,
@@ -146,6 +148,7 @@ def _source(name: str, size: int | None, form: PictureForm | None) -> tuple[Path
     raise DataError(_unknown(name))
 
 
+@known_keywords()
 def from_arrays(
     x_train: Any,
     y_train: Any,

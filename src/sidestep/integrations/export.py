@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from sidestep.errors import InputError
 from sidestep.files import check_plain
+from sidestep.keywords import known_keywords
 from sidestep.nets.ternary.layers import unpack_layers
 from sidestep.noise import Noise
 from sidestep.training.evaluate import check_readings
@@ -77,6 +78,7 @@ class Exported:
     difference: float | None
 
 
+@known_keywords()
 def export(
     run: Run, path: Path | str, reading: str | None = None, *, check: bool = False, opset: int = _OPSET,
     overwrite: bool = False,

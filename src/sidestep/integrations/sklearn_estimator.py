@@ -20,6 +20,7 @@ from sidestep.errors import CheckpointError, InputError
 from sidestep.integrations.sklearn_data import rule_of, seed_of, table_of
 from sidestep.integrations.sklearn_record import parameters_from, parameters_record
 from sidestep.integrations.table_net import Rows, TableNet
+from sidestep.keywords import KnownKeywords
 from sidestep.rules import Rule
 from sidestep.version import __version__
 
@@ -29,7 +30,7 @@ FILE = "estimator.safetensors"
 Array = NDArray[Any]
 
 
-class Estimator(BaseEstimator):
+class Estimator(KnownKeywords, BaseEstimator):
     """What both estimators have in common: columns, the net, files.
 
     After `fit`: `columns_` (what the net gets of a table), `net_` (the PyTorch net), `rule_` (the rule object),

@@ -18,6 +18,7 @@ from sidestep.data.objective import answers
 from sidestep.data.share import Division
 from sidestep.data.task import Batch, Task
 from sidestep.gradients.end_to_end import end_to_end
+from sidestep.keywords import KnownKeywords
 from sidestep.nets.trained import trained
 from sidestep.nets.user_modules import ImagePath
 from sidestep.noise import Noise
@@ -61,7 +62,7 @@ _TAKE_A_NET = (
 _GUARDS: dict[str, Callable[..., Any]] = {**dict.fromkeys(_TAKE_A_NET, _with_door), "build": _with_check}
 
 
-class Rule(ABC, Generic[Net]):
+class Rule(KnownKeywords, ABC, Generic[Net]):
     """A learning rule: a frozen dataclass, whose fields are its hyper-parameters and the command line's options.
 
     The loop calls `estimate`, then `decide` on all ranks' updates, then `apply`. `estimate` writes neither weights nor

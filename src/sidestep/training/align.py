@@ -11,6 +11,7 @@ from sidestep.checks import check_range
 from sidestep.data import DataSet
 from sidestep.errors import CheckpointError, InputError
 from sidestep.files import check_plain, read_plain
+from sidestep.keywords import known_keywords
 from sidestep.measure import WHOLE, Alignment
 from sidestep.nets.ternary.layers import unpack_layers
 from sidestep.nets.user_modules import ImagePath
@@ -58,6 +59,7 @@ class Aligned:
         return {**asdict(self), "tensors": tensors, "whole": finite(self.whole), "left_out": list(self.left_out)}
 
 
+@known_keywords(Options)
 def align(
     what: Rule | Run,
     data: DataSet | str | os.PathLike[str] = "digits",

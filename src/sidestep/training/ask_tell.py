@@ -12,6 +12,7 @@ from torch import nn
 from sidestep.errors import InputError
 from sidestep.gradients.directions import OneDirection, directions_along
 from sidestep.gradients.shifted import shifted_weight
+from sidestep.keywords import known_keywords
 from sidestep.nets.trained import trained
 from sidestep.rules.protocol import Rule
 from sidestep.rules.shared.any_module import Asked
@@ -127,6 +128,7 @@ def _number(score: Any, trial: Trial) -> float:
         ) from error
 
 
+@known_keywords()
 def ask_tell(model: nn.Module, rule: Rule, *, seed: int = 0, log: str | Path | None = None) -> AskTell:
     """Return what trains a model by scores: from a simulator, a game, another process, whatever there is no loss of.
 

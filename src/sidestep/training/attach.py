@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from sidestep.data.objective import Objective
 from sidestep.errors import InputError
+from sidestep.keywords import known_keywords
 from sidestep.noise import Noise
 from sidestep.rules.protocol import Rule
 from sidestep.training.attached_rule import as_objective
@@ -20,6 +21,7 @@ from sidestep.world.launched import launched
 __all__ = ["attach"]
 
 
+@known_keywords()
 def attach(  # long: what a step can be given
     model: nn.Module,
     rule: Rule,

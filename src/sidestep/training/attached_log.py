@@ -10,6 +10,7 @@ from torch import nn
 
 from sidestep.errors import CheckpointError, InputError
 from sidestep.files import make_folder
+from sidestep.keywords import known_keywords
 from sidestep.rules.shared.any_module import AnyModule, OwnSteps, apply_by
 from sidestep.steplog.codecs import codec_of, is_logged
 from sidestep.steplog.format import REALS
@@ -114,6 +115,7 @@ def fixed_options(optimizer: torch.optim.Optimizer) -> Fixed:
     return [{key: value for key, value in group.items() if key not in moving} for group in optimizer.param_groups]
 
 
+@known_keywords()
 def replay(log: str | Path, model: nn.Module, *, to_step: int | None = None) -> Replayed:
     """Take the logged steps of `attach(..., log=...)` again, without data: `model` is trained in place.
 

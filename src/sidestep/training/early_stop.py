@@ -4,13 +4,14 @@ import math
 from typing import Literal
 
 from sidestep.errors import InputError
+from sidestep.keywords import KnownKeywords
 from sidestep.training.metrics import read_values
 from sidestep.training.observers import STOP, Begin, EpochEnd
 
 __all__ = ["EarlyStop"]
 
 
-class EarlyStop:
+class EarlyStop(KnownKeywords):
     """An observer that ends the training after `patience` epochs in a row without a better value.
 
     A resumed run counts on from what its metrics.jsonl says, and the best weights are in its checkpoint, so it stops

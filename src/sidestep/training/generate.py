@@ -8,6 +8,7 @@ from torch import Tensor
 
 from sidestep.checks import check_range
 from sidestep.errors import InputError
+from sidestep.keywords import known_keywords
 from sidestep.noise import Noise
 from sidestep.rules.protocol import Task
 from sidestep.training.evaluate import check_readings
@@ -16,6 +17,7 @@ from sidestep.training.trained import Run
 __all__ = ["generate"]
 
 
+@known_keywords()
 def generate(
     run: Run, prompt: str, length: int = 200, temperature: float = 1.0, seed: int = 0, reading: str | None = None
 ) -> str:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sidestep.data.objective import Objective
 from sidestep.errors import CheckpointError, InputError, SidestepError
+from sidestep.keywords import known_keywords
 from sidestep.nets.ternary.layers import pack_layers
 from sidestep.nets.user_modules import ImagePath
 from sidestep.rules import rule_from_record
@@ -29,6 +30,7 @@ __all__ = ["load_run"]
 _UNFIT = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError, MemoryError)
 
 
+@known_keywords()
 def load_run(
     path: str | Path,
     *,

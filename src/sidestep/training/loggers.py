@@ -8,6 +8,7 @@ from typing import Any
 
 from sidestep.errors import InputError
 from sidestep.files import read_plain, write_text
+from sidestep.keywords import KnownKeywords
 from sidestep.training.observers import Begin, End, EpochEnd, StepEnd
 from sidestep.wording import csv_text
 
@@ -17,7 +18,7 @@ _FIRST = ("epoch", "step", "seconds", "validation")
 _MOST = 1 << 26  # bytes
 
 
-class CsvLog:
+class CsvLog(KnownKeywords):
     """An observer that writes a row for every epoch: epoch, step, seconds, validation score, then all losses by name.
 
     A resumed run keeps the rows of the steps that it has behind it, and goes on below them.
@@ -61,7 +62,7 @@ class CsvLog:
             file.write(csv_text([[row.get(name) for name in self._columns]]))
 
 
-class TensorBoard:
+class TensorBoard(KnownKeywords):
     """An observer that writes losses and scores for TensorBoard, which `tensorboard --logdir FOLDER` shows.
 
     Losses stand under `loss/`, the validation score under `score/`, those of the end under `end/`. What a resumed run

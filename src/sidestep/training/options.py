@@ -9,6 +9,7 @@ import torch
 
 from sidestep.data import steps_per_epoch
 from sidestep.errors import InputError
+from sidestep.keywords import KnownKeywords
 from sidestep.measure import has_bfloat16
 from sidestep.rules.fields import settle_fields
 from sidestep.schedule import Decay, rate_factor
@@ -22,7 +23,7 @@ _MOST_STEPS = 10**12
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(KnownKeywords):
     """How to train, whatever the rule."""
 
     epochs: int | None = None

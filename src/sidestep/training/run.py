@@ -14,6 +14,7 @@ from sidestep.checks import check_multiple
 from sidestep.data import DataSet
 from sidestep.data.objective import Objective
 from sidestep.errors import InputError
+from sidestep.keywords import known_keywords
 from sidestep.nets.user_modules import ImagePath
 from sidestep.rules.protocol import HasBatchMultiple, Rule, Task
 from sidestep.rules.record import rule_record
@@ -49,6 +50,7 @@ from sidestep.world import World, world_here
 __all__ = ["train"]
 
 
+@known_keywords(Options)
 def train(  # long: rule, data and options, three hooks for own code, and what is read at the end
     rule: Rule,
     data: DataSet | str | os.PathLike[str] | Iterable[Any] = "digits",

@@ -12,6 +12,7 @@ from sidestep.data.check import Array
 from sidestep.data.splits import Split
 from sidestep.errors import CheckpointError, DataError, InputError
 from sidestep.files import write_bytes
+from sidestep.keywords import known_keywords
 from sidestep.wording import spelled
 
 __all__ = ["grid"]
@@ -20,6 +21,7 @@ CELL = 1.05  # inches for each picture
 LONGEST = 22  # characters of a class name that stay readable above one
 
 
+@known_keywords()
 def grid(split: Split, class_names: tuple[str, ...], path: str | Path, rows: int = 4, columns: int = 8) -> Path:
     """Write rows x columns images as one PNG, each under its class name, and return its path.
 

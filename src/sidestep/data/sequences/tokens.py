@@ -18,6 +18,7 @@ from sidestep.data.rows import is_mapped, stored
 from sidestep.data.splits import DataSet, Split
 from sidestep.data.tables.columns import data_set, target_tensor
 from sidestep.errors import DataError, InputError
+from sidestep.keywords import known_keywords
 
 __all__ = ["from_file", "from_text", "from_tokens", "target_ids", "token_tensor"]
 
@@ -38,6 +39,7 @@ def token_tensor(ids: Array, vocabulary: int, where: str) -> Tensor:
     return torch.from_numpy(ids.astype(np.int64))
 
 
+@known_keywords()
 def from_tokens(  # long: two splits, and what they mean
     x_train: Any,
     y_train: Any = None,
@@ -90,6 +92,7 @@ def from_tokens(  # long: two splits, and what they mean
     return replace(data_set(name, kept, aside, test, outputs, targets), vocabulary=len(words))
 
 
+@known_keywords()
 def from_text(
     text: str, *, length: int = 64, validation: float = 0.1, test: float = 0.1, name: str = "text"
 ) -> DataSet:
