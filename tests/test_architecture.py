@@ -16,7 +16,7 @@ SOURCE = Path(__file__).resolve().parents[1] / "src" / "sidestep"
 ROOMS = (
     ("cli", "__main__", "__init__"),
     ("bench", "integrations"),
-    ("presets",),
+    ("presets", "federated"),
     ("training",),
     ("checkpoint", "steplog", "world"),
     ("rules",),
@@ -40,7 +40,7 @@ ROOMS = (
 )
 LEVEL = {name: len(ROOMS) - index for index, room in enumerate(ROOMS) for name in room}
 ONE_ROOM_EACH = {"bench", "integrations", "data", "measure"}  # at one height, but they do not know each other
-NEVER_NAME_A_RULE = {"bench", "training", "checkpoint", "steplog", "world", "data", "measure"}
+NEVER_NAME_A_RULE = {"bench", "federated", "training", "checkpoint", "steplog", "world", "data", "measure"}
 LONGEST_FUNCTION, LONGEST_EXCUSED, LONGEST_FILE = 40, 60, 300
 HIDDEN_DRAWS = {"bernoulli_", "exponential_", "geometric_", "log_normal_", "normal_", "random_", "uniform_"}
 

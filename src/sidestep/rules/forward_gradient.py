@@ -30,9 +30,9 @@ from sidestep.nets.stages.staged import StagedNet
 from sidestep.nets.trained import check_unshared, set_training, trained
 from sidestep.nets.user_modules import ImagePath
 from sidestep.noise import Noise
-from sidestep.probes import PerParameter
+from sidestep.probes import DenseProbes, PerParameter
 from sidestep.rules.protocol import Batch, Task
-from sidestep.rules.shared.any_module import seeded
+from sidestep.rules.shared.any_module import dense_probes, seeded
 from sidestep.rules.shared.forward_only import ForwardOnlyRule, check_named, make_net
 from sidestep.rules.takes import Takes
 from sidestep.update import Dense, Update
@@ -134,3 +134,7 @@ class ForwardGradient(ForwardOnlyRule):
         directions = Directions(noise.stream("directions"), self.distribution)
         found, loss, statistics = derivatives_along(net, losses, directions, self.tangents, noise.stream("module"))
         return seeded(net, found / self.tangents, noise, self.distribution, statistics, loss)
+
+    def probes(self, net: nn.Module, noise: Noise) -> DenseProbes:
+        """Return the directions of a step along weights."""
+        return dense_probes(net, noise, self.tangents, self.distribution)
