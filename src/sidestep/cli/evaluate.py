@@ -12,8 +12,11 @@ from sidestep.cli.parse import parsed
 from sidestep.cli.quality import quality_cells, quality_columns
 from sidestep.errors import InputError
 from sidestep.rules.shared.variant import variant_of
+from sidestep.training.calibration import Quality
 from sidestep.training.compatibility import check_cut, check_task, check_test, difference
 from sidestep.training.folder import RunFolder
+from sidestep.training.likelihood import bits_of
+from sidestep.training.trained import Run
 from sidestep.wording import counted
 
 __all__ = ["eval_command"]
@@ -40,7 +43,8 @@ def _evaluate(
     """Print accuracy, negative log-likelihood and calibration error of a trained run, by every reading of its rule.
 
     The likelihood (nats) and the error (ECE, 15 bins) are those of probabilities, by the temperature T that was fitted
-    on validation images at the end of training. Where there is no T, they are those of the reading's own scores.
+    on validation images at the end of training. Where there is no T, they are those of the reading's own scores. Of
+    next tokens, the share of right ones and bits a token are printed.
 
     Args:
         run: Folder of the run.
@@ -88,7 +92,8 @@ def _evaluate(
             "settings": list(given), "finished": unfinished is None,
             "steps": trained.step, **dataclasses.asdict(next(iter(found_by.values()))),
             "readings": {name: quality.accuracy for name, quality in found_by.items()},
-            "qualities": {name: dataclasses.asdict(quality) for name, quality in found_by.items()}, "run": str(run),
+            "qualities": {name: dataclasses.asdict(quality) for name, quality in found_by.items()},
+            **({"bits_per_token": bits} if (bits := _bits(trained, found_by)) else {}), "run": str(run),
         })  # fmt: skip
         return
     title = f"{trained.rule.name} on {found.name}, {split}, {counted(len(part), row)}"
@@ -101,3 +106,8 @@ def _evaluate(
         show(f"variant: {variant}")
     for missing in () if score else dict.fromkeys(filter(None, map(trained.uncalibrated, found_by))):
         show(f"without T, NLL and ECE are those of scores: {missing}")
+
+
+def _bits(trained: Run, found: dict[str, Quality]) -> dict[str, float | None]:
+    """Return reading name -> bits a token, of a net of next tokens."""
+    return {name: bits_of(quality) for name, quality in found.items()} if trained.task.targets == "tokens" else {}

@@ -11,17 +11,16 @@ from sidestep.measure import peak_memory_bytes
 from sidestep.rules.record import hyper_parameters
 from sidestep.rules.shared.variant import variant_of
 from sidestep.training.calibration import (
-    CONFIDENCE_SUMS,
     FIT_SUMS,
     Calibration,
     Quality,
     calibration_images,
-    confidence_sums,
     fit_sums,
 )
 from sidestep.training.compatibility import pixels_digest
 from sidestep.training.evaluate import accuracies
 from sidestep.training.evaluation_progress import Count, EvaluationProgress, checksum
+from sidestep.training.likelihood import added_up, bits_of, quality_of
 from sidestep.training.loop import Loop
 from sidestep.training.progress import Progress
 from sidestep.training.state import State
@@ -74,6 +73,7 @@ def finish(
         **{f"{name}_{kind}": each[best].accuracy if each else None for name, each in found.items()},
         **({} if kind == "accuracy" else {"score": loop.task.objective.score_name}),
         **{f"test_{name}": getattr(found["test"][best], name) if found["test"] else None for name in ("nll", "ece")},
+        **_bits(loop, found, best),
         "readings": {name: quality.accuracy for name, quality in read.items()} if read else None,
         "qualities": {name: dataclasses.asdict(quality) for name, quality in read.items()} if read else None,
         "calibration_images": calibration.images if calibration else 0,
@@ -83,6 +83,12 @@ def finish(
         "run": str(folder.path) if folder else None,
     }
     return result, calibration
+
+
+def _bits(loop: Loop, found: Measured, best: str) -> dict[str, float | None]:
+    if loop.task.targets != "tokens":
+        return {}
+    return {f"{split}_bits_per_token": bits_of(each[best]) if each else None for split, each in found.items()}
 
 
 def _measured(
@@ -130,13 +136,10 @@ class _Evaluation:
             return None
         rule, calibration = self._loop.rule, self._calibration
         temperatures = {each: calibration.temperature(rule, each) if calibration else None for each in readings}
-        if self._loop.task.targets == "classes":
-            count = self._count(name, split, readings, lambda each, p, y: confidence_sums(p, y, temperatures[each]),
-                                CONFIDENCE_SUMS)  # fmt: skip
-        else:
-            count = self._count(name, split, readings, None, 0)
+        task = self._loop.task
+        count = self._count(name, split, readings, *added_up(task, temperatures))
         return {
-            each: Quality.of(count.right[each] / count.images, count.sums.get(each, []), temperatures[each])
+            each: quality_of(task, count.right[each] / count.images, count.sums.get(each, []), temperatures[each])
             for each in readings
         }
 

@@ -24,13 +24,13 @@ from sidestep.training.calibration import (
     Quality,
     calibrated,
     calibration_images,
-    confidence_sums,
     fit_sums,
 )
 from sidestep.training.compatibility import pixel_scale_warning
 from sidestep.training.evaluate import accuracies, check_readings, predictions
 from sidestep.training.evaluation_progress import Count
 from sidestep.training.given import given_images, given_split
+from sidestep.training.likelihood import added_up, quality_of
 from sidestep.training.options import Compute
 
 __all__ = ["Run"]
@@ -105,6 +105,8 @@ class Run:
     def assess(self, split: Split, names: Sequence[str] | None = None) -> dict[str, Quality]:
         """Return reading name -> accuracy, negative log-likelihood and calibration error on a split; all by default.
 
+        Of next tokens the likelihood is that of a token, in nats, and there is no calibration error.
+
         Raises:
             InputError: for a reading that the rule does not have, or without images.
         """
@@ -113,10 +115,11 @@ class Run:
         names = names or self.rule.readings
         check_readings(self.rule, names)
         temperatures = {name: self.temperature(name) for name in names}
-        more = lambda name, p, labels: confidence_sums(p, labels, temperatures[name])  # noqa: E731
-        count = self._count(split, names, more if self.task.targets == "classes" else None)
+        count = self._count(split, names, added_up(self.task, temperatures)[0])
         shares = {name: right / len(split) for name, right in count.right.items()}
-        return {name: Quality.of(shares[name], count.sums.get(name, []), temperatures[name]) for name in names}
+        return {
+            name: quality_of(self.task, shares[name], count.sums.get(name, []), temperatures[name]) for name in names
+        }
 
     def recalibrated(self, validation: Split, names: Sequence[str] | None = None) -> "Run":
         """Return the run with temperatures fitted anew, at the settings that it has now; nothing is written.
