@@ -13,10 +13,10 @@ __all__ = ["RARE", "check_choice", "settle_fields"]
 
 RARE = frozenset({  # hyper-parameters, of whichever rule, that few runs change
     "accumulate", "activation_checkpointing", "bias", "bop_rate", "bop_threshold", "columns", "cosine_offset",
-    "deep_supervision", "density", "dimension", "directions", "draws", "draws_per_image", "exclusive", "grid", "group",
-    "groups", "guide", "head_share", "largest_alpha_bar", "largest_weight", "memory", "method", "momentum",
-    "most_probes", "optimizer_kind", "per", "pooled", "readout", "sharpness", "similarity", "smallest_alpha_bar",
-    "solver", "start", "tangents", "threshold", "times", "tolerance", "unit_norm", "update",
+    "deep_supervision", "density", "dimension", "directions", "draws", "draws_per_image", "exclusive", "flip_scaling",
+    "grid", "group", "groups", "guide", "head_share", "largest_alpha_bar", "largest_weight", "memory", "method",
+    "momentum", "most_probes", "optimizer_kind", "per", "pooled", "readout", "sharpness", "similarity",
+    "smallest_alpha_bar", "solver", "start", "tangents", "threshold", "times", "tolerance", "unit_norm", "update",
 })  # fmt: skip
 
 

@@ -23,6 +23,7 @@ from sidestep.checks import check_positive, check_range
 from sidestep.data import Split
 from sidestep.data.objective import objective_of
 from sidestep.data.share import Division
+from sidestep.errors import InputError
 from sidestep.gradients.end_to_end import end_to_end
 from sidestep.gradients.local_losses import floating, local_gradients
 from sidestep.gradients.local_probes import LocalProbes, check_local_probes, local_probe_gradients
@@ -43,6 +44,7 @@ from sidestep.rules.protocol import Batch, Rule, Task
 from sidestep.rules.shared.any_module import of_examples, of_share
 from sidestep.rules.shared.codecs import LOCAL, check_choices, check_tokens, codec_and_update
 from sidestep.rules.shared.density import DensitySchedule, first_density
+from sidestep.rules.shared.flip_scaling import FlipScaling
 from sidestep.rules.shared.ternary_steps import TernarySteps
 from sidestep.rules.shared.trits import along_probes, with_zeros
 from sidestep.rules.takes import Takes
@@ -104,6 +106,9 @@ class NoiseStep(TernarySteps, Rule[TernaryNet]):
     """Share of a layer's weights that flip per step, p; --decay lets it fall."""
     head_share: float | None = None
     """The same for the heads, which are small. Default: flip_share."""
+    flip_scaling: FlipScaling = "layer"
+    """By what the momentum of direct flips divides gradients: the layer's root mean square, or running ones of its rows
+    and columns, too, for tokens of which some are rare."""
     momentum: float = 0.95
     """Decay of the momentum of direct flips, beta."""
     bop_rate: float = 1e-3
@@ -141,7 +146,11 @@ class NoiseStep(TernarySteps, Rule[TernaryNet]):
         check_range(0, 0.9999, momentum=self.momentum)
         check_range(1, 1 << 20, memory=self.memory)
         check_choices(self.net, self.norm, self.pooled, self.estimator, self.directions, self.guide)
-        codec_and_update(self.estimator, self.codec, self.update)
+        if codec_and_update(self.estimator, self.codec, self.update)[1] != "flips" and self.flip_scaling != "layer":
+            raise InputError(
+                f"flip_scaling = {self.flip_scaling} is for direct flips, and update = {self.choices[1]} has no "
+                "momentum that it could scale; leave it out, or take codec = flips and update = flips"
+            )
 
     @property
     def divides(self) -> Mapping[Division, int]:
@@ -156,7 +165,7 @@ class NoiseStep(TernarySteps, Rule[TernaryNet]):
     @property
     def takes_signs(self) -> bool:
         """The momentum of flips divides each gradient by its root mean square."""
-        return self.choices == ("flips", "flips")
+        return self.choices == ("flips", "flips") and self.flip_scaling == "layer"
 
     def build(self, task: Task, noise: Noise, examples: Split | None, module: ImagePath | None) -> TernaryNet:
         """Make the ternary net; a module of the user's takes the place of its stages."""

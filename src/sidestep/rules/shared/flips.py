@@ -1,6 +1,6 @@
 """Direct flips: momentum picks the few weights that move one step, and no float weight exists.
 
-    flips:  v <- beta v - g / rms(g)                    per parameter
+    flips:  v <- beta v - g / rms(g)                    per parameter; g may be scaled by rows and columns, too
             the largest share p of |v|, among the weights that can still move in the direction of v:
             w <- w + sgn(v),  v <- 0 there
     bop:    m <- (1 - gamma) m + gamma g
@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from sidestep.errors import NonFiniteError
 from sidestep.nets.ternary.layers import ternary_parameters
+from sidestep.rules.shared.flip_scaling import FlipScaling, by_rows_and_columns
 from sidestep.rules.shared.optimizers import WithoutCompiler
 from sidestep.update import Flips
 
@@ -49,8 +50,13 @@ class TernaryOptimizer(WithoutCompiler):
         raise NotImplementedError("ternary weights move through a rule's updates, not through step()")
 
 
-def choose_flips(
-    net: nn.Module, gradients: dict[str, Tensor], optimizer: torch.optim.Optimizer, beta: float, **rest: Any
+def choose_flips(  # long: what is chosen by
+    net: nn.Module,
+    gradients: dict[str, Tensor],
+    optimizer: torch.optim.Optimizer,
+    beta: float,
+    scaling: FlipScaling = "layer",
+    **rest: Any,
 ) -> Flips:
     """Advance the momentum by one gradient, and return the flips it asks for; `rest` goes on to the Flips.
 
@@ -65,7 +71,10 @@ def choose_flips(
         size = (gradient / largest).square_().mean().sqrt_().mul_(largest)
         _check_finite(name, size)
         size.clamp_min_(torch.finfo(torch.float32).tiny)
-        momentum = _momentum(state, trits).mul_(beta).sub_(gradient / size).view(-1)
+        gradient = gradient / size
+        if scaling == "rows-and-columns":
+            gradient = by_rows_and_columns(state, gradient)
+        momentum = _momentum(state, trits).mul_(beta).sub_(gradient).view(-1)
         inside = _largest(momentum, trits, _count(state, share * trits.numel()))
         moves = momentum[inside].sign()
         momentum[inside] = 0

@@ -18,6 +18,7 @@ from sidestep.probes import DenseProbes, Probes, SparseProbes
 from sidestep.rules.shared.any_module import LOSS, as_dense
 from sidestep.rules.shared.codecs import codec_and_update
 from sidestep.rules.shared.density import DensitySchedule, after_step, density_and_count, first_density
+from sidestep.rules.shared.flip_scaling import FlipScaling
 from sidestep.rules.shared.flips import TernaryOptimizer, choose_by_threshold, choose_flips
 from sidestep.rules.shared.trits import accumulate, move, sign_and_median, subtract, with_zeros
 from sidestep.update import Flips, Seeded, Update
@@ -40,6 +41,7 @@ class TernarySteps:
     threshold: int | None
     flip_share: float
     head_share: float | None
+    flip_scaling: FlipScaling
     momentum: float
     bop_rate: float
     bop_threshold: float
@@ -106,7 +108,7 @@ class TernarySteps:
         kept = {"statistics": update.statistics, "losses": update.losses}
         if self.choices[1] == "bop":
             return choose_by_threshold(net, gradients, optimizer, self.bop_threshold, **kept)
-        return choose_flips(net, gradients, optimizer, self.momentum, **kept)
+        return choose_flips(net, gradients, optimizer, self.momentum, self.flip_scaling, **kept)
 
     def apply_any(self, net: nn.Module, update: Update, optimizer: torch.optim.Optimizer) -> None:
         """Move the weights; the same update moves the same weights wherever it is applied."""
