@@ -22,6 +22,7 @@ from sidestep.permutation import permuted
 __all__ = ["DenseProbes", "Distribution", "Entries", "PerParameter", "Probes", "RankOneProbes", "SparseProbes"]
 
 Distribution = Literal["rademacher", "gaussian", "signs", "sparse", "rank-one"]
+_DISTRIBUTIONS: tuple[Distribution, ...] = get_args(Distribution)
 """What a dense probe is drawn from, each of mean 0 and variance 1 for every weight.
 
     rademacher  fair signs, from a stream for every parameter
@@ -216,10 +217,8 @@ class DenseProbes:
     def __post_init__(self) -> None:
         if not 1 <= self.count < 1 << 32:
             raise InputError(f"a step needs from 1 to 2**32 - 1 probes, got {self.count}")
-        if self.distribution not in get_args(Distribution):
-            raise InputError(
-                f"distribution must be one of {', '.join(get_args(Distribution))}, got {self.distribution!r}"
-            )
+        if self.distribution not in _DISTRIBUTIONS:
+            raise InputError(f"distribution must be one of {', '.join(_DISTRIBUTIONS)}, got {self.distribution!r}")
 
     @property
     def weights(self) -> int:

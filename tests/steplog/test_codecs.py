@@ -309,3 +309,11 @@ def test_gradients_have_no_codec():
     assert not is_logged(update, HEADER, 0)
     with pytest.raises(InputError, match="got Dense"):
         codec_of(update)
+
+
+@each_update
+def test_a_block_is_counted_whole_as_one_update_after_another(name):
+    codec, kept, payload = payload_of(name)
+    one_by_one = sum((codec.counts(update, WEIGHTS) for update in kept), Counts())
+    assert one_by_one.probes or one_by_one.flip_steps
+    assert codec.counts_of(payload, STEPS, FIRST, HEADER) == one_by_one

@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 from torch import Tensor
 
 from sidestep.errors import CheckpointError
-from sidestep.steplog.codecs import CODECS, Logged
+from sidestep.steplog.codecs import CODECS, Counts, Logged
 from sidestep.steplog.codecs.buffers import read_statistics
 from sidestep.steplog.format import (
     ATTACHED,
@@ -175,6 +175,19 @@ class LogReader:
                 yield step, update
             if last is not None and block.head.first + block.head.steps >= last:
                 return
+
+    def counts(self) -> tuple[int, Counts]:
+        """Return how many steps the log holds, up to the first damage, and what their updates come to."""
+        self.damage, steps, total = None, 0, Counts()
+        for block in self.blocks():
+            head = block.head
+            try:
+                total += CODECS[head.kind].counts_of(block.payload, head.steps, head.first, self.header)
+            except DamagedLogError as damage:
+                self.damage = f"{damage} (in the block that ends at byte {block.end:,})"
+                break
+            steps = head.first + head.steps
+        return steps, total
 
     def buffers_around(self, step: int) -> tuple[int, int]:
         """Return the nearest steps, up to `step` and from it on, of which the log has the buffers.

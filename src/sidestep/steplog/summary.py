@@ -3,7 +3,6 @@
 import math
 from typing import Any
 
-from sidestep.steplog.codecs import Counts, codec_of
 from sidestep.steplog.header import DTYPES, Header
 from sidestep.steplog.reader import LogReader
 from sidestep.ternary import packed_bytes
@@ -19,10 +18,8 @@ def summary(reader: LogReader) -> dict[str, Any]:
     `cosine2_at_most` bounds how well a step's direction, told in the bits that a step takes here, can agree with any
     gradient: 1.386 R / d, or 1.
     """
-    header, counts, steps = reader.header, Counts(), 0
-    for step, update in reader.records():
-        steps = step + 1
-        counts += codec_of(update).counts(update, header.weights)
+    header = reader.header
+    steps, counts = reader.counts()
     probes, flips, least = counts.probes, counts.flips, counts.least_bits
     damage, scan = reader.damage, reader.scan()
     packed = sum(_weight_bytes(kind, math.prod(shape)) for _, kind, shape in header.parameters)

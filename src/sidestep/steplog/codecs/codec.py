@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from typing import ClassVar, Generic, TypeVar
 
 from sidestep.steplog.header import Header
@@ -25,7 +25,13 @@ class Counts:
     least_bits: float = 0.0  # that any code needs for the flips
 
     def __add__(self, other: "Counts") -> "Counts":
-        return Counts(*(one + more for one, more in zip(astuple(self), astuple(other), strict=True)))
+        return Counts(
+            self.probes + other.probes,
+            self.non_zero + other.non_zero,
+            self.flips + other.flips,
+            self.flip_steps + other.flip_steps,
+            self.least_bits + other.least_bits,
+        )
 
 
 class Codec(ABC, Generic[Kept]):
@@ -75,3 +81,11 @@ class Codec(ABC, Generic[Kept]):
     @abstractmethod
     def counts(self, update: Kept, weights: int) -> Counts:
         """Return what an update adds to the counts of a log of a net of so many weights."""
+
+    def counts_of(self, payload: bytes, steps: int, first: int, header: Header) -> Counts:
+        """Return what a whole block adds to the counts; by default that of its updates, one by one.
+
+        Raises DamagedLogError as `decode` does.
+        """
+        updates = self.decode(payload, steps, first, header)
+        return sum((self.counts(update, header.weights) for update in updates), Counts())

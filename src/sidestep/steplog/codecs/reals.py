@@ -16,6 +16,7 @@ import torch
 from sidestep.errors import InputError
 from sidestep.noise import Noise
 from sidestep.probes import DenseProbes, Distribution
+from sidestep.steplog.codecs.codec import Counts
 from sidestep.steplog.codecs.schedule import Schedule, followed
 from sidestep.steplog.codecs.seeded import SeededCodec, work_of
 from sidestep.steplog.format import MOST_COEFS, MOST_WORK, REALS, DamagedLogError, read_varint, varint
@@ -69,6 +70,12 @@ class RealsCodec(SeededCodec):
         """Return the updates of a block."""
         return decode_reals(payload, steps, Noise(header.seed).at(first), header.shapes)
 
+    def counts_of(self, payload: bytes, steps: int, first: int, header: Header) -> Counts:
+        """Return what a whole block adds to the counts, without making its updates."""
+        _, at = _read_runs(payload, steps, Noise(header.seed).at(first), header.shapes)
+        coefs = np.frombuffer(payload, "<f4", offset=at)
+        return Counts(probes=len(coefs), non_zero=int(np.count_nonzero(coefs)))
+
     def part(self, update: Seeded, first: int, last: int) -> Seeded:
         """Return the update along directions of the parameters that lie there: whole ones."""
         probes = _dense(update)
@@ -113,16 +120,7 @@ def decode_reals(payload: bytes, steps: int, noise: Noise, parameters: Table) ->
     Raises:
         DamagedLogError: if the payload cannot be what `encode_reals` made.
     """
-    number, at = read_varint(payload, 0)
-    if not 1 <= number <= steps:
-        raise DamagedLogError(f"a block of {steps} steps says that it has {number} runs")
-    runs, done, coefs = [], 0, 0
-    for _ in range(number):
-        run, at = _read_run(payload, at, noise.at(noise.step + done), parameters, steps - done)
-        runs.append(run)
-        done, coefs = done + len(run.rates), coefs + len(run.rates) * run.probes.count
-    if done != steps or coefs > MOST_COEFS or len(payload) - at != 4 * coefs:
-        raise DamagedLogError(f"a block of {steps} steps has {done}, with {coefs} numbers in {len(payload) - at} bytes")
+    runs, at = _read_runs(payload, steps, noise, parameters)
     found = []
     for run in runs:
         probes = run.probes
@@ -134,6 +132,21 @@ def decode_reals(payload: bytes, steps: int, noise: Noise, parameters: Table) ->
             found.append(Seeded(numbers, moved, rate=rate))
             at += 4 * probes.count
     return found
+
+
+def _read_runs(payload: bytes, steps: int, noise: Noise, parameters: Table) -> tuple[list[Run], int]:
+    """Return a block's runs, and where its numbers begin, which go to its end."""
+    number, at = read_varint(payload, 0)
+    if not 1 <= number <= steps:
+        raise DamagedLogError(f"a block of {steps} steps says that it has {number} runs")
+    runs, done, coefs = [], 0, 0
+    for _ in range(number):
+        run, at = _read_run(payload, at, noise.at(noise.step + done), parameters, steps - done)
+        runs.append(run)
+        done, coefs = done + len(run.rates), coefs + len(run.rates) * run.probes.count
+    if done != steps or coefs > MOST_COEFS or len(payload) - at != 4 * coefs:
+        raise DamagedLogError(f"a block of {steps} steps has {done}, with {coefs} numbers in {len(payload) - at} bytes")
+    return runs, at
 
 
 def _dense(update: Seeded) -> DenseProbes:
