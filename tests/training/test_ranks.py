@@ -25,10 +25,13 @@ from sidestep.training import STOP, Options, Stopped, train
 from sidestep.training.exchange import PartSum, pack_whole, unpack_whole
 from sidestep.training.options import Compute
 from sidestep.training.parts import Parts, with_parts
+from sidestep.training.pieces import broadcast_tensors, tensors_of
+from sidestep.training.ranks import share_kept, share_state
+from sidestep.training.state import State
 from sidestep.training.stopping import StopRequest
 from sidestep.training.unit_ranks import UnitRanks
 from sidestep.update import Dense, Seeded
-from sidestep.world import Alone, world_here
+from sidestep.world import Alone, distributed, frames, world_here
 from tests.reference.ranks import bytes_of, on_ranks
 
 SMALL = {"hidden": (16,)}
@@ -471,3 +474,56 @@ def test_blocks_on_two_ranks_stop_within_an_epoch_and_go_on_with_three(tmp_path)
     assert on_ranks(2, blocks_stopped, str(tmp_path / "many")) == [5, 5]
     assert on_ranks(3, blocks_resumed, str(tmp_path / "many")) == ["done"] * 3
     assert left(tmp_path, "many") == left(tmp_path, "one")
+
+
+TENSORS = {
+    "none": torch.empty(0),
+    "one": torch.tensor(3, dtype=torch.int64),
+    "many": torch.arange(1000.0).view(10, 100).T,  # not contiguous
+    "short": torch.arange(7, dtype=torch.int8),
+    "half": torch.tensor([1.5, -2.0], dtype=torch.bfloat16),
+    "yes": torch.tensor([True, False]),
+}
+
+
+def passed(world, most):
+    own = {name: value + 0 if value.dtype != torch.bool else value for name, value in TENSORS.items()}
+    spread = broadcast_tensors(world, own if world.leads else {}, most)
+    taken = [dict(tensors_of(world, source, own if world.rank == source else {}, most)) for source in range(world.size)]
+    return plain(spread), [plain(each) for each in taken]
+
+
+def plain(tensors):
+    return {name: (str(value.dtype), value.tolist()) for name, value in tensors.items()}
+
+
+@pytest.mark.parametrize("most", [64, 4013, 1 << 20])
+def test_tensors_pass_in_pieces_of_any_length(most):
+    whole = plain(TENSORS)
+    for rank, (spread, taken) in enumerate(on_ranks(3, passed, most)):
+        assert spread == whole
+        assert taken == [whole if rank in (0, source) else {} for source in range(3)]
+
+
+def larger_than_a_message(world):
+    """Share a state of 130 kB where a message may have 20 kB."""
+    frames.MOST_BYTES = distributed.MOST_BYTES = 20_000
+    rule = rules.Backprop(net="mlp", hidden=(128,))
+    net = rule.build(Task.of(digits()), Noise(world.rank), digits().train, None)
+    state = State(net, rule.optimizer(net), step=3 if world.leads else 0)
+    if world.leads:
+        for parameter in net.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        state.optimizer.step()
+        state.keep()
+    share_state(world, state, most=10_000)
+    share_kept(world, state, most=10_000)
+    return state.step, plain(state.tensors()[0])
+
+
+def test_a_state_larger_than_a_message_reaches_all_ranks():
+    first, second = on_ranks(2, larger_than_a_message)
+    assert first == second
+    assert first[0] == 3
+    assert any(name.startswith("kept/") for name in first[1])
+    assert any(name.startswith("optimizer/") for name in first[1])

@@ -4,13 +4,13 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from safetensors.torch import load, save
 from torch import nn
 
 from sidestep.errors import InputError
 from sidestep.measure.processor import processor_name
 from sidestep.steplog.header import digest_of
 from sidestep.training.config import flat, without_none
+from sidestep.training.pieces import PIECE_BYTES, broadcast_tensors
 from sidestep.training.progress import Progress
 from sidestep.training.state import State
 from sidestep.world import World
@@ -60,27 +60,25 @@ def bits_in_doubt(ranks: list[dict[str, Any]]) -> str | None:
     return None
 
 
-def share_state(world: World, state: State) -> None:
-    """Bring the states of all ranks to that of rank 0, which alone has read the folder."""
+def share_state(world: World, state: State, most: int = PIECE_BYTES) -> None:
+    """Bring the states of all ranks to that of rank 0, which alone has read the folder, by messages of `most` bytes."""
     if world.size == 1:
         return
     steps = world.broadcast(state.step.to_bytes(8, "little"))
     if int.from_bytes(steps, "little") == 0:
         return
     tensors, record = state.tensors() if world.leads else ({}, {})
-    sent = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    data = world.broadcast(save(sent) if world.leads else b"")
+    found = broadcast_tensors(world, tensors, most)
     said = world.broadcast(json.dumps(record).encode())
     if not world.leads:
-        state.restore(load(data), json.loads(said))
+        state.restore(found, json.loads(said))
 
 
-def share_kept(world: World, state: State) -> None:
+def share_kept(world: World, state: State, most: int = PIECE_BYTES) -> None:
     """Bring the weights that an observer of rank 0 has kept, if any, to all ranks, which end with the same net."""
     if world.size == 1:
         return
-    kept = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.kept.items()}
-    found = load(world.broadcast(save(kept) if world.leads else b""))
+    found = broadcast_tensors(world, state.kept, most)
     if not world.leads:
         state.kept = {name: tensor.to(state.net_device) for name, tensor in found.items()}
 

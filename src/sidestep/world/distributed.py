@@ -13,7 +13,7 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 
 from sidestep.errors import InputError, RankError
 from sidestep.wording import sentence
-from sidestep.world.frames import HEADER_BYTES, framed, opened, read_head
+from sidestep.world.frames import HEADER_BYTES, MOST_BYTES, framed, opened, read_head
 from sidestep.world.world import World, check_summable
 
 __all__ = ["Distributed", "join"]
@@ -79,15 +79,37 @@ class Distributed(World):
 
     def broadcast(self, message: bytes) -> bytes:
         """Return the message of rank 0, after all ranks have heard of its length."""
-        frame = framed(message if self.leads else b"", self.generation, self._turn)
-        lengths = self._gathered(framed(len(frame).to_bytes(8, "little"), self.generation, self._turn))
-        length = int.from_bytes(lengths[0], "little")
-        data = torch.frombuffer(bytearray(frame.ljust(length, b"\0")[:length]), dtype=torch.uint8)
-        self.sent_bytes += length if self.leads else 0
+        data = self._announced(0, message)
+        self.sent_bytes += len(data) if self.leads else 0
         with self._explained():
             dist.broadcast(data, 0, group=self._bytes)
+        return self._opened(data, 0)
+
+    def to_first(self, source: int, message: bytes) -> bytes:
+        """Send the message of one rank to rank 0 alone, after all ranks have heard of its length."""
+        data = self._announced(source, message)
+        if self.rank not in (0, source):
+            return b""
+        with self._explained():
+            if source == self.rank != 0:
+                dist.send(data, 0, group=self._bytes)
+                self.sent_bytes += len(data)
+            elif source != 0:
+                dist.recv(data, source, group=self._bytes)
+        return self._opened(data, source)
+
+    def _announced(self, source: int, message: bytes) -> Tensor:
+        """Return the frame of one rank, and room for it on the others; a rank that has failed is heard of here."""
+        frame = framed(message, self.generation, self._turn) if self.rank == source else b""
+        said = len(frame).to_bytes(8, "little") if frame else b""
+        length = int.from_bytes(self._gathered(framed(said, self.generation, self._turn))[source], "little")
+        if length > HEADER_BYTES + MOST_BYTES:
+            raise RankError(f"rank {source} announced a message of {length:,} bytes; one has at most {MOST_BYTES:,}")
+        return torch.frombuffer(bytearray(frame or length), dtype=torch.uint8)
+
+    def _opened(self, data: Tensor, source: int) -> bytes:
         found = data.numpy().tobytes()
-        return opened(read_head(found, self.generation, self._turn - 1, 0), found[HEADER_BYTES:], 0)
+        return opened(read_head(found, self.generation, self._turn - 1, source), found[HEADER_BYTES:], source)
 
     def sum(self, values: Tensor) -> Tensor:
         """Return the sum over the ranks, on the tensor's device."""

@@ -45,6 +45,14 @@ class World(ABC):
     def broadcast(self, message: bytes) -> bytes:
         """Return the message of rank 0; what other ranks give is not looked at. Raises RankError as `gather` does."""
 
+    def to_first(self, source: int, message: bytes) -> bytes:
+        """Return the message of rank `source` on rank 0 and on that rank, and nothing on the others.
+
+        What others give is not looked at. Raises RankError as `gather` does.
+        """
+        found = self.gather(message if self.rank == source else b"")[source]
+        return found if self.rank in (0, source) else b""
+
     @abstractmethod
     def sum(self, values: Tensor) -> Tensor:
         """Return the sum over the ranks of a tensor of one shape, int64 or float64, the same on every rank.
