@@ -13,9 +13,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sidestep import data, rules
+from sidestep import checkpoint, data, rules
 from sidestep.data.share import Share
-from sidestep.errors import InputError, NonFiniteError, RankError
+from sidestep.errors import InputError, NonFiniteError, RankError, SidestepError
 from sidestep.noise import Noise
 from sidestep.probes import DenseProbes
 from sidestep.rules.protocol import Batch, Task
@@ -203,6 +203,7 @@ class Of(Alone):
 
 
 WEIGHTS = rules.NoiseStep(estimator="weight-probes", probes=128)
+NOPROP = rules.NoPropDT(blocks=3)
 
 
 @pytest.mark.parametrize(
@@ -361,6 +362,38 @@ def ended_by_an_observer(world, folder, at_once):
     return made.step, {name: value.tolist() for name, value in made.net.state_dict().items()}
 
 
+class Fails:
+    """Raises an error after a step."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_step(self, event):
+        if event.step == self.step:
+            raise ValueError("the disk of the logger is full")
+
+
+def failed_observer(world, folder, step, split):
+    steps = []
+
+    def counting(plain):
+        def estimate(self, *arguments):
+            steps.append(1)
+            return plain(self, *arguments)
+
+        return estimate
+
+    for kind in (Parts, UnitRanks):
+        kind.estimate = counting(kind.estimate)
+    rule, shares = (NOPROP, None) if split == "units" else (WEIGHTS, 3)
+    given = {"batch": 48, "epochs": 3, "split": split, "shares": shares, "precision": "float32", "out": folder}
+    torch.set_num_threads(1)
+    try:
+        train(rule, digits(), Options(**given), observers=[Fails(step)], readings=[])
+    except SidestepError as error:
+        return type(error).__name__, str(error), len(steps)
+
+
 def resumed(world, folder):
     short(folder, resume=True)
     return "done"
@@ -392,6 +425,16 @@ def test_an_observer_ends_all_ranks_with_the_weights_that_it_kept(at_once, steps
     (first, own), (second, other) = on_ranks(2, ended_by_an_observer, str(tmp_path / "run"), at_once)
     assert first == second == steps
     assert own == other
+
+
+@pytest.mark.parametrize("split", ["batch", "units"])
+@pytest.mark.parametrize("step", [2, 3])  # within an epoch, and at its end
+def test_an_observer_that_fails_ends_all_ranks_after_the_same_step_which_is_saved(step, split, tmp_path):
+    first, second = on_ranks(2, failed_observer, str(tmp_path / "run"), step, split)
+    assert first[::2] == ("ObserverError", step)
+    assert second[::2] == ("RankError", step)
+    assert "rank 0 has stopped: Fails.on_step failed: ValueError: the disk of the logger is full" in second[1]
+    assert checkpoint.load(tmp_path / "run" / "state.safetensors")[1]["step"] == step
 
 
 def test_a_killed_rank_is_missed_and_a_restart_leads_to_the_same_bits(tmp_path, whole):
@@ -451,9 +494,6 @@ def test_what_128_probes_take_a_step_and_rank():
         assert sent == pytest.approx(head + 128 // 8 + 64 * 4, abs=0.5)
     for sent in on_ranks(2, bytes_a_step, "batch"):
         assert head + 1 + 128 * 30 / 8 < sent < head + 1 + 128 * 40 / 8  # as many bits each as the largest one needs
-
-
-NOPROP = rules.NoPropDT(blocks=3)
 
 
 def blocks_stopped(world, folder):

@@ -23,7 +23,7 @@ from sidestep.training.metrics import MetricsLog
 from sidestep.training.observers import Begin, EpochEnd, ObserverError, Observers, StepEnd
 from sidestep.training.options import Compute, Options
 from sidestep.training.parts import Parts
-from sidestep.training.ranks import any_of
+from sidestep.training.ranks import answers_of_all, any_of
 from sidestep.training.single import check_single
 from sidestep.training.state import State
 from sidestep.training.stopping import StopRequest
@@ -98,24 +98,32 @@ class Loop:
             self.take_step(state, stop)
             state.seconds = time.perf_counter() - started
             due = time.perf_counter() - saved > self.options.checkpoint_seconds
-            try:
-                if each:
-                    ended = observers.notify("on_step", self._step(state, log))
-                if each_asked:
-                    ended = any_of(self.world, ended)
-            finally:  # an epoch ends whole, whatever an observer of its last step has raised
-                if state.step % self.steps_per_epoch == 0 or state.step == self.total_steps:
-                    self._collect(state)
-                    ended |= observers.notify("on_epoch", self._end_epoch(state, log))
-                    ended = any_of(self.world, ended)
-                    state.seconds = time.perf_counter() - started
-                    due = True
+            ended, failed = observers.answer("on_step", self._step(state, log)) if each else (False, None)
+            failed_anywhere = False
+            if each_asked:
+                ended, failed_anywhere = answers_of_all(self.world, ended, failed is not None)
+            if state.step % self.steps_per_epoch == 0 or state.step == self.total_steps:
+                self._collect(state)  # an epoch ends whole, whatever an observer of its last step has raised
+                ended |= observers.notify("on_epoch", self._end_epoch(state, log))
+                ended = any_of(self.world, ended)
+                state.seconds = time.perf_counter() - started
+                due = True
+            self._end_failed(state, failed, failed_anywhere)
             if due:
                 self._save(state, log)
                 saved = time.perf_counter()
         if self._stops(stop) or ended:
             self._collect(state)
             self._save(state, log)
+
+    def _end_failed(self, state: State, failed: ObserverError | None, anywhere: bool) -> None:
+        """End after a step of which an observer has raised an error: all ranks after the same one, and saved."""
+        if anywhere:
+            self._collect(state)
+        if failed:
+            raise failed
+        if anywhere:
+            self.world.gather(b"")  # raises the sentence of the rank whose observer it was
 
     def _collect(self, state: State) -> None:
         """Make a net whole whose units are spread over ranks."""

@@ -152,6 +152,13 @@ class Observers:
             raise ObserverError(f"{name}.{method} failed: {said}") from why
         return stop
 
+    def answer(self, method: str, event: Any) -> tuple[bool, ObserverError | None]:
+        """Tell all of them as `notify` does, and return the error in place of raising it."""
+        try:
+            return self.notify(method, event), None
+        except ObserverError as error:
+            return False, error
+
     @contextmanager
     def of_the_end(self, state: State) -> Iterator[None]:
         """Tell of an end that comes by an error or a signal, which goes on whatever the observers make of it."""

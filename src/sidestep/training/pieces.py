@@ -88,7 +88,7 @@ def _pieces(tensors: Iterable[Tensor], most: int) -> Iterator[bytes]:
     """Return the bytes of all tensors, `most` at a time."""
     waiting = bytearray()
     for tensor in tensors:
-        data = memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
         while len(data):
             room = most - len(waiting)
             waiting += data[:room]

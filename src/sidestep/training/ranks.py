@@ -15,7 +15,7 @@ from sidestep.training.progress import Progress
 from sidestep.training.state import State
 from sidestep.world import World
 
-__all__ = ["any_of", "bits_in_doubt", "check_same_everywhere", "share_kept", "share_state"]
+__all__ = ["answers_of_all", "any_of", "bits_in_doubt", "check_same_everywhere", "share_kept", "share_state"]
 
 _MAY_DIFFER = {"data.name", "data.data_dir", "train.device", "train.checkpoint_seconds", "versions.threads"}
 _DOUBT = "versions.threads", "processor"
@@ -86,3 +86,9 @@ def share_kept(world: World, state: State, most: int = PIECE_BYTES) -> None:
 def any_of(world: World, wanted: bool) -> bool:
     """Return whether any rank says yes."""
     return any(message == b"1" for message in world.gather(b"1" if wanted else b"0"))
+
+
+def answers_of_all(world: World, ended: bool, failed: bool) -> tuple[bool, bool]:
+    """Return whether observers of any rank have asked for the end, and whether any has failed."""
+    said = world.gather(bytes([ended, failed]))
+    return any(message[0] for message in said), any(message[1] for message in said)
