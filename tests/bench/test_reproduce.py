@@ -324,6 +324,13 @@ def test_the_command_of_a_page_asks_for_its_rows():
     ]
 
 
+def test_the_rows_are_trained_in_the_precision_that_is_asked_for(capsys):
+    status, record, error = fill(capsys, "--rows", "forward-one-hot", "--seeds", "1", "--precision", "bfloat16")
+    assert (status, record["computed_on"]) == (0, ["cpu, bfloat16"]), error
+    status, _, error = fill(capsys, "--checkpoint-seconds", "0")
+    assert (status, "checkpoint_seconds must be above 0" in error) == (2, True), error
+
+
 def test_rows_and_data_are_chosen_by_name():
     assert len(wanted_presets("noprop-table1", ["mnist"])) == 13
     found = wanted_presets("noprop-table1", ["cifar10", "mnist"], ["dt-onehot", "ct-learned"])

@@ -21,6 +21,8 @@ WORDS = {  # what is typed before the options -> the name by which LEFT_OUT has 
     "bench": "bench",
     "study noprop-blocks": "study",
     "fit-memory": "fit-memory",
+    "reproduce noprop-table1": "reproduce noprop-table1",
+    "reproduce noprop-table2": "reproduce noprop-table2",
 }
 each_command = pytest.mark.parametrize("words", WORDS)
 
@@ -117,6 +119,20 @@ def test_a_study_of_so_many_steps_is_asked_for_again_by_them(tmp_path, capsys, m
     assert "steps: 2" in (tmp_path / "s" / "study.md").read_text()
     main(words)  # its runs are there
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["mean"] == record["mean"]
+
+
+def test_the_smallest_budget_of_a_study_is_a_look_at_whether_everything_runs(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = ["study", "noprop-blocks", "--blocks", "1", "--seeds", "1", "--device", "cpu", "--out", "s", "--json"]
+    main([*words, "--budget", "tiny"])
+    record = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (record["asked"]["budget"], record["steps"]) == ("tiny", 5)
+    with pytest.raises(SystemExit) as leaving:
+        main([*words, "--steps", "5"])  # other images: the results are not mixed
+    assert leaving.value.code == 2
+    assert "other options" in capsys.readouterr().err
+    main([*words, "--budget", "tiny", "--steps", "2", "--overwrite", "--out", "t"])
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["steps"] == 2
 
 
 def test_an_option_that_few_need_stays_out_of_the_short_help(capsys):

@@ -5,8 +5,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
+from sidestep.bench.paper_tables.rows import first_images
 from sidestep.bench.report import Table, folder_for_study, write_study
 from sidestep.bench.studies.blocks import study_blocks
 from sidestep.bench.studies.blocks_report import blocks_figure, blocks_tables, blocks_text
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = ["study_command"]
+
+_TINY_STEPS = 5
 
 
 def study_command(arguments: list[str]) -> None:
@@ -54,6 +57,9 @@ seeds, and takes NoProp's chain apart on the test split. Finished runs are loade
 class StudyOptions:
     """How both nets are trained, and what is kept."""
 
+    budget: Literal["tiny", "full"] = "full"
+    """full: as many steps as the other options say, on all images; tiny: 5 steps, or those that are given, on the first
+    images, to see that everything runs."""
     seeds: int = 3
     """How many seeds; more can be added later."""
     seed: int = 0
@@ -84,6 +90,9 @@ def _blocks(arguments: Sequence[str]) -> None:
     groups = {"run": (StudyOptions, None), "data": (StudyData, None), "rule": (StudyRule, None)}
     given, images, rule = parsed_groups(groups, "sidestep study noprop-blocks", arguments, _ABOUT)
     found, source = _data(images)
+    if given.budget == "tiny":
+        found = first_images(found)
+        given = given if given.epochs is not None else dataclasses.replace(given, steps=given.steps or _TINY_STEPS)
     rules = NoPropDT(blocks=rule.blocks), Backprop(blocks=rule.blocks)
     names = [each.name for each in dataclasses.fields(Options) if hasattr(given, each.name)]
     trained = {name: getattr(given, name) for name in names}
@@ -97,6 +106,7 @@ def _blocks(arguments: Sequence[str]) -> None:
     }  # fmt: skip; more seeds only add to the results
     plain, kept = Options(), ("device", "out", "overwrite", "checkpoint_seconds")
     asked |= {name: value for name, value in trained.items() if name not in kept and value != getattr(plain, name)}
+    asked |= {"budget": given.budget} if given.budget != "full" else {}
     of_data = {"image_size": images.image_size, "target": images.target}
     asked |= {name: value for name, value in of_data.items() if value is not None}
     out = folder_for_study(given.out, asked, given.overwrite, given.seeds)

@@ -16,6 +16,7 @@ __all__ = ["LEFT_OUT", "takes"]
 _UNTRAINED = "it measures a net as it stands and trains nothing"
 _RANDOM = "its images are random, and nothing is loaded"
 _EVERY_WAY = "it measures every way in which units can take turns"
+_RECIPE = "each row has the paper's"
 _DIVISION = ("split", "shares", "exchange_share")
 _STEPS_ALIKE = "its steps are measured one by one, and cost the same with it and without it"
 
@@ -41,6 +42,30 @@ LEFT_OUT: Mapping[str, Mapping[str, str]] = {  # command -> option -> why the co
         "align": "it compares what is learned, not estimates; sidestep align does that",
         "resume": "the same command goes on by itself",
         "targets": "it takes right answers apart, so the targets are classes",
+    },
+    "reproduce noprop-table1": {
+        **dict.fromkeys(("epochs", "steps"), "each row has the paper's length, or a part of it: give --budget"),
+        **dict.fromkeys(("batch", "augment", "decay", "warmup", "average"), _RECIPE),
+        **dict.fromkeys(("target", "validation", "image_size", "targets"), _RECIPE),
+        "seed": "its seeds are those from 0 on, so that rows of several commands make one table: give --seeds",
+        "patience": "the paper trains every row to its end",
+        "align": "measuring alignment would take of the time that is compared",
+        "units": "back-propagation, which stands in the same table, has one unit",
+        **dict.fromkeys(_DIVISION, "its runs are trained whole, by one process"),
+        "resume": "the same command goes on by itself",
+        "overwrite": "finished runs are not run again: remove the folder of one, or give another --out",
+    },
+    "reproduce noprop-table2": {
+        **dict.fromkeys(("epochs", "patience"), "it takes a few steps: give --steps"),
+        "batch": _RECIPE,
+        **dict.fromkeys(("seed", "augment", "decay", "warmup", "average", "align"), _STEPS_ALIKE),
+        "units": "its rows are trained as in the table of accuracies; sidestep fit-memory measures every way",
+        **dict.fromkeys(_DIVISION, "it measures steps that one process takes whole"),
+        **dict.fromkeys(("checkpoint_seconds", "resume"), "it keeps no runs"),
+        "out": "it keeps no runs; give --report for the folder of the page",
+        "overwrite": "a cell that is measured again replaces what the page has, by itself",
+        **dict.fromkeys(("data_dir", "validation", "targets", "target"), _RANDOM),
+        "image_size": _RECIPE,
     },
     "fit-memory": {
         **dict.fromkeys(("epochs", "patience"), "it takes a few steps: give --steps"),

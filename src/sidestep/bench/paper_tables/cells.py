@@ -4,7 +4,7 @@ import gc
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -36,6 +36,8 @@ class Plan:
     seeds: int = 3
     inference_runs: int = 5  # of a reading that draws noise; another is read once
     device: str = "auto"
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    checkpoint_seconds: float = 60.0
 
     def folder(self, preset: Preset, seed: int) -> Path:
         """Return the folder of a run."""
@@ -68,7 +70,8 @@ def fill_cell(preset: Preset, seed: int, data: DataSet, source: Mapping[str, Any
         file.unlink(missing_ok=True)
         _start_over(plan.device)
         rule = RULES[preset.rule](**preset.options)
-        options = Options(**preset.train, seed=seed, device=plan.device, out=plan.folder(preset, seed))
+        here: dict[str, Any] = {name: getattr(plan, name) for name in ("device", "precision", "checkpoint_seconds")}
+        options = Options(**{**preset.train, **here}, seed=seed, out=plan.folder(preset, seed))
         needed = list(dict.fromkeys([rule.readings[0], preset.reading]))
         run = trained_run(rule, data, options, source, watch, needed)
         _read_often(run, preset, data.test, plan.inference_runs if preset.sampled else 1)

@@ -47,8 +47,14 @@ def training_peak(preset: Preset, device: str, precision: str = "auto", steps: i
     return int(peak.bytes)
 
 
-def memory_record(
-    table: str, presets: Sequence[Preset], device: str, command: str, report: Callable[[str], None], steps: int = 3
+def memory_record(  # long: which rows, and how they are measured
+    table: str,
+    presets: Sequence[Preset],
+    device: str,
+    command: str,
+    report: Callable[[str], None],
+    steps: int = 3,
+    precision: str = "auto",
 ) -> dict[str, Any]:
     """Return the record of a table of memory; a cell that fails is noted, and the others go on.
 
@@ -57,17 +63,18 @@ def memory_record(
         presets: its rows, on each data set.
         device: where to train.
         command: what was typed.
-        tell: called with a line before each cell.
+        report: called with a line before each cell.
         steps: training steps of each cell.
+        precision: of products and convolutions, auto for what the processor is built for.
     """
     if not 1 <= steps <= 1000:
         raise InputError(f"--steps must lie between 1 and 1000, got {steps}; 3 are enough to see the optimiser's state")
-    compute = Compute.find(device, "auto")
+    compute = Compute.find(device, precision)
     cells = []
     for preset in presets:
         report(f"{preset.rule} on {preset.data}")
         cell = {"preset": preset.name, "row": preset.row, "data": preset.data, "paper_gb": preset.memory_gb}
-        cells.append({**cell, **_apart(preset.for_budget("cpu"), device, steps)})
+        cells.append({**cell, **_apart(preset.for_budget("cpu"), device, precision, steps)})
     return {
         "table": table,
         "command": command,
@@ -104,9 +111,9 @@ def with_earlier(record: Mapping[str, Any], path: Path) -> dict[str, Any]:
     return {**record, "command": command_for(record["command"], shown, wanted), "cells": cells}
 
 
-def _apart(preset: Preset, device: str, steps: int) -> dict[str, Any]:
+def _apart(preset: Preset, device: str, precision: str, steps: int) -> dict[str, Any]:
     """Return the peak, measured in a fresh process, or why there is none."""
-    peak, failed = in_fresh_process(training_peak, preset, device, "auto", steps)
+    peak, failed = in_fresh_process(training_peak, preset, device, precision, steps)
     return {"bytes": peak, "failed": failed}
 
 

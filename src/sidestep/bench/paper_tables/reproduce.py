@@ -12,7 +12,7 @@ from sidestep.bench.paper_tables.rows import BUDGETS, budget_data, table_presets
 from sidestep.bench.report import Table
 from sidestep.bench.studies.blocks import Watch
 from sidestep.errors import InputError
-from sidestep.training import Compute
+from sidestep.training import Compute, Options
 from sidestep.training.lock import only_writer
 
 __all__ = ["Plan", "folder_for_tables", "reproduce", "write_page"]
@@ -75,7 +75,8 @@ def _check(plan: Plan) -> None:
             raise InputError(
                 f"{name} must lie between 1 and 100, got {value}; the paper has 3 seeds and 5 inference runs"
             )
-    Compute.find(plan.device, "auto")
+    Options(device=plan.device, precision=plan.precision, checkpoint_seconds=plan.checkpoint_seconds)
+    Compute.find(plan.device, plan.precision)
 
 
 def folder_for_tables(folder: Path) -> None:

@@ -10,7 +10,16 @@ from sidestep.errors import InputError
 from sidestep.presets.catalogue import PRESETS, Preset
 from sidestep.wording import suggestion
 
-__all__ = ["BUDGETS", "FIRST_TEST", "FIRST_TRAIN", "budget_data", "command_for", "table_presets", "wanted_presets"]
+__all__ = [
+    "BUDGETS",
+    "FIRST_TEST",
+    "FIRST_TRAIN",
+    "budget_data",
+    "command_for",
+    "first_images",
+    "table_presets",
+    "wanted_presets",
+]
 
 BUDGETS: tuple[str, ...] = ("tiny", "cpu", "full")
 FIRST_TRAIN, FIRST_TEST = 1280, 1000  # images that the budget `tiny` trains and tests on
@@ -77,10 +86,11 @@ def budget_data(preset: Preset, budget: str, data_dir: Path | None, progress: bo
     found = load(
         preset.data, data_dir=data_dir, validation=preset.validation, size=preset.image_size, progress=progress
     )
-    return _first_images(found) if budget == "tiny" else found
+    return first_images(found) if budget == "tiny" else found
 
 
-def _first_images(data: DataSet) -> DataSet:
+def first_images(data: DataSet) -> DataSet:
+    """Return the data with the first images alone, to see that everything runs."""
     train = data.train.part(slice(0, FIRST_TRAIN))
 
     def read_test() -> Split:
