@@ -14,25 +14,21 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from sidestep.data import Split
 from sidestep.errors import InputError
 from sidestep.gradients.end_to_end import gradients_of
-from sidestep.nets.parallel import kept_statistics
 from sidestep.nets.precision import at_least_float32, full_precision
 from sidestep.nets.stages.around import layerwise_around, shapes_along
-from sidestep.nets.stages.layerwise import LayerwiseNet, check_hidden, layerwise_net, layerwise_own, shapes_of
-from sidestep.nets.trained import first_names, set_training
-from sidestep.nets.user_modules import ImagePath
-from sidestep.noise import Noise
-from sidestep.rules.protocol import Batch, OutputRule, Task
-from sidestep.rules.takes import Takes
-from sidestep.update import Dense, Update
+from sidestep.nets.stages.layerwise import LayerwiseNet, shapes_of
+from sidestep.nets.trained import first_names
+from sidestep.nets.training_pass import training_pass
+from sidestep.rules.protocol import Batch, Dense, ImagePath, Noise, Split, Task, Update
+from sidestep.rules.shared.layerwise import LayerwiseRule
 
 __all__ = ["DirectFeedbackAlignment"]
 
 
 @dataclass(frozen=True)
-class DirectFeedbackAlignment(OutputRule[LayerwiseNet]):
+class DirectFeedbackAlignment(LayerwiseRule):
     """Train every stage with the output's error, carried there by a fixed random matrix, with AdamW."""
 
     net: Literal["mlp", "conv"] = "mlp"
@@ -50,19 +46,10 @@ class DirectFeedbackAlignment(OutputRule[LayerwiseNet]):
 
     name: ClassVar[str] = "direct-feedback-alignment"
     summary: ClassVar[str] = "The output's error goes straight to every stage through a fixed random matrix"
-    takes: ClassVar[Takes] = Takes("stages", targets=("classes", "labels", "values", "own"))
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_hidden(self.hidden)
 
     def build(self, task: Task, noise: Noise, examples: Split | None, module: ImagePath | None) -> LayerwiseNet:
         """Make the net and its feedback; a module of the user's, an nn.Sequential, takes the place of the stages."""
-        if module is not None:
-            net = layerwise_own(module, task.shape, task.classes, False, noise)
-        else:
-            with noise.stream("layers").torch_seeded():
-                net = layerwise_net(self.net, task.shape, self.hidden, task.classes, self.norm, False)
+        net = self.stages(task, noise, module, local=False)
         return _with_feedback(net, shapes_of(net.stages, task.shape), task.classes, noise, torch.device("cpu"))
 
     def adopt(self, model: nn.Module, example: Tensor, noise: Noise) -> nn.Module:
@@ -81,9 +68,8 @@ class DirectFeedbackAlignment(OutputRule[LayerwiseNet]):
 
     def estimate(self, net: LayerwiseNet, batch: Batch, noise: Noise) -> Update:
         """Return each stage's gradient under the error that its feedback matrix brings, and the head's own."""
-        set_training(net)
-        device, names = batch.inputs.device, first_names(net)
-        with kept_statistics(net) as changed, noise.stream("module").torch_seeded(device):
+        names = first_names(net)
+        with training_pass(net, batch.inputs.device, noise) as changed:
             outputs, inputs = [], batch.inputs
             for stage in net.stages:
                 outputs.append(stage(inputs))

@@ -14,24 +14,20 @@ from typing import ClassVar, Literal
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
-from sidestep.data import Split
 from sidestep.gradients.end_to_end import end_to_end, gradients_of
-from sidestep.nets.parallel import kept_statistics
 from sidestep.nets.stages.around import layerwise_around, twin_of
 from sidestep.nets.stages.feedback import FeedbackLayer, exact_errors, feedback_kinds, with_feedback
-from sidestep.nets.stages.layerwise import LayerwiseNet, check_hidden, layerwise_net, layerwise_own
-from sidestep.nets.trained import first_names, set_training
-from sidestep.nets.user_modules import ImagePath
-from sidestep.noise import Noise
-from sidestep.rules.protocol import Batch, OutputRule, Task
-from sidestep.rules.takes import Takes
-from sidestep.update import Dense, Update
+from sidestep.nets.stages.layerwise import LayerwiseNet
+from sidestep.nets.trained import first_names
+from sidestep.nets.training_pass import training_pass
+from sidestep.rules.protocol import Batch, Dense, ImagePath, Noise, Split, Task, Update
+from sidestep.rules.shared.layerwise import LayerwiseRule
 
 __all__ = ["FeedbackAlignment"]
 
 
 @dataclass(frozen=True)
-class FeedbackAlignment(OutputRule[LayerwiseNet]):
+class FeedbackAlignment(LayerwiseRule):
     """Train a net with errors that come back through feedback matrices of their own, with AdamW."""
 
     net: Literal["mlp", "conv"] = "mlp"
@@ -51,19 +47,10 @@ class FeedbackAlignment(OutputRule[LayerwiseNet]):
 
     name: ClassVar[str] = "feedback-alignment"
     summary: ClassVar[str] = "Errors come back through random, sign-symmetric or Kolen-Pollack feedback matrices"
-    takes: ClassVar[Takes] = Takes("stages", targets=("classes", "labels", "values", "own"))
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_hidden(self.hidden)
 
     def build(self, task: Task, noise: Noise, examples: Split | None, module: ImagePath | None) -> LayerwiseNet:
         """Make the net; a module of the user's, an nn.Sequential, takes the place of its stages."""
-        if module is not None:
-            net = layerwise_own(module, task.shape, task.classes, False, noise)
-        else:
-            with noise.stream("layers").torch_seeded():
-                net = layerwise_net(self.net, task.shape, self.hidden, task.classes, self.norm, False)
+        net = self.stages(task, noise, module, local=False)
         with_feedback(net, self.feedback, noise.stream("feedback"))
         return net
 
@@ -81,9 +68,7 @@ class FeedbackAlignment(OutputRule[LayerwiseNet]):
 
     def estimate(self, net: LayerwiseNet, batch: Batch, noise: Noise) -> Update:
         """Return what the carried-back errors make of the gradient of the batch's mean cross-entropy."""
-        set_training(net)
-        device = batch.inputs.device
-        with kept_statistics(net) as changed, noise.stream("module").torch_seeded(device):
+        with training_pass(net, batch.inputs.device, noise) as changed:
             loss = batch.objective.mean(net(batch.inputs), batch.targets, self.label_smoothing)
             gradients = gradients_of(loss, dict(net.named_parameters()))
             statistics = changed()

@@ -12,32 +12,27 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-import torch
 from torch import Tensor, nn
 
 from sidestep.checks import check_range
-from sidestep.data import Split
-from sidestep.data.objective import objective_of
 from sidestep.gradients.end_to_end import gradients_of
 from sidestep.nets.parallel import kept_statistics
 from sidestep.nets.precision import at_least_float32
 from sidestep.nets.stages.around import layerwise_around, shapes_along
 from sidestep.nets.stages.feedback import feedback_kinds
-from sidestep.nets.stages.layerwise import LayerwiseNet, check_hidden, layerwise_net, layerwise_own, shapes_of
+from sidestep.nets.stages.heads import answers_of_heads
+from sidestep.nets.stages.layerwise import LayerwiseNet, shapes_of
 from sidestep.nets.stages.similarity import projection_for, similarity_loss
-from sidestep.nets.trained import parameters_of, set_training, trained
-from sidestep.nets.user_modules import ImagePath
-from sidestep.noise import Noise
-from sidestep.rules.protocol import Batch, OutputRule, Task
-from sidestep.rules.shared.dense import merged
-from sidestep.rules.takes import Takes
-from sidestep.update import Dense, Update
+from sidestep.nets.trained import parameters_of, set_training
+from sidestep.rules.protocol import Batch, Dense, ImagePath, Noise, Split, Task, Update
+from sidestep.rules.shared.dense import merged, numbered_units
+from sidestep.rules.shared.layerwise import LayerwiseRule
 
 __all__ = ["LocalLoss"]
 
 
 @dataclass(frozen=True)
-class LocalLoss(OutputRule[LayerwiseNet]):
+class LocalLoss(LayerwiseRule):
     """Train every stage of a net on the loss of its own head, with AdamW."""
 
     net: Literal["mlp", "conv"] = "mlp"
@@ -57,21 +52,15 @@ class LocalLoss(OutputRule[LayerwiseNet]):
 
     name: ClassVar[str] = "local-loss"
     summary: ClassVar[str] = "A head and a loss per stage; no derivative passes between stages"
-    takes: ClassVar[Takes] = Takes("stages", targets=("classes", "labels", "values", "own"))
     readings: ClassVar[tuple[str, ...]] = ("forward", "heads")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_hidden(self.hidden)
         check_range(0, 0.9999, similarity=self.similarity)
 
     def build(self, task: Task, noise: Noise, examples: Split | None, module: ImagePath | None) -> LayerwiseNet:
         """Make the net; a module of the user's, an nn.Sequential, takes the place of its stages."""
-        if module is not None:
-            net = layerwise_own(module, task.shape, task.classes, True, noise)
-        else:
-            with noise.stream("layers").torch_seeded():
-                net = layerwise_net(self.net, task.shape, self.hidden, task.classes, self.norm, True)
+        net = self.stages(task, noise, module, local=True)
         if self.similarity:
             with noise.stream("projections").torch_seeded():
                 net.projections = nn.ModuleList(map(projection_for, shapes_of(net.stages, task.shape)))
@@ -93,8 +82,7 @@ class LocalLoss(OutputRule[LayerwiseNet]):
 
     def units(self, net: LayerwiseNet) -> dict[str, list[str]]:
         """Return one unit per stage, with its head."""
-        names = list(trained(net))
-        return {f"stage {i}": [n for n in names if int(n.split(".")[1]) == i] for i in range(len(net.stages))}
+        return numbered_units(net, len(net.stages))
 
     def estimate(self, net: LayerwiseNet, batch: Batch, noise: Noise) -> Update:
         """Return the gradient of each stage's own loss; one stage's activations at a time are kept."""
@@ -132,9 +120,4 @@ class LocalLoss(OutputRule[LayerwiseNet]):
         self, net: LayerwiseNet, images: Tensor, noise: Noise, start: int = 0, names: Collection[str] | None = None
     ) -> dict[str, Tensor]:
         """Return the softmax of the last head's logits, and of the sum of all heads'."""
-        net.eval()
-        wanted = self.readings if names is None else names
-        with torch.no_grad():
-            logits = net.every_logits(images) if "heads" in wanted else [net(images)]
-            found = {"forward": logits[-1], "heads": torch.stack(logits).sum(dim=0)}
-            return {name: objective_of(net).predictions(found[name]) for name in wanted}
+        return answers_of_heads(net, images, self.readings if names is None else names)

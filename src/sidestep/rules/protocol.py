@@ -1,6 +1,7 @@
 """What a learning rule is: how a net is built, what one batch asks of it, and what it predicts.
 
-`Rule` has a default for everything else, so that a new rule is `build`, `estimate` and `predict`.
+`Rule` has a default for everything else, so that a new rule is `build`, `estimate` and `predict`. The types that these
+take and return stand here too, so that a rule finds them in one place.
 """
 
 from abc import ABC, abstractmethod
@@ -28,7 +29,23 @@ from sidestep.rules.shared.dense import adamw, apply_dense
 from sidestep.rules.takes import Takes, check_takes
 from sidestep.update import Dense, Update
 
-__all__ = ["Batch", "HasBatchMultiple", "HasTrueGradient", "OutputRule", "Rule", "Task", "UnitByUnit"]
+__all__ = [
+    "Batch",
+    "Dense",
+    "Division",
+    "HasBatchMultiple",
+    "HasTrueGradient",
+    "ImagePath",
+    "Net",
+    "Noise",
+    "OutputRule",
+    "Rule",
+    "Split",
+    "Takes",
+    "Task",
+    "UnitByUnit",
+    "Update",
+]
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 Net = TypeVar("Net", bound=nn.Module, default=Any)

@@ -1,17 +1,20 @@
-"""The logits of a net in stages: of every head, with or without keeping what lies inside the stages.
+"""The logits of a net in stages, and what they say: of every head, with or without keeping what lies inside the stages.
 
 Checkpointing keeps a stage's input and computes the rest again on the way back (Chen et al., "Training deep nets with
 sublinear memory cost", 2016): a layer's output before its norm, and what pooling and ReLU remember, are not kept.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from sidestep.data.objective import objective_of
 from sidestep.nets.precision import at_least_float32
 
-__all__ = ["logits_of_heads"]
+__all__ = ["answers_of_heads", "logits_of_heads"]
 
 
 def logits_of_heads(
@@ -33,3 +36,15 @@ def logits_of_heads(
         if index >= without:
             found.append(at_least_float32(heads[index - without](images)))
     return found
+
+
+def answers_of_heads(net: Any, images: Tensor, names: Collection[str]) -> dict[str, Tensor]:
+    """Return what a net in stages says in evaluation mode, (batch, classes), by the `names` of readings.
+
+    forward: by its last head; heads: by the sum of all heads' logits.
+    """
+    net.eval()
+    with torch.no_grad():
+        logits = net.every_logits(images) if "heads" in names else [net(images)]
+        readings = {"forward": logits[-1], "heads": torch.stack(logits).sum(dim=0)}
+        return {name: objective_of(net).predictions(readings[name]) for name in names}

@@ -18,6 +18,7 @@ __all__ = [
     "adamw",
     "apply_dense",
     "merged",
+    "numbered_units",
     "parameter_groups",
     "stage_units",
 ]
@@ -26,6 +27,15 @@ __all__ = [
 def merged(parts: Iterable[tuple[str, Dense]]) -> Dense:
     """Return one update of all units, from each unit's own."""
     return replace(combined([replace(part, combination="merge") for _, part in parts]), combination="mean")
+
+
+def numbered_units(net: nn.Module, stages: int) -> dict[str, list[str]]:
+    """Return one unit for each stage of a net, with its head, of the parameters that are not frozen.
+
+    The number of the stage is the second part of each name: `stages.0.weight`, `heads.0.weight`.
+    """
+    names = list(trained(net))
+    return {f"stage {i}": [n for n in names if int(n.split(".")[1]) == i] for i in range(stages)}
 
 
 def stage_units(net: nn.Module, stages: int) -> dict[str, list[str]]:
