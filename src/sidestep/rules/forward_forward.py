@@ -11,35 +11,29 @@ Hinton, "The forward-forward algorithm" (2022), equation 1 and section 3.3; the 
 "SymBa" (2023). See `sidestep.nets.stages.goodness` for what else differs.
 """
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from sidestep.checks import check_positive, check_range
-from sidestep.data import Split
 from sidestep.errors import InputError
 from sidestep.gradients.end_to_end import gradients_of
 from sidestep.nets.precision import at_least_float32
 from sidestep.nets.stages.goodness import GoodnessNet, goodness_loss, wrong_labels
-from sidestep.nets.stages.layerwise import check_hidden
 from sidestep.nets.trained import set_training
-from sidestep.nets.user_modules import ImagePath
-from sidestep.noise import Noise
-from sidestep.rules.protocol import Batch, Rule, Task
-from sidestep.rules.shared.dense import adamw, merged, stage_units
-from sidestep.rules.shared.on_stages import GoodnessOnStages
-from sidestep.rules.takes import Takes
-from sidestep.update import Dense, Update
+from sidestep.rules.protocol import Batch, Dense, ImagePath, Noise, Split, Takes, Task
+from sidestep.rules.shared.on_stages import GoodnessOnStages, OnStages
+from sidestep.rules.shared.stagewise import StagewiseRule
 
 __all__ = ["ForwardForward"]
 
 
 @dataclass(frozen=True)
-class ForwardForward(Rule[GoodnessNet]):
+class ForwardForward(StagewiseRule[GoodnessNet]):
     """Train every stage to tell true labels from wrong ones by its activity, with AdamW."""
 
     net: Literal["mlp", "conv"] = "mlp"
@@ -64,13 +58,13 @@ class ForwardForward(Rule[GoodnessNet]):
     summary: ClassVar[str] = "Stages that are active for true labels and quiet for wrong ones, each by its own gradient"
     takes: ClassVar[Takes] = Takes(no_module="a stage must be a layer with ReLU whose length can be taken off")
     readings: ClassVar[tuple[str, ...]] = ("goodness", "readout")
+    form_on_stages: ClassVar[type[OnStages]] = GoodnessOnStages
     no_true_gradient: ClassVar[str] = (
         "a label is predicted by trying all, and its stages estimate gradients of their own goodness, not of that"
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_hidden(self.hidden)
         check_positive(100, sharpness=self.sharpness)
         check_range(0, 1000, threshold=self.threshold)
 
@@ -80,29 +74,9 @@ class ForwardForward(Rule[GoodnessNet]):
             raise InputError("forward-forward needs two classes or more: a single label has no wrong one")
         return GoodnessNet(self.net, task.shape, self.hidden, task.classes, self.label == "input", noise)
 
-    def on_stages(self) -> GoodnessOnStages:
-        """Return the rule on the stages of a chain of the user's."""
-        return GoodnessOnStages(self)
-
-    def optimizer_of(self, net: nn.Module, units: Mapping[str, list[str]]) -> torch.optim.Optimizer:
-        """Make the optimiser for these units."""
-        return adamw(net, units, self.learning_rate, self.weight_decay)
-
-    def adopt(self, model: nn.Module, example: Tensor, noise: Noise) -> nn.Module:
-        """Return a net of the model's own stages, with its own output as the read-out."""
-        return self.on_stages().adopt(model, example, noise)
-
     def fits(self, net: GoodnessNet) -> bool:
         """Whether a net is one that this rule builds with its hyper-parameters."""
         return (len(net.stages), net.painted) == (len(self.hidden), self.label == "input")
-
-    def units(self, net: GoodnessNet) -> dict[str, list[str]]:
-        """Return one unit per stage, and the read-out."""
-        return stage_units(net, len(self.hidden))
-
-    def estimate(self, net: GoodnessNet, batch: Batch, noise: Noise) -> Update:
-        """Return the gradient of each stage's goodness loss, and of the read-out's cross-entropy."""
-        return merged(self.estimates(net, batch, noise))
 
     def estimates(self, net: GoodnessNet, batch: Batch, noise: Noise) -> Iterator[tuple[str, Dense]]:
         """Yield the read-out's update, then one stage's after another, whose input comes from the stages as they were.

@@ -17,21 +17,15 @@ import torch
 from torch import Tensor, nn
 
 from sidestep.checks import check_positive, check_range
-from sidestep.data import Split
 from sidestep.data.objective import answers
 from sidestep.gradients.end_to_end import gradients_of
 from sidestep.nets.parallel import kept_statistics
 from sidestep.nets.precision import at_least_float32
 from sidestep.nets.stages.hebbian import HebbianNet, hebbian_change, some_rows
-from sidestep.nets.stages.layerwise import check_hidden
 from sidestep.nets.trained import set_training
-from sidestep.nets.user_modules import ImagePath
-from sidestep.noise import Noise
-from sidestep.rules.protocol import Batch, Rule, Task
-from sidestep.rules.shared.dense import adamw, merged, stage_units
-from sidestep.rules.shared.on_stages import HebbianOnStages
-from sidestep.rules.takes import Takes
-from sidestep.update import Dense, Update
+from sidestep.rules.protocol import Batch, Dense, ImagePath, Noise, Split, Takes, Task
+from sidestep.rules.shared.on_stages import HebbianOnStages, OnStages
+from sidestep.rules.shared.stagewise import StagewiseRule
 
 __all__ = ["Hebbian"]
 
@@ -39,7 +33,7 @@ _FITTED = 1000  # images that the whitening of patches is taken from
 
 
 @dataclass(frozen=True)
-class Hebbian(Rule[HebbianNet]):
+class Hebbian(StagewiseRule[HebbianNet]):
     """Train stages by correlation, without labels, and a linear read-out by the delta rule, with AdamW."""
 
     net: Literal["mlp", "conv"] = "mlp"
@@ -68,11 +62,11 @@ class Hebbian(Rule[HebbianNet]):
         no_module="its stages are linear layers or convolutions without a bias",
     )
     readings: ClassVar[tuple[str, ...]] = ("readout",)
+    form_on_stages: ClassVar[type[OnStages]] = HebbianOnStages
     no_true_gradient: ClassVar[str] = "its stages follow the correlations of their inputs and estimate no gradient"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_hidden(self.hidden)
         check_positive(1e6, temperature=self.temperature)
         check_range(0, 10**9, readout_from=self.readout_from)
         if self.stage_steps is not None:
@@ -88,36 +82,16 @@ class Hebbian(Rule[HebbianNet]):
             net.fit(task.scaled(examples.images[some]).to("cpu"))
         return net
 
-    def on_stages(self) -> HebbianOnStages:
-        """Return the rule on the stages of a chain of the user's."""
-        return HebbianOnStages(self)
-
-    def adopt(self, model: nn.Module, example: Tensor, noise: Noise) -> nn.Module:
-        """Return a net of the model's own stages, with its own output as the read-out."""
-        return self.on_stages().adopt(model, example, noise)
-
     def fits(self, net: HebbianNet) -> bool:
         """Whether a net is one that this rule builds with its hyper-parameters."""
         return len(net.stages) == len(self.hidden)
 
-    def units(self, net: HebbianNet) -> dict[str, list[str]]:
-        """Return one unit per stage, and the read-out."""
-        return stage_units(net, len(self.hidden))
-
-    def optimizer(self, net: HebbianNet) -> torch.optim.Optimizer:
-        """Make AdamW, without weight decay on the stages: it would move their fixed points."""
-        return self.optimizer_of(net, self.units(net))
-
     def optimizer_of(self, net: nn.Module, units: Mapping[str, list[str]]) -> torch.optim.Optimizer:
-        """Make the optimiser for these units, of which the last is the read-out."""
-        optimizer = adamw(net, units, self.learning_rate, self.weight_decay)
+        """Make AdamW, without weight decay on the stages: it would move their fixed points."""
+        optimizer = super().optimizer_of(net, units)
         for group in optimizer.param_groups[:-1]:
             group["weight_decay"] = 0.0
         return optimizer
-
-    def estimate(self, net: HebbianNet, batch: Batch, noise: Noise) -> Update:
-        """Return minus each stage's Hebbian change, and the gradient of the read-out's cross-entropy."""
-        return merged(self.estimates(net, batch, noise))
 
     def estimates(self, net: HebbianNet, batch: Batch, noise: Noise) -> Iterator[tuple[str, Dense]]:
         """Yield one stage's update after another, and then the read-out's; each sees the stages as they were."""
@@ -132,7 +106,9 @@ class Hebbian(Rule[HebbianNet]):
                 statistics = {**of_stage(), **of_summary()}
             layer: nn.Linear = stage.layer  # type: ignore[assignment]
             rows = some_rows(seen.flatten(0, -2), noise.sub(index))
-            change = torch.zeros_like(layer.weight) if resting else self._change(layer, rows)
+            change = torch.zeros_like(layer.weight)
+            if not resting:
+                change = hebbian_change(self.kind, layer, rows, self.temperature)
             losses = {f"stage {index}: change": change.square().mean().sqrt()}
             update = Dense({} if resting else {f"stages.{index}.layer.weight": -change}, statistics, losses)
             del seen, rows, change
@@ -142,9 +118,6 @@ class Hebbian(Rule[HebbianNet]):
         readout = {f"readout.{name}": parameter for name, parameter in net.readout.named_parameters()}
         learned = gradients_of(loss, readout) if noise.step >= self.readout_from else {}
         yield "readout", Dense(learned, {}, {"readout: cross-entropy": loss.detach()})
-
-    def _change(self, layer: nn.Linear, rows: Tensor) -> Tensor:
-        return hebbian_change(self.kind, layer, rows, self.temperature)
 
     def predict(
         self, net: HebbianNet, images: Tensor, noise: Noise, start: int = 0, names: Collection[str] | None = None

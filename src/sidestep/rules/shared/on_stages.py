@@ -32,19 +32,26 @@ from sidestep.rules.protocol import Batch, Rule, Task
 from sidestep.rules.shared.dense import merged
 from sidestep.update import Dense, Update
 
-__all__ = ["GoodnessOnStages", "HebbianOnStages"]
+__all__ = ["GoodnessOnStages", "HebbianOnStages", "OnStages"]
 
 
+@dataclass(frozen=True)
 class OnStages(Rule[Around]):
     """What the two have in common: units, the read-out's update, and predictions by the model's output."""
 
     rule: Any
+    """The rule, with its hyper-parameters."""
+
     name: ClassVar[str] = "on stages"
     summary: ClassVar[str] = "A rule on the stages of a module of the user's"
 
     def build(self, task: Task, noise: Noise, examples: Split | None, module: ImagePath | None) -> Around:
         """Refuse: the stages are the user's."""
         raise InputError(f"{self.rule.name} on stages of yours is attached to them, sidestep.attach(model, rule)")
+
+    def adopt(self, model: nn.Module, example: Tensor, noise: Noise) -> Around:
+        """Return a net of the model's own stages, with its own output as the read-out."""
+        raise NotImplementedError
 
     def units(self, net: Around) -> dict[str, list[str]]:
         """Return one unit for each stage, and the read-out."""
@@ -88,8 +95,6 @@ class OnStages(Rule[Around]):
 @dataclass(frozen=True)
 class GoodnessOnStages(OnStages):
     """Train every stage to be active in the features of the true label, and quiet in those of a wrong one."""
-
-    rule: Any
 
     def adopt(self, model: nn.Module, example: Tensor, noise: Noise) -> Around:
         """Return a net of the model's own stages, with its own output as the read-out."""
@@ -137,8 +142,6 @@ class GoodnessOnStages(OnStages):
 @dataclass(frozen=True)
 class HebbianOnStages(OnStages):
     """Move the one layer of every stage by the correlations of what it sees."""
-
-    rule: Any
 
     def adopt(self, model: nn.Module, example: Tensor, noise: Noise) -> Around:
         """Return a net of the model's own stages, with its own output as the read-out."""
