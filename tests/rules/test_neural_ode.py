@@ -224,6 +224,16 @@ def test_the_adaptive_reading_takes_the_steps_that_its_tolerance_asks_for(monkey
     assert evaluations(0.9) < evaluations(1e-6)
 
 
+def test_a_module_with_batch_norm_trains_and_its_statistics_stay_where_they_are():
+    module = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.BatchNorm1d(8), nn.ReLU())
+    rule = NeuralODE(steps=2)
+    net = rule.build(TASK, Noise(0), None, module)
+    before = {name: buffer.clone() for name, buffer in net.named_buffers()}
+    update = rule.estimate(net, batch(), noise_of_a_step())
+    assert any(name.endswith("running_mean") for name in update.statistics)
+    assert all(torch.equal(buffer, before[name]) for name, buffer in net.named_buffers())
+
+
 @pytest.mark.parametrize(
     "options",
     [

@@ -13,37 +13,21 @@ That is the gradient of the exact flow. The gradient of the solver's own z_1 dif
 that is not small with a few steps: the block knows t by sines of up to 1000 t, which they do not resolve.
 """
 
-from collections.abc import Callable, Collection
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-import torch
 from torch import Tensor
 
-from sidestep.checks import check_positive, check_range
-from sidestep.data import Split
-from sidestep.gradients.end_to_end import end_to_end, gradients_of
-from sidestep.nets.dropout import masks_from
+from sidestep.checks import check_positive
+from sidestep.gradients.end_to_end import end_to_end
+from sidestep.gradients.flow import Solver, flow_end, gradients_through
 from sidestep.nets.noprop.denoiser import Denoiser
 from sidestep.nets.noprop.denoiser_readings import Walker
-from sidestep.nets.noprop.samplers import check_steps
-from sidestep.nets.parallel import kept_statistics
 from sidestep.nets.precision import full_precision
-from sidestep.nets.solvers import Field, solved
-from sidestep.nets.trained import set_training
-from sidestep.nets.user_modules import ImagePath
-from sidestep.noise import Noise
-from sidestep.rules.protocol import Batch, Task
-from sidestep.rules.shared.denoising import (
-    TAKES,
-    DenoisingRule,
-    check_options,
-    embedding_for,
-    make_denoiser,
-    readout_loss,
-)
-from sidestep.rules.takes import Takes
-from sidestep.update import Dense, Update
+from sidestep.nets.training_pass import training_pass
+from sidestep.rules.protocol import Batch, Dense, Noise, Update
+from sidestep.rules.shared.denoising import readout_loss
+from sidestep.rules.shared.timed import DenoisingRule, Samplers
 
 __all__ = ["NeuralODE"]
 
@@ -78,107 +62,54 @@ class NeuralODE(DenoisingRule):
 
     name: ClassVar[str] = "neural-ode"
     summary: ClassVar[str] = "Neural ODE from noise to the label, trained end to end by the adjoint method"
-    takes: ClassVar[Takes] = TAKES
     readings: ClassVar[tuple[str, ...]] = ("from zero", "from noise", "adaptive")
     for_inference: ClassVar[tuple[str, ...]] = ("steps", "method", "tolerance")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_steps(self.steps)
         check_positive(1, tolerance=self.tolerance)
-        if self.dimension is not None:
-            check_range(1, 1_000_000, dimension=self.dimension)
-
-    def build(self, task: Task, noise: Noise, examples: Split | None, module: ImagePath | None) -> Denoiser:
-        """Make the net of the paper's block, or of a block around a module of the user's."""
-        check_options(task, self.readout)
-        rows = embedding_for(self.embedding, self.dimension, self.unit_norm, task, noise.stream("embedding"), examples)
-        return make_denoiser(task, noise, module, self.path, rows, self.embedding, self.readout, None)
-
-    def fits(self, net: Denoiser) -> bool:
-        """Whether a net is one that this rule builds with its hyper-parameters."""
-        return net.schedule is None
 
     def estimate(self, net: Denoiser, batch: Batch, noise: Noise) -> Update:
         """Return the gradient of the mean cross-entropy at the flow's end, from one noise start per image."""
-        set_training(net)
-        net.block.latent.eval()  # an image-shaped z has a path with dropout: a rate with fresh masks is no ODE
         generator = noise.generator(batch.inputs.device)
         latent = net.embedding.new_empty(len(batch.targets), net.dimension).normal_(generator=generator)
-        with (
-            kept_statistics(net) as changed,
-            masks_from(generator),
-            noise.stream("module").torch_seeded(batch.inputs.device),
-        ):
-            prepared = net.block.prepare(batch.inputs)
-            statistics = changed()
-        # A graph of its own: differentiated at every step, the rate must not lead back into the image path, nor to the
-        # share of `join` that is in `prepared` already and would be counted again each time.
-        held = prepared.detach().requires_grad_()
-        last = self._flow(net, held, latent)
-        loss = readout_loss(net.space, net.readout, net.embedding, last, batch.targets)
-        gradients = _through_both(net, loss, prepared, held)
+        with training_pass(net, batch.inputs.device, noise, generator) as changed:
+            net.block.latent.eval()  # an image-shaped z has a path with dropout: a rate with fresh masks is no ODE
+            prepared, statistics = net.block.prepare(batch.inputs), changed()
+            # A graph of its own: differentiated at every step, the rate must not lead back into the image path, nor to
+            # the share of `join` that is in `prepared` already and would be counted again each time.
+            held = prepared.detach().requires_grad_()
+            last = flow_end(net, held, latent, self._solver, self.gradient == "adjoint")
+            loss = readout_loss(net.space, net.readout, net.embedding, last, batch.targets)
+            gradients = gradients_through(net, loss, prepared, held)
         return Dense(gradients, statistics, {"net: cross-entropy": loss.detach()})
 
-    def _flow(self, net: Denoiser, held: Tensor, latent: Tensor) -> Tensor:
-        """Return z_1, (batch, dimension), with a gradient for the rate's parameters and what `held` holds."""
-
-        def field(time: Tensor, state: Tensor) -> Tensor:
-            with full_precision(state):  # on the way back the rate is computed again, and outside of autocast
-                return _velocity(net, net.block.outputs(held, state, time.reshape(1)))
-
-        if self.gradient == "direct":
-            return self._solve(field, latent)
-        block = net.block
-        dense = [p for part in (block.latent, block.time, block.fuse) for p in part.parameters()]
-        return self._solve(field, latent, [held, block.join.weight, *dense, net.embedding])
-
-    def _solve(self, field: Field, latent: Tensor, adjoint: list[Tensor] | None = None) -> Tensor:
-        return solved(field, latent, self.method, self.steps, self.tolerance, adjoint)
+    @property
+    def _solver(self) -> Solver:
+        return Solver(self.method, self.steps, self.tolerance)
 
     def true_gradients(self, net: Denoiser, batch: Batch) -> dict[str, Tensor]:
         """Return the gradient of the reading `from zero`, through the solver's own steps."""
 
         def logits_of(images: Tensor) -> Tensor:
             held = net.block.prepare(images)
-            last = replace(self, gradient="direct")._flow(net, held, net.embedding.new_zeros(len(held), net.dimension))
-            return net.readout(last, net.embedding)
+            zero = net.embedding.new_zeros(len(held), net.dimension)
+            return net.readout(flow_end(net, held, zero, self._solver, adjoint=False), net.embedding)
 
         return end_to_end(net, batch, logits_of, running=True)
 
-    def predict(
-        self, net: Denoiser, images: Tensor, noise: Noise, start: int = 0, names: Collection[str] | None = None
-    ) -> dict[str, Tensor]:
-        """Return class probabilities by the solver from z_0 = 0 and from noise, and by dopri5 from z_0 = 0."""
-        net.eval()
+    def samplers(self, net: Denoiser, walk: Walker) -> Samplers:
+        """Return the solver from z_0 = 0 and from noise, and dopri5 from z_0 = 0."""
 
-        with torch.no_grad():
-            walk = Walker(net, images, lambda outputs, _z, _time: _velocity(net, outputs), noise, start, self.steps)
+        def read(latent: Tensor, adaptive: bool) -> Tensor:
+            with full_precision(latent):  # as in training
+                if adaptive:  # torchdiffeq's dopri5 would choose its steps for the batch as a whole
+                    return walk.read([walk.adaptive(latent, "dopri5", self.tolerance)])
+                return walk.read([self._solver.end(lambda time, z: walk.rate(z, time.reshape(1)), latent)])
 
-            def end(latent: Tensor) -> Tensor:
-                if self.method == "dopri5":  # torchdiffeq's would choose its steps for the batch as a whole
-                    return walk.adaptive(latent, "dopri5", self.tolerance)
-                return self._solve(lambda time, state: walk.rate(state, time.reshape(1)), latent)
-
-            readings: dict[str, Callable[[], Tensor]] = {
-                "from zero": lambda: walk.read([end(walk.zero())]),
-                "from noise": lambda: walk.read([end(walk.normal(0, 0))]),
-                "adaptive": lambda: walk.read([walk.adaptive(walk.zero(), "dopri5", self.tolerance)]),
-            }
-            with full_precision(images):  # as in training
-                return walk.wanted(names or self.readings, readings)
-
-
-def _velocity(net: Denoiser, outputs: Tensor) -> Tensor:
-    """Return `v = outputs W`, (batch, dimension)."""
-    return outputs @ net.embedding
-
-
-def _through_both(net: Denoiser, loss: Tensor, prepared: Tensor, held: Tensor) -> dict[str, Tensor]:
-    """Return the gradients through the flow, and on from `held` through the image path; `join` has a share of both."""
-    parameters: dict[str, Tensor] = dict(net.named_parameters())
-    gradients = gradients_of(loss, {**parameters, "prepared": held})
-    onwards = (prepared * gradients.pop("prepared")).sum()  # its gradient is the product with the Jacobian
-    for name, gradient in gradients_of(onwards, parameters).items():
-        gradients[name] = gradients[name] + gradient if name in gradients else gradient
-    return gradients
+        adaptive = self.method == "dopri5"
+        return {
+            "from zero": lambda: read(walk.zero(), adaptive),
+            "from noise": lambda: read(walk.normal(0, 0), adaptive),
+            "adaptive": lambda: read(walk.zero(), True),
+        }

@@ -8,42 +8,21 @@ arXiv 2503.24322, section 3 and Algorithm 2. With t ~ U[0, 1] and `z_t ~ N(sqrt(
 The last term is one choice of several (`loss`): its weight SNR'(t) lets a few times own nearly all of the gradient.
 """
 
-from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import ClassVar, Literal, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sidestep.checks import check_positive, check_range, check_used
-from sidestep.data import Split
 from sidestep.errors import InputError
-from sidestep.gradients.end_to_end import end_to_end, gradients_of
-from sidestep.nets.dropout import masks_from
-from sidestep.nets.noprop.denoiser import Denoiser, draw_times
+from sidestep.nets.noprop.denoiser import Denoiser, Draw
 from sidestep.nets.noprop.denoiser_readings import Walker, diffusion_velocity
-from sidestep.nets.noprop.losses import check_loss, check_smoothing, denoising_loss
-from sidestep.nets.noprop.samplers import check_steps
 from sidestep.nets.noprop.time_schedules import LearnedSchedule, Schedule, make_schedule, schedule_failure
-from sidestep.nets.parallel import kept_statistics
-from sidestep.nets.trained import set_training
-from sidestep.nets.user_modules import ImagePath
-from sidestep.noise import Noise
-from sidestep.rules.protocol import Batch, Task
-from sidestep.rules.shared.denoising import (
-    TAKES,
-    TimedRule,
-    check_options,
-    embedding_for,
-    make_denoiser,
-    project_rows,
-    readout_loss,
-    start_divergence,
-)
-from sidestep.rules.shared.dense import apply_dense
-from sidestep.rules.shared.variant import PAPER_LABELS, PaperOptions
-from sidestep.rules.takes import Takes
-from sidestep.update import Dense, Update
+from sidestep.rules.protocol import Batch, Noise, Update
+from sidestep.rules.shared.denoising import readout_loss, start_divergence
+from sidestep.rules.shared.timed import Noised, Samplers, TimedRule
+from sidestep.rules.shared.variant import PAPER_LABELS, PAPER_TIMES, PaperOptions
 
 __all__ = ["NoPropCT"]
 
@@ -99,129 +78,77 @@ class NoPropCT(TimedRule):
 
     name: ClassVar[str] = "noprop-ct"
     summary: ClassVar[str] = "NoProp, continuous time: one block denoises the label at every noise level"
-    takes: ClassVar[Takes] = TAKES
     readings: ClassVar[tuple[str, ...]] = (
         "ddim", "ddim from noise", "ancestral", "euler", "heun", "adaptive", "mean", "first step",
     )  # fmt: skip
     paper_options: ClassVar[PaperOptions] = {
-        **PAPER_LABELS, "loss": ("paper",), "schedule": ("learned",), "eta": (1.0,),
-        "times": ("uniform",), "draws_per_image": (1,), "optimizer_kind": ("adam",),
+        **PAPER_LABELS, "loss": ("paper",), "schedule": ("learned",), "eta": (1.0,), **PAPER_TIMES,
     }  # fmt: skip
     paper_reading: ClassVar[str] = "ancestral"
-    for_inference: ClassVar[tuple[str, ...]] = ("steps", "solver", "start", "grid", "draws")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_loss(self.loss)
-        check_positive(1e6, eta=self.eta, largest_weight=self.largest_weight)
-        check_range(1, 1000, draws=self.draws, draws_per_image=self.draws_per_image)
-        check_steps(self.steps)
-        if self.dimension is not None:
-            check_range(1, 1_000_000, dimension=self.dimension)
-        check_range(
-            1e-9, 1 - 1e-6, smallest_alpha_bar=self.smallest_alpha_bar, largest_alpha_bar=self.largest_alpha_bar
-        )
-        make_schedule(self.schedule, self.smallest_alpha_bar, self.largest_alpha_bar)
-        check_smoothing(self.loss, self.label_smoothing)
+        check_positive(1e6, eta=self.eta)
+        ends = {"smallest_alpha_bar": self.smallest_alpha_bar, "largest_alpha_bar": self.largest_alpha_bar}
+        check_range(1e-9, 1 - 1e-6, **ends)
+        self.time_schedule()
         check_used(self, "eta", "loss", "paper", "clipped")
-        check_used(self, "largest_weight", "loss", "clipped")
         if self.schedule == "learned" and self.loss != "paper":
             raise InputError(
                 f"schedule = learned needs loss = paper, got {self.loss}: the bound's own weight is what keeps a "
                 "learned schedule from making every z_t clean; take schedule = linear or cosine"
             )
 
-    def build(self, task: Task, noise: Noise, examples: Split | None, module: ImagePath | None) -> Denoiser:
-        """Make the net of the paper's block, or of a block around a module of the user's."""
-        check_options(task, self.readout, self.label_smoothing)
-        rows = embedding_for(self.embedding, self.dimension, self.unit_norm, task, noise.stream("embedding"), examples)
-        schedule = make_schedule(self.schedule, self.smallest_alpha_bar, self.largest_alpha_bar)
-        return make_denoiser(task, noise, module, self.path, rows, self.embedding, self.readout, schedule)
+    def time_schedule(self) -> nn.Module:
+        """Return abar(t)."""
+        return make_schedule(self.schedule, self.smallest_alpha_bar, self.largest_alpha_bar)
 
-    def fits(self, net: Denoiser) -> bool:
-        """Whether a net is one that this rule builds with its hyper-parameters."""
-        return net.schedule is not None
+    def noised(self, net: Denoiser, labels: Tensor, draw: Draw, generator: torch.Generator) -> Tensor:
+        """Return `sqrt(abar(t)) u_y + sqrt(1 - abar(t)) eps`."""
+        level = _schedule(net).levels(draw.time[:, None])
+        return level.signal.sqrt() * net.label_embedding(labels) + level.noise.sqrt() * draw.normal
 
-    def estimate(self, net: Denoiser, batch: Batch, noise: Noise) -> Update:
-        """Return the gradients of the loss, one time and one noise per image (and draw)."""
-        set_training(net)
-        generator, schedule = noise.generator(batch.inputs.device), _schedule(net)
-        draw = draw_times(self.times, len(batch.targets) * self.draws_per_image, net.dimension, generator)
-        labels = torch.cat([batch.targets] * self.draws_per_image)
-        level, target = schedule.levels(draw.time[:, None]), net.label_embedding(labels)
-        latent = level.signal.sqrt() * target + level.noise.sqrt() * draw.normal
-        with (
-            kept_statistics(net) as changed,
-            masks_from(generator),
-            noise.stream("module").torch_seeded(batch.inputs.device),
-        ):
-            prepared = net.block.prepare(batch.inputs).repeat(self.draws_per_image, 1)
-            logits = net.block.outputs(prepared, latent, draw.time)
-            statistics = changed()
-            weight = self.eta / 2 * schedule.snr_slope(draw.time)
-            each = denoising_loss(
-                self.loss, logits, net.embedding, labels, weight, self.largest_weight, self.label_smoothing, net.space
-            )
-            losses = {"block: denoising": each.mean(), **self._other_terms(net, batch.targets, noise.sub(1))}
-            # before the buffers are put back: batch norm's way back needs them untouched
-            gradients = gradients_of(torch.stack(list(losses.values())).sum(), dict(net.named_parameters()))
-        return Dense(gradients, statistics, {name: loss.detach() for name, loss in losses.items()})
-
-    def _other_terms(self, net: Denoiser, labels: Tensor, noise: Noise) -> dict[str, Tensor]:
-        """Return `CE(p_out(z_1), y)` and `KL(q(z_0 | y) || N(0, I))`, which the block does not enter."""
+    def losses(self, net: Denoiser, batch: Batch, noised: Noised, outputs: Tensor, noise: Noise) -> dict[str, Tensor]:
+        """Return the denoising loss, and the two terms that the block does not enter."""
+        weight = self.eta / 2 * _schedule(net).snr_slope(noised.time)
+        each = self.denoising(net, noised.labels, outputs, weight)
         ends = _schedule(net).levels(net.embedding.new_tensor([0.0, 1.0]))
-        target = net.label_embedding(labels)
-        normal = torch.empty_like(target).normal_(generator=noise.generator(target.device))
+        target = net.label_embedding(batch.targets)
+        normal = torch.empty_like(target).normal_(generator=noise.sub(1).generator(target.device))
         last = ends[1].signal.sqrt() * target + ends[1].noise.sqrt() * normal
         return {
-            "read-out: cross-entropy": readout_loss(net.space, net.readout, net.embedding, last, labels),
+            "block: denoising": each.mean(),
+            "read-out: cross-entropy": readout_loss(net.space, net.readout, net.embedding, last, batch.targets),
             "read-out: KL": start_divergence(target, ends[0]),
         }
 
-    def true_gradients(self, net: Denoiser, batch: Batch) -> dict[str, Tensor]:
-        """Return the gradient of the reading `ddim`, through all of its steps, from z_0 = 0."""
-        schedule = _schedule(net)
-
-        def logits_of(images: Tensor) -> Tensor:
-            walk = Walker(
-                net, images, lambda outputs, _z, _time: outputs, Noise(0), 0, self.steps, grid=self.grid
-            )  # ddim has no rate
-            return net.readout(walk.ddim(schedule, walk.zero()), net.embedding)
-
-        return end_to_end(net, batch, logits_of, running=True)
-
     def apply(self, net: Denoiser, update: Update, optimizer: torch.optim.Optimizer) -> None:
         """Take one step along the gradients; keep a learned schedule in bounds, and rows at norm 1 where wanted."""
-        apply_dense(net, update, optimizer)
+        super().apply(net, update, optimizer)
         if isinstance(net.schedule, LearnedSchedule):
             net.schedule.bound()
-        if self.unit_norm:
-            project_rows(net)
 
-    def predict(
-        self, net: Denoiser, images: Tensor, noise: Noise, start: int = 0, names: Collection[str] | None = None
-    ) -> dict[str, Tensor]:
-        """Return class probabilities by each sampler, and by the block's first output alone, at z = 0 and t = 0."""
-        net.eval()
-        schedule = _schedule(net)
+    def velocity(self, net: Denoiser, outputs: Tensor, latent: Tensor, time: Tensor) -> Tensor:
+        """Return the rate of the probability flow."""
+        return diffusion_velocity(net, _schedule(net), outputs, latent, time)
 
-        def velocity(outputs: Tensor, latent: Tensor, time: Tensor) -> Tensor:
-            return diffusion_velocity(net, schedule, outputs, latent, time)
+    def landing(self, net: Denoiser, walk: Walker) -> Tensor:
+        """Return where `ddim` ends."""
+        return walk.ddim(_schedule(net), walk.zero())
 
-        with torch.no_grad():
-            walk = Walker(net, images, velocity, noise, start, self.steps, grid=self.grid)
-            first = walk.first(self.start)
-            readings: dict[str, Callable[[], Tensor]] = {
-                "ddim": lambda: walk.read([walk.ddim(schedule, first)]),
-                "ddim from noise": lambda: walk.read([walk.ddim(schedule, walk.normal(0, 0))]),
-                "ancestral": lambda: walk.read([walk.ancestral(schedule)]),
-                "euler": lambda: walk.read([walk.euler(first)]),
-                "heun": lambda: walk.read([walk.heun(first)]),
-                "adaptive": lambda: walk.read([walk.adaptive(first, self.solver)]),
-                "mean": lambda: walk.read([walk.ancestral(schedule, draw) for draw in range(self.draws)]),
-                "first step": lambda: net.answer(walk.outputs(walk.zero(), walk.times[:1])),
-            }
-            return walk.wanted(names or self.readings, readings)
+    def samplers(self, net: Denoiser, walk: Walker) -> Samplers:
+        """Return each sampler, and the block's first output alone, at z = 0 and t = 0."""
+        schedule, first = _schedule(net), walk.first(self.start)
+        return {
+            "ddim": lambda: walk.read([walk.ddim(schedule, first)]),
+            "ddim from noise": lambda: walk.read([walk.ddim(schedule, walk.normal(0, 0))]),
+            "ancestral": lambda: walk.read([walk.ancestral(schedule)]),
+            "euler": lambda: walk.read([walk.euler(first)]),
+            "heun": lambda: walk.read([walk.heun(first)]),
+            "adaptive": lambda: walk.read([walk.adaptive(first, self.solver)]),
+            "mean": lambda: walk.read([walk.ancestral(schedule, draw) for draw in range(self.draws)]),
+            "first step": lambda: net.answer(walk.outputs(walk.zero(), walk.times[:1])),
+        }
 
     def diagnostics(self, net: Denoiser) -> dict[str, float]:
         """Return the embeddings' smallest norm and distance, and the schedule's ends."""

@@ -24,7 +24,7 @@ from sidestep.errors import InputError
 from sidestep.gradients.end_to_end import end_to_end, gradients_of
 from sidestep.nets.dropout import masks_from
 from sidestep.nets.noprop.embeddings import embedding_distances
-from sidestep.nets.noprop.losses import check_loss, check_smoothing
+from sidestep.nets.noprop.losses import check_smoothing
 from sidestep.nets.noprop.readouts import make_readout
 from sidestep.nets.noprop.schedules import cosine_alpha_bar, readable_alpha_bar
 from sidestep.nets.noprop.stack import DenoisingStack
@@ -123,7 +123,6 @@ class NoPropDT(Rule[DenoisingStack]):
         settle_solver(self)
         super().__post_init__()
         check_range(1, 1000, blocks=self.blocks, draws=self.draws)
-        check_loss(self.loss)
         if self.dimension is not None:
             check_range(1, 1_000_000, dimension=self.dimension)
         check_positive(1e6, eta=self.eta, largest_weight=self.largest_weight)

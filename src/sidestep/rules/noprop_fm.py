@@ -14,40 +14,20 @@ The paper predicts the velocity, `v = outputs W`. Predicting the label instead, 
 choice of weights as in the other variants. With sigma > 0 it would ask for `u_y` plus the noise about the line.
 """
 
-from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from sidestep.checks import check_positive, check_range, check_used
-from sidestep.data import Split
+from sidestep.checks import check_range
 from sidestep.errors import InputError
-from sidestep.gradients.end_to_end import end_to_end, gradients_of
-from sidestep.nets.dropout import masks_from
-from sidestep.nets.noprop.denoiser import Denoiser, Draw, draw_times
+from sidestep.nets.noprop.denoiser import Denoiser, Draw
 from sidestep.nets.noprop.denoiser_readings import Walker
-from sidestep.nets.noprop.losses import check_loss, check_smoothing, denoising_loss
-from sidestep.nets.noprop.samplers import check_steps
-from sidestep.nets.parallel import kept_statistics
-from sidestep.nets.precision import full_precision
-from sidestep.nets.trained import set_training
-from sidestep.nets.user_modules import ImagePath
-from sidestep.noise import Noise
-from sidestep.rules.protocol import Batch, Task
-from sidestep.rules.shared.denoising import (
-    TAKES,
-    TimedRule,
-    check_options,
-    embedding_for,
-    learns,
-    make_denoiser,
-    readout_loss,
-)
-from sidestep.rules.shared.variant import PAPER_LABELS, PaperOptions
-from sidestep.rules.takes import Takes
-from sidestep.update import Dense, Update
+from sidestep.rules.protocol import Batch, Noise
+from sidestep.rules.shared.denoising import learns, readout_loss
+from sidestep.rules.shared.timed import Noised, Samplers, TimedRule
+from sidestep.rules.shared.variant import PAPER_LABELS, PAPER_TIMES, PaperOptions
 
 __all__ = ["NoPropFM"]
 
@@ -101,26 +81,16 @@ class NoPropFM(TimedRule):
 
     name: ClassVar[str] = "noprop-fm"
     summary: ClassVar[str] = "NoProp, flow matching: one block carries noise to the label"
-    takes: ClassVar[Takes] = TAKES
     readings: ClassVar[tuple[str, ...]] = ("euler", "euler from noise", "heun", "adaptive", "mean", "first step")
     paper_options: ClassVar[PaperOptions] = {
         **PAPER_LABELS, "prediction": ("velocity",), "loss": ("paper",), "sigma": (0.0,), "readout": ("nearest",),
-        "times": ("uniform",), "draws_per_image": (1,), "optimizer_kind": ("adam",),
+        **PAPER_TIMES,
     }  # fmt: skip
     paper_reading: ClassVar[str] = "euler from noise"
-    for_inference: ClassVar[tuple[str, ...]] = ("steps", "solver", "start", "grid", "draws")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_loss(self.loss)
-        check_positive(1e6, largest_weight=self.largest_weight)
         check_range(0, 10, sigma=self.sigma)
-        check_smoothing(self.loss, self.label_smoothing)
-        check_used(self, "largest_weight", "loss", "clipped")
-        check_range(1, 1000, draws=self.draws, draws_per_image=self.draws_per_image)
-        check_steps(self.steps)
-        if self.dimension is not None:
-            check_range(1, 1_000_000, dimension=self.dimension)
         if self.prediction == "velocity" and self.loss != "paper":
             raise InputError(
                 f"prediction = velocity has loss = paper only, got {self.loss}; the other losses compare label "
@@ -132,101 +102,51 @@ class NoPropFM(TimedRule):
                 "straight line only; take prediction = velocity, or loss = clipped, unweighted or cross-entropy"
             )
 
-    def build(self, task: Task, noise: Noise, examples: Split | None, module: ImagePath | None) -> Denoiser:
-        """Make the net of the paper's block, or of a block around a module of the user's."""
-        check_options(task, self.readout, self.label_smoothing)
-        rows = embedding_for(self.embedding, self.dimension, self.unit_norm, task, noise.stream("embedding"), examples)
-        return make_denoiser(task, noise, module, self.path, rows, self.embedding, self.readout, None)
-
-    def fits(self, net: Denoiser) -> bool:
-        """Whether a net is one that this rule builds with its hyper-parameters."""
-        return net.schedule is None
-
-    def estimate(self, net: Denoiser, batch: Batch, noise: Noise) -> Update:
-        """Return the gradients of the loss, one time and one noise per image (and draw)."""
-        set_training(net)
-        generator = noise.generator(batch.inputs.device)
-        draw = draw_times(self.times, len(batch.targets) * self.draws_per_image, net.dimension, generator)
-        labels = torch.cat([batch.targets] * self.draws_per_image)
-        time, target = draw.time[:, None], net.label_embedding(labels)
-        latent = time * target + (1 - time) * draw.normal
+    def noised(self, net: Denoiser, labels: Tensor, draw: Draw, generator: torch.Generator) -> Tensor:
+        """Return `t u_y + (1 - t) z_0`, and noise about it."""
+        time = draw.time[:, None]
+        latent = time * net.label_embedding(labels) + (1 - time) * draw.normal
         if self.sigma:
             latent = latent + self.sigma * torch.empty_like(latent).normal_(generator=generator)
-        with (
-            kept_statistics(net) as changed,
-            masks_from(generator),
-            noise.stream("module").torch_seeded(batch.inputs.device),
-        ):
-            prepared = net.block.prepare(batch.inputs).repeat(self.draws_per_image, 1)
-            outputs = net.block.outputs(prepared, latent, draw.time)
-            statistics = changed()
-            losses = self._losses(net, outputs, latent, labels, draw)
-            # before the buffers are put back: batch norm's way back needs them untouched
-            gradients = gradients_of(torch.stack(list(losses.values())).sum(), dict(net.named_parameters()))
-        return Dense(gradients, statistics, {name: loss.detach() for name, loss in losses.items()})
+        return latent
 
-    def _losses(self, net: Denoiser, outputs: Tensor, latent: Tensor, labels: Tensor, draw: Draw) -> dict[str, Tensor]:
+    def losses(self, net: Denoiser, batch: Batch, noised: Noised, outputs: Tensor, noise: Noise) -> dict[str, Tensor]:
         """Return the flow's loss, and the anchor's where something besides the block is trained."""
-        rest = 1 - draw.time
+        labels, latent, rest = noised.labels, noised.latent, 1 - noised.time
         if self.prediction == "velocity":
-            velocity = _velocity(net, outputs)
-            each = (velocity - (net.label_embedding(labels) - draw.normal)).square().sum(dim=1)
+            velocity = net.velocity(outputs)
+            each = (velocity - (net.label_embedding(labels) - noised.normal)).square().sum(dim=1)
             landing = latent + rest[:, None] * velocity
         else:
-            each = denoising_loss(
-                self.loss,
-                outputs,
-                net.embedding,
-                labels,
-                rest.clamp_min(_REST) ** -2,
-                self.largest_weight,
-                self.label_smoothing,
-                net.space,
-            )
+            each = self.denoising(net, labels, outputs, rest.clamp_min(_REST) ** -2)
             landing = net.label_estimate(outputs)
         losses = {"block: flow": each.mean()}
         if learns(self.embedding) or self.readout != "nearest":
             losses["read-out: anchor"] = readout_loss(net.space, net.readout, net.embedding, landing, labels)
         return losses
 
-    def true_gradients(self, net: Denoiser, batch: Batch) -> dict[str, Tensor]:
-        """Return the gradient of the reading `euler`, through all of its steps, from z_0 = 0."""
+    def velocity(self, net: Denoiser, outputs: Tensor, latent: Tensor, time: Tensor) -> Tensor:
+        """Return v, or `(uhat - z_t) / (1 - t)`."""
+        if self.prediction == "velocity":
+            return net.velocity(outputs)
+        return (net.label_estimate(outputs) - latent) / (1 - time[:, None]).clamp_min(_REST)
 
-        def logits_of(images: Tensor) -> Tensor:
-            walk = self._walker(net, images, Noise(0), 0)
-            return net.readout(walk.euler(walk.zero()), net.embedding)
+    def walker(self, net: Denoiser, images: Tensor, noise: Noise, start: int, last: float = 1.0) -> Walker:
+        """Return a batch on its way to labels, where a label estimate's velocity has no value at t = 1."""
+        return super().walker(net, images, noise, start, last if self.prediction == "velocity" else last - _REST)
 
-        return end_to_end(net, batch, logits_of, running=True)
+    def landing(self, net: Denoiser, walk: Walker) -> Tensor:
+        """Return where `euler` ends."""
+        return walk.euler(walk.zero())
 
-    def predict(
-        self, net: Denoiser, images: Tensor, noise: Noise, start: int = 0, names: Collection[str] | None = None
-    ) -> dict[str, Tensor]:
-        """Return class probabilities by each solver, and by the first step alone: where the flow first points."""
-        net.eval()
-        with torch.no_grad():
-            walk = self._walker(net, images, noise, start)
-            first = walk.first(self.start)
-            readings: dict[str, Callable[[], Tensor]] = {
-                "euler": lambda: walk.read([walk.euler(first)]),
-                "euler from noise": lambda: walk.read([walk.euler(walk.normal(0, 0))]),
-                "heun": lambda: walk.read([walk.heun(first)]),
-                "adaptive": lambda: walk.read([walk.adaptive(first, self.solver)]),
-                "mean": lambda: walk.read([walk.euler(walk.normal(draw, 0)) for draw in range(self.draws)]),
-                "first step": lambda: walk.read([walk.rate(walk.zero(), walk.times[:1])]),
-            }
-            return walk.wanted(names or self.readings, readings)
-
-    def _walker(self, net: Denoiser, images: Tensor, noise: Noise, start: int) -> Walker:
-        def velocity(outputs: Tensor, latent: Tensor, time: Tensor) -> Tensor:
-            if self.prediction == "velocity":
-                return _velocity(net, outputs)
-            return (net.label_estimate(outputs) - latent) / (1 - time[:, None]).clamp_min(_REST)
-
-        last = 1.0 if self.prediction == "velocity" else 1 - _REST
-        return Walker(net, images, velocity, noise, start, self.steps, last, self.grid)
-
-
-def _velocity(net: Denoiser, outputs: Tensor) -> Tensor:
-    """Return `v = outputs W`, (batch, dimension)."""
-    with full_precision(outputs):
-        return outputs @ net.embedding
+    def samplers(self, net: Denoiser, walk: Walker) -> Samplers:
+        """Return each solver, and the first step alone: where the flow first points."""
+        first = walk.first(self.start)
+        return {
+            "euler": lambda: walk.read([walk.euler(first)]),
+            "euler from noise": lambda: walk.read([walk.euler(walk.normal(0, 0))]),
+            "heun": lambda: walk.read([walk.heun(first)]),
+            "adaptive": lambda: walk.read([walk.adaptive(first, self.solver)]),
+            "mean": lambda: walk.read([walk.euler(walk.normal(draw, 0)) for draw in range(self.draws)]),
+            "first step": lambda: walk.read([walk.rate(walk.zero(), walk.times[:1])]),
+        }

@@ -10,7 +10,7 @@ from torch.nn.functional import linear
 from sidestep.nets.noprop.blocks import feature_count, image_features
 from sidestep.nets.noprop.image_paths import path_maker
 from sidestep.nets.noprop.target_space import CLASS_SPACE, TargetSpace
-from sidestep.nets.precision import at_least_float32
+from sidestep.nets.precision import at_least_float32, full_precision
 from sidestep.nets.shapes import Shape
 
 __all__ = ["Denoiser", "Draw", "TimedBlock", "draw_times", "positional_embedding"]
@@ -121,6 +121,11 @@ class Denoiser(nn.Module):
     def label_estimate(self, logits: Tensor) -> Tensor:
         """Return uhat, of classes `softmax(logits) W`, (batch, classes) -> (batch, dimension)."""
         return self.space.estimate(logits, self.embedding)
+
+    def velocity(self, outputs: Tensor) -> Tensor:
+        """Return `v = outputs W`, (batch, classes) -> (batch, dimension)."""
+        with full_precision(outputs):
+            return outputs @ self.embedding
 
     def probabilities(self, latent: Tensor) -> Tensor:
         """Return the read-out of z_1 as probabilities, or as values: (batch, dimension) -> (batch, classes)."""

@@ -6,15 +6,9 @@ from torch.nn.functional import cross_entropy
 from sidestep.errors import InputError
 from sidestep.nets.noprop.target_space import CLASS_SPACE, TargetSpace
 
-__all__ = ["LOSSES", "check_loss", "check_smoothing", "denoising_loss"]
+__all__ = ["LOSSES", "check_smoothing", "denoising_loss"]
 
 LOSSES: tuple[str, ...] = ("paper", "clipped", "unweighted", "cross-entropy")
-
-
-def check_loss(name: str) -> None:
-    """Raise InputError for a loss that does not exist."""
-    if name not in LOSSES:
-        raise InputError(f"loss must be {', '.join(LOSSES)}, got {name!r}")
 
 
 def check_smoothing(loss: str, smoothing: float) -> None:

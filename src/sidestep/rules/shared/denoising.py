@@ -9,7 +9,7 @@ from sidestep.data import Split
 from sidestep.data.rows import in_memory
 from sidestep.errors import InputError
 from sidestep.nets.noprop.denoiser import Denoiser, TimedBlock
-from sidestep.nets.noprop.embeddings import class_embedding, embedding_distances, unit_rows
+from sidestep.nets.noprop.embeddings import class_embedding, unit_rows
 from sidestep.nets.noprop.image_paths import path_maker
 from sidestep.nets.noprop.readouts import make_readout
 from sidestep.nets.noprop.schedules import Levels
@@ -18,15 +18,11 @@ from sidestep.nets.noprop.token_path import TokenPath, on_tokens
 from sidestep.nets.trained import trained
 from sidestep.nets.user_modules import ImagePath, image_paths
 from sidestep.noise import Noise
-from sidestep.rules.protocol import Rule, Task
-from sidestep.rules.shared.dense import OPTIMIZERS
+from sidestep.rules.protocol import Task
 from sidestep.rules.takes import Takes
-from sidestep.update import Update
 
 __all__ = [
     "TAKES",
-    "DenoisingRule",
-    "TimedRule",
     "block_units",
     "check_options",
     "embedding_for",
@@ -37,38 +33,6 @@ __all__ = [
     "readout_loss",
     "start_divergence",
 ]
-
-
-class DenoisingRule(Rule[Denoiser]):
-    """What rules on the continuous-time net have in common."""
-
-    unit_norm: bool
-
-    def apply(self, net: Denoiser, update: Update, optimizer: torch.optim.Optimizer) -> None:
-        """Take one step along the gradients; put the embedding back to norm 1 where that is wanted."""
-        super().apply(net, update, optimizer)
-        if self.unit_norm:
-            project_rows(net)
-
-    def diagnostics(self, net: Denoiser) -> dict[str, float]:
-        """Return the smallest norm and distance of class embeddings, which would shrink in a collapse."""
-        return embedding_distances(net.embedding) if net.space.classes else {}
-
-
-class TimedRule(DenoisingRule):
-    """What NoProp has in common in continuous time: the block is a unit, and what it is trained with another."""
-
-    optimizer_kind: str
-    learning_rate: float
-    weight_decay: float
-
-    def units(self, net: Denoiser) -> dict[str, list[str]]:
-        """Return the block's parameters, and those of what it is trained with: read-out, embedding, schedule."""
-        return block_units(net)
-
-    def optimizer(self, net: Denoiser) -> torch.optim.Optimizer:
-        """Make Adam or AdamW with one group for the block and one for the rest."""
-        return OPTIMIZERS[self.optimizer_kind](net, self.units(net), self.learning_rate, self.weight_decay)
 
 
 TAKES = Takes(

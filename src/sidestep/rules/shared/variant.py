@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
-__all__ = ["PAPER_LABELS", "HasVariant", "PaperOptions", "variant_of"]
+__all__ = ["PAPER_LABELS", "PAPER_TIMES", "HasVariant", "PaperOptions", "variant_of"]
 
 PaperOptions = Mapping[str, tuple[Any, ...]]  # option -> the values of it that the paper has
 
@@ -12,6 +12,7 @@ PAPER_LABELS: PaperOptions = {
     "embedding": ("one-hot", "learned", "prototype"), "unit_norm": (False,), "path": ("auto", "figure-6"),
     "readout": ("softmax",), "learning_rate": (1e-3,), "weight_decay": (1e-3,),
 }  # fmt: skip
+PAPER_TIMES: PaperOptions = {"times": ("uniform",), "draws_per_image": (1,), "optimizer_kind": ("adam",)}
 
 
 @runtime_checkable
