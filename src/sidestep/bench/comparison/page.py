@@ -1,18 +1,18 @@
 """The pages of a comparison: bench.md, and bench.html with everything in one file."""
 
-import base64
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sidestep import checkpoint
+from sidestep.bench.chart import STYLE
 from sidestep.bench.comparison.figures import race_figures
-from sidestep.bench.comparison.numbers import Baseline, baseline_labels, common_threshold
+from sidestep.bench.comparison.numbers import Baseline, baseline_labels, common_threshold, finished
 from sidestep.bench.comparison.records import ComparisonFolder
 from sidestep.bench.comparison.rounds import Comparison
 from sidestep.bench.comparison.summary import sentences
 from sidestep.bench.comparison.tables import race_tables
-from sidestep.bench.report import Table, png_of
+from sidestep.bench.report import Table
 from sidestep.rules.shared.variant import variant_of
 from sidestep.wording import counted, html_text, markdown, spelled
 
@@ -41,21 +41,23 @@ NOTES = (
     "what is decided, which is enough for a machine that follows. Plain arrays, not compressed.",
 )
 _STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; color: #1d2327; background: #fff; max-width: 86rem; margin: 2rem auto 4rem;
-       padding: 0 1.5rem }
-h1 { font-size: 1.7rem; margin-bottom: .3rem } h2 { margin-top: 2.4rem; border-bottom: 1px solid #d8dde2 }
-pre { background: #f3f5f7; border-radius: 6px; padding: .7rem 1rem; white-space: pre-wrap; font: 14px/1.45 monospace }
-.said { border-left: 4px solid #0072b2; background: #f0f6fb; padding: .5rem 1rem; margin: 1rem 0 }
+body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); max-width: 86rem;
+       margin: 2rem auto 4rem; padding: 0 1rem; overflow-wrap: anywhere }
+h1 { font-size: 1.7rem; line-height: 1.25; margin-bottom: .3rem }
+h2 { margin-top: 2.4rem; border-bottom: 1px solid var(--line) }
+pre { background: var(--panel); border-radius: 6px; padding: .7rem 1rem; white-space: pre-wrap;
+      font: 14px/1.45 monospace }
+.said { border-left: 4px solid var(--first); background: var(--panel); padding: .5rem 1rem; margin: 1rem 0 }
 .said p { margin: .35rem 0 } .wide { overflow-x: auto }
 table { border-collapse: collapse; font-size: 13px; font-variant-numeric: tabular-nums }
-th { text-align: right; vertical-align: bottom; border-bottom: 2px solid #90989f; background: #fafbfc }
+th { text-align: right; vertical-align: bottom; border-bottom: 2px solid var(--soft); background: var(--panel) }
 th, td { padding: .28rem .5rem; white-space: nowrap }
-td small { display: block; color: #59636b } td { border-bottom: 1px solid #e6e9ec; text-align: right }
+td small { display: block; font-size: 12px; color: var(--soft) }
+td { border-bottom: 1px solid var(--line); text-align: right }
 th:first-child, td:first-child { text-align: left; font-weight: 600; white-space: normal }
 td:first-child { min-width: 9rem; overflow-wrap: anywhere }
-tr.baseline td { background: #fff6e0 } td.words { text-align: left; white-space: normal }
-figure { margin: 1.4rem 0 } figure img { width: 100%; max-width: 60rem } figcaption { font-weight: 600 }
-details { margin: .8rem 0 } li { margin: .3rem 0 } .small { color: #59636b; font-size: 14px }
+tr.baseline td { background: var(--mark) } td.words { text-align: left; white-space: normal; min-width: 9rem }
+ul { padding-left: 1.2rem } li { margin: .3rem 0 } .small, .soft { color: var(--soft); font-size: 14px }
 """
 
 
@@ -79,6 +81,11 @@ class Report:
             rules = {entry.label: entry.kind for entry in entries}
             self.said[data] = sentences(self.records, data, rules, baseline, threshold)
             self.tables[data] = race_tables(self.records, data, self.labels, baseline, threshold)
+
+    def unfinished(self, data: str) -> list[str]:
+        """Return a sentence on the runs of a data set that have not finished, or nothing."""
+        wanted, there = self.race.seeds * len(self.labels), len(finished(self.records, data))
+        return [f"Not finished: {wanted - there} of {counted(wanted, 'run')}."] if there < wanted else []
 
     def where(self, asked: Mapping[str, Any]) -> str:
         """Return a line about the machine, the versions and the runs."""
@@ -121,20 +128,18 @@ def _html(report: Report, asked: Mapping[str, Any]) -> str:
     for data in report.race.data:
         main, *more = report.tables[data]
         parts.append(f"<h2>{html_text(data)}</h2>")
-        parts.append(f'<div class="said">{"".join(f"<p>{html_text(line)}</p>" for line in report.said[data])}</div>')
+        said = "".join(f"<p>{html_text(line)}</p>" for line in (*report.unfinished(data), *report.said[data]))
+        parts.append(f'<div class="said">{said}</div>')
         parts.append(_table(main, report.baseline))
-        for caption, figure in race_figures(report.records, data, report.labels, report.baseline):
-            picture = base64.b64encode(png_of(figure, dpi=150)).decode()
-            parts.append(
-                f'<figure><figcaption>{html_text(caption)}</figcaption><img alt="{html_text(caption)}" '
-                f'src="data:image/png;base64,{picture}"></figure>'
-            )
+        drawn = race_figures(report.records, data, report.labels, report.baseline)
+        figures = (f"<figure><figcaption>{html_text(said)}</figcaption>{chart}</figure>" for said, chart in drawn)
+        parts.append(f"<div class='charts'>{''.join(figures)}</div>")
         parts += [_table(table, report.baseline) for table in more]
     notes = "".join(f"<li>{html_text(note)}</li>" for note in (*report.variants, *NOTES))
     return (
         '<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{html_text(report.command)}</title>\n<style>{_STYLE}</style>\n"
+        f"<title>{html_text(report.command)}</title>\n<style>{STYLE}{_STYLE}</style>\n"
         "<h1>What does it gain, and what does it take?</h1>\n"
         f"<pre>{html_text(report.command)}</pre>\n<p class='small'>{html_text(report.where(asked))}</p>\n"
         + "\n".join(parts)
@@ -145,7 +150,7 @@ def _html(report: Report, asked: Mapping[str, Any]) -> str:
 def _table(table: Table, baseline: Baseline) -> str:
     head = "".join(f"<th>{html_text(column)}</th>" for column in table.columns)
     lines, baselines = [], baseline_labels(baseline)
-    for row in table.rows:
+    for row in sorted(table.rows, key=lambda row: row[0] not in baselines):  # the honest baseline first
         kinds = [' class="words"' if table.columns[i] in ("how", "why", "baseline") else "" for i in range(len(row))]
         cells = "".join(f"<td{kind}>{_cell(word)}</td>" for kind, word in zip(kinds, row, strict=True))
         lines.append(f'<tr class="baseline">{cells}</tr>' if row[0] in baselines else f"<tr>{cells}</tr>")

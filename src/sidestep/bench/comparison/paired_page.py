@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from sidestep.bench.chart import STYLE
 from sidestep.bench.comparison.paired import Paired
 from sidestep.version import __version__
 from sidestep.wording import counted, html_text
@@ -11,17 +12,10 @@ __all__ = ["paired_page"]
 
 _WIDTH = 340  # of a chart, in units of which one is a pixel at least, on a screen of 400
 _STYLE = """
-:root { color-scheme: light dark; --ink: #1d2327; --soft: #59636b; --paper: #fff; --line: #d8dde2; --panel: #f3f5f7;
-        --first: #0072b2; --second: #b45f06 }
-@media (prefers-color-scheme: dark) { :root { --ink: #e6e9ec; --soft: #a9b2ba; --paper: #15191c; --line: #3a4249;
-        --panel: #20262b; --first: #56b4e9; --second: #f0a04b } }
 body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); max-width: 60rem;
        margin: 1.5rem auto 3rem; padding: 0 1rem; overflow-wrap: anywhere }
 h1 { font-size: 1.5rem; line-height: 1.25; margin-bottom: .3rem } h2 { font-size: 1.1rem; margin: 0 0 .5rem }
-.charts { display: flex; flex-wrap: wrap; gap: 1rem } .charts > figure { flex: 1 1 21rem; min-width: 0; margin: 0 }
-figure, .panel { background: var(--panel); border-radius: 8px; padding: .8rem; box-sizing: border-box }
-.panel { margin: 1rem 0 } svg { display: block; width: 100%; height: auto; max-width: 34rem }
-svg text { font: 13px system-ui, sans-serif; fill: var(--ink) } svg .soft { fill: var(--soft) }
+.panel { background: var(--panel); border-radius: 8px; padding: .8rem; box-sizing: border-box; margin: 1rem 0 }
 table { border-collapse: collapse; width: 100%; font-size: 14px }
 th, td { text-align: left; padding: .3rem .5rem .3rem 0;
        border-bottom: 1px solid var(--line); vertical-align: top }
@@ -59,7 +53,7 @@ def paired_page(
     return (
         '<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{html_text(title)}</title>\n<style>{_STYLE}</style>\n"
+        f"<title>{html_text(title)}</title>\n<style>{STYLE}{_STYLE}</style>\n"
         f"<h1>{html_text(title)}</h1>\n<p>{html_text(said)}</p>\n<div class='charts'>{charts}</div>\n"
         f"<p class='soft'>{html_text(tests)}</p>\n<div class='panel'><h2>What differs in their configurations</h2>"
         f"{_settings(names, differs)}</div>\n<p class='soft'>The interval is the middle 95% of differences over images "
