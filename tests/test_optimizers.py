@@ -45,7 +45,8 @@ def weights() -> list[nn.Parameter]:
 
 
 def groups(parameters: list[nn.Parameter]) -> list[dict[str, object]]:
-    return [{"params": parameters[:2]}, {"params": parameters[2:], "weight_decay": 0.0}]
+    last = {"params": parameters[2:], "weight_decay": 0.0}
+    return [{"params": parameters[:1]}, {"params": parameters[1:2]}, last]
 
 
 def set_gradients(parameters: list[nn.Parameter], step: int) -> None:

@@ -4,6 +4,10 @@ torch.optim wraps its methods for torch.compile, and the first call of any of th
 to two seconds before a first step that compiles nothing. The classes here are torch's own, whose methods are called
 without that wrapping (`inspect.unwrap`, which gives the method itself where there is none). Names, states, hooks and
 schedulers are torch's, so checkpoints fit either.
+
+Fused Adam and AdamW step all groups with the same settings at once: every weight's step is its own, so the bits are
+those of one call for each group. What surrounds a step in torch (a label for its profiler) is left out; on a net of ten
+thousand weights it takes longer than the arithmetic.
 """
 
 import inspect
@@ -12,6 +16,8 @@ from functools import cache
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.optim import adam, optimizer
 
 __all__ = [
     "ASGD",
@@ -40,7 +46,12 @@ class WithoutCompiler(torch.optim.Optimizer):
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Remove the gradients, or fill them with zeros."""
-        _unwrapped(torch.optim.Optimizer.zero_grad)(self, set_to_none)
+        if not set_to_none:
+            _unwrapped(torch.optim.Optimizer.zero_grad)(self, set_to_none)
+            return
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                parameter.grad = None
 
     def state_dict(self) -> dict[str, Any]:
         """The state and the parameter groups, as torch.optim has them."""
@@ -56,11 +67,54 @@ class WithoutCompiler(torch.optim.Optimizer):
             return _unwrapped(super().step.__func__)(self, closure)  # type: ignore[attr-defined]
 
 
-class AdamW(WithoutCompiler, torch.optim.AdamW):
+_ADAM = ("lr", "betas", "eps", "weight_decay", "amsgrad", "maximize", "capturable", "differentiable", "fused",
+         "decoupled_weight_decay")  # fmt: skip
+
+
+class _Fused(WithoutCompiler):
+    """Adam whose fused kernel is called once for all groups with the same settings."""
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Take one step along the gradients; what a closure returns is returned."""
+        if closure is not None or _hooks(self) or not all(group["fused"] for group in self.param_groups):
+            return _with_hooks(self, closure)
+        self._accelerator_graph_capture_health_check()  # type: ignore[operator]
+        alike: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+        for group in self.param_groups:
+            alike.setdefault(tuple(group[name] for name in _ADAM), []).append(group)
+        with torch.no_grad():
+            for groups in alike.values():
+                self._step_groups(groups)
+        return None
+
+    step.hooked = True  # type: ignore[attr-defined]  # hooks are called above, so torch need not wrap it
+
+    def _step_groups(self, groups: list[dict[str, Any]]) -> None:
+        lists: list[list[Tensor]] = [[] for _ in range(6)]  # parameters, gradients, and four of what a state holds
+        for group in groups:
+            self._init_group(group, *lists)  # type: ignore[operator]
+        settings = {name: groups[0][name] for name in _ADAM if name not in ("betas", "fused")}
+        beta1, beta2 = groups[0]["betas"]
+        scaled = (getattr(self, "grad_scale", None), getattr(self, "found_inf", None))
+        adam._fused_adam(*lists, *scaled, has_complex=False, beta1=beta1, beta2=beta2, **settings)
+
+
+def _hooks(given: torch.optim.Optimizer) -> bool:
+    """Whether anything is to be called before or after a step."""
+    own = given._optimizer_step_pre_hooks or given._optimizer_step_post_hooks
+    return bool(own or optimizer._global_optimizer_pre_hooks or optimizer._global_optimizer_post_hooks)
+
+
+@torch.optim.Optimizer.profile_hook_step
+def _with_hooks(given: _Fused, closure: Callable[[], Any] | None = None) -> Any:
+    return super(_Fused, given).step(closure)
+
+
+class AdamW(_Fused, torch.optim.AdamW):
     """torch.optim.AdamW."""
 
 
-class Adam(WithoutCompiler, torch.optim.Adam):
+class Adam(_Fused, torch.optim.Adam):
     """torch.optim.Adam."""
 
 
