@@ -11,8 +11,7 @@ Source: Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as 1, 2
 
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -150,8 +149,7 @@ class Noise:
         """
         return torch.Generator(device).manual_seed(self._torch_seed())
 
-    @contextmanager
-    def torch_seeded(self, device: str | torch.device = "cpu") -> Iterator[None]:
+    def torch_seeded(self, device: str | torch.device = "cpu") -> "_Seeded":
         """A context in which torch's global generators, of the CPU and of `device`, are seeded from this point.
 
         For code that cannot be given a generator: the initial weights of modules, and layers like torch's own
@@ -160,23 +158,31 @@ class Noise:
         >>> with Noise(1).stream("init").torch_seeded():
         ...     layer = torch.nn.Linear(3, 2)
         """
-        device, seed = torch.device(device), self._torch_seed()
-        before = torch.default_generator.get_state()
-        on_gpu = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
-        torch.default_generator.manual_seed(seed)
-        if on_gpu is not None:
-            with torch.cuda.device(device):
-                torch.cuda.manual_seed(seed)
-        try:
-            yield
-        finally:
-            torch.default_generator.set_state(before)
-            if on_gpu is not None:
-                torch.cuda.set_rng_state(on_gpu, device)
+        return _Seeded(self._torch_seed(), torch.device(device))
 
     def _torch_seed(self) -> int:
         w0, w1, _, _ = block_of_words(0, (self.substream, self.step, self.stream_id), self.seed)
         return w0 | w1 >> 1 << 32
+
+
+class _Seeded:
+    """The context of `Noise.torch_seeded`: a class, and no generator, since every step of a small net enters it."""
+
+    def __init__(self, seed: int, device: torch.device) -> None:
+        self._seed, self._device = seed, device
+
+    def __enter__(self) -> None:
+        self._before = torch.default_generator.get_state()
+        self._on_gpu = torch.cuda.get_rng_state(self._device) if self._device.type == "cuda" else None
+        torch.default_generator.manual_seed(self._seed)
+        if self._on_gpu is not None:
+            with torch.cuda.device(self._device):
+                torch.cuda.manual_seed(self._seed)
+
+    def __exit__(self, *error: object) -> None:
+        torch.default_generator.set_state(self._before)
+        if self._on_gpu is not None:
+            torch.cuda.set_rng_state(self._on_gpu, self._device)
 
 
 def signs_of(packed: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from torch.autograd import forward_ad
 
 from sidestep.errors import InputError
 from sidestep.gradients.directions import Directions, OneDirection
+from sidestep.gradients.end_to_end import gradients_of
 from sidestep.gradients.forward_mode import forward_mode
 from sidestep.gradients.shifted import Direction, at_shifted
 from sidestep.gradients.swapped import SwappedWeights
@@ -21,7 +22,7 @@ from sidestep.nets.check_module import inplace_explained
 from sidestep.nets.parallel import kept_statistics
 from sidestep.nets.precision import at_least_float32, full_precision
 from sidestep.nets.substituted import substituted
-from sidestep.nets.trained import trained
+from sidestep.nets.trained import device_of, trained
 from sidestep.noise import Noise
 
 __all__ = [
@@ -30,8 +31,8 @@ __all__ = [
     "called",
     "check_trainable",
     "derivatives_along",
+    "gradients_here",
     "losses_at_pairs",
-    "losses_here",
     "mean_loss",
 ]
 
@@ -86,17 +87,20 @@ def check_trainable(net: nn.Module) -> None:
             raise InputError(f"the parameter {name} is {parameter.dtype}, and only float weights can take such steps")
 
 
-@contextmanager
-def losses_here(net: nn.Module, losses: Losses, noise: Noise) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
-    """Give the mean loss, (), to be differentiated inside, and the buffers that the forward pass changed, by name."""
-    with _repeatable(net, noise) as changed, torch.enable_grad():
+def gradients_here(net: nn.Module, losses: Losses, noise: Noise) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
+    """Return the gradient of the mean loss, the buffers that the forward pass changed, both by name, and the loss, ().
+
+    By reverse mode, of all trained weights.
+    """
+    with kept_statistics(net) as changed, noise.torch_seeded(device_of(net)), torch.enable_grad():
         loss = mean_loss(losses())
         if not loss.requires_grad:
             raise InputError(
                 "the loss has no derivative with respect to the weights; return it as the loss function gave it, "
                 "without detach() or torch.no_grad(), or train by a rule of forward passes alone"
             )
-        yield loss, changed()
+        statistics = changed()
+        return gradients_of(loss, trained(net)), statistics, loss.detach()
 
 
 class ShiftedPasses:
@@ -178,6 +182,5 @@ def derivatives_along(
 
 @contextmanager
 def _repeatable(net: nn.Module, noise: Noise) -> Iterator[Callable[[], dict[str, Tensor]]]:
-    device = next(net.parameters()).device
-    with kept_statistics(net) as changed, noise.torch_seeded(device):
+    with kept_statistics(net) as changed, noise.torch_seeded(device_of(net)):
         yield changed

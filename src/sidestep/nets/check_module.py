@@ -79,12 +79,16 @@ def check_module(module: nn.Module, name: str, image_shape: Shape, noise: Noise)
         _check_output(_called(twin.train(), name, images, noise.sub(2), "training"), name)
 
 
-@contextmanager
-def inplace_explained() -> Iterator[None]:
+class inplace_explained:  # a class, and no generator: every step of a small net enters it  # noqa: N801
     """Inside, a derivative that fails for what a module of the user's does is an InputError with the fix."""
-    try:
-        yield
-    except RuntimeError as error:
+
+    def __enter__(self) -> None:
+        """Do nothing."""
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        """Explain the error, if it is one that a derivative gives."""
+        if not isinstance(error, RuntimeError):
+            return
         if any(said in str(error) for said in ("does not require grad", "not have been used in the graph")):
             raise InputError(
                 "the loss does not depend on the weights as far as derivatives go: a part of the module cuts them off; "
@@ -97,7 +101,7 @@ def inplace_explained() -> Iterator[None]:
                 "out"
             ) from error
         if "modified by an inplace operation" not in str(error):
-            raise
+            return
         raise InputError(
             "a part of the module changes in place what an earlier part keeps for its derivative "
             f"({str(error).split('. Hint')[0]}); write x = x * 2 in place of x *= 2, or leave inplace=True out"

@@ -2,9 +2,8 @@
 
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import contextmanager
 from functools import cache
 from typing import Any, TypeVar
 
@@ -68,8 +67,7 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_pool.cache_clear)  # a child has none of its parent's threads
 
 
-@contextmanager
-def kept_statistics(net: nn.Module, prefix: str = "") -> Iterator[Callable[[], dict[str, Tensor]]]:
+class kept_statistics:  # a class, and no generator: every step of a small net enters it  # noqa: N801
     """Leave the net's buffers as they were, and hand out what the code inside makes of them.
 
     Batch norm in training writes its running statistics during the forward pass. An estimate must write nothing, so it
@@ -80,20 +78,28 @@ def kept_statistics(net: nn.Module, prefix: str = "") -> Iterator[Callable[[], d
         net: the net, or one unit of it.
         prefix: what the names in the whole net begin with, where it is one unit.
     """
-    places = _buffer_places(net)  # where they are, since code inside may put another tensor there
-    before = {name: held[key].clone() for name, (held, key) in places.items()}
 
-    def changed() -> dict[str, Tensor]:
-        found = ((name, held[key]) for name, (held, key) in places.items())
-        return {prefix + name: buffer.clone() for name, buffer in found if not torch.equal(buffer, before[name])}
+    def __init__(self, net: nn.Module, prefix: str = "") -> None:
+        self._net, self._prefix = net, prefix
 
-    try:
-        yield changed
-    finally:
+    def __enter__(self) -> Callable[[], dict[str, Tensor]]:
+        """Note where the buffers are, since code inside may put another tensor there, and copy them."""
+        self._places = _buffer_places(self._net)
+        self._before = {name: held[key].clone() for name, (held, key) in self._places.items()}
+        return self._changed
+
+    def _changed(self) -> dict[str, Tensor]:
+        found = [(name, held[key], self._before[name]) for name, (held, key) in self._places.items()]
+        return {self._prefix + name: new.clone() for name, new, old in found if not torch.equal(new, old)}
+
+    def __exit__(self, *error: object) -> None:
+        """Put the old values back."""
+        if not self._places:
+            return
         with torch.no_grad():
-            for name, (held, key) in places.items():
-                if not torch.equal(held[key], before[name]):  # a write, even of the same, undoes what autograd has kept
-                    held[key].copy_(before[name])
+            for name, (held, key) in self._places.items():
+                if not torch.equal(held[key], self._before[name]):  # or a write would undo what autograd has kept
+                    held[key].copy_(self._before[name])
 
 
 def _buffer_places(net: nn.Module) -> dict[str, tuple[dict[str, Any], str]]:
@@ -110,5 +116,5 @@ def _collect(layer: nn.Module, prefix: str, places: dict[str, tuple[dict[str, An
             seen.add(id(buffer))
             places[prefix + key] = (layer._buffers, key)
     for name, part in layer._modules.items():
-        if part is not None and id(part) not in seen:
+        if part is not None and (part._buffers or part._modules) and id(part) not in seen:
             _collect(part, f"{prefix}{name}.", places, seen)

@@ -6,6 +6,7 @@ several times is one parameter, under the first of its names.
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
 from sidestep.errors import InputError
@@ -13,6 +14,7 @@ from sidestep.errors import InputError
 __all__ = [
     "check_own_weights",
     "check_unshared",
+    "device_of",
     "first_names",
     "frozen",
     "parameters_of",
@@ -41,8 +43,29 @@ def _collect(net: nn.Module, prefix: str, found: dict[str, nn.Parameter], seen: 
             seen.add(id(parameter))
             found[prefix + key] = parameter
     for name, part in net._modules.items():
-        if part is not None and id(part) not in seen:
+        if part is not None and (part._parameters or part._modules) and id(part) not in seen:
             _collect(part, f"{prefix}{name}.", found, seen)
+
+
+def device_of(net: nn.Module) -> torch.device:
+    """Return the device of a net's first parameter, as `next(net.parameters()).device` does, in less time.
+
+    >>> device_of(nn.Sequential(nn.ReLU(), nn.Linear(3, 2)))
+    device(type='cpu')
+    """
+    found = _first(net)
+    return next(net.parameters()).device if found is None else found.device  # without any, as torch says it
+
+
+def _first(net: nn.Module) -> nn.Parameter | None:
+    for parameter in net._parameters.values():
+        if parameter is not None:
+            return parameter
+    for part in net._modules.values():
+        found = None if part is None else _first(part)
+        if found is not None:
+            return found
+    return None
 
 
 def trained(net: nn.Module) -> dict[str, nn.Parameter]:

@@ -8,6 +8,7 @@ cross-entropies). Two ways to less memory: activation checkpointing keeps the in
 computes the rest again on the way back (Chen et al. 2016); accumulation takes g as the mean over parts of the batch.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -18,7 +19,7 @@ from sidestep.checks import check_range
 from sidestep.data import Split
 from sidestep.data.objective import Objective
 from sidestep.errors import InputError
-from sidestep.gradients.any_module import Losses, check_trainable, losses_here
+from sidestep.gradients.any_module import Losses, check_trainable, gradients_here
 from sidestep.gradients.end_to_end import end_to_end, gradients_of
 from sidestep.nets.dropout import masks_from
 from sidestep.nets.noprop.chained_blocks import MLP, ChainedBlocks
@@ -30,7 +31,7 @@ from sidestep.nets.stages.heads import logits_of_heads
 from sidestep.nets.stages.layerwise import LayerwiseNet, layerwise_net, layerwise_own
 from sidestep.nets.ternary.nets import TernaryNet, ternary_conv_net, ternary_mlp
 from sidestep.nets.ternary.straight_through import float_twin
-from sidestep.nets.trained import parameters_of, set_training, trained
+from sidestep.nets.trained import parameters_of, set_training
 from sidestep.nets.user_modules import ImagePath, image_paths
 from sidestep.noise import Noise
 from sidestep.rules.protocol import Batch, OutputRule, Task
@@ -192,7 +193,7 @@ class Backprop(OutputRule[_Net]):
             masks_from(generator),
             noise.stream("module").torch_seeded(device),  # for modules of the user's that draw from torch's generator
         ):
-            for part in zip(*(tensor.split(size) for tensor in given), strict=True):
+            for part in [given] if size == len(batch.targets) else _parts(given, size):
                 loss, terms = self._losses(net, batch.objective, *part)
                 statistics = changed()  # before the way back, where checkpointed blocks run, and count, a second time
                 if self.accumulate > 1:
@@ -217,8 +218,8 @@ class Backprop(OutputRule[_Net]):
 
     def estimate_any(self, net: nn.Module, losses: Losses, noise: Noise) -> Update:
         """Return the gradient of any module's loss."""
-        with losses_here(net, losses, noise.stream("module")) as (loss, statistics):
-            return Dense(gradients_of(loss, trained(net)), statistics, {LOSS: loss.detach()})
+        gradients, statistics, loss = gradients_here(net, losses, noise.stream("module"))
+        return Dense(gradients, statistics, {LOSS: loss})
 
     def true_gradients(self, net: _Net, batch: Batch) -> dict[str, Tensor]:
         """Return the gradient of the mean cross-entropy; a chain's as it predicts: z_0 = 0, running statistics."""
@@ -257,6 +258,11 @@ class Backprop(OutputRule[_Net]):
                 terms[f"net: {objective.name} of {kind} {index}"] = term
                 loss = loss + self.deep_supervision * term
         return loss, terms
+
+
+def _parts(given: list[Tensor], size: int) -> Iterator[tuple[Tensor, ...]]:
+    """Return so many examples of each tensor at a time."""
+    return zip(*(tensor.split(size) for tensor in given), strict=True)
 
 
 def _part_of(terms: dict[str, Tensor], sums: dict[str, Tensor], parts: int) -> dict[str, Tensor]:

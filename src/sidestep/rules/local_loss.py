@@ -23,9 +23,9 @@ from sidestep.nets.stages.feedback import feedback_kinds
 from sidestep.nets.stages.heads import answers_of_heads
 from sidestep.nets.stages.layerwise import LayerwiseNet, shapes_of
 from sidestep.nets.stages.similarity import projection_for, similarity_loss
-from sidestep.nets.trained import parameters_of, set_training
+from sidestep.nets.trained import set_training, trained
 from sidestep.rules.protocol import Batch, Dense, ImagePath, Noise, Split, Task, Update
-from sidestep.rules.shared.dense import merged, numbered_units
+from sidestep.rules.shared.dense import merged
 from sidestep.rules.shared.layerwise import LayerwiseRule
 
 __all__ = ["LocalLoss"]
@@ -82,7 +82,7 @@ class LocalLoss(LayerwiseRule):
 
     def units(self, net: LayerwiseNet) -> dict[str, list[str]]:
         """Return one unit per stage, with its head."""
-        return numbered_units(net, len(net.stages))
+        return {unit: list(own) for unit, own in _weights_of_units(net).items()}
 
     def estimate(self, net: LayerwiseNet, batch: Batch, noise: Noise) -> Update:
         """Return the gradient of each stage's own loss; one stage's activations at a time are kept."""
@@ -91,15 +91,15 @@ class LocalLoss(LayerwiseRule):
     def estimates(self, net: LayerwiseNet, batch: Batch, noise: Noise) -> Iterator[tuple[str, Dense]]:
         """Yield one stage's update after another; a stage's input comes from the stages as they were."""
         set_training(net)
-        inputs, parameters = batch.inputs, parameters_of(net)
-        for index, (unit, names) in enumerate(self.units(net).items()):
-            own = noise.stream("module").sub(index)  # for modules of the user's that draw from torch's own generator
-            with kept_statistics(net.stages[index], f"stages.{index}.") as changed, own.torch_seeded(inputs.device):
-                outputs = net.stages[index](inputs)
+        inputs, module = batch.inputs, noise.stream("module")
+        for index, (stage, (unit, weights)) in enumerate(zip(net.stages, _weights_of_units(net).items(), strict=True)):
+            own = module.sub(index)  # for modules of the user's that draw from torch's own generator
+            with kept_statistics(stage, f"stages.{index}.") as changed, own.torch_seeded(inputs.device):
+                outputs = stage(inputs)
                 inputs = outputs.detach()
                 loss, terms = self._loss(net, index, outputs, batch)
                 del outputs
-                gradients = gradients_of(loss, {name: parameters[name] for name in names})
+                gradients = gradients_of(loss, weights)
                 update = Dense(gradients, changed(), {f"{unit}: {term}": value for term, value in terms.items()})
             del gradients
             yield unit, update
@@ -121,3 +121,11 @@ class LocalLoss(LayerwiseRule):
     ) -> dict[str, Tensor]:
         """Return the softmax of the last head's logits, and of the sum of all heads'."""
         return answers_of_heads(net, images, self.readings if names is None else names)
+
+
+def _weights_of_units(net: LayerwiseNet) -> dict[str, dict[str, nn.Parameter]]:
+    """Return unit -> name -> weight: of each stage and what belongs to it, such as `heads.0.bias`."""
+    found: dict[str, dict[str, nn.Parameter]] = {f"stage {index}": {} for index in range(len(net.stages))}
+    for name, weight in trained(net).items():
+        found[f"stage {name.split('.')[1]}"][name] = weight
+    return found

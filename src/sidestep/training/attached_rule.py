@@ -1,7 +1,6 @@
 """The two ways in which a rule is attached to a model: by its loss alone, or to the stages of a chain."""
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
 from typing import Any, Protocol
 
@@ -85,8 +84,11 @@ class Whole:
 
     def estimate(self, arguments: tuple[Any, ...], noise: Noise) -> Update:
         """Return the update from a function of losses, or from inputs and targets."""
-        with _without_backward():
+        try:
             return self._rule.estimate_any(self.net, self._losses(arguments), noise)
+        except RuntimeError as error:
+            _explain_backward(error)
+            raise
 
     def decide(self, update: Update) -> Update:
         """Return the update, with the learning rate that it is applied with where a replay needs it."""
@@ -128,8 +130,10 @@ class Chain(Built):
         if factory is not None:
             check_steps_along_gradients(rule, "optimizer")
         own = for_objective(rule, objective)
-        with _explained(example, None):
+        try:
             net = rule.adopt(model, example, noise)
+        except IndexError as error:
+            raise _out_of_range(error) from error
         own = own.on_stages() if isinstance(own, HasFormOnStages) else own
         super().__init__(own, net, made_optimizer(factory, own.optimizer(net)), factory is not None)
         self._objective, self._model = objective, model
@@ -151,8 +155,11 @@ class Chain(Built):
                 "attach(..., objective=loss_function)"
             )
         inputs, targets = _pair(arguments)
-        with _explained(inputs, targets):
+        _check_number(inputs, targets)
+        try:
             return super().estimate((Batch(inputs, targets, self._objective),), noise)
+        except IndexError as error:
+            raise _out_of_range(error) from error
 
 
 def take_update(attached: Attached, update: Update, record: Callable[[Update], None] | None) -> None:
@@ -203,14 +210,9 @@ def _pair(arguments: tuple[Any, ...]) -> tuple[Any, Any]:
     )
 
 
-@contextmanager
-def _without_backward() -> Iterator[None]:
+def _explain_backward(error: RuntimeError) -> None:
     """Say that the function calls no backward(), in place of what torch says of a graph that is not there, or gone."""
-    try:
-        yield
-    except RuntimeError as error:
-        if not any(words in str(error) for words in ("does not require grad", "backward through the graph a second")):
-            raise
+    if any(words in str(error) for words in ("does not require grad", "backward through the graph a second")):
         raise InputError(
             "the function that step(...) is given returns the loss and calls no backward(), since the rule takes its "
             "derivatives, if it needs any, itself; leave backward() out, and let the loss depend on the model"
@@ -218,21 +220,24 @@ def _without_backward() -> Iterator[None]:
 
 
 def _loss(objective: Objective, model: nn.Module, inputs: Any, targets: Any) -> Tensor:
-    with _explained(inputs, targets):
+    _check_number(inputs, targets)
+    try:
         outputs = called(model, inputs, "call step(lambda: ...) with a function that takes the loss from it")
-    with _explained(outputs, targets):
+        _check_number(outputs, targets)
         return objective.mean(outputs, targets)
+    except IndexError as error:
+        raise _out_of_range(error) from error
 
 
-@contextmanager
-def _explained(rows: Any, targets: Any) -> Iterator[None]:
-    """Say which targets do not fit: another number of them, or classes and tokens that the model does not have."""
+def _check_number(rows: Any, targets: Any) -> None:
+    """Raise InputError for another number of targets than examples."""
     if isinstance(rows, Tensor) and isinstance(targets, Tensor) and targets.shape[:1] != rows.shape[:1]:
         raise InputError(f"there are {len(rows)} examples, and targets of shape {tuple(targets.shape)}; each needs one")
-    try:
-        yield
-    except IndexError as error:
-        raise InputError(
-            f"an input or a target is out of range ({error}); class labels count from 0 to the outputs' width - 1, "
-            "token ids to the rows of the embedding - 1"
-        ) from error
+
+
+def _out_of_range(error: IndexError) -> InputError:
+    """Return the error that names classes and tokens which the model does not have."""
+    return InputError(
+        f"an input or a target is out of range ({error}); class labels count from 0 to the outputs' width - 1, "
+        "token ids to the rows of the embedding - 1"
+    )

@@ -1,9 +1,10 @@
 """Options of a training run that do not belong to any rule."""
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -164,9 +165,11 @@ class Compute:
             precision = "bfloat16" if has_bfloat16(found) else "float32"
         return cls(found, "bfloat16" if precision == "bfloat16" else "float32")
 
-    def autocast(self) -> torch.autocast:
+    def autocast(self) -> AbstractContextManager[Any]:
         """Return a context in which matrix products and convolutions run in the chosen precision."""
         enabled = self.precision == "bfloat16"
+        if not enabled and not torch.is_autocast_enabled(self.device.type):
+            return nullcontext()  # there is nothing to turn off
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled, cache_enabled=False)
 
 

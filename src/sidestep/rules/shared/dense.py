@@ -1,7 +1,6 @@
 """What the rules with dense gradients share: named gradients in, one optimiser step out."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -26,7 +25,8 @@ __all__ = [
 
 def merged(parts: Iterable[tuple[str, Dense]]) -> Dense:
     """Return one update of all units, from each unit's own."""
-    return replace(combined([replace(part, combination="merge") for _, part in parts]), combination="mean")
+    together = combined([Dense(part.gradients, part.statistics, part.losses, "merge") for _, part in parts])
+    return Dense(together.gradients, together.statistics, together.losses)
 
 
 def numbered_units(net: nn.Module, stages: int) -> dict[str, list[str]]:

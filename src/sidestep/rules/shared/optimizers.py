@@ -78,7 +78,7 @@ class _Fused(WithoutCompiler):
         """Take one step along the gradients; what a closure returns is returned."""
         if closure is not None or _hooks(self) or not all(group["fused"] for group in self.param_groups):
             return _with_hooks(self, closure)
-        self._accelerator_graph_capture_health_check()  # type: ignore[operator]
+        self._accelerator_graph_capture_health_check()
         alike: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
         for group in self.param_groups:
             alike.setdefault(tuple(group[name] for name in _ADAM), []).append(group)
@@ -91,12 +91,13 @@ class _Fused(WithoutCompiler):
 
     def _step_groups(self, groups: list[dict[str, Any]]) -> None:
         lists: list[list[Tensor]] = [[] for _ in range(6)]  # parameters, gradients, and four of what a state holds
+        inner: Any = self  # torch's own methods, which its types leave out
         for group in groups:
-            self._init_group(group, *lists)  # type: ignore[operator]
+            inner._init_group(group, *lists)
         settings = {name: groups[0][name] for name in _ADAM if name not in ("betas", "fused")}
-        beta1, beta2 = groups[0]["betas"]
-        scaled = (getattr(self, "grad_scale", None), getattr(self, "found_inf", None))
-        adam._fused_adam(*lists, *scaled, has_complex=False, beta1=beta1, beta2=beta2, **settings)
+        settings["beta1"], settings["beta2"] = groups[0]["betas"]
+        scaled = {name: getattr(self, name, None) for name in ("grad_scale", "found_inf")}
+        adam._fused_adam(*lists, **scaled, **settings, has_complex=False)  # type: ignore[misc, arg-type]
 
 
 def _hooks(given: torch.optim.Optimizer) -> bool:
