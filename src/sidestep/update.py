@@ -12,7 +12,7 @@ from sidestep.errors import InputError
 from sidestep.probes import DenseProbes, Probes
 from sidestep.ternary import packed_bytes
 
-__all__ = ["Combination", "Dense", "Flips", "Seeded", "Update", "combined"]
+__all__ = ["Combination", "Dense", "Flips", "Seeded", "Update", "combined", "loss_values"]
 
 Combination = Literal["mean", "merge", "sum", "decided"]
 """How the updates of several ranks become one (`combined`).
@@ -173,6 +173,18 @@ def combined(updates: Sequence[OneKind]) -> OneKind:
     same: Any = updates
     found_one: OneKind = same[0]._combined(same)
     return found_one
+
+
+def loss_values(update: Update) -> list[float]:
+    """Return the losses of an update as numbers, in their order: from a GPU by one transfer.
+
+    >>> loss_values(Dense({}, losses={"one": torch.tensor(1.5), "two": torch.tensor(2.0)}))
+    [1.5, 2.0]
+    """
+    losses = [loss.float() for loss in update.losses.values()]
+    if all(loss.device.type == "cpu" for loss in losses):
+        return [loss.item() for loss in losses]
+    return torch.stack(losses).tolist()  # type: ignore[no-any-return]
 
 
 def _means(what: str, parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:

@@ -31,17 +31,20 @@ def standardise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> 
             f"got {len(mean)} and {len(std)}; take both from the data set that was trained on"
         )
     unit = 255.0 if images.dtype == torch.uint8 else 1.0
-    factors = _scale_and_shift(tuple(mean), tuple(std), unit, images.device)
-    scale, shift = factors.view(2, 1, channels, *[1] * (images.ndim - 2))
+    scale, shift = _scale_and_shift(tuple(mean), tuple(std), unit, images.device, images.ndim)
     return torch.addcmul(shift, images.to(torch.float32), scale)
 
 
 @lru_cache(maxsize=8)  # of the data in use: a step of a small net would feel them made anew; nothing writes to them
-def _scale_and_shift(mean: tuple[float, ...], std: tuple[float, ...], unit: float, device: torch.device) -> Tensor:
-    """What an input is multiplied by, and what is added, (2, channels)."""
+def _scale_and_shift(
+    mean: tuple[float, ...], std: tuple[float, ...], unit: float, device: torch.device, dimensions: int
+) -> tuple[Tensor, Tensor]:
+    """What an input is multiplied by, and what is added, (1, channels, 1, ...) each."""
     factors = [[1.0 / (unit * s) for s in std], [-m / s for m, s in zip(mean, std, strict=True)]]
     with torch.inference_mode(False):  # or derivatives by the inputs could not keep it
-        return torch.tensor(factors, dtype=torch.float32, device=device)
+        both = torch.tensor(factors, dtype=torch.float32, device=device)
+        scale, shift = both.view(2, 1, len(mean), *[1] * (dimensions - 2))
+    return scale, shift
 
 
 def steps_per_epoch(examples: int, batch: int) -> int:

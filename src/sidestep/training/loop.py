@@ -7,7 +7,6 @@ from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from sidestep.data import DataSet, batch_indices, crop_and_flip, steps_per_epoch
@@ -29,7 +28,7 @@ from sidestep.training.state import State
 from sidestep.training.stopping import StopRequest
 from sidestep.training.unit_modes import unsupported_reason
 from sidestep.training.unit_ranks import UnitRanks
-from sidestep.update import Update
+from sidestep.update import Update, loss_values
 from sidestep.world import Alone, World
 
 __all__ = ["Loop"]
@@ -52,6 +51,7 @@ class Loop:
         self.parts: Parts | UnitRanks | None = None  # of a step that is divided; None: it is estimated as one
         self._whole_at = 0  # the step at which a net whose units are spread over ranks was whole
         self.task, self.noise = Task.of(data), Noise(options.seed)
+        self._order, self._estimates = self.noise.stream("order"), self.noise.stream("estimate")
         self.total_steps = options.steps_for(len(data.train))
         batches = data.feed.epoch or max(1, self.total_steps) if data.feed else None
         self.steps_per_epoch = batches or steps_per_epoch(len(data.train), options.batch)
@@ -158,8 +158,7 @@ class Loop:
         state.set_rate(self.options.rate_factor(state.step, self.total_steps))
         self._losses: dict[str, float] = {}
         for unit, update in self._updates(state, stop or StopRequest()):
-            names = list(update.losses)
-            losses = torch.stack([update.losses[name].float() for name in names]).tolist()  # one transfer for all
+            names, losses = list(update.losses), loss_values(update)
             self._check_finite(names, losses, state)
             # no log keeps the updates of single units, which are dense
             record = partial(self.recorder.record, state.step, state.net) if self.recorder and unit is None else None
@@ -178,7 +177,7 @@ class Loop:
 
     def _updates(self, state: State, stop: StopRequest) -> Iterator[tuple[str | None, Update]]:
         """Return the update of this step, for no unit in particular, or each unit's: made when it is asked for."""
-        batch, noise = self.batch(state.step), self.noise.stream("estimate").at(state.step)
+        batch, noise = self.batch(state.step), self._estimates.at(state.step)
         if self.data.feed and len(batch.targets) == 1 < len(self.data.train):
             self._check_one(state)
         if self.parts:
@@ -210,9 +209,8 @@ class Loop:
     def _raw(self, step: int) -> tuple[Any, Tensor]:
         train, feed = self.data.train, self.data.feed
         if feed is None:
-            rows = batch_indices(self.noise.stream("order"), step, len(train), self.options.batch)
-            rows = rows.to(train.labels.device)
-            return train.images[rows], train.labels[rows]
+            rows = batch_indices(self._order, step, len(train), self.options.batch).to(train.labels.device)
+            return _chosen(train.images, rows), _chosen(train.labels, rows)
         images, targets = feed.next(step)
         if isinstance(self.rule, HasBatchMultiple) and len(targets) % self.rule.batch_multiple[1]:
             name, value = self.rule.batch_multiple
@@ -285,6 +283,11 @@ class Loop:
         if self.folder is None or state.saved_step < 0:
             return "there is no checkpoint yet"
         return f"the checkpoint of step {state.saved_step} in {self.folder.path} is kept"
+
+
+def _chosen(table: Any, rows: Tensor) -> Any:
+    """Return some rows of a tensor, each copied whole, where an index goes element by element; or of a file."""
+    return table.index_select(0, rows) if isinstance(table, Tensor) else table[rows]
 
 
 def _writer(state: State, log: MetricsLog | None) -> Callable[[str, str, float], None]:

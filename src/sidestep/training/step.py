@@ -25,7 +25,7 @@ from sidestep.training.attached_files import load_attached, save_attached, saved
 from sidestep.training.attached_log import AttachedLog, Fixed, fixed_options
 from sidestep.training.attached_rule import Attached, Chain, Whole, take_update
 from sidestep.training.own_optimizer import OptimizerFactory, check_steps_along_gradients
-from sidestep.update import Seeded, Update
+from sidestep.update import Seeded, Update, loss_values
 from sidestep.wording import counted
 
 __all__ = ["Estimate", "Step"]
@@ -270,10 +270,9 @@ def _table(model: nn.Module) -> list[tuple[int, bool, torch.Size]]:
 
 def _check_finite(update: Update, step: int) -> None:
     """Raise NonFiniteError for losses, or numbers along directions, one of which is no finite number."""
-    names, losses = list(update.losses), [loss.reshape(1) for loss in update.losses.values()]
+    names, numbers = list(update.losses), loss_values(update)
     if isinstance(update, Seeded):
-        names, losses = [*names, *["along a direction"] * len(update.coefs)], [*losses, update.coefs]
-    numbers = (torch.cat(losses) if len(losses) > 1 else losses[0]).tolist()  # one transfer for all
+        names, numbers = [*names, *["along a direction"] * len(update.coefs)], [*numbers, *update.coefs.tolist()]
     if not all(map(math.isfinite, numbers)):
         name, value = next((n, v) for n, v in zip(names, numbers, strict=True) if not math.isfinite(v))
         raise NonFiniteError(
