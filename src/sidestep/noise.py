@@ -51,9 +51,7 @@ class Noise:
 
     def stream(self, name: str) -> "Noise":
         """The stream `name` below this one: its 32-bit id is a blake2s hash of this one's id and the name."""
-        parent = self.stream_id.to_bytes(4, "little")
-        digest = hashlib.blake2s(parent + name.encode(), digest_size=4).digest()
-        return Noise(self.seed, int.from_bytes(digest, "little"), self.substream, self.step)
+        return Noise(self.seed, _stream_id(self.stream_id, name), self.substream, self.step)
 
     def sub(self, index: int) -> "Noise":
         """Substream `index` of this stream, say of a probe or a block; it replaces an earlier index."""
@@ -163,6 +161,12 @@ class Noise:
     def _torch_seed(self) -> int:
         w0, w1, _, _ = block_of_words(0, (self.substream, self.step, self.stream_id), self.seed)
         return w0 | w1 >> 1 << 32
+
+
+@lru_cache(maxsize=1024)  # of a few names, which every step asks for
+def _stream_id(parent: int, name: str) -> int:
+    digest = hashlib.blake2s(parent.to_bytes(4, "little") + name.encode(), digest_size=4).digest()
+    return int.from_bytes(digest, "little")
 
 
 class _Seeded:

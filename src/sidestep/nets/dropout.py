@@ -1,7 +1,6 @@
 """Dropout whose masks come from a generator that the caller names, so that they repeat and cost little."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from typing import Any
 
@@ -13,17 +12,36 @@ from sidestep.noise import dropout_mask, dropout_scale
 
 __all__ = ["Dropout", "map_masks", "masks_from", "repeatable"]
 
-_generator: ContextVar[torch.Generator | None] = ContextVar("dropout_generator", default=None)
+Given = torch.Generator | Callable[[], torch.Generator]
+
+_generator: ContextVar[Given | None] = ContextVar("dropout_generator", default=None)
 
 
-@contextmanager
-def masks_from(generator: torch.Generator) -> Iterator[None]:
-    """Let every `Dropout` that runs inside (in this thread) draw its masks from `generator`, in call order."""
-    token = _generator.set(generator)
-    try:
-        yield
-    finally:
-        _generator.reset(token)
+class masks_from:  # a class, and no generator: every step of a small net enters it
+    """Let every `Dropout` that runs inside (in this thread) draw its masks from `generator`, in call order.
+
+    A function that makes the generator is called at the first draw: most nets draw none, and a step feels the making.
+    """
+
+    def __init__(self, generator: Given) -> None:
+        self._given = generator
+
+    def __enter__(self) -> None:
+        """Name the generator."""
+        self._token = _generator.set(self._given)
+
+    def __exit__(self, *error: object) -> None:
+        """Name the one before it."""
+        _generator.reset(self._token)
+
+
+def _named() -> torch.Generator | None:
+    """Return the generator that was named last, made if it was not yet."""
+    given = _generator.get()
+    if given is not None and not isinstance(given, torch.Generator):
+        given = given()
+        _generator.set(given)
+    return given
 
 
 def repeatable(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -31,7 +49,7 @@ def repeatable(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
     The first call moves the generator on as if it were not wrapped; later calls, from whatever thread, leave it alone.
     """
-    generator = _generator.get()
+    generator = _named()
     if generator is None:
         return function
     state, first = generator.get_state(), True
@@ -105,7 +123,7 @@ class Dropout(nn.Module):
         """Return the masked values, of the shape given; in evaluation they pass unmasked."""
         if not self.training or self.rate == 0:
             return values.relu_() if self.rectify else values
-        generator = _generator.get()
+        generator = _named()
         if generator is None:
             raise InputError("Dropout in training needs a generator: run it inside `with masks_from(generator):`")
         if values.dim() == 4:

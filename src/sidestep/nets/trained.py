@@ -99,7 +99,10 @@ def set_training(net: nn.Module) -> None:
 def _all_train(net: nn.Module) -> bool:
     if not net.training or type(net).train is not nn.Module.train:  # one that does more than that
         return False
-    return all(part is None or _all_train(part) for part in net._modules.values())
+    for part in net._modules.values():  # a loop (since a step of a small net feels the generator)
+        if part is not None and not _all_train(part):
+            return False
+    return True
 
 
 def frozen(net: nn.Module) -> dict[str, Tensor]:

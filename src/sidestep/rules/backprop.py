@@ -8,8 +8,9 @@ cross-entropies). Two ways to less memory: activation checkpointing keeps the in
 computes the rest again on the way back (Chen et al. 2016); accumulation takes g as the mean over parts of the batch.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar, Literal
 
 import torch
@@ -180,9 +181,10 @@ class Backprop(OutputRule[_Net]):
         """Return the gradient of the batch's mean loss, as the mean of its parts."""
         set_training(net)
         device, size = batch.inputs.device, self._part_size(net, len(batch.targets))
-        generator = noise.generator(device)
+        generator: torch.Generator | Callable[[], torch.Generator] = partial(noise.generator, device)
         given = [batch.inputs, batch.targets]
         if isinstance(net, ChainedBlocks):
+            generator = noise.generator(device)
             start = net.embedding.new_empty(len(batch.targets), net.dimension)
             given.append(start.normal_(generator=generator))
         gradients: dict[str, Tensor] = {}
@@ -202,9 +204,10 @@ class Backprop(OutputRule[_Net]):
                 else:
                     gradients = gradients_of(loss, parameters_of(net))
                 losses = {name: term.detach() for name, term in terms.items()}
-                with torch.no_grad():
-                    for name, value in statistics.items():
-                        net.get_buffer(name).copy_(value)
+                if statistics:
+                    with torch.no_grad():
+                        for name, value in statistics.items():
+                            net.get_buffer(name).copy_(value)
         return Dense(gradients, statistics, losses)
 
     def check_any(self, net: nn.Module) -> None:
