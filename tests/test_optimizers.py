@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from sidestep.noise import Noise
 from sidestep.rules.shared import optimizers
@@ -112,6 +113,24 @@ def test_hooks_and_closures_are_called_and_gradients_are_not_recorded() -> None:
     assert torch.is_grad_enabled()
     copied = copy.deepcopy(optimizer)
     assert same_state(copied, optimizer)
+
+
+def test_hooks_of_all_optimizers_are_called_and_units_stay_apart() -> None:
+    parameters, seen = weights(), []
+    optimizer = optimizers.AdamW(groups(parameters), fused=True)
+    handle = register_optimizer_step_post_hook(lambda *_: seen.append("after"))
+    try:
+        set_gradients(parameters, 0)
+        optimizer.step()
+    finally:
+        handle.remove()
+    optimizer.zero_grad()
+    before = [parameter.detach().clone() for parameter in parameters]
+    parameters[1].grad = torch.ones_like(parameters[1])  # one unit of those that are stepped together
+    optimizer.step()
+    moved = [not torch.equal(one, other) for one, other in zip(before, parameters, strict=True)]
+    assert seen == ["after"]
+    assert moved == [False, True, False, False]
 
 
 def test_runs_that_compile_nothing_import_no_compiler(tmp_path: Path) -> None:

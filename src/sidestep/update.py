@@ -184,7 +184,7 @@ def loss_values(update: Update) -> list[float]:
     losses = [loss.float() for loss in update.losses.values()]
     if all(loss.device.type == "cpu" for loss in losses):
         return [loss.item() for loss in losses]
-    return torch.stack(losses).tolist()  # type: ignore[no-any-return]
+    return torch.stack(losses).tolist()
 
 
 def _means(what: str, parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:

@@ -246,6 +246,26 @@ def test_a_dropout_mask_follows_its_generator_and_keeps_the_mean():
     assert torch.equal(layer.eval()(values), values)
 
 
+def test_a_generator_for_masks_is_made_once_and_only_where_one_is_drawn():
+    made = []
+
+    def make():
+        made.append(Noise(4).generator())
+        return made[-1]
+
+    layer, values = Dropout(0.5), torch.ones(3, 8)
+    with masks_from(Noise(4).generator()):
+        wanted = [layer(values), layer(values)]
+        with masks_from(make):
+            assert not made
+            found = [layer(values), layer(values)]
+            assert len(made) == 1
+        wanted.append(layer(values))
+    assert all(torch.equal(one, other) for one, other in zip(wanted, found, strict=False))
+    with masks_from(Noise(4).generator()):  # what stood around it went on where it was
+        assert torch.equal([layer(values) for _ in range(3)][2], wanted[2])
+
+
 def test_dropout_without_a_generator_says_what_to_do():
     with pytest.raises(InputError, match="masks_from"):
         Dropout(0.2)(torch.ones(2))

@@ -79,7 +79,7 @@ def check_module(module: nn.Module, name: str, image_shape: Shape, noise: Noise)
         _check_output(_called(twin.train(), name, images, noise.sub(2), "training"), name)
 
 
-class inplace_explained:  # a class, and no generator: every step of a small net enters it
+class inplace_explained:  # noqa: N801  (a class, no generator: every step of a small net enters it)
     """Inside, a derivative that fails for what a module of the user's does is an InputError with the fix."""
 
     def __enter__(self) -> None:

@@ -17,7 +17,7 @@ Given = torch.Generator | Callable[[], torch.Generator]
 _generator: ContextVar[Given | None] = ContextVar("dropout_generator", default=None)
 
 
-class masks_from:  # a class, and no generator: every step of a small net enters it
+class masks_from:  # noqa: N801  (a class, no generator: every step of a small net enters it)
     """Let every `Dropout` that runs inside (in this thread) draw its masks from `generator`, in call order.
 
     A function that makes the generator is called at the first draw: most nets draw none, and a step feels the making.

@@ -67,7 +67,7 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_pool.cache_clear)  # a child has none of its parent's threads
 
 
-class kept_statistics:  # a class, and no generator: every step of a small net enters it
+class kept_statistics:  # noqa: N801  (a class, no generator: every step of a small net enters it)
     """Leave the net's buffers as they were, and hand out what the code inside makes of them.
 
     Batch norm in training writes its running statistics during the forward pass. An estimate must write nothing, so it

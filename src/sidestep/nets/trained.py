@@ -99,7 +99,7 @@ def set_training(net: nn.Module) -> None:
 def _all_train(net: nn.Module) -> bool:
     if not net.training or type(net).train is not nn.Module.train:  # one that does more than that
         return False
-    for part in net._modules.values():  # a loop (since a step of a small net feels the generator)
+    for part in net._modules.values():  # noqa: SIM110  (a small net feels a generator)
         if part is not None and not _all_train(part):
             return False
     return True
