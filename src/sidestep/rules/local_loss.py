@@ -23,9 +23,9 @@ from sidestep.nets.stages.feedback import feedback_kinds
 from sidestep.nets.stages.heads import answers_of_heads
 from sidestep.nets.stages.layerwise import LayerwiseNet, shapes_of
 from sidestep.nets.stages.similarity import projection_for, similarity_loss
-from sidestep.nets.trained import set_training, trained
+from sidestep.nets.trained import set_training
 from sidestep.rules.protocol import Batch, Dense, ImagePath, Noise, Split, Task, Update
-from sidestep.rules.shared.dense import merged
+from sidestep.rules.shared.dense import merged, numbered_units
 from sidestep.rules.shared.layerwise import LayerwiseRule
 
 __all__ = ["LocalLoss"]
@@ -82,7 +82,7 @@ class LocalLoss(LayerwiseRule):
 
     def units(self, net: LayerwiseNet) -> dict[str, list[str]]:
         """Return one unit per stage, with its head."""
-        return {unit: list(own) for unit, own in _weights_of_units(net).items()}
+        return {unit: list(own) for unit, own in numbered_units(net, len(net.stages)).items()}
 
     def estimate(self, net: LayerwiseNet, batch: Batch, noise: Noise) -> Update:
         """Return the gradient of each stage's own loss; one stage's activations at a time are kept."""
@@ -92,7 +92,9 @@ class LocalLoss(LayerwiseRule):
         """Yield one stage's update after another; a stage's input comes from the stages as they were."""
         set_training(net)
         inputs, module = batch.inputs, noise.stream("module")
-        for index, (stage, (unit, weights)) in enumerate(zip(net.stages, _weights_of_units(net).items(), strict=True)):
+        for index, (stage, (unit, weights)) in enumerate(
+            zip(net.stages, numbered_units(net, len(net.stages)).items(), strict=True)
+        ):
             own = module.sub(index)  # for modules of the user's that draw from torch's own generator
             with kept_statistics(stage, f"stages.{index}.") as changed, own.torch_seeded(inputs.device):
                 outputs = stage(inputs)
@@ -121,11 +123,3 @@ class LocalLoss(LayerwiseRule):
     ) -> dict[str, Tensor]:
         """Return the softmax of the last head's logits, and of the sum of all heads'."""
         return answers_of_heads(net, images, self.readings if names is None else names)
-
-
-def _weights_of_units(net: LayerwiseNet) -> dict[str, dict[str, nn.Parameter]]:
-    """Return unit -> name -> weight: of each stage and what belongs to it, such as `heads.0.bias`."""
-    found: dict[str, dict[str, nn.Parameter]] = {f"stage {index}": {} for index in range(len(net.stages))}
-    for name, weight in trained(net).items():
-        found[f"stage {name.split('.')[1]}"][name] = weight
-    return found

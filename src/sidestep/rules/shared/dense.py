@@ -29,13 +29,15 @@ def merged(parts: Iterable[tuple[str, Dense]]) -> Dense:
     return Dense(together.gradients, together.statistics, together.losses)
 
 
-def numbered_units(net: nn.Module, stages: int) -> dict[str, list[str]]:
-    """Return one unit for each stage of a net, with its head, of the parameters that are not frozen.
+def numbered_units(net: nn.Module, stages: int) -> dict[str, dict[str, nn.Parameter]]:
+    """Return one unit for each stage of a net, with its head: name -> parameter, of those that are not frozen.
 
     The number of the stage is the second part of each name: `stages.0.weight`, `heads.0.weight`.
     """
-    names = list(trained(net))
-    return {f"stage {i}": [n for n in names if int(n.split(".")[1]) == i] for i in range(stages)}
+    found: dict[str, dict[str, nn.Parameter]] = {f"stage {index}": {} for index in range(stages)}
+    for name, parameter in trained(net).items():
+        found[f"stage {name.split('.')[1]}"][name] = parameter
+    return found
 
 
 def stage_units(net: nn.Module, stages: int) -> dict[str, list[str]]:
