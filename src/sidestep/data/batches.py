@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,7 +11,7 @@ from torch.nn.functional import pad
 from sidestep.errors import InputError
 from sidestep.noise import Noise
 
-__all__ = ["batch_indices", "crop_and_flip", "standardise", "steps_per_epoch"]
+__all__ = ["batch_indices", "chosen_rows", "crop_and_flip", "standardise", "steps_per_epoch"]
 
 
 def standardise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
@@ -108,3 +109,8 @@ def crop_and_flip(images: Tensor, noise: Noise, padding: int = 4, flip: bool = T
         mirrored = (words[:, 2] >> 31).bool()
         images = torch.where(mirrored[:, None, None, None], images.flip(3), images)
     return images
+
+
+def chosen_rows(table: Any, rows: Tensor) -> Any:
+    """Return some rows of a tensor, each copied whole, where an index goes element by element; or of a file."""
+    return table.index_select(0, rows) if isinstance(table, Tensor) else table[rows]

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from sidestep.data import DataSet, batch_indices, crop_and_flip, steps_per_epoch
+from sidestep.data.batches import chosen_rows
 from sidestep.data.feed import BatchError
 from sidestep.errors import InputError, NonFiniteError
 from sidestep.noise import Noise
@@ -210,7 +211,7 @@ class Loop:
         train, feed = self.data.train, self.data.feed
         if feed is None:
             rows = batch_indices(self._order, step, len(train), self.options.batch).to(train.labels.device)
-            return _chosen(train.images, rows), _chosen(train.labels, rows)
+            return chosen_rows(train.images, rows), chosen_rows(train.labels, rows)
         images, targets = feed.next(step)
         if isinstance(self.rule, HasBatchMultiple) and len(targets) % self.rule.batch_multiple[1]:
             name, value = self.rule.batch_multiple
@@ -283,11 +284,6 @@ class Loop:
         if self.folder is None or state.saved_step < 0:
             return "there is no checkpoint yet"
         return f"the checkpoint of step {state.saved_step} in {self.folder.path} is kept"
-
-
-def _chosen(table: Any, rows: Tensor) -> Any:
-    """Return some rows of a tensor, each copied whole, where an index goes element by element; or of a file."""
-    return table.index_select(0, rows) if isinstance(table, Tensor) else table[rows]
 
 
 def _writer(state: State, log: MetricsLog | None) -> Callable[[str, str, float], None]:
