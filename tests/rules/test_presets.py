@@ -12,7 +12,7 @@ from sidestep import Options, data, load_run, train
 from sidestep.cli import main
 from sidestep.errors import InputError
 from sidestep.noise import Noise
-from sidestep.presets.catalogue import PRESETS, Changes, PaperCell, Preset, find_preset, presets_for
+from sidestep.presets.catalogue import ANY_TEXT, PRESETS, Changes, PaperCell, Preset, find_preset, presets_for
 from sidestep.rules import RULES, Backprop, Batch, Task
 
 SETS = ("mnist", "cifar10", "cifar100")
@@ -110,7 +110,7 @@ def test_options_are_valid_at_every_budget(preset, budget):
     epochs = Options(**small.train).epochs
     assert epochs <= preset.train["epochs"]
     assert preset.image_size is None or preset.data == "bloodmnist"
-    assert preset.data in {known.name for known in data.names()}
+    assert preset.data in {ANY_TEXT, *(known.name for known in data.names())}
     if budget == "cpu":
         assert epochs <= 10
     assert json.dumps(dataclasses.asdict(small))  # plain values only
@@ -334,3 +334,19 @@ class TestCommandLine:
         assert "there is no preset for the data set 'xyzzy': there are some for mnist" in error
         status, _, error = self.run(capsys, "presets", "--data", "cifar")
         assert (status, "did you mean cifar10?" in error or "did you mean cifar100?" in error) == (2, True)
+
+
+class TestAPresetForATextOfYours:
+    def test_a_text_has_to_be_given(self, capsys):
+        for words, said in ([], "is for a text of yours: give"), (["--data", "digits"], "of yours, not digits: give"):
+            with pytest.raises(SystemExit):
+                main(["train", "--preset", "noise-step-text", *words])
+            assert said in " ".join(capsys.readouterr().err.split())
+
+    def test_it_trains_on_one(self, tmp_path):
+        text = tmp_path / "my.txt"
+        text.write_text("to be or not to be, that is the question. " * 40)
+        words = ["--hidden", "16", "16", "--steps", "2", "--out", str(tmp_path / "run")]
+        main(["train", "--preset", "noise-step-text", "--data", str(text), *words])
+        kept = json.loads((tmp_path / "run" / "result.json").read_text())
+        assert (kept["rule"], kept["score"]) == ("noise-step", "token accuracy")

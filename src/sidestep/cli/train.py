@@ -28,7 +28,7 @@ from sidestep.cli.place import check_place, label
 from sidestep.cli.quality import quality_cells, quality_columns, score_cell
 from sidestep.data import DataSet, load
 from sidestep.errors import CheckpointError, InputError
-from sidestep.presets.catalogue import Preset, find_preset, presets_for
+from sidestep.presets.catalogue import Preset, check_fits, find_preset, other_presets
 from sidestep.rules import RULES, Rule, rule_from_record
 from sidestep.training import Options, Run, Stopped, train
 from sidestep.training.calibration import Quality
@@ -65,7 +65,7 @@ def train_command(arguments: list[str]) -> None:
         preset = preset.for_budget(budget)
     given = _parse(name, rest, _without_end(rest, _preset_options(preset)) if preset else plain)
     if preset:
-        _check_fits(preset, name, given[2].data)
+        check_fits(preset, name, given[2].data)
     world = world_here()
     with world.together():
         given = _continued(name, rest, given, world)
@@ -126,7 +126,7 @@ def _what_to_train(arguments: list[str]) -> tuple[str, list[str], Preset | None]
     name = rule_named(arguments[0])
     if preset and preset.rule != name:
         raise InputError(
-            f"preset {preset.name} is for the rule {preset.rule}, not {name}; {_others(preset.data, name)}"
+            f"preset {preset.name} is for the rule {preset.rule}, not {name}; {other_presets(preset.data, name)}"
         )
     return name, arguments[1:], preset
 
@@ -142,18 +142,6 @@ def _without_end(arguments: Sequence[str], defaults: Given) -> Given:
     if epochs != steps:
         options = dataclasses.replace(options, steps=None) if epochs else dataclasses.replace(options, epochs=None)
     return rule, options, data_options, extra
-
-
-def _check_fits(preset: Preset, rule: str, data: str) -> None:
-    if data != preset.data:
-        raise InputError(f"preset {preset.name} is for {preset.data}, not {data}; {_others(data, rule)}")
-
-
-def _others(data: str, rule: str) -> str:
-    found = [preset.name for preset in presets_for(data) if preset.rule == rule]
-    if not found:
-        return f"there is none for {rule} on {data}: leave --preset out and give the options"
-    return f"for {rule} on {data} there are: {', '.join(found)}"
 
 
 def _train(  # long: what was given, and the ranks that do it

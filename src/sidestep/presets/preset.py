@@ -6,7 +6,9 @@ from typing import Any
 
 from sidestep.errors import InputError
 
-__all__ = ["Changes", "PaperCell", "Preset"]
+__all__ = ["ANY_TEXT", "Changes", "PaperCell", "Preset"]
+
+ANY_TEXT = "text"  # as a preset's data: a text file of the user's, which has to be given
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class Preset:
     """
 
     name: str
-    data: str
+    data: str  # name of a data set, or ANY_TEXT
     rule: str  # its name in `sidestep.rules.RULES`
     options: Mapping[str, Any]  # of the rule's fields; the others keep their defaults
     train: Mapping[str, Any]  # of the fields of `sidestep.training.Options`

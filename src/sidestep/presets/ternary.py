@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from sidestep.presets.preset import Changes, Preset
+from sidestep.presets.preset import ANY_TEXT, Changes, Preset
 
 __all__ = ["ternary_presets"]
 
@@ -16,6 +16,7 @@ _CONV_RECIPE = {**_RECIPE, "flip_share": 0.004}
 _CONV_TRAIN = {"epochs": 6, "batch": 250, "decay": "cosine", "augment": "shift"}
 _DEEP = {"net": "conv", "hidden": (64, 128, 256, 256), "pooled": (1, 2, 3)}
 _DEEP_TRAIN = {"epochs": 6, "batch": 250, "decay": "cosine", "augment": "flip-crop"}
+_TEXT = {"flip_share": 0.01, "head_share": 0.03, "flip_scaling": "rows-and-columns", "momentum": 0.98}
 _OURS = "local back-propagation, logged flips (constants chosen on test images)"
 _STEPS = {"estimator": "weight-probes", "bias": True}
 
@@ -55,6 +56,10 @@ def ternary_presets() -> Iterator[Preset]:
         "noise-step-forward-cifar10", {**_DEEP, **_CONV_RECIPE, "estimator": "local-probes"}, _DEEP_TRAIN,
         "a ternary conv net, forward-only: local losses along a complete set of directions",
     )  # fmt: skip
+    yield _noise_step(
+        "noise-step-text", {"hidden": (512, 512, 512), **_TEXT}, {"epochs": 2, "batch": 16, "decay": "cosine"},
+        "a ternary language model by local back-propagation: the next character of a text of yours",
+    )  # fmt: skip
     yield _baseline("backprop-ternary-mnist", {"net": "mlp", **_MLP}, _TRAIN)
     yield _baseline("backprop-ternary-mnist-conv", _CONV, _CONV_TRAIN)
     yield _baseline("backprop-ternary-cifar10", _DEEP, _DEEP_TRAIN)
@@ -72,7 +77,7 @@ def _baseline(name: str, options: Mapping[str, Any], train: Mapping[str, Any]) -
 def _preset(name: str, rule: str, options: Mapping[str, Any], train: Mapping[str, Any], summary: str) -> Preset:
     return Preset(
         name=name,
-        data="cifar10" if "cifar10" in name else "mnist",
+        data=next((data for data in ("cifar10", ANY_TEXT) if data in name), "mnist"),
         rule=rule,
         options=options,
         train=train,
