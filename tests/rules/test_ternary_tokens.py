@@ -47,6 +47,19 @@ class TestWindows:
         assert not found[:, :2, 3:6].any()
         assert not found[..., 6:].any()
 
+    def test_weights_have_a_root_mean_square_of_one(self):
+        features = Noise(0).normal(2 * 7 * 3).view(2, 7, 3)
+        plain, found = PlaceWindow((0, 2))(features), PlaceWindow((0, 2), (3.0, 1.0))(features)
+        torch.testing.assert_close(found[..., :3], 3 / 5**0.5 * plain[..., :3])
+        torch.testing.assert_close(found[..., 3:], 1 / 5**0.5 * plain[..., 3:])
+
+    def test_near_tokens_weigh_more_than_far_ones(self):
+        net, (ids, _) = drawn((12, 12)), rows(40)
+        seen = net.stages[0][0](ids)[:, 7].view(40, 8, WORDS).amax(dim=-1)
+        assert bool((seen.diff(dim=1) < 0).all())
+        torch.testing.assert_close(seen.square().mean(dim=1), torch.ones(40))
+        assert net.stages[1][0].weights[0] > net.stages[1][0].weights[1] > 0
+
     def test_one_hot_by_distance(self):
         ids = Noise(0).integers(14, WORDS).view(2, 7)
         found = TokenWindow(WORDS, 3)(ids).view(2, 7, 3, WORDS)

@@ -1,5 +1,8 @@
 """What a layer sees of a row of tokens: at each place, that one and earlier ones alone; or which tokens there are."""
 
+import math
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -10,23 +13,30 @@ __all__ = ["PlaceWindow", "TokenShares", "TokenWindow"]
 class PlaceWindow(nn.Module):
     """Features of several places side by side: (batch, length, n) -> (batch, length, offsets x n).
 
-        y_t = [h_(t - d) for d in offsets]          0 before the row begins
+        y_t = [c_d h_(t - d) for d in offsets]          0 before the row begins
 
     Args:
         offsets: how many places back, 0 for the place itself; none is negative.
+        weights: c, one for each offset, used with a root mean square of one; all 1 by default.
 
     >>> PlaceWindow((0, 2))(torch.tensor([[[1.0], [2.0], [3.0]]])).tolist()
     [[[1.0, 0.0], [2.0, 0.0], [3.0, 1.0]]]
     """
 
-    def __init__(self, offsets: tuple[int, ...]) -> None:
+    def __init__(self, offsets: tuple[int, ...], weights: Sequence[float] | None = None) -> None:
         super().__init__()
         self.offsets = offsets
+        given = [1.0] * len(offsets) if weights is None else list(weights)
+        size = math.sqrt(sum(weight * weight for weight in given) / max(1, len(given)))
+        self.weights = tuple(weight / size for weight in given)
 
     def forward(self, rows: Tensor) -> Tensor:
         """Return the windows."""
         length = rows.shape[1]
-        parts = [F.pad(rows[:, : max(0, length - back)], (0, 0, min(back, length), 0)) for back in self.offsets]
+        parts = [
+            weight * F.pad(rows[:, : max(0, length - back)], (0, 0, min(back, length), 0))
+            for back, weight in zip(self.offsets, self.weights, strict=True)
+        ]
         return torch.cat(parts, dim=-1)
 
     def extra_repr(self) -> str:
@@ -37,16 +47,17 @@ class PlaceWindow(nn.Module):
 class TokenWindow(nn.Module):
     """The last tokens up to each place, one-hot: ids (batch, length) -> (batch, length, width x vocabulary), float32.
 
-    A linear layer on it adds up one embedding for each token and distance. Before the row begins all are 0.
+    A linear layer on it adds up one embedding for each token and distance. Before the row begins all are 0. `weights`
+    stand in place of the ones, as in `PlaceWindow`.
 
     >>> TokenWindow(2, 2)(torch.tensor([[1, 0]])).tolist()
     [[[0.0, 1.0, 0.0, 0.0], [1.0, 0.0, 0.0, 1.0]]]
     """
 
-    def __init__(self, vocabulary: int, width: int) -> None:
+    def __init__(self, vocabulary: int, width: int, weights: Sequence[float] | None = None) -> None:
         super().__init__()
         self.vocabulary = vocabulary
-        self.window = PlaceWindow(tuple(range(width)))
+        self.window = PlaceWindow(tuple(range(width)), weights)
 
     def forward(self, ids: Tensor) -> Tensor:
         """Return the windows."""

@@ -1,8 +1,11 @@
 """A ternary net of rows of tokens that tells the next one at each place, in stages of one layer each.
 
-    stage 1:  h_t = relu(norm(scale sum_d E_d[x_(t - d)]))              d = 0 .. 7, an embedding E_d for each distance
-    stage l:  h_t = relu(norm(scale W_l [h_t, h_(t - 4 2^(l - 1))]))    so that stage l sees 4 2^l tokens
+    stage 1:  h_t = relu(norm(scale sum_d c_d E_d[x_(t - d)]))              d = 0 .. 7, an embedding for each distance
+    stage l:  h_t = relu(norm(scale W_l [c_0 h_t, c_1 h_(t - 4 2^(l - 1))]))    so that stage l sees 4 2^l tokens
     head:     logits_t = scale_h V_l h_t                                at every place
+
+c_d is fixed, as (1 + d)^-0.7 in stage 1, and as 1 and 0.35 above it: near tokens tell more than far ones, and trits,
+which are all of one size, could say so only by zeros.
 
 No layer lies between a stage's products and its loss, and no other place takes part: norm, ReLU and head work at one
 place. So a stage's tail is as short as in an MLP, and local losses and local probes are what they are there, a place
@@ -25,6 +28,8 @@ from sidestep.nets.tokens import PlaceWindow, TokenShares, TokenWindow
 __all__ = ["ternary_causal_net", "ternary_shares_net"]
 
 _FIRST = 8  # tokens that the first stage sees
+_FALL = 0.7  # of the weight of a token with its distance
+_BACK = 0.35  # what the features of an earlier place are multiplied by, where those of the place itself are by 1
 
 
 def ternary_causal_net(length: int, vocabulary: int, hidden: Sequence[int], bias: bool) -> TernaryNet:
@@ -39,11 +44,13 @@ def ternary_causal_net(length: int, vocabulary: int, hidden: Sequence[int], bias
     if not hidden or any(width < 1 for width in hidden):
         raise InputError(f"a ternary net of tokens needs one stage or more, of at least one unit each, got {hidden}")
     first = min(_FIRST, length)
-    stages = [_stage(TokenWindow(vocabulary, first), first * vocabulary, hidden[0], bias, math.sqrt(1.5 / first))]
+    near = [(1 + back) ** -_FALL for back in range(first)]
+    window = TokenWindow(vocabulary, first, near)
+    stages = [_stage(window, first * vocabulary, hidden[0], bias, math.sqrt(1.5 / first))]
     back = _FIRST
     for inputs, outputs in itertools.pairwise(hidden):
         offsets = (0, back) if back < length else (0,)
-        stages.append(_stage(PlaceWindow(offsets), len(offsets) * inputs, outputs, bias))
+        stages.append(_stage(PlaceWindow(offsets, (1, _BACK)[: len(offsets)]), len(offsets) * inputs, outputs, bias))
         back *= 2
     return TernaryNet(stages, [TernaryLinear(width, vocabulary, bias) for width in hidden])
 
