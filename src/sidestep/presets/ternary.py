@@ -16,7 +16,7 @@ _CONV_RECIPE = {**_RECIPE, "flip_share": 0.004}
 _CONV_TRAIN = {"epochs": 6, "batch": 250, "decay": "cosine", "augment": "shift"}
 _DEEP = {"net": "conv", "hidden": (64, 128, 256, 256), "pooled": (1, 2, 3)}
 _DEEP_TRAIN = {"epochs": 6, "batch": 250, "decay": "cosine", "augment": "flip-crop"}
-_TEXT = {"flip_share": 0.01, "head_share": 0.03, "flip_scaling": "rows-and-columns", "momentum": 0.98}
+_TEXT = {"flip_share": 0.006, "head_share": 0.02, "flip_scaling": "rows-and-columns", "momentum": 0.98}
 _OURS = "local back-propagation, logged flips (constants chosen on test images)"
 _STEPS = {"estimator": "weight-probes", "bias": True}
 
@@ -57,7 +57,7 @@ def ternary_presets() -> Iterator[Preset]:
         "a ternary conv net, forward-only: local losses along a complete set of directions",
     )  # fmt: skip
     yield _noise_step(
-        "noise-step-text", {"hidden": (512, 512, 512), **_TEXT}, {"epochs": 2, "batch": 16, "decay": "cosine"},
+        "noise-step-text", {"hidden": (512, 512, 512), **_TEXT}, {"epochs": 4, "batch": 16, "decay": "cosine"},
         "a ternary language model by local back-propagation: the next character of a text of yours",
     )  # fmt: skip
     yield _baseline("backprop-ternary-mnist", {"net": "mlp", **_MLP}, _TRAIN)

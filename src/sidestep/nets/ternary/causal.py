@@ -4,7 +4,7 @@
     stage l:  h_t = relu(norm(scale W_l [c_0 h_t, c_1 h_(t - 4 2^(l - 1))]))    so that stage l sees 4 2^l tokens
     head:     logits_t = scale_h V_l h_t                                at every place
 
-c_d is fixed, as (1 + d)^-0.7 in stage 1, and as 1 and 0.35 above it: near tokens tell more than far ones, and trits,
+c_d is fixed, as (1 + d)^-0.7 in stage 1, and as 1 and 0.2 above it: near tokens tell more than far ones, and trits,
 which are all of one size, could say so only by zeros.
 
 No layer lies between a stage's products and its loss, and no other place takes part: norm, ReLU and head work at one
@@ -29,7 +29,7 @@ __all__ = ["ternary_causal_net", "ternary_shares_net"]
 
 _FIRST = 8  # tokens that the first stage sees
 _FALL = 0.7  # of the weight of a token with its distance
-_BACK = 0.35  # what the features of an earlier place are multiplied by, where those of the place itself are by 1
+_BACK = 0.2  # what the features of an earlier place are multiplied by, where those of the place itself are by 1
 
 
 def ternary_causal_net(length: int, vocabulary: int, hidden: Sequence[int], bias: bool) -> TernaryNet:
