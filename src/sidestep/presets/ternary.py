@@ -21,7 +21,7 @@ _OURS = "local back-propagation, logged flips (constants chosen on test images)"
 _STEPS = {"estimator": "weight-probes", "bias": True}
 
 
-def ternary_presets() -> Iterator[Preset]:
+def ternary_presets() -> Iterator[Preset]:  # long: a table
     """Yield the presets."""
     yield _noise_step(
         "noise-step-paper-mnist", {**_STEPS, **_SMALL, "probes": 128},
