@@ -12,7 +12,7 @@ One run of noise-step by local losses. For every step, the bits of its flips by
                 gradient, beta |v|, and its sign: what a replay without data cannot know
 
 An adaptive code counts what happened in each context in earlier steps alone (counts begin at 2, p and p, p the share of
-flips), so all but the last could be decoded. Its length is -sum log2 p, which an arithmetic coder reaches to a few bits.
+flips), so all but the last could be decoded. Its length is -sum log2 p, which an arithmetic coder reaches nearly.
 """
 
 import argparse
