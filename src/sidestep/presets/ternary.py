@@ -56,13 +56,18 @@ def ternary_presets() -> Iterator[Preset]:  # long: a table
         "noise-step-forward-cifar10", {**_DEEP, **_CONV_RECIPE, "estimator": "local-probes"}, _DEEP_TRAIN,
         "a ternary conv net, forward-only: local losses along a complete set of directions",
     )  # fmt: skip
+    yield from _on_text()
+    yield _baseline("backprop-ternary-mnist", {"net": "mlp", **_MLP}, _TRAIN)
+    yield _baseline("backprop-ternary-mnist-conv", _CONV, _CONV_TRAIN)
+    yield _baseline("backprop-ternary-cifar10", _DEEP, _DEEP_TRAIN)
+
+
+def _on_text() -> Iterator[Preset]:
+    """Of a text of the user's, chosen on the validation part of tinyshakespeare."""
     yield _noise_step(
         "noise-step-text", {"hidden": (512, 512, 512), **_TEXT}, {"epochs": 4, "batch": 16, "decay": "cosine"},
         "a ternary language model by local back-propagation: the next character of a text of yours",
     )  # fmt: skip
-    yield _baseline("backprop-ternary-mnist", {"net": "mlp", **_MLP}, _TRAIN)
-    yield _baseline("backprop-ternary-mnist-conv", _CONV, _CONV_TRAIN)
-    yield _baseline("backprop-ternary-cifar10", _DEEP, _DEEP_TRAIN)
 
 
 def _noise_step(name: str, options: Mapping[str, Any], train: Mapping[str, Any], summary: str) -> Preset:
