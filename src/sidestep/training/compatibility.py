@@ -27,6 +27,7 @@ __all__ = [
     "data_record",
     "difference",
     "in_saved_units",
+    "in_units_of",
     "picture_form",
     "pixel_scale_warning",
     "pixels_digest",
@@ -167,6 +168,11 @@ def in_saved_units(folder: RunFolder, data: DataSet) -> DataSet:
         config = read_config(folder.config_file)[0]
     except CheckpointError:  # there is no run yet, or what makes the folder ready will say what is wrong
         return data
+    return in_units_of(config, data)
+
+
+def in_units_of(config: Mapping[str, Any], data: DataSet) -> DataSet:
+    """Return the data in the units (mean, standard deviation) that a configuration has, if they are its data."""
     if difference(config, data):
         return data  # the comparison of all options will say in what
     mean, std = (tuple(config.get("task", {}).get(name, ())) for name in ("mean", "std"))

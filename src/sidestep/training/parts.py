@@ -48,15 +48,17 @@ class Parts:
         """Return the update of the whole step."""
         total = PartSum(self.signs)
         for index in self.own:
-            share = Share(self.of, index, self.count)
-            common = self.of == "probes" or rule.common_noise
-            drawn = noise if common else noise.stream(f"part {index}")
-            with compute.autocast():
-                update = rule.estimate(net, _part(batch, share), drawn)
-            total.add(update, index)
-            del update
+            total.add(self.part(index, rule, net, batch, noise, compute), index)
         found, self.signal = total.exchanged(self.world, self.count, stop.signal_number)
         return found
+
+    def part(self, index: int, rule: Rule, net: nn.Module, batch: Batch, noise: Noise, compute: Compute) -> Update:
+        """Return the update of one part, the same whoever estimates it."""
+        share = Share(self.of, index, self.count)
+        common = self.of == "probes" or rule.common_noise
+        drawn = noise if common else noise.stream(f"part {index}")
+        with compute.autocast():
+            return rule.estimate(net, _part(batch, share), drawn)
 
 
 def with_parts(options: Options, rule: Rule, world: World, batch: int) -> Options:
