@@ -81,6 +81,12 @@ class Extra:
     """Print one JSON object, the last line of standard output."""
     reading: Repeated = ()
     """Evaluate at the end by these of the rule's readings, and by its first; `eval` does others. Default: all."""
+    listen: str | None = None
+    """Let other processes join while it trains (`sidestep join`), at HOST:PORT, or at PORT from this machine alone."""
+    token_file: Path | None = None
+    """File of the token that those who join have to know; a new one is written where there is none."""
+    peer_timeout: float = 2.0
+    """Seconds without a sign of life after which one who has joined is dropped; others take its parts."""
 
 
 Given = tuple[Rule, Options, TrainData, Extra]

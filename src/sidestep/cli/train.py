@@ -4,13 +4,14 @@ import dataclasses
 import json
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from sidestep.cli.bar import TrainingBar
 from sidestep.cli.help import HELP, HELP_ALL, TRAIN_STEPS, long_names, named_apart
+from sidestep.cli.join import listening
 from sidestep.cli.launched import rank_in_words
 from sidestep.cli.options import Extra, Given, TrainData, all_words, last_value, module_from, rule_named
 from sidestep.cli.output import (
@@ -20,22 +21,18 @@ from sidestep.cli.output import (
     fail,
     notice,
     show,
-    show_json,
-    show_table,
 )
 from sidestep.cli.parse import parsed_groups
 from sidestep.cli.place import check_place, label
-from sidestep.cli.quality import quality_cells, quality_columns, score_cell
+from sidestep.cli.trained_report import report, show_columns
 from sidestep.data import DataSet, load
 from sidestep.errors import CheckpointError, InputError
 from sidestep.presets.catalogue import Preset, check_fits, find_preset, other_presets
 from sidestep.rules import RULES, Rule, rule_from_record
-from sidestep.training import Options, Run, Stopped, train
-from sidestep.training.calibration import Quality
+from sidestep.training import Options, Stopped, train
 from sidestep.training.compatibility import table_form
 from sidestep.training.folder import RunFolder
-from sidestep.wording import counted
-from sidestep.world import World, world_here
+from sidestep.world import Host, World, world_here
 
 __all__ = ["train_command"]
 
@@ -67,10 +64,11 @@ def train_command(arguments: list[str]) -> None:
     if preset:
         check_fits(preset, name, given[2].data)
     world = world_here()
-    with world.together():
-        given = _continued(name, rest, given, world)
-        data = _loaded(given[2], given[1], world)
-    _train(name, *given, data, world)
+    with listening(given[3], world) as host:  # before anything is loaded: a port may be in use
+        with world.together():
+            given = _continued(name, rest, given, world)
+            data = _loaded(given[2], given[1], world)
+        _train(name, given, data, world, host)
 
 
 def _continued(name: str, rest: list[str], given: Given, world: World) -> Given:
@@ -144,9 +142,8 @@ def _without_end(arguments: Sequence[str], defaults: Given) -> Given:
     return rule, options, data_options, extra
 
 
-def _train(  # long: what was given, and the ranks that do it
-    name: str, rule: Rule, options: Options, data_options: TrainData, extra: Extra, data: DataSet, world: World
-) -> None:
+def _train(name: str, given: Given, data: DataSet, world: World, host: Host | None) -> None:
+    rule, options, data_options, extra = given
     source = {key: value for key, value in dataclasses.asdict(data_options).items() if value is not None}
     if data_options.targets in ("auto", "classes"):
         source.pop("targets")
@@ -154,30 +151,22 @@ def _train(  # long: what was given, and the ranks that do it
     if options.out:
         check_place(Path(options.out), data_options.data)
     if world.leads and not extra.json:
-        _show_columns(data)
+        show_columns(data)
     found, readings = module_from(extra.module) if extra.module else None, all_words(extra.reading)
     source.update({"module": extra.module} if extra.module else {})
     try:
         with TrainingBar() if world.leads else nullcontext() as bar:
-            run = train(rule, data, options, module=found, source=source, progress=bar, readings=readings)
+            run = train(rule, data, options, module=found, source=source, progress=bar, readings=readings, host=host)
     except Stopped as stopped:
         words = ["sidestep", "train", name, "--resume", "--out", str(options.out)]
         again = {"--module": [extra.module] if extra.module else [], "--reading": readings}
+        again |= {"--listen": [extra.listen] if extra.listen else []}
+        again |= {"--token-file": [str(extra.token_file)] if extra.token_file else []}
         command = shlex.join(words + [word for option, given in again.items() if given for word in (option, *given)])
         said = f"; saved in {options.out}. Continue with: {command}" if world.leads else ""
         fail(f"{rank_in_words()}{stopped}{said}", 128 + stopped.signal_number)
     if world.leads:
-        _report(run, extra.json)
-
-
-def _show_columns(data: DataSet) -> None:
-    """Print what each column of a table is taken for."""
-    if data.table is None or not data.table.seen:
-        return
-    rows = [[each.name, each.kind, f"{each.gaps:,}", each.about] for each in data.table.seen]
-    count = len(data.train) + len(data.validation) + (len(data.test) if data.has_test else 0)
-    show_table(f"{data.name}: {counted(count, 'row')}", ["column", "type", "missing", ""], rows)
-    show("")
+        report(run, extra.json)
 
 
 def _parse(name: str, arguments: Sequence[str], defaults: Given) -> Given:
@@ -247,40 +236,3 @@ def _saved_options(kind: type[Rule], saved: dict[str, Any]) -> Given:
         )  # a module is never taken from a file
     except (KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"the run's config.toml lacks or misnames an entry: {error}") from error
-
-
-def _length(result: Mapping[str, Any]) -> str:
-    """How long a run was: in epochs where they are whole, else in steps."""
-    whole = float(result["epochs"]).is_integer()
-    return counted(result["epochs"], "epoch") if whole else counted(result["steps"], "step")
-
-
-def _report(run: Run, as_json: bool) -> None:
-    result = run.result
-    if as_json:
-        show_json(result)
-        return
-
-    score = result.get("score")  # of targets that are no classes
-    kind = "score" if score else "accuracy"
-
-    def number(split: str) -> str:
-        value = result[f"{split}_{kind}"]
-        return "-" if value is None else score_cell(value, score)
-
-    show_table(
-        f"{result['rule']} on {result['data']}, seed {result['seed']}: "
-        f"{_length(result)}, {result['seconds']:.1f} s",
-        ["train", "validation", "test", "parameters", "peak memory"],
-        [[number("train"), number("validation"), number("test"), f"{result['parameters']:,}",
-          f"{result['peak_memory_bytes'] / 2**20:,.0f} MiB"]],
-    )  # fmt: skip
-    if result["qualities"]:
-        which = "test" if result[f"test_{kind}"] is not None else "validation"
-        rows = [[name, *quality_cells(Quality(**quality), score)] for name, quality in result["qualities"].items()]
-        show_table("", [f"{which}, by", *quality_columns(score)], rows)
-    if "kept_step" in result:
-        show(f"kept: the weights of step {result['kept_step']:,} of {result['steps']:,}, by the validation score")
-    if result["variant"]:
-        show(f"variant: {result['variant']}")
-    show(f"run: {result['run']}")

@@ -13,6 +13,7 @@ from sidestep.steplog.codecs import is_logged
 from sidestep.steplog.header import Header
 from sidestep.steplog.reader import LogReader, Scan, place_of
 from sidestep.steplog.replay import replay
+from sidestep.steplog.single import update_to_bytes
 from sidestep.steplog.untrained import check_net
 from sidestep.steplog.writer import LogWriter
 from sidestep.update import Update
@@ -25,12 +26,14 @@ class Recorder:
 
     path: of the log.
     describe: makes the header from the net before its first step.
+    told: called with every step that is logged, before it is applied, and its update as `single` has it.
     """
 
     def __init__(self, path: Path, describe: Callable[[nn.Module], Header]) -> None:
         self._path, self._describe = path, describe
         self._writer: LogWriter | None = None
         self._going_on: tuple[Header, int, int, int] | None = None
+        self.told: Callable[[int, bytes], None] | None = None
 
     def resume(self, record: Mapping[str, Any]) -> bool:
         """Go on where a checkpoint stood; what the log holds beyond it is cut off.
@@ -87,6 +90,13 @@ class Recorder:
                 self._writer = LogWriter.create(self._path, header)
         if self._writer is not None:
             self._writer.append(update)
+            if self.told:
+                self.told(step, update_to_bytes(update, self._writer.header, step))
+
+    @property
+    def place(self) -> tuple[Path, int, int] | None:
+        """The file, how many of its bytes are on the disk, and how many steps these hold; None before the first."""
+        return self._writer.place if self._writer else None
 
     def commit(self) -> dict[str, int]:
         """Put all that was recorded on the disk, and return what a checkpoint's record says of it."""

@@ -92,6 +92,16 @@ class LogWriter:
         return self._handle.tell(), self._crc
 
     @property
+    def header(self) -> Header:
+        """The header that the log begins with."""
+        return self._header
+
+    @property
+    def place(self) -> tuple[Path, int, int]:
+        """The file, how many of its bytes are written, and how many steps these hold."""
+        return self._path, self._handle.tell(), self._first
+
+    @property
     def closed(self) -> bool:
         """Whether the file is closed."""
         return self._handle.closed

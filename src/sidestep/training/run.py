@@ -28,6 +28,7 @@ from sidestep.training.early_stop import EarlyStop
 from sidestep.training.evaluate import check_readings, check_rule
 from sidestep.training.folder import RunFolder
 from sidestep.training.given import given_data, given_options, settled_options
+from sidestep.training.hosting import hosted_options, hosting, welcome_of
 from sidestep.training.loop import Loop
 from sidestep.training.observers import End, Observers, check_observers
 from sidestep.training.options import Compute, Options
@@ -45,7 +46,7 @@ from sidestep.training.trained import Run
 from sidestep.training.unit_modes import move_units
 from sidestep.version import __version__
 from sidestep.wording import counted
-from sidestep.world import World, world_here
+from sidestep.world import Host, World, world_here
 
 __all__ = ["train"]
 
@@ -67,6 +68,7 @@ def train(  # long: rule, data and options, three hooks for own code, and what i
     progress: Progress | None = None,
     observers: Sequence[Any] = (),
     readings: Sequence[str] | None = None,
+    host: Host | None = None,
 ) -> Run:
     """Train a net by a rule, and evaluate it.
 
@@ -100,6 +102,7 @@ def train(  # long: rule, data and options, three hooks for own code, and what i
         observers: objects with any of the methods on_begin, on_step, on_epoch and on_end, told what `Begin`, `StepEnd`,
             `EpochEnd` and `End` hold; the training ends at once, and is evaluated, where one returns `STOP`.
         readings: which of the rule's readings are calibrated and counted at the end beside its first; all by default.
+        host: where others may join, `sidestep.world.Host(address, token)`, and take some parts of every step.
 
     Returns:
         The run: net, predictions, and `result` with the accuracies.
@@ -128,16 +131,17 @@ def train(  # long: rule, data and options, three hooks for own code, and what i
         data = in_saved_units(folder, data) if folder and options.resume else data
         folder, progress = (folder, progress or Silent()) if world.leads else (None, Silent())
         task, batch = Task.of(data), min(options.batch, len(data.train))
-        options = with_parts(options, rule, world, batch)
+        options = with_parts(_followed(options, rule, data, world, optimizer, host), rule, world, batch)
         record = data_record(data, source or {})
         state, loop = begin(rule, data, options, module, folder, optimizer, scheduler)
         loop.parts = parts_of(options, rule, world)
         data = loop.data  # on the device
         config = _config(rule, task, options, loop.compute, record, module)
-        yours = {"optimizer": (optimizer, state.optimizer), "scheduler": (scheduler, state.scheduler)}
-        config |= {name: own_record(*each) for name, each in yours.items()}
+        config["optimizer"] = own_record(optimizer, state.optimizer)
+        config["scheduler"] = own_record(scheduler, state.scheduler)
         check_single(rule, state.net, task, batch)
         check_same_everywhere(world, config, state.net, progress)
+        welcome = welcome_of(config, state.net, data) if host else b""
         kept_metrics, recorder = 0, None
         if folder:
             stack.enter_context(folder.prepared(config, options.resume, options.overwrite, progress))
@@ -149,11 +153,24 @@ def train(  # long: rule, data and options, three hooks for own code, and what i
         # a log gives the weights that trained, no average, and is replayed by the rule's own optimiser
         loop.recorder = None if options.average or optimizer else recorder
         _check_left(loop, state)
-        if folder and recorder and options.resume:
-            folder.take_over(config, finished=state.step == loop.total_steps)
-            recorder.open()
+        _take_over(loop, state, recorder, config)
+        loop.parts = together.enter_context(hosting(host, loop, progress, welcome, state.net)) if host else loop.parts
         told = _observers(loop, progress, observers)
         return _to_its_end(loop, state, kept_metrics, progress, told, readings, together)
+
+
+def _followed(
+    options: Options, rule: Rule, data: DataSet, world: World, optimizer: OptimizerFactory | None, host: Host | None
+) -> Options:
+    """Return the options, for a run that others may join such that they can."""
+    return hosted_options(options, rule, data, world, optimizer is not None) if host else options
+
+
+def _take_over(loop: Loop, state: State, recorder: Recorder | None, config: Mapping[str, Any]) -> None:
+    """Let the folder of a run that goes on be written to again."""
+    if loop.folder and recorder and loop.options.resume:
+        loop.folder.take_over(config, finished=state.step == loop.total_steps)
+        recorder.open()
 
 
 def _to_its_end(  # long: what runs, and who is told

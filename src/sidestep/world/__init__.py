@@ -1,6 +1,12 @@
-"""The processes that train one net together: messages, exact sums, and an error of one that all of them hear of."""
+"""The processes that train one net together: messages, exact sums, and an error of one that all of them hear of.
 
+`world` and what it stands on: processes that a launcher has started, a fixed number. `host` and `guest`: workers that
+come and go, one of which listens.
+"""
+
+from sidestep.world.guest import Guest
+from sidestep.world.host import Host
 from sidestep.world.launched import world_here
 from sidestep.world.world import Alone, World
 
-__all__ = ["Alone", "World", "world_here"]
+__all__ = ["Alone", "Guest", "Host", "World", "world_here"]
