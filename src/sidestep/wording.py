@@ -8,7 +8,7 @@ import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 
-__all__ = ["counted", "csv_text", "html_text", "markdown", "sentence", "spelled", "suggestion"]
+__all__ = ["counted", "csv_text", "error_text", "html_text", "markdown", "sentence", "spelled", "suggestion"]
 
 _FORMULA = "=+-@\t\r\n\uff1d\uff0b\uff0d\uff20"  # a cell that begins so is calculated; the last four are full-width
 _NUMBER = re.compile(r"[+-]?\d+(\.\d*)?(e[+-]?\d+)?", re.IGNORECASE | re.ASCII)
@@ -62,6 +62,17 @@ def sentence(text: str) -> str:
     'it does not fit: size 3'
     """
     return spelled(re.sub(r"[ \t]*[\r\n]+\s*", " ", text.strip()))
+
+
+def error_text(error: BaseException) -> str:
+    """Return an error of another's code on one line: its kind, and its message, or the last line of a longer one.
+
+    >>> error_text(KeyError("x")), error_text(OSError("Caught in a worker.\\nTraceback: ...\\nOSError: no disk"))
+    ("KeyError: 'x'", 'OSError: no disk')
+    """
+    kind, lines = type(error).__name__, str(error).strip().splitlines() or [""]
+    text = lines[-1] if any(line.startswith(("Traceback", "Original Traceback")) for line in lines) else lines[0]
+    return spelled(text if text.startswith(f"{kind}: ") else f"{kind}: {text}".removesuffix(": "))[:500]
 
 
 def html_text(text: str) -> str:

@@ -39,18 +39,22 @@ def from_own(error: BaseException) -> list[traceback.FrameSummary]:
 def explained(error: BaseException) -> tuple[str, int]:
     """Return a sentence about an error that is none of Sidestep's own, and the exit status: 70 for our mistakes."""
     words = sentence(str(error).strip().partition("\n")[0])[:_LONGEST]  # torch adds where it was in its own code
+    after = "".join(f"; {sentence(note)}" for note in getattr(error, "__notes__", ()))  # where a run stands
     if isinstance(error, MemoryError) or _is_memory(error):
-        return f"there is not enough memory{_size(words)}: take a smaller net, smaller images or a smaller --batch", 2
+        return (
+            f"there is not enough memory{_size(words)}: take a smaller net, smaller images or a smaller --batch{after}",
+            2,
+        )
     if isinstance(error, OverflowError) or "Overflow when unpacking" in words:
-        return f"a number that was given is too large ({words}); give a smaller one", 2
+        return f"a number that was given is too large ({words}); give a smaller one{after}", 2
     own = from_own(error)
     if own:
         where = f"{own[-1].filename}, line {own[-1].lineno}"
-        return f"your module failed in {where}: {type(error).__name__}: {words}", 2
+        return f"your module failed in {where}: {type(error).__name__}: {words}{after}", 2
     if isinstance(error, OSError) and error.strerror:
         names = " and ".join(str(name) for name in (error.filename, error.filename2) if name is not None)
-        return f"{names or 'a file'} cannot be used: {error.strerror}", 2
-    return f"this is a mistake in Sidestep, not yours: {type(error).__name__}: {words}. {_kept(error)}", _OURS
+        return f"{names or 'a file'} cannot be used: {error.strerror}{after}", 2
+    return f"this is a mistake in Sidestep, not yours: {type(error).__name__}: {words}. {_kept(error)}{after}", _OURS
 
 
 def _is_memory(error: BaseException) -> bool:

@@ -2,6 +2,7 @@
 
 import base64
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, SequentialSampler
 
 from sidestep.errors import DataError, InputError
+from sidestep.wording import error_text
 
 __all__ = ["BatchError", "Feed"]
 
@@ -41,6 +43,7 @@ class Feed:
         self.stateful = all(callable(getattr(loader, name, None)) for name in ("state_dict", "load_state_dict"))
         self._iterator: Iterator[Any] | None = None
         self._restored = self._lost = False
+        self._known: tuple[int, Any] | None = None  # a position from which a later one can be reached, as it was saved
         self._first: Any = None
         self.epoch = self.length  # batches after which an epoch ends; None: all of a run are one
 
@@ -76,12 +79,35 @@ class Feed:
             )
         self._iterator = self._first = None
         if step and self.stateful:
-            self._loader.load_state_dict(_decoded(saved))
-            self._restored = True
+            self._load(step, saved)
         else:
             for _ in range(step % self.length if self.length else step):
                 self._pull()
         self.given, self._lost = step, False
+
+    def back_to(self, step: int) -> bool:
+        """Stand before the batch of a step that was begun and not done, and return whether that can be.
+
+        A loader with a state goes there from its state at the last checkpoint, so that it can be saved.
+        """
+        if not self.stateful or (step == self.given and not self._lost):
+            return True
+        self._lost = True
+        if self._known is None or self._known[0] > step:
+            return False
+        self._load(*self._known)
+        try:
+            for _ in range(step - self._known[0]):
+                self._pull()
+        except BatchError:  # it does not give again what it gave
+            return False
+        self.given, self._lost = step, False
+        return True
+
+    def _load(self, step: int, saved: Any) -> None:
+        self._iterator = self._first = None
+        self._loader.load_state_dict(_decoded(saved))
+        self._restored, self._known = True, (step, saved)
 
     def why_not_resumed(self, saved: Any = True) -> str | None:
         """Why the loader cannot be brought to a position, in a few words; None where it can."""
@@ -113,17 +139,26 @@ class Feed:
         """
         if not self.stateful or self._lost or not self.given:
             return None
-        return _encoded(self._loader.state_dict())
+        self._known = self.given, _encoded(self._loader.state_dict())
+        return self._known[1]
 
     def _pull(self) -> Any:
         while True:
             fresh = self._iterator is None
-            if self._iterator is None:
-                self._iterator = iter(self._loader)
+            if fresh and self.stateful and self._known is None:
+                with suppress(Exception):  # a state that cannot be kept is told when it is to be saved
+                    self._known = 0, _encoded(self._loader.state_dict())
             try:
+                if self._iterator is None:
+                    self._iterator = iter(self._loader)
                 return next(self._iterator)
             except StopIteration:
                 self._iterator = None
+            except Exception as error:  # it is the user's code: anything may come out of it
+                self._iterator, self._lost = None, True
+                raise BatchError(
+                    f"{self._name}: batch {self.given + 1} could not be read: {error_text(error)}"
+                ) from error
             if self.once and self.given:
                 raise BatchError(
                     f"{self._name} has given {self.given:,} batches and has no more; ask for that many steps, or give "

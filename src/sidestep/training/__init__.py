@@ -5,6 +5,7 @@ from sidestep.training.ask_tell import AskTell, Trial, ask_tell
 from sidestep.training.attach import attach
 from sidestep.training.attached_log import replay
 from sidestep.training.early_stop import EarlyStop
+from sidestep.training.failures import StepError
 from sidestep.training.loaded import load_run
 from sidestep.training.loggers import CsvLog, TensorBoard
 from sidestep.training.observers import STOP, Begin, End, EpochEnd, ObserverError, StepEnd
@@ -33,6 +34,7 @@ __all__ = [
     "Silent",
     "Step",
     "StepEnd",
+    "StepError",
     "Stopped",
     "TensorBoard",
     "Trial",

@@ -2,8 +2,8 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
 from functools import partial
 from typing import Any
 
@@ -12,14 +12,15 @@ from torch import Tensor
 from sidestep.data import DataSet, batch_indices, crop_and_flip, steps_per_epoch
 from sidestep.data.batches import chosen_rows
 from sidestep.data.feed import BatchError
-from sidestep.errors import InputError, NonFiniteError
+from sidestep.errors import CheckpointError, InputError, NonFiniteError, RankError, SidestepError
 from sidestep.noise import Noise
 from sidestep.rules.protocol import Batch, HasBatchMultiple, HasHealthCheck, Rule, Task, UnitByUnit
 from sidestep.steplog import Recorder
 from sidestep.training.attached_rule import Built, take_update
 from sidestep.training.evaluate import accuracies
+from sidestep.training.failures import kept, with_position
 from sidestep.training.folder import RunFolder
-from sidestep.training.metrics import MetricsLog
+from sidestep.training.metrics import MetricsLog, writer
 from sidestep.training.observers import Begin, EpochEnd, ObserverError, Observers, StepEnd
 from sidestep.training.options import Compute, Options
 from sidestep.training.parts import Parts
@@ -50,6 +51,7 @@ class Loop:
         self.rule, self.data, self.options, self.compute, self.folder = rule, data, options, compute, folder
         self.recorder = recorder
         self.parts: Parts | UnitRanks | None = None  # of a step that is divided; None: it is estimated as one
+        self._writes = False  # whether a step is half written
         self._whole_at = 0  # the step at which a net whose units are spread over ranks was whole
         self.task, self.noise = Task.of(data), Noise(options.seed)
         self._order, self._estimates = self.noise.stream("order"), self.noise.stream("estimate")
@@ -68,7 +70,8 @@ class Loop:
 
         Raises:
             NonFiniteError: if a loss, or a weight about to be saved, is not finite; the last checkpoint stays.
-            ObserverError: if an observer raises an error; the state is saved before.
+            ObserverError, BatchError, StepError: if an observer, a loader, or other code of the user's raises an error;
+                the state after the last whole step is saved before.
         """
         with ExitStack() as stack:
             log = stack.enter_context(self.folder.metrics(kept_metrics)) if self.folder else None
@@ -82,13 +85,14 @@ class Loop:
                 self._save(state, log)  # before the log's first block, which does not hold an optimiser's momentum
             try:
                 self._take_steps(state, log, observers, stop)
-            except BatchError as error:
-                if not (self.data.feed and self.data.feed.stateful):  # its state is that after the bad batch
-                    self._save(state, log)
-                raise BatchError(f"{error}; after step {state.step}, {self._kept(state)}") from error
-            except ObserverError as error:
-                self._save(state, log)
-                raise ObserverError(f"{error}; after step {state.step}, {self._kept(state)}") from error.__cause__
+            except (NonFiniteError, RankError, CheckpointError):
+                raise  # the last checkpoint is the good one
+            except Exception as error:
+                self._save_whole(state, log)
+                found = with_position(error, state.step, self._kept(state))
+                if found is error:
+                    raise
+                raise found from found.__cause__
 
     def _take_steps(self, state: State, log: MetricsLog | None, observers: Observers, stop: StopRequest) -> None:
         ended = any_of(self.world, observers.notify("on_begin", self._beginning(state)))
@@ -152,7 +156,7 @@ class Loop:
 
     def _step(self, state: State, log: MetricsLog | None) -> StepEnd:
         return StepEnd(state.step, self.total_steps, self.options.batch, dict(self._losses), state.seconds, state.net,
-                       _writer(state, log))  # fmt: skip
+                       writer(log, state.step, state.seconds))  # fmt: skip
 
     def take_step(self, state: State, stop: StopRequest | None = None) -> None:
         """Take one training step, of all units at once or of one after another; ranks hear of a stop request."""
@@ -163,6 +167,7 @@ class Loop:
             self._check_finite(names, losses, state)
             # no log keeps the updates of single units, which are dense
             record = partial(self.recorder.record, state.step, state.net) if self.recorder and unit is None else None
+            self._writes = True
             take_update(Built(self.rule, state.net, state.optimizer, state.own_optimizer), update, record)
             del update  # before the next unit's are made
             if self.options.average:
@@ -175,6 +180,7 @@ class Loop:
         if state.scheduler:
             state.scheduler.step()
         state.step += 1
+        self._writes = False
 
     def _updates(self, state: State, stop: StopRequest) -> Iterator[tuple[str | None, Update]]:
         """Return the update of this step, for no unit in particular, or each unit's: made when it is asked for."""
@@ -250,7 +256,7 @@ class Loop:
             raise NonFiniteError(f"after step {state.step}, {why}; {self._kept(state)}")
         losses = {name: value for (split, name), value in values.items() if split == "train"}
         return EpochEnd(-(-state.step // self.steps_per_epoch), state.step, self.total_steps, losses, accuracy,
-                        state.seconds, state.net, _writer(state, log), state.keep)  # fmt: skip
+                        state.seconds, state.net, writer(log, state.step, state.seconds), state.keep)  # fmt: skip
 
     def _save(self, state: State, log: MetricsLog | None) -> None:
         if self.folder is None or log is None or state.saved_step == state.step:
@@ -270,6 +276,14 @@ class Loop:
         self.folder.save_state(tensors, {**record, **log.commit(), **logged, **fed})
         state.saved_step = state.step
 
+    def _save_whole(self, state: State, log: MetricsLog | None) -> None:
+        """Save what an error has ended, unless a step is half written, or a loader can go on from before alone."""
+        feed = self.data.feed
+        if self._writes or (feed and not feed.back_to(state.step) and state.saved_step > 0):
+            return
+        with suppress(SidestepError):  # the weights are not finite, or the disk is full; the first error is told
+            self._save(state, log)
+
     def _check_finite(self, names: list[str], losses: list[float], state: State) -> None:
         if all(map(math.isfinite, losses)):
             return
@@ -281,17 +295,4 @@ class Loop:
         )
 
     def _kept(self, state: State) -> str:
-        if self.folder is None or state.saved_step < 0:
-            return "there is no checkpoint yet"
-        return f"the checkpoint of step {state.saved_step} in {self.folder.path} is kept"
-
-
-def _writer(state: State, log: MetricsLog | None) -> Callable[[str, str, float], None]:
-    """Return what writes an observer's number into the metrics, as one of this step."""
-    step, seconds = state.step, state.seconds
-
-    def write(split: str, name: str, value: float) -> None:
-        if log:
-            log.write(step, split, name, value, seconds)
-
-    return write
+        return kept(self.folder, state.saved_step)

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 from sidestep.errors import CheckpointError
 from sidestep.files import check_plain, open_plain
 
-__all__ = ["MetricsLog", "bytes_until", "check_metrics", "open_metrics", "read_values"]
+__all__ = ["MetricsLog", "bytes_until", "check_metrics", "open_metrics", "read_values", "writer"]
 
 
 class MetricsLog:
@@ -32,6 +32,16 @@ class MetricsLog:
         """Make sure that all lines are on disk, and return their size in bytes and their digest, for the record."""
         os.fsync(self._handle.fileno())
         return {"metrics_bytes": int(self._handle.tell()), "metrics_digest": self._digest.hexdigest()}
+
+
+def writer(log: MetricsLog | None, step: int, seconds: float) -> Callable[[str, str, float], None]:
+    """Return what writes an observer's number into the metrics, if there are any, as one of this step."""
+
+    def write(split: str, name: str, value: float) -> None:
+        if log:
+            log.write(step, split, name, value, seconds)
+
+    return write
 
 
 @contextmanager

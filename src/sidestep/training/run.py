@@ -111,7 +111,8 @@ def train(  # long: rule, data and options, three hooks for own code, and what i
         InputError: for options, data or modules that do not fit together; BusyError: if another process writes there.
         CheckpointError: if a file in the folder is damaged, was changed, or is a link.
         NonFiniteError: if the loss stops being a number; RankError: if another rank has failed or has gone.
-        ObserverError: if an observer raises an error; the run is saved, and can be resumed.
+        ObserverError, BatchError, StepError: if an observer, a loader, or other code of yours, such as a loss or a
+            model, raises an error; the run is saved, and can be resumed.
         Stopped: after Ctrl-C, SIGTERM or SIGHUP, when the step (or, at the end, the batch of the evaluation) under way
             is done and what a resumed run needs is written.
     """

@@ -1,0 +1,77 @@
+"""Errors in the middle of a run: what they say of where it stands, and whose code they come from."""
+
+import sysconfig
+import traceback
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from sidestep.data.feed import BatchError
+from sidestep.errors import InputError, SidestepError
+from sidestep.training.folder import RunFolder
+from sidestep.training.observers import ObserverError
+from sidestep.wording import error_text
+
+__all__ = ["StepError", "kept", "with_position"]
+
+_OURS = Path(__file__).parents[1]
+_LIBRARIES = tuple(Path(str(module.__file__)).parent for module in (torch, np))
+_STANDARD = Path(sysconfig.get_paths()["stdlib"])
+
+
+class StepError(SidestepError):
+    """A step failed in code of the user's, such as a loss or a model: what was trained before is saved."""
+
+
+def kept(folder: RunFolder | None, saved_step: int) -> str:
+    """Return which checkpoint is there, in a few words."""
+    if folder is None:
+        return "there is no checkpoint, since the run has no folder"
+    if saved_step < 0:
+        return "there is no checkpoint yet"
+    return f"the checkpoint of step {saved_step} in {folder.path} is kept"
+
+
+def with_position(error: Exception, step: int, kept: str) -> Exception:
+    """Return an error that ended a run as one that says where the run stands.
+
+    An error of the user's code becomes a StepError, which names the function and the line; one that none of their code
+    was on the way of stays what it is, with the position as a note (from Python 3.11 on).
+
+    Args:
+        error: what was raised.
+        step: how many steps were taken.
+        kept: what `kept` says.
+    """
+    after = f"after step {step}, {kept}"
+    if isinstance(error, BatchError | ObserverError) or (type(error) is InputError and step):
+        return _from(type(error)(f"{error}; {after}"), error.__cause__)
+    place = None if isinstance(error, SidestepError) or _is_memory(error) else _place(error)
+    if place:
+        return _from(StepError(f"a step failed in {place}: {error_text(error)}; {after}"), error)
+    if not isinstance(error, SidestepError) and hasattr(error, "add_note"):
+        error.add_note(after)
+    return error
+
+
+def _from(error: Exception, cause: BaseException | None) -> Exception:
+    error.__cause__ = cause
+    return error
+
+
+def _is_memory(error: Exception) -> bool:
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "out of memory" in str(error).lower()
+
+
+def _place(error: Exception) -> str | None:
+    """Return where in code that is neither ours nor of the libraries below us an error was raised, if it was."""
+    outside = [frame for frame in traceback.extract_tb(error.__traceback__) if _is_outside(frame.filename)]
+    return f"{outside[-1].name} ({outside[-1].filename}, line {outside[-1].lineno})" if outside else None
+
+
+def _is_outside(name: str) -> bool:
+    path = Path(name)
+    if name.startswith("<frozen") or any(path.is_relative_to(folder) for folder in (_OURS, *_LIBRARIES)):
+        return False
+    return not path.is_relative_to(_STANDARD) or "site-packages" in path.parts
