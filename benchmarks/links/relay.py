@@ -83,6 +83,10 @@ class Relays:
             self._loop.run_until_complete(serve(self._link, port, target))
         self._ready.set()
         self._loop.run_forever()
+        left = asyncio.all_tasks(self._loop)
+        for task in left:
+            task.cancel()
+        self._loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
 
 
 async def serve(link: Link, port: int, target: tuple[str, int]) -> asyncio.Server:
