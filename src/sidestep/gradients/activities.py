@@ -21,9 +21,18 @@ from sidestep.data.objective import CLASSES, Objective
 from sidestep.errors import InputError
 from sidestep.gradients.directions import Directions
 from sidestep.nets.precision import at_least_float32, full_precision
-from sidestep.nets.trained import trained
+from sidestep.nets.trained import check_unshared, trained
 
-__all__ = ["Seen", "activity_pass", "at_layer", "check_activity", "cotangent", "output_gradients", "tangent_of"]
+__all__ = [
+    "Seen",
+    "activity_pass",
+    "at_layer",
+    "check_activities",
+    "check_activity",
+    "cotangent",
+    "output_gradients",
+    "tangent_of",
+]
 
 
 @dataclass(frozen=True)
@@ -45,6 +54,15 @@ def check_activity(net: nn.Module) -> None:
             raise InputError(f"layer {name} ({kind}) takes no directions on its outputs; use kind = weights")
         if isinstance(layer, nn.Conv2d) and (isinstance(layer.padding, str) or layer.padding_mode != "zeros"):
             raise InputError(f"layer {name} has padding other than by numbers; use kind = weights")
+
+
+def check_activities(stages: nn.ModuleList, local: bool) -> None:
+    """Raise InputError for stages without directions of outputs; `local`: each has one layer, under its own loss."""
+    check_unshared(stages, again=False, instead="kind = weights")
+    for stage in stages:
+        check_activity(stage)
+    for stage in stages if local else ():
+        at_layer(stage)
 
 
 def activity_pass(

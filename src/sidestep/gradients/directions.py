@@ -5,7 +5,7 @@ has a substream.
 """
 
 import math
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -28,6 +28,7 @@ __all__ = [
     "WeightedDirection",
     "directions_along",
     "paired_logits",
+    "paired_losses",
     "weighted_directions",
 ]
 
@@ -219,6 +220,31 @@ def paired_logits(
                 sides[side] = at_shifted(part, direction, step, partial(part, sides[side]), names)
     plus, minus = (at_least_float32(side) for side in sides)
     return plus, minus
+
+
+def paired_losses(  # long: what is shifted, and what is judged
+    net: StagedNet,
+    inputs: Callable[[int], Tensor],
+    directions: Directions,
+    indices: Sequence[int],
+    eps: float,
+    loss: Callable[[int, Tensor], Tensor],
+) -> Tensor:
+    """Return the losses at `w + eps nu_i` and at `w - eps nu_i`, (2, directions).
+
+    Args:
+        net: the net, whose own weights are only read.
+        inputs: from the number of a direction to what the net sees, (batch, ...).
+        directions: nu.
+        indices: the numbers i of the directions.
+        eps: size of the noise.
+        loss: from the number of a direction and logits, (batch, classes), to the loss, ().
+    """
+    pairs = [
+        torch.stack([loss(index, side) for side in paired_logits(net, inputs(index), directions, index, eps)])
+        for index in indices
+    ]
+    return torch.stack(pairs, dim=1)
 
 
 def _seeded(

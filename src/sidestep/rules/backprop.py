@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 
 from sidestep.checks import check_range
-from sidestep.data import Split
 from sidestep.data.objective import Objective
 from sidestep.errors import InputError
 from sidestep.gradients.any_module import Losses, check_trainable, gradients_here
@@ -33,14 +32,11 @@ from sidestep.nets.stages.layerwise import LayerwiseNet, layerwise_net, layerwis
 from sidestep.nets.ternary.nets import TernaryNet, ternary_conv_net, ternary_mlp
 from sidestep.nets.ternary.straight_through import float_twin
 from sidestep.nets.trained import parameters_of, set_training
-from sidestep.nets.user_modules import ImagePath, image_paths
-from sidestep.noise import Noise
-from sidestep.rules.protocol import Batch, OutputRule, Task
+from sidestep.nets.user_modules import image_paths
+from sidestep.rules.protocol import Batch, Dense, ImagePath, Noise, OutputRule, Split, Takes, Task, Update
 from sidestep.rules.shared.any_module import LOSS, check_unused, one_unit
 from sidestep.rules.shared.denoising import embedding_for, learns
 from sidestep.rules.shared.dense import adamw
-from sidestep.rules.takes import Takes
-from sidestep.update import Dense, Update
 
 __all__ = ["Backprop"]
 

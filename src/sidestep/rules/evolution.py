@@ -18,33 +18,27 @@ import torch
 from torch import Tensor, nn
 
 from sidestep.checks import check_multiple, check_positive, check_range
-from sidestep.data import Split
-from sidestep.data.share import Division
 from sidestep.errors import InputError
 from sidestep.gradients.any_module import Losses, check_trainable, losses_at_pairs
-from sidestep.gradients.directions import Directions, directions_along, paired_logits
+from sidestep.gradients.directions import Directions, directions_along, paired_losses
 from sidestep.gradients.rank_one import Members, check_rank_one, check_repeats, rank_one_logits, weighted_rank_one
 from sidestep.nets.parallel import kept_statistics
 from sidestep.nets.precision import full_precision
 from sidestep.nets.resolution import check_noise_size
 from sidestep.nets.stages.staged import StagedNet, check_layers
 from sidestep.nets.trained import check_unshared, set_training, trained
-from sidestep.nets.user_modules import ImagePath
-from sidestep.noise import Noise
 from sidestep.probes import DenseProbes, Distribution, PerParameter
-from sidestep.rules.protocol import Batch, Task
-from sidestep.rules.shared.any_module import LOSS, apply_any, check_unused, decide_any, dense_probes
+from sidestep.rules.protocol import Batch, Dense, Division, ImagePath, Noise, Split, Takes, Task, Update
+from sidestep.rules.shared.any_module import LOSS, check_unused, dense_probes
 from sidestep.rules.shared.forward_only import (
-    LOGGED,
     Fitness,
     ForwardOnlyRule,
-    check_named,
     fitness_of,
     losses_under,
     make_net,
 )
-from sidestep.rules.takes import Takes, set_takes
-from sidestep.update import Dense, Seeded, Update
+from sidestep.rules.takes import set_takes
+from sidestep.update import Seeded
 
 __all__ = ["Evolution"]
 
@@ -96,7 +90,6 @@ class Evolution(ForwardOnlyRule):
         check_positive(100, eps=self.eps)
         if self.population % 2:
             raise InputError(f"population must be even, since members come in antithetic pairs, got {self.population}")
-        check_named(self.objective, self.optimizer_kind)
         if self.per == "example" and self.noise_kind != "rank-1":
             raise InputError(
                 f"{self.noise_kind} noise for every example is as large as all weights times the batch; use "
@@ -182,14 +175,6 @@ class Evolution(ForwardOnlyRule):
         probes = self.probes(net, noise)
         return Seeded(self._coefs(both).float(), probes, losses={LOSS: both.mean()})
 
-    def decide(self, net: StagedNet, update: Update, optimizer: torch.optim.Optimizer) -> Update:
-        """Return the update, with the learning rate that a replay needs where it is one number per pair."""
-        return decide_any(update, optimizer) if self.optimizer_kind in LOGGED else update
-
-    def apply(self, net: StagedNet, update: Update, optimizer: torch.optim.Optimizer) -> None:
-        """Take one step of the optimiser."""
-        apply_any(net, update, optimizer)
-
     @property
     def _drawn(self) -> Distribution:
         """What the noise on all weights is drawn from, where a whole batch or group shares it."""
@@ -215,15 +200,15 @@ class Evolution(ForwardOnlyRule):
 
     def _by_group(self, net: StagedNet, batch: Batch, members: Members, directions: Directions) -> Tensor:
         """Return the losses of all members, (2, pairs x groups), each on its own group, of shifted weights."""
-        images = batch.inputs.unflatten(0, (members.groups, members.size))
-        labels = batch.targets.unflatten(0, (members.groups, members.size))
-        losses = batch.inputs.new_empty(2, members.count)
+        groups = (members.groups, members.size)
+        images, labels = batch.inputs.unflatten(0, groups), batch.targets.unflatten(0, groups)
+
+        def loss(index: int, logits: Tensor) -> Tensor:
+            return losses_under(self.objective, logits, labels[index % members.groups], batch.objective).mean()
+
         with full_precision(batch.inputs):
-            for index in range(members.count):
-                group = index % members.groups
-                for side, logits in enumerate(paired_logits(net, images[group], directions, index, self.eps)):
-                    losses[side, index] = losses_under(self.objective, logits, labels[group], batch.objective).mean()
-        return losses
+            each = range(members.count)
+            return paired_losses(net, lambda i: images[i % members.groups], directions, each, self.eps, loss)
 
     def _coefs(self, losses: Tensor) -> Tensor:
         """`(F+ - F-) / (2 eps K)` for every pair, (K,), from the losses (2, K)."""

@@ -17,25 +17,19 @@ import torch
 from torch import nn
 
 from sidestep.checks import check_range
-from sidestep.data import Split
-from sidestep.data.share import Division
 from sidestep.errors import InputError
-from sidestep.gradients.activities import at_layer, check_activity
+from sidestep.gradients.activities import check_activities
 from sidestep.gradients.along import along_activities, along_local, along_weights
 from sidestep.gradients.any_module import Losses, check_trainable, derivatives_along
 from sidestep.gradients.directions import Directions
 from sidestep.gradients.forward_mode import forward_mode
 from sidestep.nets.parallel import kept_statistics
 from sidestep.nets.stages.staged import StagedNet
-from sidestep.nets.trained import check_unshared, set_training, trained
-from sidestep.nets.user_modules import ImagePath
-from sidestep.noise import Noise
+from sidestep.nets.trained import set_training, trained
 from sidestep.probes import DenseProbes, PerParameter
-from sidestep.rules.protocol import Batch, Task
+from sidestep.rules.protocol import Batch, Dense, Division, ImagePath, Noise, Split, Takes, Task, Update
 from sidestep.rules.shared.any_module import dense_probes, seeded
-from sidestep.rules.shared.forward_only import ForwardOnlyRule, check_named, make_net
-from sidestep.rules.takes import Takes
-from sidestep.update import Dense, Update
+from sidestep.rules.shared.forward_only import ForwardOnlyRule, make_net
 
 __all__ = ["ForwardGradient"]
 
@@ -71,7 +65,6 @@ class ForwardGradient(ForwardOnlyRule):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_range(1, 100_000, tangents=self.tangents, groups=self.groups)
-        check_named("cross-entropy", self.optimizer_kind)
 
     @property
     def divides(self) -> Mapping[Division, int]:
@@ -87,12 +80,7 @@ class ForwardGradient(ForwardOnlyRule):
         """Make the MLP; a module of the user's takes the place of its hidden layers, with one head per stage."""
         net = make_net(task, self.hidden, self.norm, noise, module, self.groups if self.kind == "local" else 0)
         if self.kind != "weights":
-            check_unshared(net.stages, again=False, instead="kind = weights")
-            for stage in net.stages:
-                check_activity(stage)
-        if self.kind == "local":
-            for stage in net.stages:
-                at_layer(stage)
+            check_activities(net.stages, local=self.kind == "local")
         return net
 
     def fits(self, net: StagedNet) -> bool:

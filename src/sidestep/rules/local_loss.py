@@ -8,7 +8,7 @@ deviation over places. Source: Nøkland and Eidnes, "Training neural networks wi
 (`predsim`; its s is 0.99, since the similarity term is small).
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -20,9 +20,8 @@ from sidestep.nets.parallel import kept_statistics
 from sidestep.nets.precision import at_least_float32
 from sidestep.nets.stages.around import layerwise_around, shapes_along
 from sidestep.nets.stages.feedback import feedback_kinds
-from sidestep.nets.stages.heads import answers_of_heads
 from sidestep.nets.stages.layerwise import LayerwiseNet, shapes_of
-from sidestep.nets.stages.similarity import projection_for, similarity_loss
+from sidestep.nets.stages.similarity import add_projections, similarity_loss
 from sidestep.nets.trained import set_training
 from sidestep.rules.protocol import Batch, Dense, ImagePath, Noise, Split, Task, Update
 from sidestep.rules.shared.dense import merged, numbered_units
@@ -62,17 +61,15 @@ class LocalLoss(LayerwiseRule):
         """Make the net; a module of the user's, an nn.Sequential, takes the place of its stages."""
         net = self.stages(task, noise, module, local=True)
         if self.similarity:
-            with noise.stream("projections").torch_seeded():
-                net.projections = nn.ModuleList(map(projection_for, shapes_of(net.stages, task.shape)))
+            add_projections(net, shapes_of(net.stages, task.shape), noise)
         return net
 
     def adopt(self, model: nn.Module, example: Tensor, noise: Noise) -> nn.Module:
         """Return a net of the model's own stages, whose last head is the model's output; the other heads are new."""
         net = layerwise_around(model, example, True, noise)
         if self.similarity:
-            with noise.stream("projections").torch_seeded():
-                shapes = shapes_along(list(net.stages), example, noise)
-                net.projections = nn.ModuleList(map(projection_for, [*shapes[0], shapes[1]])).to(example.device)
+            shapes, last = shapes_along(list(net.stages), example, noise)
+            add_projections(net, [*shapes, last], noise).to(example.device)
         return net
 
     def fits(self, net: LayerwiseNet) -> bool:
@@ -117,9 +114,3 @@ class LocalLoss(LayerwiseRule):
             losses["similarity"] = alike.detach()
             loss = (1 - self.similarity) * loss + self.similarity * alike
         return loss, losses
-
-    def predict(
-        self, net: LayerwiseNet, images: Tensor, noise: Noise, start: int = 0, names: Collection[str] | None = None
-    ) -> dict[str, Tensor]:
-        """Return the softmax of the last head's logits, and of the sum of all heads'."""
-        return answers_of_heads(net, images, self.readings if names is None else names)

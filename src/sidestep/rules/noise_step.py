@@ -20,9 +20,6 @@ import torch
 from torch import Tensor
 
 from sidestep.checks import check_positive, check_range
-from sidestep.data import Split
-from sidestep.data.objective import objective_of
-from sidestep.data.share import Division
 from sidestep.errors import InputError
 from sidestep.gradients.end_to_end import end_to_end
 from sidestep.gradients.local_losses import floating, local_gradients
@@ -32,23 +29,21 @@ from sidestep.gradients.tangents.alignments import alignments
 from sidestep.gradients.ternary_directions import activity_gradients, check_chain, rank_one_alignments, rank_one_shapes
 from sidestep.nets.check_module import inplace_explained
 from sidestep.nets.parallel import kept_statistics
+from sidestep.nets.stages.heads import answers_of_heads
 from sidestep.nets.substituted import functional_call
 from sidestep.nets.ternary.causal import ternary_causal_net, ternary_shares_net
 from sidestep.nets.ternary.layers import ternary_parameters, trit_count
 from sidestep.nets.ternary.nets import TernaryNet, ternary_conv_net, ternary_mlp, ternary_own
-from sidestep.nets.trained import set_training, trained
-from sidestep.nets.user_modules import ImagePath
-from sidestep.noise import Noise
+from sidestep.nets.trained import set_training
 from sidestep.probes import RankOneProbes
-from sidestep.rules.protocol import Batch, Rule, Task
-from sidestep.rules.shared.any_module import of_examples, of_share
+from sidestep.rules.protocol import Batch, Dense, Division, ImagePath, Noise, Rule, Split, Takes, Task, Update
+from sidestep.rules.shared.any_module import of_examples, of_share, one_unit
 from sidestep.rules.shared.codecs import LOCAL, check_choices, check_tokens, codec_and_update
+from sidestep.rules.shared.dense import numbered_units
 from sidestep.rules.shared.density import DensitySchedule, first_density
 from sidestep.rules.shared.flip_scaling import FlipScaling
 from sidestep.rules.shared.ternary_steps import TernarySteps
 from sidestep.rules.shared.trits import along_probes, with_zeros
-from sidestep.rules.takes import Takes
-from sidestep.update import Dense, Update
 
 __all__ = ["NoiseStep"]
 
@@ -190,11 +185,7 @@ class NoiseStep(TernarySteps, Rule[TernaryNet]):
 
     def units(self, net: TernaryNet) -> dict[str, list[str]]:
         """Return the stages with their heads for local losses, otherwise the one unit: all parameters."""
-        names = list(trained(net))
-        if self.estimator not in LOCAL:
-            return {"net": names}
-        stages = sorted({int(name.split(".")[1]) for name in names})
-        return {f"stage {i}": [n for n in names if int(n.split(".")[1]) == i] for i in stages}
+        return numbered_units(net, len(net.stages)) if self.estimator in LOCAL else one_unit(net)
 
     def optimizer(self, net: TernaryNet) -> torch.optim.Optimizer:
         """Make what keeps the momentum or the accumulators; it has no learning rate, but the share of flips."""
@@ -254,12 +245,7 @@ class NoiseStep(TernarySteps, Rule[TernaryNet]):
         self, net: TernaryNet, images: Tensor, noise: Noise, start: int = 0, names: Collection[str] | None = None
     ) -> dict[str, Tensor]:
         """Return the softmax of the last head's logits, and of the sum of all heads'."""
-        net.eval()
-        wanted = self.readings if names is None else names
-        with torch.no_grad():
-            logits = net.every_logits(images) if "heads" in wanted else [net(images)]
-            found = {"forward": logits[-1], "heads": torch.stack(logits).sum(dim=0)}
-            return {name: objective_of(net).predictions(found[name]) for name in wanted}
+        return answers_of_heads(net, images, self.readings if names is None else names)
 
     def diagnostics(self, net: TernaryNet) -> dict[str, float]:
         """Return the share of weights that are not zero, and where the density of probes stands."""

@@ -18,8 +18,6 @@ import torch
 from torch import Tensor
 
 from sidestep.checks import check_positive, check_range, check_used
-from sidestep.data import Split
-from sidestep.data.share import Division
 from sidestep.errors import InputError
 from sidestep.gradients.end_to_end import end_to_end, gradients_of
 from sidestep.nets.dropout import masks_from
@@ -33,10 +31,9 @@ from sidestep.nets.noprop.target_space import target_space
 from sidestep.nets.noprop.ternary_blocks import TernaryBlock, ternary_stack
 from sidestep.nets.parallel import kept_statistics, run_units
 from sidestep.nets.trained import set_training, trained
-from sidestep.nets.user_modules import ImagePath, image_paths
-from sidestep.noise import Noise
+from sidestep.nets.user_modules import image_paths
 from sidestep.rules.fields import RARE
-from sidestep.rules.protocol import Batch, Rule, Task
+from sidestep.rules.protocol import Batch, Dense, Division, ImagePath, Noise, Rule, Split, Takes, Task, Update
 from sidestep.rules.shared.all_blocks import UnitEstimate, loss_of_each, together_estimate
 from sidestep.rules.shared.denoising import (
     TAKES,
@@ -51,8 +48,6 @@ from sidestep.rules.shared.denoising import (
 from sidestep.rules.shared.dense import apply_dense
 from sidestep.rules.shared.ternary_denoising import WITH_FLIPS, TernarySolver, check_dense, settle_solver
 from sidestep.rules.shared.variant import PAPER_LABELS, PaperOptions
-from sidestep.rules.takes import Takes
-from sidestep.update import Dense, Update
 
 __all__ = ["NoPropDT"]
 

@@ -17,34 +17,28 @@ import torch
 from torch import Tensor, nn
 
 from sidestep.checks import check_positive, check_range
-from sidestep.data import Split
 from sidestep.data.objective import CLASSES
-from sidestep.data.share import WHOLE, Division, Share
+from sidestep.data.share import WHOLE, Share
 from sidestep.errors import InputError
 from sidestep.gradients.any_module import Losses, ShiftedPasses, check_trainable
-from sidestep.gradients.directions import OneDirection, directions_along, paired_logits
+from sidestep.gradients.directions import OneDirection, directions_along, paired_losses
 from sidestep.gradients.step_search import rate_along
 from sidestep.nets.parallel import kept_statistics
 from sidestep.nets.precision import full_precision
 from sidestep.nets.resolution import check_noise_size
 from sidestep.nets.stages.staged import StagedNet, check_layers
 from sidestep.nets.trained import set_training
-from sidestep.nets.user_modules import ImagePath
-from sidestep.noise import Noise
 from sidestep.probes import DenseProbes, Distribution
-from sidestep.rules.protocol import Batch, Task
+from sidestep.rules.protocol import Batch, Division, ImagePath, Noise, Split, Takes, Task, Update
 from sidestep.rules.shared.any_module import (
     LOSS,
     STEP_SIZE,
-    apply_any,
     check_unused,
-    decide_any,
     dense_probes,
     of_share,
 )
-from sidestep.rules.shared.forward_only import LOGGED, ForwardOnlyRule, check_named, losses_under, make_net
-from sidestep.rules.takes import Takes
-from sidestep.update import Seeded, Update
+from sidestep.rules.shared.forward_only import ForwardOnlyRule, losses_under, make_net
+from sidestep.update import Seeded
 
 __all__ = ["SPSA"]
 
@@ -89,7 +83,6 @@ class SPSA(ForwardOnlyRule):
         super().__post_init__()
         check_range(1, 1 << 20, pairs=self.pairs)
         check_positive(100, eps=self.eps)
-        check_named(self.objective, self.optimizer_kind)
         if self.learning_rate is None and self.optimizer_kind != "plain-sgd":
             raise InputError(
                 f"a step size is found along the estimate itself, and {self.optimizer_kind} steps along another "
@@ -138,17 +131,15 @@ class SPSA(ForwardOnlyRule):
             return self._along(net, losses, noise, batch.share, f"net: {self.objective}", plain)
         probes = self.probes(net, noise)
         directions = directions_along(probes)
-        found, share, taken = [], batch.share, batch.share.probes(self.pairs)
+        share, taken = batch.share, batch.share.probes(self.pairs)
+
+        def loss(_: int, logits: Tensor) -> Tensor:
+            return losses_under(self.objective, logits, batch.targets, batch.objective).mean()
+
         drawing = noise.stream("module").torch_seeded(batch.inputs.device)  # modules of the user's that draw repeat
         with torch.no_grad(), kept_statistics(net) as changed, full_precision(batch.inputs), drawing:
-            for index in taken:  # both sides of one layer after another, which draws the noise of one layer at a time
-                sides = paired_logits(net, batch.inputs, directions, index, self.eps)
-                found.append(
-                    torch.stack(
-                        [losses_under(self.objective, side, batch.targets, batch.objective).mean() for side in sides]
-                    )
-                )
-            both = torch.stack(found, dim=1)  # (2, pairs)
+            # both sides of one layer after another, which draws the noise of one layer at a time
+            both = paired_losses(net, lambda _: batch.inputs, directions, taken, self.eps, loss)  # (2, pairs)
             coefs = (both[0] - both[1]) / (2 * self.eps * self.pairs)
             coefs, chosen = of_share(coefs, taken, self.pairs, share)
             return Seeded(coefs, probes, changed(), {f"net: {self.objective}": both.mean()}, taken=chosen)
@@ -215,12 +206,8 @@ class SPSA(ForwardOnlyRule):
         coefs, chosen = of_share(coefs * (len(taken) / self.pairs), taken, self.pairs, share)
         return Seeded(coefs.float(), probes, run.statistics or {}, terms, taken=chosen)
 
-    def decide(self, net: StagedNet, update: Update, optimizer: torch.optim.Optimizer) -> Update:
-        """Return the update with the learning rate that it is applied with."""
-        return decide_any(update, optimizer) if self.optimizer_kind in LOGGED else update
-
     def apply(self, net: StagedNet, update: Update, optimizer: torch.optim.Optimizer) -> None:
         """Take one step of the optimiser along the directions, which are made again, at the update's learning rate."""
         if not isinstance(update, Seeded):
             raise InputError(f"this rule applies one number per pair (Seeded), got {type(update).__name__}")
-        apply_any(net, update, optimizer)
+        super().apply(net, update, optimizer)

@@ -6,18 +6,28 @@ C is the matrix of the cosines between the examples of a batch, after their mean
 the standard deviation over places; Y the one-hot labels (Nøkland and Eidnes 2019, section 2).
 """
 
+from collections.abc import Iterable
+
 from torch import Tensor, nn
 from torch.nn.functional import normalize, one_hot
 
 from sidestep.nets.precision import at_least_float32, full_precision
+from sidestep.noise import Noise
 
-__all__ = ["projection_for", "similarity_loss"]
+__all__ = ["add_projections", "projection_for", "similarity_loss"]
 
 
 def projection_for(shape: tuple[int, ...]) -> nn.Module:
     """Return what features of this shape, without the batch, pass before they are compared."""
     width = shape[0]
     return nn.Conv2d(width, width, 3, padding=1, bias=False) if len(shape) == 3 else nn.Linear(width, width, bias=False)
+
+
+def add_projections(net: nn.Module, shapes: Iterable[tuple[int, ...]], noise: Noise) -> nn.ModuleList:
+    """Give a net a projection for each of its stages, whose features have these shapes; return them."""
+    with noise.stream("projections").torch_seeded():
+        net.projections = projections = nn.ModuleList(map(projection_for, shapes))
+    return projections
 
 
 def similarity_loss(projection: nn.Module, outputs: Tensor, classes: int, labels: Tensor) -> Tensor:

@@ -13,9 +13,9 @@ from sidestep.errors import InputError
 from sidestep.nets.stages.staged import StagedNet, check_layers, staged_mlp, staged_own
 from sidestep.nets.user_modules import ImagePath
 from sidestep.noise import Noise
-from sidestep.rules.protocol import OutputRule, Task
+from sidestep.rules.protocol import OutputRule, Task, Update
 from sidestep.rules.shared import optimizers
-from sidestep.rules.shared.any_module import one_unit
+from sidestep.rules.shared.any_module import apply_any, decide_any, one_unit
 from sidestep.rules.shared.dense import parameter_groups
 
 __all__ = [
@@ -141,9 +141,14 @@ def make_optimizer(
 class ForwardOnlyRule(OutputRule[StagedNet]):
     """What rules on a staged net have in common whose optimiser is chosen by name."""
 
+    objective: str = "cross-entropy"
     optimizer_kind: str
     learning_rate: Any
     weight_decay: float
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_named(self.objective, self.optimizer_kind)
 
     @property
     def first_rate(self) -> float:
@@ -157,3 +162,11 @@ class ForwardOnlyRule(OutputRule[StagedNet]):
     def optimizer_any(self, net: nn.Module) -> torch.optim.Optimizer:
         """Make the optimiser for any module."""
         return make_optimizer(self.optimizer_kind, net, one_unit(net), self.first_rate, self.weight_decay)
+
+    def decide(self, net: StagedNet, update: Update, optimizer: torch.optim.Optimizer) -> Update:
+        """Return the update, with the learning rate that a replay needs where it is one number per direction."""
+        return decide_any(update, optimizer) if self.optimizer_kind in LOGGED else update
+
+    def apply(self, net: StagedNet, update: Update, optimizer: torch.optim.Optimizer) -> None:
+        """Take one step of the optimiser, at the update's learning rate where it has one."""
+        apply_any(net, update, optimizer)
