@@ -91,12 +91,9 @@ class ForwardForward(StagewiseRule[GoodnessNet]):
         yield "readout", Dense(gradients_of(loss, readout), {}, {"readout: cross-entropy": loss.detach()})
         likely = logits.detach() if self.negatives == "hard" else torch.zeros_like(logits.detach())
         wrong = wrong_labels(labels, likely, noise.stream("negatives"))
-        if self.label == "input":
-            inputs = torch.cat([net.shown(batch.inputs, labels), net.shown(batch.inputs, wrong)])
-        else:
-            inputs = batch.inputs
-        for (unit, names), outputs in zip(units.items(), net.stage_outputs(inputs), strict=False):
-            loss = goodness_loss(*self._pair(net, outputs, labels, wrong), self.threshold, self.sharpness)
+        outputs_of_stages = net.stage_outputs(net.inputs_of_pair(batch.inputs, labels, wrong))
+        for (unit, names), outputs in zip(units.items(), outputs_of_stages, strict=False):
+            loss = goodness_loss(*net.goodness_of_pair(outputs, labels, wrong), self.threshold, self.sharpness)
             del outputs
             found = {name: parameters[name] for name in names}
             yield unit, Dense(gradients_of(loss, found), {}, {f"{unit}: goodness": loss.detach()})
@@ -112,11 +109,3 @@ class ForwardForward(StagewiseRule[GoodnessNet]):
                 logits = self.sharpness * net.every_goodness(images) if name == "goodness" else net(images)
                 found[name] = at_least_float32(logits).softmax(dim=1)
         return found
-
-    def _pair(self, net: GoodnessNet, outputs: Tensor, labels: Tensor, wrong: Tensor) -> tuple[Tensor, Tensor]:
-        """The goodness of the true and of the wrong labels, (batch,) each."""
-        goodness = net.goodness(outputs)
-        if self.label == "input":
-            right, other = goodness.chunk(2)
-            return right, other
-        return goodness.gather(1, labels[:, None])[:, 0], goodness.gather(1, wrong[:, None])[:, 0]

@@ -92,6 +92,20 @@ class GoodnessNet(nn.Module):
             return squares.mean(dim=1)
         return _by_shares(squares, self.classes)
 
+    def inputs_of_pair(self, images: Tensor, labels: Tensor, wrong: Tensor) -> Tensor:
+        """Return images with their true labels and then with wrong ones, (2 batch, ...), or as they are."""
+        if not self.painted:
+            return images
+        return torch.cat([self.shown(images, labels), self.shown(images, wrong)])
+
+    def goodness_of_pair(self, outputs: Tensor, labels: Tensor, wrong: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the goodness of the true and of the wrong labels, (batch,) each, from what a stage makes of them."""
+        goodness = self.goodness(outputs)
+        if self.painted:
+            right, other = goodness.chunk(2)
+            return right, other
+        return goodness.gather(1, labels[:, None])[:, 0], goodness.gather(1, wrong[:, None])[:, 0]
+
     def every_goodness(self, images: Tensor) -> Tensor:
         """Return the sum of the stages' goodness for every label, (batch, classes), by trying all labels."""
         if not self.painted:
