@@ -28,11 +28,12 @@ __all__ = [
     "noise",
     "replay",
     "rules",
+    "testing",
     "train",
 ]
 
 if TYPE_CHECKING:
-    from sidestep import data, nets, noise, rules
+    from sidestep import data, nets, noise, rules, testing
     from sidestep.training import STOP, CsvLog, EarlyStop, Options, Run, TensorBoard, load_run, replay, train
     from sidestep.training.align import align
     from sidestep.training.ask_tell import ask_tell
@@ -41,7 +42,7 @@ else:
     # torch takes seconds to import: what needs it comes when it is asked for, so that the command line, whose entry
     # lies in this package, can be stopped meanwhile
     def __getattr__(name: str) -> Any:
-        if name in __all__ and name not in ("data", "nets", "noise", "rules"):
+        if name in __all__ and name not in ("data", "nets", "noise", "rules", "testing"):
             globals()[name] = getattr(import_module("sidestep.training"), name)
             return globals()[name]
         if name.isidentifier() and not name.startswith("_"):

@@ -6,22 +6,14 @@ import pytest
 import torch
 from torch import nn
 
-from sidestep import Options, data, load_run, train
+from sidestep import Options, data, load_run, testing, train
 from sidestep.errors import InputError
 from sidestep.noise import Noise
 from sidestep.rules import (
     RULES,
-    SPSA,
     Backprop,
     Batch,
-    DirectFeedbackAlignment,
-    Evolution,
-    FeedbackAlignment,
-    ForwardForward,
-    ForwardGradient,
     HasTrueGradient,
-    Hebbian,
-    LocalLoss,
     NeuralODE,
     NoiseStep,
     NoPropCT,
@@ -30,75 +22,19 @@ from sidestep.rules import (
     Task,
 )
 from sidestep.update import Dense, Flips, Seeded
+from tests.small_rules import QUICK, SMALL
 
 TASK = Task((1, 8, 8), tuple("abcd"), (0.0,), (1.0,))
-QUICK = {"steps": 3, "draws": 2}
-SMALL = {
-    "noprop-dt": NoPropDT(blocks=2),
-    "noprop-dt learned": NoPropDT(blocks=2, embedding="learned", dimension=6, readout="radial"),
-    "noprop-dt readable": NoPropDT(
-        blocks=2, levels="readable", loss="cross-entropy", embedding="learned", unit_norm=True
-    ),
-    "noprop-dt ternary": NoPropDT(blocks=2, solver="noise-step", hidden=(32, 16), flip_share=0.05),
-    "noprop-dt ternary losses": NoPropDT(
-        blocks=2, solver="noise-step", estimator="local-losses", hidden=(32,), embedding="orthogonal", dimension=12
-    ),
-    "noprop-ct": NoPropCT(**QUICK),
-    "noprop-ct learned paper": NoPropCT(
-        loss="paper", schedule="learned", embedding="learned", dimension=6, readout="radial", **QUICK
-    ),
-    "noprop-fm": NoPropFM(**QUICK),
-    "noprop-fm velocity": NoPropFM(prediction="velocity", loss="paper", embedding="learned", dimension=6, **QUICK),
-    "backprop": Backprop(blocks=2),
-    "backprop checkpointed": Backprop(blocks=2, activation_checkpointing=True),
-    "backprop mlp": Backprop(net="mlp", hidden=(32,)),
-    "backprop conv": Backprop(net="conv", hidden=(8, 8)),
-    "backprop ternary": Backprop(net="mlp", hidden=(32,), ternary=True),
-    "backprop linear": Backprop(net="linear"),
-    "backprop mlp batch norm": Backprop(net="mlp", hidden=(32, 16), norm="batch"),
-    "backprop accumulated": Backprop(net="mlp", hidden=(32, 16), norm="layer", accumulate=4),
-    "backprop deep supervision": Backprop(blocks=1, deep_supervision=0.3),
-    "backprop deep conv": Backprop(
-        net="conv", hidden=(8, 8), deep_supervision=0.3, activation_checkpointing=True, accumulate=2
-    ),
-    "neural-ode": NeuralODE(steps=4),
-    "noise-step": NoiseStep(hidden=(48, 32)),
-    "noise-step conv": NoiseStep(net="conv", hidden=(8, 8), bias=True),
-    "noise-step weight probes": NoiseStep(estimator="weight-probes", hidden=(32,), bias=True),
-    "noise-step more probes": NoiseStep(
-        estimator="weight-probes", hidden=(16,), probes=16, most_probes=64, schedule="loss-triggered", exclusive=True,
-        update="accumulators", threshold=2,
-    ),
-    "noise-step rank-one": NoiseStep(estimator="rank-one", hidden=(16,), tangents=2),
-    "noise-step activity": NoiseStep(estimator="activity-probes", hidden=(32, 16), tangents=4),
-    "feedback-alignment": FeedbackAlignment(hidden=(32, 16)),
-    "feedback-alignment conv sign-symmetric": FeedbackAlignment(net="conv", hidden=(8, 8), feedback="sign-symmetric"),
-    "feedback-alignment kolen-pollack": FeedbackAlignment(hidden=(32, 16), feedback="kolen-pollack", norm="layer"),
-    "direct-feedback-alignment": DirectFeedbackAlignment(hidden=(32, 16)),
-    "direct-feedback-alignment conv": DirectFeedbackAlignment(net="conv", hidden=(8, 8), norm="none"),
-    "forward-forward": ForwardForward(hidden=(32, 16)),
-    "forward-forward head": ForwardForward(hidden=(32, 16), label="head", threshold=1.0, negatives="uniform"),
-    "forward-forward conv": ForwardForward(net="conv", hidden=(12, 12)),
-    "local-loss": LocalLoss(hidden=(32, 16)),
-    "local-loss similarity": LocalLoss(net="conv", hidden=(8, 8), similarity=0.9),
-    "evolution": Evolution(hidden=(16,)),
-    "evolution input": Evolution(hidden=(16,), columns="input", learning_rate=0.01),
-    "evolution group": Evolution(hidden=(16,), per="group", group=4, fitness="ranks"),
-    "evolution full-rank": Evolution(hidden=(16,), per="group", group=16, noise_kind="full-rank"),
-    "spsa": SPSA(hidden=(16,), pairs=4, learning_rate=1e-3),
-    "forward-gradient": ForwardGradient(hidden=(32,), groups=4),
-    "forward-gradient activities": ForwardGradient(kind="activities", hidden=(32, 16)),
-    "forward-gradient weights": ForwardGradient(kind="weights", hidden=(16,), tangents=4),
-    "hebbian": Hebbian(hidden=(32, 16)),
-    "hebbian oja": Hebbian(hidden=(16,), kind="oja"),
-    "hebbian sanger": Hebbian(hidden=(16, 8), kind="sanger"),
-    "hebbian conv": Hebbian(net="conv", hidden=(8, 8), kind="against"),
-    "noise-step projected": NoiseStep(codec="trits", hidden=(32,), probes=256, density=0.01, schedule="constant"),
-}  # fmt: skip
 
 
 def test_every_rule_stands_in_the_matrix():
     assert {rule.name for rule in SMALL.values()} == set(RULES)
+
+
+@pytest.mark.parametrize("check", testing.CHECKS)
+@pytest.mark.parametrize("name", SMALL)
+def test_a_rule_keeps_what_every_rule_promises(name, check):
+    testing.check_rule(SMALL[name], only=check)
 
 
 @pytest.fixture(params=SMALL.values(), ids=SMALL.keys())
@@ -131,28 +67,6 @@ def estimate(rule, net, step=0):
     return rule.estimate(net, batch(step), Noise(0).stream("estimate").at(step))
 
 
-def test_the_net_is_a_function_of_the_seed(rule):
-    first, second = build(rule).state_dict(), build(rule).state_dict()
-    other = rule.build(TASK, Noise(1), None, None).state_dict()
-    assert all(torch.equal(first[name], second[name]) for name in first)
-    assert any(not torch.equal(first[name], other[name]) for name in first)
-
-
-def test_building_and_estimating_leave_torch_s_generator_alone(rule):
-    state = torch.get_rng_state()
-    estimate(rule, build(rule))
-    assert torch.equal(state, torch.get_rng_state())
-
-
-def test_estimate_writes_neither_weights_nor_buffers_and_repeats(rule):
-    net = build(rule)
-    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
-    first, second = parts_of(estimate(rule, net, 3)), parts_of(estimate(rule, net, 3))
-    assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
-    assert all(torch.equal(first[name], second[name]) for name in first | second)
-    assert all(parameter.grad is None for parameter in net.parameters())
-
-
 def test_the_true_gradient_leaves_the_net_as_it_was_or_there_is_a_reason_for_none(rule):
     if not isinstance(rule, HasTrueGradient):
         assert rule.no_true_gradient
@@ -168,23 +82,6 @@ def test_the_true_gradient_leaves_the_net_as_it_was_or_there_is_a_reason_for_non
     assert all(parameter.grad is None for parameter in parameters.values())
 
 
-def test_the_units_hold_every_parameter_once(rule):
-    net = build(rule)
-    names = [name for names in rule.units(net).values() for name in names]
-    assert sorted(names) == sorted(name for name, _ in net.named_parameters())
-
-
-def test_apply_is_deterministic_and_sees_no_data(rule):
-    nets = [build(rule), build(rule)]
-    optimizers = [rule.optimizer(net) for net in nets]
-    for step in range(3):
-        update = rule.decide(nets[0], estimate(rule, nets[0], step), optimizers[0])
-        for net, optimizer in zip(nets, optimizers, strict=True):
-            rule.apply(net, update, optimizer)
-    one, two = (net.state_dict() for net in nets)
-    assert all(torch.equal(one[name], two[name]) for name in one)
-
-
 def test_twenty_steps_on_one_batch_lower_every_loss_that_can_fall(rule):
     net = build(rule)
     optimizer = rule.optimizer(net)
@@ -198,16 +95,6 @@ def test_twenty_steps_on_one_batch_lower_every_loss_that_can_fall(rule):
             assert last[name] < first[name], name
 
 
-def test_predictions_are_probabilities_for_every_reading(rule):
-    net = build(rule)
-    found = rule.predict(net, batch().inputs, Noise(0))
-    assert tuple(found) == rule.readings
-    for probabilities in found.values():
-        assert probabilities.shape == (32, 4)
-        assert (probabilities >= 0).all()
-        torch.testing.assert_close(probabilities.sum(dim=1), torch.ones(32))
-
-
 def test_bfloat16_estimates_point_the_same_way(rule):
     net = build(rule)
     exact = parts_of(estimate(rule, net))
@@ -215,15 +102,6 @@ def test_bfloat16_estimates_point_the_same_way(rule):
         rounded = parts_of(estimate(rule, net))
     whole = [torch.cat([g.flatten().float() for g in gradients.values()]) for gradients in (exact, rounded)]
     assert torch.nn.functional.cosine_similarity(*whole, dim=0) > 0.9
-
-
-def test_hyper_parameters_are_frozen_and_explained(rule):
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        rule.learning_rate = 1.0
-    source = __import__("inspect").getsource(type(rule))
-    for field in dataclasses.fields(rule):
-        after = source.split(f"    {field.name}: ", 1)[1].splitlines()[1]
-        assert after.strip().startswith('"""'), field.name
 
 
 RATES = {"learning_rate": (0.0, float("nan")), "weight_decay": (2.0,), "flip_share": (0.0, 1.5, float("nan"))}
@@ -248,14 +126,6 @@ def test_no_blocks_no_steps_and_no_draws_are_refused(rule):
 
 def digits():
     return data.load("digits")
-
-
-def test_a_resumed_run_ends_with_the_same_bits(rule, tmp_path):
-    whole = train(rule, digits(), Options(epochs=2, batch=256, out=tmp_path / "whole"))
-    train(rule, digits(), Options(epochs=1, batch=256, out=tmp_path / "parts"))
-    parts = train(rule, digits(), Options(epochs=2, batch=256, out=tmp_path / "parts", resume=True))
-    assert (tmp_path / "whole/model.safetensors").read_bytes() == (tmp_path / "parts/model.safetensors").read_bytes()
-    assert whole.result["test_accuracy"] == parts.result["test_accuracy"]
 
 
 def test_a_run_comes_back_from_its_folder(rule, tmp_path):

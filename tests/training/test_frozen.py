@@ -28,6 +28,7 @@ from sidestep.rules import (
     Task,
 )
 from sidestep.steplog import LogReader, rebuild
+from sidestep.testing import check_rule
 
 TASK = Task((1, 8, 8), tuple("abcd"), (0.0,), (1.0,))
 DECAY = {"weight_decay": 0.5}
@@ -210,20 +211,7 @@ def test_a_net_that_is_frozen_as_a_whole_is_refused(name):
 
 @pytest.mark.parametrize("name", (EVERY | WITHOUT_MODULES).keys())
 def test_what_is_frozen_after_the_net_was_built_stays_too(name):
-    rule = (EVERY | WITHOUT_MODULES)[name]
-    if rule.name == "noise-step":
-        pytest.skip("whole numbers cannot be frozen")
-    net = rule.build(TASK, Noise(0), None, None)
-    optimizer = rule.optimizer(net)
-    first = next(iter(trained(net)))
-    for parameter in (still := [p for n, p in net.named_parameters() if n.split(".")[:2] == first.split(".")[:2]]):
-        parameter.requires_grad_(False)
-    before = [parameter.clone() for parameter in still]
-    batch = Batch(Noise(1).normal(32 * 64).view(32, 1, 8, 8), torch.arange(32) % 4)
-    for step in range(2):
-        update = rule.estimate(net, batch, Noise(0).at(step))
-        rule.apply(net, rule.decide(net, update, optimizer), optimizer)
-    assert all(torch.equal(was, now) for was, now in zip(before, still, strict=True))
+    check_rule((EVERY | WITHOUT_MODULES)[name], only="frozen_stays")
 
 
 def test_a_module_that_is_copied_keeps_its_frozen_values_and_starts_the_others_anew():

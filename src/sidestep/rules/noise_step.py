@@ -185,7 +185,9 @@ class NoiseStep(TernarySteps, Rule[TernaryNet]):
 
     def units(self, net: TernaryNet) -> dict[str, list[str]]:
         """Return the stages with their heads for local losses, otherwise the one unit: all parameters."""
-        return numbered_units(net, len(net.stages)) if self.estimator in LOCAL else one_unit(net)
+        if self.estimator not in LOCAL:
+            return one_unit(net)
+        return {unit: list(own) for unit, own in numbered_units(net, len(net.stages)).items()}
 
     def optimizer(self, net: TernaryNet) -> torch.optim.Optimizer:
         """Make what keeps the momentum or the accumulators; it has no learning rate, but the share of flips."""
