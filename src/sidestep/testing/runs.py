@@ -42,7 +42,9 @@ def hyper_parameters_are_explained(subject: Subject) -> None:
     """Fields cannot be set anew, and each has a default and a string below it, its help text."""
     kind = type(subject.rule)
     fields = dataclasses.fields(subject.rule)
-    expect(bool(vars(kind)["__dataclass_params__"].frozen), "the class must be a frozen dataclass, @dataclass(frozen=True)")
+    expect(
+        bool(vars(kind)["__dataclass_params__"].frozen), "the class must be a frozen dataclass, @dataclass(frozen=True)"
+    )
     try:
         source = inspect.getsource(kind)
     except (OSError, TypeError):  # typed into a prompt
