@@ -127,17 +127,17 @@ class ShiftedPasses:
             step: the size of the noise, of either sign.
             masks: which draws of torch's generators the module meets, such as dropout's masks.
         """
-
-        def passed() -> tuple[Tensor, dict[str, Tensor]]:
-            with _repeatable(self._net, self._noise.sub(masks)) as changed:
-                return mean_loss(self._losses()), changed() if self.statistics is None else {}
-
         if self._swapped:
             self.statistics = {}
             with torch.no_grad(), full_precision(self._like):
                 if direction is None:
                     return mean_loss(self._losses())
-                return self._swapped.at(direction, step, lambda: mean_loss(self._losses()))
+                return mean_loss(self._swapped.at(direction, step, self._losses))
+
+        def passed() -> tuple[Tensor, dict[str, Tensor]]:
+            with _repeatable(self._net, self._noise.sub(masks)) as changed:
+                return mean_loss(self._losses()), changed() if self.statistics is None else {}
+
         with torch.no_grad(), full_precision(self._like):
             loss, changed = passed() if direction is None else at_shifted(self._net, direction, step, passed)
         self.statistics = changed if self.statistics is None else self.statistics

@@ -98,8 +98,7 @@ class JointSigns(Directions):
     @cached_property
     def _length(self) -> int:
         """Elements from one direction to the next."""
-        whole = sum(math.prod(shape) for _, shape in self.table)
-        return -(-whole // _BLOCK) * _BLOCK
+        return -(-self._weights // _BLOCK) * _BLOCK
 
     @cached_property
     def _block(self) -> Tensor | None:
@@ -119,18 +118,20 @@ class JointSigns(Directions):
             signs = self.noise.sub(group).signs(count, start, like.device)
         return signs.to(like.dtype, copy=True).view(tuple(shape))
 
-    def scaled(self, index: int, size: float) -> dict[str, Tensor] | None:
-        """Return `size nu` of all parameters by name, in float32 on a CPU; None where the net is not small."""
-        if self._block is None:
-            return None
-        parts = self._block[index].to(torch.float32).mul_(size).split(self._sizes)
-        return {name: part.view(shape) for (name, shape), part in zip(self.table, parts, strict=False)}
+    def joined(self, index: int, names: tuple[str, ...]) -> Tensor | None:
+        """Return direction `index` of all these parameters, one after another, int8 on a CPU.
+
+        None where the net is not small, or the names are not those of the table, in its order.
+        """
+        return None if self._block is None or names != self._names else self._block[index, : self._weights]
 
     @cached_property
-    def _sizes(self) -> list[int]:
-        """Elements of each parameter, and of what is left over."""
-        sizes = [math.prod(shape) for _, shape in self.table]
-        return [*sizes, self._length - sum(sizes)]
+    def _names(self) -> tuple[str, ...]:
+        return tuple(name for name, _ in self.table)
+
+    @cached_property
+    def _weights(self) -> int:
+        return sum(math.prod(shape) for _, shape in self.table)
 
     def weighted(self, name: str, coefs: Sequence[float], first: int, like: Tensor) -> Tensor:
         """Return `sum_i c_i nu_(first + i)` of what is called `name`."""
@@ -160,10 +161,10 @@ class OneDirection:
         self._parts: dict[str, Tensor] = {}
         self._packed: dict[str, Tensor] = {}
 
-    def scaled(self, size: float) -> dict[str, Tensor] | None:
-        """Return `size nu` of all weights by name, in float32, where one draw has given all of them; else None."""
+    def joined(self, names: tuple[str, ...]) -> Tensor | None:
+        """Return the parts of these names one after another, signs, where one draw has given all of them; else None."""
         directions = self._directions
-        return directions.scaled(self._index, size) if isinstance(directions, JointSigns) else None
+        return directions.joined(self._index, names) if isinstance(directions, JointSigns) else None
 
     def of(self, name: str, like: Tensor) -> Tensor:
         """Return the part of that name, in the shape and dtype of `like`."""

@@ -5,12 +5,11 @@ Of a net of torch's plain layers alone it is known that they read their own weig
 write. So all shifted weights are made at once, from one draw, and put where the layers look for them.
 """
 
-import math
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from sidestep.gradients.directions import OneDirection
 from sidestep.gradients.shifted import Direction, shifted_weight
@@ -29,7 +28,10 @@ class SwappedWeights:
     """A net of plain layers whose weights can be exchanged for a pass."""
 
     def __init__(self, weights: dict[str, nn.Parameter], places: list[Place]) -> None:
-        self._weights, self._places = weights, places
+        """Note the weights, and copy them into one tensor, so that one operation shifts all; they stay as they are."""
+        self._weights, self._places, self._names = weights, places, tuple(weights)
+        self._joined = torch.cat([weight.detach().flatten() for weight in weights.values()])
+        self._sizes = [weight.numel() for weight in weights.values()]
 
     @classmethod
     def of(cls, net: nn.Module) -> "SwappedWeights | None":
@@ -46,12 +48,12 @@ class SwappedWeights:
 
     def at(self, direction: Direction, step: float, run: Callable[[], T]) -> T:
         """Return what `run` gives, which calls the net, with `w + step nu` in place of every trained weight w."""
-        scaled = direction.scaled(abs(step)) if isinstance(direction, OneDirection) else None
-        if scaled is None:
+        signs = direction.joined(self._names) if isinstance(direction, OneDirection) else None
+        if signs is None:
             shifted = {id(w): shifted_weight(w, direction, name, step) for name, w in self._weights.items()}
         else:
-            sign = math.copysign(1, step)
-            shifted = {id(w): self._sum(w, scaled[name], sign) for name, w in self._weights.items()}
+            parts = torch.add(self._joined, signs.to(torch.float32), alpha=step).split_with_sizes(self._sizes)
+            shifted = {id(w): part.view(w.shape) for w, part in zip(self._weights.values(), parts, strict=True)}
         try:
             for held, key, own in self._places:
                 held[key] = shifted[id(own)]
@@ -59,7 +61,3 @@ class SwappedWeights:
         finally:
             for held, key, own in self._places:
                 held[key] = own
-
-    @staticmethod
-    def _sum(weight: Tensor, noise: Tensor, sign: float) -> Tensor:
-        return torch.add(weight.detach(), noise, alpha=sign)
