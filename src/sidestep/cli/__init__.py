@@ -42,6 +42,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "join": _Later("join", "join_command"),
     "eval": _Later("evaluate", "eval_command"),
     "predict": _Later("predict", "predict_command"),
+    "show": _Later("showing", "show_command"),
     "generate": _Later("generate", "generate_command"),
     "export": _Later("export", "export_command"),
     "runs": _Later("runs", "runs_command"),
@@ -70,6 +71,7 @@ commands:
   join HOST:PORT    help with a run that `sidestep train RULE --listen HOST:PORT` trains there, from any machine
   eval RUN          accuracy of a trained run by every sampler, e.g.: sidestep eval runs/a
   predict RUN FILE  classes of images, answers for a table's rows: sidestep predict runs/a photo.jpg more/ --out a.csv
+  show RUN          a page on this machine: draw a picture, watch every block answer, e.g.: sidestep show runs/a
   generate RUN      text from a net of next tokens, e.g.: sidestep generate runs/a --prompt "To be" --temperature 0.8
   export RUN FILE   a trained net for other programs, e.g.: sidestep export runs/a model.onnx --check
   runs              the runs in a folder: rule, data, seed, accuracy, finished or not, size

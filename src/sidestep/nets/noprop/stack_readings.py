@@ -10,7 +10,7 @@ from sidestep.nets.noprop.samplers import ancestral_step, ddim_step
 from sidestep.nets.noprop.stack import DenoisingStack
 from sidestep.noise import Noise
 
-__all__ = ["Chain", "ancestral_chain", "ddim_chain", "ddim_logits", "stack_predictions"]
+__all__ = ["Chain", "ancestral_chain", "ddim_chain", "ddim_course", "ddim_logits", "stack_predictions"]
 
 
 class Chain(NamedTuple):
@@ -93,3 +93,14 @@ def stack_predictions(  # long: what is read, and how
     if "mean" in names:
         found["mean"] = read(torch.stack([stack.label_estimate(c.logits[-1]) for c in chains]).mean(dim=0))
     return {name: found[name] for name in names}
+
+
+def ddim_course(stack: DenoisingStack, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Return what is answered along the deterministic chain from zero, (blocks, batch, classes) twice.
+
+    The first is each block's own answer, the second the read-out of z after it; the last of these is the prediction.
+    """
+    features, answer = stack.image_features(images), stack.space.objective.predictions
+    chains = [ddim_chain(stack, features[: block + 1]) for block in range(len(features))]
+    readouts = torch.stack([answer(stack.readout(chain.latent, stack.embedding)) for chain in chains])
+    return answer(chains[-1].logits), readouts
