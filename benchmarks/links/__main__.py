@@ -53,17 +53,22 @@ def measured(name: str, given: argparse.Namespace) -> Costs:
 
 
 def reached(name: str, given: argparse.Namespace) -> int | None:
-    """Return after how many steps validation images are as right as is asked for; looks every 20 steps."""
-    way = WAYS[name](given.data, CURVE_PARTS, given.steps)
+    """Return after how many steps validation images are as right as is asked for; looks every 20 steps.
+
+    Of the schedules, the first that gets there counts, so no way has to follow a longer one than it needs.
+    """
     best = 0.0
-    for step in range(given.steps):
-        way.step(step)
-        if (step + 1) % 20 == 0:
-            best = max(best, way.right())
+    for steps in sorted(given.steps):
+        way = WAYS[name](given.data, CURVE_PARTS, steps)
+        for step in range(steps):
+            way.step(step)
+            if (step + 1) % 20 == 0:
+                best = max(best, way.right())
             if best >= given.to:
-                print(f"measured: {name}: {100 * best:.2f} % of validation images after {step + 1} steps", flush=True)
+                said = f"{100 * best:.2f} % of validation images after {step + 1} of {steps} steps"
+                print(f"measured: {name}: {said}", flush=True)
                 return step + 1
-    print(f"measured: {name}: {100 * best:.2f} % at best in {given.steps} steps, not {100 * given.to:g} %", flush=True)
+    print(f"measured: {name}: {100 * best:.2f} % at best in {steps} steps, not {100 * given.to:g} %", flush=True)
     return None
 
 
@@ -109,7 +114,9 @@ def main() -> None:
     parser.add_argument("--link", type=parse_link, default=parse_link("1Mbit,50ms"), help="bits a second, round trip")
     parser.add_argument("--data", default="mnist")
     parser.add_argument("--to", type=float, default=0.97, help="share of validation images; 0: steps alone")
-    parser.add_argument("--steps", type=int, default=1200, help="of each run, whose schedule ends there")
+    parser.add_argument(
+        "--steps", type=int, nargs="+", default=[600, 1200, 2400], help="schedules, of which the first that gets there"
+    )
     parser.add_argument("--workers", type=int, nargs="+", default=[2, 4, 8, 64, 256, 1000])
     parser.add_argument("--churn", type=float, default=0.1, help="how often an hour a worker goes")
     parser.add_argument("--check", type=int, nargs="*", default=[2, 4], help="processes to hold the simulation to")
