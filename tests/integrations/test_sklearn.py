@@ -12,7 +12,8 @@ import pytest
 from sklearn.base import clone
 from sklearn.datasets import load_diabetes, load_wine
 from sklearn.exceptions import NotFittedError
-from sklearn.model_selection import GridSearchCV, cross_val_score
+from sklearn.linear_model import Ridge
+from sklearn.model_selection import GridSearchCV, KFold, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
@@ -295,3 +296,14 @@ def test_rows_to_predict_may_be_alike_but_for_the_last_digit():
     alike = np.repeat(table[:1], 9, axis=0)
     alike[1:, 3] = np.nextafter(alike[1:, 3], 0)
     assert set(estimator.predict(alike)) == set(estimator.predict(table[:1]))
+
+
+def test_a_regressor_by_name_fits_values_of_a_small_table_as_well_as_a_straight_line_does():
+    scores = {"net": [], "line": []}
+    for train, test in KFold(5, shuffle=True, random_state=7).split(DIABETES[0]):
+        rows = [(each[train], each[test]) for each in DIABETES]
+        scores["net"].append(SidestepRegressor().fit(rows[0][0], rows[1][0]).score(rows[0][1], rows[1][1]))
+        scores["line"].append(Ridge(1e-3).fit(rows[0][0], rows[1][0]).score(rows[0][1], rows[1][1]))
+    assert np.mean(scores["net"]) > np.mean(scores["line"]) - 0.04
+    given = SidestepRegressor(rules.LocalLoss(hidden=(8,)), epochs=1).fit(*DIABETES)
+    assert (given.rule_.hidden, given.rule_.norm) == ((8,), "batch")  # an object is taken as it is

@@ -181,7 +181,11 @@ class Estimator(KnownKeywords, BaseEstimator):
 
     def _untrained(self, rows: Rows) -> TableNet:
         self._check_settings()
-        return TableNet.new(rule_of(self.rule), rows, seed_of(self.random_state), self.device, self.batch_size)
+        return TableNet.new(self._rule_object(), rows, seed_of(self.random_state), self.device, self.batch_size)
+
+    def _rule_object(self) -> Rule:
+        """Return the rule object that trains."""
+        return rule_of(self.rule)
 
     def _check_settings(self) -> None:
         check_range(1, 1_000_000, epochs=self.epochs)
