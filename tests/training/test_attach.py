@@ -175,7 +175,7 @@ def test_derivatives_along_directions_are_those_of_the_gradient():
     model = make(dropout=0.5).double()
     inputs, noise = INPUTS.double(), Noise(2).stream("module")
     directions = Directions(Noise(4))
-    found, loss, _ = derivatives_along(model, loss_of(model, inputs), directions, 3, noise)
+    found, loss, _ = derivatives_along(model, loss_of(model, inputs), directions, range(3), noise)
     with noise.torch_seeded():
         expected_loss = F.cross_entropy(model(inputs), TARGETS)
     gradients = torch.autograd.grad(expected_loss, list(model.parameters()))
@@ -520,5 +520,7 @@ def test_parameters_are_found_as_torch_finds_them():
 
 def test_several_processes_are_refused(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(InputError, match="one process, and a launcher has started 2"):
+    with pytest.raises(InputError, match="ask and tell go through one process, and a launcher has started 2"):
+        sidestep.training.ask_tell(nn.Linear(2, 1), sidestep.rules.SPSA(learning_rate=0.1))
+    with pytest.raises(InputError, match="RANK, MASTER_ADDR, MASTER_PORT is not set"):
         sidestep.attach(nn.Linear(2, 1), sidestep.rules.SPSA())

@@ -160,12 +160,12 @@ def losses_at_pairs(
 
 
 def derivatives_along(
-    net: nn.Module, losses: Losses, directions: Directions, tangents: int, noise: Noise
+    net: nn.Module, losses: Losses, directions: Directions, tangents: range, noise: Noise
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """Return `grad L . nu_i`, (tangents,), the loss, (), and the buffers afterwards; in forward mode."""
+    """Return `grad L . nu_i` for directions i, (tangents,), the loss, (), and the buffers after it; in forward mode."""
     found, weights = [], {name: parameter.detach() for name, parameter in trained(net).items()}
     with torch.no_grad(), forward_mode(net):
-        for index in range(tangents):
+        for index in tangents:
             along = {name: directions.draw(name, w.shape, index, w) for name, w in weights.items()}
             with forward_ad.dual_level(), inplace_explained(), _repeatable(net, noise) as changed:
                 with substituted(net, {name: forward_ad.make_dual(w, along[name]) for name, w in weights.items()}):

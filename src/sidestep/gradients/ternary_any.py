@@ -25,15 +25,16 @@ __all__ = ["alignments_of_losses"]
 
 
 def alignments_of_losses(
-    net: nn.Module, losses: Losses, probes: SparseProbes, noise: Noise
+    net: nn.Module, losses: Losses, probes: SparseProbes, noise: Noise, taken: range | None = None
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """Return alpha, (probes,), the mean loss, (), and the buffers that a forward pass changes, by name.
+    """Return alpha, (probes taken,), the mean loss, (), and the buffers that a forward pass changes, by name.
 
     Args:
         net: a module whose trained parameters are all trits; it is left as it was.
         losses: calls the net and returns its loss, one number or one per example; once for every probe.
         probes: over all weights, in the order of `ternary_parameters`.
         noise: where dropout and the like draw from, the same in every call.
+        taken: the numbers of the probes that are wanted, all by default.
 
     Raises:
         InputError: for a net with other parameters, or a loss of another form or without a derivative.
@@ -42,7 +43,7 @@ def alignments_of_losses(
     device, sizes = next(iter(weights.values())).device, [weight.numel() for weight in weights.values()]
     found, statistics = [], dict[str, Tensor]()
     with torch.no_grad(), forward_mode(net), full_precision(next(iter(weights.values()))):
-        for index in range(probes.count):
+        for index in range(probes.count) if taken is None else taken:
             entries = probes.entries(index, index + 1, device)
             flat = torch.zeros(sum(sizes), device=device).index_add_(0, entries.position, entries.sign.float())
             parts = zip(flat.split(sizes), weights.items(), strict=True)

@@ -20,6 +20,7 @@ from sidestep.rules.record import rule_record
 from sidestep.rules.shared.any_module import trains_any
 from sidestep.training.attach import attach
 from sidestep.training.step import Step
+from sidestep.world.launched import launched
 
 try:
     from transformers import Trainer as _Trainer
@@ -98,6 +99,11 @@ class SidestepTrainer(_Trainer):
     def create_optimizer(self, *given: Any, **named: Any) -> torch.optim.Optimizer:
         """Attach the rule to the model, and return the rule's optimiser."""
         if self.optimizer is None or self._attached is None:
+            if launched() > 1:
+                raise InputError(
+                    f"a Trainer with a rule trains in one process, and a launcher has started {launched()} "
+                    "(WORLD_SIZE): start one, or take a loop of your own, sidestep.attach, which divides each step"
+                )
             self._attached = attach(self.model, self.rule, seed=self.args.seed)
             self.optimizer = self._attached.optimizer
         return self.optimizer

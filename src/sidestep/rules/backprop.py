@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from sidestep.checks import check_range
 from sidestep.data.objective import Objective
+from sidestep.data.share import WHOLE, Share
 from sidestep.errors import InputError
 from sidestep.gradients.any_module import Losses, check_trainable, gradients_here
 from sidestep.gradients.end_to_end import end_to_end, gradients_of
@@ -215,7 +216,7 @@ class Backprop(OutputRule[_Net]):
         """Make AdamW for any module."""
         return adamw(net, one_unit(net), self.learning_rate, self.weight_decay)
 
-    def estimate_any(self, net: nn.Module, losses: Losses, noise: Noise) -> Update:
+    def estimate_any(self, net: nn.Module, losses: Losses, noise: Noise, share: Share = WHOLE) -> Update:
         """Return the gradient of any module's loss."""
         gradients, statistics, loss = gradients_here(net, losses, noise.stream("module"))
         return Dense(gradients, statistics, {LOSS: loss})

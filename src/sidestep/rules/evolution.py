@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from sidestep.checks import check_multiple, check_positive, check_range
+from sidestep.data.share import WHOLE, Share
 from sidestep.errors import InputError
 from sidestep.gradients.any_module import Losses, check_trainable, losses_at_pairs
 from sidestep.gradients.directions import Directions, directions_along, paired_losses
@@ -29,7 +30,7 @@ from sidestep.nets.stages.staged import StagedNet, check_layers
 from sidestep.nets.trained import check_unshared, set_training, trained
 from sidestep.probes import DenseProbes, Distribution, PerParameter
 from sidestep.rules.protocol import Batch, Dense, Division, ImagePath, Noise, Split, Takes, Task, Update
-from sidestep.rules.shared.any_module import LOSS, check_unused, dense_probes
+from sidestep.rules.shared.any_module import LOSS, check_unused, dense_probes, of_share
 from sidestep.rules.shared.forward_only import (
     Fitness,
     ForwardOnlyRule,
@@ -154,12 +155,13 @@ class Evolution(ForwardOnlyRule):
         check_trainable(net)
         check_noise_size(net, self.eps, rows=False)
 
-    def estimate_any(self, net: nn.Module, losses: Losses, noise: Noise) -> Update:
+    def estimate_any(self, net: nn.Module, losses: Losses, noise: Noise, share: Share = WHOLE) -> Update:
         """Return one number per pair of members, from the losses of any module, member by member."""
         probes = self.probes(net, noise)
         directions, masks = directions_along(probes), noise.stream("module")
         both, statistics = losses_at_pairs(net, losses, directions, probes.count, self.eps, masks)
-        return Seeded(self._coefs(both).float(), probes, statistics, {LOSS: both.mean()})
+        coefs, _ = of_share(self._coefs(both), range(probes.count), probes.count, share)
+        return Seeded(coefs.float(), probes, statistics, {LOSS: both.mean()})
 
     def probes(self, net: nn.Module, noise: Noise) -> DenseProbes:
         """Return the directions of a step in which every member takes the whole batch."""

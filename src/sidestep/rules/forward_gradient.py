@@ -10,13 +10,14 @@ with local losses" (2022), sections 3 and 4.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import torch
 from torch import nn
 
 from sidestep.checks import check_range
+from sidestep.data.share import WHOLE, Share
 from sidestep.errors import InputError
 from sidestep.gradients.activities import check_activities
 from sidestep.gradients.along import along_activities, along_local, along_weights
@@ -28,7 +29,7 @@ from sidestep.nets.stages.staged import StagedNet
 from sidestep.nets.trained import set_training, trained
 from sidestep.probes import DenseProbes, PerParameter
 from sidestep.rules.protocol import Batch, Dense, Division, ImagePath, Noise, Split, Takes, Task, Update
-from sidestep.rules.shared.any_module import dense_probes, seeded
+from sidestep.rules.shared.any_module import dense_probes, of_share, seeded
 from sidestep.rules.shared.forward_only import ForwardOnlyRule, make_net
 
 __all__ = ["ForwardGradient"]
@@ -117,11 +118,13 @@ class ForwardGradient(ForwardOnlyRule):
             )
         check_trainable(net)
 
-    def estimate_any(self, net: nn.Module, losses: Losses, noise: Noise) -> Update:
+    def estimate_any(self, net: nn.Module, losses: Losses, noise: Noise, share: Share = WHOLE) -> Update:
         """Return one number per direction of all weights: the loss's derivative along it."""
         directions = Directions(noise.stream("directions"), self.distribution)
-        found, loss, statistics = derivatives_along(net, losses, directions, self.tangents, noise.stream("module"))
-        return seeded(net, found / self.tangents, noise, self.distribution, statistics, loss)
+        taken = share.probes(self.tangents)
+        found, loss, statistics = derivatives_along(net, losses, directions, taken, noise.stream("module"))
+        coefs, chosen = of_share(found / self.tangents, taken, self.tangents, share)
+        return replace(seeded(net, coefs, noise, self.distribution, statistics, loss), taken=chosen)
 
     def probes(self, net: nn.Module, noise: Noise) -> DenseProbes:
         """Return the directions of a step along weights."""

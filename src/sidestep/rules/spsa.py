@@ -150,9 +150,9 @@ class SPSA(ForwardOnlyRule):
         check_trainable(net)
         check_noise_size(net, self.eps, rows=False)
 
-    def estimate_any(self, net: nn.Module, losses: Losses, noise: Noise) -> Update:
+    def estimate_any(self, net: nn.Module, losses: Losses, noise: Noise, share: Share = WHOLE) -> Update:
         """Return one number per direction, from the losses of any module whose weights are shifted as a whole."""
-        return self._along(net, losses, noise, WHOLE, LOSS)
+        return self._along(net, losses, noise, share, LOSS)
 
     def probes(self, net: nn.Module, noise: Noise) -> DenseProbes:
         """Return the directions of a step."""

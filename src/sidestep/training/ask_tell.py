@@ -18,6 +18,7 @@ from sidestep.rules.protocol import Rule
 from sidestep.rules.shared.any_module import Asked
 from sidestep.training.attach import attach
 from sidestep.training.step import Step
+from sidestep.world.launched import launched
 
 __all__ = ["AskTell", "Trial", "ask_tell"]
 
@@ -152,4 +153,9 @@ def ask_tell(model: nn.Module, rule: Rule, *, seed: int = 0, log: str | Path | N
     >>> abs(model.weight.item() - 1) < 0.3, search.step.steps
     (True, 30)
     """
+    if launched() > 1:
+        raise InputError(
+            f"ask and tell go through one process, and a launcher has started {launched()} (WORLD_SIZE): start one, "
+            "which hands the nets out"
+        )
     return AskTell(attach(model, rule, seed=seed, log=log))

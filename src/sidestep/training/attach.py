@@ -4,19 +4,21 @@ estimate(model, loss, noise of this step) -> decide -> step log -> apply        
 """
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 from torch import Tensor, nn
 
 from sidestep.data.objective import Objective
+from sidestep.data.share import Division
 from sidestep.errors import InputError
 from sidestep.keywords import known_keywords
 from sidestep.noise import Noise
 from sidestep.rules.protocol import Rule
+from sidestep.training.attached_ranks import ranks_of
 from sidestep.training.attached_rule import as_objective
 from sidestep.training.own_optimizer import OptimizerFactory
 from sidestep.training.step import Step
-from sidestep.world.launched import launched
 
 __all__ = ["attach"]
 
@@ -32,6 +34,8 @@ def attach(  # long: what a step can be given
     log: str | Path | None = None,
     resume: str | Path | None = None,
     example: Tensor | None = None,
+    split: Division | None = None,
+    shares: int | None = None,
 ) -> "Step":
     """Return a rule that trains `model`, in place, one step for every call from a loop of your own.
 
@@ -47,6 +51,9 @@ def attach(  # long: what a step can be given
         log: file to write the step log to, for rules that tell a step by one number per direction.
         resume: folder that `Step.save` wrote; the loop goes on from there.
         example: a batch of inputs, for rules that train stages and need `step.optimizer` before the first step.
+        split: what of a step is divided, among the processes of torchrun or in one: the batch (the default), of which
+            each is given its own part, or the probes, where each is given the whole batch.
+        shares: in how many equal parts; by default one for each process.
 
     Raises:
         InputError: for a rule or a module that cannot be used so.
@@ -63,20 +70,18 @@ def attach(  # long: what a step can be given
     >>> losses[-1] < 0.1 * losses[0]
     True
     """
-    if launched() > 1:
-        raise InputError(
-            f"attach trains in one process, and a launcher has started {launched()} (WORLD_SIZE): each would train a "
-            "model of its own; start one process, or train by sidestep.train, which divides each step among them"
-        )
     if not isinstance(model, nn.Module):
         raise InputError(f"attach trains an nn.Module, got {type(model).__name__}")
     if optimizer is not None and log is not None:
         raise InputError("a log can be replayed with the rule's own optimiser alone; leave log or optimizer out")
-    step = Step(model, rule, as_objective(objective), Noise(seed), optimizer)
-    if example is not None:
-        step.begin(example)
-    if resume is not None:
-        step.load(resume, log)
-    elif log is not None:
-        step.begin_log(Path(log))
+    ranks = ranks_of(rule, split, shares)
+    with ranks.together() if ranks else nullcontext():
+        step = Step(model, rule, as_objective(objective), Noise(seed), optimizer, ranks)
+        step.check_ranks()
+        if example is not None:
+            step.begin(example)
+        if resume is not None:
+            step.load(resume, log)
+        elif log is not None:
+            step.begin_log(Path(log))
     return step

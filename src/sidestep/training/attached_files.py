@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,9 @@ from sidestep.errors import CheckpointError
 from sidestep.files import make_folder
 from sidestep.steplog.header import DTYPES
 
-__all__ = ["load_attached", "save_attached", "saved_example"]
+__all__ = ["Saved", "load_attached", "opened", "save_attached", "saved_example"]
+
+Saved: TypeAlias = tuple[dict[str, Tensor], dict[str, Any]]
 
 FILE = "state.safetensors"
 KIND = "attached"
@@ -32,18 +34,16 @@ def save_attached(folder: Path, record: Mapping[str, Any], net: nn.Module, optim
     checkpoint.save(folder / FILE, tensors, {"kind": KIND, **record, "optimizer": groups})
 
 
-def load_attached(
-    folder: Path, own: Mapping[str, Any], net: nn.Module, optimizer: torch.optim.Optimizer
-) -> dict[str, Any]:
-    """Put back what `save_attached` wrote and return its record; nothing is changed if it does not fit.
+def load_attached(folder: Path, saved: Saved, net: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Put back what was `opened` in a folder and return its record; nothing is changed if it does not fit.
 
     Raises:
-        CheckpointError: if there is none, or it is damaged, or of another model, rule or optimiser.
+        CheckpointError: if it is of another model or optimiser.
     """
-    tensors, record = _opened(folder, own)
+    tensors, record = saved
     values = _values(net)
-    saved = {name.removeprefix("net/"): value for name, value in tensors.items() if name.startswith("net/")}
-    there, here = _table(saved), _table(values)
+    weights = {name.removeprefix("net/"): value for name, value in tensors.items() if name.startswith("net/")}
+    there, here = _table(weights), _table(values)
     if there != here:
         first = min(name for name in there.keys() | here.keys() if there.get(name) != here.get(name))
         raise CheckpointError(
@@ -53,12 +53,17 @@ def load_attached(
     moments = {name.removeprefix("optimizer/"): t for name, t in tensors.items() if name.startswith("optimizer/")}
     checkpoint.restore_optimizer(optimizer, moments, record["optimizer"])
     with torch.no_grad():
-        for name, value in saved.items():
+        for name, value in weights.items():
             values[name].copy_(value)
     return record
 
 
-def _opened(folder: Path, own: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def opened(folder: Path, own: Mapping[str, Any]) -> Saved:
+    """Return the tensors and the record that `save_attached` wrote.
+
+    Raises:
+        CheckpointError: if there are none, or they are damaged, or of another rule or seed.
+    """
     tensors, record = checkpoint.load(folder / FILE)
     if record.get("kind") != KIND:
         raise CheckpointError(f"{folder / FILE} was not written by step.save: use the folder that was given to it")
@@ -71,10 +76,9 @@ def _opened(folder: Path, own: Mapping[str, Any]) -> tuple[dict[str, Tensor], di
     return tensors, record
 
 
-def saved_example(folder: Path, own: Mapping[str, Any]) -> Tensor:
+def saved_example(saved: Saved) -> Tensor:
     """Return zeros of the shape and dtype of inputs that what a rule added to the stages was made for."""
-    _, record = _opened(folder, own)
-    shape, dtype = record["example"]
+    shape, dtype = saved[1]["example"]
     return torch.zeros(shape, dtype=DTYPES[dtype])
 
 

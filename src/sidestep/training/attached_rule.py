@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from sidestep.data.objective import CLASSES, OBJECTIVES, Objective
+from sidestep.data.share import WHOLE, Share
 from sidestep.data.task import Batch
 from sidestep.errors import InputError
 from sidestep.gradients.any_module import Losses, called
@@ -29,8 +30,13 @@ class Attached(Protocol):
     net: nn.Module
     optimizer: torch.optim.Optimizer
 
-    def estimate(self, arguments: tuple[Any, ...], noise: Noise) -> Update:
-        """Return the update from what a step was called with."""
+    @property
+    def common_noise(self) -> bool:
+        """Whether all parts of a divided batch draw the same noise."""
+        ...
+
+    def estimate(self, arguments: tuple[Any, ...], noise: Noise, share: Share = WHOLE) -> Update:
+        """Return the update, or a part of it, from what a step was called with."""
         ...
 
     def decide(self, update: Update) -> Update:
@@ -52,8 +58,13 @@ class Built:
     def __init__(self, rule: Rule, net: nn.Module, optimizer: torch.optim.Optimizer, own: bool = False) -> None:
         self.rule, self.net, self.optimizer, self._own = rule, net, optimizer, own
 
-    def estimate(self, arguments: tuple[Any, ...], noise: Noise) -> Update:
-        """Return the update from a batch."""
+    @property
+    def common_noise(self) -> bool:
+        """As the rule has it."""
+        return self.rule.common_noise
+
+    def estimate(self, arguments: tuple[Any, ...], noise: Noise, share: Share = WHOLE) -> Update:
+        """Return the update from a batch, which knows its share."""
         return self.rule.estimate(self.net, arguments[0], noise)
 
     def decide(self, update: Update) -> Update:
@@ -73,6 +84,8 @@ class Built:
 class Whole:
     """A rule that takes any module: the loss is all that it sees."""
 
+    common_noise = True  # all parts of a step have the same directions
+
     def __init__(
         self, model: nn.Module, rule: AnyModule, objective: Objective, factory: OptimizerFactory | None
     ) -> None:
@@ -82,10 +95,10 @@ class Whole:
         self.net, self._rule, self._objective, self._factory = model, rule, objective, factory
         self.optimizer = made_optimizer(factory, rule.optimizer_any(model))
 
-    def estimate(self, arguments: tuple[Any, ...], noise: Noise) -> Update:
+    def estimate(self, arguments: tuple[Any, ...], noise: Noise, share: Share = WHOLE) -> Update:
         """Return the update from a function of losses, or from inputs and targets."""
         try:
-            return self._rule.estimate_any(self.net, self._losses(arguments), noise)
+            return self._rule.estimate_any(self.net, self._losses(arguments), noise, share)
         except RuntimeError as error:
             _explain_backward(error)
             raise
@@ -147,7 +160,7 @@ class Chain(Built):
             )
         return flips_of_part(update, self.net, self._model)
 
-    def estimate(self, arguments: tuple[Any, ...], noise: Noise) -> Update:
+    def estimate(self, arguments: tuple[Any, ...], noise: Noise, share: Share = WHOLE) -> Update:
         """Return the update from inputs and targets."""
         if len(arguments) == 1 and callable(arguments[0]):
             raise InputError(
@@ -157,7 +170,7 @@ class Chain(Built):
         inputs, targets = _pair(arguments)
         _check_number(inputs, targets)
         try:
-            return super().estimate((Batch(inputs, targets, self._objective),), noise)
+            return super().estimate((Batch(inputs, targets, self._objective, share),), noise)
         except IndexError as error:
             raise _out_of_range(error) from error
 

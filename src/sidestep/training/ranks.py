@@ -1,7 +1,7 @@
 """What all ranks of a run agree on before its first step, and what rank 0 alone knows of where it stands."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import nn
@@ -11,7 +11,6 @@ from sidestep.measure.processor import processor_name
 from sidestep.steplog.header import digest_of
 from sidestep.training.config import flat, without_none
 from sidestep.training.pieces import PIECE_BYTES, broadcast_tensors
-from sidestep.training.progress import Progress
 from sidestep.training.state import State
 from sidestep.world import World
 
@@ -21,10 +20,10 @@ _MAY_DIFFER = {"data.name", "data.data_dir", "train.device", "train.checkpoint_s
 _DOUBT = "versions.threads", "processor"
 
 
-def check_same_everywhere(world: World, config: Mapping[str, Any], net: nn.Module, progress: Progress) -> None:
+def check_same_everywhere(world: World, config: Mapping[str, Any], net: nn.Module, tell: Callable[[str], None]) -> None:
     """Raise InputError, on every rank, unless all ranks are about to train one net on the same data in the same way.
 
-    Where processors or threads differ, so that the bits of one process cannot be promised, `progress` is told.
+    Where processors or threads differ, so that the bits of one process cannot be promised, `tell` gets a sentence.
     """
     if world.size == 1:
         return
@@ -45,7 +44,7 @@ def check_same_everywhere(world: World, config: Mapping[str, Any], net: nn.Modul
             )
     doubt = bits_in_doubt([json.loads(message) for message in said])
     if doubt:
-        progress.notice(doubt)
+        tell(doubt)
 
 
 def bits_in_doubt(ranks: list[dict[str, Any]]) -> str | None:

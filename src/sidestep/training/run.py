@@ -141,7 +141,7 @@ def train(  # long: rule, data and options, three hooks for own code, and what i
         config["optimizer"] = own_record(optimizer, state.optimizer)
         config["scheduler"] = own_record(scheduler, state.scheduler)
         check_single(rule, state.net, task, batch)
-        check_same_everywhere(world, config, state.net, progress)
+        check_same_everywhere(world, config, state.net, progress.notice)
         welcome = welcome_of(config, state.net, data) if host else b""
         kept_metrics, recorder = 0, None
         if folder:

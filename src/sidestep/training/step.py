@@ -1,8 +1,8 @@
 """The object that `attach` makes: one training step of a rule for every call."""
 
-import math
 import weakref
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -12,21 +12,21 @@ import torch
 from torch import Tensor, nn
 
 from sidestep.data.objective import Objective
-from sidestep.errors import InputError, NonFiniteError
+from sidestep.errors import InputError
 from sidestep.gradients.any_module import check_trainable
-from sidestep.nets.trained import parameters_of
 from sidestep.noise import Noise
 from sidestep.rules.protocol import Rule
 from sidestep.rules.record import rule_record
 from sidestep.rules.shared.any_module import LOSS, AnyModule, OwnSteps, as_dense, trains_any
 from sidestep.rules.shared.chain import ChainOfStages
 from sidestep.steplog.header import Header
-from sidestep.training.attached_files import load_attached, save_attached, saved_example
+from sidestep.training.attached_checks import check_finite, check_same, table
+from sidestep.training.attached_files import load_attached, opened, save_attached, saved_example
 from sidestep.training.attached_log import AttachedLog, Fixed, fixed_options
+from sidestep.training.attached_ranks import AttachedRanks
 from sidestep.training.attached_rule import Attached, Chain, Whole, take_update
 from sidestep.training.own_optimizer import OptimizerFactory, check_steps_along_gradients
-from sidestep.update import Seeded, Update, loss_values
-from sidestep.wording import counted
+from sidestep.update import Update
 
 __all__ = ["Estimate", "Step"]
 
@@ -59,20 +59,22 @@ class Step:
     steps: how many steps were taken.
     """
 
-    def __init__(
+    def __init__(  # long: what `attach` was given, and the ranks that it found
         self,
         model: nn.Module,
         rule: Rule,
         objective: Objective,
         noise: Noise,
         optimizer: OptimizerFactory | None = None,
+        ranks: AttachedRanks | None = None,
     ) -> None:
         self.model, self.rule, self.steps = model, rule, 0
+        self._ranks = ranks
         self._objective, self._noise, self._factory = objective, noise, optimizer
         self._stream = noise.stream("estimate")
         if not isinstance(rule, OwnSteps):  # whose weights need not be floats
             check_trainable(model)
-        self._table = _table(model)
+        self._table = table(model)
         self._attached: Attached | None = None
         self._example: tuple[list[int], str] | None = None  # shape and dtype that what the rule added was made for
         self._log: AttachedLog | None = None
@@ -108,7 +110,8 @@ class Step:
         Args:
             batch: inputs and targets; or, for rules that take any module, a function without arguments that calls the
                 model and returns the loss, one number or one per example. It may be called several times for one step,
-                so it must do the same each time: take the next batch outside of it. It does not call backward().
+                so it must do the same each time: take the next batch outside of it. It does not call backward(). Of
+                several ranks each gives the rows, or the functions, of its own parts (`rows`).
 
         Raises:
             InputError: for a loss of another form, or a model that has changed.
@@ -125,16 +128,17 @@ class Step:
 
     def take(self, update: Update) -> None:
         """Take a step along an estimate that the rule has made with `noise`."""
-        self._check_same()
+        check_same(self.model, self._table)
         self._take(update)
 
     def _take(self, update: Update) -> None:
-        take_update(self._ready(), update, self._record_step if self._log else None)
+        with self._together():
+            take_update(self._ready(), update, self._record_step if self._log else None)
         self.steps += 1
 
     def estimate(self, *batch: Any) -> Estimate:
         """Return what the next step would do, without doing it; see `__call__` for the argument and errors."""
-        self._check_same()
+        check_same(self.model, self._table)
         if self._attached is None and len(batch) == 2:
             self.begin(batch[0])
         if self._attached is None:
@@ -142,8 +146,12 @@ class Step:
                 f"{self.rule.name} has to see what its stages give: call step(inputs, targets), with the loss as "
                 "attach(..., objective=loss_function)"
             )
-        update = self._attached.estimate(batch, self.noise)
-        _check_finite(update, self.steps)
+        with self._together():
+            if self._ranks:
+                update = self._ranks.estimate(self._attached, batch, self.noise)
+            else:
+                update = self._attached.estimate(batch, self.noise)
+            check_finite(update, self.steps)
         of_outputs = [name for name in update.losses if name.endswith(f": {self._objective.name}")]
         last = LOSS if LOSS in update.losses else list(update.losses)[-1]
         return Estimate(update, update.losses[of_outputs[-1] if of_outputs else last], self)
@@ -172,8 +180,9 @@ class Step:
         if self._attached is None and not isinstance(self.rule, OwnSteps):
             raise InputError(f"the steps of {self.rule.name} are whole gradients, which no log keeps; leave log out")
         header = Header.attached_to(self.model, self._record()["rule"], self._noise.seed)
-        self._log = AttachedLog.begin(path, header, self._fixed())
-        weakref.finalize(self, self._log.close)  # also when the program ends: no step that was taken is lost
+        if self._leads:
+            self._log = AttachedLog.begin(path, header, self._fixed())
+            weakref.finalize(self, self._log.close)  # also when the program ends: no step that was taken is lost
 
     def save(self, folder: str | Path, extra: Mapping[str, Any] | None = None) -> None:
         """Write model, optimiser, position and log so that the loop can go on from here: `FOLDER/state.safetensors`.
@@ -189,7 +198,9 @@ class Step:
         attached = self._ready()
         logged = self._log.commit() if self._log else {}
         record = {**self._record(), "step": self.steps, "example": self._example, **logged, "extra": dict(extra or {})}
-        save_attached(Path(folder), record, attached.net, attached.optimizer)
+        if self._leads:
+            with self._together():
+                save_attached(Path(folder), record, attached.net, attached.optimizer)
 
     def load(self, folder: str | Path, log: str | Path | None = None) -> dict[str, Any]:
         """Go on where `save` was called, to the same bits; return what `extra` was.
@@ -204,13 +215,16 @@ class Step:
         Raises:
             CheckpointError: if there is none, or it is damaged, or of another model or rule.
         """
+        with self._together():
+            place, own = Path(folder), self._record()
+            saved = self._ranks.opened(place, own) if self._ranks else opened(place, own)
         if self._attached is None:
-            self.begin(saved_example(Path(folder), self._record()).to(next(self.model.parameters()).device))
+            self.begin(saved_example(saved).to(next(self.model.parameters()).device))
         attached = self._ready()
-        record = load_attached(Path(folder), self._record(), attached.net, attached.optimizer)
+        record = load_attached(Path(folder), saved, attached.net, attached.optimizer)
         self.steps, self._example = int(record["step"]), record["example"]
         path = Path(log) if log is not None else self._log.path if self._log else None
-        if path is not None:
+        if path is not None and self._leads:
             if self._log:
                 self._log.close()
             self._log = AttachedLog.resume(path, record, self._fixed())
@@ -232,6 +246,26 @@ class Step:
         """Close the log."""
         self.close()
 
+    def rows(self, total: int) -> Tensor:
+        """Return the numbers of the rows that this process takes of a batch of so many, int64: all, of one process.
+
+        `step(inputs[rows], targets[rows])`, where every rank has the whole batch.
+        """
+        return self._ranks.rows(total) if self._ranks else torch.arange(total)
+
+    def check_ranks(self) -> None:
+        """Refuse ranks that train another model, by another rule, or from another seed; `attach` calls it."""
+        if self._ranks:
+            self._ranks.check_same(self.model, self._record())
+
+    @property
+    def _leads(self) -> bool:
+        return self._ranks is None or self._ranks.world.leads
+
+    def _together(self) -> AbstractContextManager[None]:
+        """Tell the other ranks, if there are any, of an error in the block."""
+        return self._ranks.together() if self._ranks else nullcontext()
+
     def _ready(self) -> Attached:
         if self._attached is None:
             raise InputError(
@@ -252,43 +286,3 @@ class Step:
 
     def _record(self) -> dict[str, Any]:
         return {"rule": rule_record(self.rule), "seed": self._noise.seed}
-
-    def _check_same(self) -> None:
-        now = _table(self.model)
-        if now == self._table:
-            return
-        names = [name for name, _ in self.model.named_parameters()]
-        raise InputError(
-            f"the model has changed since attach: {_difference(self._table, now, names)}; attach the rule again after "
-            "parameters were added, replaced, frozen or unfrozen"
-        )
-
-
-def _table(model: nn.Module) -> list[tuple[int, bool, torch.Size]]:
-    return [(id(parameter), parameter.requires_grad, parameter.shape) for parameter in parameters_of(model).values()]
-
-
-def _check_finite(update: Update, step: int) -> None:
-    """Raise NonFiniteError for losses, or numbers along directions, one of which is no finite number."""
-    names, numbers = list(update.losses), loss_values(update)
-    if isinstance(update, Seeded):
-        names, numbers = [*names, *["along a direction"] * len(update.coefs)], [*numbers, *update.coefs.tolist()]
-    if not all(map(math.isfinite, numbers)):
-        name, value = next((n, v) for n, v in zip(names, numbers, strict=True) if not math.isfinite(v))
-        raise NonFiniteError(
-            f"the loss is {value} at step {step} ({name}); the model is as it was before this step; try a smaller "
-            "learning rate, or look for extreme inputs"
-        )
-
-
-def _difference(before: list[Any], now: list[Any], names: list[str]) -> str:
-    """Say what happened to the first parameter that is not as it was."""
-    if len(before) != len(now):
-        return f"it had {counted(len(before), 'parameter')}, and has {len(now)}"
-    place = next(index for index, pair in enumerate(zip(before, now, strict=True)) if pair[0] != pair[1])
-    (own, trains, shape), (other, trains_now, shape_now) = before[place], now[place]
-    if own != other:
-        return f"the parameter {names[place]} is another one"
-    if trains != trains_now:
-        return f"the parameter {names[place]} was {'un' * trains_now}frozen"
-    return f"the parameter {names[place]} had the shape {tuple(shape)}, and has {tuple(shape_now)}"

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from sidestep.data.share import Share
+from sidestep.data.share import WHOLE, Share
 from sidestep.errors import InputError
 from sidestep.gradients.any_module import Losses
 from sidestep.gradients.directions import directions_along, weighted_directions
@@ -65,8 +65,10 @@ class AnyModule(Protocol):
         """Make the optimiser for the weights that are not frozen."""
         ...
 
-    def estimate_any(self, net: nn.Module, losses: Losses, noise: Noise) -> Update:
+    def estimate_any(self, net: nn.Module, losses: Losses, noise: Noise, share: Share = WHOLE) -> Update:
         """Estimate the update from the losses that a function gives; `noise` stands at the current step.
+
+        `share` is the part of the step that these losses are of, or the probes that are to be tried (`Rule.divides`).
 
         Writes neither weights nor buffers, and leaves the mode of every layer as it is.
         """

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from sidestep.data.share import WHOLE, Share
 from sidestep.errors import InputError
 from sidestep.gradients.any_module import Losses
 from sidestep.gradients.ternary_any import alignments_of_losses
@@ -15,7 +16,7 @@ from sidestep.nets.ternary.layers import ternary_parameters, trit_count
 from sidestep.nets.ternary.nets import SCHEDULE, TernaryNet
 from sidestep.noise import Noise
 from sidestep.probes import DenseProbes, Probes, SparseProbes
-from sidestep.rules.shared.any_module import LOSS, as_dense
+from sidestep.rules.shared.any_module import LOSS, as_dense, of_share
 from sidestep.rules.shared.codecs import codec_and_update
 from sidestep.rules.shared.density import DensitySchedule, after_step, density_and_count, first_density
 from sidestep.rules.shared.flip_scaling import FlipScaling
@@ -80,11 +81,13 @@ class TernarySteps:
             shares = [(others, self.flip_share), (heads, self.head_share or self.flip_share)]
         return TernaryOptimizer(shares if staged else shares[:1])
 
-    def estimate_any(self, net: nn.Module, losses: Losses, noise: Noise) -> Update:
+    def estimate_any(self, net: nn.Module, losses: Losses, noise: Noise, share: Share = WHOLE) -> Update:
         """Return the derivative of the loss along every probe, by a forward-mode pass each."""
         probes = self._sparse(net, noise)
-        coefs, loss, statistics = alignments_of_losses(net, losses, probes, noise.stream("module"))
-        return with_zeros(coefs, probes, {LOSS: loss}, (coefs, None), statistics)
+        taken = share.probes(probes.count)
+        coefs, loss, statistics = alignments_of_losses(net, losses, probes, noise.stream("module"), taken)
+        part = of_share(coefs, taken, probes.count, share)
+        return with_zeros(coefs, probes, {LOSS: loss}, part, statistics)
 
     def adopt(self, model: nn.Module, example: Tensor, noise: Noise) -> nn.Module:
         """Return a net of the model's own ternary stages, whose last head is its output; the other heads are new."""

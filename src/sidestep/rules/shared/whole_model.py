@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from sidestep.data import Split
 from sidestep.data.objective import answers
+from sidestep.data.share import Division
 from sidestep.data.task import Batch, Task
 from sidestep.errors import InputError
 from sidestep.gradients.any_module import called
@@ -19,7 +20,7 @@ from sidestep.noise import Noise
 from sidestep.rules.protocol import Rule
 from sidestep.rules.shared.any_module import apply_by, decide_by, trains_any
 from sidestep.rules.takes import Takes
-from sidestep.update import Seeded, Update
+from sidestep.update import Update
 
 __all__ = ["OnWholeModel", "WholeNet", "on_whole_model"]
 
@@ -79,6 +80,12 @@ class OnWholeModel(Rule[WholeNet]):
         object.__setattr__(self, "takes", own)
 
     @property
+    def divides(self) -> Mapping[Division, int]:
+        """What the rule divides, the batch by default."""
+        own: Mapping[Division, int] = self.rule.divides
+        return dict(sorted(own.items(), key=lambda entry: entry[0] != "batch"))
+
+    @property
     def common_noise(self) -> bool:
         """All parts of a step have the same directions."""
         return True
@@ -112,9 +119,7 @@ class OnWholeModel(Rule[WholeNet]):
                 )
             return batch.objective.mean(outputs, batch.targets)
 
-        found: Update = self.rule.estimate_any(net, loss, noise)
-        if isinstance(found, Seeded) and batch.share.weight != 1:  # means over some of the examples
-            return replace(found, coefs=found.coefs * batch.share.weight)
+        found: Update = self.rule.estimate_any(net, loss, noise, batch.share)
         return found
 
     def decide(self, net: WholeNet, update: Update, optimizer: torch.optim.Optimizer) -> Update:

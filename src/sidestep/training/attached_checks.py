@@ -1,0 +1,59 @@
+"""What a step of the user's own loop is held to: the same model as before, and losses that are numbers."""
+
+import math
+from typing import Any
+
+import torch
+from torch import nn
+
+from sidestep.errors import InputError, NonFiniteError
+from sidestep.nets.trained import parameters_of
+from sidestep.update import Seeded, Update, loss_values
+from sidestep.wording import counted
+
+__all__ = ["Table", "check_finite", "check_same", "table"]
+
+Table = list[tuple[int, bool, torch.Size]]
+
+
+def check_same(model: nn.Module, before: Table) -> None:
+    """Raise InputError unless a model has the parameters that it had, and trains the same ones."""
+    now = table(model)
+    if now == before:
+        return
+    names = [name for name, _ in model.named_parameters()]
+    raise InputError(
+        f"the model has changed since attach: {_difference(before, now, names)}; attach the rule again after "
+        "parameters were added, replaced, frozen or unfrozen"
+    )
+
+
+def table(model: nn.Module) -> Table:
+    """Return what tells a model's parameters apart."""
+    return [(id(parameter), parameter.requires_grad, parameter.shape) for parameter in parameters_of(model).values()]
+
+
+def check_finite(update: Update, step: int) -> None:
+    """Raise NonFiniteError for losses, or numbers along directions, one of which is no finite number."""
+    names, numbers = list(update.losses), loss_values(update)
+    if isinstance(update, Seeded):
+        names, numbers = [*names, *["along a direction"] * len(update.coefs)], [*numbers, *update.coefs.tolist()]
+    if not all(map(math.isfinite, numbers)):
+        name, value = next((n, v) for n, v in zip(names, numbers, strict=True) if not math.isfinite(v))
+        raise NonFiniteError(
+            f"the loss is {value} at step {step} ({name}); the model is as it was before this step; try a smaller "
+            "learning rate, or look for extreme inputs"
+        )
+
+
+def _difference(before: list[Any], now: list[Any], names: list[str]) -> str:
+    """Say what happened to the first parameter that is not as it was."""
+    if len(before) != len(now):
+        return f"it had {counted(len(before), 'parameter')}, and has {len(now)}"
+    place = next(index for index, pair in enumerate(zip(before, now, strict=True)) if pair[0] != pair[1])
+    (own, trains, shape), (other, trains_now, shape_now) = before[place], now[place]
+    if own != other:
+        return f"the parameter {names[place]} is another one"
+    if trains != trains_now:
+        return f"the parameter {names[place]} was {'un' * trains_now}frozen"
+    return f"the parameter {names[place]} had the shape {tuple(shape)}, and has {tuple(shape_now)}"
