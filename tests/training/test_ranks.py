@@ -21,7 +21,7 @@ from sidestep.probes import DenseProbes
 from sidestep.rules.protocol import Batch, Task
 from sidestep.rules.shared.any_module import STEP_SIZE, as_dense
 from sidestep.rules.shared.whole_model import on_whole_model
-from sidestep.training import STOP, Options, Stopped, train
+from sidestep.training import STOP, Options, Stopped, loop, train
 from sidestep.training.exchange import PartSum, pack_whole, unpack_whole
 from sidestep.training.options import Compute
 from sidestep.training.parts import Parts, with_parts
@@ -567,3 +567,85 @@ def test_a_state_larger_than_a_message_reaches_all_ranks():
     assert first[0] == 3
     assert any(name.startswith("kept/") for name in first[1])
     assert any(name.startswith("optimizer/") for name in first[1])
+
+
+def held(net, optimizer):
+    """Bytes of weights, and of what an optimiser keeps of them, that are in memory here."""
+    weights = sum(parameter.untyped_storage().nbytes() for parameter in net.parameters())
+    moments = [value for state in optimizer.state.values() for value in state.values()]
+    return weights, sum(value.untyped_storage().nbytes() for value in moments)
+
+
+def blocks_held(world, folder):
+    found = []
+
+    def looking(plain):
+        def take(attached, update, record):
+            plain(attached, update, record)
+            gradients = sum(value.nbytes for value in update.gradients.values())
+            found.append((*held(attached.net, attached.optimizer), gradients))
+
+        return take
+
+    loop.take_update = looking(loop.take_update)
+    made = short(folder, rules.NoPropDT(blocks=4), split="units", shares=None, checkpoint_seconds=60)
+    return found, sum(parameter.untyped_storage().nbytes() for parameter in made.net.parameters())
+
+
+def test_each_rank_holds_its_own_blocks_alone_until_the_end(tmp_path):
+    ((one, whole),) = on_ranks(1, blocks_held, str(tmp_path / "one"))
+    for found, at_the_end in on_ranks(2, blocks_held, str(tmp_path / "two")):
+        assert len(found) == len(one) == 6
+        assert at_the_end == whole
+        for here, everything in zip(found, one, strict=True):
+            for own, all_ in zip(here, everything, strict=True):
+                assert 0.45 * all_ < own < 0.55 * all_
+    tensors, record = checkpoint.load(tmp_path / "one" / "state.safetensors")
+    other, its_record = checkpoint.load(tmp_path / "two" / "state.safetensors")
+    assert tensors.keys() == other.keys()
+    assert all(torch.equal(value, other[name]) for name, value in tensors.items())
+    assert record["optimizer"] == its_record["optimizer"]
+
+
+def blocks_with_patience(world, folder):
+    given = {"batch": 48, "epochs": 8, "split": "units", "patience": 1, "precision": "float32", "out": folder}
+    torch.set_num_threads(1)
+    made = train(rules.NoPropDT(blocks=3, learning_rate=0.03), digits(), Options(**given), readings=[])
+    tensors = made.net.state_dict().values()
+    return made.step, made.result["kept_step"], hashlib.sha256(b"".join(v.numpy().tobytes() for v in tensors)).digest()
+
+
+def test_blocks_that_an_early_stop_has_kept_are_put_together(tmp_path):
+    ((steps, kept, bits),) = on_ranks(1, blocks_with_patience, str(tmp_path / "one"))
+    assert kept < steps < 8 * 3
+    for found in on_ranks(2, blocks_with_patience, str(tmp_path / "two")):
+        assert found == (steps, kept, bits)
+    kept_there = checkpoint.load(tmp_path / "two" / "state.safetensors")[0]
+    kept_here = checkpoint.load(tmp_path / "one" / "state.safetensors")[0]
+    assert all(torch.equal(value, kept_there[name]) for name, value in kept_here.items())
+
+
+def test_a_block_that_is_elsewhere_predicts_nothing_alone():
+    net = NOPROP.build(Task.of(digits()), Noise(0), digits().train, None)
+    images = Task.of(digits()).prepare(digits().validation.images[:4])
+    whole = NOPROP.predict(net, images, Noise(1))
+    net.hold([0, 2])
+    with pytest.raises(InputError, match="block 2 is trained by another process"):
+        NOPROP.predict(net, images, Noise(1))
+    features = net.block(1).features(images)
+    latents = []
+
+    def passed(index, logits):
+        assert (logits is None) == (index == 1)
+        return logits if index != 1 else net.block(1).logits(features, latents.pop())
+
+    plain = net.block_logits
+
+    def seen(index, rows, latent):
+        latents.append(latent) if index == 1 else None
+        return plain(index, rows, latent)
+
+    net.block_logits = seen
+    with net.spread(passed):
+        together = NOPROP.predict(net, images, Noise(1))
+    assert all(torch.equal(value, together[name]) for name, value in whole.items())

@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, nullcontext, suppress
 from functools import partial
 from typing import Any
 
@@ -52,7 +52,6 @@ class Loop:
         self.recorder = recorder
         self.parts: Parts | UnitRanks | None = None  # of a step that is divided; None: it is estimated as one
         self._writes = False  # whether a step is half written
-        self._whole_at = 0  # the step at which a net whose units are spread over ranks was whole
         self.task, self.noise = Task.of(data), Noise(options.seed)
         self._order, self._estimates = self.noise.stream("order"), self.noise.stream("estimate")
         self.total_steps = options.steps_for(len(data.train))
@@ -82,6 +81,7 @@ class Loop:
             if not state.sums and state.step % self.steps_per_epoch:  # a step log has no losses
                 state.summed_from = state.step
             if state.step == 0 < self.total_steps:
+                self._collect(state)
                 self._save(state, log)  # before the log's first block, which does not hold an optimiser's momentum
             try:
                 self._take_steps(state, log, observers, stop)
@@ -111,6 +111,7 @@ class Loop:
                 self._collect(state)  # an epoch ends whole, whatever an observer of its last step has raised
                 ended |= observers.notify("on_epoch", self._end_epoch(state, log))
                 ended = any_of(self.world, ended)
+                self._collect(state, kept=True)
                 state.seconds = time.perf_counter() - started
                 due = True
             self._end_failed(state, failed, failed_anywhere)
@@ -130,11 +131,10 @@ class Loop:
         if anywhere:
             self.world.gather(b"")  # raises the sentence of the rank whose observer it was
 
-    def _collect(self, state: State) -> None:
-        """Make a net whole whose units are spread over ranks."""
-        if isinstance(self.parts, UnitRanks) and self._whole_at != state.step:
-            self.parts.collect(self.rule, state)
-            self._whole_at = state.step
+    def _collect(self, state: State, kept: bool = False) -> None:
+        """Bring the units of a net that is spread over ranks to the one that writes, or what an observer has kept."""
+        if isinstance(self.parts, UnitRanks):
+            self.parts.collect(state, kept)
 
     @property
     def world(self) -> World:
@@ -244,7 +244,8 @@ class Loop:
         accuracy = None
         if len(self.data.validation):
             best, part = self.rule.readings[0], self.data.validation
-            with state.averaged() as net:
+            predicting = self.parts.predicting(state.net) if isinstance(self.parts, UnitRanks) else nullcontext()
+            with predicting, state.averaged() as net:
                 accuracy = accuracies(self.rule, net, part, self.task, self.compute, self.noise, [best])[best]
             values["validation", self.task.objective.score_name] = accuracy
         values.update({("train", name): value for name, value in self.rule.diagnostics(state.net).items()})
@@ -261,7 +262,7 @@ class Loop:
     def _save(self, state: State, log: MetricsLog | None) -> None:
         if self.folder is None or log is None or state.saved_step == state.step:
             return
-        if isinstance(self.parts, UnitRanks) and state.step not in (0, self._whole_at):
+        if isinstance(self.parts, UnitRanks) and state.step != self.parts.collected_at:
             return  # the units of other ranks are at an earlier step: there is a checkpoint after every epoch
         broken = state.not_finite()
         if broken:

@@ -6,6 +6,7 @@ parts, so the update has the same bits.
 
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 
 from torch import Tensor, nn
 
@@ -130,7 +131,8 @@ def _by_units(options: Options, rule: Rule, world: World, units: int) -> Options
 def parts_of(options: Options, rule: Rule, world: World) -> Parts | UnitRanks | None:
     """Return what estimates a divided step, by options that `with_parts` has settled; None for one that is whole."""
     if options.split == "units":
-        return UnitRanks(world, rule.divides["units"]) if world.size > 1 else None
+        folder = Path(options.out) if options.out else None
+        return UnitRanks(world, rule.divides["units"], folder) if world.size > 1 else None
     if not (options.split and options.shares):
         return None
     return Parts(world, options.split, options.shares, options.exchange_share)

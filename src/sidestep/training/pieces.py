@@ -14,7 +14,7 @@ from torch import Tensor
 from sidestep.errors import RankError
 from sidestep.world import World
 
-__all__ = ["PIECE_BYTES", "broadcast_tensors", "tensors_of"]
+__all__ = ["PIECE_BYTES", "broadcast_each", "broadcast_tensors", "tensors_of"]
 
 PIECE_BYTES = 64 << 20  # of a message; `world` takes up to 1 GiB
 
@@ -30,7 +30,14 @@ def broadcast_tensors(world: World, tensors: Mapping[str, Tensor], most: int = P
     Raises:
         RankError: if a rank has failed or has gone, or sent something else.
     """
-    return dict(_passed(world, 0, True, world.broadcast, tensors, most))
+    return dict(broadcast_each(world, tensors, most))
+
+
+def broadcast_each(
+    world: World, tensors: Mapping[str, Tensor], most: int = PIECE_BYTES
+) -> Iterator[tuple[str, Tensor]]:
+    """Yield what `broadcast_tensors` returns, one tensor after another; all ranks go through it to its end."""
+    return _passed(world, 0, True, world.broadcast, tensors, most)
 
 
 def tensors_of(

@@ -44,6 +44,7 @@ from sidestep.training.state import State
 from sidestep.training.stopping import Stopped, stop_on_signals
 from sidestep.training.trained import Run
 from sidestep.training.unit_modes import move_units
+from sidestep.training.unit_ranks import UnitRanks
 from sidestep.version import __version__
 from sidestep.wording import counted
 from sidestep.world import Host, World, world_here
@@ -143,6 +144,8 @@ def train(  # long: rule, data and options, three hooks for own code, and what i
         check_single(rule, state.net, task, batch)
         check_same_everywhere(world, config, state.net, progress.notice)
         welcome = welcome_of(config, state.net, data) if host else b""
+        if isinstance(loop.parts, UnitRanks):
+            loop.parts.spread(rule, state)
         kept_metrics, recorder = 0, None
         if folder:
             stack.enter_context(folder.prepared(config, options.resume, options.overwrite, progress))
@@ -150,7 +153,10 @@ def train(  # long: rule, data and options, three hooks for own code, and what i
             own, name, same = _module_name(module), data.name, log_identity(options, len(data.train))
             recorder = Recorder(folder.log_file, lambda net: Header.of(net, rule, task, name, options.seed, own, same))
             kept_metrics = restore(folder, options, state, rule, recorder, progress)
-        share_state(world, state)
+        if isinstance(loop.parts, UnitRanks):
+            loop.parts.restore(state, lambda: folder.open_state() if folder else None)
+        else:
+            share_state(world, state)
         # a log gives the weights that trained, no average, and is replayed by the rule's own optimiser
         loop.recorder = None if options.average or optimizer else recorder
         _check_left(loop, state)
@@ -190,6 +196,8 @@ def _to_its_end(  # long: what runs, and who is told
     with observers.of_the_end(state):
         with stop_on_signals() as stop:
             loop.run(state, kept_metrics, observers, stop)
+        if isinstance(loop.parts, UnitRanks):
+            loop.parts.whole(state)
         share_kept(loop.world, state)
         together.close()
         if stop.requested:

@@ -1,9 +1,10 @@
 """What changes while training: the net, the optimiser, the position, and the average of the weights."""
 
+from collections import ChainMap
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from sidestep import checkpoint
 from sidestep.errors import CheckpointError, InputError
 from sidestep.nets.trained import trained
+from sidestep.training.gathered import Gathered, own_moments
 from sidestep.training.own_optimizer import restore_scheduler
 from sidestep.training.unit_files import UnitFiles
 
@@ -39,6 +41,8 @@ class State:
     own_optimizer: bool = False  # whether the optimiser is one of the user's
     scheduler: LRScheduler | None = None  # of the user's, in place of a decay
     files: UnitFiles | None = None  # where units are while they do not train; None: in memory, like all else
+    elsewhere: frozenset[str] = frozenset()  # names of parameters and buffers that other ranks hold
+    gathered: Gathered | None = None  # of these, what a checkpoint needs
 
     def __post_init__(self) -> None:
         self.rates = [group["lr"] for group in self.optimizer.param_groups]  # before a checkpoint is restored
@@ -132,9 +136,10 @@ class State:
                 self.release()
 
     def keep(self) -> None:
-        """Keep a copy of the weights (averaged, if an average is taken) and buffers, for the end."""
+        """Keep a copy of the weights (averaged, if an average is taken) and buffers that are here, for the end."""
         with self.averaged() as net:
-            self.kept = {name: tensor.detach().clone() for name, tensor in self._passing(net.state_dict()).items()}
+            own = self._passing(net.state_dict())
+            self.kept = {name: own[name].detach().clone() for name in own if name not in self.elsewhere}
         self.kept_step = self.step
 
     def forget(self) -> None:
@@ -157,8 +162,10 @@ class State:
 
     def not_finite(self) -> list[str]:
         """Return the names of trained parameters that hold an infinity or no number."""
-        found = []
+        found = list(self.gathered.not_finite) if self.gathered else []
         for name, parameter in trained(self.net).items():
+            if name in self.elsewhere:
+                continue
             if not bool(parameter.isfinite().all()):
                 found.append(name)
             self.release()
@@ -174,7 +181,8 @@ class State:
     def tensors(self) -> tuple[Mapping[str, Tensor], dict[str, Any]]:
         """Return everything as named tensors, to be looked at one after another, and a JSON record."""
         moments, record = checkpoint.optimizer_tensors(self.optimizer)
-        tensors = {f"net/{name}": tensor for name, tensor in self.net.state_dict().items()}
+        whole = self.net.state_dict().items()
+        tensors = {f"net/{name}": tensor for name, tensor in whole if name not in self.elsewhere}
         tensors.update({f"optimizer/{name}": tensor for name, tensor in moments.items()})
         tensors.update({f"sum/{name}": torch.tensor(total, dtype=torch.float64) for name, total in self.sums.items()})
         tensors.update({f"{AVERAGE}{name}": tensor for name, tensor in self.average.items()})
@@ -183,6 +191,9 @@ class State:
         part = {"summed_from": self.summed_from} if self.sums and self.summed_from else {}
         rates = {"scheduler": self.scheduler.state_dict()} if self.scheduler else {}
         place = {"step": self.step, "seconds": self.seconds, "optimizer": record}
+        if self.gathered:
+            self.gathered.add_to(record)
+            return ChainMap(tensors, cast(Any, self.gathered.tensors)), {**place, **kept, **part, **rates}
         return self._passing(tensors), {**place, **kept, **part, **rates}
 
     def restore(self, tensors: Mapping[str, Tensor], record: dict[str, Any]) -> None:
@@ -192,8 +203,9 @@ class State:
         def part(prefix: str) -> dict[str, str]:
             return {name[len(prefix) :]: name for name in tensors if name.startswith(prefix)}
 
-        net, average, self.average = part("net/"), part(AVERAGE), {}
-        own, moved = self.net.state_dict().keys(), {name for names in units.values() for name in names}
+        net = {name: stored for name, stored in part("net/").items() if name not in self.elsewhere}
+        average, self.average = part(AVERAGE), {}
+        own, moved = self.net.state_dict().keys() - self.elsewhere, {name for names in units.values() for name in names}
         if net.keys() != own:
             different = ", ".join(sorted(net.keys() ^ own)[:8])
             raise CheckpointError(f"the checkpoint belongs to another net: one of the two does not have {different}")
@@ -204,11 +216,11 @@ class State:
                 raise CheckpointError(f"the checkpoint belongs to another net: {error}") from error
             self.average.update({n: tensors[average[n]].to(self.net_device, copy=True) for n in names if n in average})
             self.put_away(unit)
-        checkpoint.restore_optimizer(
-            self.optimizer, _Under("optimizer/", tensors), record["optimizer"], lambda: self.put_away(*units)
-        )
+        kept = own_moments(record["optimizer"], self.net, self.optimizer, self.elsewhere)
+        checkpoint.restore_optimizer(self.optimizer, _Under("optimizer/", tensors), kept, lambda: self.put_away(*units))
         self.sums = {name: float(tensors[stored]) for name, stored in part("sum/").items()}
-        self.kept = {name: tensors[stored].to(self.net_device, copy=True) for name, stored in part(KEPT).items()}
+        wanted = {name: stored for name, stored in part(KEPT).items() if name not in self.elsewhere}
+        self.kept = {name: tensors[stored].to(self.net_device, copy=True) for name, stored in wanted.items()}
         self.kept_step = int(record["kept_step"]) if self.kept else None
         self.step = self.saved_step = int(record["step"])
         self.seconds, self.summed_from = float(record["seconds"]), int(record.get("summed_from", 0))

@@ -1,41 +1,55 @@
 """Units over ranks: each rank trains some of a net's units alone, and those that all share beside the others.
 
-Nothing passes between units, so ranks exchange only their losses, and that somebody asked for a stop. Where the whole
-net is needed, at the end of an epoch and of the run, every unit comes from the rank that trains it: its weights and
-buffers for all, what the optimiser keeps of it for rank 0, which writes the one checkpoint.
+Nothing passes between units, so ranks exchange only their losses, and that somebody asked for a stop. A rank holds the
+weights, gradients and optimiser memory of its own units alone. For a checkpoint every unit comes to rank 0, which puts
+it into a file until it writes the one of the run; predictions before the end pass from rank to rank, block after block.
+At the end, when nothing is left of the optimiser, every rank gets the whole net.
 """
 
 import json
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 import torch
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
+from sidestep.checkpoint import optimizer_tensors
 from sidestep.data.share import Share
 from sidestep.errors import InputError, RankError
 from sidestep.noise import Noise
 from sidestep.rules.protocol import Batch, Rule
+from sidestep.training.gathered import NET, OPTIMIZER, Gathered, places_of
 from sidestep.training.options import Compute
-from sidestep.training.state import State
+from sidestep.training.pieces import broadcast_each, tensors_of
+from sidestep.training.state import KEPT, State
 from sidestep.training.stopping import StopRequest
 from sidestep.update import Dense, Update
 from sidestep.world import World
 
 __all__ = ["UnitRanks"]
 
+Found: TypeAlias = tuple[Mapping[str, Tensor], dict[str, Any]]
+
 _SIGNAL = struct.Struct("<B")
 
 
 class UnitRanks:
-    """Trains this rank's units; `count` of them are divided, the first ones of the rule's units."""
+    """Trains this rank's units; `count` of them are divided, the first ones of the rule's units.
 
-    def __init__(self, world: World, count: int) -> None:
-        self.world, self.count = world, count
+    folder: where rank 0 writes checkpoints, if there are any; the same on all ranks.
+    """
+
+    def __init__(self, world: World, count: int, folder: Path | None = None) -> None:
+        self.world, self.count, self.folder = world, count, folder
+        self.collected_at = -1  # the step
         self.signal = 0  # the largest of a stop request that any rank had got before the last exchange
         self._names: list[list[str]] = []  # of the losses of each rank
+        self._prefixes: dict[str, int] = {}  # whose the parameters and buffers are, by what their names begin with
 
     def estimate(  # long: what an estimate depends on
         self, rule: Rule, net: nn.Module, batch: Batch, noise: Noise, compute: Compute, stop: StopRequest
@@ -61,39 +75,130 @@ class UnitRanks:
         self.signal = max(signals)
         return Dense(update.gradients, update.statistics, found, update.combination)
 
-    def collect(self, rule: Rule, state: State) -> None:
-        """Bring every unit's weights and buffers to all ranks, and what its optimiser keeps of it to rank 0."""
-        owner = self._owner(rule, state.net)
-        own = {name: value for name, value in state.net.state_dict().items() if owner(name) == self.world.rank}
-        tensors = {f"net/{name}": value for name, value in own.items()}
+    def spread(self, rule: Rule, state: State) -> None:
+        """Let go of the units of other ranks: from now on only the shapes of their weights are here."""
+        self._prefixes = {_common(names): index % self.world.size for index, names in self._units(rule, state.net)}
+        names = [*state.net.state_dict()]
+        state.elsewhere = frozenset(name for name in names if self._owner(name) not in (-1, self.world.rank))
         for name, parameter in state.net.named_parameters():
-            if owner(name) == self.world.rank and not self.world.leads:
-                kept = state.optimizer.state.get(parameter, {})
-                tensors |= {f"optimizer/{key}/{name}": value for key, value in kept.items()}
-        sent = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
-        parameters, whole = dict(state.net.named_parameters()), state.net.state_dict()
-        for rank, said in enumerate(self.world.gather(save(sent))):
-            if rank == self.world.rank:
-                continue
-            for entry, value in load(said).items():
-                what, _, name = entry.partition("/")
-                if what == "net" and owner(name) == rank:
-                    whole[name].copy_(value)
-                elif what == "optimizer" and self.world.leads:
-                    key, _, name = name.partition("/")
-                    place = value.device if value.ndim == 0 else parameters[name].device
-                    state.optimizer.state[parameters[name]][key] = value.to(place)
+            if name in state.elsewhere:
+                parameter.data = parameter.new_zeros(()).expand(parameter.shape)
+        if not isinstance(state.net, _Spreads):
+            raise InputError(f"the net of {rule.name} cannot be spread over ranks: give --split batch")
+        state.net.hold(Share("units", self.world.rank, self.world.size).units(self.count))
 
-    def _owner(self, rule: Rule, net: nn.Module) -> Callable[[str], int]:
-        """Return what says whose a parameter or buffer is, by its name; what all ranks share is nobody's, -1."""
-        prefixes = {}
-        for index, names in enumerate(list(rule.units(net).values())[: self.count]):
-            prefixes[_common(names)] = index % self.world.size
+    def restore(self, state: State, opened: Callable[[], Found | None]) -> None:
+        """Bring every rank's units to where rank 0, which has restored its own, finds them in its checkpoint."""
+        if int.from_bytes(self.world.broadcast(state.step.to_bytes(8, "little")), "little") == 0:
+            return
+        tensors, record = (opened() if self.world.leads else None) or ({}, {})
+        record = json.loads(self.world.broadcast(json.dumps(record).encode()))
+        places, found = places_of(state.net, state.optimizer), dict[str, Tensor]()
+        for name, tensor in broadcast_each(self.world, tensors):
+            what, _, rest = name.partition("/")
+            of = places[int(rest.split(".")[0])] if what == "optimizer" else rest
+            if what == "sum" or of not in state.elsewhere:
+                found[name] = tensor
+        if not self.world.leads:
+            state.restore(found, record)
 
-        def owner(name: str) -> int:
-            return next((rank for prefix, rank in prefixes.items() if name.startswith(prefix)), -1)
+    def collect(self, state: State, kept: bool = False) -> None:
+        """Bring what a checkpoint needs of every unit to rank 0, into a file there; or what an observer has just kept.
 
-        return owner
+        Nothing, where there is no folder, or where it has been done after this step.
+        """
+        if kept and not self._keep_alike(state):
+            return
+        if self.folder is None or (self.collected_at == state.step and not kept):
+            return
+        self.collected_at = state.step
+        if self.world.leads and not (kept and state.gathered):
+            state.gathered = Gathered(self.folder)
+        values: dict[str, Any] = {}
+        own = {f"{KEPT}{name}": value for name, value in state.kept.items() if self._owner(name) == self.world.rank}
+        if not kept:
+            whole = state.net.state_dict()
+            own |= {f"{NET}{name}": value for name, value in whole.items() if self._owner(name) == self.world.rank}
+            moments, values = self._moments(state)
+            own |= moments
+        for source in range(1, self.world.size):
+            for name, tensor in tensors_of(self.world, source, own):
+                if self.world.leads and state.gathered:
+                    state.gathered.put(name, tensor)
+        for said in self.world.gather(b"" if self.world.leads else json.dumps(values).encode())[1:]:
+            if state.gathered:
+                state.gathered.values |= json.loads(said)
+
+    def _keep_alike(self, state: State) -> bool:
+        """Keep the weights on all ranks where an observer of rank 0 has; return whether it has just now."""
+        kept = self.world.broadcast(b"1" if state.kept_step == state.step else b"0") == b"1"
+        if kept and state.kept_step != state.step:
+            state.keep()
+        return kept
+
+    def whole(self, state: State) -> None:
+        """Make the net whole on every rank, at the end: of what was kept, if anything; the optimiser is forgotten."""
+        state.optimizer.state.clear()
+        state.gathered = None
+        with torch.no_grad():
+            own = state.net.state_dict()
+            for name, value in state.kept.items():
+                own[name].copy_(value)
+        state.kept = {}
+        parameters, buffers = dict(state.net.named_parameters()), dict(state.net.named_buffers())
+        for source in range(self.world.size):
+            mine = {name: value for name, value in own.items() if self._owner(name) == self.world.rank == source}
+            sent = dict(tensors_of(self.world, source, mine))
+            for name, value in broadcast_each(self.world, sent):
+                if self._owner(name) == self.world.rank:
+                    continue
+                if name in parameters:
+                    parameters[name].data = value.to(parameters[name].device)
+                else:
+                    buffers[name].copy_(value)
+        state.elsewhere = frozenset()
+        if isinstance(state.net, _Spreads):
+            state.net.hold(range(self.count))
+
+    @contextmanager
+    def predicting(self, net: nn.Module) -> Iterator[None]:
+        """Predict with the blocks where they are, on all ranks together, batch after batch."""
+
+        def passed(index: int, logits: Tensor | None) -> Tensor:
+            said = self.world.gather(b"" if logits is None else save({"logits": logits.cpu().contiguous()}))
+            return logits if logits is not None else load(said[index % self.world.size])["logits"].to(device)
+
+        device = next(net.parameters()).device
+        with net.spread(passed) if isinstance(net, _Spreads) else nullcontext():
+            yield
+
+    def _moments(self, state: State) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Return what the optimiser keeps of this rank's units, by its names in a checkpoint: tensors, and the rest."""
+        tensors, record = optimizer_tensors(state.optimizer)
+        places = places_of(state.net, state.optimizer)
+        own = lambda entry: self._owner(places[int(entry.split(".")[0])]) == self.world.rank  # noqa: E731
+        moments = {f"{OPTIMIZER}{entry}": value for entry, value in tensors.items() if own(entry)}
+        return moments, {entry: value for entry, value in record["values"].items() if own(entry)}
+
+    def _units(self, rule: Rule, net: nn.Module) -> Iterator[tuple[int, list[str]]]:
+        return enumerate(list(rule.units(net).values())[: self.count])
+
+    def _owner(self, name: str) -> int:
+        """Return whose a parameter or buffer is, by its name; what all ranks share is nobody's, -1."""
+        return next((rank for prefix, rank in self._prefixes.items() if name.startswith(prefix)), -1)
+
+
+@runtime_checkable
+class _Spreads(Protocol):
+    """A net whose units may be on other ranks."""
+
+    def hold(self, own: Collection[int]) -> None:
+        """Note which units are here."""
+        ...
+
+    def spread(self, passed: Callable[[int, Tensor | None], Tensor]) -> AbstractContextManager[None]:
+        """Predict with all units, of which `passed` gives what those elsewhere do."""
+        ...
 
 
 def _common(names: list[str]) -> str:

@@ -39,7 +39,7 @@ def ancestral_chain(stack: DenoisingStack, features: list[Tensor], noise: Noise,
 
     latent, logits = normal(0), []
     for index, rows in enumerate(features):
-        logits.append(stack.block(index).logits(rows, latent))
+        logits.append(stack.block_logits(index, rows, latent))
         estimate, before, after = stack.label_estimate(logits[-1]), stack.levels[index], stack.levels[index + 1]
         latent = ancestral_step(latent, estimate, before, after, normal(index + 1))
     return Chain(latent, torch.stack(logits))
@@ -55,7 +55,7 @@ def ddim_chain(stack: DenoisingStack, features: list[Tensor], latent: Tensor | N
         latent = stack.embedding.new_zeros(features[0].shape[0], stack.dimension)
     logits = []
     for index, rows in enumerate(features):
-        logits.append(stack.block(index).logits(rows, latent))
+        logits.append(stack.block_logits(index, rows, latent))
         estimate, before, after = stack.label_estimate(logits[-1]), stack.levels[index], stack.levels[index + 1]
         latent = ddim_step(latent, estimate, before, after)
     return Chain(latent, torch.stack(logits))
