@@ -5,18 +5,15 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, nullcontext, suppress
 from functools import partial
-from typing import Any
 
-from torch import Tensor
-
-from sidestep.data import DataSet, batch_indices, crop_and_flip, steps_per_epoch
-from sidestep.data.batches import chosen_rows
+from sidestep.data import DataSet, steps_per_epoch
 from sidestep.data.feed import BatchError
 from sidestep.errors import CheckpointError, InputError, NonFiniteError, RankError, SidestepError
 from sidestep.noise import Noise
-from sidestep.rules.protocol import Batch, HasBatchMultiple, HasHealthCheck, Rule, Task, UnitByUnit
+from sidestep.rules.protocol import Batch, HasHealthCheck, Rule, Task, UnitByUnit
 from sidestep.steplog import Recorder
 from sidestep.training.attached_rule import Built, take_update
+from sidestep.training.batches import TrainingBatches
 from sidestep.training.evaluate import accuracies
 from sidestep.training.failures import kept, with_position
 from sidestep.training.folder import RunFolder
@@ -25,7 +22,6 @@ from sidestep.training.observers import Begin, EpochEnd, ObserverError, Observer
 from sidestep.training.options import Compute, Options
 from sidestep.training.parts import Parts
 from sidestep.training.ranks import answers_of_all, any_of
-from sidestep.training.single import check_single
 from sidestep.training.state import State
 from sidestep.training.stopping import StopRequest
 from sidestep.training.unit_modes import unsupported_reason
@@ -53,7 +49,8 @@ class Loop:
         self.parts: Parts | UnitRanks | None = None  # of a step that is divided; None: it is estimated as one
         self._writes = False  # whether a step is half written
         self.task, self.noise = Task.of(data), Noise(options.seed)
-        self._order, self._estimates = self.noise.stream("order"), self.noise.stream("estimate")
+        self._batches = TrainingBatches(rule, data, options, compute.device)
+        self._estimates = self.noise.stream("estimate")
         self.total_steps = options.steps_for(len(data.train))
         batches = data.feed.epoch or max(1, self.total_steps) if data.feed else None
         self.steps_per_epoch = batches or steps_per_epoch(len(data.train), options.batch)
@@ -185,8 +182,7 @@ class Loop:
     def _updates(self, state: State, stop: StopRequest) -> Iterator[tuple[str | None, Update]]:
         """Return the update of this step, for no unit in particular, or each unit's: made when it is asked for."""
         batch, noise = self.batch(state.step), self._estimates.at(state.step)
-        if self.data.feed and len(batch.targets) == 1 < len(self.data.train):
-            self._check_one(state)
+        self._batches.check_one(batch, state.net, state.step)
         if self.parts:
             return iter([(None, self.parts.estimate(self.rule, state.net, batch, noise, self.compute, stop))])
         if self.options.units == "together":
@@ -204,35 +200,7 @@ class Loop:
 
     def batch(self, step: int) -> Batch:
         """Return the training batch of a step: a function of the seed and the step alone, or the next of a loader."""
-        images, targets = self._raw(step)
-        images = self.task.scaled(images)
-        if self.options.augment in ("flip", "flip-crop"):
-            padding = 4 if self.options.augment == "flip-crop" else 0
-            images = crop_and_flip(images, self.noise.stream("augment").at(step), padding)
-        elif self.options.augment == "shift":
-            images = crop_and_flip(images, self.noise.stream("augment").at(step), padding=1, flip=False, edge=True)
-        return Batch(self.task.laid_out(images), targets, self.task.objective)
-
-    def _raw(self, step: int) -> tuple[Any, Tensor]:
-        train, feed = self.data.train, self.data.feed
-        if feed is None:
-            rows = batch_indices(self._order, step, len(train), self.options.batch).to(train.labels.device)
-            return chosen_rows(train.images, rows), chosen_rows(train.labels, rows)
-        images, targets = feed.next(step)
-        if isinstance(self.rule, HasBatchMultiple) and len(targets) % self.rule.batch_multiple[1]:
-            name, value = self.rule.batch_multiple
-            raise BatchError(
-                f"{self.data.name}: batch {step + 1} has {len(targets)} examples, which must be a multiple of {name} = "
-                f"{value}; leave out the last, smaller one (drop_last=True)"
-            )
-        return images.to(self.compute.device), targets.to(self.compute.device)
-
-    def _check_one(self, state: State) -> None:
-        """Refuse a loader's last batch, of one example, where the net needs two."""
-        try:
-            check_single(self.rule, state.net, self.task, 1)
-        except InputError as error:
-            raise BatchError(f"{self.data.name}: batch {state.step + 1}: {error}, or drop_last=True") from error
+        return self._batches.at(step)
 
     def _end_epoch(self, state: State, log: MetricsLog | None) -> EpochEnd:
         started = (state.step - 1) // self.steps_per_epoch * self.steps_per_epoch

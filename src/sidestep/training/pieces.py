@@ -16,7 +16,7 @@ from sidestep.world import World
 
 __all__ = ["PIECE_BYTES", "broadcast_each", "broadcast_tensors", "tensors_of"]
 
-PIECE_BYTES = 64 << 20  # of a message; `world` takes up to 1 GiB
+PIECE_BYTES = 1 << 20  # of a message, of which several copies are in memory while it is sent
 
 
 def broadcast_tensors(world: World, tensors: Mapping[str, Tensor], most: int = PIECE_BYTES) -> dict[str, Tensor]:

@@ -1,0 +1,175 @@
+"""Several ranks against one process, on this machine: the same bits, what passes between them, and what each holds.
+
+    python -m benchmarks.ranks bits --steps 1000        # 1 to 4 ranks, three ways to divide a step
+    python -m benchmarks.ranks blocks                   # NoProp's blocks: memory and processor time of a rank
+
+Every line of `bits` comes from processes of its own, which torchrun starts with one thread each. Bytes are those of a
+rank's messages in a step, with their headers, and of the run's step log. `blocks` reads the peak of the resident memory
+over what it was after the imports and the data, and the processor time of a step, of a longer run less a shorter one,
+which a busy machine leaves as it is; time by the clock counts only where as many cores are free as there are ranks.
+"""
+
+import argparse
+import hashlib
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sidestep import data, rules
+from sidestep.training import Options, train
+from sidestep.world import world_here
+
+__all__ = ["WAYS", "Way", "leave", "main"]
+
+
+@dataclass(frozen=True)
+class Way:
+    """A rule, and how a step of it is divided."""
+
+    rule: Any
+    split: str
+    shares: int | None
+
+
+WAYS = {
+    "noise-step by probes": Way(rules.NoiseStep(estimator="weight-probes", probes=128, hidden=(16,)), "probes", 4),
+    "noise-step by batch": Way(rules.NoiseStep(estimator="weight-probes", probes=128, hidden=(16,)), "batch", 4),
+    "spsa by batch": Way(rules.SPSA(pairs=32, learning_rate=1e-3, hidden=(16,)), "batch", 4),
+    "noprop-dt by blocks": Way(rules.NoPropDT(blocks=4), "units", None),
+}
+
+
+def leave(folder: Path, steps: int, ways: dict[str, Way] = WAYS) -> dict[str, dict[str, Any]]:
+    """Train in each way, and return by its name the digest of what the run has left, and the bytes of a step."""
+    torch.set_num_threads(1)
+    world, found = world_here(), {}
+    some = data.load("digits").train
+    small = data.from_arrays(some.images[:160], some.labels[:160], validation=0.1)
+    for name, way in ways.items():
+        place, sent = folder / name.replace(" ", "-"), []
+        given = {"batch": 64, "split": way.split, "shares": way.shares, "precision": "float32"}
+        for count, out in ((steps, str(place)), (2, None), (12, None)):
+            before = world.sent_bytes + world.summed_bytes
+            train(way.rule, small, Options(steps=count, out=out, **given), readings=[])
+            sent.append(world.sent_bytes + world.summed_bytes - before)
+        log = place / "steps.steplog"
+        digest = hashlib.sha256()
+        for file in (place / "model.safetensors", log):
+            digest.update(file.read_bytes() if world.leads and file.exists() else b"")
+        for line in (place / "metrics.jsonl").read_text().splitlines() if world.leads else []:
+            digest.update(json.dumps({**json.loads(line), "seconds": 0}, sort_keys=True).encode())
+        logged = log.stat().st_size if world.leads and log.exists() else 0
+        found[name] = {"sha256": digest.hexdigest(), "bytes": (sent[2] - sent[1]) / 10, "log": logged / steps}
+    return found
+
+
+def hold(folder: Path, steps: int, blocks: int, batch: int) -> list[dict[str, float]]:
+    """Train NoProp's blocks, and return for each rank what it held and worked."""
+    torch.set_num_threads(1)
+    world, peak = world_here(), 0
+    digits, start, used = data.load("digits"), _resident("VmRSS"), []
+    _forget_peak()
+    for count, out in ((steps, str(folder)), (max(1, steps // 4), None)):
+        options = Options(batch=batch, steps=count, split="units", out=out, precision="float32")
+        clock, processor, before = time.perf_counter(), time.process_time(), world.sent_bytes
+        train(rules.NoPropDT(blocks=blocks), digits, options, readings=[])
+        used.append((time.process_time() - processor, time.perf_counter() - clock, world.sent_bytes - before))
+        peak = _resident("VmHWM") - start if out else peak
+    longer, shorter = used
+    more = steps - max(1, steps // 4)
+    own = {
+        "over the imports, MiB": peak / 1024,
+        "processor ms a step": 1000 * (longer[0] - shorter[0]) / more,
+        "ms a step by the clock": 1000 * (longer[1] - shorter[1]) / more,
+        "bytes of the run": float(longer[2]),
+    }
+    return [json.loads(said) for said in world.gather(json.dumps(own).encode())]
+
+
+def _resident(entry: str) -> int:
+    """Return an entry of /proc/self/status, in KiB."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(entry))
+
+
+def _forget_peak() -> None:
+    """Let VmHWM begin at what is resident now."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def _on_ranks(ranks: int, *arguments: str) -> Any:
+    """Return what this module's `worker` prints, started by torchrun."""
+    launched = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+    command = [*launched, "-m", "benchmarks.ranks", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    lines = [line for line in done.stdout.splitlines() if line.startswith(("{", "["))]
+    if done.returncode or not lines:
+        sys.exit(f"{' '.join(command)} failed:\n{done.stdout[-2000:]}{done.stderr[-4000:]}")
+    return json.loads(lines[-1])
+
+
+def _bits(steps: int, most: int) -> None:
+    found: dict[int, dict[str, dict[str, Any]]] = {}
+    print(f"{steps:,} steps, 64 digits each, one thread a rank\n")
+    print("| way | ranks | bytes a step and rank | of the log | wire over log | sha256 of model, metrics and log |")
+    print("|---|---|---|---|---|---|")
+    with tempfile.TemporaryDirectory() as folder:
+        for ranks in range(1, most + 1):
+            found[ranks] = _on_ranks(ranks, "worker-bits", "--folder", f"{folder}/{ranks}", "--steps", str(steps))
+            for name, each in found[ranks].items():
+                over = f"{each['bytes'] / each['log']:.2f}" if each["log"] and ranks > 1 else "-"
+                print(
+                    f"| {name} | {ranks} | {each['bytes']:.0f} | {each['log']:.1f} | {over} | {each['sha256'][:16]} |"
+                )
+    wrong = [f"{n}, {r} ranks" for r in found for n in WAYS if found[r][n]["sha256"] != found[1][n]["sha256"]]
+    print(
+        "\n" + (f"NOT the same: {'; '.join(wrong)}" if wrong else f"the same bits for 1 to {most} ranks, in every way")
+    )
+    if wrong:
+        sys.exit(1)
+
+
+def _blocks(steps: int, blocks: int, batch: int) -> None:
+    print(f"noprop-dt, {blocks} blocks, {steps} steps of {batch} digits, one thread a rank\n")
+    print("| ranks | rank | over the imports, MiB | processor ms a step | ms a step by the clock | bytes of the run |")
+    print("|---|---|---|---|---|---|")
+    with tempfile.TemporaryDirectory() as folder:
+        for ranks in (1, 2):
+            given = ("--steps", str(steps), "--blocks", str(blocks), "--batch", str(batch))
+            found = _on_ranks(ranks, "worker-blocks", "--folder", f"{folder}/{ranks}", *given)
+            for rank, each in enumerate(found):
+                print(f"| {ranks} | {rank} | " + " | ".join(f"{value:,.1f}" for value in each.values()) + " |")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run what is asked for."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("what", choices=["bits", "blocks", "worker-bits", "worker-blocks"])
+    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--most", type=int, default=4, help="ranks")
+    parser.add_argument("--blocks", type=int, default=10)
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--folder", type=Path)
+    given = parser.parse_args(arguments)
+    if given.what == "bits":
+        _bits(given.steps, given.most)
+    elif given.what == "blocks":
+        _blocks(given.steps, given.blocks, given.batch)
+    else:
+        bits = given.what == "worker-bits"
+        found: Any = (
+            leave(given.folder, given.steps) if bits else hold(given.folder, given.steps, given.blocks, given.batch)
+        )
+        if world_here().leads:
+            print("\n" + json.dumps(found), flush=True)
+
+
+if __name__ == "__main__":
+    main()
