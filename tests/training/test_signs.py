@@ -1,17 +1,20 @@
 """The signs of the largest entries of a gradient: what is sent, what waits, and what a run over ranks makes of them."""
 
+import os
+import signal
+
 import pytest
 import torch
 
-from sidestep import rules
+from sidestep import checkpoint, rules
 from sidestep.errors import InputError, NonFiniteError, RankError
 from sidestep.noise import Noise
-from sidestep.training import Options
+from sidestep.training import Options, Stopped
 from sidestep.training.parts import with_parts
 from sidestep.training.signs import Signs
 from sidestep.world import Alone
 from tests.reference.ranks import on_ranks
-from tests.training.test_ranks import SMALL, Of, bytes_of, left, short
+from tests.training.test_ranks import SMALL, Of, at_step, bytes_of, left, short
 
 
 def gradients(seed=0):
@@ -116,3 +119,41 @@ def test_one_process_and_two_leave_the_same_bits_of_compressed_gradients(tmp_pat
     short(str(tmp_path / "whole"), rules.NoiseStep(**SMALL))
     weights = [bytes_of(tmp_path / name, "model.safetensors") for name in ("one", "whole")]
     assert weights[0] != weights[1]
+
+
+FLIPS = rules.NoiseStep(**SMALL)
+
+
+def compressed_until_stopped(world, folder):
+    at_step(4, world.size - 1, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    try:
+        short(folder, FLIPS, exchange_share=0.05)
+    except Stopped as error:
+        return error.step
+
+
+def compressed_from_there(world, folder):
+    short(folder, FLIPS, exchange_share=0.05, resume=True)
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 1), (2, 3), (3, 1)])
+def test_a_resumed_run_has_what_was_not_yet_exchanged(before, after, tmp_path):
+    short(str(tmp_path / "whole"), FLIPS, exchange_share=0.05)
+    assert on_ranks(before, compressed_until_stopped, str(tmp_path / "run")) == [4] * before
+    assert on_ranks(after, compressed_from_there, str(tmp_path / "run")) == [None] * after
+    assert left(tmp_path, "run") == left(tmp_path, "whole")
+
+
+def killed_then(world, folder):
+    at_step(5, world.size - 1, lambda *_: os._exit(9))
+    short(folder, FLIPS, exchange_share=0.05)
+
+
+def test_a_killed_rank_leaves_what_was_not_yet_exchanged(tmp_path):
+    short(str(tmp_path / "whole"), FLIPS, exchange_share=0.05)
+    on_ranks(3, killed_then, str(tmp_path / "run"))
+    tensors, record = checkpoint.load(tmp_path / "run" / "state.safetensors")
+    assert 0 < record["step"] < 6
+    assert {name.split("/")[1] for name in tensors if name.startswith("unsent/")} == {"0", "1", "2"}
+    assert on_ranks(2, compressed_from_there, str(tmp_path / "run"), generation=1) == [None] * 2
+    assert left(tmp_path, "run") == left(tmp_path, "whole")

@@ -25,7 +25,9 @@ from sidestep.training.signs import Signs
 from sidestep.update import Dense, Seeded, Update
 from sidestep.world import World
 
-__all__ = ["PartSum", "pack_whole", "unpack_whole"]
+__all__ = ["SAVE", "PartSum", "pack_whole", "together", "unpack_whole"]
+
+SAVE = 0x80  # beside the number of a stop request: a checkpoint is due after this step
 
 _UNIT = 2.0**40  # of whole numbers in 1
 _MOST = 2.0**16  # of a coefficient, so that the sum of 64 parts stays below 2^63
@@ -82,7 +84,7 @@ class PartSum:
         self._taken |= taken
 
     def exchanged(self, world: World, parts: int, signal: int) -> tuple[Update, int]:
-        """Return the update of a whole step, of so many parts, and the largest of the ranks' signals.
+        """Return the update of a whole step, of so many parts, and what the ranks' signals are `together`.
 
         Raises:
             RankError: if a rank has failed or has gone, or if its message is of another step or rule.
@@ -111,7 +113,7 @@ class PartSum:
             found = replace(like, coefs=self._coefs(said), statistics=statistics, losses=means, taken=None)
         else:
             raise InputError(f"an estimate is Dense or Seeded, got {type(like).__name__}")
-        return found, max(each.signal for each in said)
+        return found, together([each.signal for each in said])
 
     def _message(self, signal: int) -> bytes:
         coefs = self._packed
@@ -181,6 +183,15 @@ class PartSum:
         pieces = flat.split([value.numel() for value in self._reals.values()])
         named = zip(self._reals.items(), pieces, strict=True)
         return {name: piece.view(value.shape) for (name, value), piece in named}
+
+
+def together(signals: Sequence[int]) -> int:
+    """Return the largest number of a stop request, and with it SAVE if any rank has sent it.
+
+    >>> together([0, 15, 2 | SAVE]) == 15 | SAVE
+    True
+    """
+    return max(signal & ~SAVE for signal in signals) | max(signal & SAVE for signal in signals)
 
 
 def pack_whole(values: np.ndarray) -> bytes:

@@ -97,9 +97,11 @@ class Loop:
         saved = time.perf_counter()
         started = saved - state.seconds
         while state.step < self.total_steps and not self._stops(stop) and not ended:
+            if isinstance(self.parts, Parts):
+                self.parts.due = self._due(saved)
             self.take_step(state, stop)
             state.seconds = time.perf_counter() - started
-            due = time.perf_counter() - saved > self.options.checkpoint_seconds
+            due = self.parts.due if isinstance(self.parts, Parts) else self._due(saved)
             ended, failed = observers.answer("on_step", self._step(state, log)) if each else (False, None)
             failed_anywhere = False
             if each_asked:
@@ -113,6 +115,8 @@ class Loop:
                 due = True
             self._end_failed(state, failed, failed_anywhere)
             if due:
+                if isinstance(self.parts, Parts):
+                    self.parts.collect(state)
                 self._save(state, log)
                 saved = time.perf_counter()
         if self._stops(stop) or ended:
@@ -132,6 +136,11 @@ class Loop:
         """Bring the units of a net that is spread over ranks to the one that writes, or what an observer has kept."""
         if isinstance(self.parts, UnitRanks):
             self.parts.collect(state, kept)
+        elif self.parts and not kept:
+            self.parts.collect(state)
+
+    def _due(self, saved: float) -> bool:
+        return time.perf_counter() - saved > self.options.checkpoint_seconds
 
     @property
     def world(self) -> World:
@@ -230,8 +239,8 @@ class Loop:
     def _save(self, state: State, log: MetricsLog | None) -> None:
         if self.folder is None or log is None or state.saved_step == state.step:
             return
-        if isinstance(self.parts, UnitRanks) and state.step != self.parts.collected_at:
-            return  # the units of other ranks are at an earlier step: there is a checkpoint after every epoch
+        if self.parts and not self.parts.collected(state):
+            return  # what other ranks hold is not here
         broken = state.not_finite()
         if broken:
             raise NonFiniteError(

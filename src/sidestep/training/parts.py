@@ -4,7 +4,7 @@ One process that takes all parts, one after another, and any number of ranks tha
 parts, so the update has the same bits.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,9 +14,12 @@ from sidestep.data.share import Division, Share
 from sidestep.errors import InputError
 from sidestep.noise import Noise
 from sidestep.rules.protocol import Batch, HasBatchMultiple, Rule
-from sidestep.training.exchange import PartSum
+from sidestep.training.exchange import SAVE, PartSum
+from sidestep.training.gathered import Gathered
 from sidestep.training.options import Compute, Options
+from sidestep.training.pieces import tensors_of
 from sidestep.training.signs import Signs
+from sidestep.training.state import UNSENT, State
 from sidestep.training.stopping import StopRequest
 from sidestep.training.unit_ranks import UnitRanks
 from sidestep.update import Update
@@ -33,10 +36,19 @@ _MOST_PARTS = 64
 class Parts:
     """Estimates the parts of a step that are this rank's, and exchanges them."""
 
-    def __init__(self, world: World, of: Division, count: int, exchange_share: float | None = None) -> None:
-        self.world, self.of, self.count = world, of, count
+    def __init__(  # long: what is divided how, and what is exchanged of it
+        self,
+        world: World,
+        of: Division,
+        count: int,
+        exchange_share: float | None = None,
+        folder: Path | None = None,
+    ) -> None:
+        self.world, self.of, self.count, self.folder = world, of, count, folder
         self.signs = Signs(exchange_share) if exchange_share else None
         self.signal = 0  # the largest of a stop request that any rank had got before the last exchange
+        self.collected_at = -1  # the step
+        self.due = False  # whether a checkpoint is, on this rank, and after the exchange on any
 
     @property
     def own(self) -> range:
@@ -50,7 +62,8 @@ class Parts:
         total = PartSum(self.signs)
         for index in self.own:
             total.add(self.part(index, rule, net, batch, noise, compute), index)
-        found, self.signal = total.exchanged(self.world, self.count, stop.signal_number)
+        found, said = total.exchanged(self.world, self.count, stop.signal_number | (SAVE if self.due else 0))
+        self.signal, self.due = said & ~SAVE, bool(said & SAVE)
         return found
 
     def part(self, index: int, rule: Rule, net: nn.Module, batch: Batch, noise: Noise, compute: Compute) -> Update:
@@ -60,6 +73,34 @@ class Parts:
         drawn = noise if common else noise.stream(f"part {index}")
         with compute.autocast():
             return rule.estimate(net, _part(batch, share), drawn)
+
+    def collect(self, state: State) -> None:
+        """Bring to rank 0, for a checkpoint, what parts of other ranks have not yet exchanged."""
+        if self.signs is None or self.folder is None or self.collected_at == state.step:
+            return
+        self.collected_at = state.step
+        state.unsent = {f"{UNSENT}{name}": value for name, value in self.signs.waiting().items()}
+        if self.world.size == 1:
+            return
+        gathered = Gathered(self.folder) if self.world.leads else None
+        for source in range(1, self.world.size):
+            for name, tensor in tensors_of(self.world, source, state.unsent):
+                if gathered:
+                    gathered.put(name, tensor)
+        state.gathered = gathered
+
+    def collected(self, state: State) -> bool:
+        """Whether all that a checkpoint needs is on rank 0."""
+        if self.world.size == 1:
+            self.collect(state)
+        return self.signs is None or self.collected_at == state.step
+
+    def restore(self, unsent: Iterable[tuple[str, Tensor]]) -> None:
+        """Put back what this rank's parts had not exchanged; of other parts nothing is taken."""
+        for name, tensor in unsent:
+            part, _, rest = name.removeprefix(UNSENT).partition("/")
+            if self.signs and int(part) in self.own:
+                self.signs.put_back(int(part), rest, tensor)
 
 
 def with_parts(options: Options, rule: Rule, world: World, batch: int) -> Options:
@@ -130,12 +171,12 @@ def _by_units(options: Options, rule: Rule, world: World, units: int) -> Options
 
 def parts_of(options: Options, rule: Rule, world: World) -> Parts | UnitRanks | None:
     """Return what estimates a divided step, by options that `with_parts` has settled; None for one that is whole."""
+    folder = Path(options.out) if options.out else None
     if options.split == "units":
-        folder = Path(options.out) if options.out else None
         return UnitRanks(world, rule.divides["units"], folder) if world.size > 1 else None
     if not (options.split and options.shares):
         return None
-    return Parts(world, options.split, options.shares, options.exchange_share)
+    return Parts(world, options.split, options.shares, options.exchange_share, folder)
 
 
 def _usual(rule: Rule, split: Division, total: int, ranks: int, usual: int) -> int:

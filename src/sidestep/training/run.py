@@ -33,12 +33,12 @@ from sidestep.training.loop import Loop
 from sidestep.training.observers import End, Observers, check_observers
 from sidestep.training.options import Compute, Options
 from sidestep.training.own_optimizer import OptimizerFactory, SchedulerFactory, own_record
-from sidestep.training.parts import parts_of, with_parts
+from sidestep.training.parts import Parts, parts_of, with_parts
 from sidestep.training.progress import Progress, Reporting, Silent
 from sidestep.training.ranks import check_same_everywhere, share_kept, share_state
 from sidestep.training.result import finish
 from sidestep.training.resume import log_identity, restore
-from sidestep.training.signs import UNSENT
+from sidestep.training.signs import WITHOUT
 from sidestep.training.single import check_single
 from sidestep.training.state import State
 from sidestep.training.stopping import Stopped, stop_on_signals
@@ -191,8 +191,11 @@ def _to_its_end(  # long: what runs, and who is told
 ) -> Run:
     """Take the steps that are left, evaluate what came of them, and keep it in the folder, if there is one."""
     rule, folder = loop.rule, loop.folder
-    if loop.options.exchange_share and state.step:
-        progress.notice(UNSENT)
+    if isinstance(loop.parts, Parts):
+        if loop.parts.signs and state.step and not state.unsent:
+            progress.notice(WITHOUT)
+        loop.parts.restore(state.unsent.items())
+        state.unsent = {}
     with observers.of_the_end(state):
         with stop_on_signals() as stop:
             loop.run(state, kept_metrics, observers, stop)

@@ -24,12 +24,13 @@ from sidestep.steplog.codecs.flips import decode_flips, encode_flips
 from sidestep.steplog.format import read_varint, varint
 from sidestep.update import Flips
 
-__all__ = ["UNSENT", "Signs"]
+__all__ = ["WITHOUT", "Signs"]
 
-UNSENT = (
-    "what the parts of a step had not yet exchanged is not in a checkpoint: the run goes on without it, and to other "
-    "bits than if it had not been stopped"
+WITHOUT = (
+    "the checkpoint does not say what the parts of a step had not yet exchanged: the run goes on without it, and to "
+    "other bits than if it had not been stopped"
 )
+
 _TINY = torch.finfo(torch.float32).tiny
 
 
@@ -43,6 +44,14 @@ class Signs:
         self.share = share
         self._left: dict[int, dict[str, Tensor]] = {}  # e, by part and parameter
 
+    def waiting(self) -> dict[str, Tensor]:
+        """Return what was not yet exchanged, by PART/PARAMETER, in the parameters' flat order."""
+        return {f"{part}/{name}": rest for part, left in self._left.items() for name, rest in left.items()}
+
+    def put_back(self, part: int, name: str, rest: Tensor) -> None:
+        """Take over a copy of one entry of what `waiting` returned earlier."""
+        self._left.setdefault(part, {})[name] = rest.clone()
+
     def packed(self, part: int, gradients: dict[str, Tensor]) -> bytes:
         """Return the message of one part's gradients, and keep what it leaves out.
 
@@ -51,7 +60,9 @@ class Signs:
         """
         left, scales, places, moves, start = self._left.setdefault(part, {}), [], [], [], 0
         for name, gradient in gradients.items():
-            rest = left.setdefault(name, torch.zeros(gradient.numel(), device=gradient.device))
+            if name not in left:
+                left[name] = torch.zeros(gradient.numel(), device=gradient.device)
+            rest = left[name] = left[name].to(gradient.device)
             rest += _normalised(name, gradient.detach().float().reshape(-1))
             count = max(1, round(self.share * rest.numel()))
             inside = rest.abs().topk(count).indices.sort().values

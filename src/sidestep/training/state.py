@@ -17,10 +17,11 @@ from sidestep.training.gathered import Gathered, own_moments
 from sidestep.training.own_optimizer import restore_scheduler
 from sidestep.training.unit_files import UnitFiles
 
-__all__ = ["AVERAGE", "KEPT", "State"]
+__all__ = ["AVERAGE", "KEPT", "UNSENT", "State"]
 
 AVERAGE = "average/"  # what the names of averaged weights begin with in a checkpoint
 KEPT = "kept/"  # and those of weights that an observer kept
+UNSENT = "unsent/"  # and what parts of a step had not yet exchanged
 
 
 @dataclass
@@ -42,7 +43,8 @@ class State:
     scheduler: LRScheduler | None = None  # of the user's, in place of a decay
     files: UnitFiles | None = None  # where units are while they do not train; None: in memory, like all else
     elsewhere: frozenset[str] = frozenset()  # names of parameters and buffers that other ranks hold
-    gathered: Gathered | None = None  # of these, what a checkpoint needs
+    unsent: Mapping[str, Tensor] = field(default_factory=dict)  # of gradients, by name in a checkpoint
+    gathered: Gathered | None = None  # what a checkpoint needs of other ranks
 
     def __post_init__(self) -> None:
         self.rates = [group["lr"] for group in self.optimizer.param_groups]  # before a checkpoint is restored
@@ -187,6 +189,7 @@ class State:
         tensors.update({f"sum/{name}": torch.tensor(total, dtype=torch.float64) for name, total in self.sums.items()})
         tensors.update({f"{AVERAGE}{name}": tensor for name, tensor in self.average.items()})
         tensors.update({f"{KEPT}{name}": tensor for name, tensor in self.kept.items()})
+        tensors.update(self.unsent)
         kept = {} if self.kept_step is None else {"kept_step": self.kept_step}
         part = {"summed_from": self.summed_from} if self.sums and self.summed_from else {}
         rates = {"scheduler": self.scheduler.state_dict()} if self.scheduler else {}
@@ -221,6 +224,7 @@ class State:
         self.sums = {name: float(tensors[stored]) for name, stored in part("sum/").items()}
         wanted = {name: stored for name, stored in part(KEPT).items() if name not in self.elsewhere}
         self.kept = {name: tensors[stored].to(self.net_device, copy=True) for name, stored in wanted.items()}
+        self.unsent = {name: tensors[name].clone() for name in tensors if name.startswith(UNSENT)}
         self.kept_step = int(record["kept_step"]) if self.kept else None
         self.step = self.saved_step = int(record["step"])
         self.seconds, self.summed_from = float(record["seconds"]), int(record.get("summed_from", 0))

@@ -129,6 +129,10 @@ class UnitRanks:
             if state.gathered:
                 state.gathered.values |= json.loads(said)
 
+    def collected(self, state: State) -> bool:
+        """Whether all that a checkpoint needs is on rank 0: after every epoch, and where all ranks have stopped."""
+        return self.collected_at == state.step
+
     def _keep_alike(self, state: State) -> bool:
         """Keep the weights on all ranks where an observer of rank 0 has; return whether it has just now."""
         kept = self.world.broadcast(b"1" if state.kept_step == state.step else b"0") == b"1"
