@@ -144,8 +144,7 @@ def train(  # long: rule, data and options, three hooks for own code, and what i
         check_single(rule, state.net, task, batch)
         check_same_everywhere(world, config, state.net, progress.notice)
         welcome = welcome_of(config, state.net, data) if host else b""
-        if isinstance(loop.parts, UnitRanks):
-            loop.parts.spread(rule, state)
+        _spread(loop, state)
         kept_metrics, recorder = 0, None
         if folder:
             stack.enter_context(folder.prepared(config, options.resume, options.overwrite, progress))
@@ -153,10 +152,7 @@ def train(  # long: rule, data and options, three hooks for own code, and what i
             own, name, same = _module_name(module), data.name, log_identity(options, len(data.train))
             recorder = Recorder(folder.log_file, lambda net: Header.of(net, rule, task, name, options.seed, own, same))
             kept_metrics = restore(folder, options, state, rule, recorder, progress)
-        if isinstance(loop.parts, UnitRanks):
-            loop.parts.restore(state, lambda: folder.open_state() if folder else None)
-        else:
-            share_state(world, state)
+        _share(loop, state)
         # a log gives the weights that trained, no average, and is replayed by the rule's own optimiser
         loop.recorder = None if options.average or optimizer else recorder
         _check_left(loop, state)
@@ -178,6 +174,21 @@ def _take_over(loop: Loop, state: State, recorder: Recorder | None, config: Mapp
     if loop.folder and recorder and loop.options.resume:
         loop.folder.take_over(config, finished=state.step == loop.total_steps)
         recorder.open()
+
+
+def _spread(loop: Loop, state: State) -> None:
+    """Leave each rank its own units, where a step is divided by them."""
+    if isinstance(loop.parts, UnitRanks):
+        loop.parts.spread(loop.rule, state)
+
+
+def _share(loop: Loop, state: State) -> None:
+    """Bring all ranks to where rank 0, which alone has read the folder, stands."""
+    folder = loop.folder
+    if isinstance(loop.parts, UnitRanks):
+        loop.parts.restore(state, lambda: folder.open_state() if folder else None)
+    else:
+        share_state(loop.world, state)
 
 
 def _to_its_end(  # long: what runs, and who is told
