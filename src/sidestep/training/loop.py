@@ -7,7 +7,6 @@ from contextlib import ExitStack, nullcontext, suppress
 from functools import partial
 
 from sidestep.data import DataSet, steps_per_epoch
-from sidestep.data.feed import BatchError
 from sidestep.errors import CheckpointError, InputError, NonFiniteError, RankError, SidestepError
 from sidestep.noise import Noise
 from sidestep.rules.protocol import Batch, HasHealthCheck, Rule, Task, UnitByUnit

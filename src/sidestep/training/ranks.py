@@ -8,10 +8,13 @@ from torch import nn
 
 from sidestep.errors import InputError
 from sidestep.measure.processor import processor_name
+from sidestep.rules.protocol import Rule
 from sidestep.steplog.header import digest_of
 from sidestep.training.config import flat, without_none
+from sidestep.training.folder import RunFolder
 from sidestep.training.pieces import PIECE_BYTES, broadcast_tensors
 from sidestep.training.state import State
+from sidestep.training.unit_ranks import UnitRanks
 from sidestep.world import World
 
 __all__ = ["answers_of_all", "any_of", "bits_in_doubt", "check_same_everywhere", "share_kept", "share_state"]
@@ -91,3 +94,17 @@ def answers_of_all(world: World, ended: bool, failed: bool) -> tuple[bool, bool]
     """Return whether observers of any rank have asked for the end, and whether any has failed."""
     said = world.gather(bytes([ended, failed]))
     return any(message[0] for message in said), any(message[1] for message in said)
+
+
+def spread_units(parts: object, rule: Rule, state: State) -> None:
+    """Leave each rank its own units, where a step is divided by them."""
+    if isinstance(parts, UnitRanks):
+        parts.spread(rule, state)
+
+
+def share_start(parts: object, world: World, folder: RunFolder | None, state: State) -> None:
+    """Bring all ranks to where rank 0, which alone has read the folder, stands."""
+    if isinstance(parts, UnitRanks):
+        parts.restore(state, lambda: folder.open_state() if folder else None)
+    else:
+        share_state(world, state)

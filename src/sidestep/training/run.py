@@ -35,7 +35,7 @@ from sidestep.training.options import Compute, Options
 from sidestep.training.own_optimizer import OptimizerFactory, SchedulerFactory, own_record
 from sidestep.training.parts import Parts, parts_of, with_parts
 from sidestep.training.progress import Progress, Reporting, Silent
-from sidestep.training.ranks import check_same_everywhere, share_kept, share_state
+from sidestep.training.ranks import check_same_everywhere, share_kept, share_start, spread_units
 from sidestep.training.result import finish
 from sidestep.training.resume import log_identity, restore
 from sidestep.training.signs import WITHOUT
@@ -139,12 +139,11 @@ def train(  # long: rule, data and options, three hooks for own code, and what i
         loop.parts = parts_of(options, rule, world)
         data = loop.data  # on the device
         config = _config(rule, task, options, loop.compute, record, module)
-        config["optimizer"] = own_record(optimizer, state.optimizer)
-        config["scheduler"] = own_record(scheduler, state.scheduler)
+        config |= _own_records(optimizer, scheduler, state)
         check_single(rule, state.net, task, batch)
         check_same_everywhere(world, config, state.net, progress.notice)
         welcome = welcome_of(config, state.net, data) if host else b""
-        _spread(loop, state)
+        spread_units(loop.parts, rule, state)
         kept_metrics, recorder = 0, None
         if folder:
             stack.enter_context(folder.prepared(config, options.resume, options.overwrite, progress))
@@ -152,7 +151,7 @@ def train(  # long: rule, data and options, three hooks for own code, and what i
             own, name, same = _module_name(module), data.name, log_identity(options, len(data.train))
             recorder = Recorder(folder.log_file, lambda net: Header.of(net, rule, task, name, options.seed, own, same))
             kept_metrics = restore(folder, options, state, rule, recorder, progress)
-        _share(loop, state)
+        share_start(loop.parts, world, folder, state)
         # a log gives the weights that trained, no average, and is replayed by the rule's own optimiser
         loop.recorder = None if options.average or optimizer else recorder
         _check_left(loop, state)
@@ -169,26 +168,18 @@ def _followed(
     return hosted_options(options, rule, data, world, optimizer is not None) if host else options
 
 
+def _own_records(
+    optimizer: OptimizerFactory | None, scheduler: SchedulerFactory | None, state: State
+) -> dict[str, Any]:
+    yours = {"optimizer": (optimizer, state.optimizer), "scheduler": (scheduler, state.scheduler)}
+    return {name: own_record(*each) for name, each in yours.items()}
+
+
 def _take_over(loop: Loop, state: State, recorder: Recorder | None, config: Mapping[str, Any]) -> None:
     """Let the folder of a run that goes on be written to again."""
     if loop.folder and recorder and loop.options.resume:
         loop.folder.take_over(config, finished=state.step == loop.total_steps)
         recorder.open()
-
-
-def _spread(loop: Loop, state: State) -> None:
-    """Leave each rank its own units, where a step is divided by them."""
-    if isinstance(loop.parts, UnitRanks):
-        loop.parts.spread(loop.rule, state)
-
-
-def _share(loop: Loop, state: State) -> None:
-    """Bring all ranks to where rank 0, which alone has read the folder, stands."""
-    folder = loop.folder
-    if isinstance(loop.parts, UnitRanks):
-        loop.parts.restore(state, lambda: folder.open_state() if folder else None)
-    else:
-        share_state(loop.world, state)
 
 
 def _to_its_end(  # long: what runs, and who is told
