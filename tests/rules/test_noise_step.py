@@ -1,6 +1,7 @@
 """noise_step: estimators against their definitions, what is logged, how weights move."""
 
 import itertools
+import warnings
 from dataclasses import dataclass, replace
 
 import pytest
@@ -11,13 +12,14 @@ from torch import nn
 from torch.func import functional_call, jvp
 from torch.nn.functional import cross_entropy, layer_norm
 
-from sidestep import Options, data, train
+from sidestep import Options, data, load_run, train
 from sidestep.errors import InputError, NonFiniteError
 from sidestep.gradients.local_losses import local_gradients
 from sidestep.gradients.ternary_directions import activity_gradients, check_chain, rank_one_alignments, rank_one_shapes
 from sidestep.nets import ternary_conv_net, ternary_mlp, ternary_parameters
 from sidestep.nets.ternary.nets import ternary_own
 from sidestep.noise import Noise
+from sidestep.notices import RunNotice
 from sidestep.probes import RankOneProbes, SparseProbes
 from sidestep.rules import Batch, NoiseStep, Task
 from sidestep.rules.shared.density import advanced, density_and_count, first_density
@@ -617,3 +619,15 @@ def test_noise_of_a_step_is_a_function_of_the_step():
     seen = [rule.estimate(net, batch, noise.at(step)).probes for step in (5, 6, 5)]
     assert seen[0] == seen[2] != seen[1]
     assert seen[0].noise == noise.at(5).stream("probes")
+
+
+@pytest.mark.filterwarnings("always:codec = trits with")
+def test_trits_of_a_dense_gradient_are_noted_once_where_a_net_begins(tmp_path):
+    quick = {"hidden": (8,), "probes": 32}
+    with pytest.warns(RunNotice, match=r"estimator = local-losses: .* of 592 weights is projected on 32 random probes"):
+        train(NoiseStep(codec="trits", **quick), "digits", Options(steps=1, out=tmp_path / "run"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RunNotice)
+        load_run(tmp_path / "run")
+        for rule in (NoiseStep(estimator="weight-probes", **quick), NoiseStep(codec="flips", **quick)):
+            train(rule, "digits", Options(steps=1))

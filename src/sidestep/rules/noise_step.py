@@ -38,7 +38,7 @@ from sidestep.nets.trained import set_training
 from sidestep.probes import RankOneProbes
 from sidestep.rules.protocol import Batch, Dense, Division, ImagePath, Noise, Rule, Split, Takes, Task, Update
 from sidestep.rules.shared.any_module import of_examples, of_share, one_unit
-from sidestep.rules.shared.codecs import LOCAL, check_choices, check_tokens, codec_and_update
+from sidestep.rules.shared.codecs import LOCAL, check_choices, check_tokens, codec_and_update, note_projection
 from sidestep.rules.shared.dense import numbered_units
 from sidestep.rules.shared.density import DensitySchedule, first_density
 from sidestep.rules.shared.flip_scaling import FlipScaling
@@ -177,6 +177,8 @@ class NoiseStep(TernarySteps, Rule[TernaryNet]):
         if self.estimator == "local-probes":
             check_local_probes(net, task.shape, LocalProbes(self.directions, self.guide))
         first_density(self.density, trit_count(net))
+        if self.choices[0] == "trits" and self.estimator in (*LOCAL, "activity-probes") and examples is not None:
+            note_projection(self.estimator, self.probes, trit_count(net))
         return net
 
     def fits(self, net: TernaryNet) -> bool:

@@ -1,10 +1,13 @@
 """What goes with what in noise_step: the estimate, what is logged of it, and how that moves weights."""
 
+import warnings
+
 from sidestep.checks import check_range
 from sidestep.data.task import Task
 from sidestep.errors import InputError
+from sidestep.notices import RunNotice
 
-__all__ = ["LOCAL", "check_choices", "check_tokens", "codec_and_update"]
+__all__ = ["LOCAL", "check_choices", "check_tokens", "codec_and_update", "note_projection"]
 
 LOCAL = ("local-losses", "local-probes")  # estimators that need a head on every stage
 
@@ -30,6 +33,17 @@ def codec_and_update(estimator: str, codec: str, update: str) -> tuple[str, str]
             "accumulators work on trits; leave one of the two at auto"
         )
     return codec, update
+
+
+def note_projection(estimator: str, probes: int, trits: int) -> None:
+    """Warn that trits, which estimators of dense gradients do not give, are made of a projection on a few probes."""
+    warnings.warn(
+        f"codec = trits with estimator = {estimator}: each step's gradient of {trits:,} weights is projected on "
+        f"{probes:,} random probes, and a sign of each is all that moves weights; codec = flips, the default, logs the "
+        "moves of the gradient itself",
+        RunNotice,
+        stacklevel=3,
+    )
 
 
 def check_choices(
