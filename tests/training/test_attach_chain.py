@@ -296,7 +296,16 @@ def test_what_a_chain_cannot_be_is_refused_in_a_sentence():
     recurrent = nn.Sequential(nn.LSTM(8, 8), Residual(8), nn.Linear(8, 3))
     for net, rule, words in (
         (Residual(8), LocalLoss(), "nn.Sequential with two stages or more.*got Residual"),
-        (nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 3)), LocalLoss(), "got Sequential with 2 parts"),
+        (
+            nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 3)),
+            LocalLoss(),
+            "got Sequential with 2 parts with weights; split it",
+        ),
+        (
+            nn.Sequential(Residual(8)),
+            LocalLoss(),
+            "with 1 part with weights; split it, .*takes any module",
+        ),
         (tied, LocalLoss(), "stages 2 and 3 of the module share the parameter"),
         (pictures, LocalLoss(), r"outputs of shape \(1, 2, 2\)"),
         (pictures, DirectFeedbackAlignment(), r"\(batch, width\) to be carried back, got \(batch, 1, 2, 2\)"),
@@ -308,6 +317,9 @@ def test_what_a_chain_cannot_be_is_refused_in_a_sentence():
             sidestep.attach(net, rule)(example, TARGETS)
     for rule in (NoPropDT(),):
         with pytest.raises(InputError, match=f"{rule.name} cannot be attached to a model: its blocks see"):
+            sidestep.attach(model, rule)
+    for rule in ("spsa", SPSA):
+        with pytest.raises(InputError, match=r"rule must be a rule object, for instance rules.SPSA\(\), got"):
             sidestep.attach(model, rule)
     with pytest.raises(InputError, match="whole gradients"):
         sidestep.attach(model, LocalLoss(), log="a.steplog")

@@ -17,6 +17,7 @@ from sidestep.noise import Noise
 from sidestep.rules.protocol import Rule
 from sidestep.training.attached_ranks import ranks_of
 from sidestep.training.attached_rule import as_objective
+from sidestep.training.evaluate import check_rule
 from sidestep.training.own_optimizer import OptimizerFactory
 from sidestep.training.step import Step
 
@@ -72,6 +73,8 @@ def attach(  # long: what a step can be given
     """
     if not isinstance(model, nn.Module):
         raise InputError(f"attach trains an nn.Module, got {type(model).__name__}")
+    if isinstance(rule, str | type):
+        check_rule(rule)
     if optimizer is not None and log is not None:
         raise InputError("a log can be replayed with the rule's own optimiser alone; leave log or optimizer out")
     ranks = ranks_of(rule, split, shares)

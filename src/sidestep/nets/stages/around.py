@@ -17,6 +17,7 @@ from sidestep.nets.stages.layerwise import LayerwiseNet, stages_of
 from sidestep.nets.ternary.nets import GridAverage
 from sidestep.nets.trained import check_own_weights
 from sidestep.noise import Noise
+from sidestep.wording import counted
 
 __all__ = ["Around", "layerwise_around", "shapes_along", "twin_of"]
 
@@ -51,8 +52,8 @@ def layerwise_around(model: nn.Module, example: Tensor, local: bool, noise: Nois
     if len(parts) < 3:
         raise InputError(
             f"this rule trains an nn.Sequential with two stages or more before its output, got {type(model).__name__} "
-            f"with {len(parts)} parts that have weights; write the model as nn.Sequential(stage, stage, ..., output), "
-            "where a stage may be a module of any kind, or attach a rule that takes any module"
+            f"with {counted(len(parts), 'part')} with weights; split it, nn.Sequential(stage, stage, ..., output), "
+            "where a stage may be a module of any kind, or attach a rule that takes any module (`sidestep rules`)"
         )
     if local:
         check_own_weights(parts)
