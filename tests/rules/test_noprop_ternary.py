@@ -82,7 +82,9 @@ def test_it_learns_and_its_log_rebuilds_it(tmp_path, estimator):
     ("wrong", "words"),
     [
         ({"readout": "radial"}, "readout = nearest alone"),
+        ({"readout": "softmax"}, "readout = nearest alone, got softmax; leave readout out"),
         ({"loss": "clipped"}, "loss = cross-entropy alone"),
+        ({"loss": "paper"}, "loss = cross-entropy alone, got paper; leave loss out"),
         ({"embedding": "learned"}, "one-hot or orthogonal"),
         ({"hidden": ()}, "one hidden stage or more"),
         ({"flip_share": 0}, "flip_share must be above 0"),
@@ -93,6 +95,13 @@ def test_it_learns_and_its_log_rebuilds_it(tmp_path, estimator):
 def test_what_needs_float_weights_is_refused(wrong, words):
     with pytest.raises(InputError, match=words):
         NoPropDT(**{**SMALL, **wrong})
+
+
+def test_what_is_left_out_follows_the_solver():
+    plain, ternary = NoPropDT(), NoPropDT(**SMALL)
+    assert (plain.loss, plain.readout) == ("paper", "softmax")
+    assert (ternary.loss, ternary.readout) == ("cross-entropy", "nearest")
+    assert NoPropDT(**{**SMALL, "loss": "cross-entropy", "readout": "nearest"}) == ternary
 
 
 def test_options_of_ternary_blocks_have_no_use_in_others():

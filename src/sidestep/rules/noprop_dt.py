@@ -62,8 +62,9 @@ class NoPropDT(Rule[DenoisingStack]):
     """Number of denoising blocks, and of inference steps (the paper's T)."""
     eta: float = 0.1
     """Weight of the denoising loss (the paper's eta), where the loss has one."""
-    loss: Literal["paper", "clipped", "unweighted", "cross-entropy"] = "paper"
-    """Denoising loss: squared error times the paper's weight, that weight clipped, or 1; or cross-entropy."""
+    loss: Literal["auto", "paper", "clipped", "unweighted", "cross-entropy"] = "auto"
+    """Denoising loss: squared error times the paper's weight, that weight clipped, or 1; or cross-entropy. Default:
+    paper; with solver = noise-step cross-entropy, the only one that it has."""
     largest_weight: float = 5.0
     """The most that the weight T/2 eta (SNR(t) - SNR(t-1)) can be with loss = clipped."""
     label_smoothing: float = 0.0
@@ -74,8 +75,9 @@ class NoPropDT(Rule[DenoisingStack]):
     """Length of a learned (default 20, the paper's d) or orthogonal embedding; one-hot and prototype have their own."""
     unit_norm: bool = False
     """Keep every class embedding at norm 1, which a learned one needs so as not to collapse."""
-    readout: Literal["softmax", "radial", "nearest"] = "softmax"
-    """Posterior p(y | z_T): linear with softmax, by distance after a softmax, or the nearest class embedding."""
+    readout: Literal["auto", "softmax", "radial", "nearest"] = "auto"
+    """Posterior p(y | z_T): linear with softmax, by distance after a softmax, or the nearest class embedding. Default:
+    softmax; with solver = noise-step nearest, which has no float weights."""
     path: Literal["auto", "figure-6", "pooled", "resnet-9"] = "auto"
     """Image path: Figure 6 of the paper; pooled, for images beyond 64 x 64; a ResNet-9; auto: one of the first two."""
     learning_rate: float = 1e-3
@@ -115,8 +117,8 @@ class NoPropDT(Rule[DenoisingStack]):
     rare: ClassVar[frozenset[str]] = RARE | {"levels", "hidden", "estimator", "flip_share"}
 
     def __post_init__(self) -> None:
-        settle_solver(self)
         super().__post_init__()
+        settle_solver(self)
         check_range(1, 1000, blocks=self.blocks, draws=self.draws)
         if self.dimension is not None:
             check_range(1, 1_000_000, dimension=self.dimension)

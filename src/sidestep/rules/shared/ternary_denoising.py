@@ -26,7 +26,6 @@ from sidestep.nets.ternary.layers import ternary_parameters
 from sidestep.nets.trained import set_training
 from sidestep.nets.user_modules import ImagePath
 from sidestep.noise import Noise
-from sidestep.rules.fields import check_choice
 from sidestep.rules.shared.flips import TernaryOptimizer, choose_flips
 from sidestep.rules.shared.trits import move
 from sidestep.rules.takes import set_takes
@@ -44,15 +43,22 @@ _NO_TOKENS = (
     "solver = noise-step makes dense ternary blocks of the inputs' numbers, and token ids are none; use solver = "
     "back-propagation"
 )
-_FIXED = {"loss": ("paper", "cross-entropy"), "readout": ("softmax", "nearest")}  # default, and what it becomes
+_AUTO = {"loss": ("paper", "cross-entropy"), "readout": ("softmax", "nearest")}  # with float weights, and with trits
 
 
 def settle_solver(rule: Any) -> None:
-    """Set the loss and the read-out of a rule with ternary blocks, which has no others.
+    """Set the loss and the read-out that were left at auto; ternary blocks have no others.
 
     Raises InputError for options that would need float weights, or that have a use with ternary blocks alone.
     """
-    check_choice(rule)
+    for name, (usual, ternary) in _AUTO.items():
+        given = getattr(rule, name)
+        if rule.solver == "noise-step" and given not in ("auto", ternary):
+            raise InputError(
+                f"solver = noise-step trains ternary weights by {name} = {ternary} alone, got {given}; leave {name} out"
+            )
+        if given == "auto":
+            object.__setattr__(rule, name, ternary if rule.solver == "noise-step" else usual)
     if rule.solver != "noise-step":
         for option in ("hidden", "estimator", "flip_share", "momentum"):
             check_used(rule, option, "solver", "noise-step")
@@ -63,13 +69,6 @@ def settle_solver(rule: Any) -> None:
         raise InputError(
             f"a ternary block needs one hidden stage or more, of at least one unit each, got {rule.hidden}"
         )
-    for name, (default, fixed) in _FIXED.items():
-        if getattr(rule, name) not in (default, fixed):
-            raise InputError(
-                f"solver = noise-step trains ternary weights by {name} = {fixed} alone, got {getattr(rule, name)}; "
-                f"leave {name} out"
-            )
-        object.__setattr__(rule, name, fixed)
     set_takes(rule, log="yes", optimizer=False)
     if rule.embedding not in ("one-hot", "orthogonal"):
         raise InputError(
