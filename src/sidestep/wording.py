@@ -8,7 +8,7 @@ import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 
-__all__ = ["counted", "csv_text", "error_text", "html_text", "markdown", "sentence", "spelled", "suggestion"]
+__all__ = ["counted", "csv_text", "error_text", "html_text", "markdown", "meant", "sentence", "spelled", "suggestion"]
 
 _FORMULA = "=+-@\t\r\n\uff1d\uff0b\uff0d\uff20"  # a cell that begins so is calculated; the last four are full-width
 _NUMBER = re.compile(r"[+-]?\d+(\.\d*)?(e[+-]?\d+)?", re.IGNORECASE | re.ASCII)
@@ -37,6 +37,16 @@ def suggestion(given: str, known: Iterable[str], listing: str) -> str:
     begun = [name for name in names if name.startswith(f"{given}-")]  # the first one stands for its family
     near = begun or difflib.get_close_matches(given, names, 1)
     return f"did you mean {near[0]}? {listing[:1].upper()}{listing[1:]}" if near else listing
+
+
+def meant(given: str, known: Iterable[str], quoted: bool = True, cutoff: float = 0.6) -> str:
+    """Return the question whether the nearest name was meant, with a space behind it, or nothing where none is near.
+
+    >>> meant("mnits", ["mnist", "digits"]), meant("x", ["mnist", "digits"])
+    ("did you mean 'mnist'? ", '')
+    """
+    near = difflib.get_close_matches(given, list(known), 1, cutoff)
+    return "" if not near else f"did you mean {near[0]!r}? " if quoted else f"did you mean {near[0]}? "
 
 
 def spelled(text: str) -> str:

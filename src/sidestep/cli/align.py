@@ -1,6 +1,5 @@
 """`sidestep align RULE` and `sidestep align RUN`: how well a rule's estimates point along the true gradient."""
 
-import difflib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -17,6 +16,7 @@ from sidestep.data import load
 from sidestep.errors import InputError
 from sidestep.rules import RULES, HasTrueGradient
 from sidestep.training import Aligned, Options, align, alignment_curves, load_run
+from sidestep.wording import meant
 
 __all__ = ["align_command"]
 
@@ -82,8 +82,7 @@ def align_command(arguments: list[str]) -> None:
     elif Path(arguments[0]).is_dir():
         _align_run(Path(arguments[0]), arguments[1:])
     else:
-        near = difflib.get_close_matches(arguments[0], RULES, 1)
-        hint = f"did you mean {near[0]}? " if near else ""
+        hint = meant(arguments[0], RULES, quoted=False)
         raise InputError(f"{arguments[0]!r} is neither a rule nor the folder of a run: {hint}rules: {', '.join(RULES)}")
 
 

@@ -3,7 +3,6 @@
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from difflib import get_close_matches
 from functools import partial
 from numbers import Real
 from pathlib import Path
@@ -27,6 +26,7 @@ from sidestep.data.tables.form import TableForm
 from sidestep.data.tables.mapping import mapping_set
 from sidestep.errors import DataError, InputError
 from sidestep.keywords import known_keywords
+from sidestep.wording import meant
 
 __all__ = ["from_arrays", "load"]
 
@@ -269,9 +269,8 @@ def _original_files(
 
 
 def _unknown(name: str) -> str:
-    nearest = get_close_matches(name.lower().replace("_", "-"), KNOWN, n=1, cutoff=0.5)
     known = ", ".join(KNOWN)
     if os.sep in name or "." in name:
         return f"{name}: no such file or folder; data are a .npz file, a folder, or one of {known}"
-    hint = f"did you mean {nearest[0]!r}? " if nearest else ""
+    hint = meant(name.lower().replace("_", "-"), KNOWN, cutoff=0.5)
     return f"no data set is called {name!r}; {hint}known are {known}, or give a path to a .npz file or a folder"

@@ -1,13 +1,12 @@
 """The presets by name: `PRESETS` is the one list of them."""
 
-import difflib
-
 from sidestep.errors import InputError
 from sidestep.presets.noprop_paper import paper_presets
 from sidestep.presets.noprop_recipes import improved_presets
 from sidestep.presets.preset import ANY_TEXT, Changes, PaperCell, Preset
 from sidestep.presets.stages import staged_presets
 from sidestep.presets.ternary import ternary_presets
+from sidestep.wording import meant
 
 __all__ = [
     "ANY_TEXT",
@@ -42,8 +41,7 @@ def find_preset(name: str) -> Preset:
         InputError: if there is none.
     """
     if name not in PRESETS:
-        near = difflib.get_close_matches(name, PRESETS, 1)
-        hint = f"did you mean {near[0]}? " if near else ""
+        hint = meant(name, PRESETS, quoted=False)
         raise InputError(f"no preset is called {name!r}: {hint}`sidestep presets` lists them")
     return PRESETS[name]
 

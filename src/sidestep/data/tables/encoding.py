@@ -6,13 +6,13 @@ category    one column of 0 and 1 for each text seen in train; a gap is one more
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from difflib import get_close_matches
 from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sidestep.errors import CheckpointError, InputError
+from sidestep.wording import meant
 
 __all__ = ["Column", "Columns", "Table", "Unknown"]
 
@@ -102,8 +102,7 @@ class Column:
         return np.stack([scaled, missing], axis=1) if self.gaps else scaled[:, None]
 
     def _unknown(self, value: str) -> str:
-        near = get_close_matches(value, self.categories, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
+        hint = meant(value, self.categories)
         known = ", ".join(map(repr, self.categories[:8])) + (", ..." if len(self.categories) > 8 else "")
         return (
             f"column {self.name!r} has the category {value!r}, which no train row had; {hint}known are {known}; "
