@@ -115,7 +115,7 @@ def main() -> None:
     parser.add_argument("--data", default="mnist")
     parser.add_argument("--to", type=float, default=0.97, help="share of validation images; 0: steps alone")
     parser.add_argument(
-        "--steps", type=int, nargs="+", default=[600, 1200, 2400], help="schedules, of which the first that gets there"
+        "--steps", type=int, nargs="+", default=[1200, 2400, 4800], help="schedules, of which the first that gets there"
     )
     parser.add_argument("--workers", type=int, nargs="+", default=[2, 4, 8, 64, 256, 1000])
     parser.add_argument("--churn", type=float, default=0.1, help="how often an hour a worker goes")
