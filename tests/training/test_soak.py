@@ -5,7 +5,7 @@ import os
 import pytest
 
 from benchmarks import soak
-from benchmarks.soak import kills
+from benchmarks.soak import kills, peers
 from sidestep.training.folder import RunFolder
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forked processes")
@@ -31,3 +31,12 @@ def test_a_planted_fault_is_found(monkeypatch):
     monkeypatch.setattr(RunFolder, "metrics_of", lambda folder, record: folder.metrics_file.stat().st_size)
     with pytest.raises(FoundError, match="silent differences: metrics"):
         kills.run(seed=3, count=40, rules=["backprop"], report=report)
+
+
+def test_workers_that_are_killed_while_a_run_trains_change_nothing():
+    told = []
+    counts = peers.run(seed=1, count=3, report=told.append)
+    assert not told
+    assert (counts["kills"], counts["runs"]) == (3, 1)
+    assert counts["joins"] >= peers.PEERS
+    assert not sum(counts[name] for name in soak.FAILURES)
