@@ -20,7 +20,7 @@ import time
 import traceback
 import warnings
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,8 @@ DEFAULT = 200
 HANG = 30.0  # seconds without a step
 PEERS, PAUSE = 3, 0.01  # workers at a time; seconds that a step is made longer by, so that kills meet every part of it
 TIMEOUT = 1.2
+MOST = 25  # kills of a run
+_SEEN = struct.Struct("<QdQ")  # step, longest step in seconds, workers that have parts
 RULES: Mapping[str, Any] = {
     "weight probes": NoiseStep(estimator="weight-probes", probes=16, hidden=(8,)),
     "flips": NoiseStep(hidden=(8,)),
@@ -51,31 +53,30 @@ def images() -> data.DataSet:
     return data.from_arrays(pixels[:160], labels[:160], pixels[160:], labels[160:], validation=0.2)
 
 
-def options(out: Path, resume: bool = False) -> Options:
-    """Return those of every run: 120 steps of four parts, a checkpoint after every second."""
-    return Options(epochs=60, batch=64, shares=4, split="batch", precision="float32", out=out, resume=resume)
+def options(out: Path, epochs: int, resume: bool = False) -> Options:
+    """Return those of every run: steps of four parts, a checkpoint after every second."""
+    return Options(epochs=epochs, batch=64, shares=4, split="batch", precision="float32", out=out, resume=resume)
 
 
 class Beating:
     """An observer that counts steps in memory that the parent sees, and makes each a little longer."""
 
-    def __init__(self, seen: mmap.mmap) -> None:
-        self.seen, self.last = seen, time.monotonic()
+    def __init__(self, seen: mmap.mmap, host: Host) -> None:
+        self.seen, self.host, self.last = seen, host, time.monotonic()
 
     def on_step(self, event: Any) -> None:
         """Note the step and the longest time that one took."""
-        _, longest = struct.unpack_from("<Qd", self.seen)
+        _, longest, _ = _SEEN.unpack_from(self.seen)
         now = time.monotonic()
-        struct.pack_into("<Qd", self.seen, 0, event.step, max(longest, now - self.last))
+        _SEEN.pack_into(self.seen, 0, event.step, max(longest, now - self.last), self.host.workers)
         time.sleep(PAUSE)
         self.last = time.monotonic()
 
 
-def host_run(rule: str, out: Path, port: int, seen: mmap.mmap) -> None:
+def host_run(rule: str, given: Options, port: int, seen: mmap.mmap) -> None:
     """Train, and let others join."""
     host = Host(str(port), b"a token for all of them", TIMEOUT)
-    resume = (out / "config.toml").exists()
-    train(RULES[rule], images(), options(out, resume), readings=[], host=host, observers=[Beating(seen)])
+    train(RULES[rule], images(), given, readings=[], host=host, observers=[Beating(seen, host)])
 
 
 def worker_run(port: int) -> None:
@@ -111,12 +112,15 @@ def facts(out: Path) -> dict[str, Any]:
 
 
 class Siege:
-    """One run, and the workers that are killed while it trains."""
+    """One run, and the workers that are killed while it trains.
 
-    def __init__(self, place: Path, rule: str, dice: random.Random, counts: Counter[str]) -> None:
-        self.place, self.rule, self.dice, self.counts = place, rule, dice, counts
-        self.out, self.seen = place / "run", mmap.mmap(-1, 16)
-        self.workers: dict[int, float] = {}  # process -> when a stopped one is killed, or 0
+    workers: processes -> from when on they are killed if they still live; 0 of those that run.
+    """
+
+    def __init__(self, place: Path, rule: str, epochs: int, dice: random.Random, counts: Counter[str]) -> None:
+        self.place, self.rule, self.epochs, self.dice, self.counts = place, rule, epochs, dice, counts
+        self.out, self.seen = place / "run", mmap.mmap(-1, _SEEN.size)
+        self.workers: dict[int, float] = {}
         self.host = 0
 
     def begin(self) -> None:
@@ -124,7 +128,8 @@ class Siege:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
-        self.host = forked(lambda: host_run(self.rule, self.out, self.port, self.seen), self.place / "host")
+        given = options(self.out, self.epochs, resume=(self.out / "config.toml").exists())
+        self.host = forked(lambda: host_run(self.rule, given, self.port, self.seen), self.place / "host")
 
     def take(self, kills: int) -> str | None:
         """Train to the end, with up to so many kills on the way; return what was wrong, if anything was."""
@@ -138,7 +143,7 @@ class Siege:
                     self.host = 0
                     status = os.waitstatus_to_exitcode(status)
                     return None if status == 0 else f"lost runs: the host ended with {status}: {self.words('host')}"
-                now, found = time.monotonic(), struct.unpack_from("<Q", self.seen)[0]
+                now, (found, _, ready) = time.monotonic(), _SEEN.unpack_from(self.seen)
                 if found != step:
                     step, since = found, now
                 if now - since > HANG:
@@ -146,9 +151,9 @@ class Siege:
                 wrong = self.tend(now)
                 if wrong:
                     return wrong
-                if now > next_kill and kills > 0 and step:
+                if now > next_kill and kills > 0 and ready:
                     kills -= self.strike(now)
-                    next_kill = now + self.dice.expovariate(6.0)
+                    next_kill = now + self.dice.expovariate(3.0)
                 time.sleep(0.005)
         finally:
             self.end()
@@ -183,7 +188,7 @@ class Siege:
         return forked(work, place / "worker")
 
     def strike(self, now: float) -> int:
-        """Kill a worker, stop one for a while, or kill the host; return 1."""
+        """Kill a worker, stop one and kill it later, or kill the host; return how many that were: 1, or nobody."""
         drawn = self.dice.random()
         running = [worker for worker, due in self.workers.items() if not due]
         if drawn < 0.03:
@@ -197,7 +202,11 @@ class Siege:
             self.workers[worker] = now + self.dice.uniform(0.1, 3 * TIMEOUT)
             self.counts["stopped"] += 1
         elif running:
-            os.kill(self.dice.choice(running), signal.SIGKILL)
+            worker = self.dice.choice(running)
+            os.kill(worker, signal.SIGKILL)
+            self.workers[worker] = now
+        else:
+            return 0
         self.counts["kills"] += 1
         return 1
 
@@ -208,7 +217,7 @@ class Siege:
                 os.kill(process, signal.SIGKILL)
                 os.waitpid(process, 0)
         self.workers.clear()
-        longest = int(1000 * struct.unpack_from("<Qd", self.seen)[1])
+        longest = int(1000 * _SEEN.unpack_from(self.seen)[1])
         self.counts["longest step, ms"] = max(self.counts["longest step, ms"], longest)
 
     def words(self, name: str) -> str:
@@ -217,8 +226,22 @@ class Siege:
         return file.read_text()[-2000:] if file.exists() else "no word"
 
 
-def run(seed: int, count: int, report: Callable[[str], None] = print) -> dict[str, int]:
-    """Kill `count` workers or hosts (0: 1,000), over as many runs as that takes, and return the counts."""
+def run(
+    seed: int,
+    count: int,
+    rules: Sequence[str] = tuple(RULES),
+    epochs: int = 60,
+    report: Callable[[str], None] = print,
+) -> dict[str, int]:
+    """Kill `count` workers or hosts (0: 1,000), over as many runs as that takes, and return the counts.
+
+    Args:
+        seed: of what is drawn: who is killed, and when, as far as that follows from it.
+        count: how many are killed.
+        rules: of whose runs, one after another.
+        epochs: of a run, two steps each.
+        report: called with a line about each failure.
+    """
     dice, threads = random.Random(seed), torch.get_num_threads()
     torch.set_num_threads(1)
     counts: Counter[str] = Counter(dict.fromkeys(("kills", "stopped", "hosts killed", "joins", "runs"), 0))
@@ -227,12 +250,12 @@ def run(seed: int, count: int, report: Callable[[str], None] = print) -> dict[st
     try:
         with tempfile.TemporaryDirectory(dir=memory) as name:
             place, whole = Path(name).resolve(), {}
-            for rule, made in RULES.items():
-                train(made, images(), options(place / "alone" / rule), readings=[])
+            for rule in rules:
+                train(RULES[rule], images(), options(place / "alone" / rule, epochs), readings=[])
                 whole[rule] = facts(place / "alone" / rule)
             while counts["kills"] < (count or 1000):
-                rule = list(RULES)[counts["runs"] % len(RULES)]
-                wrong = Siege(place, rule, dice, counts).take((count or 1000) - counts["kills"])
+                rule = rules[counts["runs"] % len(rules)]
+                wrong = Siege(place, rule, epochs, dice, counts).take(min(MOST, (count or 1000) - counts["kills"]))
                 counts["runs"] += 1
                 found = {} if wrong else facts(place / "run")
                 different = [key for key in found if found[key] != whole[rule][key]]

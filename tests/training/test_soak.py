@@ -35,8 +35,8 @@ def test_a_planted_fault_is_found(monkeypatch):
 
 def test_workers_that_are_killed_while_a_run_trains_change_nothing():
     told = []
-    counts = peers.run(seed=1, count=3, report=told.append)
+    counts = peers.run(seed=1, count=2, rules=["spsa"], epochs=30, report=told.append)
     assert not told
-    assert (counts["kills"], counts["runs"]) == (3, 1)
+    assert counts["kills"] == 2
     assert counts["joins"] >= peers.PEERS
     assert not sum(counts[name] for name in soak.FAILURES)
