@@ -26,7 +26,7 @@ from sidestep.training.exchange import PartSum, pack_whole, unpack_whole
 from sidestep.training.options import Compute
 from sidestep.training.parts import Parts, with_parts
 from sidestep.training.pieces import broadcast_tensors, tensors_of
-from sidestep.training.ranks import share_kept, share_state
+from sidestep.training.ranks import check_same_everywhere, share_kept, share_state
 from sidestep.training.state import State
 from sidestep.training.stopping import StopRequest
 from sidestep.training.unit_ranks import UnitRanks
@@ -458,6 +458,50 @@ def test_a_loss_without_a_number_stops_all_ranks_alike(tmp_path):
     for error in on_ranks(2, without_numbers, str(tmp_path / "run")):
         assert isinstance(error, NonFiniteError)
         assert "the loss is nan at step 2, unit net" in str(error)
+
+
+class Beside(Of):
+    """A world of two ranks, of which the other says what this one does, but for one entry."""
+
+    def __init__(self, entry, value):
+        super().__init__(2)
+        self.entry, self.value = entry, value
+
+    def gather(self, message):
+        return [message, json.dumps({**json.loads(message), self.entry: self.value}).encode()]
+
+
+CONFIG = {
+    "rule": {"name": "spsa", "pairs": 4},
+    "data": {"name": "digits", "pixels": "a1"},
+    "train": {"seed": 0, "shares": 4},
+    "versions": {"sidestep": "1", "torch": "2", "threads": 1},
+}
+
+
+@pytest.mark.parametrize(
+    ("entry", "value"),
+    [
+        ("versions.sidestep", "0.9"),
+        ("versions.torch", "2.12"),
+        ("data.pixels", "b2"),
+        ("rule.pairs", 8),
+        ("train.shares", 2),
+        ("the untrained net", "another"),
+    ],
+)
+def test_what_ranks_have_to_have_alike_is_named(entry, value):
+    said = []
+    with pytest.raises(InputError, match=rf"{entry}: .* on rank 0, {value} on rank 1.*start all of them by the same"):
+        check_same_everywhere(Beside(entry, value), CONFIG, torch.nn.Linear(2, 1), said.append)
+    assert not said
+
+
+@pytest.mark.parametrize(("entry", "value"), [("versions.threads", 8), ("processor", "another")])
+def test_other_threads_and_processors_are_told_and_not_refused(entry, value):
+    said = []
+    check_same_everywhere(Beside(entry, value), CONFIG, torch.nn.Linear(2, 1), said.append)
+    assert "cannot be promised" in said[0]
 
 
 def test_ranks_that_were_started_otherwise_are_refused_on_all(tmp_path):
