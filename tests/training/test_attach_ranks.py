@@ -102,22 +102,20 @@ def runs(tmp_path_factory):
 
 @pytest.mark.parametrize("name", CASES)
 def test_one_two_and_three_ranks_train_to_the_same_bits(name, runs):
-    (one, (first,)), *others = runs.values()
+    (_, (first,)), *others = runs.values()
     assert len(set(first[name][1])) == 4
-    for folder, ranks in others:
+    for _, ranks in others:
         for each in ranks:
             assert each[name] == first[name]
-        if CASES[name][4]:
-            assert (folder / f"{name}.steplog").read_bytes() == (one / f"{name}.steplog").read_bytes()
 
 
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if case[4]])
-def test_the_log_of_several_ranks_gives_the_weights(name, runs):
-    folder, ranks = runs[2]
-    model = made(CASES[name][1])
-    sidestep.replay(folder / f"{name}.steplog", model)
-    bits = b"".join(value.numpy().tobytes() for value in model.state_dict().values())
-    assert hashlib.sha256(bits).hexdigest() == ranks[0][name][0]
+def test_the_log_that_rank_0_writes_gives_the_weights(name, runs):
+    for folder, ranks in runs.values():  # where its blocks end depends on the clock, what they say does not
+        model = made(CASES[name][1])
+        sidestep.replay(folder / f"{name}.steplog", model)
+        bits = b"".join(value.numpy().tobytes() for value in model.state_dict().values())
+        assert hashlib.sha256(bits).hexdigest() == ranks[0][name][0]
 
 
 def test_parts_of_a_batch_make_its_gradient():
