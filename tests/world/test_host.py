@@ -95,7 +95,8 @@ def test_parts_as_bits():
         parts_in(b"short")
 
 
-@pytest.mark.parametrize("where", ["", "host", "host:", ":80", "::1:", "host:80000", "host:-1", "host:port"])
+@pytest.mark.parametrize("where", ["", "host", "host:", ":80", "::1:", "host:80000", "host:-1", "host:port",
+                                   "a..b:80", "a" * 70 + ":80", "1" * 5000])  # fmt: skip
 def test_what_is_no_address_is_refused(where):
     with pytest.raises(InputError, match="an address has the form HOST:PORT"):
         split_address(where)
@@ -142,6 +143,16 @@ def test_nobody_who_listens_is_said_in_a_sentence():
         where = f"127.0.0.1:{free.getsockname()[1]}"
     with pytest.raises(InputError, match=f"nobody listens at {where} .Connection refused"):
         Guest(where)
+
+
+def test_steps_begin_however_far_behind_the_thread_is():
+    host = Host("0")  # whose thread reads nothing before `begin`
+    try:
+        assert not host._wake.getblocking()  # or what follows would hang, and not fail
+        for step in range(2000):
+            assert host.publish(step, 4) == [0, 1, 2, 3]
+    finally:
+        host.end("the test is over")
 
 
 @pytest.fixture

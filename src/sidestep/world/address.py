@@ -25,12 +25,21 @@ def split_address(where: str) -> tuple[str, int]:
     (('127.0.0.1', 29400), ('::1', 80))
     """
     host, _, port = where.rpartition(":")
-    if not port.isdecimal() or int(port) > 65535 or (not host and ":" in where):
+    if not (port.isdecimal() and len(port) < 8 and int(port) < 65536 and _is_name(host)) or (not host and ":" in where):
         raise InputError(
             f"an address has the form HOST:PORT, for instance 192.168.0.2:29400, or PORT for this machine alone, got "
             f"{where!r}"
         )
     return host.removeprefix("[").removesuffix("]") or "127.0.0.1", int(port)
+
+
+def _is_name(host: str) -> bool:
+    """Whether a name can be looked up: no part of it is empty or too long."""
+    try:
+        host.encode("idna")
+    except UnicodeError:
+        return False
+    return True
 
 
 def is_loopback(host: str) -> bool:

@@ -54,7 +54,8 @@ class Host:
         self._roster = Roster(token or b"")
         self._listening = _listening(where, name, port)
         self._wake, self._woken = socket.socketpair()
-        self._woken.setblocking(False)
+        for each in (self._wake, self._woken):
+            each.setblocking(False)  # what waits to be read wakes the thread as well, however little of it
 
     @property
     def address(self) -> str:
