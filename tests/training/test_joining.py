@@ -14,6 +14,7 @@ from sidestep import load_run, rules
 from sidestep.errors import InputError, RankError, SidestepError
 from sidestep.noise import Noise
 from sidestep.probes import DenseProbes
+from sidestep.steplog import Recorder
 from sidestep.training import Options, Stopped, train
 from sidestep.training import joining as joining_module
 from sidestep.training.folder import RunFolder
@@ -104,6 +105,24 @@ def comes(acting):
 
 def goes(acting):
     acting.workers[0].process.kill()
+
+
+def slowly(guest):
+    apply = joining_module._Worker._apply
+
+    def slow(self, step, body):
+        time.sleep(0.2)
+        apply(self, step, body)
+
+    joining_module._Worker._apply = slow
+
+
+def test_a_newcomer_is_given_parts_once_it_has_caught_up(tmp_path, monkeypatch):
+    monkeypatch.setattr(Recorder, "place", None)  # so that it is sent all steps one by one, and takes 1.6 s for them
+    come = {8: lambda acting: acting.workers.append(Worker(acting.host, slowly).ready())}
+    (worker,), said = hosted(tmp_path / "run", come, timeout=1.2)
+    assert not [each for each in said if "has gone" in each]
+    assert worker.found.parts >= 3
 
 
 @pytest.fixture(scope="module")

@@ -108,7 +108,6 @@ def join_run(  # long: what a worker is made from, and what it is told
                 f"joined {guest.where}: {worker.loop.rule.name} on {worker.loop.data.name}; took "
                 f"{counted(worker.replayed, 'step')} from its log in {worker.seconds:.1f} s"
             )
-            guest.send(Kind.READY, step=worker.state.step)
             said = worker.follow()
     except RankError:
         guest.close()
@@ -210,14 +209,20 @@ class _Worker:
 
     def follow(self) -> str:
         """Take every step that the host decides, and estimate the parts that it gives; return how it has ended."""
-        while (message := self._next(Kind.STEP, Kind.MORE, Kind.END)).kind is not Kind.END:
+        ready = False
+        while True:
+            if not ready and self.state.step >= self.guest.newest:  # before, the others would wait for its part
+                self.guest.send(Kind.READY, step=self.state.step)
+                ready = True
+            message = self._next(Kind.STEP, Kind.MORE, Kind.END)
+            if message.kind is Kind.END:
+                return message.data.decode(errors="replace")[:4000]
             own, body = parts_in(message.data)
             if message.kind is Kind.STEP:
                 self._apply(message.step, body)
             for index in own:
                 if message.step == self.guest.newest:  # else the host has gone on without them
                     self._estimate(index)
-        return message.data.decode(errors="replace")[:4000]
 
     def _apply(self, step: int, body: bytes) -> None:
         if step != self.state.step + bool(body):
@@ -241,7 +246,7 @@ class _Worker:
 
     def _next(self, *kinds: Kind) -> Message:
         message = self.guest.receive()
-        if message.kind is Kind.REFUSED:
+        if message.kind is Kind.REFUSED or (message.kind is Kind.END and Kind.END not in kinds):
             raise RankError(f"the run at {self.guest.where}: {message.data.decode(errors='replace')[:4000]}")
         if message.kind not in kinds:
             raise RankError(f"the run at {self.guest.where} sent {message.kind.name} where it was not due")
