@@ -56,6 +56,22 @@ def set_gradients(parameters: list[nn.Parameter], step: int) -> None:
         parameter.grad = None if (index, step) == (1, 3) else noise.normal(parameter.numel()).view_as(parameter)
 
 
+@pytest.mark.parametrize("kind", ["adam", "adamw"])
+def test_a_state_that_was_json_goes_on(kind: str) -> None:
+    theirs, given = KINDS[kind]
+    found = []
+    for make in (theirs, OPTIMIZERS[kind]):
+        parameters = weights()
+        optimizer = make(groups(parameters), lr=0.1, weight_decay=0.1, **(given if make is theirs else {}))
+        plain = json.loads(json.dumps(optimizer.state_dict()))
+        assert plain["param_groups"][0]["betas"] == [0.9, 0.999]
+        optimizer.load_state_dict(plain)
+        set_gradients(parameters, 0)
+        optimizer.step()
+        found.append(parameters)
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+
+
 def same_state(first: torch.optim.Optimizer, second: torch.optim.Optimizer) -> bool:
     one, other = first.state_dict(), second.state_dict()
     assert one["param_groups"] == other["param_groups"]

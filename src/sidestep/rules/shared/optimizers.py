@@ -81,7 +81,7 @@ class _Fused(WithoutCompiler):
         self._accelerator_graph_capture_health_check()
         alike: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
         for group in self.param_groups:
-            alike.setdefault(tuple(group[name] for name in _ADAM), []).append(group)
+            alike.setdefault(tuple(_hashable(group[name]) for name in _ADAM), []).append(group)
         with torch.no_grad():
             for groups in alike.values():
                 self._step_groups(groups)
@@ -98,6 +98,10 @@ class _Fused(WithoutCompiler):
         settings["beta1"], settings["beta2"] = groups[0]["betas"]
         scaled = {name: getattr(self, name, None) for name in ("grad_scale", "found_inf")}
         adam._fused_adam(*lists, **scaled, **settings, has_complex=False)  # type: ignore[misc, arg-type]
+
+
+def _hashable(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value  # betas that were JSON on the way, which torch takes too
 
 
 def _hooks(given: torch.optim.Optimizer) -> bool:
