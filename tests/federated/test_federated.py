@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from sidestep import replay, rules
-from sidestep.errors import InputError, NonFiniteError
+from sidestep.errors import CheckpointError, InputError, NonFiniteError
 from sidestep.federated import Client, Server, split_by_label
 from sidestep.noise import Noise
 
@@ -318,3 +318,25 @@ def test_small_alpha_gives_a_client_few_classes():
         return sum(float(labels[part].bincount(minlength=10).max()) / len(part) for part in parts) / 20
 
     assert largest(0.1) > 0.5 > largest(0.5) > 0.25 > largest(100.0)
+
+
+def test_a_batch_may_be_a_function_of_the_loss():
+    server, clients = parties()
+    model = clients["a"].model
+
+    def loss():
+        return nn.functional.cross_entropy(model(INPUTS[PARTS["a"]]), TARGETS[PARTS["a"]])
+
+    invitation = server.invitation("a")
+    found = clients["a"].answer(invitation, lambda step: loss, 10)
+    assert found == clients["b"].answer(invitation, batch_of("a"), 10)
+    with pytest.raises(InputError, match="inputs and targets, or a function of the loss, got NoneType"):
+        clients["a"].answer(invitation, lambda step: None, 10)
+
+
+@pytest.mark.parametrize("wrong", [{"steps": -1}, {"steps": "3"}, {"steps": None}, {"optimizer": None}])
+def test_a_state_with_another_record_is_refused(wrong):
+    _, clients = parties()
+    tensors, record = clients["a"].state()
+    with pytest.raises(CheckpointError, match="no record of its steps"):
+        clients["a"].restore(tensors, {**record, **wrong})

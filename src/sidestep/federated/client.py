@@ -68,7 +68,7 @@ class Client:
         """
         self._follow(self._party.messages.read_invitation(invitation))
 
-    def answer(self, invitation: bytes, batch: Callable[[int], Sequence[Any]], examples: int) -> bytes:
+    def answer(self, invitation: bytes, batch: Callable[[int], Sequence[Any] | Callable[[], Tensor]], examples: int) -> bytes:
         """Follow an invitation, estimate the steps that it asks for, and return what the server is sent.
 
         With several steps, each is estimated where the client's own steps before it have led; then the weights are put
@@ -95,7 +95,8 @@ class Client:
             group["lr"] = asked.rate
         try:
             for index in range(asked.steps):
-                update = self._estimated(batch(begins + index))
+                found = batch(begins + index)
+                update = self._estimated((found,) if callable(found) else found)
                 coefs.append(update.coefs.detach().cpu())
                 losses.append(float(list(update.losses.values())[-1]))
                 if index + 1 < asked.steps:
@@ -126,11 +127,14 @@ class Client:
         if {name: value.shape for name, value in weights.items()} != {name: p.shape for name, p in own.items()}:
             raise CheckpointError("the client's state is of another model: start it without one, the server sends all")
         moments = {n.removeprefix("optimizer/"): value for n, value in tensors.items() if n.startswith("optimizer/")}
-        checkpoint.restore_optimizer(self._party.optimizer, moments, record["optimizer"])
+        steps, groups = record.get("steps"), record.get("optimizer")
+        if type(steps) is not int or steps < 0 or not isinstance(groups, dict):
+            raise CheckpointError("the client's state has no record of its steps: start it without, the server sends all")
+        checkpoint.restore_optimizer(self._party.optimizer, moments, groups)
         with torch.no_grad():
             for name, value in weights.items():
                 own[name].copy_(value)
-        self._party.steps = int(record["steps"])
+        self._party.steps = steps
 
     def _follow(self, asked: Invitation) -> None:
         if asked.first > self.steps:
@@ -148,6 +152,8 @@ class Client:
 
     def _estimated(self, batch: Sequence[Any]) -> Seeded:
         party = self._party
+        if not isinstance(batch, tuple | list):
+            raise InputError(f"batch returns inputs and targets, or a function of the loss, got {type(batch).__name__}")
         update = party.attached.estimate(tuple(batch), party.noise)
         if not isinstance(update, Seeded) or update.coefs.numel() != party.count:
             raise InputError("the rule's estimate is not one scalar per direction, so it cannot be sent as scalars")
