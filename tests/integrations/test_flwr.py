@@ -74,7 +74,10 @@ class Grid:
             if node in self.failing:
                 replies.append(Message(Error(0, "down"), reply_to=whole))
                 continue
-            replies.append(self.app(whole, self.contexts[node]))
+            try:
+                replies.append(self.app(whole, self.contexts[node]))
+            except InputError as error:
+                replies.append(Message(Error(1, str(error)), reply_to=whole))
         return replies
 
 
@@ -105,3 +108,15 @@ def test_a_node_that_fails_is_left_out():
     strategy.start(grid, num_rounds=2)
     assert [(found.taken, found.missing) for found in strategy.rounds] == [((7, 13), (11,))] * 2
     assert torch.equal(strategy.server.model.weight, made().weight)  # the rate was the strategy's
+
+
+@pytest.mark.usefixtures("flower")
+def test_a_node_that_has_lost_its_state_is_sent_all_steps_and_takes_part_again():
+    from flwr.app import RecordDict
+
+    grid = Grid(ours.client_app(made, RULE, data))
+    strategy = ours.ScalarStrategy(Server(made(), RULE))
+    strategy.start(grid, num_rounds=2)
+    grid.contexts[11].state = RecordDict()  # as after a restart
+    strategy.start(grid, num_rounds=2)
+    assert [found.taken for found in strategy.rounds[2:]] == [(7, 13), (7, 11, 13)]

@@ -27,7 +27,7 @@ __all__ = ["ScalarStrategy", "client_app"]
 _RECORD, _ENTRY = "sidestep", "message"
 _WEIGHTS, _PLACE = "sidestep-state", "sidestep-place"  # of a node between rounds
 
-NodeData = Callable[[Any], tuple[Callable[[int], Sequence[Any]], int]]
+NodeData = Callable[[Any], tuple[Callable[[int], Sequence[Any] | Callable[[], Tensor]], int]]
 
 
 class ScalarStrategy(_Strategy):
@@ -88,8 +88,16 @@ class ScalarStrategy(_Strategy):
         ]
 
     def aggregate_train(self, server_round: int, replies: Iterable[Any]) -> tuple[Any, Any]:
-        """Take the round's steps, and return the server's weights and what became of the round."""
-        answers = {reply.metadata.src_node_id: _held(reply.content) for reply in replies if not reply.has_error()}
+        """Take the round's steps, and return the server's weights and what became of the round.
+
+        A node that has failed may have lost its state, say by a restart: it is sent all steps the next time.
+        """
+        answers = {}
+        for reply in replies:
+            if reply.has_error():
+                self.server.forget(reply.metadata.src_node_id)
+            else:
+                answers[reply.metadata.src_node_id] = _held(reply.content)
         found = self.server.close_round(answers)
         self.rounds.append(found)
         told: dict[str, float] = {
