@@ -10,6 +10,7 @@ import pytest
 from sidestep.errors import InputError, RankError
 from sidestep.world import Guest, Host
 from sidestep.world import guest as guest_module
+from sidestep.world import peer as peer_module
 from sidestep.world.address import is_loopback, read_token, settled_token, split_address
 from sidestep.world.roster import History, mask_of, parts_in
 from sidestep.world.sealed import HEADER_BYTES, MOST_BEFORE, Channel, Kind
@@ -316,6 +317,19 @@ def test_a_worker_that_sends_what_it_was_not_asked_for_is_dropped(data, step, wo
     assert any(words in line for line in news(host, 2))
     assert host.adopted() == [1]
     assert words in following(guest, Kind.REFUSED).data.decode()
+
+
+def test_a_log_of_any_length_is_sent(host, tmp_path, monkeypatch):
+    monkeypatch.setattr(peer_module, "_MOST_WAITING", 1 << 16)
+    size = 24 << 20  # more than the connection takes at once
+    (tmp_path / "log").write_bytes(b"1" * size)
+    host.publish(0, 2)
+    host.publish(1, 2, b"0", History(tmp_path / "log", size, 1))
+    guest = joined(host, ready=False)
+    taken = 0
+    while data := following(guest, Kind.HISTORY).data:
+        taken += len(data)
+    assert taken == size
 
 
 def test_a_part_is_taken_once(host):

@@ -30,6 +30,7 @@ class Peer:
     number: counts connections, from 1.
     due: parts of the current step that it has been given and has not sent yet.
     heard: when something came last, in seconds of `time.monotonic`.
+    most_waiting: bytes that it may leave unread.
     """
 
     def __init__(self, connection: socket.socket, address: str, number: int) -> None:
@@ -39,7 +40,7 @@ class Peer:
         self.socket, self.address, self.number = connection, address, number
         self.channel, self.stage, self.due = Channel(hosts=True), Stage.NEW, set[int]()
         self.begun = self.heard = self.told = time.monotonic()
-        self._waiting = bytearray()
+        self.most_waiting, self._waiting = _MOST_WAITING, bytearray()
 
     @property
     def name(self) -> str:
@@ -56,7 +57,7 @@ class Peer:
         self._waiting += self.channel.sealed(kind, data, step, generation)
         self.told = time.monotonic()
         self.flush()
-        if len(self._waiting) > _MOST_WAITING:
+        if len(self._waiting) > self.most_waiting:
             raise RankError("it does not take what it is sent")
 
     def flush(self) -> None:

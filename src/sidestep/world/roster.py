@@ -166,6 +166,7 @@ class Roster:
             self.news.append(f"{peer.name}: {sentence(message.data.decode(errors='replace'))[:2000]}")
         peer.stage, past = Stage.REPLAYING, self._history
         if past:
+            peer.most_waiting += past.size  # a long log takes its time
             try:
                 with past.path.open("rb") as file:
                     for at in range(0, past.size, _PIECE):
