@@ -68,7 +68,9 @@ class Client:
         """
         self._follow(self._party.messages.read_invitation(invitation))
 
-    def answer(self, invitation: bytes, batch: Callable[[int], Sequence[Any] | Callable[[], Tensor]], examples: int) -> bytes:
+    def answer(
+        self, invitation: bytes, batch: Callable[[int], Sequence[Any] | Callable[[], Tensor]], examples: int
+    ) -> bytes:
         """Follow an invitation, estimate the steps that it asks for, and return what the server is sent.
 
         With several steps, each is estimated where the client's own steps before it have led; then the weights are put
@@ -129,7 +131,9 @@ class Client:
         moments = {n.removeprefix("optimizer/"): value for n, value in tensors.items() if n.startswith("optimizer/")}
         steps, groups = record.get("steps"), record.get("optimizer")
         if type(steps) is not int or steps < 0 or not isinstance(groups, dict):
-            raise CheckpointError("the client's state has no record of its steps: start it without, the server sends all")
+            raise CheckpointError(
+                "the client's state has no record of its steps: start it without, the server sends all"
+            )
         checkpoint.restore_optimizer(self._party.optimizer, moments, groups)
         with torch.no_grad():
             for name, value in weights.items():
