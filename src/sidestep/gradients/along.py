@@ -5,6 +5,7 @@ activities:  g_W = 1/B sum_b alpha_b u_b x_b^T            u_b: on every layer's 
 local:       the same, with losses of its own for every layer, or group of a layer's units
 """
 
+from collections.abc import Callable
 from typing import cast
 
 import torch
@@ -14,13 +15,15 @@ from torch.func import jvp
 from sidestep.data.task import Batch
 from sidestep.gradients.activities import activity_pass, at_layer, cotangent, output_gradients, tangent_of
 from sidestep.gradients.directions import Directions
+from sidestep.gradients.forward_mode import forward_mode
 from sidestep.nets.check_module import inplace_explained
+from sidestep.nets.parallel import kept_statistics
 from sidestep.nets.stages.staged import GroupHeads, StagedNet
 from sidestep.nets.substituted import functional_call
-from sidestep.nets.trained import trained
+from sidestep.nets.trained import set_training, trained
 from sidestep.noise import Noise
 
-__all__ = ["Found", "along_activities", "along_local", "along_weights"]
+__all__ = ["Found", "along_activities", "along_local", "along_weights", "gradients_along"]
 
 Found = tuple[dict[str, Tensor], dict[str, Tensor]]  # gradients and losses, by name
 
@@ -110,6 +113,26 @@ def along_local(net: StagedNet, batch: Batch, directions: Directions, tangents: 
     upstream, loss = cotangent(net.readout(features), batch.targets, batch.objective)
     losses[f"read-out: {batch.objective.name}"] = loss
     return gradients | _named("readout", output_gradients(net.readout, features, upstream / batch_size)), losses
+
+
+_WAYS: dict[str, Callable[[StagedNet, Batch, Directions, range, Noise], Found]] = {
+    "weights": along_weights,
+    "activities": along_activities,
+    "local": along_local,
+}
+
+
+def gradients_along(
+    kind: str, net: StagedNet, batch: Batch, directions: Directions, tangents: range, noise: Noise
+) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
+    """Return the estimate of that kind for what is not frozen, the buffers that changed, and the losses, all by name.
+
+    The net is put into training mode and otherwise left as it was; arguments are as `along_weights` has them.
+    """
+    set_training(net)
+    with torch.no_grad(), kept_statistics(net) as changed, forward_mode(net):
+        gradients, losses = _WAYS[kind](net, batch, directions, tangents, noise)
+        return {name: gradients[name] for name in trained(net) if name in gradients}, changed(), losses
 
 
 def _named(prefix: str, gradients: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -13,23 +13,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
-import torch
 from torch import nn
 
 from sidestep.checks import check_range
 from sidestep.data.share import WHOLE, Share
 from sidestep.errors import InputError
 from sidestep.gradients.activities import check_activities
-from sidestep.gradients.along import along_activities, along_local, along_weights
+from sidestep.gradients.along import gradients_along
 from sidestep.gradients.any_module import Losses, check_trainable, derivatives_along
 from sidestep.gradients.directions import Directions
-from sidestep.gradients.forward_mode import forward_mode
-from sidestep.nets.parallel import kept_statistics
 from sidestep.nets.stages.staged import StagedNet
-from sidestep.nets.trained import set_training, trained
 from sidestep.probes import DenseProbes, PerParameter
 from sidestep.rules.protocol import Batch, Dense, Division, ImagePath, Noise, Split, Takes, Task, Update
-from sidestep.rules.shared.any_module import dense_probes, of_share, seeded
+from sidestep.rules.shared.any_module import dense_probes, of_share, one_unit, seeded
+from sidestep.rules.shared.dense import local_units
 from sidestep.rules.shared.forward_only import ForwardOnlyRule, make_net
 
 __all__ = ["ForwardGradient"]
@@ -90,24 +87,13 @@ class ForwardGradient(ForwardOnlyRule):
 
     def units(self, net: StagedNet) -> dict[str, list[str]]:
         """Return every stage with its head, and the read-out, for local losses; otherwise the one unit."""
-        names = list(trained(net))
-        if self.kind != "local":
-            return {"net": names}
-        units: dict[str, list[str]] = {}
-        for name in names:
-            part, number = name.split(".")[:2]
-            units.setdefault("read-out" if part == "readout" else f"stage {number}", []).append(name)
-        return units
+        return local_units(net) if self.kind == "local" else one_unit(net)
 
     def estimate(self, net: StagedNet, batch: Batch, noise: Noise) -> Update:
         """Return the mean estimate of the tangents, as gradients."""
-        set_training(net)
         directions = Directions(noise.stream("directions"), self.distribution)
-        way = {"weights": along_weights, "activities": along_activities, "local": along_local}[self.kind]
-        with torch.no_grad(), kept_statistics(net) as changed, forward_mode(net):
-            gradients, losses = way(net, batch, directions, batch.share.probes(self.tangents), noise.stream("module"))
-            kept = {name: gradients[name] for name in trained(net) if name in gradients}
-            return Dense(kept, changed(), losses)
+        taken = batch.share.probes(self.tangents)
+        return Dense(*gradients_along(self.kind, net, batch, directions, taken, noise.stream("module")))
 
     def check_any(self, net: nn.Module) -> None:
         """Raise InputError for a module that cannot be trained so: of any module only the weights are known."""

@@ -16,6 +16,7 @@ __all__ = [
     "adam",
     "adamw",
     "apply_dense",
+    "local_units",
     "merged",
     "numbered_units",
     "parameter_groups",
@@ -45,6 +46,15 @@ def stage_units(net: nn.Module, stages: int) -> dict[str, list[str]]:
     names = list(trained(net))
     found = {f"stage {i}": [n for n in names if n.startswith(f"stages.{i}.")] for i in range(stages)}
     return {**found, "readout": [n for n in names if n.startswith("readout.")]}
+
+
+def local_units(net: nn.Module) -> dict[str, list[str]]:
+    """Return one unit for each stage of a net, with its heads, and one for the read-out, of what is not frozen."""
+    units: dict[str, list[str]] = {}
+    for name in trained(net):
+        part, number = name.split(".")[:2]
+        units.setdefault("read-out" if part == "readout" else f"stage {number}", []).append(name)
+    return units
 
 
 def parameter_groups(net: nn.Module, units: Mapping[str, list[str]]) -> list[dict[str, Any]]:
