@@ -76,7 +76,7 @@ class ForwardForward(StagewiseRule[GoodnessNet]):
 
     def fits(self, net: GoodnessNet) -> bool:
         """Whether a net is one that this rule builds with its hyper-parameters."""
-        return (len(net.stages), net.painted) == (len(self.hidden), self.label == "input")
+        return super().fits(net) and net.painted == (self.label == "input")
 
     def estimates(self, net: GoodnessNet, batch: Batch, noise: Noise) -> Iterator[tuple[str, Dense]]:
         """Yield the read-out's update, then one stage's after another, whose input comes from the stages as they were.

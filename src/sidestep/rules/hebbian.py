@@ -19,12 +19,11 @@ from torch import Tensor, nn
 from sidestep.checks import check_positive, check_range
 from sidestep.data.objective import answers
 from sidestep.gradients.end_to_end import gradients_of
-from sidestep.nets.parallel import kept_statistics
 from sidestep.nets.precision import at_least_float32
-from sidestep.nets.stages.hebbian import HebbianNet, hebbian_change, some_rows
+from sidestep.nets.stages.hebbian import HebbianNet
 from sidestep.nets.trained import set_training
 from sidestep.rules.protocol import Batch, Dense, ImagePath, Noise, Split, Takes, Task
-from sidestep.rules.shared.on_stages import HebbianOnStages, OnStages
+from sidestep.rules.shared.on_stages import HebbianOnStages, OnStages, stage_update
 from sidestep.rules.shared.stagewise import StagewiseRule
 
 __all__ = ["Hebbian"]
@@ -82,10 +81,6 @@ class Hebbian(StagewiseRule[HebbianNet]):
             net.fit(task.scaled(examples.images[some]).to("cpu"))
         return net
 
-    def fits(self, net: HebbianNet) -> bool:
-        """Whether a net is one that this rule builds with its hyper-parameters."""
-        return len(net.stages) == len(self.hidden)
-
     def optimizer_of(self, net: nn.Module, units: Mapping[str, list[str]]) -> torch.optim.Optimizer:
         """Make AdamW, without weight decay on the stages: it would move their fixed points."""
         optimizer = super().optimizer_of(net, units)
@@ -97,21 +92,12 @@ class Hebbian(StagewiseRule[HebbianNet]):
         """Yield one stage's update after another, and then the read-out's; each sees the stages as they were."""
         set_training(net)
         features, images = [], batch.inputs
-        resting = self.stage_steps is not None and noise.step >= self.stage_steps
-        for index, (stage, summary) in enumerate(zip(net.stages, net.summaries, strict=True)):
-            own = (kept_statistics(stage, f"stages.{index}."), kept_statistics(summary, f"summaries.{index}."))
-            with own[0] as of_stage, own[1] as of_summary, torch.no_grad():
-                seen, images = stage(images)
-                features.append(summary(images))
-                statistics = {**of_stage(), **of_summary()}
+        for index, stage in enumerate(net.stages):
+            rows, images, summed, statistics = net.stage_pass(index, images)
+            features.append(summed)
             layer: nn.Linear = stage.layer  # type: ignore[assignment]
-            rows = some_rows(seen.flatten(0, -2), noise.sub(index))
-            change = torch.zeros_like(layer.weight)
-            if not resting:
-                change = hebbian_change(self.kind, layer, rows, self.temperature)
-            losses = {f"stage {index}: change": change.square().mean().sqrt()}
-            update = Dense({} if resting else {f"stages.{index}.layer.weight": -change}, statistics, losses)
-            del seen, rows, change
+            update = stage_update(self, f"stages.{index}.layer", layer, rows, statistics, noise)
+            del rows
             yield f"stage {index}", update
             del update  # before the next one's activations are made
         loss = batch.objective.mean(at_least_float32(net.readout(torch.cat(features, dim=1))), batch.targets)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
+from sidestep.nets.parallel import kept_statistics
 from sidestep.nets.precision import at_least_float32, full_precision
 from sidestep.nets.shapes import Shape, image_sides
 from sidestep.nets.stages.layerwise import check_hidden
@@ -155,6 +156,18 @@ class HebbianNet(nn.Module):
         before = self.stages[0].before[-1]  # type: ignore[index]
         if isinstance(before, Patches):
             before.fit(images)
+
+    def stage_pass(self, index: int, images: Tensor) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
+        """Return what a stage's layer sees, as rows, its features, and what the read-out gets of them.
+
+        Besides, the new value of each buffer that changed, by name; the net is left as it was.
+        """
+        stage, summary = self.stages[index], self.summaries[index]
+        own = (kept_statistics(stage, f"stages.{index}."), kept_statistics(summary, f"summaries.{index}."))
+        with own[0] as of_stage, own[1] as of_summary, torch.no_grad():
+            seen, features = stage(images)
+            summed = summary(features)
+            return seen.flatten(0, -2), features, summed, {**of_stage(), **of_summary()}
 
     def seen(self, images: Tensor) -> tuple[list[Tensor], Tensor]:
         """Return what each stage's layer sees, as rows, and all features that the read-out gets, (batch, features)."""

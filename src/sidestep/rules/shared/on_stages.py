@@ -32,7 +32,7 @@ from sidestep.rules.protocol import Batch, Rule, Task
 from sidestep.rules.shared.dense import merged
 from sidestep.update import Dense, Update
 
-__all__ = ["GoodnessOnStages", "HebbianOnStages", "OnStages"]
+__all__ = ["GoodnessOnStages", "HebbianOnStages", "OnStages", "stage_update"]
 
 
 @dataclass(frozen=True)
@@ -159,7 +159,6 @@ class HebbianOnStages(OnStages):
     def estimates(self, net: Around, batch: Batch, noise: Noise) -> Iterator[tuple[str, Dense]]:
         """Yield one stage's update after another, and the read-out's; each sees the stages as they were."""
         rule, inputs = self.rule, batch.inputs
-        resting = rule.stage_steps is not None and noise.step >= rule.stage_steps
         for index, stage in enumerate(net.stages):
             path, layer = _layer_of(net, index)
             seen: list[Tensor] = []
@@ -174,17 +173,35 @@ class HebbianOnStages(OnStages):
                     statistics = changed()
             finally:
                 hook.remove()
-            rows = some_rows(_rows_of(layer, seen[0]), noise.sub(index))
-            change = torch.zeros_like(layer.weight)
-            if not resting:
-                change = hebbian_change(rule.kind, layer, rows, rule.temperature).view_as(layer.weight)
-            losses = {f"stage {index}: change": change.square().mean().sqrt()}
-            name = f"stages.{index}.{path}.weight"
-            yield f"stage {index}", Dense({} if resting else {name: -change.to(layer.weight.dtype)}, statistics, losses)
+            rows = _rows_of(layer, seen[0])
+            yield f"stage {index}", stage_update(rule, f"stages.{index}.{path}", layer, rows, statistics, noise)
         with kept_statistics(net.heads, "heads.") as changed:
             update, _ = self.readout(net, inputs, batch, noise)
             update = replace(update, statistics=changed())
         yield "readout", update if noise.step >= rule.readout_from else replace(update, gradients={})
+
+
+def stage_update(
+    rule: Any, path: str, layer: nn.Linear | nn.Conv2d, rows: Tensor, statistics: dict[str, Tensor], noise: Noise
+) -> Dense:
+    """Return the Hebbian update of one stage: minus Delta W of its layer, or nothing where the stages rest by now.
+
+    Args:
+        rule: the rule, with its hyper-parameters.
+        path: of the layer in the net, `stages.0.layer`; the number is the stage's.
+        layer: what moves.
+        rows: what the layer sees, (examples or patches, inputs).
+        statistics: new values of the stage's buffers, by name.
+        noise: at the current step.
+    """
+    index = int(path.split(".")[1])
+    rows, weight = some_rows(rows, noise.sub(index)), layer.weight
+    resting = rule.stage_steps is not None and noise.step >= rule.stage_steps
+    change = torch.zeros_like(weight)
+    if not resting:
+        change = hebbian_change(rule.kind, layer, rows, rule.temperature).view_as(weight)
+    losses = {f"stage {index}: change": change.square().mean().sqrt()}
+    return Dense({} if resting else {f"{path}.weight": -change.to(weight.dtype)}, statistics, losses)
 
 
 def _layer_of(net: Around, index: int) -> tuple[str, Any]:

@@ -27,6 +27,10 @@ class StagewiseRule(Rule[Net]):
         super().__post_init__()
         check_hidden(self.hidden)
 
+    def fits(self, net: Any) -> bool:
+        """Whether a net is one that this rule builds with its hyper-parameters."""
+        return len(net.stages) == len(self.hidden)
+
     def on_stages(self) -> OnStages:
         """Return the rule on the stages of a chain of the user's."""
         return self.form_on_stages(self)
