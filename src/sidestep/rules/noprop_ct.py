@@ -139,13 +139,10 @@ class NoPropCT(TimedRule):
     def samplers(self, net: Denoiser, walk: Walker) -> Samplers:
         """Return each sampler, and the block's first output alone, at z = 0 and t = 0."""
         schedule, first = _schedule(net), walk.first(self.start)
-        return {
+        return super().samplers(net, walk) | {
             "ddim": lambda: walk.read([walk.ddim(schedule, first)]),
             "ddim from noise": lambda: walk.read([walk.ddim(schedule, walk.normal(0, 0))]),
             "ancestral": lambda: walk.read([walk.ancestral(schedule)]),
-            "euler": lambda: walk.read([walk.euler(first)]),
-            "heun": lambda: walk.read([walk.heun(first)]),
-            "adaptive": lambda: walk.read([walk.adaptive(first, self.solver)]),
             "mean": lambda: walk.read([walk.ancestral(schedule, draw) for draw in range(self.draws)]),
             "first step": lambda: net.answer(walk.outputs(walk.zero(), walk.times[:1])),
         }

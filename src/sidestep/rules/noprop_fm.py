@@ -9,29 +9,25 @@ arXiv 2503.24322, section 3.3 and Algorithm 3. With z_0 ~ N(0, I), z_1 = u_y and
 The second term, the anchor, is there where the embedding is learned or the read-out is trained (any but `nearest`); it
 trains the block too.
 
-The paper predicts the velocity, `v = outputs W`. Predicting the label instead, `uhat = softmax(outputs) W` and
-`v = (uhat - z_t) / (1 - t)`, turns the first term into `|uhat - u_y|^2 / (1 - t)^2` where sigma = 0, with the same
-choice of weights as in the other variants. With sigma > 0 it would ask for `u_y` plus the noise about the line.
+The paper predicts the velocity. The label can be predicted instead (`sidestep.nets.noprop.straight_path`), with the
+same choice of weights as in the other variants.
 """
 
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-import torch
 from torch import Tensor
 
 from sidestep.checks import check_range
-from sidestep.errors import InputError
-from sidestep.nets.noprop.denoiser import Denoiser, Draw
+from sidestep.nets.noprop.denoiser import Denoiser
 from sidestep.nets.noprop.denoiser_readings import Walker
+from sidestep.nets.noprop.straight_path import StraightPath
 from sidestep.rules.protocol import Batch, Noise
 from sidestep.rules.shared.denoising import learns, readout_loss
 from sidestep.rules.shared.timed import Noised, Samplers, TimedRule
 from sidestep.rules.shared.variant import PAPER_LABELS, PAPER_TIMES, PaperOptions
 
 __all__ = ["NoPropFM"]
-
-_REST = 1e-3  # the smallest 1 - t that a label estimate's velocity is divided by
 
 
 @dataclass(frozen=True)
@@ -91,62 +87,32 @@ class NoPropFM(TimedRule):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_range(0, 10, sigma=self.sigma)
-        if self.prediction == "velocity" and self.loss != "paper":
-            raise InputError(
-                f"prediction = velocity has loss = paper only, got {self.loss}; the other losses compare label "
-                "estimates: take prediction = label"
-            )
-        if self.prediction == "label" and self.loss == "paper" and self.sigma:
-            raise InputError(
-                f"loss = paper with prediction = label needs sigma = 0, got {self.sigma}: it is the paper's on the "
-                "straight line only; take prediction = velocity, or loss = clipped, unweighted or cross-entropy"
-            )
+        self.straight_path.check_loss(self.loss)
 
-    def noised(self, net: Denoiser, labels: Tensor, draw: Draw, generator: torch.Generator) -> Tensor:
-        """Return `t u_y + (1 - t) z_0`, and noise about it."""
-        time = draw.time[:, None]
-        latent = time * net.label_embedding(labels) + (1 - time) * draw.normal
-        if self.sigma:
-            latent = latent + self.sigma * torch.empty_like(latent).normal_(generator=generator)
-        return latent
+    @property
+    def straight_path(self) -> StraightPath:
+        """The path from noise to label, and what the block predicts of it."""
+        return StraightPath(self.prediction, self.sigma)
 
     def losses(self, net: Denoiser, batch: Batch, noised: Noised, outputs: Tensor, noise: Noise) -> dict[str, Tensor]:
         """Return the flow's loss, and the anchor's where something besides the block is trained."""
-        labels, latent, rest = noised.labels, noised.latent, 1 - noised.time
+        labels, latent, time = noised.labels, noised.latent, noised.time
         if self.prediction == "velocity":
             velocity = net.velocity(outputs)
             each = (velocity - (net.label_embedding(labels) - noised.normal)).square().sum(dim=1)
-            landing = latent + rest[:, None] * velocity
+            landing = latent + (1 - time)[:, None] * velocity
         else:
-            each = self.denoising(net, labels, outputs, rest.clamp_min(_REST) ** -2)
+            each = self.denoising(net, labels, outputs, self.straight_path.weight(time))
             landing = net.label_estimate(outputs)
         losses = {"block: flow": each.mean()}
         if learns(self.embedding) or self.readout != "nearest":
             losses["read-out: anchor"] = readout_loss(net.space, net.readout, net.embedding, landing, labels)
         return losses
 
-    def velocity(self, net: Denoiser, outputs: Tensor, latent: Tensor, time: Tensor) -> Tensor:
-        """Return v, or `(uhat - z_t) / (1 - t)`."""
-        if self.prediction == "velocity":
-            return net.velocity(outputs)
-        return (net.label_estimate(outputs) - latent) / (1 - time[:, None]).clamp_min(_REST)
-
-    def walker(self, net: Denoiser, images: Tensor, noise: Noise, start: int, last: float = 1.0) -> Walker:
-        """Return a batch on its way to labels, where a label estimate's velocity has no value at t = 1."""
-        return super().walker(net, images, noise, start, last if self.prediction == "velocity" else last - _REST)
-
-    def landing(self, net: Denoiser, walk: Walker) -> Tensor:
-        """Return where `euler` ends."""
-        return walk.euler(walk.zero())
-
     def samplers(self, net: Denoiser, walk: Walker) -> Samplers:
         """Return each solver, and the first step alone: where the flow first points."""
-        first = walk.first(self.start)
-        return {
-            "euler": lambda: walk.read([walk.euler(first)]),
+        return super().samplers(net, walk) | {
             "euler from noise": lambda: walk.read([walk.euler(walk.normal(0, 0))]),
-            "heun": lambda: walk.read([walk.heun(first)]),
-            "adaptive": lambda: walk.read([walk.adaptive(first, self.solver)]),
             "mean": lambda: walk.read([walk.euler(walk.normal(draw, 0)) for draw in range(self.draws)]),
             "first step": lambda: walk.read([walk.rate(walk.zero(), walk.times[:1])]),
         }

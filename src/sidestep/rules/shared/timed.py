@@ -14,6 +14,7 @@ from sidestep.nets.noprop.denoiser_readings import Walker
 from sidestep.nets.noprop.embeddings import embedding_distances
 from sidestep.nets.noprop.losses import check_smoothing, denoising_loss
 from sidestep.nets.noprop.samplers import check_steps
+from sidestep.nets.noprop.straight_path import StraightPath
 from sidestep.nets.training_pass import training_pass
 from sidestep.rules.protocol import Batch, Dense, ImagePath, Noise, Rule, Split, Takes, Task, Update
 from sidestep.rules.shared.denoising import (
@@ -63,6 +64,11 @@ class DenoisingRule(Rule[Denoiser]):
         """Return alpha_bar(t), or None for a straight path from noise to label."""
         return None
 
+    @property
+    def straight_path(self) -> StraightPath:
+        """The path from noise to label of a rule without a schedule, and what the block predicts of it."""
+        return StraightPath("velocity", 0.0)
+
     def build(self, task: Task, noise: Noise, examples: Split | None, module: ImagePath | None) -> Denoiser:
         """Make the net of the paper's block, or of a block around a module of the user's."""
         check_options(task, self.readout, getattr(self, "label_smoothing", 0.0))
@@ -86,11 +92,12 @@ class DenoisingRule(Rule[Denoiser]):
 
     def velocity(self, net: Denoiser, outputs: Tensor, latent: Tensor, time: Tensor) -> Tensor:
         """Return dz/dt at z and t, (batch, dimension), from the block's outputs there."""
-        return net.velocity(outputs)
+        return self.straight_path.velocity(net, outputs, latent, time)
 
-    def walker(self, net: Denoiser, images: Tensor, noise: Noise, start: int, last: float = 1.0) -> Walker:
-        """Return a batch on its way to labels; for `last` see there."""
-        return Walker(net, images, partial(self.velocity, net), noise, start, self.steps, last, self.grid)
+    def walker(self, net: Denoiser, images: Tensor, noise: Noise, start: int) -> Walker:
+        """Return a batch on its way to labels."""
+        last, velocity = self.straight_path.last, partial(self.velocity, net)
+        return Walker(net, images, velocity, noise, start, self.steps, last, self.grid)
 
     def samplers(self, net: Denoiser, walk: Walker) -> Samplers:
         """Return what computes each reading."""
@@ -109,8 +116,8 @@ class DenoisingRule(Rule[Denoiser]):
 class TimedRule(DenoisingRule):
     """What NoProp has in common in continuous time: one loss at random times, of a block and what it is trained with.
 
-    A rule says how a label is noised (`noised`), what the block is asked for (`losses`), and where its default reading
-    ends (`landing`).
+    A rule says what the block is asked for (`losses`), and, where it does not follow the straight path, how a label is
+    noised (`noised`), and where its default reading ends (`landing`).
     """
 
     loss: Any
@@ -121,6 +128,8 @@ class TimedRule(DenoisingRule):
     optimizer_kind: str
     learning_rate: float
     weight_decay: float
+    solver: Any
+    start: Any
     draws: int
 
     for_inference: ClassVar[tuple[str, ...]] = ("steps", "solver", "start", "grid", "draws")
@@ -134,15 +143,24 @@ class TimedRule(DenoisingRule):
 
     def noised(self, net: Denoiser, labels: Tensor, draw: Draw, generator: torch.Generator) -> Tensor:
         """Return z_t, (n, dimension), of labels (n,) at the times and with the noise that were drawn."""
-        raise NotImplementedError
+        return self.straight_path.noised(net, labels, draw, generator)
 
     def losses(self, net: Denoiser, batch: Batch, noised: Noised, outputs: Tensor, noise: Noise) -> dict[str, Tensor]:
         """Return the terms of the loss, () each, by name, from the block's outputs at `noised`, (n, classes)."""
         raise NotImplementedError
 
     def landing(self, net: Denoiser, walk: Walker) -> Tensor:
-        """Return z_1, (batch, dimension), of the default reading from z_0 = 0."""
-        raise NotImplementedError
+        """Return z_1, (batch, dimension), of the default reading from z_0 = 0: here of `euler`."""
+        return walk.euler(walk.zero())
+
+    def samplers(self, net: Denoiser, walk: Walker) -> Samplers:
+        """Return the solvers of the flow, from where `start` says."""
+        first = walk.first(self.start)
+        return {
+            "euler": lambda: walk.read([walk.euler(first)]),
+            "heun": lambda: walk.read([walk.heun(first)]),
+            "adaptive": lambda: walk.read([walk.adaptive(first, self.solver)]),
+        }
 
     def denoising(self, net: Denoiser, labels: Tensor, outputs: Tensor, weight: Tensor) -> Tensor:
         """Return the denoising loss of each example, from outputs (n, classes) and the squared error's weight."""
