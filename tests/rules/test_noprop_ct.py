@@ -227,7 +227,10 @@ def test_a_run_whose_schedule_becomes_flat_stops_and_keeps_its_last_checkpoint(t
             return super().failure(net)
 
     rule = Flattening(loss="paper", schedule="learned")
-    with pytest.raises(NonFiniteError, match=r"after step 11, the learned schedule.*; there is no checkpoint yet"):
+    with pytest.raises(
+        NonFiniteError,
+        match=r"after step 11, the learned schedule.*; there is no checkpoint, since the run has no folder",
+    ):
         train(rule, "digits", Options(epochs=2, batch=112))
 
 
