@@ -42,10 +42,13 @@ def suggestion(given: str, known: Iterable[str], listing: str) -> str:
 def meant(given: str, known: Iterable[str], quoted: bool = True, cutoff: float = 0.6) -> str:
     """Return the question whether the nearest name was meant, with a space behind it, or nothing where none is near.
 
-    >>> meant("mnits", ["mnist", "digits"]), meant("x", ["mnist", "digits"])
-    ("did you mean 'mnist'? ", '')
+    Capitals count as small letters.
+
+    >>> meant("mnits", ["MNIST", "digits"]), meant("x", ["MNIST", "digits"])
+    ("did you mean 'MNIST'? ", '')
     """
-    near = difflib.get_close_matches(given, list(known), 1, cutoff)
+    lower = {name.lower(): name for name in known}
+    near = [lower[name] for name in difflib.get_close_matches(given.lower(), lower, 1, cutoff)]
     return "" if not near else f"did you mean {near[0]!r}? " if quoted else f"did you mean {near[0]}? "
 
 

@@ -123,6 +123,17 @@ def test_wrong_keys_names_what_there_is(tmp_path: Path) -> None:
         data.load(tmp_path / "half.npz")
 
 
+def test_kinds_of_targets_that_are_none_get_the_nearest() -> None:
+    for make in (
+        lambda **kind: data.from_arrays(PIXELS, LABELS, **kind),
+        lambda **kind: data.from_tokens([[0]], vocabulary=2, **kind),
+    ):
+        with pytest.raises(InputError, match=r"^targets must be .*, got 'Clases'; did you mean 'classes'\?$"):
+            make(targets="Clases")
+        with pytest.raises(InputError, match=r"^targets must be .*, got 7$"):
+            make(targets=7)
+
+
 def test_missing_and_unknown(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"absent\.npz: no such file"):
         data.load(tmp_path / "absent.npz")

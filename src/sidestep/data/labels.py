@@ -9,13 +9,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sidestep.errors import DataError
+from sidestep.errors import DataError, InputError
+from sidestep.wording import meant
 
 __all__ = [
     "NOT_CLASSES",
     "NUMBERED_ALIKE",
     "check_class_names",
     "check_label_range",
+    "check_targets",
     "class_names_from",
     "label_tensor",
     "looks_like_numbers",
@@ -30,6 +32,16 @@ NOT_CLASSES = (
     "numbers to be predicted (regression), for which from_arrays takes targets='values', and sidestep train --targets "
     "values"
 )
+
+
+def check_targets(targets: Any, *kinds: str) -> None:
+    """Raise InputError for targets that are none of these kinds."""
+    if targets not in kinds:
+        hint = meant(str(targets), kinds)
+        raise InputError(
+            f"targets must be {', '.join(kinds[:-1])} or {kinds[-1]}, got {targets!r}"
+            + (f"; {hint[:-1]}" if hint else "")
+        )
 
 
 def label_tensor(labels: Labels, examples: int, where: str) -> Tensor:

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 from sidestep.data.check import Array, as_array, image_tensor
 from sidestep.data.feed import Feed
 from sidestep.data.images.pixel_scale import moments
-from sidestep.data.labels import check_class_names, check_label_range, class_names_from
+from sidestep.data.labels import check_class_names, check_label_range, check_targets, class_names_from
 from sidestep.data.named import Named
 from sidestep.data.sequences.tokens import target_ids, token_tensor
 from sidestep.data.splits import DataSet, Split
@@ -191,8 +191,7 @@ class Form:
 
 
 def _check(targets: str, vocabulary: int | None, epoch: int | None, classes: Any) -> None:
-    if targets not in ("classes", "labels", "values", "tokens"):
-        raise InputError(f"targets must be classes, labels, values or tokens, got {targets!r}")
+    check_targets(targets, "classes", "labels", "values", "tokens")
     if targets == "tokens" and vocabulary is None:
         raise InputError("targets = tokens needs the number of token ids: give vocabulary=...")
     for name, value in (("vocabulary", vocabulary), ("epoch", epoch), ("classes", classes)):

@@ -14,7 +14,7 @@ from sidestep.data.download import fetch, find_local
 from sidestep.data.images.catalogue import KNOWN, Known
 from sidestep.data.images.folder import folder_source
 from sidestep.data.images.npz import npz_source
-from sidestep.data.labels import class_names_from
+from sidestep.data.labels import check_targets, class_names_from
 from sidestep.data.npy_folder import holds_arrays, npy_source
 from sidestep.data.rows import is_mapped
 from sidestep.data.sequences.tokens import from_file
@@ -70,7 +70,7 @@ def load(
     asked |= {"size": size} if size is not None else {}
     text = name not in KNOWN and name.endswith(".txt")
     if targets != "auto" and not (text and targets == "tokens"):
-        _check_targets(targets)
+        check_targets(targets, "classes", "labels", "values")
     if text and target is None and _place(name)[2]:
         return _text(_place(name)[0], validation, size, targets, asked)
     table = name not in KNOWN and is_table_file(Path(name))
@@ -120,11 +120,6 @@ def _text(path: Path, validation: float, size: int | None, targets: str, asked: 
     if size is not None:
         raise InputError(f"size={size} is for known sets and image folders, and {path} is a text")
     return replace(from_file(path, validation), source={"name": os.path.abspath(path), **asked})
-
-
-def _check_targets(targets: str) -> None:
-    if targets not in ("classes", "labels", "values"):
-        raise InputError(f"targets must be classes, labels or values, got {targets!r}")
 
 
 def _source(name: str, size: int | None, form: PictureForm | None) -> tuple[Path, Source]:
@@ -181,7 +176,7 @@ def from_arrays(
     """
     named = isinstance(x_train, Mapping)
     if not (named and targets == "tokens"):
-        _check_targets(targets)
+        check_targets(targets, "classes", "labels", "values")
     if (x_test is None) != (y_test is None):
         raise InputError("x_test and y_test go together: give both or neither")
     if named:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sidestep.data.check import Array, as_array
 from sidestep.data.cut import check_validation, cut_rows
+from sidestep.data.labels import check_targets
 from sidestep.data.objective import IGNORED
 from sidestep.data.rows import is_mapped, stored
 from sidestep.data.splits import DataSet, Split
@@ -76,8 +77,7 @@ def from_tokens(  # long: two splits, and what they mean
     >>> from_tokens([[0, 1, 2, 1], [2, 1, 0, 0]], vocabulary=3, validation=0)
     DataSet('tokens', 2 train + 0 validation rows of 3 tokens, 3 tokens)
     """
-    if targets not in ("tokens", "classes", "labels", "values"):
-        raise InputError(f"targets must be tokens, classes, labels or values, got {targets!r}")
+    check_targets(targets, "tokens", "classes", "labels", "values")
     check_validation(validation)
     words = tuple(map(str, range(vocabulary))) if isinstance(vocabulary, int) else tuple(map(str, vocabulary))
     if not 2 <= len(words) < _MOST:

@@ -1,7 +1,6 @@
 """A data set of a table in a file: which columns a net gets, what is predicted, and the cut into splits."""
 
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ from sidestep.data.tables.encoding import Columns, Table
 from sidestep.data.tables.files import read_table
 from sidestep.data.tables.form import ColumnSeen, TableForm
 from sidestep.errors import DataError, InputError
-from sidestep.wording import counted
+from sidestep.wording import counted, meant
 
 __all__ = ["file_set"]
 
@@ -127,10 +126,7 @@ def _target_name(path: Path, target: str | None, table: Table, refused: dict[str
     if target in refused:
         raise InputError(f"{path}: {refused[target]}")
     if target not in table:
-        lower = {name.lower(): name for name in table}
-        near = get_close_matches(target.lower(), lower, 1)
-        hint = f"did you mean {lower[near[0]]!r}? " if near else ""
-        raise InputError(f"{path} has no column {target!r}; {hint}there are {known}")
+        raise InputError(f"{path} has no column {target!r}; {meant(target, table)}there are {known}")
     return target
 
 
