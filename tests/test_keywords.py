@@ -26,7 +26,7 @@ DOORS = [train, align, attach, ask_tell, load_run, replay, data.load, data.from_
         (lambda: Options(batch_size=3), r"did you mean batch\?$"),
         (lambda: Options(probes=8), r"Options takes no probes; .* does?: \w+\(probes=8\)$"),
         (lambda: SPSA(lr=0.1), r"^SPSA takes no lr: did you mean learning_rate\?$"),
-        (lambda: SPSA(epochs=2), r"^SPSA takes no epochs; Options does: Options\(epochs=2\)$"),
+        (lambda: SPSA(epochs=2), r"^SPSA takes no epochs; Options (does|and others do): Options\(epochs=2\)$"),
         (lambda: NoPropDT(blokcs=2), r"did you mean blocks\?$"),
         (lambda: dataclasses.replace(Options(), epoc=3), r"did you mean epochs\?$"),
         (lambda: train(SPSA(), "digits", epochs=3), r"^train takes no epochs; Options does: Options\(epochs=3\)$"),

@@ -188,7 +188,7 @@ def test_partial_fit_takes_every_row_once_after_calls_of_other_sizes(monkeypatch
         seen.extend(found.tolist())
         return found
 
-    monkeypatch.setattr("sidestep.training.loop.batch_indices", spied)
+    monkeypatch.setattr("sidestep.training.batches.batch_indices", spied)
     table, kinds = WINE
     estimator = small(batch_size=16)
     for count in (96, 48, 64):  # 6, 3 and 4 steps: the last begins at step 9

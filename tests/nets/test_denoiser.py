@@ -12,6 +12,7 @@ from sidestep.nets.noprop.denoiser import draw_times, positional_embedding
 from sidestep.nets.noprop.image_paths import PATHS, path_maker, takes_channels_last
 from sidestep.noise import Noise
 from sidestep.rules import Batch, NoPropCT, NoPropFM, Task
+from sidestep.rules.shared import timed
 from tests.reference.noprop_continuous_plain import plain_positional_embedding
 
 TASK = Task((1, 8, 8), tuple("abcd"), (0.0,), (1.0,))
@@ -180,13 +181,12 @@ class TestDraws:
             if isinstance(module, Dropout):
                 module.rate = 0.0
         whole = several.estimate(net, batch(), Noise(3))
-        module = __import__(type(rule).__module__, fromlist=["draw_times"])
         draw = draw_times("uniform", 72, net.dimension, Noise(3).generator())
         parts = []
         for index in range(3):
             rows = slice(24 * index, 24 * index + 24)
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(module, "draw_times", lambda *given, rows=rows: type(draw)(*(t[rows] for t in draw)))
+                patch.setattr(timed, "draw_times", lambda *given, rows=rows: type(draw)(*(t[rows] for t in draw)))
                 parts.append(single.estimate(net, batch(), Noise(3)))
         first = next(iter(whole.losses))
         assert float(whole.losses[first]) == pytest.approx(sum(float(p.losses[first]) for p in parts) / 3, rel=1e-4)

@@ -183,7 +183,7 @@ class TestTheCommand:
     @pytest.mark.parametrize("rule", ["backprop", "noprop-ct"])
     def test_train_steps_are_steps_also_where_a_rule_has_its_own(self, rule, monkeypatch):
         given = {}
-        monkeypatch.setattr(command, "_train", lambda name, rule, options, *others: given.update(rule=rule, o=options))
+        monkeypatch.setattr(command, "_train", lambda name, found, *others: given.update(rule=found[0], o=found[1]))
         main(["train", rule, "--train-steps", "7"])
         assert given["o"].steps == 7
         assert getattr(given["rule"], "steps", 50) == 50

@@ -141,7 +141,7 @@ def train(  # long: rule, data and options, three hooks for own code, and what i
         config = _config(rule, task, options, loop.compute, record, module)
         config |= _own_records(optimizer, scheduler, state)
         check_single(rule, state.net, task, batch)
-        check_same_everywhere(world, config, state.net, progress.notice)
+        check_same_everywhere(world, config, state.net, lambda said: progress.notice(said))
         welcome = welcome_of(config, state.net, data) if host else b""
         spread_units(loop.parts, rule, state)
         kept_metrics, recorder = 0, None
