@@ -150,7 +150,7 @@ def test_a_run_is_evaluated_by_the_readings_that_are_asked_for_and_eval_does_the
 def test_an_option_of_other_rules_is_said_to_be_theirs(capsys, given):
     status, _, error = run(capsys, "train", "noprop-dt", *given, "--epochs", "1")
     assert status == 2
-    assert "--grid is not an option of noprop-dt; it is one of noprop-ct, noprop-fm" in error
+    assert "sidestep train noprop-dt takes no --grid: it is an option of noprop-ct, noprop-fm" in error
     assert "--epochs is not" not in error
     assert "is not an option" not in run(capsys, "train", "noprop-dt", "--stepps", "5")[2]
     assert "is not an option" not in run(capsys, "train", "noprop-ct", "--steps", "many")[2]

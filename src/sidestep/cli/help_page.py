@@ -11,7 +11,7 @@ from sidestep.cli.help import ALIASES, HELP_ALL, PLACES, RARE, Groups
 from sidestep.cli.options import DataOptions
 from sidestep.training import Options
 
-__all__ = ["help_page"]
+__all__ = ["help_page", "options_of"]
 
 _STOP = re.compile(r"(?<!e\.g)[.;:]\s")
 _COLUMN = 24  # where the texts begin
@@ -27,12 +27,7 @@ def help_page(program: str, groups: Groups, about: str, whole: bool) -> list[str
         about: what the command does.
         whole: all options, with all that there is to say of them; else those that most runs need, a sentence each.
     """
-    texts = {**field_texts(Options), **field_texts(DataOptions)}
-    found = [
-        (title, option, option.name in _rare(kind))
-        for title, (kind, given) in groups.items()
-        for option in described(kind, texts, given)
-    ]
+    found = [(title, option, option.name in _rare(kind)) for title, kind, option in options_of(groups)]
     everything = whole or len(found) <= _FEW
     shown = [(PLACES.get(option.name, title), title, option) for title, option, rare in found if everything or not rare]
     words = [option.option for _, _, option in shown if option.positional]
@@ -46,6 +41,14 @@ def help_page(program: str, groups: Groups, about: str, whole: bool) -> list[str
             lines += _lines(option, everything, width)
     more = "This help." if everything else f"This help; {HELP_ALL}: every option, in full."
     return [*lines, "", *_item("-h, --help", more, width)]
+
+
+def options_of(groups: Groups) -> list[tuple[str, Any, Described]]:
+    """Return the options of all groups, each with the title of its group and what holds it."""
+    texts = {**field_texts(Options), **field_texts(DataOptions)}
+    return [
+        (title, kind, option) for title, (kind, given) in groups.items() for option in described(kind, texts, given)
+    ]
 
 
 def _rare(kind: Any) -> frozenset[str]:

@@ -27,7 +27,6 @@ __all__ = [
     "PlainColumn",
     "check_new",
     "complain",
-    "complain_in_lines",
     "data_notices_shown",
     "default_data_dir",
     "error_console",
@@ -101,12 +100,6 @@ def notice(text: str) -> None:
 def complain(text: str) -> None:
     """Print what is wrong to standard error."""
     _to_standard_error(f"sidestep: {text}", style="bold red")
-
-
-def complain_in_lines(text: str) -> None:
-    """Print what is wrong, in several lines, to standard error."""
-    for line in text.splitlines():
-        _to_standard_error(line, style="red")
 
 
 @contextlib.contextmanager

@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from sidestep.cli.bar import TrainingBar
-from sidestep.cli.help import HELP, HELP_ALL, TRAIN_STEPS, long_names, named_apart
+from sidestep.cli.help import HELP, HELP_ALL, TRAIN_STEPS, named_apart
 from sidestep.cli.join import listening
 from sidestep.cli.launched import rank_in_words
 from sidestep.cli.options import Extra, Given, TrainData, all_words, last_value, module_from, rule_named
 from sidestep.cli.output import (
-    complain,
     default_data_dir,
     error_console,
     fail,
@@ -176,12 +175,7 @@ def _parse(name: str, arguments: Sequence[str], defaults: Given) -> Given:
     values = zip(kinds.items(), (options, data_options, rule, extra), strict=True)
     groups = {title: (kind, kind(**_values(given))) for (title, kind), given in values}
     about = RULES[name].__doc__ or ""
-    try:
-        options, data_options, rule, extra = parsed_groups(groups, f"sidestep train {name}", arguments, about)
-    except SystemExit as leaving:
-        if leaving.code:
-            _say_whose_they_are(name, long_names(arguments))
-        raise
+    options, data_options, rule, extra = parsed_groups(groups, f"sidestep train {name}", arguments, about)
     options = Options(**_values(options))
     if options.out is None:
         stem = data_options.preset or f"{name}-{label(data_options.data)}"
@@ -191,17 +185,6 @@ def _parse(name: str, arguments: Sequence[str], defaults: Given) -> Given:
 
 def _values(given: Any) -> dict[str, Any]:
     return {field.name: getattr(given, field.name) for field in dataclasses.fields(given)}
-
-
-def _say_whose_they_are(name: str, arguments: Sequence[str]) -> None:
-    """Say which rules have an option that this one does not have; the parser has said that it does not know it."""
-    own = {field.name for kind in (RULES[name], Options, TrainData, Extra) for field in dataclasses.fields(kind)}
-    options = {word.partition("=")[0] for word in arguments if word.startswith("--")}
-    for option in sorted(options):
-        field = option.removeprefix("--").removeprefix("no-").replace("-", "_")
-        others = [other for other, kind in RULES.items() if field in {each.name for each in dataclasses.fields(kind)}]
-        if field not in own and others:
-            complain(f"{option} is not an option of {name}; it is one of {', '.join(others)}")
 
 
 def _preset_options(preset: Preset) -> Given:

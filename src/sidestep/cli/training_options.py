@@ -10,8 +10,10 @@ from collections.abc import Callable, Mapping
 from typing import Any, get_type_hints
 
 from sidestep.cli.help import RARE
+from sidestep.cli.options import DataOptions
+from sidestep.training import Options
 
-__all__ = ["LEFT_OUT", "takes"]
+__all__ = ["LEFT_OUT", "OF_TRAINING", "takes"]
 
 _UNTRAINED = "it measures a net as it stands and trains nothing"
 _RANDOM = "its images are random, and nothing is loaded"
@@ -20,6 +22,7 @@ _RECIPE = "each row has the paper's"
 _DIVISION = ("split", "shares", "exchange_share")
 _STEPS_ALIKE = "its steps are measured one by one, and cost the same with it and without it"
 
+OF_TRAINING = frozenset(field.name for kind in (Options, DataOptions) for field in dataclasses.fields(kind))
 LEFT_OUT: Mapping[str, Mapping[str, str]] = {  # command -> option -> why the command does not take it
     "align": {
         **dict.fromkeys(("epochs", "steps", "augment", "decay", "warmup", "average", "patience"), _UNTRAINED),
