@@ -293,7 +293,7 @@ class Tokens(Plain):
     ("arguments", "said"),
     [
         (lambda: testing.check_rule(Plain), "make one, MyRule"),
-        (lambda: testing.check_rule(Plain(), only="bits"), "no check 'bits'; there are: apply_repeats"),
+        (lambda: testing.check_rule(Plain(), only="bits"), "no check 'bits'; there are: "),
         (lambda: testing.check_rule(Tokens()), "give a data set"),
         (lambda: testing.check_rule(Plain(), 3), "data must be a data set"),
     ],
@@ -301,3 +301,9 @@ class Tokens(Plain):
 def test_what_cannot_be_checked_is_refused(arguments, said):
     with pytest.raises(InputError, match=said):
         arguments()
+
+
+@pytest.mark.parametrize("rule", [MovesStatistics(), LeavesGradients()])
+def test_of_all_checks_the_one_that_a_fault_is_about_speaks(rule):
+    with pytest.raises(testing.CheckFailedError, match=r"^estimate_leaves_the_net"):
+        testing.check_rule(rule)

@@ -19,8 +19,10 @@ from sidestep.training.given import given_data
 
 __all__ = ["CHECKS", "CheckFailedError", "check_rule"]
 
-CHECKS: dict[str, Callable[[Subject], None]] = {
-    name: getattr(module, name) for module in (steps, runs) for name in module.__all__
+CHECKS: dict[str, Callable[[Subject], None]] = {  # in the order of their files: what later ones build on comes first
+    name: getattr(module, name)
+    for module in (steps, runs)
+    for name in sorted(module.__all__, key=lambda name: getattr(module, name).__code__.co_firstlineno)
 }
 
 
