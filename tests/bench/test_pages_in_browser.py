@@ -12,6 +12,9 @@ from sidestep.bench.comparison.page import Report, write_report
 from sidestep.bench.comparison.paired import paired
 from sidestep.bench.comparison.paired_page import paired_page
 from sidestep.bench.comparison.rounds import Budget, Comparison
+from sidestep.bench.studies.blocks import AGREES, COMPARED, ORACLE
+from sidestep.bench.studies.blocks_report import blocks_page
+from sidestep.bench.studies.chain import CHAIN_READINGS, READINGS_BY_BLOCK
 from tests.browser import CHROMIUM, Browser
 
 ASKED = {
@@ -45,7 +48,21 @@ def pages():
     differs = {"rule.learning_rate": (1e-3, None), "rule.hidden": ([512, 512], [64])}
     names = "runs/a-run-with-a-name-that-is-rather-long-and-has-no-spaces", "runs/b"
     compare = paired_page(names, "digits", paired(right, torch.arange(50) % 2 > 0), differs, ("local-loss", "spsa"))
-    return {"bench": written["bench.html"], "compare": compare}
+    return {"bench": written["bench.html"], "compare": compare, "study": blocks_page(study())}
+
+
+def study():
+    """A record of a study of three blocks, two seeds."""
+    changed = ["chain differs from block 1", "chain right, block 1 wrong", "chain wrong, block 1 right"]
+    alone = [*CHAIN_READINGS, "backprop", *(f"chain minus {name}" for name in (*COMPARED, "backprop")), *changed]
+    mean = dict.fromkeys(alone, 0.9) | {name: [0.7, 0.8, 0.9] for name in (*READINGS_BY_BLOCK, ORACLE, AGREES)}
+    error = {name: [0.01] * 3 if isinstance(value, list) else 0.01 for name, value in mean.items()}
+    return {
+        "data": "digits", "blocks": 3, "seeds": [0, 1], "train_images": 1000, "batch": 128, "epochs": 2,
+        "rule": {"name": "noprop-dt"}, "baseline": {"name": "backprop"}, "mean": mean, "standard_error": error,
+        "parameters": {"noprop-dt": 10, "backprop": 9}, "test_images": 360,
+        "seconds": {name: {"mean": 1.0, "standard_error": 0.1} for name in ("noprop-dt", "backprop")},
+    }  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +74,7 @@ def browser():
     found.close()
 
 
-@pytest.mark.parametrize("name", ["bench", "compare"])
+@pytest.mark.parametrize("name", ["bench", "compare", "study"])
 def test_a_page_is_whole_at_every_width_and_in_the_dark(name, browser, tmp_path):
     path = tmp_path / "page.html"
     path.write_text(pages()[name], encoding="utf-8")

@@ -305,6 +305,10 @@ def test_the_study_of_blocks_runs_resumes_and_reports(capsys, monkeypatch):
     page = Path("study/study.md").read_text()
     p, n = record["mean"]["block 1 alone"], record["test_images"]
     assert f"| block 1 alone | {100 * p:.2f} (-; {100 * (p * (1 - p) / n) ** 0.5:.2f}) |" in page
+    html = Path("study/study.html").read_text()
+    assert html.count("<svg") >= 2
+    first = html[html.index("<tbody>") :]
+    assert first.index("backprop") < first.index("block 1 alone")  # the baseline's row stands first
 
     trained = []
     monkeypatch.setattr(

@@ -1,4 +1,4 @@
-"""What a study leaves: study.json, study.md and study.png, and tables that the command line prints too."""
+"""What a study leaves: study.json, study.md, study.png and study.html, and tables that the command line prints too."""
 
 import io
 import json
@@ -96,8 +96,10 @@ def _earlier(out: Path, asked: Mapping[str, Any]) -> tuple[Any, int]:
         return None, 0
 
 
-def write_study(out: Path, record: Mapping[str, Any], text: str, tables: Sequence[Table], figure: "Figure") -> None:
-    """Write study.json, study.md (the text, the tables and the picture) and study.png into the folder.
+def write_study(
+    out: Path, record: Mapping[str, Any], text: str, tables: Sequence[Table], figure: "Figure", html: str | None = None
+) -> None:
+    """Write study.json, study.md (the text, the tables and the picture), study.png and, where one is given, study.html.
 
     Raises:
         CheckpointError: if one of them cannot be written.
@@ -106,6 +108,8 @@ def write_study(out: Path, record: Mapping[str, Any], text: str, tables: Sequenc
              f"sidestep {__version__}, torch {torch.__version__}."]  # fmt: skip
     checkpoint.write_bytes(out / "study.png", png_of(figure))
     checkpoint.write_text(out / "study.md", "\n\n".join(parts) + "\n")
+    if html is not None:
+        checkpoint.write_text(out / "study.html", html)
     checkpoint.write_text(out / "study.json", json.dumps(record, indent=1) + "\n")
 
 

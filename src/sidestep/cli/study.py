@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from sidestep.bench.paper_tables.rows import first_images
 from sidestep.bench.report import Table, folder_for_study, write_study
 from sidestep.bench.studies.blocks import study_blocks
-from sidestep.bench.studies.blocks_report import blocks_figure, blocks_tables, blocks_text
+from sidestep.bench.studies.blocks_report import blocks_figure, blocks_page, blocks_tables, blocks_text
 from sidestep.cli.bar import TrainingBar
 from sidestep.cli.help import HELP, HELP_ALL
 from sidestep.cli.options import DataOptions
@@ -65,7 +65,7 @@ class StudyOptions:
     seed: int = 0
     """The first seed."""
     out: Path = Path("runs/study-noprop-blocks")
-    """Folder of the runs, and of study.json, study.md and study.png."""
+    """Folder of the runs, and of study.json, study.md, study.png and study.html."""
     overwrite: bool = False
     """Replace the results of a study of other options, or of more seeds, in --out."""
     json: bool = False
@@ -118,7 +118,7 @@ def _blocks(arguments: Sequence[str]) -> None:
         fail(f"{stopped}; saved in {out}. Continue by running the same command again", 128 + stopped.signal_number)
     except KeyboardInterrupt:  # a second one, or not while training
         fail(f"stopped at once; what is finished is kept in {out}: continue by running the same command again", 130)
-    pages = blocks_text(record), blocks_tables(record), blocks_figure(record)
+    pages = blocks_text(record), blocks_tables(record), blocks_figure(record), blocks_page(record)
     _report(out, {"asked": asked, **record}, *pages, given.json)
 
 
@@ -144,8 +144,10 @@ def _watch(line: str) -> Iterator[Progress]:
         yield bar
 
 
-def _report(out: Path, record: dict[str, Any], text: str, tables: list[Table], figure: "Figure", as_json: bool) -> None:
-    write_study(out, record, text, tables, figure)
+def _report(
+    out: Path, record: dict[str, Any], text: str, tables: list[Table], figure: "Figure", html: str, as_json: bool
+) -> None:
+    write_study(out, record, text, tables, figure, html)
     if as_json:
         show_json(record)
         return
@@ -153,4 +155,4 @@ def _report(out: Path, record: dict[str, Any], text: str, tables: list[Table], f
         show(f"{table.title}:", "")
         show_table("", table.columns, table.rows)
         show("")
-    show(f"written: {out / 'study.json'}, study.md, study.png")
+    show(f"written: {out / 'study.json'}, study.md, study.png, study.html")

@@ -5,13 +5,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sidestep import checkpoint
-from sidestep.bench.chart import STYLE
 from sidestep.bench.comparison.figures import race_figures
 from sidestep.bench.comparison.numbers import Baseline, baseline_labels, common_threshold, finished
 from sidestep.bench.comparison.records import ComparisonFolder
 from sidestep.bench.comparison.rounds import Comparison
 from sidestep.bench.comparison.summary import sentences
 from sidestep.bench.comparison.tables import race_tables
+from sidestep.bench.html import figures, page, table_html
 from sidestep.bench.report import Table
 from sidestep.rules.shared.variant import variant_of
 from sidestep.wording import counted, html_text, markdown, spelled
@@ -40,25 +40,6 @@ NOTES = (
     "exchange: bytes of one step's estimate, which machines with different images would exchange; decided: bytes of "
     "what is decided, which is enough for a machine that follows. Plain arrays, not compressed.",
 )
-_STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); max-width: 86rem;
-       margin: 2rem auto 4rem; padding: 0 1rem; overflow-wrap: anywhere }
-h1 { font-size: 1.7rem; line-height: 1.25; margin-bottom: .3rem }
-h2 { margin-top: 2.4rem; border-bottom: 1px solid var(--line) }
-pre { background: var(--panel); border-radius: 6px; padding: .7rem 1rem; white-space: pre-wrap;
-      font: 14px/1.45 monospace }
-.said { border-left: 4px solid var(--first); background: var(--panel); padding: .5rem 1rem; margin: 1rem 0 }
-.said p { margin: .35rem 0 } .wide { overflow-x: auto }
-table { border-collapse: collapse; font-size: 13px; font-variant-numeric: tabular-nums }
-th { text-align: right; vertical-align: bottom; border-bottom: 2px solid var(--soft); background: var(--panel) }
-th, td { padding: .28rem .5rem; white-space: nowrap }
-td small { display: block; font-size: 12px; color: var(--soft) }
-td { border-bottom: 1px solid var(--line); text-align: right }
-th:first-child, td:first-child { text-align: left; font-weight: 600; white-space: normal }
-td:first-child { min-width: 9rem; overflow-wrap: anywhere }
-tr.baseline td { background: var(--mark) } td.words { text-align: left; white-space: normal; min-width: 9rem }
-ul { padding-left: 1.2rem } li { margin: .3rem 0 } .small, .soft { color: var(--soft); font-size: 14px }
-"""
 
 
 class Report:
@@ -124,45 +105,20 @@ def write_report(report: Report, folder: ComparisonFolder, asked: Mapping[str, A
 
 
 def _html(report: Report, asked: Mapping[str, Any]) -> str:
-    parts = []
+    said_first = f"<pre>{html_text(report.command)}</pre>\n<p class='small'>{html_text(report.where(asked))}</p>"
+    parts = [said_first]
     for data in report.race.data:
         main, *more = report.tables[data]
         parts.append(f"<h2>{html_text(data)}</h2>")
         said = "".join(f"<p>{html_text(line)}</p>" for line in (*report.unfinished(data), *report.said[data]))
         parts.append(f'<div class="said">{said}</div>')
         parts.append(_table(main, report.baseline))
-        drawn = race_figures(report.records, data, report.labels, report.baseline)
-        figures = (f"<figure><figcaption>{html_text(said)}</figcaption>{chart}</figure>" for said, chart in drawn)
-        parts.append(f"<div class='charts'>{''.join(figures)}</div>")
+        parts.append(figures(race_figures(report.records, data, report.labels, report.baseline)))
         parts += [_table(table, report.baseline) for table in more]
     notes = "".join(f"<li>{html_text(note)}</li>" for note in (*report.variants, *NOTES))
-    return (
-        '<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{html_text(report.command)}</title>\n<style>{STYLE}{_STYLE}</style>\n"
-        "<h1>What does it gain, and what does it take?</h1>\n"
-        f"<pre>{html_text(report.command)}</pre>\n<p class='small'>{html_text(report.where(asked))}</p>\n"
-        + "\n".join(parts)
-        + f"\n<h2>How to read it</h2>\n<ul class='small'>{notes}</ul>\n</html>\n"
-    )
+    parts.append(f"<h2>How to read it</h2>\n<ul class='small'>{notes}</ul>")
+    return page(report.command, "What does it gain, and what does it take?", parts)
 
 
 def _table(table: Table, baseline: Baseline) -> str:
-    head = "".join(f"<th>{html_text(column)}</th>" for column in table.columns)
-    lines, baselines = [], baseline_labels(baseline)
-    for row in sorted(table.rows, key=lambda row: row[0] not in baselines):  # the honest baseline first
-        kinds = [' class="words"' if table.columns[i] in ("how", "why", "baseline") else "" for i in range(len(row))]
-        cells = "".join(f"<td{kind}>{_cell(word)}</td>" for kind, word in zip(kinds, row, strict=True))
-        lines.append(f'<tr class="baseline">{cells}</tr>' if row[0] in baselines else f"<tr>{cells}</tr>")
-    title = f"<p><b>{html_text(table.title)}</b></p>" if table.title else ""
-    return (
-        f'{title}<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
-    )
-
-
-def _cell(word: str) -> str:
-    """Return a cell's words; what stands in brackets behind a number goes below it."""
-    number, bracket, spread = word.partition(" (")
-    if bracket and number.replace(".", "").replace(",", "").isdigit():
-        return f"{html_text(number)}<small>{html_text(spread.removesuffix(')'))}</small>"
-    return html_text(word)
+    return table_html(table, baseline_labels(baseline), ("how", "why", "baseline"))

@@ -3,16 +3,18 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from sidestep.bench.chart import LINEAR, Line, chart
+from sidestep.bench.html import figures, page, table_html
 from sidestep.bench.report import Table, new_figure, share
 from sidestep.bench.studies.blocks import AGREES, COMPARED, ORACLE
 from sidestep.bench.studies.chain import CHAIN_READINGS, READINGS_BY_BLOCK
-from sidestep.wording import markdown
+from sidestep.wording import html_text, markdown
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["blocks_figure", "blocks_tables", "blocks_text"]
+__all__ = ["blocks_figure", "blocks_page", "blocks_tables", "blocks_text"]
 
 _CURVES = {  # reading -> colour, marker
     "chain, read after block k": ("#0b5cad", "o"),
@@ -83,6 +85,31 @@ def blocks_text(record: Mapping[str, Any]) -> str:
         f"Training images: {record['train_images']:,}; {length}; batch: {record['batch']}; "
         f"seeds: {seeds}. All options, and every seed's numbers, are in study.json."
     )
+
+
+def blocks_page(record: Mapping[str, Any]) -> str:
+    """Return study.html: back-propagation on the same blocks first, the tables, and the courses over blocks."""
+    heading = f"Is it the denoising, or just classifiers? {record['data']}, blocks: {record['blocks']}"
+    said = (
+        f"{record['rule']['name']}, and {record['baseline']['name']} on the same blocks in a chain; training images: "
+        f"{record['train_images']:,}; batch: {record['batch']}; seeds: {', '.join(map(str, record['seeds']))}."
+    )
+    first = (record["baseline"]["name"],)
+    tables = [table_html(table, first) for table in blocks_tables(record)]
+    ends = (1, record["blocks"])
+    level = Line(first[0], [(k, 100 * record["mean"][first[0]]) for k in ends], -1)
+    courses = [
+        Line(name, [(k, 100 * share) for k, share in enumerate(record["mean"][name], 1)], look)
+        for look, name in enumerate(_CURVES)
+    ]
+    drawn = [
+        (what, chart([level, *lines], "k, blocks", "test accuracy, %", (LINEAR, LINEAR), what))
+        for what, lines in (
+            ("Test accuracy over the number of blocks", courses),
+            ("The chain and the mean of blocks alone", courses[:2]),
+        )
+    ]
+    return page(heading, heading, [f"<p class='said'>{html_text(said)}</p>", tables[0], figures(drawn), *tables[1:]])
 
 
 def blocks_figure(record: Mapping[str, Any]) -> "Figure":
