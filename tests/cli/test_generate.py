@@ -58,6 +58,12 @@ def test_a_text_file_is_data_and_the_log_replays_to_the_run(kept, capsys, tmp_pa
     assert "is not what" in error
 
 
+def test_predict_names_the_command_that_writes_text(kept, capsys):
+    status, _, error = run(capsys, "predict", str(kept / "run"), str(kept / "tiny.txt"))
+    assert status == 2
+    assert f"sidestepgenerate{kept / 'run'}" in "".join(error.split())  # wherever lines are broken
+
+
 def test_a_file_that_is_no_text_is_named(tmp_path):
     (tmp_path / "odd.txt").write_bytes(b"caf\xe9 " * 100)
     with pytest.raises(DataError, match=r"odd.txt is no UTF-8 text \(byte 3\)"):

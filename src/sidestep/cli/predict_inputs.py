@@ -49,9 +49,10 @@ def given_inputs(trained: Run, run: Path, files: Sequence[Path]) -> Given:
     if not files:
         raise InputError("name the images to classify: sidestep predict RUN FILE ..., or a folder of pictures")
     if table is None and (trained.task.inputs != "image" or trained.task.targets != "classes"):
+        texts = f"`sidestep generate {run}` writes text; " if trained.task.targets == "tokens" else ""
         raise InputError(
             f"sidestep predict shows the classes of images, and {run} was trained on {trained.task.inputs} with "
-            f"{trained.task.targets} as targets; in Python: sidestep.load_run({str(run)!r}).predict(inputs)"
+            f"{trained.task.targets} as targets; {texts}in Python: sidestep.load_run({str(run)!r}).predict(inputs)"
         )
     found = [path for given in files for path in _matching(given)]
     with _standard_input(found, tables=table is not None) as (paths, spelled):
