@@ -29,18 +29,19 @@ ul { padding-left: 1.2rem } li { margin: .3rem 0 } .small, .soft { color: var(--
 """
 
 
-def page(title: str, heading: str, parts: Sequence[str]) -> str:
+def page(title: str, heading: str, parts: Sequence[str], style: str = _STYLE) -> str:
     """Return a whole page, light or dark as the reader has it.
 
     Args:
         title: of the window, plain text.
         heading: plain text.
         parts: below it, HTML.
+        style: beside that of charts.
     """
     return (
         '<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{html_text(title)}</title>\n<style>{STYLE}{_STYLE}</style>\n"
+        f"<title>{html_text(title)}</title>\n<style>{STYLE}{style}</style>\n"
         f"<h1>{html_text(heading)}</h1>\n" + "\n".join(parts) + "\n</html>\n"
     )
 

@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sidestep.bench.chart import STYLE
 from sidestep.bench.comparison.paired import Paired
+from sidestep.bench.html import page
 from sidestep.version import __version__
 from sidestep.wording import counted, html_text
 
@@ -50,15 +50,15 @@ def paired_page(
         f"<figure><h2>{html_text(names[1])} less {html_text(names[0])}, in points</h2>{_difference(found)}</figure>"
         f"<figure><h2>Answers on the same images</h2>{_answers(names, found)}</figure>"
     )
-    return (
-        '<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{html_text(title)}</title>\n<style>{STYLE}{_STYLE}</style>\n"
-        f"<h1>{html_text(title)}</h1>\n<p>{html_text(said)}</p>\n<div class='charts'>{charts}</div>\n"
-        f"<p class='soft'>{html_text(tests)}</p>\n<div class='panel'><h2>What differs in their configurations</h2>"
-        f"{_settings(names, differs)}</div>\n<p class='soft'>The interval is the middle 95% of differences over images "
-        f"drawn again with replacement (paired bootstrap). sidestep {html_text(__version__)}</p>\n</html>\n"
-    )
+    parts = [
+        f"<p>{html_text(said)}</p>",
+        f"<div class='charts'>{charts}</div>",
+        f"<p class='soft'>{html_text(tests)}</p>",
+        f"<div class='panel'><h2>What differs in their configurations</h2>{_settings(names, differs)}</div>",
+        "<p class='soft'>The interval is the middle 95% of differences over images drawn again with replacement "
+        f"(paired bootstrap). sidestep {html_text(__version__)}</p>",
+    ]
+    return page(title, title, parts, _STYLE)
 
 
 def _accuracies(names: Sequence[str], found: Paired) -> str:
