@@ -66,7 +66,11 @@ def two_steps(rule, module=None, task=TASK, objective=None):
                "values": Noise(4).normal(32).view(8, 4)}  # fmt: skip
     objective = objective or task.objective
     set_objective(net, objective)
-    batch = Batch(Noise(1).normal(8 * 64).view(8, 1, 8, 8), targets[task.targets], objective)
+    inputs = Noise(1).normal(8 * 64).view(8, 1, 8, 8)
+    if task.inputs == "tokens":
+        ids = Noise(1).integers(8 * 13, 4).view(8, 13)
+        inputs, targets = ids[:, :-1], {"tokens": ids[:, 1:]}
+    batch = Batch(inputs, targets[task.targets], objective)
     before = [p.detach().clone() for p in net.parameters()]
     for step in range(2):
         update = rule.decide(net, rule.estimate(net, batch, Noise(2).at(step)), optimizer)
@@ -107,6 +111,15 @@ def test_nor_with_a_module_of_ones_own(kind, monkeypatch):
     two_steps(NoiseStep(estimator=kind, probes=8, threshold=1), module)
     with forbidden(monkeypatch):
         two_steps(NoiseStep(estimator=kind, probes=8, threshold=1), module)
+
+
+@pytest.mark.parametrize("scaling", ["layer", "rows-and-columns"])
+def test_nor_of_next_tokens(scaling, monkeypatch):
+    task = Task((12,), tuple("abcd"), (), (), "int64", "tokens", "tokens", vocabulary=4)
+    rule = NoiseStep(hidden=(6, 5), estimator="local-probes", flip_scaling=scaling, flip_share=0.1)
+    two_steps(rule, task=task)
+    with forbidden(monkeypatch):
+        two_steps(rule, task=task)
 
 
 @pytest.mark.parametrize("rule", [NoiseStep(hidden=(6, 5)), LocalLoss(hidden=(6, 5))])
