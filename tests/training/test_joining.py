@@ -351,10 +351,12 @@ def test_what_ends_the_host_is_said_by_those_who_joined(tmp_path):
     ],
 )
 def test_runs_that_nobody_can_follow_are_refused(rule, changed, words, tmp_path):
-    host = Host("0")
+    host, progress = Host("0"), Said()
+    host.announce("others can join")
     with pytest.raises(InputError, match=words):
         train(rule, digits(), options(**{"folder": tmp_path / "run", **changed}) if "out" not in changed else
-              options(None), readings=[], host=host)  # fmt: skip
+              options(None), readings=[], host=host, progress=progress)  # fmt: skip
+    assert not any("others can join" in said for said in progress.said)
     host.end("")
 
 

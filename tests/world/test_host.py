@@ -1,5 +1,6 @@
 """A host and those who join it: sealed messages, who is let in, who is dropped, and whose parts come back."""
 
+import errno
 import os
 import socket
 import stat
@@ -8,8 +9,10 @@ import time
 import pytest
 
 from sidestep.errors import InputError, RankError
+from sidestep.version import __version__
 from sidestep.world import Guest, Host
 from sidestep.world import guest as guest_module
+from sidestep.world import host as host_module
 from sidestep.world import peer as peer_module
 from sidestep.world.address import is_loopback, read_token, settled_token, split_address
 from sidestep.world.roster import History, mask_of, parts_in
@@ -154,6 +157,60 @@ def test_steps_begin_however_far_behind_the_thread_is():
             assert host.publish(step, 4) == [0, 1, 2, 3]
     finally:
         host.end("the test is over")
+
+
+class Spent:
+    """A socket that listens, and for which there are no file handles left for a while."""
+
+    def __init__(self, listening, until):
+        self._listening, self._until, self.tries = listening, until, 0
+
+    def accept(self):
+        self.tries += 1
+        if time.monotonic() < self._until:
+            raise OSError(errno.EMFILE, "Too many open files")
+        return self._listening.accept()
+
+    def __getattr__(self, name):
+        return getattr(self._listening, name)
+
+
+def test_without_file_handles_it_waits_says_so_once_and_lets_them_in_later(monkeypatch):
+    monkeypatch.setattr(host_module, "_PAUSE", 0.1)
+    host = Host("0", TOKEN)
+    host._listening = Spent(host._listening, time.monotonic() + 0.5)
+    host.begin(b"what is trained", 1000)
+    guest = joined(host)
+    assert host._listening.tries < 20
+    said = [line for line in host.news() if "nobody else can join for now (Too many open files)" in line]
+    assert len(said) == 1
+    guest.close()
+    GUESTS.clear()
+    host.end("that was all")
+
+
+def test_what_is_announced_is_said_when_workers_are_let_in():
+    host = Host("0")
+    host.announce("others can join")
+    assert host.news() == []
+    host.begin(b"", 10)
+    assert host.news() == ["others can join"]
+    host.end("that was all")
+
+
+def test_an_end_is_not_told_to_those_who_have_not_shown_the_token():
+    host = Host("0", TOKEN)
+    host.begin(b"what is trained", 1000)
+    with (
+        socket.create_connection(split_address(host.address)) as silent,
+        socket.create_connection(split_address(host.address)) as greeting,
+    ):
+        greeting.sendall(Channel(hosts=False).sealed(Kind.HELLO, b"1" * 16 + __version__.encode()))
+        challenge = greeting.recv(4096)
+        assert challenge
+        host.end("the disk of /home/anne is full", failed=True)
+        assert silent.recv(4096) == b""
+        assert greeting.recv(4096) == b""
 
 
 @pytest.fixture

@@ -94,7 +94,7 @@ def listening(extra: Extra, world: World) -> Iterator[Host | None]:
     if new:
         notice(f"wrote a new token to {extra.token_file}: copy it to the machines that join")
     also = f" --token-file {extra.token_file}" if extra.token_file else ""
-    notice(f"others can join: sidestep join {host.address}{also}")
+    host.announce(f"others can join: sidestep join {host.address}{also}")
     try:
         yield host
     finally:

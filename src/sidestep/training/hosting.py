@@ -151,6 +151,7 @@ def hosting(host: Host, loop: Loop, progress: Progress, welcome: bytes, net: nn.
     parts = HostedParts(host, loop.parts, loop.recorder, progress, loop.total_steps)
     host.begin(welcome, _ROOM + 8 * sum(each.numel() for each in (*net.parameters(), *net.buffers())))
     try:
+        parts.tell()
         yield parts
     except BaseException as error:
         host.end(f"its run has failed: {sentence(str(error)) or type(error).__name__}", failed=True)

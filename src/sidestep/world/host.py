@@ -21,6 +21,8 @@ _LEAST, _LONGEST = 1.2, 86_400
 _FIRST = 5.0  # seconds for somebody to show that they know the token
 _MOST_STRANGERS = 32  # connections that have not shown it yet
 _FAREWELL = 2.0  # seconds for a last message to leave
+_SPENT = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}  # of what a connection takes, nothing is left
+_PAUSE = 1.0  # seconds until the next try
 
 
 class Host:
@@ -51,8 +53,8 @@ class Host:
                 f"{_LONGEST:,} s; got {timeout}"
             )
         self.timeout, self._thread, self._stop, self._accepted = timeout, threading.Thread(target=self._serve), False, 0
-        self._roster = Roster(token or b"")
-        self._listening = _listening(where, name, port)
+        self._roster, self._said = Roster(token or b""), ""
+        self._listening, self._paused_until, self._news_of_pause = _listening(where, name, port), 0.0, True
         self._wake, self._woken = socket.socketpair()
         for each in (self._wake, self._woken):
             each.setblocking(False)  # what waits to be read wakes the thread as well, however little of it
@@ -63,9 +65,14 @@ class Host:
         name, port = self._listening.getsockname()[:2]
         return f"[{name}]:{port}" if ":" in name else f"{name}:{port}"
 
+    def announce(self, said: str) -> None:
+        """Have a sentence among the news as soon as workers are let in."""
+        self._said = said
+
     def begin(self, welcome: bytes, most_bytes: int) -> None:
         """Let workers in from now on: each is sent a welcome, and may send messages of so many bytes."""
         self._roster.welcome, self._roster.most_bytes = welcome, most_bytes
+        self._roster.news += [self._said] if self._said else []
         self._thread.daemon = True
         self._thread.start()
 
@@ -125,13 +132,16 @@ class Host:
             return peer.name if peer else f"worker {worker}"
 
     def end(self, said: str, failed: bool = False) -> None:
-        """Tell all workers in a sentence that training has ended, or failed, and stop listening."""
+        """Tell all workers in a sentence that training has ended, or failed, and stop listening.
+
+        Whoever has not shown that they know the token is told nothing: the sentence may name files of this machine.
+        """
         self._stop = True
         self._waking(None)
         if self._thread.ident is not None:
             self._thread.join(_FAREWELL)
         with self._roster.changed:
-            peers = list(self._roster.peers.values())
+            peers = [peer for peer in self._roster.peers.values() if peer.stage > Stage.PROVING]
             for peer in peers:
                 with suppress(RankError):
                     peer.send(Kind.REFUSED if failed else Kind.END, said.encode(errors="replace")[:4000])
@@ -189,14 +199,28 @@ class Host:
             self._roster.refuse(peer, str(error))
 
     def _accept(self) -> None:
-        with suppress(OSError):
+        try:
             connection, address = self._listening.accept()
-            self._accepted += 1
-            peer = Peer(connection, f"{address[0]}:{address[1]}", self._accepted)
-            self._roster.peers[peer.number] = peer
-            strangers = [each for each in self._roster.peers.values() if each.stage < Stage.CHECKING]
-            if len(strangers) > _MOST_STRANGERS:
-                self._roster.lose(strangers[0], "too many have connected and not said who they are")
+        except OSError as error:  # mostly of somebody who has gone again
+            if error.errno in _SPENT:  # they stay in the queue, and would wake this thread at once, again and again
+                self._pause(sentence(error.strerror or str(error)))
+            return
+        self._accepted, self._news_of_pause = self._accepted + 1, True
+        peer = Peer(connection, f"{address[0]}:{address[1]}", self._accepted)
+        self._roster.peers[peer.number] = peer
+        strangers = [each for each in self._roster.peers.values() if each.stage < Stage.CHECKING]
+        if len(strangers) > _MOST_STRANGERS:
+            self._roster.lose(strangers[0], "too many have connected and not said who they are")
+
+    def _pause(self, why: str) -> None:
+        """Let nobody in for a moment; it is said once, until somebody has been let in again."""
+        self._paused_until = time.monotonic() + _PAUSE
+        if self._news_of_pause:
+            self._roster.news.append(
+                f"nobody else can join for now ({why}): this machine tries again every {_PAUSE:g} s; `ulimit -n` says "
+                "how many files and connections a process may have open"
+            )
+        self._news_of_pause = False
 
     def _tick(self, now: float) -> None:
         """Drop who is silent, and give the others a sign of life."""
@@ -213,7 +237,12 @@ class Host:
                     self._roster.lose(peer, str(error))
 
     def _watch(self, ready: selectors.BaseSelector) -> None:
-        """Watch the connections there are, for writing where something waits."""
+        """Watch the connections there are, for writing where something waits, and who wants to join, if they can."""
+        paused, watched = time.monotonic() < self._paused_until, self._listening in ready.get_map()
+        if paused and watched:
+            ready.unregister(self._listening)
+        elif not paused and not watched:
+            ready.register(self._listening, selectors.EVENT_READ)
         known = {key.data.number: key for key in ready.get_map().values() if key.data is not None}
         for number, key in known.items():
             if number not in self._roster.peers:
