@@ -32,7 +32,7 @@ class Ring(World):
             each.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._sender = ThreadPoolExecutor(1)  # or all would wait for each other with long messages
 
-    def gather(self, message: bytes) -> list[bytes]:
+    def gather(self, message: bytes, known: bytes | None = None) -> list[bytes]:
         """Return the messages of all ranks, in their order."""
         found = {self.rank: message}
         for hop in range(1, self.size):

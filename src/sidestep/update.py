@@ -71,7 +71,8 @@ class Dense:
 class Seeded:
     """One coefficient per probe; the probes' directions are made again from the seed and the step.
 
-    coefs: shape (probes,), real before `decide`; after it one trit each, or still real along dense probes.
+    coefs: shape (probes,), real before `decide`, or trits (int8) of a part that can make them of its own probes; after
+        `decide` one trit each, or still real along dense probes.
     probes: which directions they belong to.
     statistics: new values of named buffers, as in `Dense`.
     losses: named terms of the loss, shape () each, for display and for the check that all are finite.
@@ -106,7 +107,8 @@ class Seeded:
                     "coefficients are added that belong to the same probes, and these belong to others (another step, "
                     "seed, number or kind); give each rank the probes of the whole step, and 0 where it took none"
                 )
-            if other.rate is not None or not other.coefs.is_floating_point():
+            whole = other.taken is None  # a part that took some of the probes may have made trits of them
+            if other.rate is not None or (whole and not other.coefs.is_floating_point()):
                 raise InputError("coefficients are added before decide turns them into trits or sets a learning rate")
         coefs = _exact_sum([update.coefs for update in updates])
         statistics = _means("statistics", [update.statistics for update in updates])

@@ -22,7 +22,8 @@ from sidestep.rules.protocol import Batch, Task
 from sidestep.rules.shared.any_module import STEP_SIZE, as_dense
 from sidestep.rules.shared.whole_model import on_whole_model
 from sidestep.training import STOP, Options, Stopped, loop, train
-from sidestep.training.exchange import PartSum, pack_whole, unpack_whole
+from sidestep.training.exchange import PartSum
+from sidestep.training.numbers import pack_losses, pack_whole, unpack_losses, unpack_whole
 from sidestep.training.options import Compute
 from sidestep.training.parts import Parts, with_parts
 from sidestep.training.pieces import broadcast_tensors, tensors_of
@@ -34,15 +35,21 @@ from sidestep.update import Dense, Seeded
 from sidestep.world import Alone, distributed, frames, world_here
 from tests.reference.ranks import bytes_of, on_ranks
 
-SMALL = {"hidden": (16,)}
+SMALL, PROBES = {"hidden": (16,)}, {"estimator": "weight-probes"}
 CASES = {  # rule, and what of a step is divided into how many parts
     "spsa, pairs": (rules.SPSA(pairs=8, learning_rate=1e-3, **SMALL), "probes", 4),
     "spsa, pairs of both sides": (rules.SPSA(pairs=4, sides="both", learning_rate=1e-3, **SMALL), "probes", 4),
     "spsa, batch": (rules.SPSA(pairs=2, **SMALL), "batch", 3),
     "weight probes, probes": (rules.NoiseStep(estimator="weight-probes", probes=48, **SMALL), "probes", 4),
+    "weight probes, trits": (rules.NoiseStep(**PROBES, trit_threshold="tracked", probes=48, **SMALL), "probes", 4),
     "weight probes, batch": (rules.NoiseStep(estimator="weight-probes", probes=32, **SMALL), "batch", 3),
     "weight probes, deep": (rules.NoiseStep(estimator="weight-probes", probes=12, hidden=(16,) * 4), "probes", 3),
     "rank-one": (rules.NoiseStep(estimator="rank-one", tangents=2, **SMALL), "batch", 3),
+    "rank-one, trits": (
+        rules.NoiseStep(estimator="rank-one", tangents=2, trit_threshold="tracked", **SMALL),
+        "batch",
+        3,
+    ),
     "trits of local losses": (rules.NoiseStep(codec="trits", probes=32, **SMALL), "batch", 3),
     "flips of local losses": (rules.NoiseStep(**SMALL), "batch", 3),
     "flips of activity probes": (rules.NoiseStep(estimator="activity-probes", **SMALL), "batch", 3),
@@ -66,6 +73,7 @@ def digits():
 
 FOUR = {  # one of each way to divide, in four parts or more
     "weight probes, probes": CASES["weight probes, probes"],
+    "weight probes, trits": CASES["weight probes, trits"],
     "flips of local losses": (rules.NoiseStep(**SMALL), "batch", 4),
     "noprop, units": (rules.NoPropDT(blocks=5), "units", None),
 }
@@ -130,6 +138,24 @@ def test_whole_numbers_come_back_from_as_few_bits_as_they_need(numbers):
     assert unpack_whole(packed, len(numbers), 0).tolist() == numbers
     bits = max((2 * n if n >= 0 else -2 * n - 1 for n in numbers), default=0).bit_length()
     assert len(packed) == 1 + -(-len(numbers) * bits // 8)
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from([0.0, 2.3, 1 / 32, float("nan")]), st.floats(width=32), st.just(1.5)),
+        min_size=1,
+        max_size=5,
+    )
+)
+def test_losses_come_back_from_the_bytes_that_differ(rows):
+    losses = np.array(rows, np.float32)
+    data = pack_losses(losses)
+    found, end = unpack_losses(data + b"rest", *losses.shape, 0)
+    assert found.tobytes() == losses.tobytes()
+    assert end == len(data)
+    for cut in range(len(data)):
+        with pytest.raises(RankError, match="no losses of"):
+            unpack_losses(data[:cut], *losses.shape, 0)
 
 
 @pytest.mark.parametrize("data", [b"", b"\x41", b"\x04\0", b"\x04" + b"\0" * 9])
@@ -255,7 +281,11 @@ def test_a_step_that_cannot_be_divided_so_is_refused(rule, asked, ranks, batch, 
 
 
 ESTIMATED = {  # whose parts have the directions of the whole step in common
-    **{name: CASES[name] for name in CASES if name.startswith(("spsa", "weight", "rank", "trits", "flips of local"))},
+    **{
+        name: CASES[name]
+        for name in CASES
+        if name.startswith(("spsa", "weight", "rank", "trits", "flips of local")) and not name.endswith(", trits")
+    },
     "tangents": CASES["forward gradient, tangents"],
     "back-propagation without a batch norm": (rules.Backprop(net="mlp", norm="layer", **SMALL), "batch", 3),
     "a whole model, spsa": (rules.SPSA(pairs=2), "batch", 3),

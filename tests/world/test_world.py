@@ -108,12 +108,42 @@ def test_three_ranks_gather_broadcast_and_sum():
     assert sent == 3 * (HEADER_BYTES + 264)
 
 
+def _short(data, turn=3, known=b"net, rule and step"):
+    head = read_head(data, 0, turn, 1)
+    return opened(head, data[head.size :], 1, known)
+
+
+@pytest.mark.parametrize("length", [0, 1, 127, 128, 20_000])
+def test_what_all_know_is_not_sent(length):
+    message = bytes(length)
+    data = framed(message, 0, 3, known=b"net, rule and step")
+    assert len(data) == length + 7 + (1 if length < 128 else 2 if length < 1 << 14 else 3)
+    assert _short(data) == message
+    for turn, known in ((2, b"net, rule and step"), (3, b"net, rule and another step")):
+        with pytest.raises(RankError, match="rank 1 is at another step than this one, with another net, rule"):
+            _short(data, turn, known)
+    with pytest.raises(RankError, match="rank 1 does not do the same as this one"):
+        _short(data, known=None)
+    with pytest.raises(RankError, match="rank 1 does not do the same as this one"):
+        _short(framed(message, 0, 3))
+
+
+@pytest.mark.parametrize("place", range(11))
+def test_a_changed_byte_of_a_short_message_is_found(place):
+    data = bytearray(framed(b"abc", 0, 3, known=b"net, rule and step"))
+    for bit in (1, 128):
+        changed = data.copy()
+        changed[place] ^= bit
+        with pytest.raises(RankError, match="rank 1"):
+            _short(bytes(changed))
+
+
 def _one_fails(world):
-    world.gather(b"all is well")
+    world.gather(b"all is well", b"the same")
     with world.together():
         if world.rank == 1:
             raise InputError("the disk of rank 1 is full")
-        world.gather(b"another step")
+        world.gather(b"another step", b"the same")
 
 
 def test_an_error_of_one_rank_ends_all_with_its_sentence():

@@ -16,7 +16,8 @@ RARE = frozenset({  # hyper-parameters, of whichever rule, that few runs change
     "deep_supervision", "density", "dimension", "directions", "draws", "draws_per_image", "exclusive", "flip_scaling",
     "grid", "group", "groups", "guide", "head_share", "largest_alpha_bar", "largest_weight", "memory", "method",
     "momentum", "most_probes", "optimizer_kind", "per", "pooled", "readout", "sharpness", "similarity",
-    "smallest_alpha_bar", "solver", "start", "tangents", "threshold", "times", "tolerance", "unit_norm", "update",
+    "smallest_alpha_bar", "solver", "start", "tangents", "threshold", "times", "tolerance", "trit_threshold",
+    "unit_norm", "update",
 })  # fmt: skip
 
 

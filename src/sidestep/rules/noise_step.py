@@ -43,6 +43,7 @@ from sidestep.rules.shared.dense import numbered_units
 from sidestep.rules.shared.density import DensitySchedule, first_density
 from sidestep.rules.shared.flip_scaling import FlipScaling
 from sidestep.rules.shared.ternary_steps import TernarySteps
+from sidestep.rules.shared.tracked import start_threshold, threshold_of
 from sidestep.rules.shared.trits import along_probes, with_zeros
 
 __all__ = ["NoiseStep"]
@@ -81,6 +82,9 @@ class NoiseStep(TernarySteps, Rule[TernaryNet]):
     reach a threshold, by direct flips with momentum, or by Bop's (Helwegen et al. 2019), where the gradient's moving
     average is above a threshold. Default: flips for flips, accumulators for the trits of rank-one, otherwise
     clamped-sum."""
+    trit_threshold: Literal["median", "tracked"] = "median"
+    """How large a number of a probe has to be for a trit that is not 0: the median of the step's, or one tracked from
+    the trits of earlier steps, with which ranks that divide probes exchange trits alone."""
     probes: int = 128
     """Number of weight probes per step, K, or of probes that a gradient is projected on for the trits of a log."""
     tangents: int = 1
@@ -146,6 +150,11 @@ class NoiseStep(TernarySteps, Rule[TernaryNet]):
                 f"flip_scaling = {self.flip_scaling} is for direct flips, and update = {self.choices[1]} has no "
                 "momentum that it could scale; leave it out, or take codec = flips and update = flips"
             )
+        if self.choices[0] != "trits" and self.trit_threshold != "median":
+            raise InputError(
+                f"trit_threshold = {self.trit_threshold} is for codec = trits, and estimator = {self.estimator} logs "
+                f"{self.choices[0]} here; leave it out, or take estimator = weight-probes"
+            )
 
     @property
     def divides(self) -> Mapping[Division, int]:
@@ -172,6 +181,8 @@ class NoiseStep(TernarySteps, Rule[TernaryNet]):
         else:
             net = self._make(task)
         net.draw(noise.stream("trits"))
+        if self.trit_threshold == "tracked":
+            start_threshold(net)
         if self.estimator in ("rank-one", "activity-probes"):
             check_chain(net)
         if self.estimator == "local-probes":
@@ -210,13 +221,14 @@ class NoiseStep(TernarySteps, Rule[TernaryNet]):
                 taken = batch.share.probes(probes.count)
                 coefs, loss = alignments(net, *data, probes, memory, objective.unless_classes, taken)
                 part = of_share(coefs, taken, probes.count, batch.share)
-                return with_zeros(coefs, probes, {f"net: {objective.name}": loss}, part)
+                return self._settled(net, with_zeros(coefs, probes, {f"net: {objective.name}": loss}, part))
             if self.estimator == "rank-one":
                 whole = batch.share.whole(len(batch.targets))
                 rank_one = RankOneProbes(noise.stream("probes"), rank_one_shapes(net), self.tangents * whole)
                 own = batch.share.examples(whole)
                 coefs, loss = rank_one_alignments(net, *data, rank_one, objective, (own.start, whole))
-                return with_zeros(coefs, rank_one, {f"net: {objective.name}": loss}, of_examples(coefs, own, whole))
+                losses, part = {f"net: {objective.name}": loss}, of_examples(coefs, own, whole)
+                return self._settled(net, with_zeros(coefs, rank_one, losses, part))
             if self.estimator == "activity-probes":
                 gradients, loss = activity_gradients(net, *data, noise.stream("activities"), self.tangents, objective)
                 losses = {f"net: {objective.name}": loss}
@@ -258,6 +270,8 @@ class NoiseStep(TernarySteps, Rule[TernaryNet]):
         if self.choices[0] == "trits" and self.estimator != "rank-one":
             density, count = self._density(net)
             found |= {"non-zeros per probe": density * trit_count(net), "probes": count}
+        if self.trit_threshold == "tracked":
+            found["threshold of trits"] = threshold_of(net)
         return found
 
     def _make(self, task: Task) -> TernaryNet:

@@ -7,12 +7,12 @@
     gradients, where that is asked for     the signs of their largest entries (`signs`)
 
 A rank sends one message a step: the losses of its parts, and its coefficients, whole numbers in as few bits as the
-largest needs. Gradients and statistics are summed by all ranks together (`World.sum`), in eight bytes for each number.
+largest needs, or trits of probes that are its own alone. Which net, rule and step it is, how many parts there are, and
+which of them and of the probes are whose, all ranks know, so it is not sent: the digest of the message covers it.
+Gradients and statistics are summed by all ranks together (`World.sum`), in eight bytes for each number.
 """
 
-import hashlib
 import math
-import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -21,17 +21,18 @@ import torch
 from torch import Tensor
 
 from sidestep.errors import InputError, NonFiniteError, RankError
+from sidestep.training.numbers import pack_losses, pack_values, pack_whole, unpack_losses, unpack_values, unpack_whole
 from sidestep.training.signs import Signs
 from sidestep.update import Dense, Seeded, Update
 from sidestep.world import World
 
-__all__ = ["SAVE", "PartSum", "pack_whole", "together", "unpack_whole"]
+__all__ = ["SAVE", "PartSum", "together"]
 
 SAVE = 0x80  # beside the number of a stop request: a checkpoint is due after this step
+_TAKEN = 0x40  # likewise: which probes were taken follows, a bit each
 
 _UNIT = 2.0**40  # of whole numbers in 1
 _MOST = 2.0**16  # of a coefficient, so that the sum of 64 parts stays below 2^63
-_HEAD = struct.Struct("<BHI4s")  # signal of a stop request, parts, coefficients, digest of the layout
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class _Message:
 
     signal: int
     losses: np.ndarray  # (parts, terms), float32
+    taken: np.ndarray | None  # (probes,), bool; None for the usual ones
     rest: bytes
 
 
@@ -92,10 +94,11 @@ class PartSum:
         like = self._like
         if like is None:
             raise InputError("there are more ranks than parts of a step: a rank has none")
-        said = self._said(world.gather(self._message(signal)))
+        own = len(_own(world.rank, world.size, parts))
+        if len(self._losses) != own:
+            raise RankError(f"rank {world.rank} has estimated {len(self._losses)} parts of a step, and {own} are its")
+        said = self._said(world.gather(self._message(world, parts, signal), self._known(parts)), parts)
         losses = np.concatenate([each.losses for each in said])  # in the order of the ranks; the sum knows none
-        if len(losses) != parts:
-            raise RankError(f"the ranks have estimated {len(losses)} parts of a step that has {parts}")
         means = {
             name: torch.tensor(_mean(losses[:, place])).to(value)
             for place, (name, value) in enumerate(like.losses.items())
@@ -110,53 +113,54 @@ class PartSum:
             gradients = {name: reals[f"gradient {name}"].to(value) for name, value in like.gradients.items()}
             found = Dense(gradients, statistics, means)
         elif isinstance(like, Seeded):
-            found = replace(like, coefs=self._coefs(said), statistics=statistics, losses=means, taken=None)
+            found = replace(like, coefs=self._coefs(said, parts), statistics=statistics, losses=means, taken=None)
         else:
             raise InputError(f"an estimate is Dense or Seeded, got {type(like).__name__}")
         return found, together([each.signal for each in said])
 
-    def _message(self, signal: int) -> bytes:
-        coefs = self._packed
+    def _message(self, world: World, parts: int, signal: int) -> bytes:
+        data = pack_losses(torch.stack(self._losses).numpy())
         if self._values is not None and self._taken is not None:
-            bits = np.packbits(self._taken.cpu().numpy(), bitorder="little").tobytes()
-            coefs = bits + self._values[self._taken].cpu().numpy().tobytes()
+            taken = self._taken.cpu().numpy()
+            if not np.array_equal(taken, _usual(world.rank, world.size, parts, self._count)):
+                signal |= _TAKEN
+                data += np.packbits(taken, bitorder="little").tobytes()
+            data += pack_values(self._values[self._taken].cpu().numpy())
         elif self._whole is not None:
-            coefs = pack_whole(self._whole.cpu().numpy())
-        head = _HEAD.pack(signal, len(self._losses), self._count, self._layout())
-        return head + torch.stack(self._losses).numpy().tobytes() + coefs
+            data += pack_whole(self._whole.cpu().numpy())
+        else:
+            data += self._packed
+        return bytes([signal]) + data
 
     @property
     def _count(self) -> int:
         return self._like.coefs.numel() if isinstance(self._like, Seeded) else 0
 
-    def _layout(self) -> bytes:
-        """Return what tells updates of other nets, rules and losses apart."""
+    def _known(self, parts: int) -> bytes:
+        """Return what tells updates of other nets, rules and losses apart, which all ranks know."""
         like = self._like
-        words = [type(like).__name__, str(self._whole is None), *(like.losses if like else ())]
+        words = [type(like).__name__, str(self._whole is None), str(parts), *(like.losses if like else ())]
         words += [f"{name} {tuple(value.shape)}" for name, value in self._reals.items()]
         if self._signs and isinstance(like, Dense):
             words += [f"signs {name} {tuple(value.shape)}" for name, value in like.gradients.items()]
         if isinstance(like, Seeded):
-            words += [repr(like.coefs.dtype), type(like.probes).__name__, str(like.probes.noise.step)]
-        return hashlib.blake2b("\n".join(words).encode(), digest_size=4).digest()
+            words += [repr(like.coefs.dtype), str(like.coefs.numel())]
+            words += [type(like.probes).__name__, str(like.probes.noise.step)]
+        return "\n".join(words).encode()
 
-    def _said(self, messages: Sequence[bytes]) -> list[_Message]:
-        terms, layout, found = self._losses[0].numel(), self._layout(), []
+    def _said(self, messages: Sequence[bytes], parts: int) -> list[_Message]:
+        terms, found, mask = self._losses[0].numel(), [], -(-self._count // 8)
         for rank, message in enumerate(messages):
-            if len(message) < _HEAD.size:
-                raise RankError(f"rank {rank} sent {len(message)} bytes that are no update")
-            signal, parts, count, its_layout = _HEAD.unpack_from(message)
-            end = _HEAD.size + 4 * parts * terms
-            if (count, its_layout) != (self._count, layout) or len(message) < end:
-                raise RankError(
-                    f"rank {rank} sent the update of another net, rule or step: start all ranks by the same command, "
-                    "with the same version of sidestep and of torch"
-                )
-            losses = np.frombuffer(message, "<f4", parts * terms, _HEAD.size).reshape(parts, terms)
-            found.append(_Message(signal, losses, message[end:]))
+            own = len(_own(rank, len(messages), parts))
+            losses, end = unpack_losses(message[1:], own, terms, rank)
+            signal, rest, taken = message[0], message[1 + end :], None
+            if signal & _TAKEN:
+                bits, rest = np.frombuffer(rest[:mask].ljust(mask, b"\0"), np.uint8), rest[mask:]
+                taken = np.unpackbits(bits, count=self._count, bitorder="little").astype(bool)
+            found.append(_Message(signal & ~_TAKEN, losses, taken, rest))
         return found
 
-    def _coefs(self, said: Sequence[_Message]) -> Tensor:
+    def _coefs(self, said: Sequence[_Message], parts: int) -> Tensor:
         like = self._like
         assert isinstance(like, Seeded)
         if self._values is None:
@@ -164,12 +168,12 @@ class PartSum:
             return (torch.from_numpy(total).double() / _UNIT).to(like.coefs)
         whole, seen = self._values.cpu().numpy().copy(), np.zeros(self._count, bool)
         for rank, each in enumerate(said):
-            bits = np.frombuffer(each.rest[: -(-self._count // 8)], np.uint8)
-            taken = np.unpackbits(bits, count=self._count, bitorder="little").astype(bool)
-            values = each.rest[-(-self._count // 8) :]
-            if len(values) != int(taken.sum()) * whole.itemsize or (taken & seen).any():
+            usual = _usual(rank, len(said), parts, self._count)
+            taken = usual if each.taken is None else each.taken
+            values = None if taken is None else unpack_values(each.rest, int(taken.sum()), whole.dtype)
+            if taken is None or values is None or (taken & seen).any():
                 raise RankError(f"rank {rank} sent coefficients of probes that are not its own, or not all of them")
-            whole[taken], seen = np.frombuffer(values, whole.dtype), seen | taken
+            whole[taken], seen = values, seen | taken
         if not seen.all():
             raise RankError(f"nobody has taken probe {int((~seen).argmax())} of {self._count}")
         return torch.from_numpy(whole).to(like.coefs)
@@ -194,28 +198,18 @@ def together(signals: Sequence[int]) -> int:
     return max(signal & ~SAVE for signal in signals) | max(signal & SAVE for signal in signals)
 
 
-def pack_whole(values: np.ndarray) -> bytes:
-    """Return whole numbers (n,), int64, in as many bits each as the largest needs, behind one byte that says how many.
-
-    >>> unpack_whole(pack_whole(np.array([3, -4, 0])), 3, 0).tolist(), len(pack_whole(np.array([3, -4, 0])))
-    ([3, -4, 0], 3)
-    """
-    folded = ((values << 1) ^ (values >> 63)).astype("<u8")  # 0, -1, 1, -2 as 0, 1, 2, 3
-    bits = int(folded.max(initial=0)).bit_length()
-    table = np.unpackbits(folded.view(np.uint8).reshape(-1, 8), axis=1, bitorder="little")[:, :bits]
-    return bytes([bits]) + np.packbits(table, bitorder="little").tobytes()
+def _own(rank: int, size: int, parts: int) -> range:
+    """Return the numbers of the parts that a rank takes (`Parts.own`)."""
+    return range(rank, parts, size)
 
 
-def unpack_whole(data: bytes, count: int, rank: int) -> np.ndarray:
-    """Return what `pack_whole` made; raises RankError, naming the rank, for anything else."""
-    bits = data[0] if data else 65
-    if bits > 64 or len(data) != 1 + -(-count * bits // 8):
-        raise RankError(f"rank {rank} sent {len(data)} bytes that are no {count} coefficients")
-    table = np.zeros((count, 64), np.uint8)
-    packed = np.frombuffer(data, np.uint8, offset=1)
-    table[:, :bits] = np.unpackbits(packed, count=count * bits, bitorder="little").reshape(count, bits)
-    folded = np.packbits(table, axis=1, bitorder="little").reshape(-1).view("<u8")
-    return ((folded >> np.uint64(1)).astype(np.int64)) ^ -((folded & np.uint64(1)).astype(np.int64))
+def _usual(rank: int, size: int, parts: int, count: int) -> np.ndarray | None:
+    """Return which probes a rank takes, (count,), bool, where each part takes as many as the others, in their order."""
+    if count % parts:
+        return None
+    taken = np.zeros((parts, count // parts), bool)
+    taken[rank::size] = True
+    return taken.reshape(-1)
 
 
 def _reals(update: Update, statistics_only: bool = False) -> dict[str, Tensor]:

@@ -9,12 +9,15 @@ import torch
 from torch import Tensor
 
 from sidestep.errors import InputError, RankError
+from sidestep.ternary import packed_bytes
+from sidestep.training.numbers import pack_values, unpack_values
 from sidestep.update import Dense, Seeded, Update
 
 __all__ = ["apart", "packed", "unpacked"]
 
 _DIGEST = 4
 _LOSS, _NUMBERS = 0.01, 0.1  # by which another processor's rounding may differ, relatively; more is another estimate
+_TRITS = 2  # that may differ, of numbers just at the threshold
 
 
 def packed(update: Update) -> bytes:
@@ -27,7 +30,7 @@ def packed(update: Update) -> bytes:
         data += b"".join(map(_bytes, update.gradients.values()))
     elif isinstance(update, Seeded) and update.taken is not None:
         data += np.packbits(update.taken.cpu().numpy(), bitorder="little").tobytes()
-        data += _bytes(update.coefs[update.taken])
+        data += pack_values(update.coefs[update.taken].cpu().numpy())
     elif isinstance(update, Seeded):
         data += _bytes(update.coefs)
     else:
@@ -52,7 +55,7 @@ def unpacked(data: bytes, like: Update) -> Update:
         coefs, taken = like.coefs, None
         if like.taken is not None:
             taken = reading.bits(like.taken)
-            own = reading.tensor(coefs[taken])
+            own = reading.values(coefs[taken])
             coefs = torch.zeros_like(coefs)
             coefs[taken] = own
         else:
@@ -69,7 +72,8 @@ def apart(one: Update, other: Update) -> str | None:
     losses = [_flat(update.losses) for update in (one, other)]
     numbers = [_numbers(update) for update in (one, other)]
     for what, (left, right), most in (("losses", losses, _LOSS), ("numbers", numbers, _NUMBERS)):
-        if not bool((left - right).norm() <= most * right.norm() + 1e-12):  # true for a NaN, too
+        least = _TRITS**0.5 if what == "numbers" and _of_trits(one, other) else 1e-12
+        if not bool((left - right).norm() <= most * right.norm() + least):  # true for a NaN, too
             return f"{what} that are not those of its part"
     taken = [update.taken if isinstance(update, Seeded) else None for update in (one, other)]
     if taken[0] is not None and taken[1] is not None and not torch.equal(taken[0], taken[1]):
@@ -98,6 +102,14 @@ class _Reading:
     def tensors(self, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {name: self.tensor(value) for name, value in like.items()}
 
+    def values(self, like: Tensor) -> Tensor:
+        if like.dtype != torch.int8:
+            return self.tensor(like)
+        found = unpack_values(self._next(packed_bytes(like.numel())), like.numel(), np.dtype(np.int8))
+        if found is None:
+            raise RankError("it sent bytes that are no trits")
+        return torch.from_numpy(found).to(like.device)
+
     def bits(self, like: Tensor) -> Tensor:
         data = np.frombuffer(self._next(-(-like.numel() // 8)), np.uint8)
         found = np.unpackbits(data, count=like.numel(), bitorder="little").astype(bool)
@@ -125,6 +137,10 @@ def _bytes(tensor: Tensor) -> bytes:
 
 def _flat(tensors: Mapping[str, Tensor]) -> Tensor:
     return torch.cat([value.detach().reshape(-1).double().cpu() for value in tensors.values()])
+
+
+def _of_trits(*updates: Update) -> bool:
+    return all(isinstance(update, Seeded) and update.coefs.dtype == torch.int8 for update in updates)
 
 
 def _numbers(update: Update) -> Tensor:

@@ -73,9 +73,9 @@ class Distributed(World):
             with suppress(RuntimeError):  # of a rank that has gone
                 dist.destroy_process_group()
 
-    def gather(self, message: bytes) -> list[bytes]:
+    def gather(self, message: bytes, known: bytes | None = None) -> list[bytes]:
         """Return the messages of all ranks, in one round if they are no longer than the longest of the last time."""
-        return self._gathered(framed(message, self.generation, self._turn))
+        return self._gathered(framed(message, self.generation, self._turn, known=known), known)
 
     def broadcast(self, message: bytes) -> bytes:
         """Return the message of rank 0, after all ranks have heard of its length."""
@@ -124,18 +124,18 @@ class Distributed(World):
         if not self._lost:
             self._gathered(framed(said.encode(errors="replace")[:4000], self.generation, self._turn, failed=True))
 
-    def _gathered(self, frame: bytes) -> list[bytes]:
+    def _gathered(self, frame: bytes, known: bytes | None = None) -> list[bytes]:
         """Exchange one frame a rank: what fits into the slot, and in a second round the rest of longer ones."""
         turn, slot = self._turn, self._slot
         self._turn += 1
         parts = self._round(frame, slot)
         heads = [read_head(part, self.generation, turn, rank) for rank, part in enumerate(parts)]
-        longest = HEADER_BYTES + max(head.length for head in heads)
+        longest = max(head.size + head.length for head in heads)
         if longest > slot:
             parts = [first + rest for first, rest in zip(parts, self._round(frame[slot:], longest - slot), strict=True)]
         self._slot = max(longest, HEADER_BYTES)  # every rank has seen the same lengths
         found = [
-            opened(head, part[HEADER_BYTES : HEADER_BYTES + head.length], rank)
+            opened(head, part[head.size : head.size + head.length], rank, known)
             for rank, (head, part) in enumerate(zip(heads, parts, strict=True))
         ]
         for rank, (head, message) in enumerate(zip(heads, found, strict=True)):

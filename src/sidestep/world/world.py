@@ -34,8 +34,13 @@ class World(ABC):
         return self.rank == 0
 
     @abstractmethod
-    def gather(self, message: bytes) -> list[bytes]:
+    def gather(self, message: bytes, known: bytes | None = None) -> list[bytes]:
         """Return the messages of all ranks, in their order.
+
+        Args:
+            message: of this rank.
+            known: what all ranks have to know alike, and do not send: then headers are short, and a rank that knows
+                something else is found by their digest.
 
         Raises:
             RankError: if a rank has failed (with its own sentence), has gone, or sent something else.
@@ -85,7 +90,7 @@ class Alone(World):
     [b'one']
     """
 
-    def gather(self, message: bytes) -> list[bytes]:
+    def gather(self, message: bytes, known: bytes | None = None) -> list[bytes]:
         """Return the one message."""
         return [message]
 

@@ -21,6 +21,7 @@ from sidestep.rules.shared.codecs import codec_and_update
 from sidestep.rules.shared.density import DensitySchedule, after_step, density_and_count, first_density
 from sidestep.rules.shared.flip_scaling import FlipScaling
 from sidestep.rules.shared.flips import TernaryOptimizer, choose_by_threshold, choose_flips
+from sidestep.rules.shared.tracked import follow, threshold_of, trits_above
 from sidestep.rules.shared.trits import accumulate, move, sign_and_median, subtract, with_zeros
 from sidestep.update import Flips, Seeded, Update
 
@@ -40,6 +41,7 @@ class TernarySteps:
     schedule: DensitySchedule
     exclusive: bool
     threshold: int | None
+    trit_threshold: Any
     flip_share: float
     head_share: float | None
     flip_scaling: FlipScaling
@@ -65,6 +67,8 @@ class TernarySteps:
                 f"schedule = {self.schedule} keeps the density of probes in a net that {self.name} builds, and a "
                 "module of yours has no place for it: NoiseStep(estimator='weight-probes', schedule='constant')"
             )
+        if self.trit_threshold == "tracked":
+            threshold_of(net)
         ternary_parameters(net)
         first_density(self.density, trit_count(net))
 
@@ -87,7 +91,7 @@ class TernarySteps:
         taken = share.probes(probes.count)
         coefs, loss, statistics = alignments_of_losses(net, losses, probes, noise.stream("module"), taken)
         part = of_share(coefs, taken, probes.count, share)
-        return with_zeros(coefs, probes, {LOSS: loss}, part, statistics)
+        return self._settled(net, with_zeros(coefs, probes, {LOSS: loss}, part, statistics))
 
     def adopt(self, model: nn.Module, example: Tensor, noise: Noise) -> nn.Module:
         """Return a net of the model's own ternary stages, whose last head is its output; the other heads are new."""
@@ -106,7 +110,13 @@ class TernarySteps:
             if not isinstance(update, Seeded):
                 raise InputError(f"trits are made of one number per probe (Seeded), got {type(update).__name__}")
             moved = after_step(self.schedule, _schedule_of(net), update)
-            return replace(update, coefs=sign_and_median(update.coefs), statistics=update.statistics | moved)
+            if update.coefs.dtype == torch.int8:  # made where they were estimated
+                trits = update.coefs
+            elif self.trit_threshold == "tracked":
+                trits = trits_above(update.coefs, threshold_of(net))
+            else:
+                trits = sign_and_median(update.coefs)
+            return replace(update, coefs=trits, statistics=update.statistics | moved)
         gradients = as_dense(net, update).gradients
         kept = {"statistics": update.statistics, "losses": update.losses}
         if self.choices[1] == "bop":
@@ -124,8 +134,16 @@ class TernarySteps:
                 accumulate(net, update.coefs, update.probes, optimizer, self._threshold(update.probes))
             else:
                 subtract(net, update.coefs, update.probes)
+            if isinstance(update, Seeded) and self.trit_threshold == "tracked":
+                follow(net, update.coefs)
             for name, value in update.statistics.items():
                 net.get_buffer(name).copy_(value)
+
+    def _settled(self, net: nn.Module, update: Seeded) -> Seeded:
+        """Return the trits of a part that took some of the probes, where their threshold is known before the step."""
+        if self.trit_threshold == "median" or update.taken is None:
+            return update
+        return replace(update, coefs=trits_above(update.coefs, threshold_of(net)))
 
     def _density(self, net: nn.Module) -> tuple[float, int]:
         weights = trit_count(net)
