@@ -1,6 +1,7 @@
 """Several ranks against one process, on this machine: the same bits, what passes between them, and what each holds.
 
-    python -m benchmarks.ranks bits --steps 1000        # 1 to 4 ranks, three ways to divide a step
+    python -m benchmarks.ranks bits --steps 1000        # 1 to 4 ranks, five ways to divide a step
+    python -m benchmarks.ranks bits --steps 1000 --folder runs/bits --for 300       # in pieces: again until it is done
     python -m benchmarks.ranks blocks                   # NoProp's blocks: memory and processor time of a rank
 
 Every line of `bits` comes from processes of its own, which torchrun starts with one thread each. Bytes are those of a
@@ -12,6 +13,7 @@ which a busy machine leaves as it is; time by the clock counts only where as man
 import argparse
 import hashlib
 import json
+import math
 import subprocess
 import sys
 import tempfile
@@ -40,34 +42,35 @@ class Way:
 
 WAYS = {
     "noise-step by probes": Way(rules.NoiseStep(estimator="weight-probes", probes=128, hidden=(16,)), "probes", 4),
+    "noise-step by probes, trits alone": Way(
+        rules.NoiseStep(estimator="weight-probes", trit_threshold="tracked", probes=128, hidden=(16,)), "probes", 4
+    ),
     "noise-step by batch": Way(rules.NoiseStep(estimator="weight-probes", probes=128, hidden=(16,)), "batch", 4),
     "spsa by batch": Way(rules.SPSA(pairs=32, learning_rate=1e-3, hidden=(16,)), "batch", 4),
     "noprop-dt by blocks": Way(rules.NoPropDT(blocks=4), "units", None),
 }
 
 
-def leave(folder: Path, steps: int, ways: dict[str, Way] = WAYS) -> dict[str, dict[str, Any]]:
-    """Train in each way, and return by its name the digest of what the run has left, and the bytes of a step."""
+def leave(folder: Path, steps: int, way: Way) -> dict[str, Any]:
+    """Train in one way, and return the digest of what the run has left, and the bytes of a step."""
     torch.set_num_threads(1)
-    world, found = world_here(), {}
+    world, sent = world_here(), []
     whole = data.load("digits")  # an epoch of which is longer than the runs whose bytes are counted
     small = data.from_arrays(whole.train.images[:160], whole.train.labels[:160], validation=0.1)
-    for name, way in ways.items():
-        place, sent = folder / name.replace(" ", "-"), []
-        given = {"batch": 64, "split": way.split, "shares": way.shares, "precision": "float32"}
-        for count, out in ((steps, str(place)), (2, None), (12, None)):
-            before = world.sent_bytes + world.summed_bytes
-            train(way.rule, small if out else whole, Options(steps=count, out=out, **given), readings=[])
-            sent.append(world.sent_bytes + world.summed_bytes - before)
-        log = place / "steps.steplog"
-        digest = hashlib.sha256()
-        for file in (place / "model.safetensors", log):
-            digest.update(file.read_bytes() if world.leads and file.exists() else b"")
-        for line in (place / "metrics.jsonl").read_text().splitlines() if world.leads else []:
-            digest.update(json.dumps({**json.loads(line), "seconds": 0}, sort_keys=True).encode())
-        logged = log.stat().st_size if world.leads and log.exists() else 0
-        found[name] = {"sha256": digest.hexdigest(), "bytes": (sent[2] - sent[1]) / 10, "log": logged / steps}
-    return found
+    given = {"batch": 64, "split": way.split, "shares": way.shares, "precision": "float32"}
+    for count, out in ((steps, str(folder)), (2, None), (12, None)):
+        before = world.sent_bytes + world.summed_bytes
+        options = Options(steps=count, out=out, overwrite=out is not None, **given)
+        train(way.rule, small if out else whole, options, readings=[])
+        sent.append(world.sent_bytes + world.summed_bytes - before)
+    log = folder / "steps.steplog"
+    digest = hashlib.sha256()
+    for file in (folder / "model.safetensors", log):
+        digest.update(file.read_bytes() if world.leads and file.exists() else b"")
+    for line in (folder / "metrics.jsonl").read_text().splitlines() if world.leads else []:
+        digest.update(json.dumps({**json.loads(line), "seconds": 0}, sort_keys=True).encode())
+    logged = log.stat().st_size if world.leads and log.exists() else 0
+    return {"sha256": digest.hexdigest(), "bytes": (sent[2] - sent[1]) / 10, "log": logged / steps}
 
 
 def hold(folder: Path, steps: int, blocks: int, batch: int) -> list[dict[str, float]]:
@@ -115,19 +118,39 @@ def _on_ranks(ranks: int, *arguments: str) -> Any:
     return json.loads(lines[-1])
 
 
-def _bits(steps: int, most: int) -> None:
+def _measure(folder: Path, steps: int, most: int, seconds: float) -> bool:
+    """Write what each way leaves with each number of ranks to a file of its own; return whether all of them are there.
+
+    What is there already is not done again, and nothing is begun after so many seconds.
+    """
+    started = time.monotonic()
+    for ranks in range(1, most + 1):
+        for number, name in enumerate(WAYS):
+            done = folder / f"{steps}-{ranks}-{number}.json"
+            if done.exists():
+                continue
+            if time.monotonic() - started > seconds:
+                return False
+            given = ("--folder", str(folder / "run"), "--steps", str(steps), "--way", name)
+            found = _on_ranks(ranks, "worker-bits", *given)
+            done.write_text(json.dumps(found))
+    return True
+
+
+def _bits(folder: Path, steps: int, most: int, seconds: float) -> None:
+    if not _measure(folder, steps, most, seconds):
+        print(f"not yet done; run it again, with --folder {folder}")
+        return
     found: dict[int, dict[str, dict[str, Any]]] = {}
     print(f"{steps:,} steps, 64 digits each, one thread a rank\n")
     print("| way | ranks | bytes a step and rank | of the log | wire over log | sha256 of model, metrics and log |")
     print("|---|---|---|---|---|---|")
-    with tempfile.TemporaryDirectory() as folder:
-        for ranks in range(1, most + 1):
-            found[ranks] = _on_ranks(ranks, "worker-bits", "--folder", f"{folder}/{ranks}", "--steps", str(steps))
-            for name, each in found[ranks].items():
-                over = f"{each['bytes'] / each['log']:.2f}" if each["log"] and ranks > 1 else "-"
-                print(
-                    f"| {name} | {ranks} | {each['bytes']:.0f} | {each['log']:.1f} | {over} | {each['sha256'][:16]} |"
-                )
+    for ranks in range(1, most + 1):
+        files = [folder / f"{steps}-{ranks}-{number}.json" for number in range(len(WAYS))]
+        found[ranks] = {name: json.loads(file.read_text()) for name, file in zip(WAYS, files, strict=True)}
+        for name, each in found[ranks].items():
+            over = f"{each['bytes'] / each['log']:.2f}" if each["log"] and ranks > 1 else "-"
+            print(f"| {name} | {ranks} | {each['bytes']:.0f} | {each['log']:.1f} | {over} | {each['sha256'][:16]} |")
     wrong = [f"{n}, {r} ranks" for r in found for n in WAYS if found[r][n]["sha256"] != found[1][n]["sha256"]]
     print(
         "\n" + (f"NOT the same: {'; '.join(wrong)}" if wrong else f"the same bits for 1 to {most} ranks, in every way")
@@ -157,15 +180,22 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--blocks", type=int, default=10)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--folder", type=Path)
+    parser.add_argument("--for", type=float, default=math.inf, dest="seconds", help="seconds; then go on another time")
+    parser.add_argument("--way", choices=WAYS)
     given = parser.parse_args(arguments)
     if given.what == "bits":
-        _bits(given.steps, given.most)
+        with tempfile.TemporaryDirectory() as folder:
+            place = given.folder or Path(folder)
+            place.mkdir(parents=True, exist_ok=True)
+            _bits(place, given.steps, given.most, given.seconds)
     elif given.what == "blocks":
         _blocks(given.steps, given.blocks, given.batch)
     else:
         bits = given.what == "worker-bits"
         found: Any = (
-            leave(given.folder, given.steps) if bits else hold(given.folder, given.steps, given.blocks, given.batch)
+            leave(given.folder, given.steps, WAYS[given.way])
+            if bits
+            else hold(given.folder, given.steps, given.blocks, given.batch)
         )
         if world_here().leads:
             print("\n" + json.dumps(found), flush=True)

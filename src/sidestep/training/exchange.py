@@ -122,7 +122,8 @@ class PartSum:
         data = pack_losses(torch.stack(self._losses).numpy())
         if self._values is not None and self._taken is not None:
             taken = self._taken.cpu().numpy()
-            if not np.array_equal(taken, _usual(world.rank, world.size, parts, self._count)):
+            usual = _usual(world.rank, world.size, parts, self._count)
+            if usual is None or not np.array_equal(taken, usual):
                 signal |= _TAKEN
                 data += np.packbits(taken, bitorder="little").tobytes()
             data += pack_values(self._values[self._taken].cpu().numpy())
