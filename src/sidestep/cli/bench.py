@@ -32,6 +32,7 @@ from sidestep.cli.output import (
     show_table,
 )
 from sidestep.cli.parse import parsed_groups
+from sidestep.cli.suite import suite_command
 from sidestep.cli.training_options import takes
 from sidestep.cli.user_modules import ModuleOfFile
 from sidestep.errors import InputError
@@ -113,6 +114,9 @@ class BenchRules:
 
 def bench_command(arguments: list[str]) -> None:
     """Parse the options, run what is not done yet, and print the table."""
+    if any(word.partition("=")[0] == "--suite" for word in arguments):
+        suite_command(arguments)
+        return
     groups = {"run": (BenchOptions, None), "data": (BenchData, None), "rule": (BenchRules, None)}
     run, images, rules = parsed_groups(groups, "sidestep bench", arguments, _ABOUT)
     _asked(run, images, rules)(shlex.join(["sidestep", "bench", *arguments]))

@@ -1,0 +1,122 @@
+"""`sidestep bench --suite matched`: every rule on the same nets, by the same recipe and search budget."""
+
+import platform
+import shlex
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from sidestep.bench.process import FAILED
+from sidestep.bench.suite.suite import Suite, chosen_rows, run_suite
+from sidestep.cli.options import Repeated, all_words
+from sidestep.cli.output import default_data_dir, fail, show, show_line
+from sidestep.cli.parse import parsed_groups
+from sidestep.measure.processor import processor_name
+from sidestep.training import Compute, Stopped
+from sidestep.training.stopping import stop_on_signals
+from sidestep.version import __version__
+
+__all__ = ["suite_command"]
+
+_ABOUT = """\
+Train every rule of a suite on the same nets, by the same epochs, augmentation, label smoothing, norm and decay, after
+the same number of trials on validation; then several seeds, whose test images are read once. Stop it when you like: the
+same command goes on, and finished runs are not run again.
+"""
+
+
+@dataclass(frozen=True)
+class SuiteOptions:
+    """What is trained, and what is kept."""
+
+    suite: Literal["matched"] = "matched"
+    """Which suite."""
+    rules: Repeated = ()
+    """Rows of the suite, with commas or spaces between them; all by default."""
+    data: Repeated = ()
+    """Data sets. Default: digits."""
+    nets: Repeated = ()
+    """Nets that the rules share: mlp, conv, blocks-10, blocks-3, blocks-1. Default: mlp and conv."""
+    budget: Literal["tiny", "cpu", "full"] = "cpu"
+    """full: for a GPU; cpu: a few epochs after a search on the first images, for an hour or two on a CPU; tiny: a few
+    steps, to see that everything runs."""
+    seeds: int = 5
+    """Seeds from 0 on, at the setting that the search has chosen."""
+    trials: int = 12
+    """Trials of the search; the first has the row's own values."""
+    out: Path = Path("runs/matched")
+    """Folder of the records, OUT/DATA-NET/runs.jsonl."""
+    data_dir: Path | None = None
+    """Folder that is looked in before anything is downloaded. Default: the variable SIDESTEP_DATA."""
+    device: str = "auto"
+    """Where to compute: auto, cpu, cuda, cuda:1, mps."""
+    retry: bool = False
+    """Run again what failed."""
+
+
+def suite_command(arguments: list[str]) -> None:
+    """Parse the options, and run what is not done yet."""
+    (given,) = parsed_groups({"suite": (SuiteOptions, None)}, "sidestep bench --suite", arguments, _ABOUT)
+    command = shlex.join(["sidestep", "bench", *arguments])
+    suite = Suite(
+        _words(given.data) or ("digits",), _words(given.nets) or ("mlp", "conv"), chosen_rows(_words(given.rules)),
+        given.seeds, given.trials, given.budget, given.out, given.data_dir or default_data_dir(), given.device,
+    )  # fmt: skip
+    environment = _environment(given.device, command)
+    with stop_on_signals() as stop:
+        try:
+            run_suite(suite, environment, _Lines(), stop, given.retry)
+        except Stopped as error:
+            fail(f"stopped; finished runs are kept in {given.out}. Go on with: {command}", 128 + error.signal_number)
+    show(f"records: {given.out}")
+
+
+class _Lines:
+    """Prints a line about every run."""
+
+    def begin(self, words: str) -> None:
+        """Nothing: a line is printed when it is known how the run went."""
+
+    def end(self, words: str, record: Mapping[str, Any]) -> None:
+        """Print how a run went."""
+        if FAILED in record:
+            show_line(f"{words}: {record[FAILED]['why']}")
+            return
+        test = f", test {record['test']:.2%}" if "test" in record else ""
+        show_line(f"{words}: validation {record['validation']:.2%}{test} in {record['processor_seconds']:.1f} s")
+
+
+def _words(given: tuple[tuple[str, ...], ...]) -> tuple[str, ...]:
+    return tuple(part for word in all_words(given) for part in word.replace(",", " ").split())
+
+
+def _environment(device: str, command: str) -> dict[str, Any]:
+    """Where the runs of this process are computed, and by which sources."""
+    found = Compute.find(device, "float32").device
+    return {
+        "command": command,
+        "sidestep": __version__,
+        "commit": _commit(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "device": str(found),
+        "processor": processor_name(found),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _commit() -> str | None:
+    """The commit of the sources, where they are in a repository, marked where they differ from it."""
+    here = Path(__file__).parent.parent
+    try:
+        asked = [["git", "-C", str(here), *words] for words in (["rev-parse", "HEAD"], ["status", "--porcelain", "."])]
+        commit, changed = (
+            subprocess.run(words, capture_output=True, text=True, check=True, timeout=10).stdout for words in asked
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return commit.strip()[:12] + ("+" if changed.strip() else "")
