@@ -10,7 +10,7 @@ from torch import nn
 
 from sidestep.nets.stages.layerwise import Norm, layerwise_stages
 from sidestep.nets.ternary.nets import ChannelsLast, GridAverage
-from sidestep.presets.matched import COMMON, NETS, MatchedRule, Net
+from sidestep.presets.matched import COMMON, MatchedRule, Net
 from sidestep.rules import RULES, Rule
 
 __all__ = ["Fitted", "NoFit", "fitted", "hidden_of"]
@@ -33,11 +33,7 @@ class NoFit:
 
 
 def hidden_of(net: Net, data: str) -> tuple[int, ...]:
-    """Return the widths of a net on a data set.
-
-    >>> hidden_of(NETS["mlp"], "mnist")
-    (512, 512)
-    """
+    """Return the widths of a net on a data set."""
     return net.hidden.get(data, net.hidden.get("", ()))
 
 

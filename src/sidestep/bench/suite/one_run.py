@@ -3,9 +3,11 @@
 import base64
 import dataclasses
 import time
+import zlib
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -53,21 +55,19 @@ def part_of(data: DataSet, images: int | None, test_images: int | None) -> DataS
 
 
 def packed(right: Tensor) -> str:
-    """Return which examples are right, (examples,) bool, as a text, eight of them to a byte.
+    """Return which examples are right, (examples,) bool, as a text: bits, compressed, in base 64.
 
     >>> unpacked(packed(torch.tensor([True, False, True])), 3).tolist()
     [True, False, True]
     """
-    bits = torch.zeros(-(-len(right) // 8) * 8, dtype=torch.uint8)
-    bits[: len(right)] = right.to("cpu", torch.uint8)
-    weights = 2 ** torch.arange(8, dtype=torch.int64)
-    return base64.b64encode(bytes((bits.view(-1, 8).long() * weights).sum(1).tolist())).decode()
+    bits = np.packbits(right.cpu().numpy())
+    return base64.b64encode(zlib.compress(bits.tobytes(), 9)).decode()
 
 
 def unpacked(text: str, examples: int) -> Tensor:
-    """Return what was `packed`."""
-    found = torch.tensor(list(base64.b64decode(text)), dtype=torch.int64)
-    return ((found[:, None] >> torch.arange(8)) & 1).bool().flatten()[:examples]
+    """Return what was `packed`, (examples,)."""
+    bits = np.frombuffer(zlib.decompress(base64.b64decode(text)), dtype=np.uint8)
+    return torch.from_numpy(np.unpackbits(bits, count=examples)).bool()
 
 
 def _begin(work: Work, rule: Rule, data: DataSet, device: str) -> tuple[State, Loop]:
