@@ -42,14 +42,21 @@ def share(mean: float, error: float | None = None, signed: bool = False, images:
 
     >>> share(0.9875, 0.0012), share(-0.001, signed=True), share(0.9875, 0.0012, images=10_000)
     ('98.75 (0.12)', '-0.10', '98.75 (0.12; 0.11)')
-    >>> share(0.9875, images=10_000)
-    '98.75 (-; 0.11)'
+    >>> share(0.9875, images=10_000), share(0.9875, 0.00001)
+    ('98.75 (-; 0.11)', '98.75 (<0.01)')
     """
     text = f"{100 * mean:+.2f}" if signed else f"{100 * mean:.2f}"
     if images:
-        of_seeds = "-" if error is None else f"{100 * error:.2f}"
-        return f"{text} ({of_seeds}; {100 * math.sqrt(max(0.0, mean * (1 - mean)) / images):.2f})"
-    return text if error is None else f"{text} ({100 * error:.2f})"
+        of_seeds = "-" if error is None else _error(error)
+        return f"{text} ({of_seeds}; {_error(math.sqrt(max(0.0, mean * (1 - mean)) / images))})"
+    return text if error is None else f"{text} ({_error(error)})"
+
+
+def _error(value: float) -> str:
+    """An error in percent; one that is there is not rounded to nothing, and one that is not stands as a plain 0."""
+    if not value:
+        return "0"
+    return "<0.01" if 100 * value < 0.005 else f"{100 * value:.2f}"
 
 
 def folder_for_study(out: Path, asked: Mapping[str, Any], overwrite: bool, seeds: int = 1) -> Path:

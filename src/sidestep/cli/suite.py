@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 
 from sidestep.bench.process import FAILED
+from sidestep.bench.suite.page import write_pages
 from sidestep.bench.suite.suite import Suite, chosen_rows, run_suite
 from sidestep.cli.options import Repeated, all_words
 from sidestep.cli.output import default_data_dir, fail, show, show_line
@@ -40,7 +41,7 @@ class SuiteOptions:
     data: Repeated = ()
     """Data sets. Default: digits."""
     nets: Repeated = ()
-    """Nets that the rules share: mlp, conv, blocks-10, blocks-3, blocks-1. Default: mlp and conv."""
+    """Nets that the rules share: mlp, conv, conv-wide, blocks-10, blocks-3, blocks-1. Default: mlp and conv."""
     budget: Literal["tiny", "cpu", "full"] = "cpu"
     """full: for a GPU; cpu: a few epochs after a search on the first images, for an hour or two on a CPU; tiny: a few
     steps, to see that everything runs."""
@@ -56,6 +57,10 @@ class SuiteOptions:
     """Where to compute: auto, cpu, cuda, cuda:1, mps."""
     retry: bool = False
     """Run again what failed."""
+    report: Path | None = None
+    """Folder of the pages, matched-DATA.md, and of the records that they are made of, matched-DATA-NET.jsonl."""
+    draw: bool = False
+    """Run nothing: the pages of what is there, in --out or already in --report."""
 
 
 def suite_command(arguments: list[str]) -> None:
@@ -67,12 +72,19 @@ def suite_command(arguments: list[str]) -> None:
         given.seeds, given.trials, given.budget, given.out, given.data_dir or default_data_dir(), given.device,
     )  # fmt: skip
     environment = _environment(given.device, command)
+    if not given.draw:
+        _run(suite, environment, given.retry, command)
+    if given.report:
+        write_pages(suite, environment, given.report, command)
+    show(f"records: {given.out}" + (f"; pages: {given.report}" if given.report else ""))
+
+
+def _run(suite: Suite, environment: dict[str, Any], retry: bool, command: str) -> None:
     with stop_on_signals() as stop:
         try:
-            run_suite(suite, environment, _Lines(), stop, given.retry)
+            run_suite(suite, environment, _Lines(), stop, retry)
         except Stopped as error:
-            fail(f"stopped; finished runs are kept in {given.out}. Go on with: {command}", 128 + error.signal_number)
-    show(f"records: {given.out}")
+            fail(f"stopped; finished runs are kept in {suite.out}. Go on with: {command}", 128 + error.signal_number)
 
 
 class _Lines:

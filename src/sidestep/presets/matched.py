@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-__all__ = ["COMMON", "MATCHED", "NETS", "TRAIN", "Among", "Between", "MatchedRule", "Net"]
+__all__ = ["BASELINE", "COMMON", "MATCHED", "NETS", "TRAIN", "Among", "Between", "MatchedRule", "Net"]
 
 
 @dataclass(frozen=True)
@@ -38,14 +38,16 @@ class Net:
 
 
 NETS: Mapping[str, Net] = {
-    "mlp": Net("mlp", "an MLP, 512-512", {"": (512, 512)}),
-    "conv": Net("conv", "3 x 3 convolutions, pooled", {"": (32, 64, 128), "mnist": (16, 32), "digits": (16, 32),
-                                                       "fashion-mnist": (16, 32)}),
+    "mlp": Net("mlp", "an MLP", {"": (512, 512)}),
+    "conv": Net("conv", "a small conv net, 3 x 3, pooled", {"": (16, 32, 64), "mnist": (16, 32), "digits": (16, 32),
+                                                           "fashion-mnist": (16, 32)}),
+    "conv-wide": Net("conv", "a conv net, 3 x 3, pooled", {"": (64, 128, 256)}),
     "blocks-10": Net("blocks", "ten blocks of the NoProp paper", blocks=10),
     "blocks-3": Net("blocks", "three blocks of the NoProp paper", blocks=3),
     "blocks-1": Net("blocks", "one block of the NoProp paper", blocks=1),
 }  # fmt: skip
 
+BASELINE = "backprop"  # the row that the others are compared with
 COMMON: Mapping[str, Any] = {"label_smoothing": 0.1, "weight_decay": 1e-3}
 TRAIN: Mapping[str, Any] = {"batch": 128, "decay": "cosine", "precision": "float32"}
 

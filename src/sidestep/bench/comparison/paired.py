@@ -15,7 +15,7 @@ from torch import Tensor
 from sidestep.errors import InputError
 from sidestep.noise import Noise
 
-__all__ = ["Paired", "paired"]
+__all__ = ["Paired", "mcnemar", "paired"]
 
 _DRAWS = 2000
 _AT_ONCE = 1 << 22  # values that are drawn at a time
@@ -47,7 +47,7 @@ def paired(first: Tensor, second: Tensor) -> Paired:
         raise InputError(f"two answers to the same examples are compared, got {first.shape} and {second.shape}")
     examples = len(first)
     only_first, only_second = int((first & ~second).sum()), int((second & ~first).sum())
-    exact, mid = _mcnemar(only_first, only_second)
+    exact, mid = mcnemar(only_first, only_second)
     low, high = _interval(only_first, only_second, examples)
     return Paired(
         examples, float(first.double().mean()), float(second.double().mean()), only_first, only_second,
@@ -55,12 +55,12 @@ def paired(first: Tensor, second: Tensor) -> Paired:
     )  # fmt: skip
 
 
-def _mcnemar(b: int, c: int) -> tuple[float, float]:
-    """Return the exact and the mid-p value of b against c.
+def mcnemar(b: int, c: int) -> tuple[float, float]:
+    """Return the exact and the mid-p value of McNemar's test, b examples right for one alone, c for the other.
 
-    >>> [round(p, 4) for p in _mcnemar(1, 5)]  # 2 (1 + 6) / 64, and less the 6 / 64 of what was seen
+    >>> [round(p, 4) for p in mcnemar(1, 5)]  # 2 (1 + 6) / 64, and less the 6 / 64 of what was seen
     [0.2188, 0.125]
-    >>> _mcnemar(0, 0)
+    >>> mcnemar(0, 0)
     (1.0, 1.0)
     """
     tosses, least = b + c, min(b, c)

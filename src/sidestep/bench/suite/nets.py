@@ -64,7 +64,7 @@ def fitted(row: MatchedRule, net: Net, data: str, shape: tuple[int, ...]) -> Fit
     options |= found
     if net.kind != "blocks" and options.get("net") != "linear":
         norm = _norm(fields)
-        differs += {"batch": [], "layer": ["layer norm"]}.get(norm, ["norm of its own"])
+        differs += [] if norm == "batch" else ["layer norm" if norm else "norm of its own"]
         options |= {"norm": "batch"} if norm == "batch" and options.get("net") == "mlp" and not row.own_net else {}
         if net.kind == "conv" and kind.takes.module in ("any", "stages") and not row.own_net:
             module = partial(_conv, shape, hidden_of(net, data), norm or "layer", kind.takes.module == "any")
@@ -102,9 +102,9 @@ def _stages(
     return NoFit(kind.takes.no_module)
 
 
-def _norm(fields: Mapping[str, Any]) -> str:
+def _norm(fields: Mapping[str, Any]) -> Norm | None:
     """Which of the norms a rule's nets can have: batch before layer; or none that can be chosen."""
-    return "batch" if "batch" in _choices(fields.get("norm")) else "layer" if fields.get("norm") is bool else ""
+    return "batch" if "batch" in _choices(fields.get("norm")) else "layer" if fields.get("norm") is bool else None
 
 
 def _choices(kind: Any) -> tuple[Any, ...]:

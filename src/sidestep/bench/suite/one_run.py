@@ -36,8 +36,8 @@ def run_work(work: Work, data: DataSet, device: str, stop: StopRequest) -> dict[
     Raises:
         Stopped: when a stop was requested; the run is lost.
     """
-    rule = RULES[work.cell.row.rule](**{**work.cell.fit.options, **work.options})
     try:
+        rule = RULES[work.cell.row.rule](**{**work.cell.fit.options, **work.options})
         counts = _counts(work, rule, data, device) if work.kind == "seed" and work.number == 0 else {}
         return {**work.record(), **_trained(work, rule, data, device, stop), **counts}
     except Exception as error:  # whatever a rule or torch may raise: the others are to go on
@@ -104,7 +104,7 @@ def _right(state: State, loop: Loop, split: Split) -> Tensor:
     """Return which images of a split the rule's first reading has right, (images,)."""
     best = loop.rule.readings[0]
     parts = predictions(loop.rule, state.net, split.images, loop.task, loop.compute, loop.noise, [best])
-    return torch.cat([part[best].argmax(1).cpu() for part in parts]) == split.labels.cpu()
+    return torch.cat([part[best].argmax(1).cpu() for part in parts]) == split.targets.to("cpu")
 
 
 def _counts(work: Work, rule: Rule, data: DataSet, device: str) -> Mapping[str, Any]:

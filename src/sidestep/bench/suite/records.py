@@ -53,6 +53,21 @@ class SuiteRecords:
             self.environments.append(self._environment)
         kept = {**record, _ENVIRONMENT: self.environments.index(self._environment)}
         self.runs[record["key"]] = kept
-        lines = [*({_ENVIRONMENT: each} for each in self.environments), *self.runs.values()]
-        checkpoint.write_text(self.file, "\n".join(map(json.dumps, lines)) + "\n")
+        self.write(self.file)
         return kept
+
+    def take(self, file: Path) -> None:
+        """Take up the runs of another file that are not here, with where they were computed."""
+        other = SuiteRecords(file, self._environment)
+        for key, run in other.runs.items():
+            if key in self.runs:
+                continue
+            environment = other.environments[run[_ENVIRONMENT]]
+            if environment not in self.environments:
+                self.environments.append(environment)
+            self.runs[key] = {**run, _ENVIRONMENT: self.environments.index(environment)}
+
+    def write(self, file: Path) -> None:
+        """Write all that is here, in one move."""
+        lines = [*({_ENVIRONMENT: each} for each in self.environments), *self.runs.values()]
+        checkpoint.write_text(file, "\n".join(map(json.dumps, lines)) + "\n")

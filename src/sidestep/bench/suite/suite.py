@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from sidestep.bench.suite.nets import Fitted, NoFit, fitted
+from sidestep.bench.suite.nets import NoFit, fitted
 from sidestep.bench.suite.one_run import run_work
 from sidestep.bench.suite.records import SuiteRecords
 from sidestep.bench.suite.work import Cell, Work, best_trial, search_of, seeds_of
@@ -54,15 +54,17 @@ class Suite:
             if not 1 <= value <= 1000:
                 raise InputError(f"{name} must lie between 1 and 1000, got {value}")
 
-    def cells(self, data: DataSet, net: str) -> Iterator[tuple[MatchedRule, Cell | NoFit]]:
-        """Yield every row with its cell, or why there is none, for a net on a data set."""
+    def cells(
+        self, data: str, shape: tuple[int, ...], net: str
+    ) -> Iterator[tuple[MatchedRule, Cell] | tuple[MatchedRule, NoFit]]:
+        """Yield every row with its cell, or why there is none, for a net on a data set of that name and shape."""
+        budget = suite_budget(self.budget, data, NETS[net].kind)
         for row in self.rows:
-            fit = fitted(row, NETS[net], data.name, data.image_shape)
-            if isinstance(fit, Fitted):
-                yield row, Cell(row, net, data.name, self.budget, suite_budget(self.budget, data.name, NETS[net].kind),
-                                fit)  # fmt: skip
-            else:
+            fit = fitted(row, NETS[net], data, shape)
+            if isinstance(fit, NoFit):
                 yield row, fit
+            else:
+                yield row, Cell(row, net, data, self.budget, budget, fit)
 
     def load(self, name: str) -> DataSet:
         """Return a data set with images or rows of numbers, and classes.
@@ -115,7 +117,7 @@ def run_suite(
             file = file_of(suite.out, data.name, net)
             with _folder(file.parent):
                 records = SuiteRecords(file, environment)
-                for _, cell in suite.cells(data, net):
+                for _, cell in suite.cells(data.name, data.image_shape, net):
                     if isinstance(cell, Cell):
                         _run_cell(suite, cell, data, records, watch, stop, retry)
 

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from sidestep.bench.suite.nets import Fitted
+from sidestep.bench.suite.nets import Fitted, hidden_of
 from sidestep.noise import Noise
-from sidestep.presets.matched import TRAIN, Among, Between, MatchedRule
+from sidestep.presets.matched import NETS, TRAIN, Among, Between, MatchedRule
 from sidestep.presets.matched_budgets import SuiteBudget
 
 __all__ = ["SEARCH_SEED", "Cell", "Work", "best_trial", "drawn", "search_of", "seeds_of"]
@@ -44,8 +44,9 @@ class Work:
 
     def __post_init__(self) -> None:
         cell = self.cell
-        # a module is a function of the net, the data and the rule
-        asked = [cell.row.rule, cell.net, cell.data, dict(cell.fit.options), dict(self.options), self.kind, self.number]
+        widths = hidden_of(NETS[cell.net], cell.data) if NETS[cell.net].kind == "conv" else ()
+        net = " ".join(map(str, (cell.net, *widths)))  # a module is a function of the net, the data and the rule
+        asked = [cell.row.rule, net, cell.data, dict(cell.fit.options), dict(self.options), self.kind, self.number]
         lengths = [self.images, self.epochs, cell.budget.test_images, {**TRAIN, **cell.budget.train}]
         text = json.dumps([asked, lengths], sort_keys=True, default=list)
         object.__setattr__(self, "key", hashlib.sha256(text.encode()).hexdigest()[:16])

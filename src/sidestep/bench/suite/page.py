@@ -1,0 +1,122 @@
+"""The page of a suite on a data set: how it was made, a table for each net, what is published, what does not fit."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from sidestep import checkpoint
+from sidestep.bench.paper_tables.reproduce import folder_for_tables
+from sidestep.bench.report import Table
+from sidestep.bench.suite.nets import hidden_of
+from sidestep.bench.suite.records import SuiteRecords
+from sidestep.bench.suite.suite import Suite, file_of
+from sidestep.bench.suite.table import RowRuns, fit_table, rows_of, suite_table, verdict
+from sidestep.presets.matched import BASELINE, COMMON, NETS, TRAIN
+from sidestep.presets.matched_budgets import ANCHORS, SuiteBudget, suite_budget
+from sidestep.wording import counted
+
+__all__ = ["suite_page", "write_pages"]
+
+_NOTES = (
+    "matched: what a row has alike with the others: epochs, images, augmentation, batch, decay of the learning rate, "
+    "label smoothing, weight decay, batch norm, and the number of trials. `all but` names what it has not, or what it "
+    "has of its own. Operations and time are not matched: see the columns.",
+    "test: mean over seeds; in brackets its standard error over seeds, and that of the test images, sqrt(p (1 - p) / "
+    "n), which more seeds do not make smaller. The test images were read once for each seed, after its training.",
+    f"less {BASELINE}: the difference to the row `{BASELINE}` on the same net, with an interval from 2,000 bootstrap "
+    "draws of seeds (in pairs) and of test images; p: McNemar's test (mid-p) of two runs of one seed, the median over "
+    "seeds. Few seeds make intervals of the bootstrap too narrow.",
+    "forward passes a step: operations of an estimate over those of a prediction; step's tensors: the most that "
+    "tensors took in one step. Processor seconds are of training, on a machine that others used too.",
+)
+
+
+def write_pages(suite: Suite, environment: Mapping[str, Any], report: Path, command: str) -> None:
+    """Write, for each data set, matched-DATA.md, and for each of its nets the records, matched-DATA-NET.jsonl.
+
+    Raises:
+        InputError: if the folder cannot be made.
+        CheckpointError: if a file cannot be written.
+    """
+    folder_for_tables(report)
+    for data in suite.data:
+        found = {}
+        for net in suite.nets:
+            kept = report / f"matched-{data}-{net}.jsonl"
+            records = SuiteRecords(file_of(suite.out, data, net), environment)
+            records.take(kept)
+            if records.runs:
+                records.write(kept)
+                found[net] = records
+        if found:
+            checkpoint.write_text(report / f"matched-{data}.md", suite_page(suite, data, found, command))
+
+
+def suite_page(suite: Suite, data: str, records: Mapping[str, SuiteRecords], command: str) -> str:
+    """Return the page as Markdown.
+
+    Args:
+        suite: what is shown.
+        data: name of the data set.
+        records: of each net.
+        command: by which it was made.
+    """
+    parts = [f"# Matched runs on {data}", _how(suite), f"    {command}"]
+    rows = {net: list(rows_of(suite, data, net, kept)) for net, kept in records.items()}
+    for net, found in rows.items():
+        if any(row.runs for row in found):
+            parts += _net(suite, data, net, found, records[net])
+    parts += _published(data)
+    parts += ["\n".join(f"- {note}" for note in _NOTES)]
+    for net, found in rows.items():
+        table = fit_table(f"Not in the table of {net}.", found)
+        parts += [table.markdown()] if table.rows else []
+    return "\n\n".join(parts) + "\n"
+
+
+def _how(suite: Suite) -> str:
+    same = ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in COMMON.items())
+    return (
+        f"Every row has the same {counted(suite.trials, 'trial')} on validation images, the first of them its own "
+        f"values; then seeds at the trial that was best there. All rows: batches of {TRAIN['batch']}, {same}, a "
+        f"learning rate that falls as half a cosine, {TRAIN['precision']}."
+    )
+
+
+def _net(suite: Suite, data: str, net: str, rows: list[RowRuns], records: SuiteRecords) -> Iterator[str]:
+    budget = suite_budget(suite.budget, data, NETS[net].kind)
+    widths = "-".join(map(str, hidden_of(NETS[net], data)))
+    yield f"## {net} on {data}"
+    yield f"{NETS[net].words[0].upper()}{NETS[net].words[1:]}{f' ({widths})' if widths else ''}. {_lengths(budget)}"
+    yield verdict(rows)
+    yield suite_table(f"{net} on {data}", rows).markdown()
+    used = {run["environment"] for row in rows for run in (*row.trials, *row.runs)}
+    places = [records.environments[index] for index in sorted(used)]
+    yield "Computed by " + "; ".join(dict.fromkeys(map(_place, places))) + "."
+
+
+def _lengths(budget: SuiteBudget) -> str:
+    def images(number: int | None) -> str:
+        return "all training images" if number is None else f"the first {number:,} training images"
+
+    changed = f", images changed by `{budget.train['augment']}`" if "augment" in budget.train else ""
+    return (
+        f"A trial: {counted(budget.search_epochs, 'epoch')} of {images(budget.search_images)}; a seed: "
+        f"{counted(budget.epochs, 'epoch')} of {images(budget.images)}{changed}."
+    )
+
+
+def _published(data: str) -> Iterator[str]:
+    lines = [[each.words, f"{each.accuracy:g}", each.source] for each in ANCHORS if each.data == data]
+    if lines:
+        yield Table(
+            f"Published on {data}, with other nets and lengths.", ["what", "test %", "source"], lines
+        ).markdown()
+
+
+def _place(environment: Mapping[str, Any]) -> str:
+    commit = f" ({environment['commit']})" if environment.get("commit") else ""
+    return (
+        f"sidestep {environment['sidestep']}{commit}, torch {environment['torch']}, {environment['processor']}, "
+        f"{counted(environment['threads'], 'thread')}"
+    )

@@ -1,0 +1,193 @@
+"""The matched suite: every row fits or says why, runs go on where they were stopped, and differences are paired."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+
+from sidestep.bench.suite.errors import difference
+from sidestep.bench.suite.nets import NoFit, fitted
+from sidestep.bench.suite.one_run import packed, part_of, unpacked
+from sidestep.bench.suite.page import write_pages
+from sidestep.bench.suite.records import SuiteRecords
+from sidestep.bench.suite.suite import Suite, chosen_rows, file_of, run_suite
+from sidestep.bench.suite.work import best_trial, drawn
+from sidestep.cli import main
+from sidestep.data import load
+from sidestep.errors import InputError
+from sidestep.presets.matched import COMMON, MATCHED, NETS, TRAIN, Among, Between, MatchedRule
+from sidestep.rules import RULES
+from sidestep.training import Options
+from sidestep.training.begin import begin
+from sidestep.training.stopping import StopRequest
+
+WILD = MatchedRule("wild", "backprop", "a step too large", {}, {"learning_rate": 1e38})
+ENVIRONMENT = {"command": "none", "sidestep": "0", "torch": "0", "processor": "none", "threads": 1}
+
+
+class Heard:
+    def __init__(self) -> None:
+        self.begun: list[str] = []
+
+    def begin(self, words):
+        self.begun.append(words)
+
+    def end(self, words, record):
+        pass
+
+
+def run(suite):
+    heard = Heard()
+    run_suite(suite, ENVIRONMENT, heard, StopRequest())
+    return heard.begun
+
+
+@pytest.fixture
+def suite(tmp_path):
+    return Suite(("digits",), ("mlp",), chosen_rows(["linear", "backprop", "noprop-dt"]), 2, 3, "tiny", tmp_path)
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return part_of(load("digits"), 32, 8)
+
+
+@pytest.mark.parametrize("net", ["mlp", "conv"])
+@pytest.mark.parametrize("row", MATCHED, ids=lambda row: row.name)
+def test_every_row_takes_a_step_on_the_net_or_says_why_it_cannot(row, net, digits):
+    small = dataclasses.replace(NETS[net], hidden={"": (16, 16)})
+    fit = fitted(row, small, "digits", digits.image_shape)
+    if isinstance(fit, NoFit):
+        assert fit.why
+        assert "Error" not in fit.why
+        return
+    rule = RULES[row.rule](**fit.options)
+    for name, value in COMMON.items():  # what is not as in the other rows is said
+        assert getattr(rule, name, None) == value or any(name.replace("_", " ") in words for words in fit.differs)
+    state, loop = begin(rule, digits, Options(**{**TRAIN, "batch": 32, "epochs": 1}), fit.module)
+    loop.take_step(state)
+
+
+def test_nets_are_the_same_where_a_row_says_so(digits):
+    shapes = set()
+    for row in chosen_rows(["backprop", "local-loss", "feedback-alignment", "direct-feedback-alignment"]):
+        fit = fitted(row, NETS["conv"], "digits", digits.image_shape)
+        state, _ = begin(RULES[row.rule](**fit.options), digits, Options(batch=16, epochs=1), fit.module)
+        stages = [tuple(value.shape) for name, value in state.net.named_parameters() if name.startswith("stages")]
+        shapes.add(tuple(shape for shape in stages if shape))
+    assert len(shapes) == 1
+
+
+def test_a_search_starts_at_the_rows_own_values_and_stays_within_its_ranges():
+    for row in MATCHED:
+        assert drawn(row, 1) == {}
+        for trial in range(2, 30):
+            for name, value in drawn(row, trial).items():
+                searched = row.search[name]
+                if isinstance(searched, Between):
+                    assert searched.low <= value <= searched.high
+                else:
+                    assert isinstance(searched, Among)
+                    assert value in searched.values
+    assert len({json.dumps(drawn(MATCHED[1], trial)) for trial in range(2, 30)}) == 28
+
+
+def test_the_best_trial_is_the_earliest_of_the_highest_and_none_that_failed():
+    records = [{"number": 3, "validation": 0.5}, {"number": 1, "validation": 0.4}, {"number": 2, "validation": 0.5}]
+    assert best_trial([*records, {"number": 4, "failed": {}}])["number"] == 2
+    assert best_trial([{"number": 4, "failed": {}}]) is None
+
+
+def test_a_suite_goes_on_where_it_was_stopped_and_more_seeds_run_no_trial_again(suite):
+    assert len(run(suite)) == 2 * (3 + 2)
+    assert run(suite) == []
+    file = file_of(suite.out, "digits", "mlp")
+    whole = file.read_text()
+    file.write_text(whole[:-40])  # as a process leaves it that is killed while it writes
+    assert len(run(suite)) == 1
+    again = SuiteRecords(file, ENVIRONMENT).runs
+    for line in map(json.loads, whole.splitlines()[1:]):
+        assert again[line["key"]].get("right") == line.get("right")
+        assert ("test" in line) == (line["kind"] == "seed")  # no choice is made on the test images
+    more = run(dataclasses.replace(suite, seeds=3))
+    assert [words.rpartition(", ")[2] for words in more] == ["seed 2", "seed 2"]
+
+
+def test_seeds_have_what_the_search_has_chosen(suite):
+    run(suite)
+    runs = SuiteRecords(file_of(suite.out, "digits", "mlp"), ENVIRONMENT).runs.values()
+    for name in ("linear", "backprop"):
+        trials = [run for run in runs if run["row"] == name and run["kind"] == "trial"]
+        seeds = [run for run in runs if run["row"] == name and run["kind"] == "seed"]
+        assert {json.dumps(run["searched"]) for run in seeds} == {json.dumps(best_trial(trials)["searched"])}
+        assert {run["seed"] for run in trials}.isdisjoint({run["seed"] for run in seeds})
+
+
+def test_a_run_that_fails_is_kept_and_named_and_the_others_go_on(suite, tmp_path):
+    wild = dataclasses.replace(suite, rows=(WILD, *suite.rows))
+    run(wild)
+    write_pages(wild, ENVIRONMENT, tmp_path / "pages", "none")
+    page = (tmp_path / "pages" / "matched-digits.md").read_text()
+    assert "| wild | failed: " in page
+    assert "| noprop-dt | does not fit: it trains blocks" in page
+    assert "| linear | all but: no hidden layer |" in page
+    assert "(0.00" not in page
+
+
+def test_a_page_is_made_again_from_the_records_beside_it(suite, tmp_path):
+    run(suite)
+    write_pages(suite, ENVIRONMENT, tmp_path / "pages", "none")
+    page = tmp_path / "pages" / "matched-digits.md"
+    first = page.read_text()
+    page.unlink()
+    write_pages(dataclasses.replace(suite, out=tmp_path / "nothing"), ENVIRONMENT, page.parent, "none")
+    assert page.read_text() == first
+
+
+def test_a_difference_is_of_the_same_seeds_and_images():
+    base = [torch.arange(400) % 4 != 0, torch.arange(400) % 4 != 1]  # 75% right
+    better = [each | (torch.arange(400) < 40) for each in base]
+    found = difference(base, better)
+    assert found.mean == pytest.approx(0.025)
+    assert 0 < found.low < 0.025 < found.high
+    assert found.p < 0.01
+    assert difference(base, base).level
+    assert difference(base, base).p == 1
+    swapped = difference(better, base)
+    assert swapped.mean == pytest.approx(-0.025)
+    assert swapped.high < 0
+    with pytest.raises(InputError, match="seed by seed"):
+        difference(base, better[:1])
+
+
+def test_seeds_that_disagree_widen_the_interval():
+    images = torch.arange(1000)
+    base = [images >= 0] * 4
+    alike = [images >= 100] * 4
+    apart = [images >= 0, images >= 200, images >= 0, images >= 200]
+    narrow, wide = difference(base, alike), difference(base, apart)
+    assert narrow.mean == pytest.approx(wide.mean)
+    assert wide.high - wide.low > 2 * (narrow.high - narrow.low)
+
+
+def test_right_images_come_back_whatever_their_number():
+    for count in (1, 7, 8, 1001):
+        right = torch.arange(count) % 3 == 0
+        assert torch.equal(unpacked(packed(right), count), right)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--nets", "mpl"], "unknown net 'mpl'"),
+        (["--rules", "bakprop"], "unknown row of the suite 'bakprop'"),
+        (["--trials", "0"], "--trials must lie between 1 and 1000, got 0"),
+        (["--suite", "fair"], "fair"),
+    ],
+)
+def test_what_cannot_work_is_said_in_a_sentence(words, said, tmp_path, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["bench", "--suite", "matched", "--out", str(tmp_path), *words])
+    assert ended.value.code
+    assert said in capsys.readouterr().err
