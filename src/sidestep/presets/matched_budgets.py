@@ -22,6 +22,14 @@ class SuiteBudget:
 _DRAWN, _PHOTOGRAPHS = {"augment": "shift"}, {"augment": "flip-crop"}
 BUDGETS: Mapping[str, Mapping[str, SuiteBudget]] = {
     "tiny": {"": SuiteBudget(256, 1, 256, 1, {}, 100)},
+    "quick": {
+        "": SuiteBudget(None, 1, None, 3, {}),
+        "mnist": SuiteBudget(12_000, 1, None, 1, _DRAWN),
+        "mnist blocks": SuiteBudget(3_000, 1, 6_000, 1, _DRAWN),
+        "fashion-mnist": SuiteBudget(12_000, 1, None, 1, _DRAWN),
+        "cifar10": SuiteBudget(6_000, 1, None, 1, _PHOTOGRAPHS),
+        "cifar100": SuiteBudget(6_000, 1, None, 1, _PHOTOGRAPHS),
+    },
     "cpu": {
         "": SuiteBudget(None, 2, None, 10, {}),
         "mnist": SuiteBudget(12_000, 1, None, 3, _DRAWN),
