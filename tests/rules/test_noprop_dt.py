@@ -188,6 +188,11 @@ def test_prediction_has_no_label_and_an_untrained_net_scores_near_chance():
         accuracy = (probabilities.argmax(1) == labels).float().mean()
         assert accuracy < 0.35, name  # a quarter by chance; a net that is shown the label scores 1
         torch.testing.assert_close(probabilities.sum(1), torch.ones(400))
+    # what a public implementation counts as accuracy: the last z, drawn from the true label, read by itself
+    level = net.alpha_bar[-1]
+    drawn = level.sqrt() * net.embedding[labels] + (1 - level).sqrt() * Noise(3).normal(1600).view(400, 4)
+    nearest = torch.cdist(drawn.float(), net.embedding).argmin(1)
+    assert (nearest == labels).float().mean() > 0.99
 
 
 def test_readings_are_logits_once_softmaxed():
