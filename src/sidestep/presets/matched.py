@@ -72,7 +72,7 @@ _RATE = Between(1e-4, 1e-2)
 _LOCAL = ("mlp", "conv")
 
 MATCHED: tuple[MatchedRule, ...] = (
-    MatchedRule("linear", "backprop", "a linear classifier of the pixels", {"learning_rate": _RATE},
+    MatchedRule("linear", "backprop", "a linear classifier of the pixels", {"learning_rate": Between(1e-3, 1e-1)},
                 {"net": "linear"}, ("no hidden layer",), nets=_LOCAL),
     MatchedRule("backprop", "backprop", "back-propagation", {"learning_rate": _RATE}),
     MatchedRule("deep-supervision", "backprop", "back-propagation of the sum of a loss for every stage",

@@ -1,5 +1,6 @@
 """The page of a suite on a data set: how it was made, a table for each net, what is published, what does not fit."""
 
+import textwrap
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from sidestep.presets.matched_budgets import ANCHORS, SuiteBudget, suite_budget
 from sidestep.wording import counted
 
 __all__ = ["suite_page", "write_pages"]
+
+_WIDTH = 118
 
 _NOTES = (
     "matched: what a row has alike with the others: epochs, images, augmentation, batch, decay of the learning rate, "
@@ -61,13 +64,13 @@ def suite_page(suite: Suite, data: str, records: Mapping[str, SuiteRecords], com
         records: of each net.
         command: by which it was made.
     """
-    parts = [f"# Matched runs on {data}", _how(suite), f"    {command}"]
+    parts = [f"# Matched runs on {data}", _wrapped(_how(suite)), f"    {command}"]
     rows = {net: list(rows_of(suite, data, net, kept)) for net, kept in records.items()}
     for net, found in rows.items():
         if any(row.runs for row in found):
             parts += _net(suite, data, net, found, records[net])
     parts += _published(data)
-    parts += ["\n".join(f"- {note}" for note in _NOTES)]
+    parts += ["\n".join(_wrapped(f"- {note}", "  ") for note in _NOTES)]
     for net, found in rows.items():
         table = fit_table(f"Not in the table of {net}.", found)
         parts += [table.markdown()] if table.rows else []
@@ -87,12 +90,19 @@ def _net(suite: Suite, data: str, net: str, rows: list[RowRuns], records: SuiteR
     budget = suite_budget(suite.budget, data, NETS[net].kind)
     widths = "-".join(map(str, hidden_of(NETS[net], data)))
     yield f"## {net} on {data}"
-    yield f"{NETS[net].words[0].upper()}{NETS[net].words[1:]}{f' ({widths})' if widths else ''}. {_lengths(budget)}"
-    yield verdict(rows)
+    words = f"{NETS[net].words[0].upper()}{NETS[net].words[1:]}{f' ({widths})' if widths else ''}"
+    yield _wrapped(f"{words}. {_lengths(budget)}")
+    said = verdict(rows)
+    if said:
+        yield _wrapped(said)
     yield suite_table(f"{net} on {data}", rows).markdown()
     used = {run["environment"] for row in rows for run in (*row.trials, *row.runs)}
     places = [records.environments[index] for index in sorted(used)]
-    yield "Computed by " + "; ".join(dict.fromkeys(map(_place, places))) + "."
+    yield _wrapped("Computed by " + "; ".join(dict.fromkeys(map(_place, places))) + ".")
+
+
+def _wrapped(text: str, indent: str = "") -> str:
+    return textwrap.fill(text, _WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
 
 
 def _lengths(budget: SuiteBudget) -> str:
