@@ -6,6 +6,7 @@ import json
 import pytest
 import torch
 
+from experiments.matched_pages import BEGIN, END, put_into
 from sidestep.bench.suite.errors import difference
 from sidestep.bench.suite.nets import NoFit, fitted
 from sidestep.bench.suite.one_run import packed, part_of, unpacked
@@ -143,6 +144,34 @@ def test_a_page_is_made_again_from_the_records_beside_it(suite, tmp_path):
     page.unlink()
     write_pages(dataclasses.replace(suite, out=tmp_path / "nothing"), ENVIRONMENT, page.parent, "none")
     assert page.read_text() == first
+
+
+def test_a_row_that_is_counted_alone_is_not_trained_and_keeps_less_for_the_way_back(suite, tmp_path):
+    memory = dataclasses.replace(suite, rows=chosen_rows(["backprop", "backprop-checkpointed"]), seeds=1, trials=1)
+    memory = dataclasses.replace(memory, nets=("conv",))
+    assert len(run(memory)) == 2 + 1
+    runs = SuiteRecords(file_of(suite.out, "digits", "conv"), ENVIRONMENT).runs.values()
+    bytes_of = {found["row"]: found["allocated_bytes"] for found in runs if "allocated_bytes" in found}
+    assert bytes_of["backprop-checkpointed"] < bytes_of["backprop"]
+    write_pages(memory, ENVIRONMENT, tmp_path / "pages", "none")
+    page = (tmp_path / "pages" / "matched-digits.md").read_text()
+    assert "| backprop-checkpointed | - | - | - | the updates of backprop | - |" in page
+
+
+def test_a_page_is_put_between_its_marks_and_the_rest_stays(suite, tmp_path):
+    run(suite)
+    write_pages(suite, ENVIRONMENT, tmp_path, "none")
+    page = tmp_path / "page.md"
+    page.write_text(f"# Title\n\nbefore\n\n{BEGIN}\nold\n{END}\n\nafter\n")
+    put_into(page, tmp_path / "matched-digits.md")
+    text = page.read_text()
+    assert text.startswith("# Title\n\nbefore\n")
+    assert text.endswith("\nafter\n")
+    assert "old" not in text
+    assert "\n### mlp on digits\n" in text
+    page.write_text("no marks")
+    with pytest.raises(ValueError, match="lacks the marks"):
+        put_into(page, tmp_path / "matched-digits.md")
 
 
 def test_a_difference_is_of_the_same_seeds_and_images():

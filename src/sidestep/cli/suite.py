@@ -98,6 +98,9 @@ class _Lines:
         if FAILED in record:
             show_line(f"{words}: {record[FAILED]['why']}")
             return
+        if "validation" not in record:
+            show_line(f"{words}: {record['allocated_bytes'] / 2**20:.1f} MiB in a step")
+            return
         test = f", test {record['test']:.2%}" if "test" in record else ""
         show_line(f"{words}: validation {record['validation']:.2%}{test} in {record['processor_seconds']:.1f} s")
 

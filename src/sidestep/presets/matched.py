@@ -65,6 +65,7 @@ class MatchedRule:
     own_net: bool = False  # it is trained on the net of its own of that kind, though it takes stages of the user's
     on: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # kind of net -> further options there
     nets: tuple[str, ...] = ("mlp", "conv", "blocks")  # kinds that say anything of it
+    counted: str = ""  # not trained: what a step takes is counted alone, and this says what it would reach
     unfit: Mapping[str, str] = field(default_factory=dict)  # kind of net -> why it cannot, beyond what the rule says
 
 
@@ -75,6 +76,10 @@ MATCHED: tuple[MatchedRule, ...] = (
     MatchedRule("linear", "backprop", "a linear classifier of the pixels", {"learning_rate": Between(1e-3, 1e-1)},
                 {"net": "linear"}, ("no hidden layer",), nets=_LOCAL),
     MatchedRule("backprop", "backprop", "back-propagation", {"learning_rate": _RATE}),
+    MatchedRule("backprop-checkpointed", "backprop", "the same, keeping only what enters a stage for the way back", {},
+                {"activation_checkpointing": True}, counted="the updates of backprop"),
+    MatchedRule("backprop-accumulated", "backprop", "the same, a quarter of a batch at a time", {}, {"accumulate": 4},
+                counted="backprop's, but for batch norm, which sees quarters", nets=_LOCAL),
     MatchedRule("deep-supervision", "backprop", "back-propagation of the sum of a loss for every stage",
                 {"learning_rate": _RATE, "deep_supervision": Between(0.03, 1.0)}, {"deep_supervision": 0.3}),
     MatchedRule("adam-ternary", "backprop", "back-propagation, ternary weights with float latents (Adam, "

@@ -38,7 +38,9 @@ def run_work(work: Work, data: DataSet, device: str, stop: StopRequest) -> dict[
     """
     try:
         rule = RULES[work.cell.row.rule](**{**work.cell.fit.options, **work.options})
-        counts = _counts(work, rule, data, device) if work.kind == "seed" and work.number == 0 else {}
+        counts = _counts(work, rule, data, device) if work.kind != "trial" and work.number == 0 else {}
+        if work.kind == "counts":
+            return {**work.record(), **counts}
         return {**work.record(), **_trained(work, rule, data, device, stop), **counts}
     except Exception as error:  # whatever a rule or torch may raise: the others are to go on
         return {**work.record(), FAILED: failure(error)}

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from sidestep.bench.suite.nets import NoFit, fitted
 from sidestep.bench.suite.one_run import run_work
 from sidestep.bench.suite.records import SuiteRecords
-from sidestep.bench.suite.work import Cell, Work, best_trial, search_of, seeds_of
+from sidestep.bench.suite.work import Cell, Work, best_trial, counts_of, search_of, seeds_of
 from sidestep.data import DataSet, load
 from sidestep.errors import InputError
 from sidestep.presets.matched import MATCHED, NETS, MatchedRule
@@ -134,6 +134,9 @@ def _run_cell(  # long: a cell, its data, and who is told
         watch.end(work.words, record)
         return record
 
+    if cell.row.counted:
+        done(counts_of(cell))
+        return
     best = best_trial([done(work) for work in search_of(cell, suite.trials)])
     if best is not None:
         for work in seeds_of(cell, best["searched"], suite.seeds):

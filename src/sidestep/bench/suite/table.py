@@ -15,7 +15,7 @@ from sidestep.bench.suite.nets import NoFit
 from sidestep.bench.suite.one_run import unpacked
 from sidestep.bench.suite.records import SuiteRecords
 from sidestep.bench.suite.suite import Suite
-from sidestep.bench.suite.work import Cell, best_trial, search_of, seeds_of
+from sidestep.bench.suite.work import Cell, best_trial, counts_of, search_of, seeds_of
 from sidestep.presets.matched import BASELINE, MatchedRule
 from sidestep.wording import counted
 
@@ -53,6 +53,10 @@ def rows_of(suite: Suite, data: str, net: str, records: SuiteRecords) -> Iterato
     for row, cell in suite.cells(data, (), net):
         if isinstance(cell, NoFit):
             yield RowRuns(row, None, cell.why)
+            continue
+        if row.counted:
+            counts = records.get(counts_of(cell).key)
+            yield RowRuns(row, cell, runs=() if counts is None else (counts,))
             continue
         trials = [records.get(work.key) for work in search_of(cell, suite.trials)]
         best = best_trial([trial for trial in trials if trial is not None])
@@ -111,6 +115,8 @@ def verdict(rows: Sequence[RowRuns]) -> str:
 
 
 def _line(found: RowRuns, beside: Difference | None) -> list[str]:
+    if found.row.counted:
+        return [found.row.name, *["-"] * 3, found.row.counted, *["-"] * 3, *_counts(found.runs[0], None)]
     runs, first = found.runs, next((run for run in found.runs if run["number"] == 0), found.runs[0])
     tests = [run["test"] for run in runs]
     differs = ", ".join(found.cell.fit.differs) if found.cell else ""
@@ -123,10 +129,17 @@ def _line(found: RowRuns, beside: Difference | None) -> list[str]:
         "" if beside is None else f"{100 * beside.mean:+.2f} ({100 * beside.low:+.2f} to {100 * beside.high:+.2f})",
         "" if beside is None else "below 0.001" if beside.p < 0.001 else f"{beside.p:.3f}",
         f"{100 * statistics.mean(run['validation'] for run in runs):.2f}",
-        f"{first['forward_equivalents']:.1f}" if first.get("forward_equivalents") else "-",
-        f"{statistics.mean(run['processor_seconds'] for run in runs):.0f}",
-        f"{first['allocated_bytes'] / 2**20:.1f}" if "allocated_bytes" in first else "-",
-        f"{first['parameters']:,}" if "parameters" in first else "-",
+        *_counts(first, statistics.mean(run["processor_seconds"] for run in runs)),
+    ]
+
+
+def _counts(run: Mapping[str, Any], seconds: float | None) -> list[str]:
+    """The last columns: what a step takes, and a run."""
+    return [
+        f"{run['forward_equivalents']:.1f}" if run.get("forward_equivalents") else "-",
+        "-" if seconds is None else f"{seconds:.0f}",
+        f"{run['allocated_bytes'] / 2**20:.1f}" if "allocated_bytes" in run else "-",
+        f"{run['parameters']:,}" if "parameters" in run else "-",
     ]
 
 

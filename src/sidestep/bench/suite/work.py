@@ -12,7 +12,7 @@ from sidestep.noise import Noise
 from sidestep.presets.matched import NETS, TRAIN, Among, Between, MatchedRule
 from sidestep.presets.matched_budgets import SuiteBudget
 
-__all__ = ["SEARCH_SEED", "Cell", "Work", "best_trial", "drawn", "search_of", "seeds_of"]
+__all__ = ["SEARCH_SEED", "Cell", "Work", "best_trial", "counts_of", "drawn", "search_of", "seeds_of"]
 
 SEARCH_SEED = 1000  # of every trial, and of no run whose test accuracy counts
 _PLACES = 4  # digits of a drawn number, so that it can be typed
@@ -35,7 +35,7 @@ class Work:
     """One run."""
 
     cell: Cell
-    kind: str  # trial or seed
+    kind: str  # trial, seed, or counts: what a step takes, and no training
     number: int
     options: Mapping[str, Any]  # what the search sets; the rest is the cell's
     images: int | None
@@ -54,7 +54,7 @@ class Work:
     @property
     def seed(self) -> int:
         """Seed of the run."""
-        return self.number if self.kind == "seed" else SEARCH_SEED
+        return SEARCH_SEED if self.kind == "trial" else self.number
 
     def record(self) -> dict[str, Any]:
         """Return what the run is, for its record."""
@@ -100,6 +100,11 @@ def seeds_of(cell: Cell, options: Mapping[str, Any], seeds: int) -> Iterator[Wor
     """Yield the runs of a cell at the options that its search has chosen."""
     for seed in range(seeds):
         yield Work(cell, "seed", seed, options, cell.budget.images, cell.budget.epochs)
+
+
+def counts_of(cell: Cell) -> Work:
+    """Return the work of counting what a step takes, by the cell's own values."""
+    return Work(cell, "counts", 0, {}, cell.budget.images, cell.budget.epochs)
 
 
 def best_trial(records: list[Mapping[str, Any]]) -> Mapping[str, Any] | None:
