@@ -143,7 +143,9 @@ class Header:
         return [(name, mine[name], others[name]) for name in names if mine[name] != others[name]]
 
     @classmethod
-    def attached_to(cls, net: nn.Module, rule: Mapping[str, Any], seed: int) -> "Header":
+    def attached_to(
+        cls, net: nn.Module, rule: Mapping[str, Any], seed: int, training: Mapping[str, Any] | None = None
+    ) -> "Header":
         """Describe a module of the user's before its first step; `rule` has its name and hyper-parameters."""
         return cls(
             rule=dict(rule),
@@ -154,6 +156,7 @@ class Header:
             buffers=table_of(dict(net.named_buffers())),
             start=digest_of(net),
             module=type(net).__qualname__,
+            training=dict(training or {}),
             frozen=table_of(frozen(net)),
             attached=True,
         )

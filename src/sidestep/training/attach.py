@@ -15,8 +15,10 @@ from sidestep.errors import InputError
 from sidestep.keywords import known_keywords
 from sidestep.noise import Noise
 from sidestep.rules.protocol import Rule
+from sidestep.schedule import Decay
 from sidestep.training.attached_ranks import ranks_of
 from sidestep.training.attached_rule import as_objective
+from sidestep.training.attached_schedule import AttachedSchedule
 from sidestep.training.evaluate import check_rule
 from sidestep.training.own_optimizer import OptimizerFactory
 from sidestep.training.step import Step
@@ -37,6 +39,9 @@ def attach(  # long: what a step can be given
     example: Tensor | None = None,
     split: Division | None = None,
     shares: int | None = None,
+    steps: int | None = None,
+    decay: Decay = "none",
+    warmup: float = 0.0,
 ) -> "Step":
     """Return a rule that trains `model`, in place, one step for every call from a loop of your own.
 
@@ -55,6 +60,10 @@ def attach(  # long: what a step can be given
         split: what of a step is divided, among the processes of torchrun or in one: the batch (the default), of which
             each is given its own part, or the probes, where each is given the whole batch.
         shares: in how many equal parts; by default one for each process.
+        steps: how many steps the loop is going to take, where the learning rate follows a schedule. A log then holds
+            the schedule in place of the rates, so do not change them yourself.
+        decay: how the learning rate falls over these steps: none, cosine or linear.
+        warmup: share of the steps over which it rises first.
 
     Raises:
         InputError: for a rule or a module that cannot be used so.
@@ -79,7 +88,8 @@ def attach(  # long: what a step can be given
         raise InputError("a log can be replayed with the rule's own optimiser alone; leave log or optimizer out")
     ranks = ranks_of(rule, split, shares)
     with ranks.together() if ranks else nullcontext():
-        step = Step(model, rule, as_objective(objective), Noise(seed), optimizer, ranks)
+        schedule = AttachedSchedule.of(steps, decay, warmup)
+        step = Step(model, rule, as_objective(objective), Noise(seed), optimizer, ranks, schedule)
         step.check_ranks()
         if example is not None:
             step.begin(example)

@@ -23,21 +23,22 @@ from sidestep.update import Update
 
 __all__ = ["AttachedLog", "Fixed", "fixed_options", "replay"]
 
-_SECONDS = 30.0  # between commits, beside those of `Step.save` and at the end
-
 Fixed = list[dict[str, Any]]  # of every parameter group: what a replay takes from the rule
 
 
 class AttachedLog:
-    """Takes every decided update of a loop; what was taken is on the disk after `commit`, `close`, or half a minute."""
+    """Takes every decided update of a loop; what was taken is on the disk after `commit`, `close`, or half a minute.
 
-    def __init__(self, path: Path, header: Header, fixed: Fixed | None) -> None:
-        self.path, self._header, self._fixed = path, header, fixed
+    seconds: that half a minute.
+    """
+
+    def __init__(self, path: Path, header: Header, fixed: Fixed | None, seconds: float = 30.0) -> None:
+        self.path, self._header, self._fixed, self._seconds = path, header, fixed, seconds
         self._writer: LogWriter | None = None
         self._last = time.monotonic()
 
     @classmethod
-    def begin(cls, path: Path, header: Header, fixed: Fixed | None) -> "AttachedLog":
+    def begin(cls, path: Path, header: Header, fixed: Fixed | None, seconds: float = 30.0) -> "AttachedLog":
         """Begin a log, which is written from the first step on; folders that its path lacks are made.
 
         Raises InputError for a file that is there already, and for a folder that cannot be made.
@@ -53,7 +54,7 @@ class AttachedLog:
             raise InputError(
                 f"the folder of the step log, {path.parent}, cannot be made ({error.strerror}): choose another place"
             ) from error
-        return cls(path, header, fixed)
+        return cls(path, header, fixed, seconds)
 
     @classmethod
     def resume(cls, path: Path, record: Mapping[str, Any], fixed: Fixed | None) -> "AttachedLog":
@@ -91,7 +92,7 @@ class AttachedLog:
         if self._writer is None:
             self._writer = LogWriter.create(self.path, self._header)
         self._writer.append(update)
-        if time.monotonic() - self._last > _SECONDS:
+        if time.monotonic() - self._last > self._seconds:
             self.commit()
 
     def commit(self) -> dict[str, int]:

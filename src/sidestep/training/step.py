@@ -25,6 +25,7 @@ from sidestep.training.attached_files import load_attached, opened, save_attache
 from sidestep.training.attached_log import AttachedLog, Fixed, fixed_options
 from sidestep.training.attached_ranks import AttachedRanks
 from sidestep.training.attached_rule import Attached, Chain, Whole, take_update
+from sidestep.training.attached_schedule import AttachedSchedule
 from sidestep.training.own_optimizer import OptimizerFactory, check_steps_along_gradients
 from sidestep.update import Update
 
@@ -67,9 +68,10 @@ class Step:
         noise: Noise,
         optimizer: OptimizerFactory | None = None,
         ranks: AttachedRanks | None = None,
+        schedule: AttachedSchedule | None = None,
     ) -> None:
         self.model, self.rule, self.steps = model, rule, 0
-        self._ranks = ranks
+        self._ranks, self._schedule = ranks, schedule
         self._objective, self._noise, self._factory = objective, noise, optimizer
         self._stream = noise.stream("estimate")
         if not isinstance(rule, OwnSteps):  # whose weights need not be floats
@@ -79,7 +81,7 @@ class Step:
         self._example: tuple[list[int], str] | None = None  # shape and dtype that what the rule added was made for
         self._log: AttachedLog | None = None
         if isinstance(rule, AnyModule) and trains_any(rule):
-            self._attached = Whole(model, rule, objective, optimizer)
+            self._attached = self._scheduled(Whole(model, rule, objective, optimizer))
         elif not isinstance(rule, ChainOfStages):
             why = getattr(getattr(rule, "takes", None), "no_attach", "it is no rule of sidestep.rules")
             raise InputError(
@@ -101,7 +103,8 @@ class Step:
         """Make what the rule adds to a chain of stages, which is done by the first step otherwise."""
         if self._attached is None and isinstance(self.rule, ChainOfStages):
             noise = self._noise.stream("build")
-            self._attached = Chain(self.model, self.rule, self._objective, self._factory, example, noise)
+            chain = Chain(self.model, self.rule, self._objective, self._factory, example, noise)
+            self._attached = self._scheduled(chain)
             self._example = list(example.shape), str(example.dtype).removeprefix("torch.")
 
     def __call__(self, *batch: Any) -> Tensor:
@@ -133,6 +136,8 @@ class Step:
 
     def _take(self, update: Update) -> None:
         with self._together():
+            if self._schedule:
+                self._schedule.set(self.optimizer, self.steps)
             take_update(self._ready(), update, self._record_step if self._log else None)
         self.steps += 1
 
@@ -175,13 +180,20 @@ class Step:
         self.steps += 1
         return estimate.loss
 
-    def begin_log(self, path: Path) -> None:
-        """Begin the step log; `attach(log=...)` calls it."""
+    def begin_log(self, path: Path, training: Mapping[str, Any] | None = None, seconds: float = 30.0) -> None:
+        """Begin the step log; `attach(log=...)` calls it.
+
+        Args:
+            path: of the file.
+            training: plain JSON that its header is to hold of what else the steps follow from.
+            seconds: how long it keeps steps in memory, beside those of `save`.
+        """
         if self._attached is None and not isinstance(self.rule, OwnSteps):
             raise InputError(f"the steps of {self.rule.name} are whole gradients, which no log keeps; leave log out")
-        header = Header.attached_to(self.model, self._record()["rule"], self._noise.seed)
+        known = {**(self._schedule.record if self._schedule else {}), **(training or {})}
+        header = Header.attached_to(self.model, self._record()["rule"], self._noise.seed, known)
         if self._leads:
-            self._log = AttachedLog.begin(path, header, self._fixed())
+            self._log = AttachedLog.begin(path, header, self._fixed(), seconds)
             weakref.finalize(self, self._log.close)  # also when the program ends: no step that was taken is lost
 
     def save(self, folder: str | Path, extra: Mapping[str, Any] | None = None) -> None:
@@ -257,6 +269,11 @@ class Step:
         """Refuse ranks that train another model, by another rule, or from another seed; `attach` calls it."""
         if self._ranks:
             self._ranks.check_same(self.model, self._record())
+
+    def _scheduled(self, attached: Attached) -> Attached:
+        if self._schedule:
+            self._schedule.begin(attached.optimizer)
+        return attached
 
     @property
     def _leads(self) -> bool:
