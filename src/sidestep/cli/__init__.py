@@ -39,6 +39,7 @@ class _Later:
 
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "train": _Later("train", "train_command"),
+    "tune": _Later("tune", "tune_command"),
     "join": _Later("join", "join_command"),
     "eval": _Later("evaluate", "eval_command"),
     "predict": _Later("predict", "predict_command"),
@@ -68,6 +69,7 @@ Train neural networks without end-to-end back-propagation.
 
 commands:
   train RULE        train a net by a learning rule, e.g.: sidestep train noprop-dt --data mnist --out runs/a
+  tune MODEL        a pretrained model learns your texts, e.g.: sidestep tune MODEL --data a.csv --target label
   join HOST:PORT    help with a run that `sidestep train RULE --listen HOST:PORT` trains there, from any machine
   eval RUN          accuracy of a trained run by every sampler, e.g.: sidestep eval runs/a
   predict RUN FILE  classes of images, answers for a table's rows: sidestep predict runs/a photo.jpg more/ --out a.csv

@@ -10,6 +10,7 @@ from sidestep.cli.options import Repeated, all_words, data_of, run_in
 from sidestep.cli.output import notice, show, show_json, show_table
 from sidestep.cli.parse import parsed
 from sidestep.cli.quality import quality_cells, quality_columns
+from sidestep.cli.tuned import eval_tuned, names_tuned
 from sidestep.errors import InputError
 from sidestep.rules.shared.variant import variant_of
 from sidestep.training.calibration import Quality
@@ -24,6 +25,8 @@ __all__ = ["eval_command"]
 
 def eval_command(arguments: list[str]) -> None:
     """Parse the options, evaluate, and print the accuracies."""
+    if names_tuned(arguments):
+        return eval_tuned(arguments)
     parsed(_evaluate, "sidestep eval", arguments)
 
 

@@ -10,6 +10,7 @@ from sidestep.cli.output import check_new, notice, show, show_json, show_table
 from sidestep.cli.parse import parsed
 from sidestep.cli.predict_inputs import Given, given_inputs
 from sidestep.cli.predict_output import SUFFIXES, Answers
+from sidestep.cli.tuned import names_tuned, predict_tuned
 from sidestep.training import Run
 from sidestep.training.folder import RunFolder
 from sidestep.wording import counted
@@ -19,6 +20,8 @@ __all__ = ["predict_command"]
 
 def predict_command(arguments: list[str]) -> None:
     """Parse the options, predict, and print or write the classes."""
+    if names_tuned(arguments):
+        return predict_tuned(arguments)
     parsed(_predict, "sidestep predict", arguments)
 
 

@@ -11,6 +11,7 @@ from sidestep import checkpoint
 from sidestep.cli.options import module_from
 from sidestep.cli.output import check_new, fail, notice, show, show_json, show_table
 from sidestep.cli.parse import parsed
+from sidestep.cli.tuned import names_tuned, replay_tuned_command, verify_tuned
 from sidestep.errors import CheckpointError, InputError
 from sidestep.files import check_plain
 from sidestep.steplog import LogReader, Replayed, rebuild, summary
@@ -54,6 +55,7 @@ def _replay(
     out: Path | None = None,
     drop_steps: str | None = None,
     module: str | None = None,
+    base: str | None = None,
     device: str = "cpu",
     overwrite: bool = False,
     json: bool = False,
@@ -67,12 +69,16 @@ def _replay(
         out: Write the weights there, .safetensors, in the form of a run's model.safetensors.
         drop_steps: Experimental: leave out steps FIRST:END (END not included), e.g. 100:120.
         module: Image path the run was trained with, FILE.py:NAME, if it was one of your own.
+        base: Of a fine-tune's log (`sidestep tune`): the folder of the model that it starts from.
         device: Where to replay; ternary weights do not depend on it, float ones up to rounding.
         overwrite: Let --out replace a file that exists.
         json: Print one JSON object.
     """
     if out:
         check_new(out, overwrite, (".safetensors",))
+    if base or names_tuned([str(log)]):
+        _check_alone({"--only": only, "--drop-steps": drop_steps, "--module": module})
+        return replay_tuned_command(log, base, out, to_step, json)
     started, where = time.perf_counter(), Compute.find(device, "float32").device
     made = module_from(module) if module else None
     found = rebuild(_log(log), to_step=to_step, only=only, drop=_span(drop_steps), module=made, device=where)
@@ -93,6 +99,13 @@ def _replay(
         show(f"written: {out}" if out else "nothing is written; --out FILE.safetensors keeps the weights")
     if found.damage:
         raise SystemExit(2)
+
+
+def _check_alone(given: dict[str, str | None]) -> None:
+    """Refuse options that the log of a fine-tune, which is replayed as a whole, has no use for."""
+    other = next((name for name, value in given.items() if value is not None), None)
+    if other:
+        raise InputError(f"{other} has no use with the log of a fine-tune, which is replayed as a whole: leave it out")
 
 
 def _tell_stale(found: Replayed) -> None:
@@ -155,6 +168,7 @@ def _verify(
     run: Annotated[Path, tyro.conf.Positional],
     /,
     module: str | None = None,
+    base: str | None = None,
     json: bool = False,
 ) -> None:
     """Replay a log up to the step of a run's last checkpoint and compare all weights, bit for bit; 2 if they differ.
@@ -163,8 +177,11 @@ def _verify(
         log: A step log, or the folder of a run that has one.
         run: Folder of the run.
         module: Image path the run was trained with, FILE.py:NAME, if it was one of your own.
+        base: Of a fine-tune: where its base model is now, if it has moved.
         json: Print one JSON object.
     """
+    if names_tuned([str(run)]):
+        return verify_tuned(log, run, base, json)
     wanted, step = _trained(run)
     path = _log(log)
     damage = LogReader(path).scan().damage

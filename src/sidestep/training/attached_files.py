@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from sidestep import checkpoint
 from sidestep.errors import CheckpointError
 from sidestep.files import make_folder
+from sidestep.nets.trained import trained
 from sidestep.steplog.header import DTYPES
 
 __all__ = ["Saved", "load_attached", "opened", "save_attached", "saved_example"]
@@ -23,13 +24,16 @@ _OWN = ("rule", "seed")  # what has to be the same
 
 
 def save_attached(folder: Path, record: Mapping[str, Any], net: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Write all of a net and its optimiser, and a record, to the folder's one file; an earlier one is replaced."""
+    """Write a net and its optimiser, and a record, to the folder's one file; an earlier one is replaced.
+
+    Frozen weights are left out where the record's `frozen` is false.
+    """
     try:
         make_folder(folder)
     except OSError as error:
         raise CheckpointError(f"cannot make the folder {folder}: {error.strerror}") from error
     moments, groups = checkpoint.optimizer_tensors(optimizer)
-    tensors = {f"net/{name}": value.detach() for name, value in _values(net).items()}
+    tensors = {f"net/{name}": value.detach() for name, value in _values(net, record).items()}
     tensors |= {f"optimizer/{name}": value for name, value in moments.items()}
     checkpoint.save(folder / FILE, tensors, {"kind": KIND, **record, "optimizer": groups})
 
@@ -41,7 +45,7 @@ def load_attached(folder: Path, saved: Saved, net: nn.Module, optimizer: torch.o
         CheckpointError: if it is of another model or optimiser.
     """
     tensors, record = saved
-    values = _values(net)
+    values = _values(net, record)
     weights = {name.removeprefix("net/"): value for name, value in tensors.items() if name.startswith("net/")}
     there, here = _table(weights), _table(values)
     if there != here:
@@ -82,9 +86,10 @@ def saved_example(saved: Saved) -> Tensor:
     return torch.zeros(shape, dtype=DTYPES[dtype])
 
 
-def _values(net: nn.Module) -> dict[str, Tensor]:
+def _values(net: nn.Module, record: Mapping[str, Any]) -> dict[str, Tensor]:
     """Parameters and buffers, each once; also buffers that are not in the `state_dict`."""
-    return {**dict(net.named_parameters()), **dict(net.named_buffers())}
+    parameters = dict(net.named_parameters()) if record.get("frozen", True) else dict(trained(net))
+    return {**parameters, **dict(net.named_buffers())}
 
 
 def _table(values: Mapping[str, Tensor]) -> dict[str, str]:

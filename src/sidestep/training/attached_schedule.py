@@ -1,4 +1,4 @@
-"""The learning rate of a loop of the user's own over its steps: that of `sidestep.schedule`, so that a log can name it."""
+"""The learning rate over the steps of a loop of the user's own, by `sidestep.schedule`, so that a log can name it."""
 
 from dataclasses import dataclass
 from typing import Any

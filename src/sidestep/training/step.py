@@ -196,12 +196,13 @@ class Step:
             self._log = AttachedLog.begin(path, header, self._fixed(), seconds)
             weakref.finalize(self, self._log.close)  # also when the program ends: no step that was taken is lost
 
-    def save(self, folder: str | Path, extra: Mapping[str, Any] | None = None) -> None:
+    def save(self, folder: str | Path, extra: Mapping[str, Any] | None = None, frozen: bool = True) -> None:
         """Write model, optimiser, position and log so that the loop can go on from here: `FOLDER/state.safetensors`.
 
         Args:
             folder: made if it is not there.
             extra: plain JSON to keep with it, such as `{"scheduler": scheduler.state_dict(), "epoch": 3}`.
+            frozen: whether frozen weights are written, too; without them, load into a model that has them.
 
         Raises:
             CheckpointError: if it cannot be written; what was there stays.
@@ -210,6 +211,7 @@ class Step:
         attached = self._ready()
         logged = self._log.commit() if self._log else {}
         record = {**self._record(), "step": self.steps, "example": self._example, **logged, "extra": dict(extra or {})}
+        record |= {} if frozen else {"frozen": False}
         if self._leads:
             with self._together():
                 save_attached(Path(folder), record, attached.net, attached.optimizer)

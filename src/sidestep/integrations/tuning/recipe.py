@@ -1,0 +1,69 @@
+"""What a tuned net is made of, but for the weights: it stands in a run's folder and in the header of its log."""
+
+import base64
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sidestep.errors import CheckpointError
+
+__all__ = ["Recipe", "tensor_of_text", "text_of_tensor", "without_head"]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to make the net from the folder of its base model."""
+
+    base: str  # where the base model was; another place will do
+    labels: tuple[str, ...]  # empty for a model of next tokens
+    part: str
+    lora: int
+    length: int
+    seed: int
+    head: tuple[str, ...] = ()  # the fitted output layer, weight and bias, as text; empty for a drawn one
+
+    @property
+    def tokens(self) -> bool:
+        """Whether the net tells next tokens."""
+        return not self.labels
+
+    def record(self) -> dict[str, Any]:
+        """Return plain values."""
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+
+    @classmethod
+    def of(cls, record: Any, where: Any) -> "Recipe":
+        """Return what `record` gave; raises CheckpointError, which names `where` it stood, for anything else."""
+        try:
+            given = {name: tuple(value) if isinstance(value, list) else value for name, value in record.items()}
+            found = cls(**given)
+            whole = all(isinstance(number, int) for number in (found.lora, found.length, found.seed))
+            texts = all(isinstance(text, str) for text in (found.base, found.part, *found.labels, *found.head))
+            if whole and texts and len(found.head) in (0, 2):
+                return found
+        except (AttributeError, TypeError):
+            pass
+        raise CheckpointError(f"{where} does not say how its net is made: it was not written by sidestep tune")
+
+
+def text_of_tensor(values: Tensor) -> str:
+    """Return float32 numbers as text."""
+    return base64.b64encode(values.detach().cpu().float().numpy().astype("<f4").tobytes()).decode()
+
+
+def tensor_of_text(text: str, like: Tensor) -> Tensor:
+    """Return the numbers of a text in the shape of `like`; raises CheckpointError for another number of them."""
+    try:
+        found = np.frombuffer(base64.b64decode(text, validate=True), "<f4")
+        return torch.from_numpy(found.copy()).view(like.shape)
+    except (ValueError, RuntimeError) as error:
+        raise CheckpointError(f"the fitted output layer of a log or run is damaged: {error}") from error
+
+
+def without_head(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a record for people, without the numbers of the fitted layer."""
+    return {name: value for name, value in record.items() if name != "head"}
