@@ -60,7 +60,7 @@ $(VENV)/stamp-test: pyproject.toml | $(VENV)/stamp-venv
 	@touch $@
 
 $(VENV)/stamp-integrations: pyproject.toml | $(VENV)/stamp-venv
-	$(PIP) install --quiet -e '.[test,transformers,lightning]' 'peft>=0.17'
+	$(PIP) install --quiet -e '.[test,transformers,tune,lightning]'
 	@touch $@
 
 $(VENV)/stamp-bench: pyproject.toml | $(VENV)/stamp-venv

@@ -4,6 +4,7 @@ import pytest
 
 from sidestep.errors import InputError
 from sidestep.integrations import lightning, transformers
+from sidestep.integrations.tuning import TuneOptions, net, tune
 from sidestep.rules import SPSA
 
 
@@ -17,3 +18,14 @@ def test_the_callback_without_lightning_names_the_extra(monkeypatch):
     monkeypatch.setattr(lightning, "_Callback", object)  # as it is where the import fails
     with pytest.raises(InputError, match=r"pip install 'sidestep\[lightning\]'"):
         lightning.SidestepCallback(SPSA())
+
+
+def test_a_fine_tune_without_transformers_names_the_extra(monkeypatch, tmp_path):
+    def missing(name):
+        raise ImportError(name)
+
+    monkeypatch.setattr(net.importlib, "import_module", missing)
+    (tmp_path / "a.csv").write_text("text,label\ngood,1\nbad,0\n")
+    options = TuneOptions(data=tmp_path / "a.csv", target="label", out=tmp_path / "run")
+    with pytest.raises(InputError, match=r"needs transformers, which is missing: pip install 'sidestep\[tune\]'"):
+        tune("model", options)

@@ -1,6 +1,5 @@
 """`eval`, `predict`, `replay` and `verify` of a fine-tune, which those commands hand over to."""
 
-import csv
 import time
 from pathlib import Path
 from typing import Annotated
@@ -10,6 +9,7 @@ import tyro
 from sidestep.cli.output import check_new, fail, show, show_json, show_table
 from sidestep.cli.parse import parsed
 from sidestep.errors import InputError
+from sidestep.files import write_text
 from sidestep.wording import counted, csv_text
 
 __all__ = ["eval_tuned", "names_tuned", "predict_tuned", "replay_tuned_command", "verify_tuned"]
@@ -98,11 +98,8 @@ def _predict(
         check_new(out, overwrite, (".csv",))
     texts, labels, shares = answers_of(run, file, text, base, device)
     if out:
-        with out.open("w", newline="", encoding="utf-8") as handle:
-            writer = csv.writer(handle)
-            writer.writerow(["label", "probability", "text"])
-            rows = zip(labels, shares, texts, strict=True)
-            writer.writerows([csv_text(label), f"{share:.6f}", csv_text(words)] for label, share, words in rows)
+        answers = zip(labels, (f"{share:.6f}" for share in shares), texts, strict=True)
+        write_text(out, csv_text([["label", "probability", "text"], *answers]))
     if json:
         show_json({"run": str(run), "labels": labels, "probabilities": shares})
         return

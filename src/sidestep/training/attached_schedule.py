@@ -7,8 +7,9 @@ import torch
 
 from sidestep.errors import InputError
 from sidestep.schedule import DECAYS, Decay, rate_factor
+from sidestep.training.attached_rule import Attached
 
-__all__ = ["AttachedSchedule"]
+__all__ = ["AttachedSchedule", "begun"]
 
 
 @dataclass(frozen=True)
@@ -42,11 +43,6 @@ class AttachedSchedule:
         """What the header of a log says of it."""
         return {"decay": self.decay, "warmup": self.warmup}
 
-    def begin(self, optimizer: torch.optim.Optimizer) -> None:
-        """Take the learning rates that an optimiser has for the highest ones of the schedule."""
-        for group in optimizer.param_groups:
-            group["initial_lr"] = group["lr"]
-
     def set(self, optimizer: torch.optim.Optimizer, step: int) -> None:
         """Set the learning rates of a step, counted from 0; raises InputError for one beyond the schedule's end."""
         if step >= self.steps:
@@ -56,3 +52,10 @@ class AttachedSchedule:
         factor = rate_factor(self.decay, step, self.steps, round(self.warmup * self.steps))
         for group in optimizer.param_groups:
             group["lr"] = group["initial_lr"] * factor
+
+
+def begun(attached: Attached, schedule: AttachedSchedule | None) -> Attached:
+    """Take the learning rates that an optimiser has for the highest ones of a schedule, if there is one."""
+    for group in attached.optimizer.param_groups if schedule else ():
+        group["initial_lr"] = group["lr"]
+    return attached

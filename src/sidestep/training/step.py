@@ -25,7 +25,7 @@ from sidestep.training.attached_files import load_attached, opened, save_attache
 from sidestep.training.attached_log import AttachedLog, Fixed, fixed_options
 from sidestep.training.attached_ranks import AttachedRanks
 from sidestep.training.attached_rule import Attached, Chain, Whole, take_update
-from sidestep.training.attached_schedule import AttachedSchedule
+from sidestep.training.attached_schedule import AttachedSchedule, begun
 from sidestep.training.own_optimizer import OptimizerFactory, check_steps_along_gradients
 from sidestep.update import Update
 
@@ -81,7 +81,7 @@ class Step:
         self._example: tuple[list[int], str] | None = None  # shape and dtype that what the rule added was made for
         self._log: AttachedLog | None = None
         if isinstance(rule, AnyModule) and trains_any(rule):
-            self._attached = self._scheduled(Whole(model, rule, objective, optimizer))
+            self._attached = begun(Whole(model, rule, objective, optimizer), schedule)
         elif not isinstance(rule, ChainOfStages):
             why = getattr(getattr(rule, "takes", None), "no_attach", "it is no rule of sidestep.rules")
             raise InputError(
@@ -104,7 +104,7 @@ class Step:
         if self._attached is None and isinstance(self.rule, ChainOfStages):
             noise = self._noise.stream("build")
             chain = Chain(self.model, self.rule, self._objective, self._factory, example, noise)
-            self._attached = self._scheduled(chain)
+            self._attached = begun(chain, self._schedule)
             self._example = list(example.shape), str(example.dtype).removeprefix("torch.")
 
     def __call__(self, *batch: Any) -> Tensor:
@@ -181,13 +181,7 @@ class Step:
         return estimate.loss
 
     def begin_log(self, path: Path, training: Mapping[str, Any] | None = None, seconds: float = 30.0) -> None:
-        """Begin the step log; `attach(log=...)` calls it.
-
-        Args:
-            path: of the file.
-            training: plain JSON that its header is to hold of what else the steps follow from.
-            seconds: how long it keeps steps in memory, beside those of `save`.
-        """
+        """Begin the log, with `training` in its header and steps in memory for `seconds`; `attach(log=...)` does."""
         if self._attached is None and not isinstance(self.rule, OwnSteps):
             raise InputError(f"the steps of {self.rule.name} are whole gradients, which no log keeps; leave log out")
         known = {**(self._schedule.record if self._schedule else {}), **(training or {})}
@@ -271,11 +265,6 @@ class Step:
         """Refuse ranks that train another model, by another rule, or from another seed; `attach` calls it."""
         if self._ranks:
             self._ranks.check_same(self.model, self._record())
-
-    def _scheduled(self, attached: Attached) -> Attached:
-        if self._schedule:
-            self._schedule.begin(attached.optimizer)
-        return attached
 
     @property
     def _leads(self) -> bool:

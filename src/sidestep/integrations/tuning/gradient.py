@@ -22,8 +22,8 @@ def summed_gradients(net: nn.Module, losses: Sequence[Callable[[], Tensor]], noi
     for index, loss in enumerate(losses):
         with noise.stream("module").sub(index).torch_seeded(device_of(net)), torch.enable_grad():
             found = loss() / len(losses)
-            found.backward()  # type: ignore[no-untyped-call]
-        total += float(found)
+            found.backward()
+        total += float(found.detach())
     gradients = {name: weight.grad for name, weight in trained(net).items() if weight.grad is not None}
     for weight in trained(net).values():
         weight.grad = None

@@ -1,5 +1,6 @@
 """A pretrained model with what is to be learned: labels of texts, or next tokens."""
 
+import importlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from sidestep.noise import Noise
 
 __all__ = ["Pooled", "Rows", "TextNet", "built", "head_of", "library", "most_tokens"]
 
+_CHECKPOINTING = ("activation_checkpointing_enable", "gradient_checkpointing_enable")  # the later name first
 Rows = list[list[int]]  # token ids of texts
 
 
@@ -42,7 +44,7 @@ class TextNet:
     def __init__(self, model: nn.Module, tokenizer: Any, recipe: Recipe) -> None:
         self.model, self.recipe, self._tokenizer = model, recipe, tokenizer
         self._pad = tokenizer.pad_token_id or 0
-        owner = next(part for part in model.modules() if hasattr(part, "get_input_embeddings"))
+        owner: Any = next(part for part in model.modules() if hasattr(part, "get_input_embeddings"))
         self._kinds = int(owner.get_input_embeddings().weight.shape[0])
         if recipe.length > (most := _positions(owner.config)):
             raise InputError(
@@ -161,8 +163,6 @@ def _positions(config: Any) -> int:
 
 def library(name: str) -> Any:
     """Import a library of the extra `tune`; raises InputError that names it where it is missing."""
-    import importlib
-
     try:
         return importlib.import_module(name)
     except ImportError as error:
@@ -181,11 +181,12 @@ def _model(transformers: Any, base: str, recipe: Recipe, tokenizer: Any) -> nn.M
         return Pooled(body, body.config.hidden_size, len(recipe.labels))
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    model = transformers.AutoModelForSequenceClassification.from_pretrained(
+    judge: Any = transformers.AutoModelForSequenceClassification.from_pretrained(
         base, dtype=torch.float32, num_labels=len(recipe.labels), ignore_mismatched_sizes=True
     )
-    model.config.pad_token_id = tokenizer.pad_token_id
-    return model
+    judge.config.pad_token_id = tokenizer.pad_token_id
+    made: nn.Module = judge
+    return made
 
 
 def _with_adapters(model: nn.Module, recipe: Recipe) -> nn.Module:
@@ -220,7 +221,13 @@ def _freeze(model: nn.Module, recipe: Recipe) -> None:
 
 
 def _checkpointed(model: nn.Module) -> None:
-    part = next((m for m in model.modules() if hasattr(m, "gradient_checkpointing_enable")), None)
-    if part is None or not getattr(part, "supports_gradient_checkpointing", False):
-        raise InputError("this model has no activation checkpointing; take --micro-batches to save memory")
-    part.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    parts = (getattr(part, name, None) for part in model.modules() for name in _CHECKPOINTING)
+    enable: Any = next((found for found in parts if found is not None), None)
+    try:
+        if enable is None:
+            raise ValueError("it has no such option")
+        enable({"use_reentrant": False})
+    except ValueError as error:
+        raise InputError(
+            f"this model has no activation checkpointing ({error}); take micro_batches to save memory"
+        ) from error

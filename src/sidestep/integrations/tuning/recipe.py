@@ -39,7 +39,9 @@ class Recipe:
     def of(cls, record: Any, where: Any) -> "Recipe":
         """Return what `record` gave; raises CheckpointError, which names `where` it stood, for anything else."""
         try:
-            given = {name: tuple(value) if isinstance(value, list) else value for name, value in record.items()}
+            given: dict[str, Any] = {
+                name: tuple(value) if isinstance(value, list) else value for name, value in record.items()
+            }
             found = cls(**given)
             whole = all(isinstance(number, int) for number in (found.lora, found.length, found.seed))
             texts = all(isinstance(text, str) for text in (found.base, found.part, *found.labels, *found.head))
