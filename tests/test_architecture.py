@@ -32,6 +32,7 @@ ROOMS = (
         "philox",
         "probes",
         "schedule",
+        "seeded_sets",
         "tensorfile",
         "ternary",
         "update",

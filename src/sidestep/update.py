@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sidestep.errors import InputError
 from sidestep.probes import DenseProbes, Probes
+from sidestep.seeded_sets import ChosenSets
 from sidestep.ternary import packed_bytes
 
 __all__ = ["Combination", "Dense", "Flips", "Seeded", "Update", "combined", "loss_values"]
@@ -124,6 +125,7 @@ class Flips:
     moves: 1 or -1 each, int8 of shape (flips,).
     statistics: new values of named buffers, as in `Dense`.
     losses: named terms of the loss, shape () each, for display and for the check that all are finite.
+    sets: the seeded sets whose moves these are, where a log is to keep their numbers in place of the moves.
     """
 
     combination: ClassVar[Combination] = "decided"
@@ -131,10 +133,14 @@ class Flips:
     moves: Tensor
     statistics: dict[str, Tensor] = field(default_factory=dict)
     losses: dict[str, Tensor] = field(default_factory=dict)
+    sets: ChosenSets | None = None
 
     @property
     def plain_bytes(self) -> int:
-        """Per flip four bytes of position (eight beyond 2^32 weights) and one bit of direction; every statistic."""
+        """Per flip four bytes of position (eight beyond 2^32 weights) and one bit of direction, or of seeded sets a
+        byte each; every statistic."""
+        if self.sets is not None:
+            return self.sets.numbers.numel() + sum(map(_bytes, self.statistics.values()))
         flips = self.positions.numel()
         far = flips > 0 and int(self.positions[-1]) >= _SHORT_PLACES
         return flips * (8 if far else 4) + -(-flips // 8) + sum(map(_bytes, self.statistics.values()))

@@ -120,6 +120,20 @@ def rank_one_sum(step, point):
     return total
 
 
+def moves_of_sets(step, parameters):
+    """The moves of the chosen sets, position -> move; of a position that is in several the first one's."""
+    found, begin = {}, 0
+    for index, ((_, _, shape), numbers) in enumerate(zip(parameters, step["sets"], strict=True)):
+        size, members = math.prod(shape), step["members"]
+        point = PlainPoint(0, 0, index, step["step"]).below("sets")
+        for choice, number in enumerate(numbers):
+            for member in range(members):
+                drawn = point.word((256 * choice + number) * members + member) * 2 * size >> 32
+                found.setdefault(begin + (drawn >> 1), 2 * (drawn & 1) - 1)
+        begin += size
+    return found
+
+
 def default_threshold(step):
     return round(10 * math.sqrt(step["count"] / 2)) if step["kind"] == 2 else 3
 
@@ -140,6 +154,8 @@ def rebuilt(data):
     for number, step in enumerate(steps):
         if isinstance(step, list):
             changes = dict(step)
+        elif "sets" in step:
+            changes = moves_of_sets(step, header["parameters"])
         else:
             point = PlainPoint(header["seed"], step["stream"], 0, number)
             total = rank_one_sum(step, point) if step["kind"] == 2 else sparse_sum(step, point, len(weights))

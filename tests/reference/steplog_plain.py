@@ -71,7 +71,7 @@ def shares(counts):
 
 
 def read_log(data, buffers=None):
-    """Return the header and, per step, {trits or reals, stream, ...} or [(position, move), ...].
+    """Return the header and, per step, {trits or reals, stream, ...}, {sets, members, ...} or [(position, move), ...].
 
     Puts the bytes of buffers into `buffers`.
     """
@@ -100,6 +100,8 @@ def read_log(data, buffers=None):
         assert source.unpack("I") == (crc,)
         if kind == 3:
             steps += read_reals(Bytes(body), len(steps))
+        elif kind == 4:
+            steps += read_sets(Bytes(body), count, len(header["parameters"]))
         else:
             steps += read_trits(Bytes(body)) if kind == 1 else read_flips(Bytes(body), count, weights)
     return header, steps
@@ -173,6 +175,19 @@ def read_run(ans, run):
         table = shares([steps * first - plus, plus])
         rows = [[trit and ans.get(table) * 2 - 1 for trit in row] for row in rows]
     return rows
+
+
+def read_sets(source, steps, parameters):
+    heads, found, expected = Bytes(zlib.decompress(source.take(source.number()))), [], 0
+    for _ in range(steps):
+        members, step = heads.number(), (expected + heads.number()) % (1 << 32)
+        found.append({"members": members, "step": step, "counts": [heads.number() for _ in range(parameters)]})
+        expected = step + 1
+    assert not heads.rest()
+    for step in found:
+        step["sets"] = [list(source.take(count)) for count in step["counts"]]
+    assert not source.rest()
+    return found
 
 
 def read_flips(source, steps, weights):

@@ -520,6 +520,7 @@ class TestChoices:
             ({"codec": "trits"}, ("trits", "clamped-sum")),
             ({"update": "accumulators"}, ("trits", "accumulators")),
             ({"update": "bop"}, ("flips", "bop")),
+            ({"update": "sets"}, ("flips", "sets")),
             ({"estimator": "weight-probes", "update": "flips"}, ("flips", "flips")),
             ({"estimator": "rank-one", "codec": "flips"}, ("flips", "flips")),
         ],
@@ -533,7 +534,7 @@ class TestChoices:
             NoiseStep(codec=wrong[0], update=wrong[1])
 
     @pytest.mark.parametrize("estimator", ["local-losses", "weight-probes", "rank-one", "activity-probes"])
-    @pytest.mark.parametrize("update", ["clamped-sum", "accumulators", "flips", "bop"])
+    @pytest.mark.parametrize("update", ["clamped-sum", "accumulators", "flips", "sets", "bop"])
     @pytest.mark.parametrize("net", ["mlp", "conv"])
     def test_every_estimator_goes_with_every_update_and_every_net(self, estimator, update, net):
         rule = NoiseStep(net=net, hidden=(6, 5), estimator=estimator, update=update, probes=8, bias=True, threshold=1)
@@ -556,6 +557,8 @@ class TestChoices:
             {"tangents": 0},
             {"threshold": 0},
             {"momentum": 1.0},
+            {"set_size": 0},
+            {"set_size": 257},
             {"bop_rate": 0.0},
             {"bop_threshold": -1.0},
             {"memory": 0},

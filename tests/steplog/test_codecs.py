@@ -10,9 +10,10 @@ import torch
 from sidestep.errors import InputError
 from sidestep.noise import Noise
 from sidestep.probes import DenseProbes, RankOneProbes, SparseProbes
+from sidestep.seeded_sets import ChosenSets, moves_of_sets
 from sidestep.steplog import Header, LogReader, LogWriter
 from sidestep.steplog.codecs import CODECS, Counts, codec_of, is_logged
-from sidestep.steplog.format import FLIPS, MOST_COEFS, MOST_FLIPS, REALS, TRITS, DamagedLogError
+from sidestep.steplog.format import FLIPS, MOST_COEFS, MOST_FLIPS, REALS, SETS, TRITS, DamagedLogError
 from sidestep.update import Dense, Flips, Seeded
 
 SEED, FIRST, STEPS = 3, 5, 40
@@ -42,6 +43,12 @@ def some_flips(noise, count):
     return Flips(places, noise.stream("moves").signs(count))
 
 
+def some_sets(noise, counts, members=3):
+    numbers = noise.stream("numbers").integers(sum(counts), 256).to(torch.uint8)
+    sets = ChosenSets(members, noise.step + 7, counts, numbers)
+    return Flips(*moves_of_sets(sets, [600, 400]), sets=sets)
+
+
 def reals(noise, count, distribution, rate):
     return Seeded(noise.stream("numbers").normal(count), DenseProbes(noise, SHAPES, count, distribution), rate=rate)
 
@@ -55,6 +62,8 @@ UPDATES = {  # name -> kind of its blocks, and the update of any step
     "flips": (FLIPS, lambda noise: some_flips(noise, 20 + noise.step % 3)),
     "all flip": (FLIPS, lambda noise: some_flips(noise, WEIGHTS)),
     "no flips": (FLIPS, lambda noise: some_flips(noise, 0)),
+    "sets": (SETS, lambda noise: some_sets(noise, (20 + noise.step % 3, 4))),
+    "no sets": (SETS, lambda noise: some_sets(noise, (0, 0))),
     "signs": (REALS, lambda noise: reals(noise, 8, "rademacher", 0.1)),
     "a rate each": (REALS, lambda noise: reals(noise, 8, "gaussian", 1 / (1 + noise.step))),
 }
@@ -77,6 +86,8 @@ def facts(update):
     found = {"type": type(update)}
     for field in dataclasses.fields(update):
         value = getattr(update, field.name)
+        if dataclasses.is_dataclass(value) and field.name == "sets":
+            value = facts(value)
         found[field.name] = (value.dtype, value.tolist()) if isinstance(value, torch.Tensor) else value
     return found
 
@@ -133,7 +144,7 @@ def test_a_block_takes_about_the_bytes_that_are_said(name):
     said = sum(codec.about_bytes(update) for update in kept)
     factor = 4 if codec.kind == FLIPS else 4 / 3
     assert len(payload) <= factor * said + 64 + 2 * STEPS * (codec.kind == FLIPS)
-    if name not in ("none but zeros", "all flip"):  # more regular than what is thought of
+    if name not in ("none but zeros", "all flip", "no sets"):  # more regular than what is thought of
         assert said <= factor * len(payload)
 
 
@@ -144,10 +155,12 @@ def test_numbers_are_counted(name):
     kept = codec.kept(update)
     counts = codec.counts(kept, WEIGHTS)
     assert codec.numbers(kept) == counts.probes + counts.flips
-    assert counts.flip_steps == (codec.kind == FLIPS)
+    assert counts.flip_steps == (codec.kind in (FLIPS, SETS))
     if codec.kind == FLIPS:
         n = counts.flips
         assert counts.least_bits == pytest.approx(math.log2(math.comb(WEIGHTS, n)) + n, rel=1e-9, abs=1e-9)
+    elif codec.kind == SETS:
+        assert counts == Counts(flips=len(update.positions), flip_steps=1)
     else:
         assert counts == Counts(probes=len(update.coefs), non_zero=int((update.coefs != 0).sum()))
 
@@ -275,6 +288,11 @@ NOT_REALS = {
     "of parameters in another order": lambda u: replace(u, probes=replace(u.probes, parameters=SHAPES[::-1])),
 }
 TOO_MANY = {"too many": lambda u: Flips(torch.arange(1).expand(MOST_FLIPS + 1), u.moves)}
+OTHER_SETS = {
+    "of another net": lambda u: replace(u, sets=replace(u.sets, counts=(*u.sets.counts, 0))),
+    "of too many moves": lambda u: replace(u, sets=replace(u.sets, members=1 << 20)),
+    "without some numbers": lambda u: replace(u, sets=replace(u.sets, numbers=u.sets.numbers[1:])),
+}
 REFUSED = [
     (name, change)
     for name, changes in {
@@ -284,6 +302,7 @@ REFUSED = [
         "signs": OTHER_PLACES | NOT_REALS,
         "a rate each": OTHER_PLACES | NOT_REALS,
         "flips": TOO_MANY,
+        "sets": OTHER_SETS,
     }.items()
     for change in changes.items()
 ]

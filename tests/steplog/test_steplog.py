@@ -214,6 +214,7 @@ class TestLog:
         {"estimator": "rank-one", "threshold": 20},
         {"estimator": "local-losses", "update": "accumulators", "density": 0.5, "threshold": 2},
         {"estimator": "local-losses", "flip_share": 0.02},
+        {"update": "sets", "flip_share": 0.1, "set_size": 3},
     ], ids=str)  # fmt: skip
     def test_a_plain_program_rebuilds_a_trained_net_by_the_document(self, tmp_path, options):
         rule = RULES["noise-step"](hidden=(3, 2), bias=True, **options)

@@ -77,11 +77,11 @@ class NoiseStep(TernarySteps, Rule[TernaryNet]):
     codec: Literal["auto", "trits", "flips"] = "auto"
     """What is logged: sign and median of one number per probe, or which weights move. Default: trits with weight-probes
     and rank-one, otherwise flips."""
-    update: Literal["auto", "clamped-sum", "accumulators", "flips", "bop"] = "auto"
+    update: Literal["auto", "clamped-sum", "accumulators", "flips", "sets", "bop"] = "auto"
     """How weights move: by the clamped sum of the signed probes (the paper's), when integer accumulators of that sum
-    reach a threshold, by direct flips with momentum, or by Bop's (Helwegen et al. 2019), where the gradient's moving
-    average is above a threshold. Default: flips for flips, accumulators for the trits of rank-one, otherwise
-    clamped-sum."""
+    reach a threshold, by direct flips with momentum, by seeded sets of moves, each the best of 256 and a byte of the
+    log, or by Bop's (Helwegen et al. 2019), where the gradient's moving average is above a threshold. Default: flips
+    for flips, accumulators for the trits of rank-one, otherwise clamped-sum."""
     trit_threshold: Literal["median", "tracked"] = "median"
     """How large a number of a probe has to be for a trit that is not 0: the median of the step's, or one tracked from
     the trits of earlier steps, with which ranks that divide probes exchange trits alone."""
@@ -102,14 +102,16 @@ class NoiseStep(TernarySteps, Rule[TernaryNet]):
     """Evidence, in probes, at which an accumulator moves its weight. Default: 3; 10 sqrt(K / 2) with rank-one, whose
     probes each touch all weights."""
     flip_share: float = 0.002
-    """Share of a layer's weights that flip per step, p; --decay lets it fall."""
+    """Share of a layer's weights that flip per step, p, or that seeded sets draw; --decay lets it fall."""
     head_share: float | None = None
     """The same for the heads, which are small. Default: flip_share."""
     flip_scaling: FlipScaling = "layer"
     """By what the momentum of direct flips divides gradients: the layer's root mean square, or running ones of its rows
     and columns, too, for tokens of which some are rare."""
+    set_size: int = 4
+    """Moves in a seeded set, n: a byte of the log makes as many."""
     momentum: float = 0.95
-    """Decay of the momentum of direct flips, beta."""
+    """Decay of the momentum of direct flips and of sets, beta."""
     bop_rate: float = 1e-3
     """Share of a new gradient in Bop's moving average, gamma; --decay lets it fall."""
     bop_threshold: float = 3e-6
@@ -136,6 +138,7 @@ class NoiseStep(TernarySteps, Rule[TernaryNet]):
         super().__post_init__()
         check_range(1, 1 << 24, probes=self.probes, most_probes=self.most_probes)
         check_range(1, 10_000, tangents=self.tangents)
+        check_range(1, 256, set_size=self.set_size)
         if self.threshold is not None:
             check_range(1, 1 << 30, threshold=self.threshold)
         check_positive(1, flip_share=self.flip_share, bop_rate=self.bop_rate)

@@ -13,8 +13,8 @@ from sidestep.errors import CheckpointError
 
 __all__ = [
     "ATTACHED", "FLIPS", "FORMAT", "MOST_COEFS", "MOST_FLIPS", "MOST_STATISTICS", "MOST_STEPS", "MOST_WEIGHTS",
-    "MOST_WORK", "NOISE", "PLAIN", "REALS", "TRITS", "BlockHead", "CutLogError", "DamagedLogError", "read_varint",
-    "varint",
+    "MOST_WORK", "NOISE", "PLAIN", "REALS", "SETS", "TRITS", "BlockHead", "CutLogError", "DamagedLogError",
+    "read_varint", "varint",
 ]  # fmt: skip
 
 MAGIC = b"\x8eSTEPLOG"
@@ -31,7 +31,7 @@ MOST_COEFS = 1 << 22  # in a block
 MOST_FLIPS = 1 << 24  # in a block
 MOST_WORK = 1 << 31  # of a step: elements drawn, of sparse probes the expected non-zeros, of rank-one ones the sides
 MOST_WEIGHTS = 1 << 34  # of a net; and as many elements of buffers
-TRITS, FLIPS, REALS = 1, 2, 3  # of blocks; a block of a kind that is not known here ends the reading
+TRITS, FLIPS, REALS, SETS = 1, 2, 3, 4  # of blocks; a block of a kind that is not known here ends the reading
 
 
 class DamagedLogError(CheckpointError):

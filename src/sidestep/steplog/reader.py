@@ -24,6 +24,7 @@ from sidestep.steplog.format import (
     MOST_STATISTICS,
     MOST_STEPS,
     NOISE,
+    SETS,
     BlockHead,
     CutLogError,
     DamagedLogError,
@@ -60,7 +61,7 @@ class Scan:
     @property
     def flips(self) -> int:
         """In how many steps single weights were flipped."""
-        return self.steps_of.get(FLIPS, 0)
+        return self.steps_of.get(FLIPS, 0) + self.steps_of.get(SETS, 0)
 
 
 class LogReader:

@@ -11,7 +11,13 @@ __all__ = ["LOCAL", "check_choices", "check_tokens", "codec_and_update", "note_p
 
 LOCAL = ("local-losses", "local-probes")  # estimators that need a head on every stage
 
-_CODEC_OF = {"flips": "flips", "bop": "flips", "clamped-sum": "trits", "accumulators": "trits"}  # by the update
+_CODEC_OF = {
+    "flips": "flips",
+    "sets": "flips",
+    "bop": "flips",
+    "clamped-sum": "trits",
+    "accumulators": "trits",
+}  # by the update
 
 
 def codec_and_update(estimator: str, codec: str, update: str) -> tuple[str, str]:

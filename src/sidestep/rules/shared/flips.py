@@ -6,12 +6,17 @@
     bop:    m <- (1 - gamma) m + gamma g
             where |m| > tau, and w can still move against m:    w <- w - sgn(m)
 
+    sets:   v as in the first; of 256 sets of n moves that a seed draws, the one that the momentum wants most, by the
+            sum of move v over the moves that can be made, again and again until the share p is drawn; v <- 0 where a
+            move went the way of v
+
 The second is Bop, from which the idea comes: Helwegen et al., "Latent weights do not exist: rethinking binarized
 neural network optimization" (2019), algorithm 1. There a weight is -1 or 1 and changes its sign where `sgn m = sgn w`;
 a ternary weight takes one step where `m w >= 0`: one of 1 passes 0 on its way to -1. As there, g is not normalised, tau
 is one number for all layers, m is not cleared by a flip, and gamma is what falls over a run.
 
-What is logged are the flips themselves, so the log can be replayed without data, whatever the gradient came from.
+What is logged are the flips themselves, or the numbers of the sets, so the log can be replayed without data, whatever
+the gradient came from.
 """
 
 import math
@@ -27,9 +32,10 @@ from sidestep.errors import NonFiniteError
 from sidestep.nets.ternary.layers import ternary_parameters
 from sidestep.rules.shared.flip_scaling import FlipScaling, by_rows_and_columns
 from sidestep.rules.shared.optimizers import WithoutCompiler
+from sidestep.seeded_sets import ChosenSets, best_sets, moves_of_sets
 from sidestep.update import Flips
 
-__all__ = ["TernaryOptimizer", "choose_by_threshold", "choose_flips", "flips_of_part"]
+__all__ = ["TernaryOptimizer", "choose_by_threshold", "choose_flips", "choose_sets", "flips_of_part"]
 
 _MANY = 20_000  # elements, from which on a bound pays
 Chosen = tuple[Tensor, Tensor]  # ascending places in a parameter, and the step of each: -1 or 1
@@ -66,21 +72,55 @@ def choose_flips(  # long: what is chosen by
 
     def choose(name: str, trits: Tensor, gradient: Tensor, share: float) -> Chosen:
         state = optimizer.state[trits]
-        gradient = gradient.float()
-        largest = gradient.abs().max().clamp_min_(torch.finfo(torch.float32).tiny)  # squares could overflow
-        size = (gradient / largest).square_().mean().sqrt_().mul_(largest)
-        _check_finite(name, size)
-        size.clamp_min_(torch.finfo(torch.float32).tiny)
-        gradient = gradient / size
-        if scaling == "rows-and-columns":
-            gradient = by_rows_and_columns(state, gradient)
-        momentum = _momentum(state, trits).mul_(beta).sub_(gradient).view(-1)
+        momentum = _advanced(state, name, trits, gradient, beta, scaling)
         inside = _largest(momentum, trits, _count(state, share * trits.numel()))
         moves = momentum[inside].sign()
         momentum[inside] = 0
         return inside, moves
 
     return _flips(net, gradients, optimizer, choose, rest)
+
+
+def choose_sets(  # long: what is chosen by
+    net: nn.Module,
+    gradients: dict[str, Tensor],
+    optimizer: torch.optim.Optimizer,
+    beta: float,
+    scaling: FlipScaling,
+    members: int,
+    **rest: Any,
+) -> Flips:
+    """Advance the momentum by one gradient, and return the moves of the seeded sets it wants most; `rest` goes on to
+    the Flips.
+
+    Raises:
+        NonFiniteError: naming the parameter, for a gradient with infinities or NaNs.
+    """
+    parameters = ternary_parameters(net)
+    rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    step = int(optimizer.state[next(iter(parameters.values()))].get("step", 0))
+    counts, numbers = [], []
+    for index, (name, trits) in enumerate(parameters.items()):
+        state = optimizer.state[trits]
+        state["step"] = step + 1
+        count = 0
+        if name in gradients:
+            momentum = _advanced(state, name, trits, gradients[name], beta, scaling)
+            count = _count(state, rates[id(trits)] * trits.numel() / members)
+            numbers.append(best_sets(_gains(momentum, trits), count, members, index, step))
+        counts.append(count)
+    sets = ChosenSets(members, step, tuple(counts), torch.cat(numbers).cpu())
+    positions, moves = moves_of_sets(sets, [trits.numel() for trits in parameters.values()])
+    device = next(iter(gradients.values())).device
+    found = Flips(positions.to(device), moves.to(device), sets=sets, **rest)
+    before = 0
+    for trits in parameters.values():
+        inside = (found.positions >= before) & (found.positions < before + trits.numel())
+        places = found.positions[inside] - before
+        momentum = _momentum(optimizer.state[trits], trits).view(-1)
+        momentum[places[momentum[places] * found.moves[inside] > 0]] = 0
+        before += trits.numel()
+    return found
 
 
 def choose_by_threshold(
@@ -142,6 +182,28 @@ def _flips(
             moves.append(steps.to(torch.int8))
         offset += trits.numel()
     return Flips(torch.cat(positions), torch.cat(moves), **rest)
+
+
+def _advanced(  # long: what the momentum follows from
+    state: dict[str, Any], name: str, trits: Tensor, gradient: Tensor, beta: float, scaling: FlipScaling
+) -> Tensor:
+    """Return the momentum, flat, after one gradient more."""
+    gradient = gradient.float()
+    largest = gradient.abs().max().clamp_min_(torch.finfo(torch.float32).tiny)  # squares could overflow
+    size = (gradient / largest).square_().mean().sqrt_().mul_(largest)
+    _check_finite(name, size)
+    size.clamp_min_(torch.finfo(torch.float32).tiny)
+    gradient = gradient / size
+    if scaling == "rows-and-columns":
+        gradient = by_rows_and_columns(state, gradient)
+    return _momentum(state, trits).mul_(beta).sub_(gradient).view(-1)
+
+
+def _gains(momentum: Tensor, trits: Tensor) -> Tensor:
+    """Return what the momentum gives for a move down and for one up of each weight, (weights, 2); 0 past -1 or 1."""
+    weights = trits.view(-1)
+    down = torch.where(weights > -1, -momentum, 0.0)
+    return torch.stack([down, torch.where(weights < 1, momentum, 0.0)], dim=1)
 
 
 def _check_finite(name: str, size: Tensor) -> None:

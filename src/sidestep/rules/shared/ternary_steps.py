@@ -20,7 +20,7 @@ from sidestep.rules.shared.any_module import LOSS, as_dense, of_share
 from sidestep.rules.shared.codecs import codec_and_update
 from sidestep.rules.shared.density import DensitySchedule, after_step, density_and_count, first_density
 from sidestep.rules.shared.flip_scaling import FlipScaling
-from sidestep.rules.shared.flips import TernaryOptimizer, choose_by_threshold, choose_flips
+from sidestep.rules.shared.flips import TernaryOptimizer, choose_by_threshold, choose_flips, choose_sets
 from sidestep.rules.shared.tracked import follow, threshold_of, trits_above
 from sidestep.rules.shared.trits import accumulate, move, sign_and_median, subtract, with_zeros
 from sidestep.update import Flips, Seeded, Update
@@ -45,6 +45,7 @@ class TernarySteps:
     flip_share: float
     head_share: float | None
     flip_scaling: FlipScaling
+    set_size: int
     momentum: float
     bop_rate: float
     bop_threshold: float
@@ -121,6 +122,8 @@ class TernarySteps:
         kept = {"statistics": update.statistics, "losses": update.losses}
         if self.choices[1] == "bop":
             return choose_by_threshold(net, gradients, optimizer, self.bop_threshold, **kept)
+        if self.choices[1] == "sets":
+            return choose_sets(net, gradients, optimizer, self.momentum, self.flip_scaling, self.set_size, **kept)
         return choose_flips(net, gradients, optimizer, self.momentum, self.flip_scaling, **kept)
 
     def apply_any(self, net: nn.Module, update: Update, optimizer: torch.optim.Optimizer) -> None:

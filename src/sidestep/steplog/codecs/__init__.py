@@ -9,13 +9,14 @@ from sidestep.errors import InputError
 from sidestep.steplog.codecs.codec import Codec, Counts, Logged
 from sidestep.steplog.codecs.flips import FlipsCodec
 from sidestep.steplog.codecs.reals import RealsCodec
+from sidestep.steplog.codecs.sets import SetsCodec
 from sidestep.steplog.codecs.trits import TritsCodec
 from sidestep.steplog.header import Header
 from sidestep.update import Update
 
 __all__ = ["CODECS", "Codec", "Counts", "Logged", "codec_of", "is_logged"]
 
-CODECS: dict[int, Codec[Any]] = {codec.kind: codec for codec in (TritsCodec(), FlipsCodec(), RealsCodec())}
+CODECS: dict[int, Codec[Any]] = {codec.kind: codec for codec in (TritsCodec(), FlipsCodec(), RealsCodec(), SetsCodec())}
 
 
 def codec_of(update: Update) -> Codec[Any]:

@@ -47,8 +47,8 @@ class FlipsCodec(Codec[Flips]):
     most = MOST_FLIPS
 
     def holds(self, update: Update) -> bool:
-        """Say whether an update has flips."""
-        return isinstance(update, Flips)
+        """Say whether an update has flips that no seeded sets tell."""
+        return isinstance(update, Flips) and update.sets is None
 
     def is_logged(self, update: Flips, header: Header, step: int) -> bool:
         """Say whether there are few enough flips for a block."""
@@ -82,7 +82,7 @@ class FlipsCodec(Codec[Flips]):
         [4]
         """
         inside = (update.positions >= first) & (update.positions < last)
-        return replace(update, positions=update.positions[inside], moves=update.moves[inside])
+        return replace(update, positions=update.positions[inside], moves=update.moves[inside], sets=None)
 
     def counts(self, update: Flips, weights: int) -> Counts:
         """Return the number of flips, and the least bits that they could take."""
