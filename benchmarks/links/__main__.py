@@ -17,7 +17,7 @@ import statistics
 import torch
 
 from benchmarks.links.real import real
-from benchmarks.links.relay import parse_link
+from benchmarks.links.relay import link_option, parse_link
 from benchmarks.links.simulation import Churn, Costs, run
 from benchmarks.links.ways import BATCH, WAYS, NoiseStep
 from sidestep.noise import Noise
@@ -111,7 +111,7 @@ def simulate(costs: dict[str, Costs], workers: int, given: argparse.Namespace) -
 def main() -> None:
     """Measure, check, simulate."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--link", type=parse_link, default=parse_link("1Mbit,50ms"), help="bits a second, round trip")
+    parser.add_argument("--link", type=link_option, default=parse_link("1Mbit,50ms"), help="bits a second, round trip")
     parser.add_argument("--data", default="mnist")
     parser.add_argument("--to", type=float, default=0.97, help="share of validation images; 0: steps alone")
     parser.add_argument(

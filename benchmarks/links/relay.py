@@ -12,52 +12,22 @@ import asyncio
 import contextlib
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-__all__ = ["Link", "Relays", "parse_link"]
+from sidestep.bench.link.rate import Link, parse_link
+from sidestep.errors import InputError
+
+__all__ = ["Link", "Relays", "link_option", "parse_link"]
 
 _PIECE = 1460  # bytes, as a packet of Ethernet has them
 _AHEAD = 0.2  # seconds of backlog that the relay takes from a sender
-_UNITS = {"kbit": 1e3, "mbit": 1e6, "gbit": 1e9}
 
 
-@dataclass(frozen=True)
-class Link:
-    """bits: a second, each way. round_trip: seconds."""
-
-    bits: float
-    round_trip: float
-
-    def __str__(self) -> str:
-        unit, size = ("Gbit/s", 1e9) if self.bits >= 1e9 else ("Mbit/s", 1e6) if self.bits >= 1e6 else ("kbit/s", 1e3)
-        return f"{self.bits / size:g} {unit}, {1000 * self.round_trip:g} ms"
-
-    def seconds(self, payload: float) -> float:
-        """Return when the last byte of a message arrives at the other end."""
-        return self.round_trip / 2 + 8 * payload / self.bits
-
-
-def parse_link(text: str) -> Link:
-    """Return the link that a text such as `1Mbit,50ms` describes: bits a second, and the round trip.
-
-    >>> parse_link("1Mbit,50ms")
-    Link(bits=1000000.0, round_trip=0.05)
-    """
+def link_option(text: str) -> Link:
+    """Return the link that an option such as `1Mbit,50ms` describes."""
     try:
-        speed, trip = text.lower().replace(" ", "").split(",")
-        unit = next(unit for unit in _UNITS if speed.removesuffix("/s").endswith(unit))
-        found = Link(float(speed.removesuffix("/s").removesuffix(unit)) * _UNITS[unit], _seconds(trip))
-    except (ValueError, StopIteration) as error:
-        raise argparse.ArgumentTypeError(f"a link is written as 1Mbit,50ms, got {text!r}") from error
-    if not (0 < found.bits < 1e12 and 0 <= found.round_trip < 60):
-        raise argparse.ArgumentTypeError(f"a link has bits a second above 0 and a round trip under 60 s, got {text!r}")
-    return found
-
-
-def _seconds(trip: str) -> float:
-    if not trip.endswith("ms"):
-        raise ValueError(trip)
-    return float(trip.removesuffix("ms")) / 1000
+        return parse_link(text)
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 class Relays:
@@ -142,7 +112,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("port", type=int)
     parser.add_argument("target", help="HOST:PORT")
-    parser.add_argument("--link", type=parse_link, default=parse_link("1Mbit,50ms"))
+    parser.add_argument("--link", type=link_option, default=parse_link("1Mbit,50ms"))
     given = parser.parse_args()
     host, _, port = given.target.rpartition(":")
     with Relays(given.link, [(given.port, (host or "127.0.0.1", int(port)))]) as relays:

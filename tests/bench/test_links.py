@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from benchmarks.links.real import free_ports
-from benchmarks.links.relay import Link, Relays, parse_link
+from benchmarks.links.relay import Link, Relays, link_option, parse_link
 from benchmarks.links.ring import Ring
 from benchmarks.links.simulation import Churn, Costs, gather_seconds, run, sum_seconds
+from sidestep.errors import InputError
 from sidestep.noise import Noise
 
 THIN = Link(bits=1e6, round_trip=0.05)
@@ -23,8 +24,10 @@ def test_a_link_is_read_as_it_is_written():
     assert parse_link("1Mbit,50ms") == THIN
     assert parse_link("20 kbit/s, 0ms") == Link(20e3, 0.0)
     for wrong in ("1Mbit", "fast,50ms", "0Mbit,50ms", "1Mbit,50s", "1Mbit,-1ms"):
-        with pytest.raises(argparse.ArgumentTypeError, match="link"):
+        with pytest.raises(InputError, match="a link"):
             parse_link(wrong)
+        with pytest.raises(argparse.ArgumentTypeError, match="a link"):
+            link_option(wrong)
 
 
 def test_the_relay_delays_limits_and_changes_nothing():

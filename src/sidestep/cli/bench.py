@@ -20,6 +20,7 @@ from sidestep.bench.comparison.rounds import Comparison, check_race, run_compari
 from sidestep.bench.comparison.same_net import with_baselines
 from sidestep.bench.paper_tables.reproduce import folder_for_tables
 from sidestep.bench.process import FAILED
+from sidestep.cli.bench_link import LinkRun, read_link
 from sidestep.cli.options import DataOptions, Repeated, all_words
 from sidestep.cli.output import (
     PlainColumn,
@@ -85,6 +86,11 @@ class BenchOptions:
     """Remove the results of another comparison in --out."""
     json: bool = False
     """Print the records as one JSON object on the last line of standard output."""
+    link: str | None = None
+    """Instead of training, time steps of several ranks over such a link: bits a second, and the round trip, e.g.
+    1Mbit,50ms. Needs Linux and root."""
+    ranks: Repeated = ()
+    """With --link: how many ranks, with commas between several numbers. Default: 2."""
 
 
 @takes("bench", DataOptions)
@@ -122,21 +128,29 @@ def bench_command(arguments: list[str]) -> None:
     _asked(run, images, rules)(shlex.join(["sidestep", "bench", *arguments]))
 
 
-def _asked(run: Any, images: Any, rules: BenchRules) -> "_Begin":
+def _asked(run: Any, images: Any, rules: BenchRules) -> "_Begin | LinkRun":
     own = {field.name for field in dataclasses.fields(BenchOptions)} & _OF_TRAINING
     common = {name: getattr(run, name) for name in sorted(own) if getattr(run, name) is not None}
     seconds = run.seconds
+    if run.link is None and run.ranks:
+        raise InputError("--ranks says how many processes share a step over a link: give --link 1Mbit,50ms, too")
     if run.to is not None and run.epochs is None and run.steps is None and run.forward_passes is None:
         seconds = seconds or _SECONDS
+    steps = run.steps or (1 if run.link else None)  # no run over a link is trained to its end
     entries = read_entries(all_words(rules.rules) or ("all",), common)
     if rules.learning_rate is not None:
         entries = with_learning_rate(entries, rules.learning_rate)
     race = Comparison(
         tuple(entries), _names(all_words(images.data) or ("digits",)),
-        Budget(run.epochs, seconds, run.forward_passes, run.to, run.steps), run.seeds, run.seed, common, run.every,
+        Budget(run.epochs, seconds, run.forward_passes, run.to, steps), run.seeds, run.seed, common, run.every,
         run.device, images.data_dir or default_data_dir(), images.validation, images.image_size,
         ModuleOfFile(rules.module) if rules.module else None,
     )  # fmt: skip
+    if run.link is not None:
+        if rules.baseline != SAME_NET:
+            raise InputError(f"--link takes ratios to back-propagation on the same net, not to {rules.baseline}: leave "
+                             "--baseline out")  # fmt: skip
+        return read_link(run, race, BenchOptions())
     chosen = None if rules.baseline == SAME_NET else find_baseline(entries, rules.baseline).label
     return _Begin(race, chosen, run.out, run.retry, run.overwrite, run.json)
 
