@@ -1,4 +1,10 @@
-"""Three ways to train one MLP on MNIST with several workers: noise-step, DDP (a mean gradient a step), local SGD."""
+"""Ways to train one MLP on MNIST with several workers.
+
+noise-step      ternary weights; signs of the largest hundredth of the gradients of local losses
+weight probes   ternary weights; one coefficient for each of 128 directions, forward passes alone
+DDP             float weights; the mean gradient, each step
+local SGD       float weights; the mean of all weights, now and then
+"""
 
 import functools
 import math
@@ -13,13 +19,15 @@ from torch.nn.functional import cross_entropy
 from sidestep import data, rules
 from sidestep.data.share import Share
 from sidestep.data.task import Batch, Task
+from sidestep.measure import update_bytes
 from sidestep.noise import Noise
 from sidestep.steplog.codecs.flips import encode_flips
 from sidestep.training.exchange import PartSum
 from sidestep.training.signs import Signs
+from sidestep.update import Flips
 from sidestep.world.world import Alone, World
 
-__all__ = ["BATCH", "DDP", "WAYS", "LocalSGD", "NoiseStep", "Way"]
+__all__ = ["BATCH", "DDP", "WAYS", "LocalSGD", "NoiseStep", "Way", "WeightProbes"]
 
 BATCH = 128
 HIDDEN = (256, 256)
@@ -49,9 +57,11 @@ class Way:
     part_seconds = rest_seconds = 0.0
     payload = log_bytes = 0
 
-    def __init__(self, source: str, workers: int, steps: int, world: World | None = None, batch: int = BATCH) -> None:
+    def __init__(  # long: what is trained on what, as one of how many
+        self, source: str, workers: int, steps: int, world: World | None = None, batch: int = BATCH, seed: int = 0
+    ) -> None:
         self.source, self.workers, self.steps, self.world, self.batch = source, workers, steps, world, batch
-        self.noise = Noise(0)
+        self.noise = Noise(seed)
 
     @property
     def own(self) -> range:
@@ -95,14 +105,14 @@ class NoiseStep(Way):
     """Ternary weights: flips by local losses, of which each worker sends the signs of the largest hundredth."""
 
     name, rounds_of_sum = "noise-step", False
+    rule, share = rules.NoiseStep(hidden=HIDDEN), 0.01
 
     def __init__(self, *given: Any, **named: Any) -> None:
         super().__init__(*given, **named)
         images = _mnist(self.source)["train"][0]
         task = Task(tuple(images.shape[1:]), tuple("0123456789"), (0.0,), (1.0,))
-        self.rule = rules.NoiseStep(hidden=HIDDEN)
         self.net = self.rule.build(task, self.noise.stream("build"), None, None)
-        self.optimizer, self.signs = self.rule.optimizer(self.net), Signs(0.01)
+        self.optimizer, self.signs = self.rule.optimizer(self.net), Signs(self.share) if self.share else None
         self._first = [group["lr"] for group in self.optimizer.param_groups]
         self._noise = self.noise.stream("estimate")
 
@@ -126,11 +136,19 @@ class NoiseStep(Way):
 
         self.timed("rest_seconds", take)
         if not self.log_bytes:
-            self.log_bytes = len(encode_flips([found], sum(p.numel() for p in self.net.parameters())))
+            many = sum(parameter.numel() for parameter in self.net.parameters())
+            self.log_bytes = len(encode_flips([found], many)) if isinstance(found, Flips) else update_bytes(found)
 
     def outputs(self, inputs: Tensor) -> Tensor:
         """Return the outputs of the net."""
         return self.net(inputs)
+
+
+class WeightProbes(NoiseStep):
+    """Ternary weights: sums of the losses' slopes along 128 directions, which each worker sends for its examples."""
+
+    name = "weight probes"
+    rule, share = rules.NoiseStep(hidden=HIDDEN, estimator="weight-probes", probes=128), None
 
 
 class DDP(Way):
@@ -140,7 +158,7 @@ class DDP(Way):
 
     def __init__(self, *given: Any, **named: Any) -> None:
         super().__init__(*given, **named)
-        self.model = _mlp(math.prod(_mnist(self.source)["train"][0].shape[1:]))
+        self.model = _mlp(math.prod(_mnist(self.source)["train"][0].shape[1:]), self.noise)
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=1e-3)
         self.payload = 4 * sum(parameter.numel() for parameter in self.model.parameters())
 
@@ -169,7 +187,7 @@ class LocalSGD(Way):
     def __init__(self, *given: Any, **named: Any) -> None:
         super().__init__(*given, **named)
         width = math.prod(_mnist(self.source)["train"][0].shape[1:])
-        self.models = {index: _mlp(width) for index in self.own}
+        self.models = {index: _mlp(width, self.noise) for index in self.own}
         self.optimizers = {i: torch.optim.Adam(model.parameters(), lr=1e-3) for i, model in self.models.items()}
         self.payload = 4 * sum(parameter.numel() for parameter in self.models[self.own[0]].parameters())
 
@@ -194,11 +212,11 @@ class LocalSGD(Way):
         return self.models[self.own[0]](inputs)
 
 
-WAYS: dict[str, type[Way]] = {way.name: way for way in (NoiseStep, DDP, LocalSGD)}
+WAYS: dict[str, type[Way]] = {way.name: way for way in (NoiseStep, WeightProbes, DDP, LocalSGD)}
 
 
-def _mlp(width: int) -> nn.Module:
-    with Noise(0).stream("mlp").torch_seeded():
+def _mlp(width: int, noise: Noise) -> nn.Module:
+    with noise.stream("mlp").torch_seeded():
         layers: list[nn.Module] = [nn.Flatten()]
         for before, after in zip((width, *HIDDEN), HIDDEN, strict=False):
             layers += [nn.Linear(before, after), nn.ReLU()]
