@@ -85,10 +85,10 @@ def options(folder, split="batch", shares=3, **changed):
     return Options(**{**given, "out": folder, **changed})
 
 
-def hosted(folder, acts, rule=WEIGHTS, timeout=5.0, **changed):
+def hosted(folder, acts, rule=WEIGHTS, timeout=5.0, check_share=0.0, **changed):
     """Train with workers that come and go after some steps; return who came, and what was said."""
     torch.set_num_threads(1)
-    host, progress = Host("0", timeout=timeout), Said()
+    host, progress = Host("0", timeout=timeout, check_share=check_share), Said()
     acting = Acts(host, acts)
     try:
         train(rule, digits(), options(folder, **changed), readings=[], host=host, observers=[acting], progress=progress)
@@ -208,7 +208,7 @@ def sends(change, update, at=4):
         return data[:-3]
     if change == "of another net":
         return b"\0\0\0\0" + data[4:]
-    factor = {"no numbers": torch.nan, "made up": -1.0, "rounded otherwise": 1 + 1e-6}[change]
+    factor = {"no numbers": torch.nan, "made up": -1.0, "rounded otherwise": 1 + 1e-6, "bent": 1.05}[change]
     return packed(dataclasses.replace(update, coefs=update.coefs * factor))
 
 
@@ -249,8 +249,19 @@ def test_a_worker_that_sends_foreign_updates_is_dropped_and_named(change, words,
     assert left(tmp_path, "short") == left(alone, "short")
 
 
+def bends_later(guest):
+    joining_module.packed = functools.partial(sends, "bent", at=4)
+
+
+def test_what_is_bent_after_a_right_first_part_is_found_by_parts_that_are_compared(alone, tmp_path):
+    workers, said = hosted(tmp_path / "short", {1: comes_who(bends_later)}, check_share=1.0)
+    assert any("numbers that are not bit for bit those of its part, as they were before" in line for line in said)
+    assert isinstance(workers[0].found, RankError)
+    assert left(tmp_path, "short") == left(alone, "short")
+
+
 def test_other_rounding_is_told_and_taken(tmp_path):
-    workers, said = hosted(tmp_path / "short", {2: comes_who(rounds_otherwise)})
+    workers, said = hosted(tmp_path / "short", {2: comes_who(rounds_otherwise)}, check_share=1.0)
     assert sum("rounds otherwise than this machine" in line for line in said) == 1
     assert workers[0].found.parts > 0
 

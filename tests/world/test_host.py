@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import socket
 import stat
 import time
@@ -116,6 +117,8 @@ def test_other_machines_are_let_in_by_a_token_alone(tmp_path):
         Guest("192.0.2.1:80")
     with pytest.raises(InputError, match=r"must be from 1\.2 s"):
         Host("0", timeout=0.5)
+    with pytest.raises(InputError, match=r"--check-share is a share of the parts that come, from 0 to 1, got 2"):
+        Host("0", check_share=2)
 
 
 def test_a_token_is_made_once_for_its_owner_alone(tmp_path):
@@ -224,8 +227,8 @@ def host():
     made.end("that was all")
 
 
-def joined(host, ready=True):
-    guest = Guest(host.address, TOKEN)
+def joined(host, ready=True, name=""):
+    guest = Guest(host.address, TOKEN, name=name)
     GUESTS.append(guest)
     assert guest.welcome == b"what is trained"
     guest.send(Kind.ACCEPT)
@@ -339,6 +342,37 @@ def test_parts_are_given_come_back_and_pass_to_others_when_a_worker_goes(host):
     two.close()
     until(lambda: host.workers == 0)
     assert host.adopted() == [1, 3, 5]
+
+
+def test_the_fastest_get_the_parts_that_are_left_when_everybody_has_one(host):
+    guests = [joined(host) for _ in range(2)]
+    until(lambda: host.workers == 2)
+    assert host.publish(0, 3) == [0]
+    host.took(1000.0, 1)
+    guests[0].send(Kind.PART, b"\1", 0)
+    until(lambda: len(host.taken()) == 1)
+    time.sleep(0.2)  # the slower one
+    guests[1].send(Kind.PART, b"\2", 0)
+    until(lambda: len(host.taken()) == 1)
+    assert host.publish(1, 8) == [0]
+    given = []
+    for guest in guests:
+        following(guest, Kind.STEP)
+        given.append(len(parts_in(following(guest, Kind.STEP).data)[0]))
+    assert given[0] > given[1] >= 1
+    assert sum(given) == 7
+
+
+def test_a_worker_that_comes_back_keeps_its_number(host):
+    joined(host, name="anne").close("it was stopped")
+    joined(host, name="bob")
+    joined(host, name="anne")
+    joined(host, name="anne\n" * 40)
+    found = "\n".join(news(host, 5))
+    for said in ("worker 1 (anne, 127", "worker 2 (bob, 127", "worker 3 (anne"):
+        assert f"{said}" in found
+    assert re.search(r"worker 1 \(anne, [\d.:]+\) has gone.*\n.*\n?.*worker 1 \(anne, [\d.:]+\) has come back", found)
+    assert len(found.splitlines()) == 5  # a name is one line
 
 
 def test_a_newcomer_gets_the_log_and_the_steps_that_it_lacks(host, tmp_path):

@@ -17,14 +17,14 @@ RARE: dict[str, frozenset[str]] = {  # by the class of the options; a rule names
     "Options": frozenset(
         {"average", "align", "units", "split", "shares", "exchange_share", "checkpoint_seconds", "warmup", "precision"}
     ),
-    "Extra": frozenset({"reading", "listen", "token_file", "peer_timeout"}),
+    "Extra": frozenset({"reading", "listen", "token_file", "peer_timeout", "check_share"}),
     "DataOptions": frozenset({"data_dir", "image_size"}),
     "TrainData": frozenset({"budget"}),
 }
 # the group that an option stands in, whoever holds it
 PLACES = {
     "augment": "data", "module": "data",
-    **dict.fromkeys(("json", "reading", "listen", "token_file", "peer_timeout"), "run"),
+    **dict.fromkeys(("json", "reading", "listen", "token_file", "peer_timeout", "check_share"), "run"),
 }  # fmt: skip
 # the title of a group -> what holds its options, and an instance with other defaults than its own, or None
 Groups = Mapping[str, tuple[Callable[..., Any], Any]]

@@ -1,5 +1,6 @@
 """`sidestep join HOST:PORT`, and the other side, `sidestep train RULE --listen HOST:PORT`."""
 
+import socket
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,6 +37,7 @@ def _join(
     module: str | None = None,
     device: str | None = None,
     wait: float = 10.0,
+    name: str | None = None,
 ) -> None:  # long: the options of the command
     """Take a share of every further step of a run, until it ends.
 
@@ -50,8 +52,10 @@ def _join(
         module: Image path that the run is trained with, FILE.py:NAME, if it is one of its own.
         device: Where to compute: auto, cpu, cuda, cuda:1, mps. By default as there.
         wait: Seconds for which to try again where nobody listens yet.
+        name: What the run calls this worker, also when it comes back. Default: this machine's name.
     """
-    guest = Guest(where, read_token(token_file) if token_file else None, wait)
+    guest = Guest(where, read_token(token_file) if token_file else None, wait,
+                  socket.gethostname() if name is None else name)  # fmt: skip
     found = join_run(guest, _loader(data, data_dir), module=module_from(module) if module else None,
                      device=device, progress=_Notices())  # fmt: skip
     show(f"{found.said}; this worker has estimated {counted(found.parts, 'part')}, and sent {found.sent_bytes:,} bytes")
@@ -90,7 +94,7 @@ def listening(extra: Extra, world: World) -> Iterator[Host | None]:
     if world.size > 1:
         raise InputError("--listen is for one process, which others join: start it without torchrun")
     token, new = settled_token(extra.token_file) if extra.token_file else (None, False)
-    host = Host(extra.listen, token, extra.peer_timeout)
+    host = Host(extra.listen, token, extra.peer_timeout, extra.check_share)
     if new:
         notice(f"wrote a new token to {extra.token_file}: copy it to the machines that join")
     also = f" --token-file {extra.token_file}" if extra.token_file else ""

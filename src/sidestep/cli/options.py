@@ -87,6 +87,8 @@ class Extra:
     """File of the token that those who join have to know; a new one is written where there is none."""
     peer_timeout: float = 2.0
     """Seconds without a sign of life after which one who has joined is dropped; others take its parts."""
+    check_share: float = 0.02
+    """Share of the parts of those who have joined that is estimated here as well: other numbers have them dropped."""
 
 
 Given = tuple[Rule, Options, TrainData, Extra]

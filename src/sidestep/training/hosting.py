@@ -5,6 +5,7 @@ log, and apply it; so a newcomer needs the log alone, and nobody who goes takes 
 """
 
 import json
+import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -48,7 +49,7 @@ class HostedParts(Parts):
         super().__init__(Alone(), parts.of, parts.count)
         self.host, self._recorder, self._progress, self._steps = host, recorder, progress, steps
         self.begun, self._left = -1, list[int]()  # the step whose parts were given, and those left to this process
-        self._known: set[int] = set()  # workers whose first part was seen to be right
+        self._known: dict[int, bool] = {}  # workers whose first part was right -> whether it was so to the bit
         self.stop: StopRequest | None = None
         recorder.told = self._decided
 
@@ -71,7 +72,9 @@ class HostedParts(Parts):
 
         started = time.monotonic()
         found = {index: one(index) for index in self._left}
-        self._gather(found, one, max(self.host.timeout, _PATIENCE * (time.monotonic() - started)))
+        took = time.monotonic() - started
+        self.host.took(took, len(self._left))
+        self._gather(found, one, max(self.host.timeout, _PATIENCE * took))
         total = PartSum()
         for index in range(self.count):
             total.add(found.pop(index), index)
@@ -95,25 +98,34 @@ class HostedParts(Parts):
                 self.host.wait(0.05)
 
     def _take(self, arrived: Arrived, found: dict[int, Update], one: Estimate) -> None:
-        """Take the part of a worker; of its first, and of one with numbers that are none, see whether it is right."""
+        """Take the part of a worker; see whether its first is right, and some that nobody knows of before."""
         worker, part, like = arrived.worker, arrived.part, next(iter(found.values()))
         try:
             update = unpacked(arrived.data, like)
         except (RankError, RuntimeError, ValueError) as error:
             self.host.drop(worker, sentence(str(error)), part)
             return
-        if worker in self._known and apart(update, update) is None:
+        known = worker in self._known
+        if known and apart(update, update) is None and not self._drawn():
             found[part] = update
             return
         found[part] = own = one(part)
-        if packed(own) == packed(update):
-            self._known.add(worker)
-            return
-        wrong = apart(update, own)
+        same = packed(own) == packed(update)
+        wrong = None if same else apart(update, own)
+        if not same and not wrong and self._known.get(worker):
+            wrong = "numbers that are not bit for bit those of its part, as they were before"
         if wrong:
             self.host.drop(worker, f"it sent {wrong}, as an estimate here has shown")
-            return
-        self._known.add(worker)
+        elif not known:
+            self._known[worker] = same
+            if not same:
+                self._tell_of_rounding(worker)
+
+    def _drawn(self) -> bool:
+        """Draw whether a part is compared: not from the run's noise, which all workers know."""
+        return secrets.randbelow(1 << 30) < self.host.check_share * (1 << 30)
+
+    def _tell_of_rounding(self, worker: int) -> None:
         self._progress.notice(
             f"{self.host.name_of(worker)} rounds otherwise than this machine: the run is as good, but whether it has "
             "the bits of one process cannot be promised"

@@ -13,7 +13,7 @@ from sidestep.version import __version__
 from sidestep.wording import sentence
 from sidestep.world.address import is_loopback, split_address
 from sidestep.world.host import BEAT
-from sidestep.world.roster import NUMBER_BYTES
+from sidestep.world.roster import MOST_NAME, NUMBER_BYTES
 from sidestep.world.sealed import Channel, Kind, Message
 
 __all__ = ["Guest"]
@@ -34,19 +34,21 @@ class Guest:
         where: HOST:PORT, or PORT on this machine.
         token: that of the host.
         wait: seconds for which to try again where nobody listens.
+        name: by which the host knows this worker when it comes back.
 
     Raises:
         InputError: if nobody listens there, what answers is no host, or it does not know the token.
         RankError: if the host refuses this worker, in its words.
     """
 
-    def __init__(self, where: str, token: bytes | None = None, wait: float = 0.0) -> None:
-        name, port = split_address(where)
-        if token is None and not is_loopback(name):
+    def __init__(self, where: str, token: bytes | None = None, wait: float = 0.0, name: str = "") -> None:
+        host, port = split_address(where)
+        if token is None and not is_loopback(host):
             raise InputError(f"a run at {where} has a token: give --token-file FILE, copied from that machine")
         self.where, self.newest, self._channel, self._token = where, 0, Channel(hosts=False), token or b""
         self._sending, self._inbox, self._closed = threading.Lock(), queue.Queue[Message | RankError](), False
-        self._socket = _connected(where, name, port, wait)
+        self._name = name
+        self._socket = _connected(where, host, port, wait)
         self._told = time.monotonic()
         try:
             self.welcome = self._let_in()
@@ -107,7 +109,7 @@ class Guest:
             )
         self._channel.agree(self._token, own, answer.data[:NUMBER_BYTES])
         self._channel.most = _MOST
-        self.send(Kind.PROOF)
+        self.send(Kind.PROOF, self._name.encode()[:MOST_NAME])
         try:
             answer = self._next()
         except RankError as error:

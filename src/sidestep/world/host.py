@@ -35,12 +35,13 @@ class Host:
         where: HOST:PORT, or PORT for this machine alone.
         token: what those who join have to know; needed unless only this machine can reach the address.
         timeout: seconds without a sign of life after which a worker is dropped.
+        check_share: of the parts that come, drawn where nobody can know it before, which the host estimates as well.
 
     Raises:
         InputError: for an address that cannot be listened at, or is open to others without a token.
     """
 
-    def __init__(self, where: str, token: bytes | None = None, timeout: float = 2.0) -> None:
+    def __init__(self, where: str, token: bytes | None = None, timeout: float = 2.0, check_share: float = 0.02) -> None:
         name, port = split_address(where)
         if token is None and not is_loopback(name):
             raise InputError(
@@ -52,6 +53,9 @@ class Host:
                 f"--peer-timeout must be from {_LEAST} s, since a worker gives a sign of life every {BEAT} s, to "
                 f"{_LONGEST:,} s; got {timeout}"
             )
+        if not 0 <= check_share <= 1:
+            raise InputError(f"--check-share is a share of the parts that come, from 0 to 1, got {check_share:g}")
+        self.check_share = check_share
         self.timeout, self._thread, self._stop, self._accepted = timeout, threading.Thread(target=self._serve), False, 0
         self._roster, self._said = Roster(token or b""), ""
         self._listening, self._paused_until, self._news_of_pause = _listening(where, name, port), 0.0, True
@@ -80,6 +84,11 @@ class Host:
         """Begin a step, see `Roster.publish`; return the parts that are left to the host."""
         with self._roster.changed:
             return self._waking(self._roster.publish(step, count, body, history))
+
+    def took(self, seconds: float, parts: int) -> None:
+        """Take note of how long the host's own parts have taken, by which the next are given out."""
+        with self._roster.changed:
+            self._roster.pace.took(seconds, parts)
 
     def adopted(self) -> list[int]:
         """Return the parts of workers that have gone, but for those that other workers have been given."""

@@ -6,6 +6,7 @@ from contextlib import suppress
 from enum import IntEnum
 
 from sidestep.errors import RankError
+from sidestep.world.pace import Pace
 from sidestep.world.sealed import Channel, Kind
 
 __all__ = ["Peer", "Stage"]
@@ -28,6 +29,8 @@ class Peer:
     """A worker, or whoever has connected.
 
     number: counts connections, from 1.
+    worker, called: what it is known by once it has shown that it knows the token: a number, and a name of its own.
+    pace: seconds that a part takes it, with the way there and back.
     due: parts of the current step that it has been given and has not sent yet.
     heard: when something came last, in seconds of `time.monotonic`.
     most_waiting: bytes that it may leave unread.
@@ -39,13 +42,15 @@ class Peer:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.socket, self.address, self.number = connection, address, number
         self.channel, self.stage, self.due = Channel(hosts=True), Stage.NEW, set[int]()
+        self.worker, self.called, self.pace = 0, "", Pace()
         self.begun = self.heard = self.told = time.monotonic()
         self.most_waiting, self._waiting = _MOST_WAITING, bytearray()
 
     @property
     def name(self) -> str:
         """What it is called in sentences."""
-        return f"worker {self.number} ({self.address})" if self.stage > Stage.PROVING else self.address
+        called = f"{self.called}, " if self.called else ""
+        return f"worker {self.worker} ({called}{self.address})" if self.stage > Stage.PROVING else self.address
 
     @property
     def wants_to_write(self) -> bool:

@@ -5,6 +5,8 @@ Everything here is done with the roster's lock held; what a message holds, whoev
 
 import os
 import threading
+import time
+from collections import Counter
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -13,13 +15,15 @@ from pathlib import Path
 from sidestep.errors import RankError
 from sidestep.version import __version__
 from sidestep.wording import counted, sentence
+from sidestep.world.pace import Pace, given_out
 from sidestep.world.peer import Peer, Stage
 from sidestep.world.sealed import Kind, Message
 
-__all__ = ["NUMBER_BYTES", "Arrived", "History", "Roster", "mask_of", "parts_in"]
+__all__ = ["MOST_NAME", "NUMBER_BYTES", "Arrived", "History", "Roster", "mask_of", "parts_in"]
 
 NUMBER_BYTES = 16  # of what either side draws for a connection
 MASK_BYTES = 8
+MOST_NAME = 64  # letters of what a worker calls itself
 _PIECE = 1 << 20
 _FOREIGN = 20  # that are named; then no more lines are made of what anybody can send
 
@@ -56,6 +60,9 @@ class Roster:
         self._history: History | None = None
         self._recent: list[tuple[int, bytes]] = []  # steps that the history on the disk does not hold
         self._owners: dict[int, int] = {}  # parts that have not come -> the worker they were given to
+        self.pace, self._begun_at, self._given = Pace(), 0.0, dict[int, int]()  # the host's own; parts by member
+        self._called: list[str] = []  # worker 1, 2, ...: also of those who have gone
+        self._been_here: set[int] = set()
 
     @property
     def ready(self) -> list[Peer]:
@@ -65,17 +72,19 @@ class Roster:
     def publish(self, step: int, count: int, body: bytes, history: History | None) -> list[int]:
         """Begin a step of so many parts: tell what the one before has decided, and give every worker its parts.
 
-        Returns the parts that are left to the host: the first always, then as many as each worker has.
+        Returns the parts that are left to the host: the first always. Each worker has one, too, by which it stays known
+        how fast it is; the others go to the fastest.
         """
         self.step, self._history = step, history
         kept = history.step if history else 0
         self._recent += [(step, body)] if body else []
         self._recent = [each for each in self._recent if each[0] > kept]  # a step's body is what the one before decided
         self.arrived.clear()
-        members = [0, *(peer.number for peer in self.ready)]
-        given = {part: members[part % len(members)] for part in range(count)}
+        paces = {0: self.pace, **{peer.number: peer.pace for peer in self.ready}}
+        given = given_out(count, paces)
+        self._given, self._begun_at = dict(Counter(given.values())), time.monotonic()
         self._owners = {part: number for part, number in given.items() if number}
-        self._tell_of_reserve(len(members) - count if count else 0, count)
+        self._tell_of_reserve(len(paces) - count if count else 0, count)
         for peer in list(self.peers.values()):
             if peer.stage >= Stage.REPLAYING:
                 peer.due = {part for part, number in given.items() if number == peer.number}
@@ -157,6 +166,8 @@ class Roster:
         peer.stage = Stage.PROVING
 
     def _proven(self, peer: Peer, message: Message) -> None:
+        peer.called = sentence(message.data.decode(errors="replace"))[:MOST_NAME]
+        peer.worker = self._worker(peer.called)
         peer.stage = Stage.CHECKING
         peer.channel.most = self.most_bytes
         peer.send(Kind.WELCOME, self.welcome)
@@ -181,13 +192,27 @@ class Roster:
         peer.stage = Stage.READY
         self.generation += 1
         workers = counted(len(self.ready) + 1, "worker")
-        self.news.append(f"{peer.name} has joined, at step {self.step}: {workers} with this one")
+        come = "come back" if peer.worker in self._been_here else "joined"
+        self._been_here.add(peer.worker)
+        self.news.append(f"{peer.name} has {come}, at step {self.step}: {workers} with this one")
+
+    def _worker(self, called: str) -> int:
+        """Return the number of somebody new, or of one of that name who had gone and comes back."""
+        here = {peer.worker for peer in self.peers.values()}
+        known = [number for number, name in enumerate(self._called, 1) if called and name == called]
+        free = [number for number in known if number not in here]
+        if free:
+            return free[0]
+        self._called.append(called)
+        return len(self._called)
 
     def _came(self, peer: Peer, message: Message) -> None:
         part = message.data[0] if message.data else 255
         if message.step != self.step or part not in peer.due:
             raise RankError(f"it sent part {part} of step {message.step}, which it was not given")
         peer.due.discard(part)
+        if not peer.due and self._given.get(peer.number):
+            peer.pace.took(time.monotonic() - self._begun_at, self._given.pop(peer.number))
         self._owners.pop(part, None)
         self.arrived.append(Arrived(peer.number, part, message.data[1:]))
         self.changed.notify_all()

@@ -37,7 +37,7 @@ class Kind(IntEnum):
 
     HELLO = 1  # worker: a number drawn for this connection, and its version
     CHALLENGE = 2  # host: the same of its own
-    PROOF = 3  # worker: the first sealed one
+    PROOF = 3  # worker: the first sealed one, with what it calls itself
     WELCOME = 4  # host: what is trained
     ACCEPT = 5  # worker: has the same, and what cannot be promised
     HISTORY = 6  # host: a piece of the steps so far
