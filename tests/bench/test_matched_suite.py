@@ -146,6 +146,15 @@ def test_a_page_is_made_again_from_the_records_beside_it(suite, tmp_path):
     assert page.read_text() == first
 
 
+def test_the_plan_counts_what_is_done_and_reads_no_data(suite, capsys):
+    run(suite)
+    words = ["--nets", "mlp", "--budget", "tiny", "--seeds", "4", "--trials", "3", "--out", str(suite.out), "--plan"]
+    main(["bench", "--suite", "matched", *words])
+    lines = capsys.readouterr().out.splitlines()
+    assert next(line for line in lines if line.startswith("backprop ")).split()[1:7] == ["3", "of", "3", "2", "of", "4"]
+    assert any(line.startswith("noprop-dt") and "does not fit" in line for line in lines)
+
+
 def test_a_row_that_is_counted_alone_is_not_trained_and_keeps_less_for_the_way_back(suite, tmp_path):
     memory = dataclasses.replace(suite, rows=chosen_rows(["backprop", "backprop-checkpointed"]), seeds=1, trials=1)
     memory = dataclasses.replace(memory, nets=("conv",))

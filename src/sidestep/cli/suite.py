@@ -12,9 +12,10 @@ import torch
 
 from sidestep.bench.process import FAILED
 from sidestep.bench.suite.page import write_pages
+from sidestep.bench.suite.plan import plan_tables
 from sidestep.bench.suite.suite import Suite, chosen_rows, run_suite
 from sidestep.cli.options import Repeated, all_words
-from sidestep.cli.output import default_data_dir, fail, show, show_line
+from sidestep.cli.output import default_data_dir, fail, show, show_line, show_table
 from sidestep.cli.parse import parsed_groups
 from sidestep.measure.processor import processor_name
 from sidestep.training import Compute, Stopped
@@ -57,6 +58,8 @@ class SuiteOptions:
     """Where to compute: auto, cpu, cuda, cuda:1, mps."""
     retry: bool = False
     """Run again what failed."""
+    plan: bool = False
+    """Run nothing: show what would be searched and run, and what of it is done."""
     report: Path | None = None
     """Folder of the pages, matched-DATA.md, and of the records that they are made of, matched-DATA-NET.jsonl."""
     draw: bool = False
@@ -71,6 +74,11 @@ def suite_command(arguments: list[str]) -> None:
         _words(given.data) or ("digits",), _words(given.nets) or ("mlp", "conv"), chosen_rows(_words(given.rules)),
         given.seeds, given.trials, given.budget, given.out, given.data_dir or default_data_dir(), given.device,
     )  # fmt: skip
+    if given.plan:
+        for table in plan_tables(suite):
+            show_table(table.title, table.columns, table.rows)
+            show("")
+        return
     environment = _environment(given.device, command)
     if not given.draw:
         _run(suite, environment, given.retry, command)

@@ -1,0 +1,50 @@
+"""What a suite would run: for each row its ranges, how many of its runs are done, or why it has none."""
+
+from sidestep.bench.report import Table
+from sidestep.bench.suite.nets import NoFit
+from sidestep.bench.suite.records import SuiteRecords
+from sidestep.bench.suite.suite import Suite, file_of
+from sidestep.bench.suite.work import search_of
+from sidestep.presets.matched import NETS, Among, Between
+from sidestep.presets.matched_budgets import suite_budget
+
+__all__ = ["plan_tables"]
+
+
+def plan_tables(suite: Suite) -> list[Table]:
+    """Return a table for each net on each data set; no data are read."""
+    return [_plan(suite, data, net) for data in suite.data for net in suite.nets]
+
+
+def _plan(suite: Suite, data: str, net: str) -> Table:
+    budget = suite_budget(suite.budget, data, NETS[net].kind)
+    records = SuiteRecords(file_of(suite.out, data, net), {})
+    runs = list(records.runs.values())
+    lines = []
+    for row, cell in suite.cells(data, (), net):
+        if isinstance(cell, NoFit):
+            lines.append([row.name, "-", "-", f"does not fit: {cell.why}"])
+            continue
+        if row.counted:
+            lines.append([row.name, "-", "-", "counted, not trained"])
+            continue
+        trials = sum(records.get(work.key) is not None for work in search_of(cell, suite.trials))
+        of_row = [run for run in runs if run["row"] == row.name and run["kind"] == "seed"]
+        seeds = len({run["number"] for run in of_row if run["budget"] == suite.budget and run["number"] < suite.seeds})
+        ranges = ", ".join(f"{name} {_range(searched)}" for name, searched in row.search.items())
+        lines.append([row.name, f"{trials} of {suite.trials}", f"{seeds} of {suite.seeds}", ranges])
+    title = (
+        f"{net} on {data}, {suite.budget}: trials of {budget.search_epochs} x {_images(budget.search_images)}, "
+        f"seeds of {budget.epochs} x {_images(budget.images)} images"
+    )
+    return Table(title, ["row", "trials done", "seeds done", "searched"], lines)
+
+
+def _images(number: int | None) -> str:
+    return "all" if number is None else f"{number:,}"
+
+
+def _range(searched: Between | Among) -> str:
+    if isinstance(searched, Between):
+        return f"{searched.low:g} to {searched.high:g}"
+    return " or ".join(dict.fromkeys(map(str, searched.values)))
