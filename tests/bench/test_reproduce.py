@@ -127,10 +127,10 @@ class TestArithmetic:
 
         # sqrt(0.8 * 0.2 / 400) = 0.02 and sqrt(0.5 * 0.5 / 400) = 0.025: of four equal runs the error is not 0 alone
         assert words(*({**cell, "test_images": 400} for cell in cells)) == [
-            "80.00 (0.00; 2.00)",
-            "50.00 (0.00; 2.50) ddim",
+            "80.00 (0; 2.00)",
+            "50.00 (0; 2.50) ddim",
         ]
-        assert words(*cells) == ["80.00 (0.00)", "50.00 (0.00) ddim"]  # written before their number was
+        assert words(*cells) == ["80.00 (0)", "50.00 (0) ddim"]  # written before their number was
 
     def test_verdict_by_hand(self):
         cell = PaperCell(99.47, 0.04)
