@@ -104,19 +104,17 @@ def one(split: data.DataSet, wanted: Row) -> Row:
 
 def planned(rows: list[Row], given: argparse.Namespace) -> Row | None:
     """Return the first run that has no row yet: of each way its trials, then the best of them with every seed."""
-    done = {_key(row): row for row in rows}
+    done, missing = {_key(row): row for row in rows}, []
     for way, settings in SETTINGS.items():
         base = {"data": given.data, "augment": "shift" if given.data == "mnist" else "none", "way": way}
         trials = [base | {"kind": "trial", "options": o, "seed": 0, "epochs": given.trial_epochs} for o in settings]
-        for wanted in trials:
-            if _key(wanted) not in done:
-                return wanted
-        best = max((done[_key(trial)] for trial in trials), key=lambda row: float(row["validation"]))
-        for seed in given.seeds:
-            wanted = base | {"kind": "run", "options": best["options"], "seed": seed, "epochs": given.epochs}
-            if _key(wanted) not in done:
-                return wanted
-    return None
+        left = [wanted for wanted in trials if _key(wanted) not in done]
+        missing += left
+        if not left:
+            best = max((done[_key(trial)] for trial in trials), key=lambda row: float(row["validation"]))
+            run = base | {"kind": "run", "options": best["options"], "epochs": given.epochs}
+            missing += [run | {"seed": seed} for seed in given.seeds if _key(run | {"seed": seed}) not in done]
+    return next((row for row in missing if given.kind in (None, row["kind"])), None)
 
 
 def table(rows: list[Row]) -> None:
@@ -154,6 +152,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--most", type=int, default=1_000_000, help="make no more than so many runs")
+    parser.add_argument("--kind", choices=("trial", "run"), help="trials alone, or runs of ways whose trials are done")
     parser.add_argument("--table", action="store_true", help="train nothing, print the table")
     given = parser.parse_args()
     torch.set_num_threads(1)

@@ -9,7 +9,7 @@ weights, AdamW, end to end) and `ste` (ternary weights with float latents and sc
 characters, 16 a step, a cosine to zero.
 
 Each way has six trials of some 20 processor seconds (`TRIALS`, seed 0); the best by bits a character on validation is
-then trained some two processor minutes with seeds 0, 1 and 2, and the test part is read at the end of these runs
+then trained some 60 processor seconds with seeds 0, 1 and 2, and the test part is read at the end of these runs
 alone. Steps are fixed, so that a run can be made again, by the time that steps take in turn on a quiet machine
 (`STEPS`); the processor seconds of training stand in each row.
 
@@ -40,7 +40,7 @@ from sidestep.training import Options
 from sidestep.training.options import Compute
 
 BATCH, SEEDS = 16, (0, 1, 2)
-STEPS = {"ternary": (400, 2400), "float": (400, 2400), "ste": (360, 2150)}  # of a trial, and of a run
+STEPS = {"ternary": (400, 1200), "float": (400, 1200), "ste": (360, 1080)}  # of a trial, and of a run
 TRIALS: dict[str, list[dict[str, Any]]] = {
     "ternary": [{"flip_share": share, "momentum": momentum}
                 for momentum in (0.98, 0.99) for share in (0.003, 0.006, 0.012)],
@@ -200,7 +200,7 @@ def main() -> None:
     parser.add_argument("text", type=Path)
     parser.add_argument("--rows", type=Path, required=True)
     parser.add_argument("--only", nargs="+", default=list(STEPS), choices=list(STEPS))
-    parser.add_argument("--trials", action="store_true", help="trials alone")
+    parser.add_argument("--kind", choices=("trial", "run"), help="trials alone, or runs of ways whose trials are done")
     parser.add_argument("--next", action="store_true", help="the first missing run alone")
     parser.add_argument("--try", dest="tried", nargs="+", metavar=("STEPS", "NAME=VALUE"), help="one run besides")
     parser.add_argument("--table", action="store_true", help="train nothing, print the tables")
@@ -212,7 +212,8 @@ def main() -> None:
         if given.table:
             return table(rows)
         queue = [_tried(given.only[0], given.tried)] if given.tried else [planned(way, rows) for way in given.only]
-        wanted = next((row for row in queue if row and not (given.trials and row["kind"] == "run")), None)
+        missing = [row for row in queue if row and given.kind in (None, row["kind"])]
+        wanted = min(missing, key=lambda row: (row["kind"] == "run", row["seed"]), default=None)
         if wanted is None:
             return print("nothing is missing")
         keep_row(given.rows, make(text, wanted))
