@@ -23,7 +23,8 @@ PROBED = ("weight-probes", "local-probes", "rank-one", "activity-probes")
 CASES = {
     **{f"noise-step {kind} {net}": NoiseStep(net=net, hidden=(6, 5), estimator=kind, probes=8, threshold=1)
        for kind in PROBED for net in ("mlp", "conv")},
-    **{f"noise-step {kind} with {how}": NoiseStep(hidden=(6, 5), estimator=kind, update=how, probes=8, threshold=1)
+    **{f"noise-step {kind} with {how}":
+       NoiseStep(hidden=(6, 5), estimator=kind, update=how, probes=8, threshold=1, flip_share=0.02)
        for kind in PROBED for how in ("flips", "sets", "bop", "accumulators")},
     **{f"noise-step local-probes, 4 directions, guide {guide}":
        NoiseStep(hidden=(6, 5), estimator="local-probes", directions=4, guide=guide)

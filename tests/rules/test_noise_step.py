@@ -537,7 +537,16 @@ class TestChoices:
     @pytest.mark.parametrize("update", ["clamped-sum", "accumulators", "flips", "sets", "bop"])
     @pytest.mark.parametrize("net", ["mlp", "conv"])
     def test_every_estimator_goes_with_every_update_and_every_net(self, estimator, update, net):
-        rule = NoiseStep(net=net, hidden=(6, 5), estimator=estimator, update=update, probes=8, bias=True, threshold=1)
+        rule = NoiseStep(
+            net=net,
+            hidden=(6, 5),
+            estimator=estimator,
+            update=update,
+            probes=8,
+            bias=True,
+            threshold=1,
+            flip_share=0.02,
+        )
         made = rule.build(TASK, Noise(0), None, None)
         optimizer, before = rule.optimizer(made), weights_of(made)
         batch = Batch(Noise(1).normal(8 * 64).view(8, 1, 8, 8), torch.arange(8) % 4)
