@@ -1,9 +1,6 @@
 """The stack of denoising blocks, its embedding, its read-out and its schedule."""
 
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
-from functools import partial
-from typing import TypeAlias
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -13,16 +10,14 @@ from sidestep.nets.noprop.batched_blocks import can_go_together
 from sidestep.nets.noprop.blocks import Block
 from sidestep.nets.noprop.execution import EXECUTIONS, choose_execution
 from sidestep.nets.noprop.schedules import Levels, check_alpha_bar, signal_to_noise
+from sidestep.nets.noprop.spread_blocks import SpreadBlocks
 from sidestep.nets.noprop.target_space import CLASS_SPACE, TargetSpace
-from sidestep.nets.parallel import run_units
 from sidestep.nets.shapes import Shape
 
-__all__ = ["DenoisingStack", "Passed"]
-
-Passed: TypeAlias = Callable[[int, Tensor | None], Tensor]
+__all__ = ["DenoisingStack"]
 
 
-class DenoisingStack(nn.Module):
+class DenoisingStack(SpreadBlocks):
     """T denoising blocks that share one class embedding and one read-out.
 
     Args:
@@ -73,11 +68,14 @@ class DenoisingStack(nn.Module):
             self.embedding = nn.Parameter(embedding.clone())
         else:
             self.register_buffer("embedding", embedding.clone())
-        self._elsewhere: frozenset[int] = frozenset()  # blocks whose weights other ranks hold
-        self._passed: Passed | None = None
         exact = alpha_bar.detach().double()
         self.register_buffer("alpha_bar", exact.float())
         self.register_buffer("noise_share", (1 - exact).float(), persistent=False)
+
+    @property
+    def count(self) -> int:
+        """The number of blocks, T."""
+        return len(self.blocks)
 
     @property
     def classes(self) -> int:
@@ -145,34 +143,12 @@ class DenoisingStack(nn.Module):
         normal = torch.empty(len(labels), self.dimension, dtype=self.embedding.dtype, device=labels.device)
         return self.noised_label(labels, level, normal.normal_(generator=generator))
 
-    def hold(self, own: Collection[int]) -> None:
-        """Note which blocks are here; of the others only the shape is known, and other ranks have the weights."""
-        self._elsewhere = frozenset(range(len(self.blocks))) - frozenset(own)
-
-    @contextmanager
-    def spread(self, passed: Passed) -> Iterator[None]:
-        """Predict with all blocks, some of which are elsewhere: `passed(index, logits)` is called for each, in turn.
-
-        It is given the logits of a block that is here, or None, and returns those of the rank that has it. Every rank
-        must predict the same inputs.
-        """
-        self._passed = passed
-        try:
-            yield
-        finally:
-            self._passed = None
-
     def image_features(self, images: Tensor) -> list[Tensor]:
         """Return every block's image features, T tensors (batch, features): they do not depend on z.
 
         Of a block that is elsewhere they are of length 0.
         """
-        here = [index for index in range(len(self.blocks)) if index not in self._elsewhere]
-        found = run_units([partial(self.block(index).features, images) for index in here], images.device, self.together)
-        if not self._elsewhere:
-            return found
-        by_block = dict(zip(here, found, strict=True))
-        return [by_block.get(index, images.new_empty(len(images), 0)) for index in range(len(self.blocks))]
+        return self.features_here(lambda index: self.block(index).features(images), images, self.together)
 
     def block_logits(self, index: int, features: Tensor, latent: Tensor) -> Tensor:
         """Return the logits of block `index` at z, (batch, classes), wherever the block is.
@@ -180,12 +156,4 @@ class DenoisingStack(nn.Module):
         Raises:
             InputError: for a block that is elsewhere, unless the ranks predict together (`spread`).
         """
-        here = index not in self._elsewhere
-        if here and self._passed is None:
-            return self.block(index).logits(features, latent)
-        if self._passed is None:
-            raise InputError(
-                f"block {index + 1} is trained by another process, which alone has its weights, so nothing can be "
-                "predicted here before the end of the run; train with --split batch to predict in between"
-            )
-        return self._passed(index, self.block(index).logits(features, latent) if here else None)
+        return self.logits_anywhere(index, lambda: self.block(index).logits(features, latent))

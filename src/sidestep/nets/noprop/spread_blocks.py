@@ -1,0 +1,73 @@
+"""Blocks of which some may be on other ranks: which are here, and how predictions pass from rank to rank."""
+
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import TypeAlias
+
+from torch import Tensor, nn
+
+from sidestep.errors import InputError
+from sidestep.nets.parallel import run_units
+
+__all__ = ["Passed", "SpreadBlocks"]
+
+Passed: TypeAlias = Callable[[int, Tensor | None], Tensor]
+
+
+class SpreadBlocks(nn.Module):
+    """What nets have in common whose blocks train apart, each here or on another rank."""
+
+    kind = "block"  # what one is called
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._elsewhere: frozenset[int] = frozenset()  # blocks whose weights other ranks hold
+        self._passed: Passed | None = None
+
+    @property
+    def count(self) -> int:
+        """The number of blocks, wherever they are."""
+        raise NotImplementedError
+
+    def hold(self, own: Collection[int]) -> None:
+        """Note which blocks are here; of the others only the shape is known, and other ranks have the weights."""
+        self._elsewhere = frozenset(range(self.count)) - frozenset(own)
+
+    @contextmanager
+    def spread(self, passed: Passed) -> Iterator[None]:
+        """Predict with all blocks, some of which are elsewhere: `passed(index, logits)` is called for each, in turn.
+
+        It is given the logits of a block that is here, or None, and returns those of the rank that has it. Every rank
+        must predict the same inputs.
+        """
+        self._passed = passed
+        try:
+            yield
+        finally:
+            self._passed = None
+
+    def features_here(self, features: Callable[[int], Tensor], inputs: Tensor, together: bool) -> list[Tensor]:
+        """Return `features(index)` of every block that is here, and of those elsewhere rows of length 0."""
+        here = [index for index in range(self.count) if index not in self._elsewhere]
+        found = run_units([partial(features, index) for index in here], inputs.device, together)
+        if not self._elsewhere:
+            return found
+        by_block = dict(zip(here, found, strict=True))
+        return [by_block.get(index, inputs.new_empty(len(inputs), 0)) for index in range(self.count)]
+
+    def logits_anywhere(self, index: int, logits: Callable[[], Tensor]) -> Tensor:
+        """Return what block `index` gives, by `logits()` where it is here.
+
+        Raises:
+            InputError: for a block that is elsewhere, unless the ranks predict together (`spread`).
+        """
+        here = index not in self._elsewhere
+        if here and self._passed is None:
+            return logits()
+        if self._passed is None:
+            raise InputError(
+                f"{self.kind} {index + 1} is trained by another process, which alone has its weights, so nothing can "
+                "be predicted here before the end of the run; train with --split batch to predict in between"
+            )
+        return self._passed(index, logits() if here else None)
