@@ -3,6 +3,7 @@
 from sidestep.rules import (
     SPSA,
     Backprop,
+    Blockwise,
     DirectFeedbackAlignment,
     Evolution,
     FeedbackAlignment,
@@ -34,6 +35,9 @@ SMALL = {
     ),
     "noprop-fm": NoPropFM(**QUICK),
     "noprop-fm velocity": NoPropFM(prediction="velocity", loss="paper", embedding="learned", dimension=6, **QUICK),
+    "blockwise": Blockwise(groups=2, depth=3, width=16),
+    "blockwise vit": Blockwise(groups=2, depth=2, net="vit", width=32, levels="readable", overlap=0.0),
+    "blockwise resnet exact": Blockwise(groups=2, depth=2, net="resnet", width=8, exact_share=0.5),
     "backprop": Backprop(blocks=2),
     "backprop checkpointed": Backprop(blocks=2, activation_checkpointing=True),
     "backprop mlp": Backprop(net="mlp", hidden=(32,)),

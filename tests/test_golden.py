@@ -34,6 +34,8 @@ CASES = {
     ),
     "noprop-fm": NoPropFM(),
     "noprop-fm velocity": NoPropFM(prediction="velocity", loss="paper", embedding="learned", dimension=6),
+    "blockwise": SMALL["blockwise"],
+    "blockwise vit": SMALL["blockwise vit"],
     "backprop chained-blocks": Backprop(blocks=3),
     "backprop mlp": SMALL["backprop mlp"],
     "backprop ternary": SMALL["backprop ternary"],

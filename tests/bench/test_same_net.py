@@ -24,7 +24,7 @@ from sidestep.rules.shared.same_net import SameNet
 TASK = Task((1, 8, 8), tuple("abcd"), (0.0,), (1.0,))
 SMALL = {"noprop-dt": {"blocks": 2}, "backprop": {"net": "mlp", "hidden": (8, 6)},
          "forward-gradient": {"hidden": (8, 6), "groups": 2}, "noprop-ct": {}, "noprop-fm": {},
-         "neural-ode": {}}  # fmt: skip
+         "neural-ode": {}, "blockwise": {}}  # fmt: skip
 
 
 def made(name, **options):

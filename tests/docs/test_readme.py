@@ -9,7 +9,13 @@ from sidestep.rules import RULES
 from sidestep.rules.support import support_of
 
 README = Path(__file__).resolve().parents[2] / "README.md"
-MODULES = {"any": "any module", "stages": "a chain of stages", "blocks": "a module in each block", "none": "no module"}
+MODULES = {
+    "any": "any module",
+    "stages": "a chain of stages",
+    "residual": "a chain of residual blocks",
+    "blocks": "a module in each block",
+    "none": "no module",
+}
 LOGS = {"no": [], "yes": ["log"], "own loop": ["log in own loop"]}
 
 

@@ -147,7 +147,7 @@ def test_frozen_parameters_keep_their_bits_where_a_rule_says_so(name):
         layers[1].requires_grad_(False)
         return layers
 
-    module = first_frozen if rule.takes.module != "none" else None
+    module = None if rule.takes.module in ("none", "residual") else first_frozen
     net = rule.build(task, Noise(0), None, module)
     if module is None:
         next(net.parameters()).requires_grad_(False)

@@ -13,6 +13,7 @@ from sidestep.rules import (
     SPSA,
     Backprop,
     Batch,
+    Blockwise,
     DirectFeedbackAlignment,
     Evolution,
     FeedbackAlignment,
@@ -103,7 +104,11 @@ EVERY = {
     "noise-step rank-one": NoiseStep(estimator="rank-one", threshold=2),
     "noise-step activity": NoiseStep(estimator="activity-probes", flip_share=0.05),
 }
-WITHOUT_MODULES = {"forward-forward": ForwardForward(hidden=(8, 8)), "hebbian": Hebbian(hidden=(8, 8))}
+WITHOUT_MODULES = {
+    "blockwise": Blockwise(groups=2, depth=2, width=16, **DECAY),
+    "forward-forward": ForwardForward(hidden=(8, 8)),
+    "hebbian": Hebbian(hidden=(8, 8)),
+}
 # what a rule has no definition for: local losses train one layer a stage, trits a whole layer, inputs a whole weight
 CANNOT = {
     ("forward-gradient local", "low_rank"),

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from sidestep.errors import InputError
+from sidestep.nets.groups.group_chain import GroupChain, PlainChain
 from sidestep.nets.noprop.chained_blocks import MLP, ChainedBlocks
 from sidestep.nets.noprop.denoiser import Denoiser
 from sidestep.nets.noprop.stack import DenoisingStack
@@ -32,6 +33,7 @@ def end_to_end_net(net: nn.Module, image_shape: Shape, noise: Noise) -> nn.Modul
         stages               the last head on all of them; ternary weights get float latents (straight-through)
         blocks of a stack    a chain (`ChainedBlocks`)
         one timed block      itself, at z = 0 and t = 0
+        groups of blocks     all blocks in one residual net, between the first stem and the last head
         Hebbian, goodness    the stages and the read-out of all their features
 
     Args:
@@ -60,6 +62,8 @@ def end_to_end_net(net: nn.Module, image_shape: Shape, noise: Noise) -> nn.Modul
             paths = [net.block(index).image for index in range(len(net.blocks))]
             rows, learned = net.embedding.detach(), net.learns_embedding
             return ChainedBlocks(paths, image_shape, rows, learned, image_latent, space=net.space)
+    if isinstance(net, GroupChain):
+        return PlainChain(net)
     if isinstance(net, Denoiser):
         return _AtStart(net)
     if isinstance(net, HebbianNet | GoodnessNet):

@@ -5,6 +5,7 @@ from typing import Any
 
 from sidestep.errors import CheckpointError
 from sidestep.rules.backprop import Backprop
+from sidestep.rules.blockwise import Blockwise
 from sidestep.rules.direct_feedback_alignment import DirectFeedbackAlignment
 from sidestep.rules.evolution import Evolution
 from sidestep.rules.feedback_alignment import FeedbackAlignment
@@ -28,6 +29,7 @@ __all__ = [
     "SPSA",
     "Backprop",
     "Batch",
+    "Blockwise",
     "DirectFeedbackAlignment",
     "Evolution",
     "FeedbackAlignment",
@@ -52,6 +54,7 @@ RULES: dict[str, type[Rule]] = {
     "noprop-dt": NoPropDT,
     "noprop-ct": NoPropCT,
     "noprop-fm": NoPropFM,
+    "blockwise": Blockwise,
     "noise-step": NoiseStep,
     "feedback-alignment": FeedbackAlignment,
     "direct-feedback-alignment": DirectFeedbackAlignment,

@@ -8,13 +8,14 @@ from sidestep.errors import InputError
 
 __all__ = ["MODULES", "InputKind", "ModuleKind", "Takes", "TargetKind", "check_takes", "set_takes"]
 
-ModuleKind = Literal["any", "stages", "blocks", "none"]
+ModuleKind = Literal["any", "stages", "residual", "blocks", "none"]
 InputKind = Literal["image", "features", "tokens", "mapping"]
 TargetKind = Literal["classes", "labels", "values", "tokens", "own"]
 
 MODULES: dict[str, str] = {
     "any": "any module",
     "stages": "a chain of stages",
+    "residual": "a chain of residual blocks",
     "blocks": "in each block",
     "none": "no",
 }
@@ -27,8 +28,8 @@ class Takes:
     Of `log` and `optimizer` a rule's class says how they are by default, and the rule how they are with its own
     hyper-parameters (`set_takes`).
 
-    module: what a module of the user's can be: any; an nn.Sequential of stages; the path of the inputs in each block;
-        or none.
+    module: what a module of the user's can be: any; an nn.Sequential of stages; one of residual blocks; the path of the
+        inputs in each block; or none.
     inputs: image, features (rows of a table), tokens, or mapping (several tensors by name).
     targets: classes, labels (several for an example), values (real numbers), tokens (the next ones), or own: a loss of
         the user's, of whatever targets.
