@@ -1,0 +1,383 @@
+"""Five nets without a useful gradient on MNIST, by ways of training that need none.
+
+    python experiments/no_gradient_nets.py run FILE.jsonl [--ways ...] [--nets ...] [--seeds 0,1,2]
+    python experiments/no_gradient_nets.py table FILE.jsonl
+
+A row is one net, way and seed; those that the file has are not run again. A forward pass is one example through a net,
+shifted or noisy or neither, and all ways have the same number of them. What a way leaves open was chosen on validation
+accuracy of seed 0, for each way by itself; the test split is read once, after the last step of a row.
+The nets are made after those of PolyStep's page (arXiv 2605.01928): a hidden layer of 128 units after the pixels.
+"""
+
+import argparse
+import itertools
+import json
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sidestep import attach, data
+from sidestep.noise import Noise
+from sidestep.rules import SPSA, Evolution
+from sidestep.training.learned_feedback import LearnedFeedback
+
+HIDDEN, PASSES, BATCH = 128, 1_500_000, 256
+PUBLISHED = {"spiking": 93.4, "int8": 97.1, "attention": 86.8, "staircase": 93.2, "experts": 90.7}
+
+
+class Spike(torch.autograd.Function):
+    """A hard threshold; its straight-through slope, that of an arctangent, is for the baseline alone."""
+
+    @staticmethod
+    def forward(context, values: Tensor) -> Tensor:
+        """Return 1 where the value is not negative, or 0."""
+        context.save_for_backward(values)
+        return (values >= 0).float()
+
+    @staticmethod
+    def backward(context, gradient: Tensor) -> Tensor:
+        """Return the gradient times 1 / (1 + (pi z)^2)."""
+        return gradient / (1 + (math.pi * context.saved_tensors[0]).square())
+
+
+def through(hard: Tensor, soft: Tensor, straight: bool) -> Tensor:
+    """Return the hard values; with a straight-through gradient where it is the baseline that is trained."""
+    return soft + (hard - soft).detach() if straight else hard
+
+
+class Spiking(nn.Module):
+    """Leaky integrate-and-fire units with hard spikes, 15 time steps; its outputs are counts of spikes."""
+
+    straight = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(784, HIDDEN), nn.Linear(HIDDEN, 10)
+
+    def fire(self, charge: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the spikes, and what is left of the charges."""
+        spikes = Spike.apply(charge - 1) if self.straight else (charge >= 1).float()
+        return spikes, charge * (1 - spikes)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Return spikes of each class, (batch, 10)."""
+        current = self.first(pixels)
+        inner, outer = torch.zeros_like(current), current.new_zeros(len(current), 10)
+        counts = torch.zeros_like(outer)
+        for _ in range(15):
+            spikes, inner = self.fire(0.95 * inner + current)
+            out, outer = self.fire(0.95 * outer + self.second(spikes))
+            counts = counts + out
+        return counts
+
+
+class RoundedLinear(nn.Linear):
+    """Weights rounded to multiples of 0.01, from -128 to 127 of them."""
+
+    straight = False
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """Return (batch, outputs)."""
+        weight, bias = (
+            through((part / 0.01).round().clamp(-128, 127) * 0.01, part, self.straight)
+            for part in (self.weight, self.bias)
+        )
+        return F.linear(rows, weight, bias)
+
+
+class Int8(nn.Module):
+    """An MLP whose middle layer has int8 weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.middle, self.last = (
+            nn.Linear(784, HIDDEN),
+            RoundedLinear(HIDDEN, HIDDEN),
+            nn.Linear(HIDDEN, 10),
+        )
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Return logits."""
+        return self.last(self.middle(self.first(pixels).relu()).relu())
+
+
+def chosen(scores: Tensor, straight: bool) -> Tensor:
+    """Return one-hot rows of the largest scores."""
+    return through(F.one_hot(scores.argmax(dim=1), scores.shape[1]).to(scores.dtype), scores.softmax(dim=1), straight)
+
+
+class Attention(nn.Module):
+    """Hard attention: the best of eight keys decides by which gates the values pass."""
+
+    straight = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.values, self.last = nn.Linear(784, HIDDEN), nn.Linear(HIDDEN, HIDDEN), nn.Linear(HIDDEN, 10)
+        self.keys, self.gates = nn.Linear(HIDDEN, 8, bias=False), nn.Linear(8, HIDDEN, bias=False)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Return logits."""
+        rows = self.first(pixels).relu()
+        return self.last(self.values(rows) * self.gates(chosen(self.keys(rows), self.straight)).sigmoid())
+
+
+class Staircase(nn.Module):
+    """An MLP with two activations of five steps."""
+
+    straight = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.middle, self.last = nn.Linear(784, HIDDEN), nn.Linear(HIDDEN, HIDDEN), nn.Linear(HIDDEN, 10)
+
+    def stairs(self, values: Tensor) -> Tensor:
+        """Return floor(5 sigmoid(z)) / 5."""
+        soft = values.sigmoid()
+        return through((5 * soft).floor() / 5, soft, self.straight)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Return logits."""
+        return self.last(self.stairs(self.middle(self.stairs(self.first(pixels)))))
+
+
+class Experts(nn.Module):
+    """Four experts, of which each example has the one with the largest score."""
+
+    straight = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.gate, self.last = nn.Linear(784, HIDDEN), nn.Linear(HIDDEN, 4), nn.Linear(HIDDEN, 10)
+        self.experts = nn.ModuleList(
+            nn.Sequential(nn.Linear(HIDDEN, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, HIDDEN)) for _ in range(4)
+        )
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Return logits."""
+        rows = self.first(pixels).relu()
+        each = torch.stack([expert(rows) for expert in self.experts], dim=1)
+        return self.last((each * chosen(self.gate(rows), self.straight)[:, :, None]).sum(dim=1))
+
+
+NETS = {"spiking": Spiking, "int8": Int8, "attention": Attention, "staircase": Staircase, "experts": Experts}
+
+
+@dataclass(frozen=True)
+class Way:
+    """A way of training.
+
+    passes: through the net for each example of a step.
+    step: (net, steps in all, seed) -> a function that takes one step from a batch, given the share of steps done.
+    """
+
+    passes: int
+    make: Callable[[nn.Module, int, int], Callable[[Tensor, Tensor, float], None]]
+    batch: int = BATCH
+
+
+def by_feedback(rate: float, **settings: float) -> Way:
+    """Return learned feedback with Adam, cosine decay."""
+
+    def make(net: nn.Module, steps: int, seed: int) -> Callable[[Tensor, Tensor, float], None]:
+        estimate = LearnedFeedback(net, seed=seed, **settings)
+        optimizer = torch.optim.Adam(net.parameters(), lr=rate)
+
+        def step(inputs: Tensor, targets: Tensor, done: float) -> None:
+            optimizer.param_groups[0]["lr"] = rate * (1 + math.cos(math.pi * done)) / 2
+            optimizer.zero_grad()
+            estimate(inputs, targets)
+            optimizer.step()
+
+        return step
+
+    return Way(2, make)
+
+
+def by_rule(rule: SPSA | Evolution, passes: int, batch: int = BATCH) -> Way:
+    """Return a rule of the library, attached to the net."""
+
+    def make(net: nn.Module, steps: int, seed: int) -> Callable[[Tensor, Tensor, float], None]:
+        attached = attach(net, rule, seed=seed)
+        rate = None if rule.learning_rate is None else rule.learning_rate
+
+        def step(inputs: Tensor, targets: Tensor, done: float) -> None:
+            if rate is not None:
+                attached.optimizer.param_groups[0]["lr"] = rate * (1 + math.cos(math.pi * done)) / 2
+            attached(inputs, targets)
+
+        return step
+
+    return Way(passes, make, batch)
+
+
+def straight_through(rate: float) -> Way:
+    """Return Adam with straight-through gradients: a forward and a backward pass, counted as one pass."""
+
+    def make(net: nn.Module, steps: int, seed: int) -> Callable[[Tensor, Tensor, float], None]:
+        for part in net.modules():
+            if hasattr(part, "straight"):
+                part.straight = True
+        optimizer = torch.optim.Adam(net.parameters(), lr=rate)
+
+        def step(inputs: Tensor, targets: Tensor, done: float) -> None:
+            optimizer.param_groups[0]["lr"] = rate * (1 + math.cos(math.pi * done)) / 2
+            optimizer.zero_grad()
+            F.cross_entropy(net(inputs), targets).backward()
+            optimizer.step()
+
+        return step
+
+    return Way(1, make)
+
+
+def by_cma(spread: float, population: int) -> Way:
+    """Return separable CMA-ES over all weights (`pip install cma`)."""
+
+    def make(net: nn.Module, steps: int, seed: int) -> Callable[[Tensor, Tensor, float], None]:
+        import cma
+
+        start = nn.utils.parameters_to_vector(net.parameters()).detach().double().numpy()
+        options = {"CMA_diagonal": True, "seed": seed + 1, "popsize": population, "verbose": -9}
+        search = cma.CMAEvolutionStrategy(start, spread, options)
+
+        def load(values) -> None:
+            nn.utils.vector_to_parameters(torch.as_tensor(values, dtype=torch.float32), net.parameters())
+
+        @torch.no_grad()
+        def step(inputs: Tensor, targets: Tensor, done: float) -> None:
+            tried, losses = search.ask(), []
+            for values in tried:
+                load(values)
+                losses.append(float(F.cross_entropy(net(inputs), targets)))
+            search.tell(tried, losses)
+            load(search.mean)
+
+        return step
+
+    return Way(population, make)
+
+
+WAYS = {
+    "learned feedback": by_feedback(2e-3),
+    "unbiased feedback": by_feedback(2e-3, residual=1.0),
+    "spsa": by_rule(SPSA(eps=0.01), 36),
+    "evolution": by_rule(
+        Evolution(noise_kind="full-rank", per="group", eps=0.03, population=32, learning_rate=0.01), 32
+    ),
+    "cma": by_cma(0.03, 32),
+    "straight-through Adam": straight_through(2e-3),
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one run came to: accuracies in percent, passes, steps, processor seconds."""
+
+    net: str
+    way: str
+    seed: int
+    validation: float
+    test: float | None
+    passes: int
+    steps: int
+    seconds: float
+
+
+def splits() -> dict[str, tuple[Tensor, Tensor]]:
+    """Return standardised pixels and labels of train, validation (5,000 of the training images) and test."""
+    images = data.load("mnist", validation=5000 / 60000)
+    found = {}
+    for name in ("train", "validation", "test"):
+        split = getattr(images, name)
+        pixels = split.images.view(len(split.images), -1).float() / 255
+        found[name] = (pixels - 0.1307) / 0.3081, split.labels.long()
+    return found
+
+
+def batches(rows: int, size: int, noise: Noise) -> Iterator[Tensor]:
+    """Yield the numbers of the examples of each step, in another order in every epoch."""
+    for epoch in itertools.count():
+        yield from noise.at(epoch).permutation(rows)[: rows - rows % size].view(-1, size)
+
+
+@torch.no_grad()
+def accuracy(net: nn.Module, split: tuple[Tensor, Tensor]) -> float:
+    """Return the accuracy in percent."""
+    right = [
+        net(inputs).argmax(dim=1) == targets for inputs, targets in zip(*(p.split(1000) for p in split), strict=True)
+    ]
+    return 100 * float(torch.cat(right).float().mean())
+
+
+def run(name: str, way: str, seed: int, sets: dict[str, tuple[Tensor, Tensor]], passes: int, test: bool) -> Row:
+    """Return one row."""
+    with Noise(seed).stream("weights").torch_seeded():
+        net = NETS[name]()
+    chosen_way, begun = WAYS[way], time.process_time()
+    steps = max(1, passes // (chosen_way.passes * chosen_way.batch))
+    step = chosen_way.make(net, steps, seed)
+    inputs, targets = sets["train"]
+    order = batches(len(inputs), chosen_way.batch, Noise(seed).stream("order"))
+    for number in range(steps):
+        rows = next(order)
+        step(inputs[rows], targets[rows], number / steps)
+    seconds = time.process_time() - begun
+    net.eval()
+    taken = steps * chosen_way.passes * chosen_way.batch
+    final = accuracy(net, sets["test"]) if test else None
+    return Row(name, way, seed, accuracy(net, sets["validation"]), final, taken, steps, seconds)
+
+
+def rows_of(path: Path) -> list[Row]:
+    """Return the rows of a file."""
+    return [Row(**json.loads(line)) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def table(rows: list[Row]) -> Iterator[str]:
+    """Yield the lines of the page's table: mean and standard deviation over seeds."""
+    yield "| way | " + " | ".join(NETS) + " |"
+    yield "|---" * (1 + len(NETS)) + "|"
+    yield "| published | " + " | ".join(str(PUBLISHED[name]) for name in NETS) + " |"
+    for way in WAYS:
+        cells = []
+        for name in NETS:
+            found = [row.test for row in rows if (row.net, row.way) == (name, way) and row.test is not None]
+            cells.append(f"{statistics.mean(found):.1f} ({statistics.stdev(found):.1f})" if len(found) > 1 else "-")
+        yield f"| {way} | " + " | ".join(cells) + " |"
+
+
+def main() -> None:
+    """Run rows that are missing, or print the table."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("command", choices=["run", "table"])
+    parser.add_argument("file", type=Path)
+    parser.add_argument("--ways", default=",".join(WAYS))
+    parser.add_argument("--nets", default=",".join(NETS))
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--passes", type=int, default=PASSES)
+    parser.add_argument("--no-test", action="store_true", help="leave the test split unread, while something is chosen")
+    given = parser.parse_args()
+    if given.command == "table":
+        print("\n".join(table(rows_of(given.file))))
+        return
+    sets = splits()
+    for seed, name, way in itertools.product(
+        map(int, given.seeds.split(",")), given.nets.split(","), given.ways.split(",")
+    ):
+        if not any((row.net, row.way, row.seed) == (name, way, seed) for row in rows_of(given.file)):
+            row = run(name, way, seed, sets, given.passes, not given.no_test)
+            with given.file.open("a") as file:
+                file.write(json.dumps(asdict(row)) + "\n")
+            print(row, flush=True)
+
+
+if __name__ == "__main__":
+    main()

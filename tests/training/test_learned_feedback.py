@@ -1,0 +1,142 @@
+"""Learned feedback: unbiased with the whole residual, a fit that finds the gradient, and what it refuses."""
+
+import itertools
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sidestep.errors import InputError, NonFiniteError
+from sidestep.gradients.learned_feedback import errors_of
+from sidestep.noise import Noise
+from sidestep.training.learned_feedback import LearnedFeedback
+
+
+def net_of(*widths: int, between: type[nn.Module] = nn.Tanh) -> nn.Sequential:
+    with Noise(3).torch_seeded():
+        layers = [nn.Linear(one, other) for one, other in itertools.pairwise(widths)]
+    parts = [part for layer in layers for part in (layer, between())][:-1]
+    return nn.Sequential(*parts).double()
+
+
+def batch_of(count: int, width: int, classes: int) -> tuple[Tensor, Tensor]:
+    inputs = Noise(4).normal(count * width).view(count, width).double()
+    return inputs, torch.arange(count) % classes
+
+
+class Twice(nn.Module):
+    """One layer that is called at two time steps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = net_of(2, 2)[0]
+
+    def forward(self, rows: Tensor) -> Tensor:
+        return self.layer(rows) + self.layer(2 * rows).sin()
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_with_the_whole_residual_the_mean_over_all_signs_is_the_gradient(monkeypatch, known) -> None:
+    """For one linear layer and a quadratic loss, whose central differences are exact: whatever was learned before."""
+    net, (inputs, targets) = net_of(2, 3), batch_of(1, 2, 3)
+    wanted = torch.tensor([[1.0, -2.0, 0.5]], dtype=torch.float64)
+
+    def loss(outputs: Tensor, _: Tensor) -> Tensor:
+        return (outputs - wanted).square().sum(dim=1)
+
+    loss(net(inputs), targets).mean().backward()
+    exact = [parameter.grad.clone() for parameter in net.parameters()]
+    found = []
+    for signs in itertools.product((1.0, -1.0), repeat=3):
+        net.zero_grad()
+        estimate = LearnedFeedback(net, loss, residual=1.0)
+        if known:
+            learned = estimate._learned_of("0", net[0], torch.zeros(1, 3).double())
+            learned.state["feedback"] = torch.arange(9.0).double().view(3, 3)
+            learned.state["spread"] = torch.ones(()).double()
+        monkeypatch.setattr(Noise, "signs", lambda *_, signs=signs, **__: torch.tensor(signs, dtype=torch.float64))
+        estimate(inputs, targets)
+        found.append([parameter.grad.clone() for parameter in net.parameters()])
+    for index, gradient in enumerate(exact):
+        mean = torch.stack([each[index] for each in found]).mean(dim=0)
+        torch.testing.assert_close(mean, gradient, rtol=1e-5, atol=1e-6)
+
+
+def test_the_fit_points_along_the_gradient_and_further_than_one_estimate() -> None:
+    net, (inputs, targets) = net_of(6, 24, 3), batch_of(96, 6, 3)
+    torch.nn.functional.cross_entropy(net(inputs), targets).backward()
+    exact = net[0].weight.grad.flatten().clone()
+
+    def cosine(steps: int, **settings: float) -> float:
+        estimate = LearnedFeedback(net, eps=0.05, memory=1.0, **settings)
+        for _ in range(steps):
+            net.zero_grad()
+            estimate(inputs, targets)
+        return float(torch.cosine_similarity(net[0].weight.grad.flatten(), exact, dim=0))
+
+    assert cosine(150) > 0.9
+    assert abs(cosine(1, residual=1.0)) < 0.8
+
+
+def test_the_inputs_of_all_calls_of_a_layer_count() -> None:
+    """A layer that sees x and then 2 x: 3 x in its weights' estimate where its bias has 2."""
+    net = Twice()
+    estimate = LearnedFeedback(net, lambda outputs, _: outputs.sum(dim=1), residual=1.0)
+    estimate(torch.ones(8, 2).double(), torch.zeros(8))
+    assert bool(net.layer.bias.grad.abs().min() > 1e-3)
+    torch.testing.assert_close(net.layer.weight.grad, net.layer.bias.grad[:, None].expand(2, 2) * 1.5)
+
+
+def test_steps_and_thresholds_are_learned_and_state_goes_on_to_the_same_bits() -> None:
+    class Hard(nn.Module):
+        def forward(self, rows: Tensor) -> Tensor:
+            return (rows > 0).to(rows.dtype)
+
+    inputs, targets = batch_of(128, 4, 2)
+    targets = (inputs[:, 0] > inputs[:, 1]).long()
+    net = net_of(4, 24, 2, between=Hard)
+    estimate, optimizer = LearnedFeedback(net), torch.optim.Adam(net.parameters(), lr=0.02)
+
+    def step(estimate: LearnedFeedback) -> None:
+        optimizer.zero_grad()
+        estimate(inputs, targets)
+        optimizer.step()
+
+    for _ in range(150):
+        step(estimate)
+    assert (net(inputs).argmax(dim=1) == targets).float().mean() > 0.9
+    again = LearnedFeedback(net)
+    again.load_state_dict(estimate.state_dict())
+    kept = {name: value.clone() for name, value in net.state_dict().items()}
+    net.zero_grad()
+    estimate(inputs, targets)
+    first = net[0].weight.grad.clone()
+    net.load_state_dict(kept)
+    net.zero_grad()
+    again(inputs, targets)
+    assert torch.equal(net[0].weight.grad, first)
+
+
+def test_a_count_of_errors_has_differences_at_a_step_as_large_as_the_outputs() -> None:
+    def wrong(outputs: Tensor) -> Tensor:
+        return (outputs.argmax(dim=1) != 0).double()
+
+    found = errors_of(wrong, torch.tensor([[0.0, 0.5], [5.0, 0.0]]).double(), 1.0)
+    assert found.tolist() == [[-0.5, 0.5], [0.0, 0.0]]
+
+
+def test_what_cannot_be_trained_so_is_refused_in_a_sentence() -> None:
+    inputs, targets = batch_of(4, 2, 2)
+    with pytest.raises(InputError, match=r"the parameter 1.weight is in no nn.Linear"):
+        LearnedFeedback(nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2)))
+    with pytest.raises(InputError, match=r"layer 0 is given shape \(2, 2, 2\)"):
+        LearnedFeedback(net_of(2, 2))(inputs.view(2, 2, 2), targets)
+    with pytest.raises(InputError, match="eps"):
+        LearnedFeedback(net_of(2, 2), eps=0.0)
+    estimate = LearnedFeedback(net_of(2, 2), lambda outputs, _: outputs.sum(dim=1) * float("nan"))
+    with pytest.raises(NonFiniteError, match="step 0"):
+        estimate(inputs, targets)
+    assert not estimate._learned
+    assert all(p.grad is None for p in estimate.model.parameters())
+    with pytest.raises(InputError, match="which the model lacks"):
+        LearnedFeedback(net_of(2, 2)).load_state_dict({"steps": 1, "layers": {"5": {}}})
