@@ -8,10 +8,10 @@ Three ways: `ternary` (noise-step of the preset `noise-step-text`, through `trai
 weights, AdamW, end to end) and `ste` (ternary weights with float latents and scales, AdamW, end to end). Rows of 64
 characters, 16 a step, a cosine to zero.
 
-Each way has six trials of some 20 processor seconds (`TRIALS`, seed 0); the best by bits a character on validation is
-then trained some 60 processor seconds with seeds 0, 1 and 2, and the test part is read at the end of these runs
-alone. Steps are fixed, so that a run can be made again, by the time that steps take in turn on a quiet machine
-(`STEPS`); the processor seconds of training stand in each row.
+Each way has six trials of some 22 processor seconds (`TRIALS`, seed 0); the best by bits a character on validation is
+then trained with seeds 0, 1 and 2, `--times` as long, and the test part is read at the end of these runs alone. Steps
+are fixed, so that a run can be made again, by the time that steps take in turn on a quiet machine (`STEPS`); the
+processor seconds of training stand in each row.
 
 A finished run is a line of the file of rows, and is not made again. `--next` makes the first that is missing and no
 more. `--try` makes one run with other settings, of as many steps, of the way that `--only` names, and keeps its row as
@@ -39,8 +39,8 @@ from sidestep.rules import NoiseStep
 from sidestep.training import Options
 from sidestep.training.options import Compute
 
-BATCH, SEEDS = 16, (0, 1, 2)
-STEPS = {"ternary": (400, 1200), "float": (400, 1200), "ste": (360, 1080)}  # of a trial, and of a run
+BATCH = 16
+STEPS = {"ternary": 400, "float": 400, "ste": 360}  # of a trial
 TRIALS: dict[str, list[dict[str, Any]]] = {
     "ternary": [{"flip_share": share, "momentum": momentum}
                 for momentum in (0.98, 0.99) for share in (0.003, 0.006, 0.012)],
@@ -122,9 +122,9 @@ def bits(net: nn.Module, split: Split) -> float:
     return float(torch.cat(found).double().mean()) / math.log(2)
 
 
-def planned(way: str, rows: list[Row]) -> Row | None:
+def planned(way: str, rows: list[Row], times: int, seeds: list[int]) -> Row | None:
     """Return the first run of a way that has no row yet: trials, then the best of them with each seed."""
-    trial, length = STEPS[way]
+    trial, length = STEPS[way], times * STEPS[way]
     tried = {_key(row): row for row in rows if row["way"] == way and row["kind"] == "trial"}
     for settings in TRIALS[way]:
         wanted = {"kind": "trial", "way": way, "settings": settings, "seed": 0, "steps": trial}
@@ -132,7 +132,7 @@ def planned(way: str, rows: list[Row]) -> Row | None:
             return wanted
     best = min((tried[_key({"settings": s, "seed": 0, "steps": trial})] for s in TRIALS[way]), key=_validation)
     done = {_key(row) for row in rows if row["way"] == way and row["kind"] == "run"}
-    for seed in SEEDS:
+    for seed in seeds:
         wanted = {"kind": "run", "way": way, "settings": best["settings"], "seed": seed, "steps": length}
         if _key(wanted) not in done:
             return wanted
@@ -200,6 +200,8 @@ def main() -> None:
     parser.add_argument("text", type=Path)
     parser.add_argument("--rows", type=Path, required=True)
     parser.add_argument("--only", nargs="+", default=list(STEPS), choices=list(STEPS))
+    parser.add_argument("--times", type=int, default=1, help="how many times as long as a trial a run is")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the runs")
     parser.add_argument("--kind", choices=("trial", "run"), help="trials alone, or runs of ways whose trials are done")
     parser.add_argument("--next", action="store_true", help="the first missing run alone")
     parser.add_argument("--try", dest="tried", nargs="+", metavar=("STEPS", "NAME=VALUE"), help="one run besides")
@@ -211,7 +213,11 @@ def main() -> None:
         rows = kept_rows(given.rows)
         if given.table:
             return table(rows)
-        queue = [_tried(given.only[0], given.tried)] if given.tried else [planned(way, rows) for way in given.only]
+        queue = (
+            [_tried(given.only[0], given.tried)]
+            if given.tried
+            else [planned(way, rows, given.times, given.seeds) for way in given.only]
+        )
         missing = [row for row in queue if row and given.kind in (None, row["kind"])]
         wanted = min(missing, key=lambda row: (row["kind"] == "run", row["seed"]), default=None)
         if wanted is None:
