@@ -54,7 +54,8 @@ def best_sets(gains: Tensor, count: int, members: int, parameter: int, step: int
     flat, chosen = gains.reshape(-1), []
     for first, several in _pieces(count, members):
         drawn = _drawn(len(gains), first, several, members, parameter, step, gains.device)
-        chosen.append(flat[drawn].sum(dim=2).argmax(dim=1).to(torch.uint8))
+        found = flat.index_select(0, drawn.view(-1)).view(drawn.shape)  # five times as fast as flat[drawn]
+        chosen.append(found.sum(dim=1).argmax(dim=1).to(torch.uint8))
     return torch.cat(chosen) if chosen else torch.empty(0, dtype=torch.uint8, device=gains.device)
 
 
@@ -74,7 +75,7 @@ def moves_of_sets(sets: ChosenSets, sizes: list[int]) -> tuple[Tensor, Tensor]:
     for parameter, (size, chosen) in enumerate(zip(sizes, numbers, strict=True)):
         found = [
             _drawn(size, first, several, sets.members, parameter, sets.step)[
-                torch.arange(several), chosen[first : first + several]
+                torch.arange(several), :, chosen[first : first + several]
             ]
             for first, several in _pieces(len(chosen), sets.members)
         ]
@@ -96,11 +97,11 @@ def _pieces(count: int, members: int) -> list[tuple[int, int]]:
 def _drawn(  # long: where a draw stands
     size: int, first: int, count: int, members: int, parameter: int, step: int, device: torch.device | str = "cpu"
 ) -> Tensor:
-    """Return 2 place + (1 for up) of the moves of choices first .. first + count - 1, (count, 256, members)."""
+    """Return 2 place + (1 for up) of the moves of choices first .. first + count - 1, (count, members, 256)."""
     if not 1 <= size <= _MOST_WEIGHTS:
         raise InputError(f"sets of moves are drawn in parameters of 1 to 2^31 weights, got {size:,}")
     noise, each = Noise(0).stream("sets").sub(parameter).at(step), CHOICES * members
-    return noise.integers(count * each, 2 * size, first * each, device).view(count, CHOICES, members)
+    return noise.integers(count * each, 2 * size, first * each, device).view(count, members, CHOICES)
 
 
 def _first_of_each(places: Tensor) -> tuple[Tensor, Tensor]:

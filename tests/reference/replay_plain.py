@@ -128,7 +128,7 @@ def moves_of_sets(step, parameters):
         point = PlainPoint(0, 0, index, step["step"]).below("sets")
         for choice, number in enumerate(numbers):
             for member in range(members):
-                drawn = point.word((256 * choice + number) * members + member) * 2 * size >> 32
+                drawn = point.word(256 * (choice * members + member) + number) * 2 * size >> 32
                 found.setdefault(begin + (drawn >> 1), 2 * (drawn & 1) - 1)
         begin += size
     return found
