@@ -31,7 +31,7 @@ def put_into(page: Path, made: Path) -> None:
     lines = made.read_text(encoding="utf-8").split("\n\n", 1)[1].rstrip().splitlines()
     body = "\n".join(f"#{line}" if line.startswith("## ") else line for line in lines)
     kept = f"The records of all runs lie beside [this page](results/{made.name})."
-    page.write_text(f"{before}{BEGIN}\n\n{kept} {body}\n\n{END}{after}", encoding="utf-8")
+    page.write_text(f"{before}{BEGIN}\n\n{kept}\n\n{body}\n\n{END}{after}", encoding="utf-8")
 
 
 def main() -> None:
