@@ -5,13 +5,14 @@ import math
 
 import hypothesis
 import hypothesis.strategies as st
+import numpy as np
 import pytest
 import torch
 
 from sidestep import noise as noise_module
 from sidestep import philox as philox_module
 from sidestep.errors import InputError
-from sidestep.noise import Noise, dropout_mask
+from sidestep.noise import Noise, dropout_mask, rows_of_signs
 from tests.reference import philox
 
 KNOWN_ANSWERS = [  # Random123: counter, key, words
@@ -51,7 +52,9 @@ def test_python_numpy_and_torch_give_the_same_words(blocks: int, first: int) -> 
     counters, seed = (2**32 - 1, 9, 2**31 + 5), 2**64 - 3
     words = philox_module.blocks_of_words(first, blocks, counters, seed, "cpu")
     by_torch = philox_module._by_torch(first, blocks, counters, seed, torch.device("cpu"))
-    by_numpy = torch.from_numpy(philox_module._by_numpy(first, blocks, counters, seed))
+    by_numpy = torch.from_numpy(
+        philox_module._by_numpy(np.arange(first, first + blocks, dtype=np.uint64), counters, seed)
+    )
     assert words.shape == (blocks, 4)
     assert words.dtype == by_torch.dtype == by_numpy.dtype == torch.int64
     assert torch.equal(words, by_torch)
@@ -286,3 +289,12 @@ def test_gpu_gives_the_same_words() -> None:
     assert torch.equal(POINT.permutation(10_000, "cuda").cpu(), POINT.permutation(10_000))
     torch.testing.assert_close(POINT.normal(10_000, 0, "cuda").cpu(), POINT.normal(10_000), rtol=1e-4, atol=1e-5)
     assert dropout_mask((10,), 0.5, POINT.generator("cuda")).is_cuda
+
+
+@pytest.mark.parametrize("lengths", [(128,), (784, 512, 10), (1, 127, 129), (5000,)])
+def test_some_rows_of_signs_are_those_of_all(lengths):
+    rows = torch.tensor([0, 3, 4, 17, 90])
+    points = [(Noise(2).stream(str(length)).sub(place).at(7), length) for place, length in enumerate(lengths)]
+    for (noise, length), found in zip(points, rows_of_signs(points, rows), strict=True):
+        assert torch.equal(found, noise.signs(91 * length).view(91, length)[rows])
+        found.mul_(2)  # its own memory

@@ -105,6 +105,21 @@ class TestSparse:
             assert torch.equal(position, again[0])
             assert torch.equal(value, again[1])
 
+    @pytest.mark.parametrize("capability", ["AVX512", "DEFAULT"])
+    @pytest.mark.parametrize("zeros", [False, True])
+    def test_rank_one_sums_are_those_of_their_factors(self, capability, zeros, monkeypatch):
+        if torch.backends.cpu.get_cpu_capability() != "AVX512" and capability == "AVX512":
+            pytest.skip("the product of bytes is for AVX-512")
+        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+        probes = RankOneProbes(Noise(5).at(2), ((40, 300), (128, 10), (1, 400), (3, 1), (2, 257)), 70)
+        coefs = (Noise(6).integers(70, 3) - 1) * (not zeros)
+        sums = list(probes.layer_sums(coefs.to(torch.int8)))
+        for layer, found in enumerate(sums):
+            rows, columns = probes.factors(layer)
+            assert torch.equal(found.long(), (rows.long() * coefs[:, None]).T @ columns.long())
+        (last,) = probes.layer_sums(coefs, [4])
+        assert torch.equal(last, sums[4])
+
     def test_steps_and_streams_give_other_probes(self):
         a, b = (SparseProbes(Noise(0).at(step), 1000, 5, 0.01).entries().position for step in (0, 1))
         assert a.tolist() != b.tolist()

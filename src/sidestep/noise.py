@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 
 from sidestep.errors import InputError
-from sidestep.philox import BLOCK, block_of_words, blocks_of_words
+from sidestep.philox import BLOCK, SOME, block_of_words, blocks_of_words, these_blocks
 
-__all__ = ["Noise", "dropout_mask", "dropout_scale", "signs_of"]
+__all__ = ["Noise", "dropout_mask", "dropout_scale", "rows_of_signs", "signs_of"]
 
 
 @dataclass(frozen=True)
@@ -187,6 +187,45 @@ class _Seeded:
         torch.default_generator.set_state(self._before)
         if self._on_gpu is not None:
             torch.cuda.set_rng_state(self._on_gpu, self._device)
+
+
+def rows_of_signs(points: Sequence[tuple[Noise, int]], rows: Tensor) -> list[Tensor]:
+    """Some rows of a matrix of signs at each point, (rows, length), int8: row i begins with element i length.
+
+    Only the blocks of words are drawn that these rows have a part in, of all points by one call.
+
+    Args:
+        points: noise of one seed, and the length of a row.
+        rows: numbers of rows, (rows,), int64, one or more.
+
+    >>> noise, rows = Noise(0), torch.tensor([3, 1])
+    >>> bool((rows_of_signs([(noise, 5)], rows)[0] == noise.signs(20).view(4, 5)[rows]).all())
+    True
+    """
+    most = int(rows.max()) + 1
+    for _, length in points:
+        _check_range(length * most, 0, 1 << 39, "signs")
+    if rows.device.type != "cpu" or sum((length + 254) // 128 for _, length in points) * len(rows) > SOME:
+        return [noise.signs(length * most, 0, rows.device).view(most, length)[rows] for noise, length in points]
+    numbers, inside, each = [], [], []
+    for _, length in points:
+        first, rest = np.divmod(rows.numpy() * length, 128)
+        inside.append(rest)
+        each.append(int(rest.max() + length + 127) // 128)  # blocks for a row
+        numbers.append((first[:, None] + np.arange(each[-1])).reshape(-1))
+    table = np.array([(noise.substream, noise.step, noise.stream_id) for noise, _ in points], np.uint64)
+    counters = table.repeat([len(part) for part in numbers], axis=0).T
+    words = these_blocks(
+        np.concatenate(numbers).astype(np.uint64), (counters[0], counters[1], counters[2]), points[0][0].seed
+    )
+    signs, found, at = signs_of(_octets(torch.from_numpy(words).view(-1))).numpy(), [], 0
+    for (_, length), rest, count in zip(points, inside, each, strict=True):
+        end = at + len(rows) * count * 128
+        own, at = signs[at:end].reshape(len(rows), -1), end
+        if rest.any():
+            own = np.lib.stride_tricks.sliding_window_view(own, length, axis=1)[np.arange(len(rows)), rest]
+        found.append(torch.from_numpy(np.ascontiguousarray(own[:, :length])))
+    return found
 
 
 def signs_of(packed: Tensor) -> Tensor:

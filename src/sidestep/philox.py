@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["BLOCK", "block_of_words", "blocks_of_words"]
+__all__ = ["BLOCK", "SOME", "block_of_words", "blocks_of_words", "these_blocks"]
 
 MASK = 0xFFFFFFFF
 MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
@@ -35,8 +35,13 @@ def blocks_of_words(first: int, blocks: int, counters: Counters, seed: int, devi
         rows = [block_of_words(first + index, counters, seed) for index in range(blocks)]
         return torch.tensor(rows, dtype=torch.int64).view(blocks, BLOCK)
     if device.type == "cpu" and blocks <= SOME:
-        return torch.from_numpy(_by_numpy(first, blocks, counters, seed))
+        return torch.from_numpy(_by_numpy(np.arange(first, first + blocks, dtype=np.uint64), counters, seed))
     return _by_torch(first, blocks, counters, seed, device)
+
+
+def these_blocks(numbers: Array, counters: tuple[Array, Array, Array], seed: int) -> Array:
+    """The words of blocks of these numbers, (blocks,), at points of their own, (blocks,) each: (blocks, 4), int64."""
+    return _by_numpy(numbers, counters, seed)
 
 
 def block_of_words(block: int, counters: Counters, seed: int) -> tuple[int, int, int, int]:
@@ -48,13 +53,14 @@ def block_of_words(block: int, counters: Counters, seed: int) -> tuple[int, int,
     return w0, w1, w2, w3
 
 
-def _by_numpy(first: int, blocks: int, counters: Counters, seed: int) -> Array:
+def _by_numpy(numbers: Array, counters: Counters | tuple[Array, Array, Array], seed: int) -> Array:
     """Words 0 and 2 of all blocks are one array of two rows, words 1 and 3 another: half the calls.
 
     A round swaps the rows of the products; their low halves are the next words 1 and 3, and stay unmasked.
     """
+    blocks = len(numbers)
     even, odd, product = np.empty((3, 2, blocks), np.uint64)
-    even[0] = np.arange(first, first + blocks, dtype=np.uint64)
+    even[0] = numbers
     odd[0], even[1], odd[1] = counters
     for key in _key_columns(seed):
         np.multiply(even, _MULTIPLIERS, product)

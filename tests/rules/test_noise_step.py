@@ -25,6 +25,7 @@ from sidestep.rules import Batch, NoiseStep, Task
 from sidestep.rules.shared.density import advanced, density_and_count, first_density
 from sidestep.rules.shared.flips import TernaryOptimizer, choose_by_threshold, choose_flips
 from sidestep.rules.shared.trits import accumulate, along_probes, move, sign_and_median, subtract
+from sidestep.steplog.codecs.parts import part_of_probes
 from sidestep.update import Dense, Flips, Seeded
 from tests.reference.noise_step_plain import plain_step
 
@@ -297,22 +298,33 @@ class TestMoves:
         assert torch.equal(weights_of(net), (before - total.clamp(-1, 1)).clamp(-1, 1))
         assert (total.abs() > 1).any()
 
-    def test_accumulators_are_those_of_a_plain_loop(self):
+    @pytest.mark.parametrize(("kind", "threshold", "dtype"), [
+        ("sparse", 4, torch.int8), ("rank-one", 20, torch.int8), ("rank-one", 4, torch.int8),
+        ("rank-one", 130, torch.int16), ("part", 20, torch.int8),
+    ])  # fmt: skip
+    def test_accumulators_are_those_of_a_plain_loop(self, kind, threshold, dtype):
         net = mlp()
         optimizer = TernaryOptimizer([(list(net.parameters()), 0.1)])
-        plain, evidence = weights_of(net), torch.zeros_like(weights_of(net))
+        plain, evidence, moved = weights_of(net), torch.zeros_like(weights_of(net), dtype=torch.int64), 0
+        count = 12 if threshold < 100 else 700
         for step in range(30):
-            probes = SparseProbes(Noise(3).at(step), len(plain), 12, 0.2)
-            trits = (Noise(4).at(step).integers(12, 3) - 1).to(torch.int8)
-            accumulate(net, trits, probes, optimizer, 4)
+            probes = SparseProbes(Noise(3).at(step), len(plain), count, 0.2)
+            if kind != "sparse":
+                probes = RankOneProbes(Noise(3).at(step), rank_one_shapes(net), count)
+            if kind == "part":
+                probes = part_of_probes(probes, 7, 29)
+            trits = (Noise(4).at(step).integers(count, 3) - 1).to(torch.int8)
+            accumulate(net, trits, probes, optimizer, threshold)
             position, value = probes.weighted_sum(trits)
             for p, v in zip(position.tolist(), value.tolist(), strict=True):
                 evidence[p] += v
-                if abs(evidence[p]) >= 4:
+                if abs(evidence[p]) >= threshold:
                     plain[p] = max(-1, min(1, plain[p] - (1 if evidence[p] > 0 else -1)))
                     evidence[p] = 0
+                    moved += 1
             assert torch.equal(weights_of(net), plain)
-        assert {state["evidence"].dtype for state in optimizer.state.values()} == {torch.int8}
+        assert moved > 5
+        assert {state["evidence"].dtype for state in optimizer.state.values()} == {dtype}
 
     @pytest.mark.parametrize(("threshold", "dtype"), [(127, torch.int8), (128, torch.int16), (40_000, torch.int32)])
     def test_accumulators_are_as_wide_as_the_threshold_needs(self, threshold, dtype):

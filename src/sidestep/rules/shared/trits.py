@@ -9,13 +9,14 @@ Source: Brickner, "noise_step" (2024), sections 2 and 3, for the first two.
 
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from sidestep.errors import InputError, NonFiniteError
 from sidestep.gradients.directions import directions_along, weighted_directions
 from sidestep.nets.ternary.layers import ternary_parameters
-from sidestep.probes import DenseProbes, Probes, SparseProbes
+from sidestep.probes import DenseProbes, Probes, RankOneProbes, SparseProbes
 from sidestep.update import Seeded
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "with_zeros",
 ]
 
+_CACHED = 1 << 17  # weights at a time, whose sums stay in a core's cache
 ZERO = "net: zero alignments"
 
 
@@ -81,6 +83,12 @@ def as_gradients(net: nn.Module, update: Seeded) -> dict[str, Tensor]:
 
 def subtract(net: nn.Module, trits: Tensor, probes: Probes) -> None:
     """Apply the clamped sum, in place."""
+    whole = _touched_whole(net, probes)
+    if whole and isinstance(probes, RankOneProbes):
+        for parameter, total in zip(whole, probes.layer_sums(trits), strict=True):
+            change = total.clamp_(-1, 1).to(torch.int8)
+            parameter.data.sub_(change.view(parameter.shape)).clamp_(-1, 1)
+        return
     position, value = probes.weighted_sum(trits)
     move(net, position, -value.clamp_(-1, 1))
 
@@ -92,17 +100,53 @@ def accumulate(net: nn.Module, trits: Tensor, probes: Probes, optimizer: torch.o
     """
     narrow = next(kind for kind in (torch.int8, torch.int16, torch.int32) if threshold <= torch.iinfo(kind).max)
     most = torch.iinfo(narrow).max
+    whole = _touched_whole(net, probes) if trits.device.type == "cpu" else None
+    if whole and isinstance(probes, RankOneProbes):
+        for parameter, change in zip(whole, probes.layer_sums(trits), strict=True):
+            _accumulate_all(parameter, change, probes.count, _evidence(parameter, optimizer, narrow), threshold)
+        return
     position, value = probes.weighted_sum(trits)
     for parameter, inside, change in _by_parameter(net, position, value):
-        state = optimizer.state[parameter]
-        if "evidence" not in state:
-            state["evidence"] = torch.zeros_like(parameter, dtype=narrow)
-        evidence = state["evidence"].view(-1)
+        evidence = _evidence(parameter, optimizer, narrow)
         total = (evidence[inside].to(torch.int64) + change).clamp_(-most, most)
         enough = total.abs() >= threshold
         flat = parameter.data.view(-1)
         flat[inside[enough]] = (flat[inside[enough]] - total[enough].sign()).clamp_(-1, 1).to(torch.int8)
         evidence[inside] = total.masked_fill_(enough, 0).to(narrow)
+
+
+def _touched_whole(net: nn.Module, probes: Probes) -> list[Tensor] | None:
+    """Return the parameters, if the probes touch every weight of each: rank-one ones, but not a part of them."""
+    parameters = list(ternary_parameters(net).values())
+    if type(probes) is not RankOneProbes or [p.numel() for p in parameters] != [a * b for a, b in probes.shapes]:
+        return None
+    return parameters
+
+
+def _evidence(parameter: Tensor, optimizer: torch.optim.Optimizer, narrow: torch.dtype) -> Tensor:
+    state = optimizer.state[parameter]
+    if "evidence" not in state:
+        state["evidence"] = torch.zeros_like(parameter, dtype=narrow)
+    found: Tensor = state["evidence"].view(-1)
+    return found
+
+
+def _accumulate_all(parameter: Tensor, change: Tensor, count: int, evidence: Tensor, threshold: int) -> None:
+    """Do the same where probes touch all weights of a parameter, on a processor: no places are listed.
+
+    Sums need no clamping: below the threshold they fit, and beyond it they are cleared. Each pass over whole numbers of
+    eight or sixteen bits is numpy's or torch's, whichever is faster.
+    """
+    short = torch.int16 if threshold + count < 1 << 15 else torch.int64
+    parts = (each.split(_CACHED) for each in (change.view(-1), evidence, parameter.data.view(-1)))
+    for more, before, weights in zip(*parts, strict=True):
+        kept, total = before.numpy(), more.to(short).numpy()
+        total += kept
+        up, down = (total >= threshold).view(np.int8), (total <= -threshold).view(np.int8)
+        np.copyto(kept, total, casting="unsafe")
+        kept &= ((up | down) - np.int8(1)).astype(kept.dtype, copy=False)  # all bits, or none
+        down -= up
+        weights.add_(torch.from_numpy(down)).clamp_(-1, 1)
 
 
 def move(net: nn.Module, position: Tensor, change: Tensor) -> None:

@@ -10,8 +10,6 @@ from sidestep.probes import Probes, RankOneProbes, SparseProbes
 
 __all__ = ["part_of_probes"]
 
-_CHUNK = 1 << 22  # elements of probes at a time
-
 
 def part_of_probes(probes: Probes, first: int, last: int) -> Probes:
     """Return probes whose sums have weights `first` to `last` - 1 of the given ones', and no others.
@@ -59,12 +57,6 @@ class _RankOnePart(RankOneProbes):
 
 
 def _one_layer(probes: RankOneProbes, layer: int, coefs: Tensor) -> tuple[Tensor, Tensor]:
-    shape = probes.shapes[layer]
-    sums, size = torch.zeros(shape, device=coefs.device), max(1, _CHUNK // sum(shape))
-    for first in range(0, probes.count, size):
-        last = min(first + size, probes.count)
-        left, right = probes.factors(layer, coefs.device, first, last)
-        sums += (left.float() * coefs[first:last].float()[:, None]).T @ right.float()
-    total = sums.flatten().to(torch.int64)
+    total = next(probes.layer_sums(coefs, [layer])).flatten().to(torch.int64)
     position = total.nonzero()[:, 0]
     return position, total[position]
