@@ -17,13 +17,15 @@ from sidestep.probes import DenseProbes
 from sidestep.steplog import Recorder
 from sidestep.training import Options, Stopped, train
 from sidestep.training import joining as joining_module
+from sidestep.training.exchange import PartSum
 from sidestep.training.folder import RunFolder
 from sidestep.training.hosting import welcome_of
 from sidestep.training.joining import join_run
 from sidestep.training.part_messages import apart, packed, unpacked
 from sidestep.training.progress import Silent
+from sidestep.training.signs import Signs
 from sidestep.update import Dense, Seeded
-from sidestep.world import Host
+from sidestep.world import Alone, Host
 from tests.reference.joiners import digits, joiner
 from tests.reference.ranks import _answer as answer
 from tests.training.test_ranks import CASES, SMALL, left
@@ -356,7 +358,16 @@ def test_what_ends_the_host_is_said_by_those_who_joined(tmp_path):
         (rules.Backprop(net="mlp", **SMALL), {}, "leaves none"),
         (rules.NoPropDT(blocks=2), {}, "leaves none"),
         (WEIGHTS, {"average": 0.9}, "average = 0.9 cannot be followed"),
-        (rules.NoiseStep(**SMALL), {"exchange_share": 0.01}, "exchange_share = 0.01 cannot be followed"),
+        (
+            rules.NoiseStep(**SMALL),
+            {"exchange_share": 0.01},
+            "exchange_share = 0.01 leaves .* give --exchange-window 1",
+        ),
+        (
+            rules.NoiseStep(**SMALL),
+            {"exchange_share": 0.01, "exchange_window": 4},
+            "leaves .* give --exchange-window 1",
+        ),
         (WEIGHTS, {"out": None}, "give out"),
         (WEIGHTS, {"split": "units", "shares": None}, "not divided into parts that anybody can take"),
     ],
@@ -371,6 +382,36 @@ def test_runs_that_nobody_can_follow_are_refused(rule, changed, words, tmp_path)
     host.end("")
 
 
+def test_compressed_gradients_of_whoever_leave_the_bits_of_one_process(tmp_path):
+    rule, given = rules.NoiseStep(**SMALL), {"exchange_share": 0.1, "exchange_window": 1}
+    torch.set_num_threads(1)
+    train(rule, digits(), options(tmp_path / "one", **given), readings=[])
+    acts = {1: comes, 3: comes, 6: goes}
+    workers, said = hosted(tmp_path / "open", acts, rule, check_share=0.3, **given)
+    assert left(tmp_path, "open") == left(tmp_path, "one")
+    assert not any("round" in line or "it sent" in line for line in said)
+    parameters = 64 * 16 + 16 * 10  # at least
+    assert workers[1].found.sent_bytes / workers[1].found.parts < 4 * parameters / 4
+
+
+def test_signs_of_a_part_come_back_from_bytes_and_others_are_refused():
+    signs, losses = Signs(0.1, 1), {"net: loss": torch.tensor(1.5)}
+    update = Dense({"w": Noise(3).normal(200).view(20, 10)}, {}, losses)
+    data = packed(update, signs, 2)
+    found, message = unpacked(data, update, signs)
+    assert int((found.gradients["w"] != 0).sum()) == 20
+    assert packed(update, signs, 5) == data  # nothing waits, so a part's message is the same whoever made it
+    total, again = PartSum(signs), PartSum(signs)
+    total.add(update, 0)
+    again.add(found, 0, message)
+    one, other = (each.exchanged(Alone(), 1, 0)[0].gradients["w"] for each in (total, again))
+    assert torch.equal(one, other)
+    assert torch.equal(one, found.gradients["w"])
+    for wrong in (data[:-1], data + b"\0", data[:9]):
+        with pytest.raises(RankError, match="it sent"):
+            unpacked(wrong, update, signs)
+
+
 def test_updates_come_back_from_bytes():
     probes = DenseProbes(Noise(0), (("weight", (2,)),), 3)
     losses = {"net: loss": torch.tensor(1.5)}
@@ -378,7 +419,7 @@ def test_updates_come_back_from_bytes():
     part = Seeded(torch.tensor([1.0, 0.0, 3.0]), probes, losses=losses, taken=torch.tensor([True, False, True]))
     dense = Dense({"w": torch.randn(3, 2, dtype=torch.bfloat16)}, {"n": torch.tensor(3)}, losses)
     for update in (whole, part, dense):
-        found = unpacked(packed(update), update)
+        found, _ = unpacked(packed(update), update)
         assert packed(found) == packed(update)
         assert apart(found, update) is None
         for wrong in (packed(update)[:-1], packed(update) + b"\0", b"", packed(update)[:4]):

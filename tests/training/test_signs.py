@@ -68,6 +68,32 @@ def test_the_mean_of_the_parts_does_not_depend_on_who_takes_them():
     assert torch.allclose(found[0], one)
 
 
+def test_what_waits_is_forgotten_at_the_end_of_a_window():
+    signs, fresh = Signs(0.1, 3), Signs(0.1)
+    sent = []
+    for step in range(6):
+        signs.begin(step)
+        fresh = Signs(0.1) if step == 3 else fresh
+        sent.append((signs.packed(0, gradients(step)), fresh.packed(0, gradients(step))))
+    assert all(one == other for one, other in sent)
+    assert len({one for one, _ in sent}) == 6
+    once = Signs(0.1, 1)
+    assert once.packed(0, gradients(5)) != sent[5][0]
+    assert not once.waiting()
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"exchange_window": 1}, "give exchange_share, too"),
+        ({"exchange_share": 0.1, "exchange_window": 0}, "exchange_window must be a number of steps"),
+    ],
+)
+def test_a_window_is_a_number_of_steps_of_a_share(given, words):
+    with pytest.raises(InputError, match=words):
+        Options(**given)
+
+
 def test_messages_of_others_are_refused():
     given = gradients()
     message = Signs(0.1).packed(0, given)

@@ -57,7 +57,7 @@ def test_parts_decide_what_the_whole_step_does(estimator):
         given = Batch(given.inputs[rows], given.targets[rows], given.objective, given.share)
         update = rule.estimate(net, given, Noise(1).at(0))
         assert update.coefs.dtype == torch.int8
-        total.add(unpacked(packed(update), update), index)
+        total.add(unpacked(packed(update), update)[0], index)
     found = rule.decide(net, total.exchanged(Alone(), 4, 0)[0], rule.optimizer(net))
     assert whole.coefs.abs().sum() > 8
     assert torch.equal(found.coefs, whole.coefs)

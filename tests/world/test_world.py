@@ -73,6 +73,12 @@ def test_who_a_process_is_must_be_said_in_full(monkeypatch):
         world_here()
 
 
+def test_one_process_knows_how_often_it_was_started_again(monkeypatch):
+    assert world_here().generation == 0
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "2")
+    assert (world_here().generation, world_here().size) == (2, 1)
+
+
 def test_a_port_in_use_is_refused(monkeypatch):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

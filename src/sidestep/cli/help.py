@@ -15,7 +15,18 @@ ALIASES = {f"--{given.replace('_', '-')}": f"--{ours.replace('_', '-')}" for giv
 
 RARE: dict[str, frozenset[str]] = {  # by the class of the options; a rule names its own rare ones itself
     "Options": frozenset(
-        {"average", "align", "units", "split", "shares", "exchange_share", "checkpoint_seconds", "warmup", "precision"}
+        {
+            "average",
+            "align",
+            "units",
+            "split",
+            "shares",
+            "exchange_share",
+            "exchange_window",
+            "checkpoint_seconds",
+            "warmup",
+            "precision",
+        }
     ),
     "Extra": frozenset({"reading", "listen", "token_file", "peer_timeout", "check_share"}),
     "DataOptions": frozenset({"data_dir", "image_size"}),

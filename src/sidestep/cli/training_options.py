@@ -19,7 +19,7 @@ _UNTRAINED = "it measures a net as it stands and trains nothing"
 _RANDOM = "its images are random, and nothing is loaded"
 _EVERY_WAY = "it measures every way in which units can take turns"
 _RECIPE = "each row has the paper's"
-_DIVISION = ("split", "shares", "exchange_share")
+_DIVISION = ("split", "shares", "exchange_share", "exchange_window")
 _STEPS_ALIKE = "its steps are measured one by one, and cost the same with it and without it"
 
 OF_TRAINING = frozenset(field.name for kind in (Options, DataOptions) for field in dataclasses.fields(kind))

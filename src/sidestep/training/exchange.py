@@ -57,14 +57,17 @@ class PartSum:
         self._values: Tensor | None = None  # coefficients of the probes that were taken
         self._taken: Tensor | None = None
 
-    def add(self, update: Update, part: int = 0) -> None:
-        """Add the update of a part, of the same kind as those before; of signs, in the order of the parts."""
+    def add(self, update: Update, part: int = 0, message: bytes | None = None) -> None:
+        """Add the update of a part, of the same kind as those before; of signs, in the order of the parts.
+
+        Where somebody else has made the message of its signs, that is added as it is.
+        """
         self._like = update if self._like is None else self._like
         if isinstance(update, Seeded) and (not isinstance(self._like, Seeded) or update.probes != self._like.probes):
             raise InputError("the parts of a step have other probes: the rule's `common_noise` has to be true")
         self._losses.append(torch.stack([loss.detach().float().cpu() for loss in update.losses.values()]))
         if self._signs and isinstance(update, Dense):
-            self._packed += self._signs.packed(part, update.gradients)
+            self._packed += self._signs.packed(part, update.gradients) if message is None else message
         for name, value in _reals(update, statistics_only=self._signs is not None).items():
             if name in self._reals:
                 self._reals[name] += value

@@ -46,7 +46,8 @@ class HostedParts(Parts):
     """Gives the parts of steps to those who have joined, and estimates what is left, or comes back."""
 
     def __init__(self, host: Host, parts: Parts, recorder: Recorder, progress: Progress, steps: int) -> None:
-        super().__init__(Alone(), parts.of, parts.count)
+        super().__init__(Alone(), parts.of, parts.count, folder=parts.folder)
+        self.signs, self._messages = parts.signs, dict[int, bytes]()  # of the signs that others have sent, by part
         self.host, self._recorder, self._progress, self._steps = host, recorder, progress, steps
         self.begun, self._left = -1, list[int]()  # the step whose parts were given, and those left to this process
         self._known: dict[int, bool] = {}  # workers whose first part was right -> whether it was so to the bit
@@ -75,9 +76,9 @@ class HostedParts(Parts):
         took = time.monotonic() - started
         self.host.took(took, len(self._left))
         self._gather(found, one, max(self.host.timeout, _PATIENCE * took))
-        total = PartSum()
+        total = PartSum(self.signs)
         for index in range(self.count):
-            total.add(found.pop(index), index)
+            total.add(found.pop(index), index, self._messages.pop(index, None))
         update, self.signal = total.exchanged(Alone(), self.count, stop.signal_number)
         return update
 
@@ -101,17 +102,20 @@ class HostedParts(Parts):
         """Take the part of a worker; see whether its first is right, and some that nobody knows of before."""
         worker, part, like = arrived.worker, arrived.part, next(iter(found.values()))
         try:
-            update = unpacked(arrived.data, like)
+            update, message = unpacked(arrived.data, like, self.signs)
         except (RankError, RuntimeError, ValueError) as error:
             self.host.drop(worker, sentence(str(error)), part)
             return
         known = worker in self._known
         if known and apart(update, update) is None and not self._drawn():
             found[part] = update
+            if self.signs:
+                self._messages[part] = message
             return
         found[part] = own = one(part)
-        same = packed(own) == packed(update)
-        wrong = None if same else apart(update, own)
+        data = packed(own, self.signs, part)
+        same = data == arrived.data
+        wrong = None if same else apart(update, unpacked(data, like, self.signs)[0])
         if not same and not wrong and self._known.get(worker):
             wrong = "numbers that are not bit for bit those of its part, as they were before"
         if wrong:
@@ -195,9 +199,14 @@ def hosted_options(options: Options, rule: Rule, data: DataSet, world: World, ow
             f"who joins follows the step log, and {rule.name} with these options leaves none; start all processes at "
             "once, with torchrun (docs/several-machines.md)"
         )
-    for name, value in (("average", options.average), ("exchange_share", options.exchange_share)):
-        if value:
-            raise InputError(f"{name} = {value} cannot be followed by those who join: leave it out, or --listen")
+    if options.average:
+        raise InputError(f"average = {options.average} cannot be followed by those who join: leave it out, or --listen")
+    if options.exchange_share and options.exchange_window != 1:
+        raise InputError(
+            f"exchange_share = {options.exchange_share:g} leaves the rest of a part's gradient with whoever has "
+            "estimated it, and would lose it with a worker that goes: give --exchange-window 1, by which nothing "
+            "waits, and a larger share, such as 0.1; without both each part is its whole gradient, four bytes a weight"
+        )
     if data.feed:
         raise InputError(f"{data.name} gives its batches to one process alone: leave --listen out, or give arrays")
     divides = [each for each in rule.divides if each != "units"]

@@ -161,7 +161,8 @@ class _Worker:
         self.state, self.loop = begin(rule, found, options, module)
         if options.split is None or options.shares is None or options.split == "units":
             raise RankError(f"the run at {guest.where} does not say into which parts its steps are divided")
-        self.parts = Parts(Alone(), options.split, options.shares)
+        self.parts = Parts(Alone(), options.split, options.shares, options.exchange_share,
+                           exchange_window=options.exchange_window)  # fmt: skip
         if digest_of(self.state.net) != self._host["net"]:
             raise InputError(
                 f"this machine makes another untrained net than the run at {guest.where}: "
@@ -241,7 +242,7 @@ class _Worker:
             raise RankError(f"the run at {self.guest.where} asks for part {index} of {self.parts.count}")
         noise = loop.noise.stream("estimate").at(step)
         update = self.parts.part(index, loop.rule, self.state.net, loop.batch(step), noise, loop.compute)
-        self.guest.send(Kind.PART, bytes([index]) + packed(update), step)
+        self.guest.send(Kind.PART, bytes([index]) + packed(update, self.parts.signs, index), step)
         self.parts_done += 1
 
     def _next(self, *kinds: Kind) -> Message:

@@ -64,6 +64,9 @@ class Options(KnownKeywords):
     exchange_share: float | None = None
     """Share of each gradient's entries, the largest, that ranks exchange as signs, such as 0.01: a few thousand bytes a
     step; the rest waits for later steps. For rules that flip weights. Default: all, in eight bytes each."""
+    exchange_window: int | None = None
+    """Steps after which what waits of such a gradient is forgotten; 1: nothing waits, so that parts of a step can pass
+    from one to another (--listen), and the share has to be larger, such as 0.1. Default: it waits until it is sent."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Precision of matrix products and convolutions; auto takes bfloat16 where the processor is built for it."""
     checkpoint_seconds: float = 60.0
@@ -122,6 +125,13 @@ class Options(KnownKeywords):
             raise InputError(
                 f"exchange_share must lie in (0, 1], a share of a gradient such as 0.01, got {self.exchange_share}"
             )
+        if self.exchange_window is not None and self.exchange_share is None:
+            raise InputError(
+                f"exchange_window = {self.exchange_window} is how long the rest of a gradient waits of which a share "
+                "is exchanged: give exchange_share, too"
+            )
+        if self.exchange_window is not None and not 1 <= self.exchange_window <= 10**9:
+            raise InputError(f"exchange_window must be a number of steps, 1 or more, got {self.exchange_window}")
 
     def rate_factor(self, step: int, steps: int) -> float:
         """Return what the learning rate is multiplied by at `step` of `steps`, counted from 0: in (0, 1].

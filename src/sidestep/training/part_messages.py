@@ -11,6 +11,7 @@ from torch import Tensor
 from sidestep.errors import InputError, RankError
 from sidestep.ternary import packed_bytes
 from sidestep.training.numbers import pack_values, unpack_values
+from sidestep.training.signs import Signs
 from sidestep.update import Dense, Seeded, Update
 
 __all__ = ["apart", "packed", "unpacked"]
@@ -20,13 +21,16 @@ _LOSS, _NUMBERS = 0.01, 0.1  # by which another processor's rounding may differ,
 _TRITS = 2  # that may differ, of numbers just at the threshold
 
 
-def packed(update: Update) -> bytes:
+def packed(update: Update, signs: Signs | None = None, part: int = 0) -> bytes:
     """Return a digest of what the update is like, its losses, statistics, and coefficients or gradients.
 
-    Of coefficients of which the part has taken some, which these are, a bit each, and their values.
+    Of coefficients of which the part has taken some, which these are, a bit each, and their values. Of gradients, where
+    `signs` is given, the message that it makes of them.
     """
     data = b"".join(map(_bytes, [*update.losses.values(), *update.statistics.values()]))
-    if isinstance(update, Dense):
+    if isinstance(update, Dense) and signs:
+        data += signs.packed(part, dict(update.gradients))
+    elif isinstance(update, Dense):
         data += b"".join(map(_bytes, update.gradients.values()))
     elif isinstance(update, Seeded) and update.taken is not None:
         data += np.packbits(update.taken.cpu().numpy(), bitorder="little").tobytes()
@@ -38,8 +42,10 @@ def packed(update: Update) -> bytes:
     return _layout(update) + data
 
 
-def unpacked(data: bytes, like: Update) -> Update:
-    """Return the update that `packed` took; `like` is that of another part of the same step.
+def unpacked(data: bytes, like: Update, signs: Signs | None = None) -> tuple[Update, bytes]:
+    """Return the update that `packed` took, and the message of its signs; `like` is that of another part of the step.
+
+    Of signs the update has the gradients that they make.
 
     Raises:
         RankError: for bytes that it cannot have made of such an update.
@@ -49,6 +55,13 @@ def unpacked(data: bytes, like: Update) -> Update:
     reading = _Reading(data[_DIGEST:])
     losses, statistics = reading.tensors(like.losses), reading.tensors(like.statistics)
     found: Update
+    if isinstance(like, Dense) and signs:
+        message = reading.rest()
+        try:
+            gradients = signs.combined([message], 1, dict(like.gradients))
+        except RankError as error:
+            raise RankError("it sent an update whose signs cannot be read") from error
+        return Dense(gradients, statistics, losses, like.combination), message
     if isinstance(like, Dense):
         found = Dense(reading.tensors(like.gradients), statistics, losses, like.combination)
     elif isinstance(like, Seeded):
@@ -64,7 +77,7 @@ def unpacked(data: bytes, like: Update) -> Update:
     else:
         raise RankError("it sent an update that is no estimate")
     reading.end()
-    return found
+    return found, b""
 
 
 def apart(one: Update, other: Update) -> str | None:
@@ -114,6 +127,9 @@ class _Reading:
         data = np.frombuffer(self._next(-(-like.numel() // 8)), np.uint8)
         found = np.unpackbits(data, count=like.numel(), bitorder="little").astype(bool)
         return torch.from_numpy(found).view(like.shape).to(like.device)
+
+    def rest(self) -> bytes:
+        return self._next(len(self._data) - self._at)
 
     def end(self) -> None:
         if self._at != len(self._data):

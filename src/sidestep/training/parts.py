@@ -43,9 +43,10 @@ class Parts:
         count: int,
         exchange_share: float | None = None,
         folder: Path | None = None,
+        exchange_window: int | None = None,
     ) -> None:
         self.world, self.of, self.count, self.folder = world, of, count, folder
-        self.signs = Signs(exchange_share) if exchange_share else None
+        self.signs = Signs(exchange_share, exchange_window) if exchange_share else None
         self.signal = 0  # the largest of a stop request that any rank had got before the last exchange
         self.collected_at = -1  # the step
         self.due = False  # whether a checkpoint is, on this rank, and after the exchange on any
@@ -60,6 +61,8 @@ class Parts:
     ) -> Update:
         """Return the update of the whole step."""
         total = PartSum(self.signs)
+        if self.signs:
+            self.signs.begin(noise.step)
         for index in self.own:
             total.add(self.part(index, rule, net, batch, noise, compute), index)
         found, said = total.exchanged(self.world, self.count, stop.signal_number | (SAVE if self.due else 0))
@@ -103,7 +106,7 @@ class Parts:
                 self.signs.put_back(int(part), rest, tensor)
 
 
-def with_parts(options: Options, rule: Rule, world: World, batch: int) -> Options:
+def with_parts(options: Options, rule: Rule, world: World, batch: int, hosted: bool = False) -> Options:
     """Return the options with the division of a step and the number of its parts, where there are several.
 
     Without several ranks, and without being asked for, a step is not divided.
@@ -113,6 +116,7 @@ def with_parts(options: Options, rule: Rule, world: World, batch: int) -> Option
         rule: what it can divide.
         world: how many ranks there are.
         batch: examples in a step.
+        hosted: whether others may join, whose number nobody knows yet.
 
     Raises:
         InputError: if the rule cannot be divided so, or not among so many ranks.
@@ -140,7 +144,7 @@ def with_parts(options: Options, rule: Rule, world: World, batch: int) -> Option
             f"{' or '.join(divides)}: give --split {first}"
         )
     total = divides[split] or batch
-    usual = _USUAL if options.exchange_share is None else 1  # each part of it is a message
+    usual = _USUAL if options.exchange_share is None or hosted else 1  # each part of it is a message
     shares = options.shares or _usual(rule, split, total, world.size, usual)
     wrong = _why_not(rule, split, total, shares)
     if wrong:
@@ -176,7 +180,7 @@ def parts_of(options: Options, rule: Rule, world: World) -> Parts | UnitRanks | 
         return UnitRanks(world, rule.divides["units"], folder) if world.size > 1 else None
     if not (options.split and options.shares):
         return None
-    return Parts(world, options.split, options.shares, options.exchange_share, folder)
+    return Parts(world, options.split, options.shares, options.exchange_share, folder, options.exchange_window)
 
 
 def _usual(rule: Rule, split: Division, total: int, ranks: int, usual: int) -> int:

@@ -34,6 +34,8 @@ def log_identity(options: Options, examples: int) -> dict[str, Any]:
         names += ["split", "shares"]
     if options.exchange_share is not None:
         names.append("exchange_share")
+    if options.exchange_window is not None:
+        names.append("exchange_window")
     return {"train_images": examples, **{name: getattr(options, name) for name in names}}
 
 

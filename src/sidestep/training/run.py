@@ -133,7 +133,7 @@ def train(  # long: rule, data and options, three hooks for own code, and what i
         data = in_saved_units(folder, data) if folder and options.resume else data
         folder, progress = (folder, progress or Silent()) if world.leads else (None, Silent())
         task, batch = Task.of(data), min(options.batch, len(data.train))
-        options = with_parts(_followed(options, rule, data, world, optimizer, host), rule, world, batch)
+        options = with_parts(_followed(options, rule, data, world, optimizer, host), rule, world, batch, bool(host))
         record = data_record(data, source or {})
         state, loop = begin(rule, data, options, module, folder, optimizer, scheduler)
         loop.parts = parts_of(options, rule, world)
@@ -194,7 +194,7 @@ def _to_its_end(  # long: what runs, and who is told
     """Take the steps that are left, evaluate what came of them, and keep it in the folder, if there is one."""
     rule, folder = loop.rule, loop.folder
     if isinstance(loop.parts, Parts):
-        if loop.parts.signs and state.step and not state.unsent:
+        if loop.parts.signs and loop.parts.signs.window != 1 and state.step and not state.unsent:
             progress.notice(WITHOUT)
         loop.parts.restore(state.unsent.items())
         state.unsent = {}

@@ -8,7 +8,8 @@ Of each part p of a step, parameter by parameter:
 
 and g = sum_p sent_p / P, in the order of the parts, on every rank. Nothing is lost for good, only delayed (error
 feedback: Seide et al. 2014; Stich et al. 2018, "Sparsified SGD with memory"). The residual e_p belongs to a part and
-stays with the rank that takes it.
+stays with the rank that takes it. With a window of w steps it is 0 again at every step that w divides; with one of 1
+there is none, and the message of a part follows from its gradient alone, whoever makes it.
 
 A message has, for each part, its scales, and places and signs as a step log has flips: gaps, entropy-coded.
 """
@@ -38,11 +39,17 @@ class Signs:
     """Makes messages of gradients and gradients of messages.
 
     share: of the entries of each parameter that are sent, at least one.
+    window: steps after which what was left out is forgotten; None for never.
     """
 
-    def __init__(self, share: float) -> None:
-        self.share = share
+    def __init__(self, share: float, window: int | None = None) -> None:
+        self.share, self.window = share, window
         self._left: dict[int, dict[str, Tensor]] = {}  # e, by part and parameter
+
+    def begin(self, step: int) -> None:
+        """Begin a step: forget what waits, if it is time to."""
+        if self.window and step % self.window == 0:
+            self._left.clear()
 
     def waiting(self) -> dict[str, Tensor]:
         """Return what was not yet exchanged, by PART/PARAMETER, in the parameters' flat order."""
@@ -72,6 +79,8 @@ class Signs:
             places.append(inside.cpu() + start)
             moves.append(signs.to("cpu", torch.int8))
             start += rest.numel()
+        if self.window == 1:
+            del self._left[part]
         coded = encode_flips([Flips(torch.cat(places), torch.cat(moves))], start)
         return np.array(scales, "<f4").tobytes() + varint(len(coded)) + coded
 

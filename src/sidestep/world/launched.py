@@ -36,8 +36,15 @@ def world_here() -> World:
         InputError: if a launcher has left out who this process is; RankError: if the others do not come.
     """
     if dist.is_available() and dist.is_initialized() and not _met.cache_info().currsize:
-        return _of_group(dist.group.WORLD) if dist.get_world_size() > 1 else Alone()
-    return _met() if launched() > 1 else Alone()
+        return _of_group(dist.group.WORLD) if dist.get_world_size() > 1 else _alone()
+    return _met() if launched() > 1 else _alone()
+
+
+def _alone() -> World:
+    """Return the world of one process, which a launcher may have started again."""
+    found = Alone()
+    found.generation = restarts()
+    return found
 
 
 _WORLDS: WeakKeyDictionary[object, World] = WeakKeyDictionary()  # weak, so that groups can be destroyed

@@ -103,7 +103,7 @@ def _train(given: _Given, rank: int, meet: Meet) -> dict[str, Any]:
     data = load(plan.data, data_dir=plan.data_dir, validation=plan.validation, size=plan.image_size)
     options, rule = entry.training(plan.common, seed=plan.seed, device=plan.device), entry.make()
     if entry.same_net:  # of which no more than the examples is divided
-        options = replace(options, split="batch", shares=None, exchange_share=None)
+        options = replace(options, split="batch", shares=None, exchange_share=None, exchange_window=None)
     options = with_parts(options, rule, world, min(options.batch, len(data.train)))
     state, loop = begin(rule, data, options, plan.module)
     loop.parts = _MeanGradient(world, options.shares or 1) if entry.same_net else parts_of(options, rule, world)
