@@ -147,6 +147,23 @@ def test_one_process_and_two_leave_the_same_bits_of_compressed_gradients(tmp_pat
     assert weights[0] != weights[1]
 
 
+CONV = {"batch": 64, "shares": 4, "steps": 3, "exchange_share": 0.02}
+
+
+def compressed_convolutions(world, folder):
+    before = world.summed_bytes
+    result = short(folder, rules.NoiseStep(net="conv", hidden=(6, 8)), **CONV)
+    statistics = sum(value.numel() for name, value in result.net.named_buffers() if "running" in name)
+    return world.summed_bytes - before, statistics
+
+
+def test_one_process_and_four_leave_the_same_bits_of_compressed_convolutions(tmp_path):
+    on_ranks(1, compressed_convolutions, str(tmp_path / "one"))
+    for summed, statistics in on_ranks(4, compressed_convolutions, str(tmp_path / "four"), seconds=120):
+        assert summed <= 3 * 8 * (statistics + 8)  # of a gradient nothing but signs; running statistics in full
+    assert left(tmp_path, "one") == left(tmp_path, "four")
+
+
 FLIPS = rules.NoiseStep(**SMALL)
 
 
