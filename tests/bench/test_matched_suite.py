@@ -19,7 +19,7 @@ from sidestep.data import load
 from sidestep.errors import InputError
 from sidestep.presets.matched import COMMON, MATCHED, NETS, TRAIN, Among, Between, MatchedRule
 from sidestep.rules import RULES
-from sidestep.training import Options
+from sidestep.training import Options, Stopped
 from sidestep.training.begin import begin
 from sidestep.training.stopping import StopRequest
 
@@ -113,6 +113,21 @@ def test_a_suite_goes_on_where_it_was_stopped_and_more_seeds_run_no_trial_again(
         assert ("test" in line) == (line["kind"] == "seed")  # no choice is made on the test images
     more = run(dataclasses.replace(suite, seeds=3))
     assert [words.rpartition(", ")[2] for words in more] == ["seed 2", "seed 2"]
+
+
+def test_a_stop_loses_the_run_under_way_alone(suite):
+    stop = StopRequest()
+
+    class Impatient(Heard):
+        def begin(self, words):
+            super().begin(words)
+            if len(self.begun) == 3:
+                stop.signal_number = 15
+
+    with pytest.raises(Stopped):
+        run_suite(suite, ENVIRONMENT, Impatient(), stop)
+    assert len(SuiteRecords(file_of(suite.out, "digits", "mlp"), ENVIRONMENT).runs) == 2
+    assert len(run(suite)) == 10 - 2
 
 
 def test_seeds_have_what_the_search_has_chosen(suite):
