@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from sidestep.errors import InputError
 from sidestep.noise import Noise
+from sidestep.permutation import permuted
 from sidestep.probes import RankOneProbes, SparseProbes
 
 GOLDEN = (
@@ -167,3 +168,12 @@ class TestRankOne:
         left, right = RankOneProbes(Noise(1), ((3, 2),), 40_000).factors(0)
         nu = (left[:, :, None] * right[:, None, :]).flatten(1).double()
         torch.testing.assert_close(nu.T @ nu / len(nu), torch.eye(6).double(), atol=0.02, rtol=0)
+
+
+@pytest.mark.parametrize(("count", "size"), [(1, 1), (5, 7), (3000, 668_672), (3000, 2**34)])
+def test_numpy_and_torch_permute_alike(count, size, monkeypatch):
+    index, lap = torch.arange(count) % size, torch.arange(count) // 16
+    by_numpy = permuted(index, lap, size, Noise(3))
+    monkeypatch.setattr("sidestep.permutation.FEW", -1)
+    assert torch.equal(permuted(index, lap, size, Noise(3)), by_numpy)
+    assert by_numpy.dtype == torch.int64

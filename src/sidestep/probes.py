@@ -93,7 +93,10 @@ class SparseProbes:
 
     def entries(self, first: int = 0, last: int | None = None, device: str | torch.device = "cpu") -> Entries:
         """Return the non-zeros of probes `first` to `last` - 1, by default of all."""
-        last = self.count if last is None else last
+        return self._entries(first, self.count if last is None else last, torch.device(device))
+
+    def _entries(self, first: int, last: int, device: torch.device, coefs: Tensor | None = None) -> Entries:
+        """Return the same, with coefs (K,) of those probes alone whose coefficient is not 0; others have no places."""
         sizes = self.non_zeros()
         before = int(sizes[:first].sum())
         sizes = sizes[first:last]
@@ -105,8 +108,11 @@ class SparseProbes:
             lap, index = element // whole, element % whole
         else:
             lap, index = probe, element - before - (sizes.cumsum(0) - sizes).repeat_interleave(sizes)
-        position = permuted(index.to(device), lap.to(device), self.weights, self.noise.stream("places"))
         sign = self.noise.stream("sign").signs(total, before, device)
+        if coefs is not None:
+            kept = coefs.cpu()[probe] != 0
+            probe, lap, index, sign = probe[kept], lap[kept], index[kept], sign[kept.to(device)]
+        position = permuted(index.to(device), lap.to(device), self.weights, self.noise.stream("places"))
         return Entries(probe.to(device), position, sign)
 
     def weighted_sum(self, coefs: Tensor) -> tuple[Tensor, Tensor]:
@@ -130,10 +136,8 @@ class SparseProbes:
         return position, total[position]
 
     def _part(self, coefs: Tensor, first: int, last: int) -> tuple[Tensor, Tensor]:
-        found = self.entries(first, last, coefs.device)
-        values = coefs.to(torch.int64)[found.probe] * found.sign
-        kept = values != 0
-        return _merged(found.position[kept], values[kept])
+        found = self._entries(first, last, coefs.device, coefs)
+        return _merged(found.position, coefs.to(torch.int64)[found.probe] * found.sign)
 
     def _chunks(self) -> list[tuple[int, int]]:
         """Ranges of probes with few non-zeros, so that a sum needs little memory beside its result."""
