@@ -36,15 +36,18 @@ SETS = {
 TEXTS_SHA256 = "5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9"
 MODEL_SHA256 = "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54"  # of the wheel
 TRAIN, VALIDATION, TEST = 2000, 500, 1000
-BACKPROP = ["--rule", "backprop", "--steps", "124", "--evaluate-every", "62"]
+BACKPROP = ["--rule", "backprop", "--steps", "62", "--evaluate-every", "20"]
 WAYS = {
-    "frozen, fitted output layer": ["--steps", "0"],
-    "spsa, norms and biases": ["--steps", "60", "--evaluate-every", "10"],
+    "frozen, last layer read": ["--steps", "0", "--reads", "last"],
+    "frozen, all layers read": ["--steps", "0"],
+    "spsa, 8 directions a step, norms and biases": [
+        *("--steps", "12", "--evaluate-every", "4", "--set", "pairs=8"),
+    ],
     "AdamW": BACKPROP,
+    "AdamW, drawn layer on the last": [*BACKPROP, "--reads", "last", "--head", "drawn"],
     "AdamW, 8 micro-batches": [*BACKPROP, "--micro-batches", "8"],
     "AdamW, checkpointed": [*BACKPROP, "--checkpointed"],
     "AdamW, LoRA 8": [*BACKPROP, "--lora", "8", "--learning-rate", "1e-3"],
-    "AdamW, norms and biases": [*BACKPROP, "--train", "norms", "--learning-rate", "1e-3"],
 }
 
 

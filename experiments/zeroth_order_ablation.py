@@ -1,12 +1,16 @@
 """What spsa's defaults are worth: step sizes, sides and noise at equal numbers of forward passes.
 
-    python experiments/zeroth_order_ablation.py digits | text
+    python experiments/zeroth_order_ablation.py digits | text | changed [--only WORD]
 
 Three seeds; what a way leaves open (a learning rate) is chosen on the validation split, for each way by itself.
+`changed` fine-tunes a GPT that back-propagation has trained on prose (Python's help) to another text (Python's source).
 """
 
 import argparse
+import functools
+import inspect
 import itertools
+import pydoc_data.topics
 import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -29,8 +33,8 @@ WIDTH, LENGTH, BATCH = 32, 32, 16
 class Way:
     """A rule, the forward passes of its step, and the learning rates to choose from."""
 
-    rule: SPSA
-    passes: int
+    rule: SPSA | Backprop
+    passes: float  # a step of back-propagation counts as three
     rates: tuple[float | None, ...] = (None,)
 
 
@@ -48,6 +52,8 @@ WAYS = {
     "default with sparse noise": Way(SPSA(distribution="sparse"), 36),
     "default with rank-one noise": Way(SPSA(distribution="rank-one"), 36),
 }
+ADAM = "back-propagation, AdamW, a tenth of the passes"
+CHANGED = {ADAM: Way(Backprop(), 30, (1e-3, 3e-3, 1e-2)), **WAYS}
 
 
 def on_digits(rule: SPSA, steps: int, seed: int) -> tuple[float, float]:
@@ -100,31 +106,68 @@ def on_text(rule: SPSA | Backprop, steps: int, seed: int) -> tuple[float, float]
     own, *others, kinds = text()
     with Noise(seed).torch_seeded():
         model = GPT(kinds)
+    taught(model, rule, own, steps, seed)
+    return bits(model, others[0]), bits(model, others[1])
+
+
+def on_changed_text(rule: SPSA | Backprop, steps: int, seed: int) -> tuple[float, float]:
+    """Return minus the bits a character of source code, of validation and test, after prose."""
+    code = help_and_source()[1]
+    model = GPT(128)
+    model.load_state_dict(_learned(seed))
+    cuts = (len(code) * 8 // 10, len(code) * 9 // 10)
+    if steps:
+        taught(model, rule, code[: cuts[0]], steps, seed)
+    return bits(model, code[cuts[0] : cuts[1]]), bits(model, code[cuts[1] :])
+
+
+@functools.cache
+def _learned(seed: int) -> dict[str, Tensor]:
+    with Noise(seed).torch_seeded():
+        model = GPT(128)
+    taught(model, Backprop(learning_rate=3e-3), help_and_source()[0], 1500, seed)
+    return model.state_dict()
+
+
+@functools.cache
+def help_and_source() -> tuple[Tensor, Tensor]:
+    """Return the help of Python's language, and the source of its module `statistics`, as ASCII."""
+    prose = " ".join(pydoc_data.topics.topics[name] for name in sorted(pydoc_data.topics.topics))
+    parts = (prose[:200_000], inspect.getsource(statistics))
+    return tuple(torch.tensor([min(ord(sign), 127) for sign in part]) for part in parts)  # type: ignore[return-value]
+
+
+def taught(model: GPT, rule: SPSA | Backprop, own: Tensor, steps: int, seed: int) -> None:
+    """Take the steps of a rule on rows of a text."""
     step, noise = attach(model, rule, seed=seed), Noise(seed).stream("rows")
-
-    def loss(rows: Tensor) -> Tensor:
-        return cross_entropy(model(rows[:, :-1]).flatten(0, 1), rows[:, 1:].flatten())
-
     for number in range(steps):
         starts = noise.at(number).integers(BATCH, len(own) - LENGTH - 1)
         rows = own[starts[:, None] + torch.arange(LENGTH + 1)]
-        step(lambda rows=rows: loss(rows))
+        step(lambda rows=rows: loss(model, rows))
+
+
+def loss(model: GPT, rows: Tensor) -> Tensor:
+    """Return the mean cross-entropy of next characters, in nats."""
+    return cross_entropy(model(rows[:, :-1]).flatten(0, 1), rows[:, 1:].flatten())
+
+
+def bits(model: GPT, part: Tensor) -> float:
+    """Return minus the bits a character of a text."""
     with torch.no_grad():
-        scores = [
-            -float(loss(part[: len(part) // (LENGTH + 1) * (LENGTH + 1)].view(-1, LENGTH + 1))) for part in others
-        ]
-    return scores[0] / 0.693147, scores[1] / 0.693147
+        rows = part[: len(part) // (LENGTH + 1) * (LENGTH + 1)].view(-1, LENGTH + 1)
+        return -float(loss(model, rows)) / 0.693147
 
 
-def rows(task: str, passes: int) -> Iterator[str]:
-    """Yield a line of the table for each way."""
-    measure = {"digits": on_digits, "text": on_text}[task]
-    for label, way in WAYS.items():
+def rows(task: str, passes: int, only: str) -> Iterator[str]:
+    """Yield a line of the table for each way that has a word in its name."""
+    measure = {"digits": on_digits, "text": on_text, "changed": on_changed_text}[task]
+    ways = CHANGED if task == "changed" else WAYS
+    for label, way in ((label, way) for label, way in ways.items() if only in label):
         found = {}
         for rate in way.rates:
             rule = way.rule if rate is None else replace(way.rule, learning_rate=rate)
             try:
-                found[rate] = [measure(rule, passes // way.passes, seed) for seed in SEEDS]
+                found[rate] = [measure(rule, int(passes / way.passes), seed) for seed in SEEDS]
             except Exception as error:  # a rate that diverges is a result
                 print(f"  {label}, {rate}: {type(error).__name__}", flush=True)
         best = max(found, key=lambda rate: statistics.mean(score for score, _ in found[rate]))
@@ -137,11 +180,15 @@ def rows(task: str, passes: int) -> Iterator[str]:
 def main() -> None:
     """Print the table of one task."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("task", choices=("digits", "text"))
+    parser.add_argument("task", choices=("digits", "text", "changed"))
     parser.add_argument("--passes", type=int, default=3600)
+    parser.add_argument("--only", default="", help="ways that have this word in their name")
     given = parser.parse_args()
     print("| way | rate chosen | test, mean (deviation) |\n|---|---|---|")
-    for row in rows(given.task, given.passes):
+    if given.task == "changed":
+        before = [on_changed_text(SPSA(), 0, seed)[1] for seed in SEEDS]
+        print(f"| before | | {statistics.mean(before):.2f} ({statistics.stdev(before):.2f}) |", flush=True)
+    for row in rows(given.task, given.passes, given.only):
         print(row, flush=True)
 
 

@@ -1,6 +1,6 @@
 """A new output layer before the first step: ridge regression on the model's own features, without derivatives.
 
-    W = s Y^T X (X^T X + l I)^-1            Y: labels as 0 and 1; both centred
+    W = s Y^T X (X^T X + l I)^-1            Y: labels as 0 and 1; both centred, X at standard deviations of 1
 
 The strength l is the one with the least squared error where every text is left out once, which has a closed form, and
 the scale s then the one with the least cross-entropy of these predictions (Allen 1974; Golub, Heath, Wahba 1979).
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, one_hot
 
 from sidestep.integrations.tuning.net import Rows, TextNet, head_of
+from sidestep.integrations.tuning.recipe import layer_of_text, text_of_layer
 
 __all__ = ["features", "fit_head", "ridge"]
 
@@ -20,8 +21,8 @@ _SCALES = [2.0**power for power in range(-2, 4)]  # no further: a loss of zero t
 _MOST = 4096  # texts that the layer is fitted to
 
 
-def fit_head(net: TextNet, rows: Rows, labels: Tensor) -> nn.Linear | None:
-    """Fit the output layer to texts and their labels, (texts,), and return it; None where there is none to fit."""
+def fit_head(net: TextNet, rows: Rows, labels: Tensor) -> tuple[str, str] | None:
+    """Fit the output layer to texts and their labels, (texts,), and return it as text; None where there is none."""
     head = head_of(net.model)
     if head is None:
         return None
@@ -30,11 +31,14 @@ def fit_head(net: TextNet, rows: Rows, labels: Tensor) -> nn.Linear | None:
     if found is None:
         return None
     weight, bias = ridge(found, labels, head.out_features)
+    if not (weight.half().isfinite().all() and bias.half().isfinite().all()):  # features that hardly differ
+        return None
+    text = (text_of_layer(weight), text_of_layer(bias))
     with torch.no_grad():
-        head.weight.copy_(weight)
+        head.weight.copy_(layer_of_text(text[0], head.weight))
         if head.bias is not None:
-            head.bias.copy_(bias)
-    return head
+            head.bias.copy_(layer_of_text(text[1], head.bias))
+    return text
 
 
 def features(net: TextNet, rows: Rows, head: nn.Linear) -> Tensor | None:
@@ -66,6 +70,8 @@ def ridge(inputs: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tensor]
     True
     """
     inputs, targets = inputs.double(), one_hot(labels.to(inputs.device), classes).double()
+    spread = inputs.std(0) + 1e-6
+    inputs = inputs / spread
     means, shares = inputs.mean(0), targets.mean(0)
     values, axes = torch.linalg.eigh((inputs - means).T @ (inputs - means))
     values = values.clamp_min(0)
@@ -82,4 +88,5 @@ def ridge(inputs: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tensor]
             best, chosen, left_out = error, strength, without
     scale = min(_SCALES, key=lambda factor: float(cross_entropy(factor * left_out, labels.to(inputs.device))))
     weight = scale * (axes @ (matched / (values + chosen)[:, None])).T
-    return weight.float(), (scale * shares - weight @ means).float()
+    bias = scale * (shares - shares.mean()) - weight @ means  # the same for all classes changes nothing
+    return (weight / spread).float(), bias.float()

@@ -2,7 +2,6 @@
 
 import importlib
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from sidestep.errors import CheckpointError, InputError
-from sidestep.integrations.tuning.recipe import Recipe, tensor_of_text
+from sidestep.integrations.tuning.recipe import Recipe, layer_of_text
 from sidestep.noise import Noise
 
 __all__ = ["Pooled", "Rows", "TextNet", "built", "head_of", "library", "most_tokens"]
@@ -20,17 +19,20 @@ Rows = list[list[int]]  # token ids of texts
 
 
 class Pooled(nn.Module):
-    """A sentence encoder: the mean of its last hidden states over the tokens, and a linear layer on it."""
+    """The means of a model's hidden states over the tokens, those of the last layer or of all, and a linear layer."""
 
-    def __init__(self, body: nn.Module, width: int, classes: int) -> None:
+    def __init__(self, body: Any, classes: int, every: bool) -> None:
         super().__init__()
-        self.body, self.head = body, nn.Linear(width, classes)
+        states = body.config.num_hidden_layers + 1 if every else 1
+        self.body, self.head = body, nn.Linear(states * body.config.hidden_size, classes)
+        self.every = every
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Return logits, (texts, classes)."""
-        hidden = self.body(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-        mask = attention_mask.unsqueeze(2).to(hidden.dtype)
-        logits: Tensor = self.head((hidden * mask).sum(1) / mask.sum(1))
+        found = self.body(input_ids=input_ids, attention_mask=attention_mask, output_hidden_states=self.every)
+        states = found.hidden_states if self.every else [found.last_hidden_state]
+        mask = attention_mask.unsqueeze(2).to(states[0].dtype)
+        logits: Tensor = self.head(torch.cat([(state * mask).sum(1) / mask.sum(1) for state in states], 1))
         return logits
 
 
@@ -133,7 +135,7 @@ def built(base: str, recipe: Recipe, device: torch.device, checkpointed: bool = 
         with torch.no_grad():
             for own, text in zip((head.weight, head.bias), recipe.head, strict=True):
                 if own is not None:
-                    own.copy_(tensor_of_text(text, own))
+                    own.copy_(layer_of_text(text, own))
     return net
 
 
@@ -173,12 +175,12 @@ def _model(transformers: Any, base: str, recipe: Recipe, tokenizer: Any) -> nn.M
     if recipe.tokens:
         model: nn.Module = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
         return model
-    if (Path(base) / "1_Pooling" / "config.json").is_file():  # a sentence encoder's own way to one vector
+    if recipe.reads != "own":
         try:
             body = transformers.AutoModel.from_pretrained(base, dtype=torch.float32, add_pooling_layer=False)
         except TypeError:  # which has none to leave out
             body = transformers.AutoModel.from_pretrained(base, dtype=torch.float32)
-        return Pooled(body, body.config.hidden_size, len(recipe.labels))
+        return Pooled(body, len(recipe.labels), recipe.reads == "layers")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     judge: Any = transformers.AutoModelForSequenceClassification.from_pretrained(

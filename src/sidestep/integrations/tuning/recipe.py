@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sidestep.errors import CheckpointError
 
-__all__ = ["Recipe", "tensor_of_text", "text_of_tensor", "without_head"]
+__all__ = ["Recipe", "layer_of_text", "text_of_layer", "without_head"]
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,7 @@ class Recipe:
     lora: int
     length: int
     seed: int
+    reads: str = "own"  # what a new output layer reads: own, last or layers
     head: tuple[str, ...] = ()  # the fitted output layer, weight and bias, as text; empty for a drawn one
 
     @property
@@ -52,16 +53,20 @@ class Recipe:
         raise CheckpointError(f"{where} does not say how its net is made: it was not written by sidestep tune")
 
 
-def text_of_tensor(values: Tensor) -> str:
-    """Return float32 numbers as text."""
-    return base64.b64encode(values.detach().cpu().float().numpy().astype("<f4").tobytes()).decode()
+def text_of_layer(values: Tensor) -> str:
+    """Return a fitted weight or bias, (classes, ...), as text: float16, without the last class."""
+    return base64.b64encode(values[:-1].detach().cpu().numpy().astype("<f2").tobytes()).decode()
 
 
-def tensor_of_text(text: str, like: Tensor) -> Tensor:
-    """Return the numbers of a text in the shape of `like`; raises CheckpointError for another number of them."""
+def layer_of_text(text: str, like: Tensor) -> Tensor:
+    """Return what a text holds in the shape of `like`; the last class is minus the sum of the others.
+
+    Raises CheckpointError for another number of them.
+    """
     try:
-        found = np.frombuffer(base64.b64decode(text, validate=True), "<f4")
-        return torch.from_numpy(found.copy()).view(like.shape)
+        found = torch.from_numpy(np.frombuffer(base64.b64decode(text, validate=True), "<f2").astype(np.float32))
+        others = found.view(len(like) - 1, *like.shape[1:])
+        return torch.cat([others, -others.sum(0, keepdim=True)])
     except (ValueError, RuntimeError) as error:
         raise CheckpointError(f"the fitted output layer of a log or run is damaged: {error}") from error
 

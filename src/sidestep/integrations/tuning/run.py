@@ -17,7 +17,7 @@ from sidestep.integrations.tuning.gradient import summed_gradients
 from sidestep.integrations.tuning.head import fit_head
 from sidestep.integrations.tuning.net import Rows, TextNet, built, most_tokens
 from sidestep.integrations.tuning.options import TuneOptions, rule_of_options
-from sidestep.integrations.tuning.recipe import Recipe, text_of_tensor
+from sidestep.integrations.tuning.recipe import Recipe
 from sidestep.integrations.tuning.texts import cut, label_numbers, read_labelled, read_text
 from sidestep.measure.memory import peak_memory_bytes
 from sidestep.nets.trained import trained
@@ -118,7 +118,7 @@ def _prepared(model: str, options: TuneOptions, saved: Recipe | None) -> tuple[T
     if texts and len(kinds) < 2:
         raise InputError(f"{options.data}: all labels in {options.target} are {kinds[0]!r}; there must be two or more")
     length = options.length or most_tokens(model, 64)
-    recipe = Recipe(model, kinds, options.part, options.lora, length, options.seed)
+    recipe = Recipe(model, kinds, options.part, options.lora, length, options.seed, options.reads)
     net = built(model, replace(recipe, head=saved.head) if saved else recipe, device, options.checkpointed)
     rows = net.encoded(texts.texts if texts else [read_text(options.data)])
     train, validation = cut(len(rows), options.validation, options.batch)
@@ -131,9 +131,7 @@ def _prepared(model: str, options: TuneOptions, saved: Recipe | None) -> tuple[T
     )  # fmt: skip
     if data.train_labels is not None and options.head == "fitted" and not saved:
         layer = fit_head(net, data.train, data.train_labels)
-        if layer is not None:
-            bias = layer.bias if layer.bias is not None else layer.weight[:0]
-            net.recipe = replace(net.recipe, head=(text_of_tensor(layer.weight), text_of_tensor(bias)))
+        net.recipe = replace(net.recipe, head=layer or ())
     return net, data
 
 
