@@ -73,10 +73,9 @@ def ridge(inputs: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tensor]
     spread = inputs.std(0) + 1e-6
     inputs = inputs / spread
     means, shares = inputs.mean(0), targets.mean(0)
-    values, axes = torch.linalg.eigh((inputs - means).T @ (inputs - means))
-    values = values.clamp_min(0)
-    along = (inputs - means) @ axes  # (texts, width)
-    matched = along.T @ (targets - shares)  # (width, classes)
+    values, axes = _principal(inputs - means)
+    along = (inputs - means) @ axes  # (texts, axes)
+    matched = along.T @ (targets - shares)  # (axes, classes)
     best, chosen, left_out = float("inf"), 1.0, targets
     for strength in (share * float(values.mean()) + 1e-12 for share in _STRENGTHS):
         shrunk = 1 / (values + strength)
@@ -90,3 +89,12 @@ def ridge(inputs: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tensor]
     weight = scale * (axes @ (matched / (values + chosen)[:, None])).T
     bias = scale * (shares - shares.mean()) - weight @ means  # the same for all classes changes nothing
     return (weight / spread).float(), bias.float()
+
+
+def _principal(centred: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the squared lengths of rows along the axes that they differ along, and these axes, (width, axes)."""
+    wide = len(centred) < centred.shape[1]
+    values, vectors = torch.linalg.eigh(centred @ centred.T if wide else centred.T @ centred)
+    kept = values > 1e-10 * values[-1]
+    values, vectors = values[kept], vectors[:, kept]
+    return values, centred.T @ vectors / values.sqrt() if wide else vectors
