@@ -11,6 +11,7 @@ import sidestep
 from sidestep import Options, data, train
 from sidestep.errors import InputError
 from sidestep.noise import Noise
+from sidestep.notices import RunNotice
 from sidestep.probes import DenseProbes
 from sidestep.rules import SPSA, Backprop, Evolution, LocalLoss
 from sidestep.steplog import rebuild
@@ -122,6 +123,18 @@ def test_a_score_that_is_no_number_is_refused_in_a_sentence(given):
     with pytest.raises(InputError, match=r"score of net 0 of step 0 is a .* that is no one number"):
         search.tell(trial, given)
     search.tell(trial, 1.0)
+
+
+def test_a_score_that_sees_no_weight_is_said_once_and_changes_nothing():
+    net = Spikes()
+    search, before = sidestep.ask_tell(net, SEARCH), copy.deepcopy(net.state_dict())
+    for _ in range(7):
+        search.tell(search.ask(), 3.0)
+    with pytest.warns(RunNotice, match="all 8 nets of step 0 have the same score, 3,"):
+        search.tell(search.ask(), 3.0)
+    for _ in range(8):  # a second warning would be an error
+        search.tell(search.ask(), 3.0)
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
 
 
 def test_ranks_make_every_increasing_score_the_same():

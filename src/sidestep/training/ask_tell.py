@@ -2,6 +2,7 @@
 
 import copy
 import math
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from sidestep.gradients.directions import OneDirection, directions_along
 from sidestep.gradients.shifted import shifted_weight
 from sidestep.keywords import known_keywords
 from sidestep.nets.trained import trained
+from sidestep.notices import RunNotice
 from sidestep.rules.protocol import Rule
 from sidestep.rules.shared.any_module import Asked
 from sidestep.training.attach import attach
@@ -51,6 +53,7 @@ class AskTell:
             )
         self.step, self._rule = step, step.rule
         self._trials = self._rule.trials()
+        self._told_of_no_spread = False
         self._begin()
 
     def _begin(self) -> None:
@@ -107,8 +110,22 @@ class AskTell:
         self._losses[trial.number] = -value
         if len(self._losses) == len(self._trials):
             losses = torch.tensor([self._losses[number] for number in range(len(self._trials))], dtype=torch.float64)
+            self._tell_of_no_spread(losses)
             self.step.take(self._rule.from_trials(self.step.model, losses, self.step.noise))
             self._begin()
+
+    def _tell_of_no_spread(self, losses: torch.Tensor) -> None:
+        """Warn, once, of a step whose nets all have the same score: a plateau, or a score that sees no weight."""
+        if self._told_of_no_spread or len(losses) < 2 or bool((losses != losses[0]).any()):
+            return
+        self._told_of_no_spread = True
+        warnings.warn(
+            f"all {len(losses)} nets of step {self.step.steps} have the same score, {-float(losses[0]):g}, so the step "
+            "changes nothing: the score does not depend on the weights, or the noise is too small to change it; take a "
+            "larger eps, or a score with more values",
+            RunNotice,
+            stacklevel=3,
+        )
 
     def __enter__(self) -> "AskTell":
         """Return itself; the log is closed at the end of the block."""
