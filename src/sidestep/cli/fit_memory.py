@@ -4,6 +4,8 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from sidestep.bench.memory.fit import (
     Way,
     fit_memory,
@@ -13,6 +15,7 @@ from sidestep.bench.memory.fit import (
     small_batches,
     verdict,
 )
+from sidestep.bench.memory.model_ways import ModelWork, fit_model, model_record, model_table, recommended
 from sidestep.bench.memory.step_cost import Work
 from sidestep.checks import check_range
 from sidestep.cli.help import named_apart
@@ -20,7 +23,9 @@ from sidestep.cli.options import DataOptions, last_value, rule_named
 from sidestep.cli.output import fail, show, show_json, show_line, show_table
 from sidestep.cli.parse import parsed_groups
 from sidestep.cli.training_options import takes
-from sidestep.data import names
+from sidestep.cli.user_modules import ModuleOfFile
+from sidestep.data import load, names
+from sidestep.data.task import Task
 from sidestep.errors import InputError
 from sidestep.rules import RULES, Backprop, Rule
 from sidestep.rules.protocol import UnitByUnit
@@ -33,8 +38,10 @@ __all__ = ["fit_memory_command"]
 _HELP = """\
 Say which ways to train a net fit into a budget of memory: the rule with its units together, in turn, or one resident,
 and back-propagation over the same net, plain, with activation checkpointing, and in micro-batches. Each way takes a few
-steps on random images, in a process of its own; nothing is downloaded or kept.
+steps on random images, in a process of its own; nothing is downloaded or kept. With --module: ways to train a model of
+your own on its own data, by memory and by the loss after equal processor time.
 """
+_EXAMPLES = 4096  # that a model of the user's learns, and is measured on
 _MICRO = (2, 4, 8, 16, 32)
 
 
@@ -51,6 +58,10 @@ class FitOptions:
     """Images per step."""
     steps: int = 2
     """Steps of each measurement, after a first that makes the optimiser's memory."""
+    module: str | None = None
+    """A whole model of your own, FILE.py:NAME, in place of a rule's net; with --data, whose examples it is given."""
+    seconds: float = 5.0
+    """With --module: processor seconds that every way trains for, before its loss is taken."""
     json: bool = False
     """Print the result as one JSON object on the last line of standard output."""
 
@@ -61,7 +72,8 @@ class ShapeOptions:
     """Which images the net is for."""
 
     data: str = "cifar10"
-    """Name of the data set whose image shape and number of classes are taken."""
+    """Name of the data set whose image shape and number of classes are taken; with --module, name or path of the set
+    that the model learns."""
     image_size: int | None = None
     """Height and width of the images, where the data set has several."""
 
@@ -73,6 +85,9 @@ def fit_memory_command(arguments: list[str]) -> None:
     if not given.budget:
         raise InputError("give the memory that training may take, for instance --budget 512MiB")
     budget = parse_bytes(given.budget)
+    if given.module:
+        _fit_module(rule, given, shape, budget, arguments)
+        return
     check_range(1, 1000, steps=given.steps)
     ways = _ways(rule, given, shape)
     rows = fit_memory(ways, budget, show_line, given.steps)
@@ -87,6 +102,33 @@ def fit_memory_command(arguments: list[str]) -> None:
         show("A step is one update of all weights from one batch; what it teaches differs between rules.")
     if not any(row.fits(budget) for row in rows):
         fail(verdict(rows, budget), 1)
+
+
+def _fit_module(rule: Rule, given: Any, images: ShapeOptions, budget: int, arguments: list[str]) -> None:
+    """Measure the ways to train a model of the user's, and recommend one."""
+    if last_value(arguments, "--data") is None:
+        raise InputError("--module needs examples that the model learns: --data with a name or a path")
+    if last_value(arguments, "--rule") is not None or rule != type(rule)():
+        raise InputError("with --module every way has its own settings; leave --rule and its options out")
+    check_range(1, 1 << 20, batch=given.batch)
+    check_range(0, 3600, seconds=given.seconds)
+    make, data = ModuleOfFile(given.module), load(images.data, size=images.image_size)
+    rows = slice(0, _EXAMPLES)
+    work = ModelWork(
+        make, Task.of(data), torch.as_tensor(data.train.images[rows]), data.train.targets[rows], given.batch,
+        given.seconds,
+    )  # fmt: skip
+    found = fit_model(work, show_line)
+    if given.json:
+        asked = {"module": given.module, "data": images.data, "batch": given.batch, "seconds": given.seconds}
+        show_json(model_record(found, budget, asked))
+    else:
+        table = model_table(found, budget)
+        show_table(table.title, table.columns, table.rows)
+        show("", *(f"{way.label}: {way.why}" for way in found if way.why), recommended(found, budget))
+        show("Learning rates are defaults: a way that is tuned may end lower.")
+    if not any(way.fits(budget) for way in found):
+        fail(recommended(found, budget), 1)
 
 
 def _parse(kind: type[Rule], arguments: list[str]) -> tuple[Rule, Any, ShapeOptions]:
