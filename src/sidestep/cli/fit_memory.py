@@ -27,7 +27,7 @@ from sidestep.cli.user_modules import ModuleOfFile
 from sidestep.data import load, names
 from sidestep.data.task import Task
 from sidestep.errors import InputError
-from sidestep.rules import RULES, Backprop, Rule
+from sidestep.rules import RULES, SPSA, Backprop, ForwardGradient, Rule
 from sidestep.rules.protocol import UnitByUnit
 from sidestep.rules.record import hyper_parameters
 from sidestep.training import Compute, Options
@@ -116,7 +116,7 @@ def _fit_module(rule: Rule, given: Any, images: ShapeOptions, budget: int, argum
     rows = slice(0, _EXAMPLES)
     work = ModelWork(
         make, Task.of(data), torch.as_tensor(data.train.images[rows]), data.train.targets[rows], given.batch,
-        given.seconds,
+        {"forward gradient": ForwardGradient(kind="weights"), "zeroth order": SPSA()}, given.seconds,
     )  # fmt: skip
     found = fit_model(work, show_line)
     if given.json:

@@ -22,7 +22,7 @@ from sidestep.errors import InputError
 from sidestep.measure import memory_growth
 from sidestep.measure.memory import return_freed_memory
 from sidestep.noise import Noise
-from sidestep.rules import SPSA, ForwardGradient, Rule
+from sidestep.rules import Rule
 from sidestep.training import Compute
 from sidestep.training.attach import attach
 
@@ -42,6 +42,7 @@ _ADAM, _SGD = 1e-3, 0.05
 _CLOSE = 1.02  # of two losses that differ by less, the one that takes less memory is the better
 
 Step = Callable[[Any, Tensor], object]
+Make = Callable[[nn.Module, Objective], Step]
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,7 @@ class ModelWork:
     inputs: raw examples, as the data set has them.
     targets: theirs.
     batch: examples a step.
+    rules: by label, those that train any module, and are ways beside back-propagation's.
     seconds: processor seconds that every way trains for.
     """
 
@@ -61,7 +63,13 @@ class ModelWork:
     inputs: Any
     targets: Tensor
     batch: int
+    rules: Mapping[str, Rule]
     seconds: float
+
+    @property
+    def ways(self) -> dict[str, "Make"]:
+        """All ways by label."""
+        return {**WAYS, **{label: _by_rule(rule) for label, rule in self.rules.items()}}
 
 
 class ModelCost(NamedTuple):
@@ -92,7 +100,7 @@ def _backward(model: nn.Module, objective: Objective, inputs: Any, targets: Tens
             (objective.mean(model(rows), wanted) * (len(wanted) / len(targets))).backward()
 
 
-def _backprop(parts: int = 1, adam: bool = True, checkpointed: bool = False) -> Callable[[nn.Module, Objective], Step]:
+def _whole_or_cut(parts: int = 1, adam: bool = True, checkpointed: bool = False) -> Make:
     def make(model: nn.Module, objective: Objective) -> Step:
         if checkpointed:
             _checkpoint_parts(model)
@@ -109,7 +117,7 @@ def _backprop(parts: int = 1, adam: bool = True, checkpointed: bool = False) -> 
     return make
 
 
-def _fused(adam: bool) -> Callable[[nn.Module, Objective], Step]:
+def _fused(adam: bool) -> Make:
     """Return steps that are taken for each weight as soon as its gradient is there, which is then let go of."""
 
     def make(model: nn.Module, objective: Objective) -> Step:
@@ -126,7 +134,7 @@ def _fused(adam: bool) -> Callable[[nn.Module, Objective], Step]:
     return make
 
 
-def _by_rule(rule: Rule) -> Callable[[nn.Module, Objective], Step]:
+def _by_rule(rule: Rule) -> Make:
     def make(model: nn.Module, objective: Objective) -> Step:
         return attach(model, rule, objective=objective)
 
@@ -140,19 +148,17 @@ def _checkpoint_parts(model: nn.Module) -> None:
         raise InputError("the model has no nn.Sequential or nn.ModuleList of parts to be computed twice")
     for part in max(lists, key=len):
         whole = part.forward
-        part.forward = lambda *given, whole=whole: checkpoint(whole, *given, use_reentrant=False)  # type: ignore[method-assign]
+        part.forward = lambda *given, whole=whole: checkpoint(whole, *given, use_reentrant=False)
 
 
-WAYS: Mapping[str, Callable[[nn.Module, Objective], Step]] = {
-    "backprop, AdamW": _backprop(),
-    "backprop, AdamW, 4 micro-batches": _backprop(4),
-    "backprop, AdamW, 16 micro-batches": _backprop(16),
-    "backprop, AdamW, checkpointed": _backprop(checkpointed=True),
-    "backprop, AdamW, step within backward": _fused(adam=True),
-    "backprop, SGD, 16 micro-batches": _backprop(16, adam=False),
-    "backprop, SGD, step within backward": _fused(adam=False),
-    "forward gradient": _by_rule(ForwardGradient(kind="weights")),
-    "zeroth order": _by_rule(SPSA()),
+WAYS: Mapping[str, Make] = {
+    "back-propagation, AdamW": _whole_or_cut(),
+    "back-propagation, AdamW, 4 micro-batches": _whole_or_cut(4),
+    "back-propagation, AdamW, 16 micro-batches": _whole_or_cut(16),
+    "back-propagation, AdamW, checkpointed": _whole_or_cut(checkpointed=True),
+    "back-propagation, AdamW, step within backward": _fused(adam=True),
+    "back-propagation, SGD, 16 micro-batches": _whole_or_cut(16, adam=False),
+    "back-propagation, SGD, step within backward": _fused(adam=False),
 }
 
 
@@ -166,7 +172,7 @@ def model_cost(work: ModelWork, label: str) -> ModelCost:
     with memory_growth() as growth:
         with Noise(0).stream("model").torch_seeded():
             model = work.make()
-        step, steps = WAYS[label](model.train(), work.task.objective), 0
+        step, steps = work.ways[label](model.train(), work.task.objective), 0
         begun = time.process_time()
         while steps < 2 or time.process_time() - begun < work.seconds:
             rows = batch_indices(Noise(0), steps, len(targets), batch)
@@ -183,7 +189,7 @@ def model_cost(work: ModelWork, label: str) -> ModelCost:
 def fit_model(work: ModelWork, report: Callable[[str], None]) -> list[Found]:
     """Return what every way costs; `report` is called with a line before each."""
     found = []
-    for label in WAYS:
+    for label in work.ways:
         report(label)
         cost, failed = in_fresh_process(model_cost, work, label)
         found.append(Found(label, cost, failed))
