@@ -1,6 +1,6 @@
 """Groups of a small ViT on CIFAR-10, trained in several ways at equal steps: accuracy, and memory of a process.
 
-    python -m experiments.blockwise --out runs/blockwise [--seeds 3] [--steps 1500] [--patch 8]
+    python -m experiments.blockwise --out runs/blockwise [--seeds 3] [--steps 600] [--patch 8]
 
 Each row is a process of its own and a line of rows.jsonl; rows that stand there are left out, so that a stopped
 comparison goes on. All nets have the same blocks, the same batches, AdamW at the same rate with cosine decay.
@@ -31,7 +31,7 @@ from sidestep.noise import Noise
 from sidestep.rules import Batch, Blockwise, Task
 from sidestep.rules.protocol import Dense
 
-WIDTH, DEPTH, BATCH, MEMORY_STEPS, MEMORY_BATCH = 64, 12, 64, 4, 256
+WIDTH, DEPTH, BATCH, MEMORY_STEPS, MEMORY_BATCH = 64, 12, 64, 2, 128
 RATE = 1e-3
 WAYS = ("end to end", "local losses, B = 3", "local losses, B = 4", "blockwise, B = 3", "blockwise, B = 4")
 ONE_SEED = ("blockwise readable, B = 3", "blockwise readable, B = 4")
@@ -145,7 +145,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--patch", type=int, default=8)
     parser.add_argument("--most", type=int, default=1000, help="rows to run before it stops")
     parser.add_argument("--row", nargs=3, metavar=("WAY", "SEED", "KIND"), help="run this one, print its line")
