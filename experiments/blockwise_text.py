@@ -33,9 +33,7 @@ def rule_of(way: str) -> Rule:
     """Return what trains the net in one way."""
     share = float(way.rsplit(" ", 1)[-1]) if "share" in way else 0.0
     levels = "readable" if "readable" in way else "normal"
-    rule = Blockwise(
-        groups=GROUPS, depth=DEPTH, width=WIDTH, levels=levels, exact_share=share, learning_rate=RATE
-    )
+    rule = Blockwise(groups=GROUPS, depth=DEPTH, width=WIDTH, levels=levels, exact_share=share, learning_rate=RATE)
     return SameNet(rule) if way == "end to end" else rule
 
 

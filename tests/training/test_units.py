@@ -16,7 +16,7 @@ from sidestep.data import DataSet, Split
 from sidestep.errors import CheckpointError, InputError
 from sidestep.measure import peak_allocation
 from sidestep.noise import Noise
-from sidestep.rules import RULES, Backprop, ForwardForward, Hebbian, LocalLoss, NoPropCT, NoPropDT, Task
+from sidestep.rules import RULES, Backprop, Blockwise, ForwardForward, Hebbian, LocalLoss, NoPropCT, NoPropDT, Task
 from sidestep.rules.protocol import UnitByUnit
 from sidestep.training import unit_files
 from sidestep.training.loop import Loop
@@ -34,6 +34,7 @@ SEVERAL = {
     "noprop-dt": NoPropDT(blocks=3),
     "noprop-dt learned": NoPropDT(blocks=3, embedding="learned", dimension=6, unit_norm=True, readout="radial"),
     "noprop-dt nearest": NoPropDT(blocks=2, readout="nearest"),
+    "blockwise": Blockwise(groups=2, depth=3, width=16),
     "local-loss": LocalLoss(hidden=(24, 16), similarity=0.5),
     "local-loss conv": LocalLoss(net="conv", hidden=(8, 8)),
     "forward-forward": ForwardForward(hidden=(24, 16)),

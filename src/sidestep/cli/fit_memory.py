@@ -183,6 +183,9 @@ def _net_of(rule: Rule) -> dict[str, Any]:
         del values["learning_rate"]
     if "blocks" not in own:  # one block, which the rule runs many times; or layers
         values |= {"blocks": 1} if "path" in own else {"net": values.get("net", "mlp")}
+    if {"width", "depth"} <= own:  # residual blocks, which it has not: dense layers, as many and as wide
+        width, depth = (getattr(rule, name) for name in ("width", "depth"))
+        values |= {"net": "mlp", "hidden": (width,) * depth, "norm": "layer"}
     if values.get("net") != "mlp":  # the other nets have norms of their own
         values.pop("norm", None)
     elif values.get("norm") in (True, False, "auto"):  # a rule's only norm of dense layers is that over features
