@@ -1,5 +1,6 @@
 """Rules side by side: entries, the order of runs, what a run measures, ratios, resuming, failures, and the pages."""
 
+import dataclasses
 import json
 import math
 import multiprocessing
@@ -717,3 +718,17 @@ def test_one_learning_rate_is_that_of_every_entry_without_one_of_its_own():
         with_learning_rate(read_entries(["noise-step"]), 0.25)
     with pytest.raises(InputError, match="learning_rate must be"):
         with_learning_rate(entries, -1.0)
+
+
+def test_a_table_is_compared_by_a_column_of_classes(tmp_path):
+    rows = "".join(f"{i % 7},{'odd' if i % 2 else 'even'},{i / 3:.3f}\n" for i in range(60))
+    (tmp_path / "t.csv").write_text("a,kind,b\n" + rows)
+    race = Comparison(tuple(read_entries(["local-loss:hidden=4"], {})), ("t.csv",), Budget(steps=2), target="kind")
+    check_race(race)
+    found = measure_run(race.plan(race.entries[0], "t.csv", 0), lambda news: None)
+    assert found["steps"] == 2 and 0 <= found["validation_accuracy"] <= 1
+    assert settings(race)["target"] == "kind"
+    with pytest.raises(InputError, match="targets of t are values"):
+        check_race(dataclasses.replace(race, target="b"))
+    with pytest.raises(InputError, match="name the column"):
+        check_race(dataclasses.replace(race, target=None))

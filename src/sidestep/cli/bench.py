@@ -99,7 +99,8 @@ class BenchData:
     """Which images to train on."""
 
     data: Repeated = ()
-    """Data sets (names, .npz files, image folders), with spaces or commas between them. Default: digits."""
+    """Data sets (names, .npz files, tables with --target, image folders), with spaces or commas between them. Default:
+    digits."""
 
 
 @dataclass(frozen=True)
@@ -144,7 +145,7 @@ def _asked(run: Any, images: Any, rules: BenchRules) -> "_Begin | LinkRun":
         tuple(entries), _names(all_words(images.data) or ("digits",)),
         Budget(run.epochs, seconds, run.forward_passes, run.to, steps), run.seeds, run.seed, common, run.every,
         run.device, images.data_dir or default_data_dir(), images.validation, images.image_size,
-        ModuleOfFile(rules.module) if rules.module else None,
+        images.target, ModuleOfFile(rules.module) if rules.module else None,
     )  # fmt: skip
     if run.link is not None:
         if rules.baseline != SAME_NET:

@@ -37,7 +37,6 @@ LEFT_OUT: Mapping[str, Mapping[str, str]] = {  # command -> option -> why the co
         "checkpoint_seconds": "its runs write no checkpoints",
         "resume": "the same command goes on by itself",
         "targets": "its tables count right answers, so the targets are classes",
-        "target": "a data set is given by its name alone; convert a table to a .npz file",
     },
     "study": {
         "units": "back-propagation, which stands beside NoProp, has one unit",

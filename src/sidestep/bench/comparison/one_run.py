@@ -79,11 +79,14 @@ class RunPlan:
     image_size: int | None = None
     forward_equivalents: float | None = None  # of a step, where the budget is in forward passes
     module: Callable[[], nn.Module] | None = None  # of the user's; what can be passed to another process
+    target: str | None = None  # column of a table to be predicted
 
     def begin(self) -> tuple[State, Loop]:
         """Return the untrained net with its optimiser, and the loop that holds the data."""
         options = self.entry.training(self.common, epochs=self.budget.epochs, seed=self.seed, device=self.device)
-        data = load(self.data, data_dir=self.data_dir, validation=self.validation, size=self.image_size)
+        data = load(
+            self.data, data_dir=self.data_dir, validation=self.validation, size=self.image_size, target=self.target
+        )
         return begin(self.entry.make(), data, options, self.module)
 
 

@@ -13,7 +13,7 @@ from sidestep.bench.comparison.entries import NOT_OF_ONE, Entry
 from sidestep.bench.comparison.one_run import Budget, RunPlan, measure_counts, measure_run
 from sidestep.bench.comparison.records import ComparisonFolder
 from sidestep.bench.process import FAILED, run_in_process
-from sidestep.data import load
+from sidestep.data import DataSet, load
 from sidestep.errors import InputError
 from sidestep.measure import processor_name
 from sidestep.rules.record import hyper_parameters
@@ -40,16 +40,23 @@ class Comparison:
     data_dir: Path | None = None
     validation: float = 0.1
     image_size: int | None = None
+    target: str | None = None  # column of a table to be predicted
     module: Callable[[], nn.Module] | None = None  # of the user's, in all entries; it must pass to other processes
     baselines: tuple[
         Entry, ...
     ] = ()  # that `sidestep.bench.comparison.same_net` has made, and that run beside the entries
 
+    def load(self, name: str) -> DataSet:
+        """Return one of the data sets, as every run has it."""
+        return load(
+            name, data_dir=self.data_dir, validation=self.validation, size=self.image_size, target=self.target
+        )
+
     def plan(self, entry: Entry, data: str, seed: int, forward_equivalents: float | None = None) -> RunPlan:
         """Return what one run is made of."""
         return RunPlan(
             entry, data, seed, self.budget, self.common, self.every, self.device, self.data_dir, self.validation,
-            self.image_size, forward_equivalents, self.module,
+            self.image_size, forward_equivalents, self.module, self.target,
         )  # fmt: skip
 
 
@@ -98,7 +105,12 @@ def check_race(race: Comparison) -> None:
                 raise InputError(
                     f"{entry.label} is a preset for {entry.data}, not for {name}; give --data {entry.data}"
                 )
-        found = load(name, data_dir=race.data_dir, validation=race.validation, size=race.image_size)
+        found = race.load(name)
+        if found.targets != "classes":
+            raise InputError(
+                f"bench counts right answers, and the targets of {found.name} are {found.targets}: give --target a "
+                "column of few texts or whole numbers, or train each rule by `sidestep train`"
+            )
         if not len(found.validation):
             raise InputError(
                 f"accuracy over time is read on a validation split, and {name} has none; give --validation"
@@ -136,6 +148,7 @@ def settings(race: Comparison) -> dict[str, Any]:
         "every": race.every,
         "validation": race.validation,
         "image_size": race.image_size,
+        **({"target": race.target} if race.target else {}),
         **({"module": str(race.module)} if race.module else {}),
         "machine": {"device": str(device), "processor": processor_name(device), "threads": torch.get_num_threads()},
         "versions": {"sidestep": __version__, "torch": torch.__version__},

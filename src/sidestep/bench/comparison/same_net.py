@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from sidestep.bench.comparison.entries import BASELINE_KIND, Entry
 from sidestep.bench.comparison.rounds import Comparison
-from sidestep.data import DataSet, load
+from sidestep.data import DataSet
 from sidestep.rules.protocol import Task
 from sidestep.rules.shared.same_net import SameNet
 from sidestep.rules.untrained import untrained
@@ -31,7 +31,7 @@ def with_baselines(race: Comparison) -> tuple[Comparison, dict[str, str]]:
     Raises:
         InputError: for a net that has no end-to-end form.
     """
-    sets = [load(name, data_dir=race.data_dir, validation=race.validation, size=race.image_size) for name in race.data]
+    sets = [race.load(name) for name in race.data]
     keys = {entry.label: _key(entry, sets, race) for entry in race.entries}
     found = [_Found(entry, keys[entry.label]) for entry in race.entries if getattr(entry.make(), "end_to_end", False)]
     of: dict[str, str] = {}
