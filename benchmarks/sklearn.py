@@ -3,8 +3,8 @@
     nice python -m benchmarks.sklearn --seeds 5 --out table.json
 
 Each fold: SidestepClassifier (or Regressor) with its defaults; then MLPClassifier (or MLPRegressor) behind a
-StandardScaler, with defaults but for as many passes as fit into the processor seconds of the first (it may stop earlier,
-where its loss no longer falls). The difference's standard error is over seeds, each a mean over five folds.
+StandardScaler, with defaults but for as many passes as fit into the processor seconds of the first (it may stop
+earlier, where its loss no longer falls). The difference's standard error is over seeds, each a mean over five folds.
 """
 
 import argparse

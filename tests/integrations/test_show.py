@@ -16,12 +16,20 @@ from sidestep.cli import main
 from sidestep.errors import InputError
 from sidestep.integrations.show import Shown
 from sidestep.integrations.show_server import MOST_BYTES, show_server
-from sidestep.rules import SPSA, LocalLoss, NoPropDT
+from sidestep.rules import SPSA, LocalLoss, NeuralODE, NoiseStep, NoPropCT, NoPropDT, NoPropFM
 from sidestep.steplog import rebuild
 from sidestep.training import Options, load_run, train
 from tests.browser import CHROMIUM, Browser
 
-RULES = {"stack": NoPropDT(blocks=3), "heads": LocalLoss(hidden=(16, 16)), "log": SPSA(hidden=(8,), pairs=4)}
+RULES = {
+    "stack": NoPropDT(blocks=3),
+    "heads": LocalLoss(hidden=(16, 16)),
+    "log": SPSA(hidden=(8,), pairs=4),
+    "diffusion": NoPropCT(steps=3),
+    "flow": NoPropFM(steps=3),
+    "velocity": NoPropFM(steps=40, prediction="velocity", loss="paper"),
+    "ode": NeuralODE(steps=3),
+}
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +81,9 @@ def test_the_page_is_whole_and_fetches_nothing_from_elsewhere(folders):
     assert str(folders / "stack") in text
 
 
-@pytest.mark.parametrize(("name", "parts"), [("stack", 3), ("heads", 2)])
+@pytest.mark.parametrize(
+    ("name", "parts"), [("stack", 3), ("heads", 2), ("diffusion", 3), ("flow", 3), ("velocity", 25), ("ode", 3)]
+)
 def test_every_part_answers_and_the_last_answer_is_the_prediction(name, parts, folders):
     data, pixels = picture()
     with served(folders / name) as port:
@@ -167,6 +177,10 @@ def test_a_run_on_other_inputs_is_refused(tmp_path):
     train(LocalLoss(hidden=(8,)), table, Options(steps=1, out=tmp_path / "rows"))
     with pytest.raises(InputError, match="draws pictures and shows classes"):
         Shown(tmp_path / "rows")
+    ids = torch.arange(400).view(50, 8).numpy() % 5
+    train(NoiseStep(hidden=(8,)), data.from_tokens(ids, vocabulary=5), Options(steps=1, out=tmp_path / "text"))
+    with pytest.raises(InputError, match="use sidestep generate"):
+        Shown(tmp_path / "text")
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium")

@@ -76,10 +76,9 @@ def fetch(remote: Remote, folder: Path, *, progress: bool = False, rounds: int =
     except OSError as error:
         raise DataError(f"cannot store {remote.file} in {folder}: {error.strerror or error}") from error
     raise DataError(
-        f"cannot download {remote.file}:\n  "
-        + "\n  ".join(dict.fromkeys(failures))
-        + f"\nfetch it by other means into a folder, as {remote.file}, and name that as data_dir "
-        "(--data-dir); or train on digits, which need no network"
+        f"cannot download {remote.file}, from {'; nor from '.join(dict.fromkeys(failures))}. Fetch it by other means "
+        f"into a folder, as {remote.file}, and name that as data_dir (--data-dir); or train on digits, which need no "
+        "network"
     )
 
 

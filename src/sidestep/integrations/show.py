@@ -1,4 +1,4 @@
-"""What a trained net answers on the way to its answer, for one picture: block by block, or by every sampler."""
+"""What a trained net answers on the way to its answer, for one picture: by block, by step, or by every sampler."""
 
 import tempfile
 import threading
@@ -16,11 +16,14 @@ from sidestep.data.objective import objective_of
 from sidestep.data.splits import PictureForm
 from sidestep.errors import CheckpointError, InputError
 from sidestep.files import check_plain
+from sidestep.nets.noprop.denoiser import Denoiser
 from sidestep.nets.noprop.stack import DenoisingStack
 from sidestep.nets.noprop.stack_readings import ddim_course
 from sidestep.nets.stages.layerwise import LayerwiseNet
 from sidestep.nets.user_modules import ImagePath
+from sidestep.noise import Noise
 from sidestep.notices import DataNotice
+from sidestep.rules.shared.timed import DenoisingRule, Pointed
 from sidestep.steplog import LogReader, rebuild
 from sidestep.training import Run
 from sidestep.training.compatibility import picture_form
@@ -29,6 +32,7 @@ from sidestep.training.loaded import load_run
 
 __all__ = ["Shown", "Stage"]
 
+_MOST = 25  # steps of a walk that are shown; of more, as many evenly spaced ones
 _KEPT = 4  # nets rebuilt from the log, so that the slider answers at once where it was
 
 
@@ -36,7 +40,7 @@ _KEPT = 4  # nets rebuilt from the log, so that the slider answers at once where
 class Stage:
     """An answer on the way: of one block, of the read-out after it, or of a sampler.
 
-    name: such as `block 3`.
+    name: such as `block 3`, or `step 4, t = 0.15`.
     own: what the block itself says, (classes,).
     read: what is read from the state after it, (classes,); the same where there is no such state.
     """
@@ -64,9 +68,10 @@ class Shown:
         self.run = load_run(folder, module=module, device=device)
         task = self.run.task
         if self.run.table is not None or task.inputs != "image" or task.targets != "classes":
+            text = task.inputs == "tokens" and task.targets == "tokens"
             raise InputError(
                 f"sidestep show draws pictures and shows classes, and {folder} was trained on {task.inputs} with "
-                f"{task.targets} as targets; use sidestep predict"
+                f"{task.targets} as targets; use sidestep {'generate' if text else 'predict'}"
             )
         form = picture_form(folder) or PictureForm(1)
         self._form = replace(form, size=(task.image_shape[1], task.image_shape[2]))
@@ -137,18 +142,29 @@ class Shown:
 
 
 def _stages(run: Run, images: Tensor) -> list[Stage]:
-    """Go by the kind of the net: a chain of blocks, stages with heads, or any other, of which all samplers answer."""
+    """Go by the kind of the net: blocks, a walk in time, stages with heads, or any other, whose samplers all answer."""
     net = run.net.eval()
     ready = run.task.prepare(images.to(run.compute.device))
     with torch.no_grad(), run.compute.autocast():
         if isinstance(net, DenoisingStack):
             own, read = ddim_course(net, ready)
             return [Stage(f"block {k + 1}", _list(a), _list(b)) for k, (a, b) in enumerate(zip(own, read, strict=True))]
+        if isinstance(net, Denoiser) and isinstance(run.rule, DenoisingRule):
+            return _steps_of(run.rule.course(net, ready, Noise(run.seed).stream("predict")))
         if isinstance(net, LayerwiseNet) and len(net.heads) == len(net.stages):
             answers = [objective_of(net).predictions(logits) for logits in net.every_logits(ready)]
             return [Stage(f"stage {k + 1}", _list(each), _list(each)) for k, each in enumerate(answers)]
     answers_by = {name: run.predict(images, name, raw=True) for name in run.rule.readings}
     return [Stage(name, _list(each), _list(each)) for name, each in answers_by.items()]
+
+
+def _steps_of(course: list[Pointed]) -> list[Stage]:
+    """Return the steps of a walk, the first and the last among them."""
+    count = min(_MOST, len(course))
+    chosen = sorted({round(k * (len(course) - 1) / max(1, count - 1)) for k in range(count)})
+    return [
+        Stage(f"step {k + 1}, t = {course[k].time:.2f}", _list(course[k].own), _list(course[k].read)) for k in chosen
+    ]
 
 
 def _list(rows: Tensor) -> list[float]:

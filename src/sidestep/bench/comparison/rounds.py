@@ -48,9 +48,7 @@ class Comparison:
 
     def load(self, name: str) -> DataSet:
         """Return one of the data sets, as every run has it."""
-        return load(
-            name, data_dir=self.data_dir, validation=self.validation, size=self.image_size, target=self.target
-        )
+        return load(name, data_dir=self.data_dir, validation=self.validation, size=self.image_size, target=self.target)
 
     def plan(self, entry: Entry, data: str, seed: int, forward_equivalents: float | None = None) -> RunPlan:
         """Return what one run is made of."""

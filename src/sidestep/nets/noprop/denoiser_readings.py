@@ -1,7 +1,7 @@
 """Readings of a continuous-time net: class probabilities by every sampler, from images alone."""
 
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from sidestep.nets.noprop.samplers import ancestral_walk, ddim_walk, euler_walk,
 from sidestep.nets.noprop.time_schedules import Schedule
 from sidestep.noise import Noise
 
-__all__ = ["Walker", "diffusion_velocity"]
+__all__ = ["RecordedWalker", "Walker", "diffusion_velocity"]
 
 Outputs = Callable[[Tensor, Tensor], Tensor]  # (z, t) -> class outputs, (batch, classes)
 
@@ -112,3 +112,22 @@ class Walker:
     def wanted(self, names: Collection[str], readings: dict[str, Callable[[], Tensor]]) -> dict[str, Tensor]:
         """Return the wanted readings' probabilities, (batch, classes) each; only those are computed."""
         return {name: readings[name]() for name in names}
+
+
+@dataclass
+class RecordedWalker(Walker):
+    """A walker that keeps what the block was asked, and what it said, of all rows: z, t and class outputs."""
+
+    passed: list[tuple[Tensor, Tensor, Tensor]] = field(default_factory=list)
+
+    @classmethod
+    def like(cls, walk: Walker) -> "RecordedWalker":
+        """Return a walker of the same batch, which has kept nothing yet."""
+        return cls(**{each.name: getattr(walk, each.name) for each in fields(walk)})
+
+    def outputs(self, latent: Tensor, time: Tensor, rows: Tensor | None = None) -> Tensor:
+        """Return what the block says, and keep it."""
+        found = super().outputs(latent, time, rows)
+        if rows is None:
+            self.passed.append((latent, time, found))
+        return found

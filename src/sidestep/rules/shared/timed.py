@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from sidestep.checks import check_positive, check_range, check_used
 from sidestep.gradients.end_to_end import end_to_end, gradients_of
 from sidestep.nets.noprop.denoiser import Denoiser, Draw, draw_times
-from sidestep.nets.noprop.denoiser_readings import Walker
+from sidestep.nets.noprop.denoiser_readings import RecordedWalker, Walker
 from sidestep.nets.noprop.embeddings import embedding_distances
 from sidestep.nets.noprop.losses import check_smoothing, denoising_loss
 from sidestep.nets.noprop.samplers import check_steps
@@ -27,7 +27,7 @@ from sidestep.rules.shared.denoising import (
 )
 from sidestep.rules.shared.dense import OPTIMIZERS
 
-__all__ = ["DenoisingRule", "Noised", "Samplers", "TimedRule"]
+__all__ = ["DenoisingRule", "Noised", "Pointed", "Samplers", "TimedRule"]
 
 Samplers = dict[str, Callable[[], Tensor]]  # reading -> class probabilities, (batch, classes)
 
@@ -39,6 +39,14 @@ class Noised(NamedTuple):
     time: Tensor  # (n,)
     normal: Tensor  # (n, dimension)
     latent: Tensor  # (n, dimension), z_t
+
+
+class Pointed(NamedTuple):
+    """A step of a walk: what the block points to from where it stands, and what is read after the step."""
+
+    time: float  # at the step's beginning
+    own: Tensor  # (batch, classes)
+    read: Tensor  # (batch, classes)
 
 
 class DenoisingRule(Rule[Denoiser]):
@@ -98,6 +106,24 @@ class DenoisingRule(Rule[Denoiser]):
         """Return a batch on its way to labels."""
         last, velocity = self.straight_path.last, partial(self.velocity, net)
         return Walker(net, images, velocity, noise, start, self.steps, last, self.grid)
+
+    def course(self, net: Denoiser, images: Tensor, noise: Noise) -> list[Pointed]:
+        """Return what is answered along the default reading, step by step; the last read-out is the prediction."""
+        net.eval()
+        with torch.no_grad():
+            walk = RecordedWalker.like(self.walker(net, images, noise, 0))
+            final = self.samplers(net, walk)[self.readings[0]]()
+            read = [net.probabilities(latent) for latent, _, _ in walk.passed[1:]]
+            return [
+                Pointed(float(time[0]), self._pointed(net, outputs, latent, time), after)
+                for (latent, time, outputs), after in zip(walk.passed, [*read, final], strict=True)
+            ]
+
+    def _pointed(self, net: Denoiser, outputs: Tensor, latent: Tensor, time: Tensor) -> Tensor:
+        """Return the label that the block's outputs point to, read: its own, or where a straight path would end."""
+        if net.schedule is not None:
+            return net.answer(outputs)
+        return net.probabilities(latent + (1 - time[:, None]) * self.velocity(net, outputs, latent, time))
 
     def samplers(self, net: Denoiser, walk: Walker) -> Samplers:
         """Return what computes each reading."""
