@@ -293,6 +293,17 @@ def test_every_reading_equals_a_plain_walk_and_the_mean_is_over_draws_that_diffe
     assert_readings_are_plain(rule, net, images, Noise(4), plain_readings, "ddim from noise")
 
 
+def test_a_draw_that_two_readings_are_made_of_is_walked_once(monkeypatch):
+    rule, net = built(draws=3)
+    asked = []
+    outputs = net.block.outputs
+    monkeypatch.setattr(net.block, "outputs", lambda *given: asked.append(1) or outputs(*given))
+    both = rule.predict(net, batch().inputs, Noise(1), names=["ancestral", "mean"])
+    assert len(asked) == 3 * 5
+    for name, found in both.items():
+        assert torch.equal(found, rule.predict(net, batch().inputs, Noise(1), names=[name])[name])
+
+
 def test_readings_differ_as_samplers_do_and_only_those_asked_for_are_computed():
     rule, net = built(steps=7)
     found = rule.predict(net, batch().inputs, Noise(1), names=["heun", "mean"])

@@ -229,3 +229,14 @@ def test_velocities_with_a_loss_of_labels_are_refused(loss):
 def test_bad_options_say_what_is_needed(options, words):
     with pytest.raises(InputError, match=words):
         NoPropFM(**options)
+
+
+def test_a_draw_that_two_readings_are_made_of_is_walked_once(monkeypatch):
+    rule, net = built(draws=3)
+    asked = []
+    outputs = net.block.outputs
+    monkeypatch.setattr(net.block, "outputs", lambda *given: asked.append(1) or outputs(*given))
+    both = rule.predict(net, batch().inputs, Noise(1), names=["euler from noise", "mean"])
+    assert len(asked) == 3 * 5
+    for name, found in both.items():
+        assert torch.equal(found, rule.predict(net, batch().inputs, Noise(1), names=[name])[name])

@@ -112,7 +112,7 @@ class NoPropFM(TimedRule):
     def samplers(self, net: Denoiser, walk: Walker) -> Samplers:
         """Return each solver, and the first step alone: where the flow first points."""
         return super().samplers(net, walk) | {
-            "euler from noise": lambda: walk.read([walk.euler(walk.normal(0, 0))]),
-            "mean": lambda: walk.read([walk.euler(walk.normal(draw, 0)) for draw in range(self.draws)]),
+            "euler from noise": lambda: walk.read([walk.euler_from_noise()]),
+            "mean": lambda: walk.read([walk.euler_from_noise(draw) for draw in range(self.draws)]),
             "first step": lambda: walk.read([walk.rate(walk.zero(), walk.times[:1])]),
         }

@@ -55,6 +55,7 @@ class Walker:
     def __post_init__(self) -> None:
         self._prepared = self.net.block.prepare(self.images)
         self.times = step_times(self.steps, self.grid, self.images.device)
+        self._ends: dict[tuple[str, int], Tensor] = {}  # of draws that several readings are made of
 
     def outputs(self, latent: Tensor, time: Tensor, rows: Tensor | None = None) -> Tensor:
         """Return the block's class outputs at z and t, (batch, classes), or those of some `rows` of the batch."""
@@ -101,9 +102,18 @@ class Walker:
         return ddim_walk(self._estimate, schedule.levels(self.times), latent)
 
     def ancestral(self, schedule: Schedule, draw: int = 0) -> Tensor:
-        """Return z_1 by one draw of the paper's chain, from z_0 ~ N(0, I)."""
-        levels = schedule.levels(self.times)
-        return ancestral_walk(self._estimate, levels, self.normal(draw, 0), lambda i: self.normal(draw, i + 1))
+        """Return z_1 by one draw of the paper's chain, from z_0 ~ N(0, I); a draw is walked once."""
+        if ("ancestral", draw) not in self._ends:
+            levels, start = schedule.levels(self.times), self.normal(draw, 0)
+            walked = ancestral_walk(self._estimate, levels, start, lambda i: self.normal(draw, i + 1))
+            self._ends["ancestral", draw] = walked
+        return self._ends["ancestral", draw]
+
+    def euler_from_noise(self, draw: int = 0) -> Tensor:
+        """Return z_1 by Euler's method from z_0 ~ N(0, I); a draw is walked once."""
+        if ("euler", draw) not in self._ends:
+            self._ends["euler", draw] = self.euler(self.normal(draw, 0))
+        return self._ends["euler", draw]
 
     def read(self, latents: list[Tensor]) -> Tensor:
         """Return the mean of the read-outs of several z_1, (batch, classes)."""
