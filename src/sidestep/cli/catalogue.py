@@ -1,5 +1,6 @@
 """`sidestep rules`, `sidestep presets` and `sidestep data`: what there is to train with, and on."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -9,6 +10,7 @@ import tyro
 from sidestep.cli.listing import listed
 from sidestep.cli.output import check_new, default_data_dir, error_console, show, show_json, show_table
 from sidestep.cli.parse import parsed
+from sidestep.cli.preset_times import fitting, machine, matrix_seconds, said_minutes, times
 from sidestep.errors import InputError
 from sidestep.wording import suggestion
 
@@ -79,25 +81,77 @@ def _log(takes: Mapping[str, Any]) -> str:
     return takes["log"] + (f"; yes with --{with_option}" if with_option else "")
 
 
-def _presets(*, data: str | None = None, json: bool = False) -> None:
+def _presets(
+    *, data: str | None = None, rule: str | None = None, minutes: float | None = None, json: bool = False
+) -> None:
     """List the presets.
 
     Args:
         data: Only those for this data set.
+        rule: Only those of this rule.
+        minutes: Only those that train in about so many minutes on one core here, each with the longest of its budgets
+            that does. A step of each was timed on one machine, and is scaled by a matrix product on this one.
         json: Print one JSON object, with the values of every preset.
     """
+    if minutes is not None and not 0 < minutes < math.inf:
+        raise InputError(f"minutes must be above 0, got {minutes:g}; for instance --minutes 5")
     presets = listed("presets")
-    found = {name: entry for name, entry in presets.items() if data in (None, entry["data"])}
-    if not found:
-        sets = list(dict.fromkeys(entry["data"] for entry in presets.values()))
-        said = suggestion(str(data), sets, f"there are some for {', '.join(sets)}")
-        raise InputError(f"there is no preset for the data set {data!r}: {said}")
+    found = _chosen(_chosen(presets, "data", data, "for the data set"), "rule", rule, "of")
+    chosen, fits = found, _fitting(found, minutes) if minutes is not None else {}
+    if minutes is not None:
+        found = {name: of for name, of in found.items() if name in fits}
     if json:
-        show_json(found)
+        timed = {name: {"budget": budget, "minutes": round(took, 2)} for name, (budget, took) in fits.items()}
+        show_json({name: {**of, **timed.get(name, {})} for name, of in found.items()})
         return
     rows = [[name, of["data"], of["rule"], _reported(of["paper"]), of["summary"]] for name, of in found.items()]
-    show_table("", ["preset", "data", "rule", "the paper's %", "what it is"], rows)
+    columns = ["preset", "data", "rule", "the paper's %", "what it is"]
+    if minutes is not None:
+        columns[3:4] = ["budget", "trains in about"]
+        rows = [[*row[:3], fits[row[0]][0], said_minutes(fits[row[0]][1]), row[4]] for row in rows]
+    show_table("", columns, rows)
     show("", "`sidestep train --preset NAME` trains by one; options given beside it go first.")
+    if minutes is not None:
+        _say_of_times(chosen)
+
+
+def _say_of_times(presets: Mapping[str, Any]) -> None:
+    timed = times()
+    untimed = [name for name in presets if name not in timed]
+    if untimed:
+        show(f"No step was timed of {', '.join(untimed)}.")
+    show(
+        "Times are rough, and of training alone, on one core of this machine: a step on",
+        f"up to 32 images was timed on {machine()}, and is scaled to the batch and by a matrix product here.",
+        "--budget is an option of `train`; what a paper's preset reaches is said of its full budget.",
+    )
+
+
+def _chosen(presets: Mapping[str, Any], key: str, value: str | None, word: str) -> dict[str, Any]:
+    """Return the presets with a value of theirs, all for None; raises InputError where there are none."""
+    found = {name: entry for name, entry in presets.items() if value in (None, entry[key])}
+    if found:
+        return found
+    known = list(dict.fromkeys(entry[key] for entry in presets.values()))
+    if key == "rule" and value in listed("rules"):
+        raise InputError(f"there is no preset of {value} here: leave --rule out, or `sidestep train {value}` as it is")
+    said = suggestion(str(value), known, f"there are some {word.split()[0]} {', '.join(known)}")
+    raise InputError(f"there is no preset {word} {value!r}: {said}")
+
+
+def _fitting(presets: Mapping[str, Any], minutes: float) -> dict[str, tuple[str, float]]:
+    """Return the presets whose training fits, with budget and minutes; raises InputError where none does."""
+    timed, here = {name: of for name, of in times().items() if name in presets}, matrix_seconds()
+    fits = fitting(timed, minutes, here)
+    if fits:
+        return fits
+    if not timed:
+        raise InputError(f"of {', '.join(presets)} no step was timed here; leave --minutes out")
+    name, (budget, least) = min(fitting(timed, math.inf, here, shortest=True).items(), key=lambda item: item[1][1])
+    raise InputError(
+        f"no preset trains in {minutes:g} minutes here; the quickest, {name} with --budget {budget}, takes about "
+        f"{said_minutes(least)}: --minutes {math.ceil(least)}"
+    )
 
 
 def _reported(cell: Mapping[str, Any] | None) -> str:
