@@ -34,7 +34,7 @@ def images(preset: Preset, batch: int) -> DataSet:
     shape = (max(2 * batch, 256), of["channels"], size, size)
     noise, count = Noise(0), len(of["class_names"])
     values = noise.integers(torch.Size(shape).numel(), 256).to(torch.uint8).view(shape)
-    split = Split(values, noise.stream("labels").integers(shape[0], count))
+    split = Split(values, torch.arange(shape[0]) % count)  # each class has some
     return DataSet(preset.data, split, split, tuple(of["class_names"]), (0.5,) * shape[1], (0.3,) * shape[1])
 
 
