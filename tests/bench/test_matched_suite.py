@@ -198,6 +198,14 @@ def test_a_page_is_put_between_its_marks_and_the_rest_stays(suite, tmp_path):
         put_into(page, tmp_path / "matched-digits.md")
 
 
+def test_a_search_without_a_seed_makes_no_page(suite, tmp_path):
+    run(suite)
+    file = file_of(suite.out, "digits", "mlp")
+    file.write_text("\n".join(line for line in file.read_text().splitlines() if '"kind": "seed"' not in line) + "\n")
+    write_pages(suite, ENVIRONMENT, tmp_path / "pages", "none")
+    assert list((tmp_path / "pages").iterdir()) == []
+
+
 def test_a_difference_is_of_the_same_seeds_and_images():
     base = [torch.arange(400) % 4 != 0, torch.arange(400) % 4 != 1]  # 75% right
     better = [each | (torch.arange(400) < 40) for each in base]

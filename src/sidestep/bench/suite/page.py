@@ -37,6 +37,8 @@ _NOTES = (
 def write_pages(suite: Suite, environment: Mapping[str, Any], report: Path, command: str) -> None:
     """Write, for each data set, matched-DATA.md, and for each of its nets the records, matched-DATA-NET.jsonl.
 
+    A net without a run of a seed is left out, and so is a data set without such a net.
+
     Raises:
         InputError: if the folder cannot be made.
         CheckpointError: if a file cannot be written.
@@ -45,12 +47,12 @@ def write_pages(suite: Suite, environment: Mapping[str, Any], report: Path, comm
     for data in suite.data:
         found = {}
         for net in suite.nets:
-            kept = report / f"matched-{data}-{net}.jsonl"
             records = SuiteRecords(file_of(suite.out, data, net), environment)
-            records.take(kept)
-            if records.runs:
-                records.write(kept)
+            records.take(report / f"matched-{data}-{net}.jsonl")
+            if any(row.runs for row in rows_of(suite, data, net, records)):
                 found[net] = records
+        for net, records in found.items():
+            records.write(report / f"matched-{data}-{net}.jsonl")
         if found:
             checkpoint.write_text(report / f"matched-{data}.md", suite_page(suite, data, found, command))
 
