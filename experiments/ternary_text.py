@@ -45,7 +45,8 @@ TRIALS: dict[str, list[dict[str, Any]]] = {
     "ternary": [{"flip_share": share, "momentum": momentum}
                 for momentum in (0.98, 0.99) for share in (0.003, 0.006, 0.012)],
     "float": [{"rate": rate, "decay": decay} for decay in (1e-3, 0.1) for rate in (7e-4, 1.5e-3, 3e-3)],
-    "ste": [{"rate": rate, "decay": decay} for decay in (1e-3, 0.1) for rate in (1.5e-3, 3e-3, 6e-3)],
+    "ste": [{"rate": rate, "decay": decay}
+            for rate, decay in ((1.5e-3, 1e-3), (3e-3, 1e-3), (7e-4, 1e-3), (4e-4, 1e-3), (1e-3, 1e-3), (1e-3, 0.1))],
 }  # fmt: skip
 HEADS = 10 / 3  # the share of flips of the heads beside that of the stages, unless a trial says otherwise
 
