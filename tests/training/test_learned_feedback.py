@@ -87,6 +87,23 @@ def test_the_inputs_of_all_calls_of_a_layer_count() -> None:
     torch.testing.assert_close(net.layer.weight.grad, net.layer.bias.grad[:, None].expand(2, 2) * 1.5)
 
 
+def test_a_layer_that_is_called_twice_with_the_same_rows_has_the_size_of_its_gradient() -> None:
+    class Same(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = net_of(1, 1)[0]
+
+        def forward(self, rows: Tensor) -> Tensor:
+            return self.layer(rows) + self.layer(rows)
+
+    net = Same()  # one output: the only sign stands for all, and the loss is linear in it
+    LearnedFeedback(net, lambda outputs, _: outputs.sum(dim=1), residual=1.0)(
+        torch.full((4, 1), 3.0).double(), torch.zeros(4)
+    )
+    torch.testing.assert_close(net.layer.weight.grad.item(), 6.0)
+    torch.testing.assert_close(net.layer.bias.grad.item(), 2.0)
+
+
 def test_steps_and_thresholds_are_learned_and_state_goes_on_to_the_same_bits() -> None:
     class Hard(nn.Module):
         def forward(self, rows: Tensor) -> Tensor:

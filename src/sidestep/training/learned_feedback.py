@@ -135,8 +135,9 @@ class LearnedFeedback:
             left = (alpha - (noise * expected).sum(dim=1))[:, None] * noise
             rows = (expected + self._residual * left) / (len(errors) * self._pairs)
             learned.learn(expected + left, errors, plain, ranges)
-            _add_grad(layer.weight, rows.T @ ((plus.inputs + minus.inputs) / 2))
-            _add_grad(layer.bias, rows.sum(dim=0) * plus.calls)
+            # one noise for all calls: `rows` is the sum of their gradients, of which none says which call's it is
+            _add_grad(layer.weight, rows.T @ ((plus.inputs + minus.inputs) / (2 * plus.calls)))
+            _add_grad(layer.bias, rows.sum(dim=0))
 
     def _size_of(self, name: str, outputs: Tensor) -> Tensor:
         known = self._learned.get(name)
