@@ -89,6 +89,17 @@ def test_a_fitted_output_layer_reads_the_labels_off_a_frozen_model(home, tmp_pat
     assert score.accuracy > 0.9
 
 
+def test_a_run_that_is_replaced_stays_until_the_new_one_can_begin(home, tmp_path):
+    tuned(home, tmp_path / "a", steps=1)
+    before = {file.name: file.read_bytes() for file in (tmp_path / "a").iterdir()}
+    for model, more in (("nowhere", {}), ("encoder", {"length": 17}), ("encoder", {"target": "lable"})):
+        with pytest.raises(InputError):
+            tuned(home, tmp_path / "a", model=model, overwrite=True, **more)
+        assert {file.name: file.read_bytes() for file in (tmp_path / "a").iterdir()} == before
+    tuned(home, tmp_path / "a", {}, rule="backprop", steps=1, overwrite=True)
+    assert not (tmp_path / "a" / "steps.steplog").exists()
+
+
 def test_back_propagation_learns_and_its_parts_sum_to_the_whole(home, tmp_path):
     common = {"rule": "backprop", "learning_rate": 1e-2, "steps": 40, "head": "drawn"}
     result = tuned(home, tmp_path / "a", {}, "encoder", **common)

@@ -64,16 +64,15 @@ class TuneFolder:
         except OSError as error:
             raise InputError(f"the folder {self.path} cannot be made: {error.strerror}") from error
         with only_writer(self.path):
-            if there and not resume:
-                for name in _FILES:
-                    (self.path / name).unlink(missing_ok=True)
             yield there and resume
 
     def _others(self) -> Iterator[Path]:
         return (entry for entry in self.path.iterdir() if not entry.name.startswith("."))
 
     def begin(self, config: Mapping[str, Any]) -> None:
-        """Write what the run was asked."""
+        """Write what the run was asked, in place of all that an earlier run has left."""
+        for name in _FILES:
+            (self.path / name).unlink(missing_ok=True)
         write_json(self.config_file, {"kind": KIND, **config}, indent=1)
 
     def config(self) -> dict[str, Any]:

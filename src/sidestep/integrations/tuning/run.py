@@ -165,7 +165,6 @@ class _Run:
         self._check_repeats()
         folder.begin(config)
         if logs:
-            folder.log_file.unlink(missing_ok=True)
             self._step.begin_log(folder.log_file, {"tune": self._net.recipe.record()}, seconds=600.0)
         self._look()
 
