@@ -14,7 +14,7 @@ from sidestep.steplog import LogReader
 
 transformers = pytest.importorskip("transformers")
 
-from sidestep.integrations.tuning import TuneOptions, tune  # noqa: E402
+from sidestep.integrations.tuning import TuneOptions, head, tune  # noqa: E402
 from sidestep.integrations.tuning import run as running  # noqa: E402
 from sidestep.integrations.tuning.net import built  # noqa: E402
 from sidestep.integrations.tuning.recipe import Recipe  # noqa: E402
@@ -98,6 +98,14 @@ def test_a_run_that_is_replaced_stays_until_the_new_one_can_begin(home, tmp_path
         assert {file.name: file.read_bytes() for file in (tmp_path / "a").iterdir()} == before
     tuned(home, tmp_path / "a", {}, rule="backprop", steps=1, overwrite=True)
     assert not (tmp_path / "a" / "steps.steplog").exists()
+
+
+def test_the_output_layer_is_fitted_to_all_labels_of_a_long_table_that_is_sorted_by_them(home, tmp_path, monkeypatch):
+    monkeypatch.setattr(head, "_MOST", 40)
+    with (home / "train.csv").open(newline="") as source, (tmp_path / "sorted.csv").open("w", newline="") as handle:
+        first, *rest = csv.reader(source)
+        csv.writer(handle).writerows([first, *sorted(rest, key=lambda row: row[1])])
+    assert tuned(home, tmp_path / "a", steps=0, data=tmp_path / "sorted.csv")["validation_accuracy"] > 0.9
 
 
 def test_back_propagation_learns_and_its_parts_sum_to_the_whole(home, tmp_path):

@@ -12,6 +12,7 @@ from torch.nn.functional import cross_entropy, one_hot
 
 from sidestep.integrations.tuning.net import Rows, TextNet, head_of
 from sidestep.integrations.tuning.recipe import layer_of_text, text_of_layer
+from sidestep.noise import Noise
 
 __all__ = ["features", "fit_head", "ridge"]
 
@@ -26,7 +27,9 @@ def fit_head(net: TextNet, rows: Rows, labels: Tensor) -> tuple[str, str] | None
     head = head_of(net.model)
     if head is None:
         return None
-    rows, labels = rows[:_MOST], labels[:_MOST]
+    if len(rows) > _MOST:  # drawn, since tables are often sorted by label
+        drawn = Noise(net.recipe.seed).stream("tune").stream("fit").permutation(len(rows))[:_MOST].sort().values
+        rows, labels = [rows[place] for place in drawn.tolist()], labels[drawn]
     found = features(net, rows, head)
     if found is None:
         return None
