@@ -1,5 +1,8 @@
 """Seeded sets of moves: which one a step chooses, what it does to the momentum, and what a log keeps of it."""
 
+import zlib
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -11,6 +14,9 @@ from sidestep.noise import Noise
 from sidestep.rules import NoiseStep
 from sidestep.rules.shared.flips import TernaryOptimizer, choose_sets
 from sidestep.seeded_sets import CHOICES, ChosenSets, best_sets, moves_of_sets
+from sidestep.steplog.codecs import sets
+from sidestep.steplog.codecs.sets import SetsCodec
+from sidestep.steplog.format import DamagedLogError, varint
 from sidestep.steplog.replay import rebuild
 from sidestep.training import Options
 
@@ -138,3 +144,17 @@ def test_a_smaller_log_of_sets_replays_and_is_ahead_of_single_flips(tmp_path):
     assert found["sets"][1] < found["flips"][1]
     assert found["sets"][0] > found["flips"][0]
     assert found["sets"][0] > 0.8
+
+
+def test_a_block_of_few_bytes_cannot_ask_for_sets_or_moves_beyond_what_is_written(monkeypatch):
+    def block(members, steps):
+        heads = zlib.compress(b"".join(map(varint, (members, 0, 1) * steps)), 9)
+        return varint(len(heads)) + heads + bytes(steps)
+
+    header = SimpleNamespace(parameters=["w"], shapes=[("w", (1 << 16,))])
+    assert len(SetsCodec().decode(block(256, 2), 2, 0, header)) == 2
+    with pytest.raises(DamagedLogError, match="257 moves each"):
+        SetsCodec().decode(block(257, 1), 1, 0, header)
+    monkeypatch.setattr(sets, "MOST_FLIPS", 300)
+    with pytest.raises(DamagedLogError, match="more than 300 moves"):
+        SetsCodec().decode(block(256, 2), 2, 0, header)

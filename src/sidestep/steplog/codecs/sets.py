@@ -19,7 +19,7 @@ from sidestep.update import Flips, Update
 
 __all__ = ["SetsCodec"]
 
-_MOST_MEMBERS = 1 << 16
+_MOST_MEMBERS = 256
 _STEPS = 1 << 32  # of a point of noise
 
 
@@ -75,6 +75,7 @@ class SetsCodec(Codec[Flips]):
         if sum(sum(counts) for _, _, counts in heads) != len(payload) - at:
             raise DamagedLogError("a block says that it has other sets than fit into it")
         sizes, found, expected = [math.prod(shape) for _, shape in header.shapes], [], 0
+        left = MOST_FLIPS  # of a block, as in writing: what a byte says can be 256 moves
         for members, more, counts in heads:
             chosen = torch.from_numpy(np.frombuffer(payload, np.uint8, sum(counts), at).copy())
             at += sum(counts)
@@ -84,6 +85,9 @@ class SetsCodec(Codec[Flips]):
             if any(count and not 1 <= size <= 1 << 31 for count, size in zip(counts, sizes, strict=True)):
                 raise DamagedLogError("a block says that it has sets of a parameter too large for them")
             found.append(Flips(*moves_of_sets(sets, sizes), sets=sets))
+            left -= found[-1].positions.numel()
+            if left < 0:
+                raise DamagedLogError(f"a block says that it has more than {MOST_FLIPS:,} moves")
             expected = sets.step + 1
         return found
 
