@@ -201,7 +201,7 @@ def test_a_worker_that_stalls_is_dropped_and_its_part_is_estimated_here(alone, t
     assert left(tmp_path, "short") == left(alone, "short")
 
 
-def sends(change, update, at=4):
+def sends(change, update, *_, at=4):
     """What a worker sends in place of an update, from a step on."""
     data = packed(update)
     if update.probes.noise.step < at:
