@@ -262,6 +262,20 @@ def test_what_is_bent_after_a_right_first_part_is_found_by_parts_that_are_compar
     assert left(tmp_path, "short") == left(alone, "short")
 
 
+def sends_of_other_probes(guest):
+    def sent(update, *rest):
+        late = update.probes.noise.step >= 4
+        return packed(dataclasses.replace(update, taken=update.taken.roll(1)) if late else update)
+
+    joining_module.packed = sent
+
+
+def test_a_part_with_the_probes_of_others_is_estimated_here_and_ends_no_run(tmp_path):
+    workers, said = hosted(tmp_path / "short", {1: comes_who(sends_of_other_probes)}, split="probes")
+    assert any("coefficients of other probes than those of its part" in line for line in said)
+    assert isinstance(workers[0].found, RankError)
+
+
 def test_other_rounding_is_told_and_taken(tmp_path):
     workers, said = hosted(tmp_path / "short", {2: comes_who(rounds_otherwise)}, check_share=1.0)
     assert sum("rounds otherwise than this machine" in line for line in said) == 1

@@ -15,6 +15,7 @@ from typing import Any
 from torch import nn
 
 from sidestep.data import DataSet
+from sidestep.data.share import Share
 from sidestep.errors import InputError, RankError
 from sidestep.measure.processor import processor_name
 from sidestep.noise import Noise
@@ -29,7 +30,7 @@ from sidestep.training.part_messages import apart, packed, unpacked
 from sidestep.training.parts import Parts
 from sidestep.training.progress import Progress
 from sidestep.training.stopping import StopRequest
-from sidestep.update import Update
+from sidestep.update import Seeded, Update
 from sidestep.wording import sentence
 from sidestep.world import Alone, Host, World
 from sidestep.world.roster import Arrived, History
@@ -106,6 +107,9 @@ class HostedParts(Parts):
         except (RankError, RuntimeError, ValueError) as error:
             self.host.drop(worker, sentence(str(error)), part)
             return
+        if not self._of_own_probes(update, part):
+            self.host.drop(worker, "it sent coefficients of other probes than those of its part", part)
+            return
         known = worker in self._known
         if known and apart(update, update) is None and not self._drawn():
             found[part] = update
@@ -124,6 +128,12 @@ class HostedParts(Parts):
             self._known[worker] = same
             if not same:
                 self._tell_of_rounding(worker)
+
+    def _of_own_probes(self, update: Update, part: int) -> bool:
+        """Whether a part has taken its own probes: those of others would end the step, if they take them, too."""
+        if self.of != "probes" or not isinstance(update, Seeded) or update.taken is None:
+            return True
+        return update.taken.nonzero()[:, 0].tolist() == list(Share(self.of, part, self.count).probes(len(update.taken)))
 
     def _drawn(self) -> bool:
         """Draw whether a part is compared: not from the run's noise, which all workers know."""
