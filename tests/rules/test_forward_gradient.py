@@ -3,6 +3,7 @@
 import itertools
 import math
 from dataclasses import dataclass, replace
+from functools import partial
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from sidestep.gradients.activities import output_gradients
 from sidestep.gradients.directions import Directions
 from sidestep.gradients.forward_mode import forward_mode
 from sidestep.nets.stages.staged import GroupHeads
+from sidestep.nets.ternary.nets import ChannelsLast
 from sidestep.noise import Noise
 from sidestep.rules import Batch, Task, forward_gradient
 from sidestep.rules.forward_gradient import ForwardGradient
@@ -217,6 +219,23 @@ class TestLayersOfTheUserS:
         assert alpha.abs() > 1e-3
         for name, v in along.items():
             torch.testing.assert_close(found[name], alpha * v, rtol=1e-3, atol=1e-6)
+
+    @pytest.mark.parametrize("kind", RULES)
+    def test_norms_over_channels_last_give_the_gradients_of_those_in_torch_s_own_order(self, kind):
+        def convolutions(layout):  # by names that are the same, since directions are drawn by them
+            return nn.Sequential(
+                nn.Conv2d(1, 4, 3), layout, nn.GroupNorm(1, 4, affine=False), nn.ReLU(),
+                nn.Conv2d(4, 4, 2), layout, nn.GroupNorm(2, 4, affine=False), nn.ReLU(),
+            )  # fmt: skip
+
+        rule = replace(RULES[kind], groups=1)
+        plain, last = (
+            estimate(rule, build(rule, partial(convolutions, layout()))).gradients.values()
+            for layout in (nn.Identity, ChannelsLast)
+        )
+        for expected, found in zip(plain, last, strict=True):
+            assert expected.any()
+            torch.testing.assert_close(found, expected)
 
     def test_recurrent_layers_run_without_cudnn_and_others_with_it(self):
         before = torch.backends.cudnn.enabled
