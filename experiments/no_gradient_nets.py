@@ -4,8 +4,9 @@
     python experiments/no_gradient_nets.py table FILE.jsonl
 
 A row is one net, way and seed; those that the file has are not run again. A forward pass is one example through a net,
-shifted or noisy or neither, and all ways have the same number of them. What a way leaves open was chosen on validation
-accuracy of seed 0, for each way by itself; the test split is read once, after the last step of a row.
+shifted or noisy or neither, and all ways have the same number of them, to within a step. The settings of the ways below
+are first guesses: none was searched for. `--no-test` leaves the test split unread while one is; else it is read once,
+after the last step of a row. The page has no table of results: these rows have not been run in full.
 The nets are made after those of PolyStep's page (arXiv 2605.01928): a hidden layer of 128 units after the pixels.
 """
 
@@ -342,7 +343,7 @@ def rows_of(path: Path) -> list[Row]:
 
 
 def table(rows: list[Row]) -> Iterator[str]:
-    """Yield the lines of the page's table: mean and standard deviation over seeds."""
+    """Yield the lines of a table: test accuracy, mean and standard deviation over seeds."""
     yield "| way | " + " | ".join(NETS) + " |"
     yield "|---" * (1 + len(NETS)) + "|"
     yield "| published | " + " | ".join(str(PUBLISHED[name]) for name in NETS) + " |"
