@@ -53,6 +53,7 @@ def test_backward_inside_the_function_is_told(rule):
         ("train noprop-dt --grid 3", "sidestep train noprop-dt takes no --grid: it is an option of noprop-ct, "
          "noprop-fm"),
         ("predict a b --epochs 3", "sidestep predict takes no --epochs: it is an option of sidestep train"),
+        ("tune a --epochs 3", "sidestep tune MODEL takes no --epochs: a fine-tune is as long as --steps says"),
         ("train spsa epochs=3", "sidestep train spsa has no place for 'epochs=3': did you mean --epochs?"),
         ("train spsa --json yes", "--json is a switch, which takes no value, got 'yes': leave 'yes' out"),
         ("presets foo", "sidestep presets has no place for 'foo': leave it out; `sidestep presets --help-all` lists "

@@ -149,7 +149,7 @@ def _fitting(presets: Mapping[str, Any], minutes: float) -> dict[str, tuple[str,
         raise InputError(f"of {', '.join(presets)} no step was timed here; leave --minutes out")
     name, (budget, least) = min(fitting(timed, math.inf, here, shortest=True).items(), key=lambda item: item[1][1])
     raise InputError(
-        f"no preset trains in {minutes:g} minutes here; the quickest, {name} with --budget {budget}, takes about "
+        f"no preset trains in {minutes:g} min here; the quickest, {name} with --budget {budget}, takes about "
         f"{said_minutes(least)}: --minutes {math.ceil(least)}"
     )
 

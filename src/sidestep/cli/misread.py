@@ -116,6 +116,8 @@ def _why_not(program: str, option: str) -> str:
     reasons = next((LEFT_OUT[each] for each in LEFT_OUT if f"{command} ".startswith(f"{each} ")), {})
     if name in reasons:
         return reasons[name]
+    if command.startswith("tune ") and name == "epochs":
+        return "a fine-tune is as long as --steps says"
     rules = [rule for rule, entry in listed("rules").items() if name in entry["defaults"]]
     if command.startswith("train "):
         return f"it is an option of {', '.join(rules)}" if rules else ""

@@ -17,8 +17,8 @@ __all__ = ["tune_command"]
 _ABOUT = """Fine-tune a pretrained model of transformers on texts.
 
 MODEL is a folder with config.json, weights and the tokenizer's files, or a name where a hub is reached. For instance
-`sidestep tune all-MiniLM-L6-v2 --data reviews.csv --target label`, then `sidestep eval RUN --data test.csv` and
-`sidestep predict RUN texts.txt`."""
+`sidestep tune sentence-transformers/all-MiniLM-L6-v2 --data reviews.csv --target label`, then
+`sidestep eval RUN --data test.csv` and `sidestep predict RUN texts.txt`."""
 
 
 @dataclass(frozen=True)
