@@ -110,6 +110,10 @@ def export(
         if check:
             _need("onnxruntime", "to check ONNX files")
     predictor = Predictor(run, reading).cpu().eval()
+    with torch.no_grad():
+        predictor(
+            _made_up(run, 1)
+        )  # else what is kept of a data set, such as its mean, would be made of traced tensors
     with _quiet():
         program = _program(predictor, run)
     beside = path.with_name(f".{path.name}.part{path.suffix}")
