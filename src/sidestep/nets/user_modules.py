@@ -1,8 +1,9 @@
 """Image paths that are given from outside: one freshly initialised module per block."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
+from weakref import WeakSet
 
 import torch
 from torch import nn
@@ -13,13 +14,20 @@ from sidestep.nets.check_module import check_module, made_by, name_of
 from sidestep.nets.shapes import Shape
 from sidestep.noise import Noise
 
-__all__ = ["ImagePath", "image_paths", "parts_in_order"]
+__all__ = ["ImagePath", "each_image_path", "image_paths", "parts_in_order"]
 
 ImagePath = nn.Module | Callable[[], nn.Module]
 
 
 def image_paths(given: ImagePath, blocks: int, noise: Noise, image_shape: Shape | None = None) -> list[nn.Module]:
-    """Return one freshly initialised image path per block, from a factory or as copies of a module.
+    """Return all that `each_image_path` yields."""
+    return list(each_image_path(given, blocks, noise, image_shape))
+
+
+def each_image_path(
+    given: ImagePath, blocks: int, noise: Noise, image_shape: Shape | None = None
+) -> Iterator[nn.Module]:
+    """Yield one freshly initialised image path per block, made when it is asked for: from a factory, or as copies.
 
     Args:
         given: a function or class that makes a module, or a module, which is copied for every block and initialised
@@ -33,15 +41,17 @@ def image_paths(given: ImagePath, blocks: int, noise: Noise, image_shape: Shape 
     """
     name = name_of(given)
     make = partial(_fresh_copy, given) if isinstance(given, nn.Module) else partial(made_by, given, name)
-    paths = []
+    seen: WeakSet[nn.Module] = WeakSet()  # a path may be gone before the next is made
     for index in range(blocks):
         with noise.sub(index).torch_seeded():
-            paths.append(make())
+            path = make()
         if index == 0 and image_shape is not None:
-            check_module(paths[0], name, image_shape, noise.stream("trial"))
-    if len({id(path) for path in paths}) < blocks:
-        raise InputError("the factory returned one and the same module twice; each block needs a new one")
-    return paths
+            check_module(path, name, image_shape, noise.stream("trial"))
+        if path in seen:
+            raise InputError("the factory returned one and the same module twice; each block needs a new one")
+        seen.add(path)
+        yield path
+        del path
 
 
 def parts_in_order(path: nn.Module) -> list[nn.Module]:

@@ -32,7 +32,7 @@ from sidestep.nets.groups.group_chain import GroupChain, group_space, mean_squar
 from sidestep.nets.groups.levels import level_bounds
 from sidestep.nets.parallel import kept_statistics, run_units
 from sidestep.nets.trained import parameters_of, set_training, trained
-from sidestep.nets.user_modules import ImagePath, image_paths
+from sidestep.nets.user_modules import ImagePath, each_image_path
 from sidestep.rules.fields import RARE
 from sidestep.rules.protocol import Batch, Dense, Division, Noise, Rule, Split, Takes, Task, Update
 
@@ -102,11 +102,11 @@ class Blockwise(Rule[GroupChain]):
         example = example_of(task, noise.stream("example"))
         parts = self._built(task, noise) if module is None else self._given(task, noise, module, example)
         with noise.stream("heads").torch_seeded():
-            groups = [
+            groups = (
                 Group(part, example, task.classes, task.classes, mean_square(task), task.targets == "tokens")
                 for part in parts
-            ]
-        return GroupChain(groups, bounds, task.classes, group_space(task), together=module is None)
+            )
+            return GroupChain(groups, bounds, task.classes, group_space(task), together=module is None)
 
     def _check_task(self, task: Task) -> None:
         """Raise InputError for a hyper-parameter that has no meaning for the data."""
@@ -125,8 +125,8 @@ class Blockwise(Rule[GroupChain]):
                 "at 0"
             )
 
-    def _built(self, task: Task, noise: Noise) -> list[Parts]:
-        """Return the parts of each group, of the kind of blocks that `net` says."""
+    def _built(self, task: Task, noise: Noise) -> Iterator[Parts]:
+        """Yield the parts of each group, of the kind of blocks that `net` says."""
         kind = self.net
         if kind == "auto":
             kind = "gpt" if task.inputs == "tokens" else "mlp"
@@ -138,24 +138,20 @@ class Blockwise(Rule[GroupChain]):
                 "vocabulary=..., targets='classes')"
             )
         words = task.vocabulary or task.classes
-        found = []
         for index, places in enumerate(group_sizes(self.groups, self.depth, "")):
             with noise.stream("blocks").sub(index).torch_seeded():
                 chain = residual_chain(kind, task.shape, len(places), self.width, self.patch, words)
-            found.append(parts_of(chain, range(1, len(places) + 1)))
-        return found
+            yield parts_of(chain, range(1, len(places) + 1))
 
-    def _given(self, task: Task, noise: Noise, module: ImagePath, example: Tensor) -> list[Parts]:
-        """Return the parts of each group, of a chain of the user's: every group has a stem and a tail of its own."""
+    def _given(self, task: Task, noise: Noise, module: ImagePath, example: Tensor) -> Iterator[Parts]:
+        """Yield the parts of each group, of a chain of the user's: every group has a stem and a tail of its own."""
         shape = None if task.inputs == "tokens" else task.shape
-        chains = image_paths(module, self.groups, noise.stream("blocks"), shape)
-        places = residual_places(chains[0], name_of(module), example)
-        sizes = group_sizes(self.groups, len(places), "")
-        parts = [parts_of(chain, places) for chain in chains]
-        return [
-            Parts(part.stem, part.blocks[size.start : size.stop], part.tail)
-            for part, size in zip(parts, sizes, strict=True)
-        ]
+        places = range(0)
+        for index, chain in enumerate(each_image_path(module, self.groups, noise.stream("blocks"), shape)):
+            places = places or residual_places(chain, name_of(module), example)
+            size, part = group_sizes(self.groups, len(places), "")[index], parts_of(chain, places)
+            yield Parts(part.stem, part.blocks[size.start : size.stop], part.tail)
+            del chain, part  # before the next is made
 
     def fits(self, net: GroupChain) -> bool:
         """Whether a net has as many groups as this rule trains."""

@@ -31,7 +31,7 @@ from sidestep.nets.noprop.target_space import target_space
 from sidestep.nets.noprop.ternary_blocks import TernaryBlock, ternary_stack
 from sidestep.nets.parallel import kept_statistics, run_units
 from sidestep.nets.trained import set_training, trained
-from sidestep.nets.user_modules import image_paths
+from sidestep.nets.user_modules import each_image_path
 from sidestep.rules.fields import RARE
 from sidestep.rules.protocol import Batch, Dense, Division, ImagePath, Noise, Rule, Split, Takes, Task, Update
 from sidestep.rules.shared.all_blocks import UnitEstimate, loss_of_each, together_estimate
@@ -159,7 +159,7 @@ class NoPropDT(Rule[DenoisingStack]):
         given = path_for(task, self.path, module, norm=True)
         with noise.stream("blocks").torch_seeded():
             return DenoisingStack(
-                image_paths(given, self.blocks, noise.stream("paths"), None if module is None else task.shape),
+                each_image_path(given, self.blocks, noise.stream("paths"), None if module is None else task.shape),
                 task.shape,
                 rows,
                 schedule,

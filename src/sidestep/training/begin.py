@@ -1,10 +1,14 @@
 """The one door to a net before its first step: `begin` gives it with its optimiser and with the loop that trains it."""
 
+from contextlib import nullcontext
+
 from sidestep.data import DataSet
 from sidestep.errors import InputError
+from sidestep.nets.noprop.spread_blocks import building, moved
 from sidestep.nets.user_modules import ImagePath
 from sidestep.rules.protocol import Rule, Task
 from sidestep.rules.untrained import untrained
+from sidestep.steplog.header import digest_of
 from sidestep.training.folder import RunFolder
 from sidestep.training.loop import Loop
 from sidestep.training.options import Compute, Options
@@ -16,8 +20,10 @@ from sidestep.training.own_optimizer import (
     made_optimizer,
     made_scheduler,
 )
+from sidestep.training.parts import Parts
 from sidestep.training.state import State
 from sidestep.training.unit_modes import check_units, move_units
+from sidestep.training.unit_ranks import UnitRanks
 
 __all__ = ["begin"]
 
@@ -30,6 +36,7 @@ def begin(  # long: what a run is made from
     folder: RunFolder | None = None,
     optimizer: OptimizerFactory | None = None,
     scheduler: SchedulerFactory | None = None,
+    parts: Parts | UnitRanks | None = None,
 ) -> tuple[State, Loop]:
     """Return a new net with its optimiser, and the loop that trains it, on the device of the options.
 
@@ -44,6 +51,7 @@ def begin(  # long: what a run is made from
         folder: where the loop writes; nothing is written before it runs.
         optimizer: makes an optimiser from parameter groups, in place of the rule's own.
         scheduler: makes a learning-rate schedule for the optimiser.
+        parts: what estimates a divided step; of units over ranks, only this rank's get weights.
 
     Raises:
         InputError: for options, data, module, units, optimiser or schedule that do not fit the rule.
@@ -51,7 +59,9 @@ def begin(  # long: what a run is made from
     _check_own(rule, options, optimizer, scheduler)
     compute = Compute.find(options.device, options.precision)
     check_units(rule, options.units, compute.device)
-    net = untrained(rule, Task.of(data), options.seed, data.train, module).to(compute.device)
+    with building(parts.share, digest_of) if isinstance(parts, UnitRanks) else nullcontext():
+        net = untrained(rule, Task.of(data), options.seed, data.train, module)
+    net = moved(net, compute.device)
     own = rule.optimizer(net)
     state = State(net, made_optimizer(optimizer, own), own_optimizer=optimizer is not None)
     logged = folder is not None and optimizer is None and rule.takes.log == "yes"
@@ -62,7 +72,9 @@ def begin(  # long: what a run is made from
         state.check_average()
     if folder is None:
         move_units(state, rule, options.units, None)
-    return state, Loop(rule, data.to(compute.device), options, compute, folder)
+    loop = Loop(rule, data.to(compute.device), options, compute, folder)
+    loop.parts = parts
+    return state, loop
 
 
 def _check_own(

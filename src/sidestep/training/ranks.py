@@ -1,5 +1,6 @@
 """What all ranks of a run agree on before its first step, and what rank 0 alone knows of where it stands."""
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -8,6 +9,7 @@ from torch import nn
 
 from sidestep.errors import InputError
 from sidestep.measure.processor import processor_name
+from sidestep.nets.noprop.spread_blocks import SpreadBlocks
 from sidestep.rules.protocol import Rule
 from sidestep.steplog.header import digest_of
 from sidestep.training.config import flat, without_none
@@ -30,7 +32,7 @@ def check_same_everywhere(world: World, config: Mapping[str, Any], net: nn.Modul
     """
     if world.size == 1:
         return
-    own = {**flat(without_none(config)), "the untrained net": digest_of(net), "processor": processor_name()}
+    own = {**flat(without_none(config)), "the untrained net": _untrained_digest(net), "processor": processor_name()}
     said = world.gather(json.dumps(own, sort_keys=True, default=str).encode())
     first = json.loads(said[0])
     for rank, message in enumerate(said):
@@ -48,6 +50,16 @@ def check_same_everywhere(world: World, config: Mapping[str, Any], net: nn.Modul
     doubt = bits_in_doubt([json.loads(message) for message in said])
     if doubt:
         tell(doubt)
+
+
+def _untrained_digest(net: nn.Module) -> str:
+    """Return the digest of a net, of which this rank may have built all blocks and kept some."""
+    if not (isinstance(net, SpreadBlocks) and net.drawn):
+        return digest_of(net)
+    shared = [value for name, value in net.named_parameters() if not name.startswith(("blocks.", "groups."))]
+    return hashlib.blake2b(
+        " ".join([digest_of(nn.ParameterList(shared)), *net.drawn]).encode(), digest_size=16
+    ).hexdigest()
 
 
 def bits_in_doubt(ranks: list[dict[str, Any]]) -> str | None:

@@ -135,8 +135,8 @@ def train(  # long: rule, data and options, three hooks for own code, and what i
         task, batch = Task.of(data), min(options.batch, len(data.train))
         options = with_parts(_followed(options, rule, data, world, optimizer, host), rule, world, batch, bool(host))
         record = data_record(data, source or {})
-        state, loop = begin(rule, data, options, module, folder, optimizer, scheduler)
-        loop.parts = parts_of(options, rule, world)
+        parts = parts_of(options, rule, world)
+        state, loop = begin(rule, data, options, module, folder, optimizer, scheduler, parts)
         data = loop.data  # on the device
         config = _config(rule, task, options, loop.compute, record, module)
         config |= _own_records(optimizer, scheduler, state)

@@ -46,6 +46,7 @@ class UnitRanks:
 
     def __init__(self, world: World, count: int, folder: Path | None = None) -> None:
         self.world, self.count, self.folder = world, count, folder
+        self.share = Share("units", world.rank, world.size)
         self.collected_at = -1  # the step
         self.signal = 0  # the largest of a stop request that any rank had got before the last exchange
         self._names: list[list[str]] = []  # of the losses of each rank
@@ -55,7 +56,7 @@ class UnitRanks:
         self, rule: Rule, net: nn.Module, batch: Batch, noise: Noise, compute: Compute, stop: StopRequest
     ) -> Update:
         """Return the update of this rank's units and of those that all share, with the losses of all ranks."""
-        own = Batch(batch.inputs, batch.targets, batch.objective, Share("units", self.world.rank, self.world.size))
+        own = Batch(batch.inputs, batch.targets, batch.objective, self.share)
         with compute.autocast():
             update = rule.estimate(net, own, noise)
         if not isinstance(update, Dense):
@@ -85,7 +86,7 @@ class UnitRanks:
                 parameter.data = parameter.new_zeros(()).expand(parameter.shape)
         if not isinstance(state.net, _Spreads):
             raise InputError(f"the net of {rule.name} cannot be spread over ranks: give --split batch")
-        state.net.hold(Share("units", self.world.rank, self.world.size).units(self.count))
+        state.net.hold(self.share.units(self.count))
 
     def restore(self, state: State, opened: Callable[[], Found | None]) -> None:
         """Bring every rank's units to where rank 0, which has restored its own, finds them in its checkpoint."""

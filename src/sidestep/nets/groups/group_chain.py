@@ -6,7 +6,7 @@ The walk is the deterministic one of Song et al. (2021, eq. 12 with eta = 0), on
     z <- sqrt(abar_b) uhat_b + sqrt((1 - abar_b) / (1 - abar_(b-1))) (z - sqrt(abar_(b-1)) uhat_b)
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable
 
 import torch
 from torch import Tensor, nn
@@ -50,7 +50,7 @@ class GroupChain(SpreadBlocks):
     """B groups of residual blocks, each of which denoises its own range of levels.
 
     Args:
-        groups: B of them.
+        groups: B of them, made one by one.
         bounds: l_0 .. l_B, float64 of shape (B + 1,), rising.
         outputs: K, also the length of u_y and z.
         space: what the targets are, and how they are embedded.
@@ -62,10 +62,10 @@ class GroupChain(SpreadBlocks):
     rows: Tensor
 
     def __init__(
-        self, groups: Sequence[Group], bounds: Tensor, outputs: int, space: TargetSpace, together: bool = True
+        self, groups: Iterable[Group], bounds: Tensor, outputs: int, space: TargetSpace, together: bool = True
     ) -> None:
         super().__init__()
-        self.groups = nn.ModuleList(groups)
+        self.groups = self._own(groups, len(bounds) - 1)
         self.space, self.together = space, together
         self.register_buffer("bounds", bounds.detach().clone())
         self.register_buffer("rows", torch.eye(outputs), persistent=False)

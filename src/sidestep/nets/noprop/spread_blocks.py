@@ -1,18 +1,49 @@
 """Blocks of which some may be on other ranks: which are here, and how predictions pass from rank to rank."""
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import partial
 from typing import TypeAlias
 
+import torch
 from torch import Tensor, nn
 
+from sidestep.data.share import WHOLE, Share
 from sidestep.errors import InputError
 from sidestep.nets.parallel import run_units
 
-__all__ = ["Passed", "SpreadBlocks"]
+__all__ = ["Passed", "SpreadBlocks", "building", "moved"]
 
 Passed: TypeAlias = Callable[[int, Tensor | None], Tensor]
+
+_BUILT: ContextVar[tuple[Share, Callable[[nn.Module], str]]] = ContextVar("built")
+
+
+@contextmanager
+def building(share: Share, digest: Callable[[nn.Module], str]) -> Iterator[None]:
+    """Let nets that are built meanwhile have the weights of this share of their blocks alone.
+
+    Every block is drawn, so that all have the bits that they have in one process, but one after another: those of other
+    ranks are let go before the next is made. `digest` gives what a net keeps of each block as drawn, in `drawn`.
+    """
+    token = _BUILT.set((share, digest))
+    try:
+        yield
+    finally:
+        _BUILT.reset(token)
+
+
+def moved(net: nn.Module, device: torch.device) -> nn.Module:
+    """Return the net on a device, where weights that are elsewhere still have a shape alone, and no memory."""
+    for parameter in net.parameters():
+        if parameter.numel() > 1 and not any(parameter.stride()):
+            _let_go(parameter, device)
+    return net.to(device)
+
+
+def _let_go(parameter: nn.Parameter, device: torch.device) -> None:
+    parameter.data = parameter.new_zeros((), device=device).expand(parameter.shape)
 
 
 class SpreadBlocks(nn.Module):
@@ -24,6 +55,20 @@ class SpreadBlocks(nn.Module):
         super().__init__()
         self._elsewhere: frozenset[int] = frozenset()  # blocks whose weights other ranks hold
         self._passed: Passed | None = None
+        self.drawn: list[str] = []  # digests of the blocks before the first step, where not all of them are here
+
+    def _own(self, blocks: Iterable[nn.Module], count: int) -> nn.ModuleList:
+        """Return `count` blocks, made one by one, of which those of other ranks (`building`) have no weights."""
+        share, digest = _BUILT.get((WHOLE, None))
+        own, found = share.units(count), nn.ModuleList()
+        for index, block in enumerate(blocks):
+            if digest is not None:
+                self.drawn.append(digest(block))
+            for parameter in block.parameters() if index not in own else ():
+                _let_go(parameter, parameter.device)
+            found.append(block)
+        self._elsewhere = frozenset(range(count)) - frozenset(own)
+        return found
 
     @property
     def count(self) -> int:

@@ -1,6 +1,6 @@
 """The stack of denoising blocks, its embedding, its read-out and its schedule."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,7 @@ class DenoisingStack(SpreadBlocks):
     """T denoising blocks that share one class embedding and one read-out.
 
     Args:
-        paths: T image paths, one per block, modules from images to features; or T whole blocks.
+        paths: T image paths, one per block, modules from images to features; or T whole blocks; made one by one.
         image_shape: (channels, height, width).
         embedding: u, float32 of shape (classes, dimension).
         alpha_bar: the schedule, of shape (T + 1,), rising within (0, 1); best in float64, in which what is left to the
@@ -39,7 +39,7 @@ class DenoisingStack(SpreadBlocks):
 
     def __init__(  # long: these nine are what a stack is made of
         self,
-        paths: Sequence[nn.Module],
+        paths: Iterable[nn.Module],
         image_shape: Shape,
         embedding: Tensor,
         alpha_bar: Tensor,
@@ -52,16 +52,17 @@ class DenoisingStack(SpreadBlocks):
         super().__init__()
         check_alpha_bar(alpha_bar)
         self._snr = signal_to_noise(alpha_bar.detach().cpu().double())  # stays on the CPU: it is only read one by one
-        if len(paths) != len(alpha_bar) - 1:
-            raise InputError(
-                f"{len(paths)} image paths need a schedule of {len(paths) + 1} values, got {len(alpha_bar)}"
-            )
         classes, dimension = embedding.shape
         self.image_shape, self.together, self._execution, self.space = image_shape, together, "auto", space
-        self.blocks = nn.ModuleList(
+        blocks = (
             path if isinstance(path, Block) else Block(path, image_shape, dimension, classes, image_latent)
             for path in paths
         )
+        self.blocks = self._own(blocks, len(alpha_bar) - 1)
+        if self.count != len(alpha_bar) - 1:
+            raise InputError(
+                f"{self.count} image paths need a schedule of {self.count + 1} values, got {len(alpha_bar)}"
+            )
         self._stackable = together and can_go_together(list(self.blocks))
         self.readout = readout
         if learn_embedding:
