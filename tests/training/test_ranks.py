@@ -563,9 +563,11 @@ def bytes_a_step(world, split):
 
 
 def test_what_128_probes_take_a_step_and_rank():
-    head = 24 + 11 + 2 * 4  # of the frame and of the update, and a part's two losses
-    for sent in on_ranks(2, bytes_a_step, "probes"):  # which were taken, and their numbers; and 0.2 of the start
-        assert sent == pytest.approx(head + 128 // 8 + 64 * 4, abs=0.5)
+    head = 8 + 2 * 4  # of the frame with its digest, and a part's two losses
+    for sent in on_ranks(
+        2, bytes_a_step, "probes"
+    ):  # the numbers, since all know who takes which; and 0.4 of the start
+        assert sent == pytest.approx(head + 64 * 4, abs=0.5)
     for sent in on_ranks(2, bytes_a_step, "batch"):
         assert head + 1 + 128 * 30 / 8 < sent < head + 1 + 128 * 40 / 8  # as many bits each as the largest one needs
 

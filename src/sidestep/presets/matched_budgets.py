@@ -25,6 +25,7 @@ BUDGETS: Mapping[str, Mapping[str, SuiteBudget]] = {
     "quick": {
         "": SuiteBudget(None, 1, None, 3, {}),
         "mnist": SuiteBudget(12_000, 1, None, 1, _DRAWN),
+        "mnist mlp": SuiteBudget(12_000, 1, None, 3, _DRAWN),
         "mnist blocks": SuiteBudget(3_000, 1, 6_000, 1, _DRAWN),
         "fashion-mnist": SuiteBudget(12_000, 1, None, 1, _DRAWN),
         "cifar10": SuiteBudget(6_000, 1, None, 1, _PHOTOGRAPHS),

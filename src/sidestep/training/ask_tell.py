@@ -164,11 +164,11 @@ def ask_tell(model: nn.Module, rule: Rule, *, seed: int = 0, log: str | Path | N
     >>> model = nn.Linear(1, 1, bias=False)
     >>> _ = model.weight.data.fill_(0.0)
     >>> search = ask_tell(model, rules.Evolution(noise_kind="full-rank", per="group", learning_rate=0.1))
-    >>> for _ in range(30 * 16):
+    >>> for _ in range(8 * 16):
     ...     trial = search.ask()
     ...     search.tell(trial, -abs(trial.net.weight.item() - 1))  # it is best at 1
     >>> abs(model.weight.item() - 1) < 0.3, search.step.steps
-    (True, 30)
+    (True, 8)
     """
     if launched() > 1:
         raise InputError(

@@ -34,8 +34,8 @@ def level_bounds(kind: str, groups: int, classes: int, low: float, high: float) 
     Raises:
         InputError: for another kind, or ends that do not rise within (0, 1).
 
-    >>> [round(value, 2) for value in level_bounds("normal", 3, 10, 1e-3, 0.999).tolist()]
-    [-6.91, 1.33, 3.32, 6.91]
+    >>> [round(value, 1) for value in level_bounds("normal", 3, 10, 1e-3, 0.999).tolist()]
+    [-6.9, 1.3, 3.3, 6.9]
     """
     if kind not in LEVELS:
         raise InputError(f"levels must be one of {', '.join(LEVELS)}, got {kind!r}")
