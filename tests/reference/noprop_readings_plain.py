@@ -5,6 +5,8 @@ import math
 
 import torch
 
+from sidestep.noise import Noise
+
 
 def with_a_plain_block(net):
     """Put `3 sin(2 z + t + x)`, of an image's first four pixels, in the block's place; it reacts to all it is given."""
@@ -45,3 +47,14 @@ def assert_readings_are_plain(rule, net, images, noise, plain_readings, from_noi
         del wanted[from_noise]
     for one, other in itertools.combinations([*wanted.values(), *others], 2):
         assert (one - other).abs().max() > 1e-2
+
+
+def assert_a_draw_is_walked_once(monkeypatch, rule, net, inputs, names, calls):
+    """Two readings that are made of the same draws ask the block as often as one, and say what each says alone."""
+    asked = []
+    outputs = net.block.outputs
+    monkeypatch.setattr(net.block, "outputs", lambda *given: asked.append(1) or outputs(*given))
+    both = rule.predict(net, inputs, Noise(1), names=names)
+    assert len(asked) == calls
+    for name, found in both.items():
+        assert torch.equal(found, rule.predict(net, inputs, Noise(1), names=[name])[name])

@@ -21,6 +21,7 @@ from tests.reference.noprop_continuous_plain import (
     plain_ct_terms,
 )
 from tests.reference.noprop_readings_plain import (
+    assert_a_draw_is_walked_once,
     assert_readings_are_plain,
     normals_of,
     plain_output,
@@ -295,13 +296,7 @@ def test_every_reading_equals_a_plain_walk_and_the_mean_is_over_draws_that_diffe
 
 def test_a_draw_that_two_readings_are_made_of_is_walked_once(monkeypatch):
     rule, net = built(draws=3)
-    asked = []
-    outputs = net.block.outputs
-    monkeypatch.setattr(net.block, "outputs", lambda *given: asked.append(1) or outputs(*given))
-    both = rule.predict(net, batch().inputs, Noise(1), names=["ancestral", "mean"])
-    assert len(asked) == 3 * 5
-    for name, found in both.items():
-        assert torch.equal(found, rule.predict(net, batch().inputs, Noise(1), names=[name])[name])
+    assert_a_draw_is_walked_once(monkeypatch, rule, net, batch().inputs, ["ancestral", "mean"], 3 * 5)
 
 
 def test_readings_differ_as_samplers_do_and_only_those_asked_for_are_computed():

@@ -13,6 +13,7 @@ from sidestep.noise import Noise
 from sidestep.rules import Batch, NoPropFM, Task
 from tests.reference.noprop_continuous_plain import PlainTimedBlock, plain_fm_terms
 from tests.reference.noprop_readings_plain import (
+    assert_a_draw_is_walked_once,
     assert_readings_are_plain,
     normals_of,
     plain_output,
@@ -233,10 +234,4 @@ def test_bad_options_say_what_is_needed(options, words):
 
 def test_a_draw_that_two_readings_are_made_of_is_walked_once(monkeypatch):
     rule, net = built(draws=3)
-    asked = []
-    outputs = net.block.outputs
-    monkeypatch.setattr(net.block, "outputs", lambda *given: asked.append(1) or outputs(*given))
-    both = rule.predict(net, batch().inputs, Noise(1), names=["euler from noise", "mean"])
-    assert len(asked) == 3 * 5
-    for name, found in both.items():
-        assert torch.equal(found, rule.predict(net, batch().inputs, Noise(1), names=[name])[name])
+    assert_a_draw_is_walked_once(monkeypatch, rule, net, batch().inputs, ["euler from noise", "mean"], 3 * 5)

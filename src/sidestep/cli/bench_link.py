@@ -51,11 +51,11 @@ class LinkRun:
         with stop_on_signals() as stop:
             try:
                 found = measure_link(self.link, stop)
+                if FAILED in found:
+                    raise InputError(found[FAILED]["why"])
                 rows += self._rows(stop)
             except Stopped as error:
                 fail("stopped, and nothing is kept: run it again", 128 + error.signal_number)
-        if FAILED in found:
-            raise InputError(found[FAILED]["why"])
         if self.json:
             link = {"bits": self.link.bits, "round_trip": self.link.round_trip, "measured": found}
             show_json({"command": command, "link": link, "rows": rows})
