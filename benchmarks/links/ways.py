@@ -24,7 +24,7 @@ from sidestep.noise import Noise
 from sidestep.steplog.codecs.flips import encode_flips
 from sidestep.training.exchange import PartSum
 from sidestep.training.signs import Signs
-from sidestep.update import Flips
+from sidestep.update import Flips, Update
 from sidestep.world.world import Alone, World
 
 __all__ = ["BATCH", "DDP", "WAYS", "LocalSGD", "NoiseStep", "Way", "WeightProbes"]
@@ -124,7 +124,7 @@ class NoiseStep(Way):
             drawn = noise if self.rule.common_noise else noise.stream(f"part {index}")
             update = self.timed("part_seconds", lambda b=batch, d=drawn: self.rule.estimate(self.net, b, d))
             total.add(update, index)
-        self.payload = len(total._message(0)) // len(self.own)
+        self.payload = self._payload(total, update, index)
         found, _ = total.exchanged(self.world or Alone(), self.workers, 0)
         for group, first in zip(self.optimizer.param_groups, self._first, strict=True):
             group["lr"] = first * self.decay(step)
@@ -138,6 +138,14 @@ class NoiseStep(Way):
         if not self.log_bytes:
             many = sum(parameter.numel() for parameter in self.net.parameters())
             self.log_bytes = len(encode_flips([found], many)) if isinstance(found, Flips) else update_bytes(found)
+
+    def _payload(self, total: PartSum, update: Update, index: int) -> int:
+        """Return the bytes of the message of a worker with one part, though all parts may be this process's."""
+        if self.signs:  # one message follows another
+            return len(total.message(Alone(), self.workers, 0)) // len(self.own)
+        single = PartSum()  # coefficients of all parts are summed, and their sum is no longer than those of one
+        single.add(update, index)
+        return len(single.message(Alone(), self.workers, 0))
 
     def outputs(self, inputs: Tensor) -> Tensor:
         """Return the outputs of the net."""

@@ -13,6 +13,7 @@ from benchmarks.links.real import free_ports
 from benchmarks.links.relay import Link, Relays, link_option, parse_link
 from benchmarks.links.ring import Ring
 from benchmarks.links.simulation import Churn, Costs, gather_seconds, run, sum_seconds
+from benchmarks.links.ways import WAYS
 from sidestep.errors import InputError
 from sidestep.noise import Noise
 
@@ -119,3 +120,15 @@ def test_fewer_exchanges_cost_less():
     both = [run(costs, THIN, 4, 32, Churn(0.0), Noise(0)) for costs in (often, rarely)]
     assert both[0].sent == pytest.approx(16 * both[1].sent)
     assert both[1].seconds == pytest.approx(48 * rarely.step(THIN, 4, 32))
+
+
+@pytest.mark.parametrize("way", WAYS.values(), ids=list(WAYS))
+def test_every_way_counts_the_message_of_one_worker(way):
+    def payload(workers):
+        own = way("digits", workers, 10)
+        own.step(0)
+        assert own.part_seconds > 0
+        return own.payload
+
+    one, four = payload(1), payload(4)
+    assert 0.5 * one < four <= 1.1 * one  # a share of the examples, and a message of its own

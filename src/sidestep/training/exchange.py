@@ -100,7 +100,7 @@ class PartSum:
         own = len(_own(world.rank, world.size, parts))
         if len(self._losses) != own:
             raise RankError(f"rank {world.rank} has estimated {len(self._losses)} parts of a step, and {own} are its")
-        said = self._said(world.gather(self._message(world, parts, signal), self._known(parts)), parts)
+        said = self._said(world.gather(self.message(world, parts, signal), self._known(parts)), parts)
         losses = np.concatenate([each.losses for each in said])  # in the order of the ranks; the sum knows none
         means = {
             name: torch.tensor(_mean(losses[:, place])).to(value)
@@ -121,7 +121,8 @@ class PartSum:
             raise InputError(f"an estimate is Dense or Seeded, got {type(like).__name__}")
         return found, together([each.signal for each in said])
 
-    def _message(self, world: World, parts: int, signal: int) -> bytes:
+    def message(self, world: World, parts: int, signal: int) -> bytes:
+        """Return what this rank sends of a step of so many parts, without the world's header."""
         data = pack_losses(torch.stack(self._losses).numpy())
         if self._values is not None and self._taken is not None:
             taken = self._taken.cpu().numpy()
