@@ -60,7 +60,8 @@ class LearnedFeedback:
             pairs: of passes for each batch.
             bins: ranges of a layer's outputs, each with a slope of its own.
             memory: what earlier steps count for beside the next.
-            residual: the part of what the fit leaves that is added: with 1 the estimate is unbiased, and far noisier.
+            residual: the part of what the fit leaves that is added: with 1 the estimate is unbiased, with the noise of
+                one draw.
             seed: of the noise, and of what the module draws.
 
         Raises:
