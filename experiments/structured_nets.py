@@ -69,7 +69,7 @@ def make_net(way: str, task: StructuredTask, narrow: bool, noise: Noise) -> nn.M
     with noise.torch_seeded():
         blocks = [SmallBlock(values, outputs, narrow) for _ in range(BLOCKS)]
         cost = sum(module.weight.numel() for module in nn.ModuleList(blocks).modules() if isinstance(module, nn.Linear))
-        if way == "plain":
+        if way.startswith("plain"):
             return _plain(values, outputs, narrow, cost)
         if way == "joint":
             return _plain(values, CLASSES ** (outputs // CLASSES), narrow, cost)
@@ -116,7 +116,7 @@ def _loss(way: str, net: nn.Module, batch: Batch, noise: Noise) -> Tensor:
 
 def train_net(way: str, task: StructuredTask, narrow: bool, rate: float, seed: int, steps: int = STEPS) -> nn.Module:
     """Train one net: AdamW, decay 1e-3, 50 steps of warm-up, then half a cosine."""
-    noise = Noise(seed)
+    noise, steps = Noise(seed), 2 * steps if way == "plain twice" else steps
     net: Any = make_net(way, task, narrow, noise.stream("weights"))
     local = way in ("chain", "blind")
     optimizer = torch.optim.AdamW(net.parameters(), lr=rate, weight_decay=1e-3)

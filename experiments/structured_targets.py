@@ -3,18 +3,20 @@
     python -m experiments.structured_targets --rows runs/structured.jsonl [--kinds search run] [--most 10]
 
 Tasks: `experiments.structured_tasks`. Each row is a net that has been trained, and those that stand in the file are
-left out, so that a stopped comparison goes on. Every way gets the same search: three learning rates at seed 100, of
-which the validation part takes one, by the best of the way's readings; then seeds 0 to 2 at that rate. The test part
-is read for these alone. Which block is the best, and where along the walk to read, each net's validation part says.
+left out, so that a stopped comparison goes on. Every way gets the same search: three learning rates at seed 100, for
+half the steps, of which the validation part takes one, by the best of the way's readings; then seeds 0 to 2 at that
+rate. The test part is read for these alone. Which block is the best, and where along the walk to read, each net's validation part says.
 
     chain              NoProp in discrete time: five blocks, each trained alone to denoise the target
     blind              the same blocks, but z is noise at all levels: they never see a target
     blocks end to end  the same blocks and the same walk, trained through the walk on its last answer
     plain              one net with as many weights, trained end to end
+    plain twice        the same for twice the steps: dense layers in one net take half the time of those in five
     joint              the same with one class for each string or pair
     energy             the same with 16 more inputs that are noise, trained by the energy score of two draws
 
-A way that ends in "narrow" sees the pixels through 16 numbers a block.
+A way that ends in "narrow" sees the pixels through 16 numbers a block. It has the rate that the way without took, and
+"plain twice" that of "plain".
 """
 
 import argparse
@@ -36,15 +38,10 @@ __all__ = ["LEAST", "PRIMARY", "Reading", "chosen_rate", "readings", "scores", "
 
 TASKS, RATES, SEARCH_SEED, SEEDS, DRAWS = ("strings", "in-painting", "overlay"), (1e-3, 2e-3, 4e-3), 100, (0, 1, 2), 32
 NARROW = " narrow"
+TWICE = "plain twice"
+_NARROW = [way + NARROW for way in ("chain", "blind", "plain")]
 WAYS = {
-    name: [
-        "chain",
-        "blind",
-        "blocks end to end",
-        "plain",
-        other,
-        *(way + NARROW for way in ("chain", "blind", "plain")),
-    ]
+    name: ["chain", "blind", "blocks end to end", "plain", TWICE, other, *_NARROW]
     for name, other in (("strings", "joint"), ("in-painting", "energy"), ("overlay", "joint"))
 }
 PRIMARY = {"strings": "string", "in-painting": "energy", "overlay": "distance"}
@@ -199,9 +196,16 @@ def best(task: str, found: dict[str, dict[str, float]]) -> float:
     return max(sign * each[PRIMARY[task]] for each in found.values())
 
 
+def searched(way: str) -> str:
+    """Return the way whose search a way's rate comes from."""
+    return "plain" if way == TWICE else way.removesuffix(NARROW)
+
+
 def chosen_rate(rows: list[Row], task: str, way: str, steps: int) -> float | None:
     """Return the rate that validation takes of a finished search, or None before its end."""
-    mine = [row for row in rows if (row["task"], row["way"], row["kind"], row["steps"]) == (task, way, "search", steps)]
+    mine = [
+        row for row in rows if (row["task"], row["way"], row["kind"], row["steps"]) == (task, way, "search", steps // 2)
+    ]
     if len(mine) < len(RATES):
         return None
     rate: float = max(mine, key=lambda row: best(task, row["validation"]))["rate"]
@@ -214,9 +218,12 @@ def wanted_rows(rows: list[Row], kinds: list[str], steps: int) -> list[Row]:
     for task in TASKS:
         for way in WAYS[task]:
             common: dict[str, Any] = {"task": task, "way": way, "steps": steps}
-            if "search" in kinds:
-                found += [common | {"kind": "search", "rate": rate, "seed": SEARCH_SEED} for rate in RATES]
-            rate = chosen_rate(rows, task, way, steps)
+            if "search" in kinds and way == searched(way):
+                found += [
+                    common | {"kind": "search", "rate": rate, "seed": SEARCH_SEED, "steps": steps // 2}
+                    for rate in RATES
+                ]
+            rate = chosen_rate(rows, task, searched(way), steps)
             if "run" in kinds and rate is not None:
                 found += [common | {"kind": "run", "rate": rate, "seed": seed} for seed in SEEDS]
     done = {row_key(row, KEY) for row in rows}

@@ -24,7 +24,7 @@ from sidestep.noise import Noise
 
 __all__ = ["CLASSES", "Part", "StructuredTask", "make_task", "painted", "place_space", "recogniser"]
 
-CLASSES, SIDE, TRAINED, HELD_OUT = 10, 14, 20_000, 2_000
+CLASSES, SIDE, TRAINED, HELD_OUT, TESTED = 10, 14, 20_000, 2_000, 5_000
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ def make_task(name: str) -> StructuredTask:
     cut = 50_000
     train = make(images[:cut], labels[:cut], TRAINED, noise.stream("train"))
     validation = make(images[cut:], labels[cut:], HELD_OUT, noise.stream("validation"))
-    test = make(*_halved(loaded.test, 10_000), HELD_OUT, noise.stream("test"))
+    test = make(*_halved(loaded.test, 10_000), TESTED, noise.stream("test"))
     shift, unit = train.inputs.mean(), train.inputs.std()
     train, validation, test = (
         Part((part.inputs - shift) / unit, part.targets, part.extra) for part in (train, validation, test)
