@@ -5,7 +5,7 @@
 Tasks: `experiments.structured_tasks`. Each row is a net that has been trained, and those that stand in the file are
 left out, so that a stopped comparison goes on. Every way gets the same search: three learning rates at seed 100, for
 half the steps, of which the validation part takes one, by the best of the way's readings; then seeds 0 to 2 at that
-rate. The test part is read for these alone. Which block is the best, and where along the walk to read, each net's validation part says.
+rate. The test part is read for these alone. Which block is the best each net's validation part says.
 
     chain              NoProp in discrete time: five blocks, each trained alone to denoise the target
     blind              the same blocks, but z is noise at all levels: they never see a target
@@ -240,11 +240,12 @@ def main() -> None:
     parser.add_argument("--most", type=int, default=1000, help="rows to run before it stops")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    missing = [
-        row for row in wanted_rows(kept_rows(given.rows), given.kinds, given.steps) if row["task"] in given.tasks
-    ]
     made: dict[str, tuple[StructuredTask, nn.Module | None]] = {}
-    for row in missing[: given.most]:
+    for _ in range(given.most):
+        missing = wanted_rows(kept_rows(given.rows), given.kinds, given.steps)
+        row = next((row for row in missing if row["task"] in given.tasks), None)
+        if row is None:
+            break
         name = row["task"]
         if name not in made:
             task = make_task(name)
