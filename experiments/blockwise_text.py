@@ -3,10 +3,14 @@
     python -m experiments.blockwise_text TEXT --out runs/blockwise-text [--steps 400] [--seeds 1] [--most 3]
 
 Six blocks of width 64 in three groups, rows of 64 characters, 16 a step, AdamW at 1e-3 with cosine decay; each row of
-rows.jsonl is a run, and those that stand there are left out. Test: the first 200 rows of the test part.
+rows.jsonl is a run, and those that stand there are left out. Validation and test: the first 200 rows of each part.
 
-    end to end       the same blocks as one net, on the exact loss
-    share s          blockwise; a share s of the steps goes end to end along the walk, on the loss of its last outputs
+    end to end              the same blocks as one net, on the exact loss; also with as few blocks as a group has
+    local losses            each group a loss of its own head on what the group before it gives; no derivative between
+    share s                 blockwise; a share s of the steps goes end to end along the walk, on its last outputs' loss
+    to a                    blockwise; the cleanest level that a group is trained at leaves a share a of the target in z
+    B = b                   blockwise of b groups
+    never sees a target     the same groups with next to nothing of the target in z: so many small nets and their mean
 """
 
 import argparse
@@ -17,24 +21,61 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from experiments.blockwise import local_outputs
 from sidestep import data
-from sidestep.data import DataSet
+from sidestep.data import DataSet, Split
+from sidestep.gradients.end_to_end import gradients_of
+from sidestep.nets.groups.group_chain import GroupChain
 from sidestep.noise import Noise
 from sidestep.rules import Batch, Blockwise, Rule, Task
 from sidestep.rules.shared.same_net import SameNet
+from sidestep.update import Dense
 
 BATCH, WIDTH, DEPTH, GROUPS, RATE, TESTED = 16, 64, 6, 3, 1e-3, 200
-WAYS = ("end to end", "share 0", "share 0.25", "share 0.5", "readable, share 0", "readable, share 0.5", "share 1")
+END, LOCAL = "end to end", "local losses"
+WAYS: dict[str, dict[str, Any]] = {
+    END: {},
+    "end to end, two blocks": {"groups": 1, "depth": 2},
+    LOCAL: {},
+    "to 0.999": {},
+    "to 0.9": {"largest_alpha_bar": 0.9},
+    "to 0.5": {"largest_alpha_bar": 0.5},
+    "to 0.1": {"largest_alpha_bar": 0.1},
+    "never sees a target": {"smallest_alpha_bar": 1e-6, "largest_alpha_bar": 2e-6},
+    "to 0.5, B = 2": {"largest_alpha_bar": 0.5, "groups": 2},
+    "to 0.5, B = 6": {"largest_alpha_bar": 0.5, "groups": 6},
+    "to 0.999, share 0.25": {"exact_share": 0.25},
+    "to 0.999, share 0.5": {"exact_share": 0.5},
+    "to 0.5, share 0.5": {"largest_alpha_bar": 0.5, "exact_share": 0.5},
+    "to 0.999, share 1": {"exact_share": 1.0},
+}
 
 
 def rule_of(way: str) -> Rule:
     """Return what trains the net in one way."""
-    share = float(way.rsplit(" ", 1)[-1]) if "share" in way else 0.0
-    levels = "readable" if "readable" in way else "normal"
-    rule = Blockwise(groups=GROUPS, depth=DEPTH, width=WIDTH, levels=levels, exact_share=share, learning_rate=RATE)
-    return SameNet(rule) if way == "end to end" else rule
+    settings: dict[str, Any] = {"groups": GROUPS, "depth": DEPTH, "width": WIDTH, "learning_rate": RATE} | WAYS[way]
+    rule = Blockwise(**settings)
+    return SameNet(rule) if way.startswith(END) else rule
+
+
+def local_update(net: GroupChain, batch: Batch) -> Dense:
+    """Return the gradients of each group's own loss on what the group before it gives."""
+    gradients = {}
+    for index, outputs in enumerate(local_outputs(net, batch.inputs)):
+        named = {f"groups.{index}.{name}": value for name, value in net.group(index).named_parameters()}
+        gradients |= gradients_of(batch.objective.mean(outputs, batch.targets), named)
+    return Dense(gradients, {}, {})
+
+
+def answers(way: str, rule: Rule, net: Any, rows: Tensor) -> dict[str, Tensor]:
+    """Return every reading's probabilities, (batch, length, vocabulary)."""
+    if way != LOCAL:
+        return rule.predict(net, rows, Noise(0))
+    with torch.no_grad():
+        every = [outputs.softmax(dim=-1) for outputs in local_outputs(net.eval(), rows)]
+    return {"last head": every[-1], "mean of heads": torch.stack(every).mean(dim=0)}
 
 
 def bits(probabilities: Tensor, targets: Tensor) -> float:
@@ -43,10 +84,22 @@ def bits(probabilities: Tensor, targets: Tensor) -> float:
     return float(-found.double().log2().mean())
 
 
+def read(way: str, rule: Rule, net: Any, part: Split) -> dict[str, dict[str, float]]:
+    """Return each reading's bits a character and share of right answers, on the first rows of a part."""
+    found: dict[str, dict[str, float]] = {}
+    for start in range(0, TESTED, 50):
+        rows, targets = part.images[start : start + 50], part.targets[start : start + 50]
+        for name, given in answers(way, rule, net, rows).items():
+            sums = found.setdefault(name, {"bits": 0.0, "right": 0.0})
+            sums["bits"] += bits(given, targets) * 50 / TESTED
+            sums["right"] += float((given.argmax(dim=-1) == targets).double().mean()) * 50 / TESTED
+    return {name: {key: round(value, 4) for key, value in sums.items()} for name, sums in found.items()}
+
+
 def run(text: DataSet, way: str, seed: int, steps: int) -> dict[str, Any]:
     """Train one net, and return its row."""
     task, rule = Task.of(text), rule_of(way)
-    net: nn.Module = rule.build(task, Noise(seed).stream("build"), None, None)
+    net: Any = rule.build(task, Noise(seed).stream("build"), None, None)
     optimizer = rule.optimizer(net)
     order = Noise(seed).stream("order").integers(BATCH * steps, len(text.train.targets))
     started = time.process_time()
@@ -55,14 +108,12 @@ def run(text: DataSet, way: str, seed: int, steps: int) -> dict[str, Any]:
             group["lr"] = RATE * 0.5 * (1 + math.cos(math.pi * step / steps))
         places = order[step * BATCH : (step + 1) * BATCH]
         batch = Batch(text.train.images[places], text.train.targets[places], task.objective)
-        rule.apply(net, rule.estimate(net, batch, Noise(seed).stream("estimate").at(step)), optimizer)
-    seconds, found = time.process_time() - started, {}
-    for start in range(0, TESTED, 50):
-        rows, targets = (part[start : start + 50] for part in (text.test.images, text.test.targets))
-        for name, given in rule.predict(net, rows, Noise(seed)).items():
-            found[name] = found.get(name, 0.0) + bits(given, targets) * 50 / TESTED
-    readings = {name: round(value, 4) for name, value in found.items()}
-    return {"way": way, "seed": seed, "steps": steps, "seconds": round(seconds, 1), "bits": readings}
+        net.train()
+        noise = Noise(seed).stream("estimate").at(step)
+        rule.apply(net, local_update(net, batch) if way == LOCAL else rule.estimate(net, batch, noise), optimizer)
+    row = {"way": way, "seed": seed, "steps": steps, "seconds": round(time.process_time() - started, 1)}
+    parts = {"validation": text.validation, "test": text.test}
+    return row | {name: read(way, rule, net, part) for name, part in parts.items()}
 
 
 def main() -> None:
