@@ -206,7 +206,7 @@ def chosen_rate(rows: list[Row], task: str, way: str, steps: int) -> float | Non
     mine = [
         row for row in rows if (row["task"], row["way"], row["kind"], row["steps"]) == (task, way, "search", steps // 2)
     ]
-    if len(mine) < len(RATES):
+    if len({row["rate"] for row in mine}) < len(RATES):
         return None
     rate: float = max(mine, key=lambda row: best(task, row["validation"]))["rate"]
     return rate
