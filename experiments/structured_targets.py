@@ -174,6 +174,13 @@ def scores(task: StructuredTask, part: Part, found: Reading, judge: nn.Module | 
     }
 
 
+def judge_of(task: StructuredTask) -> nn.Module | None:
+    """Return the net that judges painted digits, None for other tasks."""
+    if task.name != "in-painting":
+        return None
+    return recogniser(painted(task.train, task.train.targets), task.train.extra)
+
+
 def run(task: StructuredTask, judge: nn.Module | None, row: Row) -> Row:
     """Train the net of a row, and return the row with what it reaches; the test part is not read in a search."""
     way, started = row["way"], time.process_time()
@@ -249,7 +256,7 @@ def main() -> None:
         name = row["task"]
         if name not in made:
             task = make_task(name)
-            made[name] = task, recogniser(task) if name == "in-painting" else None
+            made[name] = task, judge_of(task)
         keep_row(given.rows, run(*made[name], row))
 
 

@@ -22,7 +22,7 @@ from sidestep.data.objective import VALUES, Objective
 from sidestep.nets.noprop.target_space import TargetSpace
 from sidestep.noise import Noise
 
-__all__ = ["CLASSES", "Part", "StructuredTask", "make_task", "painted", "place_space", "recogniser"]
+__all__ = ["CLASSES", "Part", "StructuredTask", "halved", "make_task", "painted", "place_space", "recogniser"]
 
 CLASSES, SIDE, TRAINED, HELD_OUT, TESTED = 10, 14, 20_000, 2_000, 5_000
 
@@ -70,7 +70,7 @@ def place_space(places: int) -> TargetSpace:
     )
 
 
-def _halved(split: Split, most: int) -> tuple[Tensor, Tensor]:
+def halved(split: Split, most: int) -> tuple[Tensor, Tensor]:
     """Return digits as (n, 14, 14) floats from 0 to 1, and their classes."""
     images = F.avg_pool2d(split.images[:most].float() / 255, 2)[:, 0]
     return images, split.targets[:most]
@@ -111,11 +111,11 @@ _KINDS: dict[str, Callable[[Tensor, Tensor, int, Noise], Part]] = {
 def make_task(name: str) -> StructuredTask:
     """Return a task by name, the same at every call: seeds are of nets, not of data."""
     loaded, make, noise = data.load("mnist", validation=0.0), _KINDS[name], Noise(0).stream(name)
-    images, labels = _halved(loaded.train, 60_000)
+    images, labels = halved(loaded.train, 60_000)
     cut = 50_000
     train = make(images[:cut], labels[:cut], TRAINED, noise.stream("train"))
     validation = make(images[cut:], labels[cut:], HELD_OUT, noise.stream("validation"))
-    test = make(*_halved(loaded.test, 10_000), TESTED, noise.stream("test"))
+    test = make(*halved(loaded.test, 10_000), TESTED, noise.stream("test"))
     shift, unit = train.inputs.mean(), train.inputs.std()
     train, validation, test = (
         Part((part.inputs - shift) / unit, part.targets, part.extra) for part in (train, validation, test)
@@ -136,17 +136,15 @@ def painted(part: Part, lower: Tensor) -> Tensor:
     return torch.cat([part.inputs, lower], dim=1)
 
 
-def recogniser(task: StructuredTask) -> nn.Module:
-    """Return a net that reads whole digits, trained on the task's training part: it judges painted ones."""
+def recogniser(whole: Tensor, labels: Tensor) -> nn.Sequential:
+    """Return a net that reads whole digits, (n, 196), trained on these: it judges those that nets have made."""
     with Noise(0).stream("recogniser").torch_seeded():
-        net = nn.Sequential(
-            nn.Linear(SIDE * SIDE, 256), nn.ReLU(), nn.Linear(256, 128), nn.ReLU(), nn.Linear(128, CLASSES)
-        )
-    optimizer = torch.optim.AdamW(net.parameters(), lr=2e-3)
-    inputs, labels, order = painted(task.train, task.train.targets), task.train.extra, Noise(0).stream("order")
+        hidden = [nn.Linear(SIDE * SIDE, 256), nn.ReLU(), nn.Linear(256, 128), nn.ReLU()]
+        net = nn.Sequential(*hidden, nn.Linear(128, CLASSES))
+    optimizer, order = torch.optim.AdamW(net.parameters(), lr=2e-3), Noise(0).stream("order")
     for step in range(1200):
         rows = order.at(step).integers(100, len(labels))
-        loss = F.cross_entropy(net(inputs[rows]), labels[rows])
+        loss = F.cross_entropy(net(whole[rows]), labels[rows])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
