@@ -36,7 +36,7 @@ from sidestep.noise import Noise
 
 __all__ = ["LEAST", "PRIMARY", "Reading", "chosen_rate", "readings", "scores", "total_variation", "wanted_rows"]
 
-TASKS, RATES, SEARCH_SEED, SEEDS, DRAWS = ("strings", "in-painting", "overlay"), (1e-3, 2e-3, 4e-3), 100, (0, 1, 2), 32
+TASKS, RATES, SEARCH_SEED, SEEDS, DRAWS = ("strings", "in-painting", "overlay"), (2e-3, 4e-3, 8e-3), 100, (0, 1, 2), 32
 NARROW = " narrow"
 TWICE = "plain twice"
 _NARROW = [way + NARROW for way in ("chain", "blind", "plain")]
@@ -210,13 +210,12 @@ def searched(way: str) -> str:
 
 def chosen_rate(rows: list[Row], task: str, way: str, steps: int) -> float | None:
     """Return the rate that validation takes of a finished search, or None before its end."""
-    mine = [
-        row for row in rows if (row["task"], row["way"], row["kind"], row["steps"]) == (task, way, "search", steps // 2)
-    ]
-    if len({row["rate"] for row in mine}) < len(RATES):
+    wanted = (task, way, "search", steps // 2)
+    mine = [row for row in rows if (row["task"], row["way"], row["kind"], row["steps"]) == wanted]
+    if len({row["rate"] for row in mine} & set(RATES)) < len(RATES):
         return None
-    rate: float = max(mine, key=lambda row: best(task, row["validation"]))["rate"]
-    return rate
+    scored = {row["rate"]: best(task, row["validation"]) for row in mine if row["rate"] in RATES}
+    return max(scored, key=lambda rate: scored[rate])
 
 
 def wanted_rows(rows: list[Row], kinds: list[str], steps: int) -> list[Row]:
