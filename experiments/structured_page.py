@@ -12,7 +12,7 @@ from statistics import mean, stdev
 
 from experiments.kept_rows import Row, kept_rows
 from experiments.structured_nets import BLOCKS
-from experiments.structured_targets import LEAST, NARROW, PRIMARY, SEEDS, TASKS, WAYS
+from experiments.structured_targets import LEAST, NARROW, PRIMARY, SEEDS, TASKS, WAYS, chosen_rate, searched
 from experiments.structured_tasks import TESTED
 
 __all__ = ["difference", "tables", "taken_reading"]
@@ -89,7 +89,8 @@ def difference(rows: list[Row], one: tuple[str, str], other: tuple[str, str], sc
 def _differences(rows: list[Row], task: str) -> list[str]:
     score, found = PRIMARY[task], []
     reading = "walk" if task == "strings" else "sampled walk"
-    there = {row["way"] for row in rows}
+    count = {way: sum(row["way"] == way for row in rows) for way in WAYS[task]}
+    there = {way for way, rows_of_way in count.items() if rows_of_way == len(SEEDS)}
     for end in ("", NARROW):
         others = [("chain", "best block alone"), ("chain", "mean of blocks, each alone")]
         others += [("blind", "mean of blocks, each alone"), ("blocks end to end", "walk")]
@@ -106,11 +107,16 @@ def _differences(rows: list[Row], task: str) -> list[str]:
     return [f"| {score} | difference (standard error over seeds) |", "|---|---|", *found]
 
 
+def _at_its_rate(rows: list[Row], row: Row) -> bool:
+    """Whether a run has the rate that its search took: rows of a narrower search may stand in the file, too."""
+    return bool(row["rate"] == chosen_rate(rows, row["task"], searched(row["way"]), row["steps"]))
+
+
 def tables(rows: list[Row]) -> str:
     """Return the tables of all tasks, in Markdown."""
     parts = []
     for task in TASKS:
-        mine = [row for row in rows if row["task"] == task and row["kind"] == "run"]
+        mine = [row for row in rows if row["task"] == task and row["kind"] == "run" and _at_its_rate(rows, row)]
         if mine:
             parts += [f"### {task.capitalize()}", "\n".join(_lines(mine, task)), "\n".join(_differences(mine, task))]
     return "\n\n".join(parts)

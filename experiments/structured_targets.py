@@ -36,7 +36,7 @@ from sidestep.noise import Noise
 
 __all__ = ["LEAST", "PRIMARY", "Reading", "chosen_rate", "readings", "scores", "total_variation", "wanted_rows"]
 
-TASKS, RATES, SEARCH_SEED, SEEDS, DRAWS = ("strings", "in-painting", "overlay"), (2e-3, 4e-3, 8e-3), 100, (0, 1, 2), 32
+TASKS, RATES, SEARCH_SEED, SEEDS, DRAWS = ("strings", "in-painting", "overlay"), (4e-3, 8e-3, 16e-3), 100, (0, 1, 2), 32
 NARROW = " narrow"
 TWICE = "plain twice"
 _NARROW = [way + NARROW for way in ("chain", "blind", "plain")]

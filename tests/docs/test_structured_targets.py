@@ -95,11 +95,11 @@ def test_all_nets_of_a_task_cost_the_same():
 
 def test_a_rate_is_taken_by_validation_and_nothing_runs_before():
     made = {"task": "strings", "way": "plain", "kind": "search", "seed": 100, "steps": 5}
-    rows = [made | {"rate": rate, "validation": {"forward": {"string": rate}}} for rate in (2e-3, 4e-3)]
+    rows = [made | {"rate": rate, "validation": {"forward": {"string": rate}}} for rate in (4e-3, 8e-3)]
     assert chosen_rate(rows, "strings", "plain", 10) is None
     assert not wanted_rows(rows, ["run"], 10)
-    rows.append(made | {"rate": 8e-3, "validation": {"forward": {"string": 0.0}}})
-    assert chosen_rate(rows, "strings", "plain", 10) == 4e-3
+    rows.append(made | {"rate": 16e-3, "validation": {"forward": {"string": 0.0}}})
+    assert chosen_rate(rows, "strings", "plain", 10) == 8e-3
     ran = wanted_rows(rows, ["run"], 10)
     assert {row["way"] for row in ran} == {"plain", "plain twice", "plain narrow"}
     row = {"task": "overlay", "validation": {f"block {k} alone": {"distance": abs(k - 3)} for k in range(1, 6)}}
