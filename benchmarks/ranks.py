@@ -5,12 +5,17 @@
     python -m benchmarks.ranks blocks                   # NoProp's blocks: memory and processor time of a rank
 
 Every line of `bits` comes from processes of its own, which torchrun starts with one thread each. Bytes are those of a
-rank's messages in a step, with their headers, and of the run's step log. `blocks` reads the peak of the resident memory
-over what it was after the imports and the data, and the processor time of a step, of a longer run less a shorter one,
-which a busy machine leaves as it is; time by the clock counts only where as many cores are free as there are ranks.
+rank's messages in a step, with their headers, and of the run's step log.
+
+`blocks` reads the peak of the resident memory of a whole run, with its checkpoints and its evaluation, over what it was
+after the imports and the data, and over what a first run of one block a rank has left: the libraries' own code, which
+ranks of one machine share, and their buffers. A step is a longer run less a shorter one, neither of which has a folder.
+Processor time is that of the step whatever else a machine does; time by the clock counts only where as many cores are
+free as there are ranks.
 """
 
 import argparse
+import ctypes
 import hashlib
 import json
 import math
@@ -73,26 +78,50 @@ def leave(folder: Path, steps: int, way: Way) -> dict[str, Any]:
 
 
 def hold(folder: Path, steps: int, blocks: int, batch: int) -> list[dict[str, float]]:
-    """Train NoProp's blocks, and return for each rank what it held and worked."""
+    """Train NoProp's blocks, and return for each rank what it held, worked and sent."""
     torch.set_num_threads(1)
-    world, peak = world_here(), 0
-    digits, start, used = data.load("digits"), _resident("VmRSS"), []
+    world = world_here()
+    data.load("digits")
+    imported = _resident("VmRSS")
+    _train(world.size, 2, batch, None)
+    _give_back()
+    first, more = _resident("VmRSS"), steps - max(1, steps // 4)
     _forget_peak()
-    for count, out in ((steps, str(folder)), (max(1, steps // 4), None)):
-        options = Options(batch=batch, steps=count, split="units", out=out, precision="float32")
-        clock, processor, before = time.perf_counter(), time.process_time(), world.sent_bytes
-        train(rules.NoPropDT(blocks=blocks), digits, options, readings=[])
-        used.append((time.process_time() - processor, time.perf_counter() - clock, world.sent_bytes - before))
-        peak = _resident("VmHWM") - start if out else peak
-    longer, shorter = used
-    more = steps - max(1, steps // 4)
+    run = _train(blocks, steps, batch, folder)
+    peak = _resident("VmHWM")
+    longer, shorter = (_train(blocks, count, batch, None) for count in (steps, steps - more))
     own = {
-        "over the imports, MiB": peak / 1024,
-        "processor ms a step": 1000 * (longer[0] - shorter[0]) / more,
-        "ms a step by the clock": 1000 * (longer[1] - shorter[1]) / more,
-        "bytes of the run": float(longer[2]),
+        "over the imports, MiB": (peak - imported) / 1024,
+        "over a first small run, MiB": (peak - first) / 1024,
+        "processor ms a step": 1000 * (longer.processor - shorter.processor) / more,
+        "ms a step by the clock": 1000 * (longer.clock - shorter.clock) / more,
+        "s of the run by the clock": run.clock,
+        "MB sent": run.sent / 1e6,
     }
     return [json.loads(said) for said in world.gather(json.dumps(own).encode())]
+
+
+@dataclass(frozen=True)
+class _Took:
+    processor: float  # seconds
+    clock: float
+    sent: int  # bytes
+
+
+def _train(blocks: int, steps: int, batch: int, folder: Path | None) -> _Took:
+    world = world_here()
+    clock, processor, before = time.perf_counter(), time.process_time(), world.sent_bytes
+    out = None if folder is None else str(folder)
+    options = Options(batch=batch, steps=steps, split="units", out=out, precision="float32")
+    train(rules.NoPropDT(blocks=blocks), data.load("digits"), options, readings=rules.NoPropDT.readings[:1])
+    return _Took(time.process_time() - processor, time.perf_counter() - clock, world.sent_bytes - before)
+
+
+def _give_back() -> None:
+    """Give freed memory back to the system, where the C library is glibc."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def _resident(entry: str) -> int:
@@ -160,12 +189,12 @@ def _bits(folder: Path, steps: int, most: int, seconds: float) -> None:
 
 def _blocks(steps: int, blocks: int, batch: int) -> None:
     print(f"noprop-dt, {blocks} blocks, {steps} steps of {batch} digits, one thread a rank\n")
-    print("| ranks | rank | over the imports, MiB | processor ms a step | ms a step by the clock | bytes of the run |")
-    print("|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
         for ranks in (1, 2):
             given = ("--steps", str(steps), "--blocks", str(blocks), "--batch", str(batch))
             found = _on_ranks(ranks, "worker-blocks", "--folder", f"{folder}/{ranks}", *given)
+            if ranks == 1:
+                print("| ranks | rank | " + " | ".join(found[0]) + " |\n" + "|---" * (2 + len(found[0])) + "|")
             for rank, each in enumerate(found):
                 print(f"| {ranks} | {rank} | " + " | ".join(f"{value:,.1f}" for value in each.values()) + " |")
 

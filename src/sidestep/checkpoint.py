@@ -58,12 +58,13 @@ def save(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], record: Ma
         text = json.dumps(record)
     except (TypeError, ValueError) as error:
         raise InputError(f"a checkpoint's record must be plain JSON (no tensors, no sets), got {error}") from error
-    header = {"format": FORMAT, "digest": _digest(tensors, text), "record": json.loads(text)}
     check_name(Path(path))
-    kinds = {name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()}
+    kinds: dict[str, tuple[torch.dtype, torch.Size]] = {}
+    header = {"format": FORMAT, "digest": _digest(tensors, text, kinds), "record": json.loads(text)}
     head, places = layout(kinds, {METADATA_KEY: json.dumps(header)})
     data = (raw_bytes(tensors[name]) for name in places)
-    write_parts(Path(path), itertools.chain([head], data), sum(tensor.nbytes for tensor in tensors.values()))
+    size = sum(shape.numel() * dtype.itemsize for dtype, shape in kinds.values())
+    write_parts(Path(path), itertools.chain([head], data), size)
 
 
 def load(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -188,14 +189,21 @@ def restore_optimizer(
         settled()
 
 
-def _digest(tensors: Mapping[str, Tensor], text: str) -> str:
-    """A blake2b hash over the format, the record, and each tensor's name, dtype, shape and bytes, by name."""
+def _digest(
+    tensors: Mapping[str, Tensor], text: str, kinds: dict[str, tuple[torch.dtype, torch.Size]] | None = None
+) -> str:
+    """A blake2b hash over the format, the record, and each tensor's name, dtype, shape and bytes, by name.
+
+    `kinds` is given each tensor's dtype and shape, so that one that comes from a file is not read for them again.
+    """
     digest = hashlib.blake2b(digest_size=32)
     digest.update(json.dumps([FORMAT, text]).encode())
     for name in sorted(tensors):
         tensor = tensors[name]
         digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
         digest.update(raw_bytes(tensor))
+        if kinds is not None:
+            kinds[name] = tensor.dtype, tensor.shape
     return digest.hexdigest()
 
 

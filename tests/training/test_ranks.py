@@ -22,6 +22,7 @@ from sidestep.rules.protocol import Batch, Task
 from sidestep.rules.shared.any_module import STEP_SIZE, as_dense
 from sidestep.rules.shared.whole_model import on_whole_model
 from sidestep.training import STOP, Options, Stopped, loop, train
+from sidestep.training.evaluation_progress import EvaluationProgress
 from sidestep.training.exchange import PartSum
 from sidestep.training.numbers import pack_losses, pack_whole, unpack_losses, unpack_whole
 from sidestep.training.options import Compute
@@ -592,6 +593,40 @@ def test_blocks_on_two_ranks_stop_within_an_epoch_and_go_on_with_three(tmp_path)
     assert left(tmp_path, "many") == left(tmp_path, "one")
 
 
+def evaluation_stopped(world, folder):
+    """Send rank 1 a signal while the second split is evaluated."""
+    plain, splits = EvaluationProgress.of, []
+
+    def of(*args, **given):
+        splits.append(args[1])
+        if len(splits) == 2 and world.rank == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return plain(*args, **given)
+
+    EvaluationProgress.of = of
+    try:
+        short(folder, NOPROP, split="units", shares=None)
+    except Stopped as error:
+        return str(error), error.signal_number
+
+
+def evaluated(world, folder):
+    given = {"split": "units", "shares": None}
+    resumed = short(folder, NOPROP, **given, resume=True).result
+    return {name: value for name, value in resumed.items() if name not in ("seconds", "peak_memory_bytes", "run")}
+
+
+def test_ranks_that_evaluate_together_stop_after_one_batch_and_go_on_with_another_number(tmp_path):
+    first, second = on_ranks(2, evaluation_stopped, str(tmp_path / "many"))
+    assert first == second
+    assert first[1] == signal.SIGTERM
+    assert "images of the evaluation on the" in first[0]
+    found = on_ranks(3, evaluated, str(tmp_path / "many"))
+    short(str(tmp_path / "one"), NOPROP, split="units", shares=None)
+    assert found == on_ranks(1, evaluated, str(tmp_path / "one")) * 3
+    assert left(tmp_path, "many") == left(tmp_path, "one")
+
+
 TENSORS = {
     "none": torch.empty(0),
     "one": torch.tensor(3, dtype=torch.int64),
@@ -653,26 +688,36 @@ def held(net, optimizer):
 
 
 def blocks_held(world, folder):
-    found = []
+    found, made_by = [], []
 
     def looking(plain):
         def take(attached, update, record):
             plain(attached, update, record)
             gradients = sum(value.nbytes for value in update.gradients.values())
             found.append((*held(attached.net, attached.optimizer), gradients))
+            made_by[:] = [attached.optimizer]
 
         return take
 
     loop.take_update = looking(loop.take_update)
     made = short(folder, rules.NoPropDT(blocks=4), split="units", shares=None, checkpoint_seconds=60)
-    return found, sum(parameter.untyped_storage().nbytes() for parameter in made.net.parameters())
+    spread = held(made.net if world.size == 1 else made._net, made_by[0])
+    return found, spread, held(made.net, made_by[0])[0], predicted(made)
 
 
-def test_each_rank_holds_its_own_blocks_alone_until_the_end(tmp_path):
-    ((one, whole),) = on_ranks(1, blocks_held, str(tmp_path / "one"))
-    for found, at_the_end in on_ranks(2, blocks_held, str(tmp_path / "two")):
+def predicted(made):
+    return made.predict(digits().validation.images[:20]).tolist()
+
+
+def test_each_rank_holds_its_own_blocks_alone_until_somebody_looks_at_the_net(tmp_path):
+    ((one, ended, whole, answers),) = on_ranks(1, blocks_held, str(tmp_path / "one"))
+    assert ended[0] == whole
+    for found, at_the_end, looked_at, answers_there in on_ranks(2, blocks_held, str(tmp_path / "two")):
         assert len(found) == len(one) == 6
-        assert at_the_end == whole
+        assert 0.45 * whole < at_the_end[0] < 0.55 * whole
+        assert at_the_end[1] == 0  # nothing of the optimiser
+        assert looked_at == whole
+        assert answers_there == answers
         for here, everything in zip(found, one, strict=True):
             for own, all_ in zip(here, everything, strict=True):
                 assert 0.45 * all_ < own < 0.55 * all_

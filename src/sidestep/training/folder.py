@@ -218,6 +218,10 @@ class RunFolder:
         check_belongs(file, record, self._config or self.config())
         return tensors, record
 
+    def open_model(self) -> tuple[Mapping[str, Tensor], dict[str, Any]] | None:
+        """As `open_state`, of the model of a run that has ended."""
+        return self._opened(self.model_file)
+
     def metrics_until(self, step: int) -> int:
         """Return how many bytes of the metrics belong to the steps up to `step`: whole lines from the beginning on."""
         return bytes_until(self.metrics_file, step)
@@ -254,7 +258,7 @@ class RunFolder:
         Raises:
             CheckpointError: if the model's file is damaged.
         """
-        found = self._opened(self.model_file)
+        found = self.open_model()
         record = found[1] if found else {}
         if record.get("step") != step or record.get("calibration") is None:
             return None

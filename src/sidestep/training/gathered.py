@@ -39,6 +39,10 @@ class Gathered:
             self.not_finite.append(name.removeprefix(NET))
         self.tensors.put(name, tensor)
 
+    def completed(self, own: Mapping[str, Tensor], elsewhere: Collection[str], prefix: str) -> Mapping[str, Tensor]:
+        """Return a net's tensors by name, of which those elsewhere are read from here when they are asked for."""
+        return _Completed(own, {name: f"{prefix}{name}" for name in elsewhere}, self.tensors)
+
     def add_to(self, record: dict[str, Any]) -> None:
         """Add what an optimiser's record (`checkpoint.optimizer_tensors`) says of moments that are here."""
         moments = [name.removeprefix(OPTIMIZER) for name in self.tensors if name.startswith(OPTIMIZER)]
@@ -79,6 +83,20 @@ class _Spool(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self._places)
+
+
+class _Completed(Mapping[str, Tensor]):
+    def __init__(self, own: Mapping[str, Tensor], elsewhere: Mapping[str, str], spool: Mapping[str, Tensor]) -> None:
+        self._own, self._elsewhere, self._spool = own, elsewhere, spool
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._spool[self._elsewhere[name]] if name in self._elsewhere else self._own[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._own)
+
+    def __len__(self) -> int:
+        return len(self._own)
 
 
 def places_of(net: nn.Module, optimizer: torch.optim.Optimizer) -> list[str]:

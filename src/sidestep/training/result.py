@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 from torch import Tensor
@@ -25,6 +26,7 @@ from sidestep.training.loop import Loop
 from sidestep.training.progress import Progress
 from sidestep.training.state import State
 from sidestep.training.stopping import StopRequest, stop_on_signals
+from sidestep.training.unit_ranks import UnitRanks
 
 __all__ = ["finish"]
 
@@ -115,7 +117,9 @@ class _Evaluation:
     def __init__(self, loop: Loop, state: State, progress: Progress, stop: StopRequest) -> None:
         self._loop, self._state, self._progress = loop, state, progress
         file = loop.folder.evaluation_file if loop.folder else None
-        self._tally = EvaluationProgress(file, _setting(loop, state), loop.options.checkpoint_seconds, stop)
+        self._asked, self._ranks = stop, loop.parts if isinstance(loop.parts, UnitRanks) else None
+        self._stop = StopRequest() if self._ranks else stop  # of ranks that predict together, one that all have heard
+        self._tally = EvaluationProgress(file, _setting(loop, state), loop.options.checkpoint_seconds, self._stop)
         self._calibration: Calibration | None = None
 
     def calibrate(self, readings: Sequence[str]) -> Calibration | None:
@@ -149,7 +153,9 @@ class _Evaluation:
         count = self._tally.of(
             name, split, readings, lambda images: progress.evaluating(f"{name}: {images / len(split):.0%}"), numbers
         )
-        accuracies(loop.rule, self._state.net, split, loop.task, loop.compute, loop.noise, readings, count, more)
+        net, ranks = self._state.net, self._ranks
+        with ranks.counting(net, count, self._asked, self._stop) if ranks else nullcontext():
+            accuracies(loop.rule, net, split, loop.task, loop.compute, loop.noise, readings, count, more)
         return count
 
 
@@ -157,6 +163,6 @@ def _setting(loop: Loop, state: State) -> dict[str, Any]:
     """Return what an accuracy depends on beside the images: counts of another setting are not to be continued."""
     rule = {name: str(value) for name, value in hyper_parameters(loop.rule).items()}
     return {
-        "steps": state.step, "weights": checksum(state.net.state_dict().values()), "rule": rule,
+        "steps": state.step, "weights": checksum(state.weights().values()), "rule": rule,
         "seed": loop.options.seed, "device": loop.compute.device.type, "precision": loop.compute.precision,
     }  # fmt: skip

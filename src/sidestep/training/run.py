@@ -40,6 +40,7 @@ from sidestep.training.result import finish
 from sidestep.training.resume import log_identity, restore
 from sidestep.training.signs import WITHOUT
 from sidestep.training.single import check_single
+from sidestep.training.spread_run import ended_run
 from sidestep.training.state import State
 from sidestep.training.stopping import Stopped, stop_on_signals
 from sidestep.training.trained import Run
@@ -127,7 +128,7 @@ def train(  # long: rule, data and options, three hooks for own code, and what i
     _check(rule, data, options, readings or [])
     with ExitStack() as stack:
         world, together = world_here(), stack.enter_context(ExitStack())
-        together.enter_context(world.together())  # until the last step: what comes then, each rank does alone
+        together.enter_context(world.together())  # until each rank goes on alone
         _begin_loader(data, options, world)
         folder = RunFolder(Path(options.out)) if options.out else None
         data = in_saved_units(folder, data) if folder and options.resume else data
@@ -192,7 +193,6 @@ def _to_its_end(  # long: what runs, and who is told
     together: ExitStack,
 ) -> Run:
     """Take the steps that are left, evaluate what came of them, and keep it in the folder, if there is one."""
-    rule, folder = loop.rule, loop.folder
     if isinstance(loop.parts, Parts):
         if loop.parts.signs and loop.parts.signs.window != 1 and state.step and not state.unsent:
             progress.notice(WITHOUT)
@@ -202,21 +202,23 @@ def _to_its_end(  # long: what runs, and who is told
         with stop_on_signals() as stop:
             loop.run(state, kept_metrics, observers, stop)
         if isinstance(loop.parts, UnitRanks):
-            loop.parts.whole(state)
-        share_kept(loop.world, state)
-        together.close()
+            loop.parts.settle(state, stop)
+        else:
+            share_kept(loop.world, state)
+            together.close()
         if stop.requested:
             raise Stopped(f"stopped after step {state.step} of {loop.total_steps}", state.step, stop.signal_number)
         state.adopt_average()
         state.adopt_kept()
-        place = folder.path if folder else None
-        run = Run(rule, state.net, loop.task, loop.compute, loop.options.seed, state.step, {}, place)
-        run.table = loop.data.table
-        run.result, run.calibration = finish(loop, state, progress, readings or rule.readings)
+        run = ended_run(loop, state)
+        run.result, run.calibration = finish(loop, state, progress, readings or loop.rule.readings)
+        if isinstance(loop.parts, UnitRanks) and not loop.options.out:
+            loop.parts.whole(state)  # nobody has all of it
+        together.close()
         if state.files:
             state.files.leave()
-        if folder:
-            folder.save_result(run.result)
+        if loop.folder:
+            loop.folder.save_result(run.result)
         observers.end(End(state.step, state.seconds, "finished", run.result))
     return run
 

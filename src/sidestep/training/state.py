@@ -174,8 +174,12 @@ class State:
         return found
 
     def weights(self) -> Mapping[str, Tensor]:
-        """Return the net's parameters and buffers by name, to be looked at one after another."""
-        return self._passing(self.net.state_dict())
+        """Return the net's parameters and buffers by name, to be looked at one after another; of all ranks, if here."""
+        own = self.net.state_dict()
+        if self.elsewhere and self.gathered:
+            prefix = KEPT if self.kept_step is not None else "net/"
+            return self.gathered.completed(own, self.elsewhere, prefix)
+        return self._passing(own)
 
     def _passing(self, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         return self.files.passing(tensors) if self.files else tensors

@@ -2,13 +2,13 @@
 
 Nothing passes between units, so ranks exchange only their losses, and that somebody asked for a stop. A rank holds the
 weights, gradients and optimiser memory of its own units alone. For a checkpoint every unit comes to rank 0, which puts
-it into a file until it writes the one of the run; predictions before the end pass from rank to rank, block after block.
-At the end, when nothing is left of the optimiser, every rank gets the whole net.
+it into a file until it writes those of the run; predictions pass from rank to rank, block after block, at the end, too.
+Without a folder every rank gets the whole net then.
 """
 
 import json
 import struct
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias, runtime_checkable
@@ -23,6 +23,7 @@ from sidestep.data.share import Share
 from sidestep.errors import InputError, RankError
 from sidestep.noise import Noise
 from sidestep.rules.protocol import Batch, Rule
+from sidestep.training.evaluation_progress import Count
 from sidestep.training.gathered import NET, OPTIMIZER, Gathered, places_of
 from sidestep.training.options import Compute
 from sidestep.training.pieces import broadcast_each, tensors_of
@@ -31,7 +32,7 @@ from sidestep.training.stopping import StopRequest
 from sidestep.update import Dense, Update
 from sidestep.world import World
 
-__all__ = ["UnitRanks"]
+__all__ = ["UnitRanks", "hold_all", "put_weights"]
 
 Found: TypeAlias = tuple[Mapping[str, Tensor], dict[str, Any]]
 
@@ -141,29 +142,27 @@ class UnitRanks:
             state.keep()
         return kept
 
-    def whole(self, state: State) -> None:
-        """Make the net whole on every rank, at the end: of what was kept, if anything; the optimiser is forgotten."""
+    def settle(self, state: State, stop: StopRequest) -> None:
+        """End the training: each rank is left with its weights, those that were kept, if any; all or none stop here."""
+        self.collect(state)  # of a run that goes on after its last step
+        stop.signal_number = self._heard(stop)
         state.optimizer.state.clear()
-        state.gathered = None
         with torch.no_grad():
             own = state.net.state_dict()
             for name, value in state.kept.items():
                 own[name].copy_(value)
         state.kept = {}
-        parameters, buffers = dict(state.net.named_parameters()), dict(state.net.named_buffers())
+
+    def whole(self, state: State) -> None:
+        """Make the net whole on every rank, tensor by tensor."""
+        own = state.net.state_dict()
         for source in range(self.world.size):
             mine = {name: value for name, value in own.items() if self._owner(name) == self.world.rank == source}
             sent = dict(tensors_of(self.world, source, mine))
-            for name, value in broadcast_each(self.world, sent):
-                if self._owner(name) == self.world.rank:
-                    continue
-                if name in parameters:
-                    parameters[name].data = value.to(parameters[name].device)
-                else:
-                    buffers[name].copy_(value)
+            passed = broadcast_each(self.world, sent)
+            put_weights(state.net, ((name, value) for name, value in passed if name in state.elsewhere))
         state.elsewhere = frozenset()
-        if isinstance(state.net, _Spreads):
-            state.net.hold(range(self.count))
+        hold_all(state.net, self.count)
 
     @contextmanager
     def predicting(self, net: nn.Module) -> Iterator[None]:
@@ -176,6 +175,32 @@ class UnitRanks:
         device = next(net.parameters()).device
         with net.spread(passed) if isinstance(net, _Spreads) else nullcontext():
             yield
+
+    @contextmanager
+    def counting(self, net: nn.Module, count: Count, asked: StopRequest, agreed: StopRequest) -> Iterator[None]:
+        """Predict together from where rank 0 stands in a split, and agree after each batch on whether to stop.
+
+        Args:
+            net: of which each rank has its own blocks.
+            count: of each rank; changed to that of rank 0.
+            asked: what this rank has heard.
+            agreed: set to what any rank had heard before the exchange.
+        """
+        own = [count.right, count.images, count.sums]
+        count.right, count.images, count.sums = json.loads(self.world.broadcast(json.dumps(own).encode()))
+        counted = count.after_batch
+
+        def after_batch() -> None:
+            agreed.signal_number = self._heard(asked)
+            counted()
+
+        count.after_batch = after_batch
+        with self.predicting(net):
+            yield
+
+    def _heard(self, stop: StopRequest) -> int:
+        """Return the largest signal that any rank has got."""
+        return max(_SIGNAL.unpack(said)[0] for said in self.world.gather(_SIGNAL.pack(stop.signal_number)))
 
     def _moments(self, state: State) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Return what the optimiser keeps of this rank's units, by its names in a checkpoint: tensors, and the rest."""
@@ -193,12 +218,33 @@ class UnitRanks:
         return next((rank for prefix, rank in self._prefixes.items() if name.startswith(prefix)), -1)
 
 
+def put_weights(net: nn.Module, found: Iterable[tuple[str, Tensor]]) -> None:
+    """Give parameters and buffers that were elsewhere these values, which parameters keep as they are."""
+    parameters, buffers = dict(net.named_parameters()), dict(net.named_buffers())
+    for name, value in found:
+        if name in parameters:
+            value = value.to(parameters[name].device)
+            parameters[name].data = net.laid_out(name, value) if isinstance(net, _Spreads) else value
+        else:
+            buffers[name].copy_(value)
+
+
+def hold_all(net: nn.Module, count: int) -> None:
+    """Note that all units of a net that was spread are here."""
+    if isinstance(net, _Spreads):
+        net.hold(range(count))
+
+
 @runtime_checkable
 class _Spreads(Protocol):
     """A net whose units may be on other ranks."""
 
     def hold(self, own: Collection[int]) -> None:
         """Note which units are here."""
+        ...
+
+    def laid_out(self, name: str, value: Tensor) -> Tensor:
+        """Return the value of a parameter that was elsewhere as such a one lies in memory."""
         ...
 
     def spread(self, passed: Callable[[int, Tensor | None], Tensor]) -> AbstractContextManager[None]:

@@ -55,6 +55,7 @@ class SpreadBlocks(nn.Module):
         super().__init__()
         self._elsewhere: frozenset[int] = frozenset()  # blocks whose weights other ranks hold
         self._passed: Passed | None = None
+        self._strides: dict[str, tuple[int, ...]] = {}  # of those, by index and name, as they were drawn
         self.drawn: list[str] = []  # digests of the blocks before the first step, where not all of them are here
 
     def _own(self, blocks: Iterable[nn.Module], count: int) -> nn.ModuleList:
@@ -64,7 +65,8 @@ class SpreadBlocks(nn.Module):
         for index, block in enumerate(blocks):
             if digest is not None:
                 self.drawn.append(digest(block))
-            for parameter in block.parameters() if index not in own else ():
+            for name, parameter in block.named_parameters() if index not in own else ():
+                self._strides[f"{index}.{name}"] = parameter.stride()
                 _let_go(parameter, parameter.device)
             found.append(block)
         self._elsewhere = frozenset(range(count)) - frozenset(own)
@@ -78,6 +80,18 @@ class SpreadBlocks(nn.Module):
     def hold(self, own: Collection[int]) -> None:
         """Note which blocks are here; of the others only the shape is known, and other ranks have the weights."""
         self._elsewhere = frozenset(range(self.count)) - frozenset(own)
+
+    def laid_out(self, name: str, value: Tensor) -> Tensor:
+        """Return the value of a parameter that was elsewhere as such a one lies in memory, which sums are rounded by.
+
+        Args:
+            name: in the net, say blocks.3.norm.weight.
+            value: of it, however it lies.
+        """
+        strides = self._strides.get(name.partition(".")[2], value.stride())
+        if strides == value.stride():
+            return value
+        return torch.empty_strided(value.shape, strides, dtype=value.dtype, device=value.device).copy_(value)
 
     @contextmanager
     def spread(self, passed: Passed) -> Iterator[None]:

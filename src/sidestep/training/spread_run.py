@@ -1,0 +1,56 @@
+"""A run whose net is spread over ranks when it ends: whole again where somebody asks for it, from the run's folder."""
+
+from pathlib import Path
+
+from torch import nn
+
+from sidestep.errors import InputError
+from sidestep.training.folder import RunFolder
+from sidestep.training.loop import Loop
+from sidestep.training.state import State
+from sidestep.training.trained import Run
+from sidestep.training.unit_ranks import UnitRanks, hold_all, put_weights
+
+__all__ = ["ended_run"]
+
+
+def ended_run(loop: Loop, state: State) -> Run:
+    """Return the run that `train` gives, without its result.
+
+    Of units over ranks, each rank goes on holding its own alone: `run.net` reads the others from the model's file when
+    it is first looked at. Raises InputError then, where that file cannot be seen: on another machine than rank 0's.
+    """
+    place = loop.folder.path if loop.folder else None
+    kind = _Spread if isinstance(loop.parts, UnitRanks) and state.elsewhere and loop.options.out else Run
+    run = kind(loop.rule, state.net, loop.task, loop.compute, loop.options.seed, state.step, {}, place)
+    if isinstance(run, _Spread) and isinstance(loop.parts, UnitRanks):
+        run.elsewhere, run.count, run.written_to = state.elsewhere, loop.parts.count, Path(str(loop.options.out))
+    run.table = loop.data.table
+    return run
+
+
+class _Spread(Run):
+    elsewhere: frozenset[str] = frozenset()  # names of what other ranks hold
+    count = 0  # units
+    written_to = Path()
+
+    @property
+    def net(self) -> nn.Module:
+        """The whole net."""
+        if self.elsewhere:
+            folder = RunFolder(self.written_to)
+            found = folder.open_model()
+            if found is None or found[1].get("step") != self.step:
+                raise InputError(
+                    f"each process holds some blocks of this net alone, and {folder.model_file}, from which the others "
+                    "are read, is not here, or is another run's: predict on the machine of rank 0, or load that run"
+                )
+            own = self._net.state_dict()
+            put_weights(self._net, ((n, found[0][n].to(own[n].device, copy=True)) for n in sorted(self.elsewhere)))
+            hold_all(self._net, self.count)
+            self.elsewhere = frozenset()
+        return self._net
+
+    @net.setter
+    def net(self, value: nn.Module) -> None:
+        self._net = value
