@@ -44,6 +44,13 @@ def ternary_presets() -> Iterator[Preset]:  # long: a table
         "a ternary MLP by local back-propagation, whose log of flips is smaller than its packed weights",
     )  # fmt: skip
     yield _noise_step(
+        "noise-step-small-log-mnist-conv",
+        {"net": "conv", "hidden": (64, 128, 256), "update": "sets", "flip_share": 0.0011, "head_share": 0.0044,
+         "momentum": 0.98},
+        {"epochs": 3, "batch": 250, "decay": "cosine"},
+        "a ternary conv net by local back-propagation, whose log of seeded sets is smaller than its packed weights",
+    )  # fmt: skip
+    yield _noise_step(
         "noise-step-best-cifar10", {**_DEEP, **_CONV_RECIPE}, _DEEP_TRAIN,
         f"our own ternary conv net: {_OURS}",
     )  # fmt: skip
