@@ -1,5 +1,6 @@
 """Packets over a link of one machine: as late and as few as it says; ranks that train over it; what cannot be asked."""
 
+import errno
 import os
 import socket
 import sys
@@ -11,6 +12,7 @@ import pytest
 from sidestep.bench.comparison.entries import read_entries
 from sidestep.bench.comparison.one_run import Budget, RunPlan
 from sidestep.bench.link import network as network_module
+from sidestep.bench.link import processes
 from sidestep.bench.link.network import Network, address, check_possible
 from sidestep.bench.link.processes import run_over_link
 from sidestep.bench.link.rate import Link
@@ -84,6 +86,48 @@ def test_what_waits_too_long_is_dropped_and_what_goes_nowhere_is_not_counted():
         assert network.sent == [40 * 1500, 0, 0]
 
 
+def test_a_device_that_has_gone_with_its_process_ends_nothing_for_the_others(monkeypatch):
+    plain, gone = os.read, []
+
+    def read(file, size):
+        if file in gone:
+            raise OSError(errno.EBADFD, "File descriptor in bad state")  # what TUN says then
+        return plain(file, size)
+
+    monkeypatch.setattr(network_module.os, "read", read)
+    with devices(THIN) as (network, ends):
+        gone.append(network._devices[2])
+        ends[2].send(packet(0))  # it is ready to be read from
+        time.sleep(0.1)
+        assert network._alive == network._devices[:2]
+        ends[0].send(packet(1))
+        assert ends[1].recv(2000) == packet(1)
+        assert network._thread.is_alive()
+
+
+class Told:
+    """The end of a pipe of which the other is a process that said one thing, or has ended."""
+
+    def __init__(self, said):
+        self.said = said
+
+    def send(self, reply):
+        if self.said is None:
+            raise BrokenPipeError
+
+
+def test_a_process_that_has_ended_before_it_is_answered_is_a_failure_that_is_said(monkeypatch):
+    running = [processes._Process(None, Told(said)) for said in ("a record", None)]
+
+    def heard(them, stop):
+        lost = any(each.pipe.said is None for each in them)
+        return {"failed": {"kind": "error", "why": "a process ended without a result"}} if lost else None
+
+    monkeypatch.setattr(processes, "_heard", heard)
+    (found,) = processes._led(running, None, None, StopRequest())
+    assert found["failed"]["why"] == "a process ended without a result"
+
+
 def talk(given, place, meet):
     """Send a kilobyte from each to the other, and say how long it was on its way."""
     server = socket.create_server((address(place), 5000))
@@ -136,6 +180,8 @@ def test_trits_take_less_of_a_link_than_gradients():
         (["--link", "1Mbit"], "a link is written as 1Mbit,50ms"),
         (["--link", "1Mbit,50ms", "--ranks", "1"], "--ranks takes numbers from 2 to 16"),
         (["--link", "1Mbit,50ms", "--epochs", "3"], "leave --epochs out"),
+        (["--link", "1Mbit,50ms", "--steps", "0"], "1 step or more of every entry, got --steps 0"),
+        (["--link", "1Mbit,50ms", "--steps", "-3"], "1 step or more of every entry, got --steps -3"),
         (["--link", "1Mbit,50ms", "--device", "cuda"], "leave --device out"),
         (["--link", "1Mbit,50ms", "--rules", "spsa", "--baseline", "spsa"], "leave --baseline out"),
         (["--ranks", "2"], "give --link 1Mbit,50ms, too"),

@@ -276,6 +276,22 @@ def test_a_part_with_the_probes_of_others_is_estimated_here_and_ends_no_run(tmp_
     assert isinstance(workers[0].found, RankError)
 
 
+def sends_of_other_examples(guest):
+    def sent(update, *rest):
+        late = update.probes.noise.step >= 4
+        others = update.taken.view(2, -1).roll(1, 1).flatten()
+        return packed(dataclasses.replace(update, taken=others) if late else update)
+
+    joining_module.packed = sent
+
+
+def test_a_part_with_the_probes_of_other_examples_is_estimated_here_and_ends_no_run(tmp_path):
+    rule = rules.NoiseStep(estimator="rank-one", tangents=2, **SMALL)
+    workers, said = hosted(tmp_path / "short", {1: comes_who(sends_of_other_examples)}, rule=rule)
+    assert any("coefficients of other probes than those of its part" in line for line in said)
+    assert isinstance(workers[0].found, RankError)
+
+
 def test_other_rounding_is_told_and_taken(tmp_path):
     workers, said = hosted(tmp_path / "short", {2: comes_who(rounds_otherwise)}, check_share=1.0)
     assert sum("rounds otherwise than this machine" in line for line in said) == 1

@@ -137,6 +137,10 @@ def _asked(run: Any, images: Any, rules: BenchRules) -> "_Begin | LinkRun":
         raise InputError("--ranks says how many processes share a step over a link: give --link 1Mbit,50ms, too")
     if run.to is not None and run.epochs is None and run.steps is None and run.forward_passes is None:
         seconds = seconds or _SECONDS
+    if run.link is not None and run.steps is not None and run.steps < 1:
+        raise InputError(
+            f"--link times 1 step or more of every entry, got --steps {run.steps}: leave it out, or give 10"
+        )
     steps = run.steps or (1 if run.link else None)  # no run over a link is trained to its end
     entries = read_entries(all_words(rules.rules) or ("all",), common)
     if rules.learning_rate is not None:

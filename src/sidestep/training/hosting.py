@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import nn
 
 from sidestep.data import DataSet
@@ -50,6 +51,7 @@ class HostedParts(Parts):
         super().__init__(Alone(), parts.of, parts.count, folder=parts.folder)
         self.signs, self._messages = parts.signs, dict[int, bytes]()  # of the signs that others have sent, by part
         self.host, self._recorder, self._progress, self._steps = host, recorder, progress, steps
+        self._examples = 0  # of the step's batch
         self.begun, self._left = -1, list[int]()  # the step whose parts were given, and those left to this process
         self._known: dict[int, bool] = {}  # workers whose first part was right -> whether it was so to the bit
         self.stop: StopRequest | None = None
@@ -59,7 +61,7 @@ class HostedParts(Parts):
         self, rule: Rule, net: nn.Module, batch: Batch, noise: Noise, compute: Compute, stop: StopRequest
     ) -> Update:  # long: what an estimate depends on
         """Return the update of the whole step."""
-        self.stop = stop
+        self.stop, self._examples = stop, len(batch.targets)
         if self.begun != noise.step:
             if self.begun >= 0:
                 raise InputError(
@@ -131,9 +133,16 @@ class HostedParts(Parts):
 
     def _of_own_probes(self, update: Update, part: int) -> bool:
         """Whether a part has taken its own probes: those of others would end the step, if they take them, too."""
-        if self.of != "probes" or not isinstance(update, Seeded) or update.taken is None:
+        if not isinstance(update, Seeded) or update.taken is None:
             return True
-        return update.taken.nonzero()[:, 0].tolist() == list(Share(self.of, part, self.count).probes(len(update.taken)))
+        share, taken = Share(self.of, part, self.count), update.taken
+        if self.of == "probes":
+            own = taken.new_zeros(len(taken))
+            own[[*share.probes(len(taken))]] = True
+        else:  # every example has probes of its own, one in each pass
+            own = taken.new_zeros(len(taken) // self._examples, self._examples)
+            own[:, [*share.examples(self._examples)]] = True
+        return torch.equal(taken, own.flatten())
 
     def _drawn(self) -> bool:
         """Draw whether a part is compared: not from the run's noise, which all workers know."""

@@ -104,6 +104,7 @@ class Network:
     def __init__(self, link: Link, devices: Sequence[int]) -> None:
         self.sent, self.dropped = [0] * len(devices), 0
         self._link, self._devices = link, list(devices)
+        self._alive = list(devices)  # those whose processes have not ended
         self._backlog = max(_QUEUE_SECONDS, _QUEUE_PACKETS * 8 * _PACKET / link.bits)
         self._up, self._down = [0.0] * len(devices), [0.0] * len(devices)  # when the link is free again
         self._waiting: list[tuple[float, int, bool, int, bytes]] = []  # when, in turn, whether it is through, to, what
@@ -123,7 +124,7 @@ class Network:
     def _pass(self) -> None:
         while not self._stop:
             rest = self._waiting[0][0] - time.monotonic() if self._waiting else 0.05
-            ready, _, _ = select.select(self._devices, [], [], min(max(rest, 0.0), 0.05))
+            ready, _, _ = select.select(self._alive, [], [], min(max(rest, 0.0), 0.05))
             now = time.monotonic()
             for device in ready:
                 self._read(self._devices.index(device), now)
@@ -133,7 +134,7 @@ class Network:
     def _read(self, place: int, now: float) -> None:
         """Take what a device sends, and put it behind what its link is still taking."""
         with suppress(BlockingIOError):
-            while data := os.read(self._devices[place], 1 << 16):
+            while data := self._packet(place):
                 to = data[19] - 1 if data[0] >> 4 == 4 and len(data) >= 20 else -1  # the last byte of where it goes
                 if not 0 <= to < len(self._devices):  # such as what IPv6 says to all of a network
                     continue
@@ -144,6 +145,16 @@ class Network:
                 begun = max(self._up[place], now)
                 self._up[place] = begun + 8 * len(data) / self._link.bits
                 self._wait(begun + self._link.round_trip / 2, False, to, data)
+
+    def _packet(self, place: int) -> bytes:
+        """Return the next packet of a device; nothing, from now on, of one whose network has gone with its process."""
+        try:
+            return os.read(self._devices[place], 1 << 16)
+        except BlockingIOError:
+            raise
+        except OSError:
+            self._alive.remove(self._devices[place])
+            return b""
 
     def _move(self, due: float, turn: int, through: bool, to: int, data: bytes) -> None:
         """Hand a packet to its device, or, of which the first bit has just arrived, to the device's link."""

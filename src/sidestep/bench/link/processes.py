@@ -5,6 +5,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing import reduction
 from multiprocessing.connection import Connection, wait
@@ -86,7 +87,8 @@ def _led(running: list[_Process], network: Network, answer: Answer, stop: StopRe
     reply: Any = None
     while True:
         for each in running:
-            each.pipe.send(reply)
+            with suppress(OSError):  # of a process that has ended, which is heard next
+                each.pipe.send(reply)
         failed = _heard(running, stop)
         if failed:
             return [failed]
