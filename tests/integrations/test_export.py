@@ -9,6 +9,7 @@ from torch import nn
 
 from sidestep import Options, data, train
 from sidestep.cli import main
+from sidestep.data import batches
 from sidestep.errors import InputError
 from sidestep.integrations.export import Predictor, export
 from sidestep.rules import RULES, LocalLoss, NeuralODE, NoiseStep, NoPropDT
@@ -53,6 +54,14 @@ def test_a_run_s_temperature_and_its_packed_weights_are_inside(tmp_path):
     torch.testing.assert_close(answers, run.predict(images), rtol=0, atol=1e-2)
     assert (answers - run.predict(images, raw=True)).abs().max() > 0.02
     assert export(run, tmp_path / "net.pt2", check=True).difference < 1e-4
+
+
+def test_a_run_that_has_predicted_nothing_yet_is_written(tmp_path):
+    train(LocalLoss(hidden=(16,)), "digits", Options(steps=2, out=tmp_path / "run"))
+    batches._scale_and_shift.cache_clear()  # as in a process that has just begun
+    run = load_run(tmp_path / "run")
+    assert export(run, tmp_path / "net.pt2", check=True).difference < 1e-4
+    run.predict(data.load("digits").test.images[:2])
 
 
 def test_tables_of_values_are_written_in_their_own_units(tmp_path):

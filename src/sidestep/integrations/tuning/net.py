@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from sidestep.errors import CheckpointError, InputError
+from sidestep.integrations.tuning.base import check_base
 from sidestep.integrations.tuning.recipe import Recipe, layer_of_text
 from sidestep.noise import Noise
 
@@ -106,6 +107,7 @@ def built(base: str, recipe: Recipe, device: torch.device, checkpointed: bool = 
         InputError: without transformers or peft, and for a folder that is no model's.
     """
     transformers = library("transformers")
+    check_base(base)
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     noise = Noise(recipe.seed).stream("tune")

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from sidestep.data.tables.files import is_table_file
 from sidestep.errors import InputError
+from sidestep.integrations.tuning.base import check_base
 from sidestep.integrations.tuning.folder import TuneFolder, options_record
 from sidestep.integrations.tuning.gradient import summed_gradients
 from sidestep.integrations.tuning.head import fit_head
@@ -70,6 +71,7 @@ def tune(
         Stopped: by a signal; the run is saved.
     """
     rule = rule_of_options(options, dict(named or {}))
+    check_base(model)
     out = options.out or Path("runs") / f"{options.rule}-{Path(model).name}-{options.seed}"
     folder = TuneFolder(out)
     with folder.writing(options.resume, options.overwrite) as again:
