@@ -97,10 +97,12 @@ def test_a_way_learns_and_one_that_cannot_says_why(here):
     assert cost.steps >= 2
     assert cost.loss < 2.4
     assert cost.seconds > 0
-    ways = fit_model(
-        ModelWork(lambda: nn.Linear(8, 10), work.task, work.inputs, work.targets, 64, {}, 0.0), lambda line: None
-    )
+    lines = []
+    broken = ModelWork(lambda: nn.Linear(8, 10), work.task, work.inputs, work.targets, 64, {}, 0.0)
+    ways = fit_model(broken, lines.append)
     assert "no nn.Sequential or nn.ModuleList" in ways[0].why
+    assert lines[0].startswith("1 of 1: back-propagation, AdamW, checkpointed")
+    assert "no nn.Sequential or nn.ModuleList" in lines[1]
 
 
 def test_the_command_recommends_and_ends_with_1_where_nothing_fits(here, tmp_path, capsys):
@@ -117,6 +119,17 @@ def test_the_command_recommends_and_ends_with_1_where_nothing_fits(here, tmp_pat
         main([*common[:-1], "--budget", "1MiB"])
     assert ended.value.code == 1
     assert "Nothing fits into 1 MiB. The least that would:" in capsys.readouterr().err
+
+
+def test_a_misspelt_module_gets_a_suggestion(tmp_path, capsys):
+    (tmp_path / "own.py").write_text("def make_net():\n    return None\n")
+    for reference, said in (
+        ("own.py:mak_net", "did you mean 'make_net'?"),
+        ("onw.py:make_net", "did you mean 'own.py'?"),
+    ):
+        with pytest.raises(SystemExit):
+            main(["fit-memory", "--budget", "1GiB", "--module", f"{tmp_path}/{reference}", "--data", "digits"])
+        assert said in " ".join(capsys.readouterr().err.split())
 
 
 @pytest.mark.parametrize(

@@ -170,6 +170,16 @@ def test_the_plan_counts_what_is_done_and_reads_no_data(suite, capsys):
     assert any(line.startswith("noprop-dt") and "does not fit" in line for line in lines)
 
 
+def test_without_a_folder_for_pages_the_tables_are_printed(suite, capsys):
+    run(suite)
+    words = ["--nets", "mlp", "--budget", "tiny", "--seeds", "2", "--trials", "3", "--out", str(suite.out), "--draw"]
+    main(["bench", "--suite", "matched", *words])
+    said = capsys.readouterr().out
+    assert "mlp on digits" in said
+    assert any(line.startswith("backprop ") and "%" not in line for line in said.splitlines())
+    assert "pages:" not in said
+
+
 def test_a_row_that_is_counted_alone_is_not_trained_and_keeps_less_for_the_way_back(suite, tmp_path):
     memory = dataclasses.replace(suite, rows=chosen_rows(["backprop", "backprop-checkpointed"]), seeds=1, trials=1)
     memory = dataclasses.replace(memory, nets=("conv",))

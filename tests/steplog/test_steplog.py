@@ -24,7 +24,7 @@ from sidestep.noise import Noise
 from sidestep.probes import RankOneProbes, SparseProbes
 from sidestep.rules import RULES, Task
 from sidestep.rules.takes import Takes
-from sidestep.steplog import Header, LogReader, LogWriter, rebuild, writer
+from sidestep.steplog import Header, LogReader, LogWriter, rebuild, summary, writer
 from sidestep.steplog.codecs import seeded
 from sidestep.steplog.codecs.entropy import TOTAL, AnsWriter, frequencies
 from sidestep.steplog.codecs.flips import least_bits
@@ -719,6 +719,18 @@ class TestHostile:
         said = capsys.readouterr().out
         assert "\x1b" not in said
         assert r"[red]\x1b[2Jx[/nothing]" in said
+
+    def test_inspect_leaves_out_what_says_nothing_of_an_attached_module(self, tmp_path, capsys):
+        made(tmp_path / "log")
+        known = LogReader(tmp_path / "log").header
+        assert "hidden" in summary(LogReader(tmp_path / "log"))["options"]
+        tuned = dataclasses.replace(known, attached=True, data="", training={"tune": {"base": "models/bert"}})
+        LogWriter.create(tmp_path / "log", tuned).close()
+        assert "hidden" not in summary(LogReader(tmp_path / "log"))["options"]
+        main(["inspect", str(tmp_path / "log")])
+        names = {line.split("  ")[0]: line for line in capsys.readouterr().out.splitlines()}
+        assert "data" not in names
+        assert "models/bert" in names["base"]
 
     @pytest.mark.parametrize("hidden", [(3000, 2000), (12,) * 300])
     def test_a_large_honest_net_is_within_its_budget(self, tmp_path, hidden):

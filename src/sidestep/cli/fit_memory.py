@@ -17,6 +17,7 @@ from sidestep.bench.memory.fit import (
 )
 from sidestep.bench.memory.model_ways import ModelWork, fit_model, model_record, model_table, recommended
 from sidestep.bench.memory.step_cost import Work
+from sidestep.bench.report import Table
 from sidestep.checks import check_range
 from sidestep.cli.help import named_apart
 from sidestep.cli.options import DataOptions, last_value, rule_named
@@ -93,15 +94,11 @@ def fit_memory_command(arguments: list[str]) -> None:
     rows = fit_memory(ways, budget, show_line, given.steps)
     asked = {**dataclasses.asdict(given), **dataclasses.asdict(shape)}
     asked = {key: value for key, value in asked.items() if key not in ("json", "budget")}
-    if given.json:
-        show_json(fit_record(rows, budget, {**asked, "options": hyper_parameters(rule)}))
-    else:
-        table = fit_table(rows, budget)
-        show_table(table.title, table.columns, table.rows)
-        show("", *(f"{row.label}: {row.why}" for row in rows if row.why), verdict(rows, budget))
-        show("A step is one update of all weights from one batch; what it teaches differs between rules.")
-    if not any(row.fits(budget) for row in rows):
-        fail(verdict(rows, budget), 1)
+    whys = [f"{row.label}: {row.why}" for row in rows if row.why]
+    note = "A step is one update of all weights from one batch; what it teaches differs between rules."
+    record = fit_record(rows, budget, {**asked, "options": hyper_parameters(rule)}) if given.json else None
+    fits = any(row.fits(budget) for row in rows)
+    _ended(record, fit_table(rows, budget), whys, verdict(rows, budget), note, fits)
 
 
 def _fit_module(rule: Rule, given: Any, images: ShapeOptions, budget: int, arguments: list[str]) -> None:
@@ -119,16 +116,25 @@ def _fit_module(rule: Rule, given: Any, images: ShapeOptions, budget: int, argum
         {"forward gradient": ForwardGradient(kind="weights"), "zeroth order": SPSA()}, given.seconds,
     )  # fmt: skip
     found = fit_model(work, show_line)
-    if given.json:
-        asked = {"module": given.module, "data": images.data, "batch": given.batch, "seconds": given.seconds}
-        show_json(model_record(found, budget, asked))
+    asked = {"module": given.module, "data": images.data, "batch": given.batch, "seconds": given.seconds}
+    whys = [f"{way.label}: {way.why}" for way in found if way.why]
+    note = "Learning rates are defaults: a way that is tuned may end lower."
+    record = model_record(found, budget, asked) if given.json else None
+    fits = any(way.fits(budget) for way in found)
+    _ended(record, model_table(found, budget), whys, recommended(found, budget), note, fits)
+
+
+def _ended(  # long: all that is said at the end
+    record: dict[str, Any] | None, table: Table, whys: list[str], verdict: str, note: str, fits: bool
+) -> None:
+    """Print a record, or else the table with what is to be said of it; end with 1 where nothing fits."""
+    if record is not None:
+        show_json(record)
     else:
-        table = model_table(found, budget)
         show_table(table.title, table.columns, table.rows)
-        show("", *(f"{way.label}: {way.why}" for way in found if way.why), recommended(found, budget))
-        show("Learning rates are defaults: a way that is tuned may end lower.")
-    if not any(way.fits(budget) for way in found):
-        fail(recommended(found, budget), 1)
+        show("", *whys, verdict, note)
+    if not fits:
+        fail(verdict, 1)
 
 
 def _parse(kind: type[Rule], arguments: list[str]) -> tuple[Rule, Any, ShapeOptions]:

@@ -18,7 +18,7 @@ from sidestep.rules import RULES, Rule
 from sidestep.training import Options, Run, load_run
 from sidestep.training.compatibility import difference, picture_form, table_form
 from sidestep.training.folder import RunFolder
-from sidestep.wording import suggestion
+from sidestep.wording import meant, suggestion
 
 __all__ = [
     "DataOptions",
@@ -120,7 +120,8 @@ def module_from(reference: str) -> Callable[[], nn.Module]:
     if not colon or not name or file.suffix != ".py":
         raise InputError(f"--module must have the form FILE.py:NAME, got {reference!r}")
     if not file.is_file():
-        raise InputError(f"--module names the file {file}, which does not exist")
+        near = meant(file.name, (each.name for each in file.parent.glob("*.py")))
+        raise InputError(f"--module names the file {file}, which does not exist; {near}".rstrip(" ;"))
     specification = importlib.util.spec_from_file_location(file.stem, file)
     if specification is None or specification.loader is None:
         raise InputError(f"{file} cannot be loaded as Python code")
@@ -132,7 +133,8 @@ def module_from(reference: str) -> Callable[[], nn.Module]:
     is_own(loaded)
     made = getattr(loaded, name, None)
     if made is None:
-        raise InputError(f"{file} has no {name}")
+        own = [each for each, value in vars(loaded).items() if callable(value) and not each.startswith("_")]
+        raise InputError(f"{file} has no {name}; {meant(name, own)}".rstrip(" ;"))
     if not callable(made):
         raise InputError(
             f"{name} in {file} must be a class or a function that makes a module, got {type(made).__name__}"

@@ -149,7 +149,7 @@ def _inspect(log: Annotated[Path, tyro.conf.Positional], /, json: bool = False) 
     if json:
         show_json({"log": str(log), **found})
         return
-    rows = [[name.replace("_", " "), _words(value)] for name, value in found.items() if value is not None]
+    rows = [[name.replace("_", " "), _words(value)] for name, value in found.items() if value not in (None, "")]
     show_table(str(log), ["what", "value"], rows)
     if found["damage"] is None:
         show("no damage")

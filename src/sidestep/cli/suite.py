@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 
 from sidestep.bench.process import FAILED
-from sidestep.bench.suite.page import write_pages
+from sidestep.bench.suite.page import suite_tables, write_pages
 from sidestep.bench.suite.plan import plan_tables
 from sidestep.bench.suite.suite import Suite, chosen_rows, run_suite
 from sidestep.cli.options import Repeated, all_words
@@ -61,9 +61,10 @@ class SuiteOptions:
     plan: bool = False
     """Run nothing: show what would be searched and run, and what of it is done."""
     report: Path | None = None
-    """Folder of the pages, matched-DATA.md, and of the records that they are made of, matched-DATA-NET.jsonl."""
+    """Folder of the pages, matched-DATA.md, and of the records that they are made of, matched-DATA-NET.jsonl. Without
+    it the tables are printed."""
     draw: bool = False
-    """Run nothing: the pages of what is there, in --out or already in --report."""
+    """Run nothing: the tables or pages of what is there, in --out or already in --report."""
 
 
 def suite_command(arguments: list[str]) -> None:
@@ -84,6 +85,10 @@ def suite_command(arguments: list[str]) -> None:
         _run(suite, environment, given.retry, command)
     if given.report:
         write_pages(suite, environment, given.report, command)
+    else:
+        for table, said in suite_tables(suite, environment):
+            show_table(table.title, table.columns, table.rows)
+            show(*filter(None, [said]), "")
     show(f"records: {given.out}" + (f"; pages: {given.report}" if given.report else ""))
 
 

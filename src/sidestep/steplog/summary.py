@@ -11,12 +11,14 @@ __all__ = ["summary"]
 
 COSINE = 1.386  # 2 ln 2: a direction told in R bits has at most this much R / d of cosine^2
 
+_OF_NETS = ("net", "hidden", "norm")  # options of nets that a rule builds; a module that was attached is none of these
+
 
 def summary(reader: LogReader) -> dict[str, Any]:
     """Return the facts about a log by name; entries that do not apply are None.
 
     `cosine2_at_most` bounds how well a step's direction, told in the bits that a step takes here, can agree with any
-    gradient: 1.386 R / d, or 1.
+    gradient: 1.386 R / d; None where that is 1 or more, which bounds nothing.
     """
     header = reader.header
     steps, counts = reader.counts()
@@ -25,6 +27,7 @@ def summary(reader: LogReader) -> dict[str, Any]:
     packed = sum(_weight_bytes(kind, math.prod(shape)) for _, kind, shape in header.parameters)
     block_bits = 8.0 * (scan.size - len(header.to_bytes()))  # with heads and checksums
     bits = block_bits / steps if steps else 0.0
+    bound = COSINE * bits / header.weights
     return {
         **_origin(header),
         "weights": header.weights,
@@ -38,7 +41,7 @@ def summary(reader: LogReader) -> dict[str, Any]:
         "bits_per_flip": block_bits / flips if flips and not probes else None,
         "of_the_least_possible": block_bits / least if least and not probes else None,
         "bits_per_step": bits,
-        "cosine2_at_most": min(1.0, COSINE * bits / header.weights),
+        "cosine2_at_most": bound if bound < 1 else None,
         "header_bytes": len(header.to_bytes()),
         "bytes": scan.size,
         "file_bytes": scan.file_size,
@@ -54,10 +57,13 @@ def _weight_bytes(kind: str, count: int) -> int:
 
 
 def _origin(header: Header) -> dict[str, Any]:
+    unused = ("name", *_OF_NETS) if header.attached else ("name",)
+    tuned = header.training.get("tune")
     return {
         "rule": header.rule["name"],
-        "options": {name: value for name, value in header.rule.items() if name != "name"},
-        "data": header.data,
+        "options": {name: value for name, value in header.rule.items() if name not in unused},
+        "base": tuned["base"] if isinstance(tuned, dict) and "base" in tuned else None,
+        "data": header.data or None,
         "module": header.module,
         "seed": header.seed,
         "noise": header.noise,

@@ -187,12 +187,13 @@ def model_cost(work: ModelWork, label: str) -> ModelCost:
 
 
 def fit_model(work: ModelWork, report: Callable[[str], None]) -> list[Found]:
-    """Return what every way costs; `report` is called with a line before each."""
+    """Return what every way costs; `report` is called with a line before each, and one of what it came to."""
     found = []
-    for label in work.ways:
-        report(label)
-        cost, failed = in_fresh_process(model_cost, work, label)
-        found.append(Found(label, cost, failed))
+    for number, label in enumerate(work.ways, 1):
+        report(f"{number} of {len(work.ways)}: {label}, {work.seconds:g} processor seconds")
+        way = Found(label, *in_fresh_process(model_cost, work, label))
+        report(f"  {_cost(way)}")
+        found.append(way)
     return found
 
 
@@ -221,8 +222,13 @@ def recommended(found: Sequence[Found], budget: int) -> str:
 
 
 def _said(way: Found) -> str:
-    assert way.cost is not None
-    return f"{way.label} ({readable_bytes(way.cost.bytes)}, {way.cost.seconds:.3g} s a step, loss {way.cost.loss:.4g})"
+    return f"{way.label} ({_cost(way)})"
+
+
+def _cost(way: Found) -> str:
+    if way.cost is None:
+        return str(way.why)
+    return f"{readable_bytes(way.cost.bytes)}, {way.cost.seconds:.3g} s a step, loss {way.cost.loss:.4g}"
 
 
 def _bytes(way: Found) -> int:

@@ -16,7 +16,7 @@ from sidestep.presets.matched import BASELINE, COMMON, NETS, TRAIN
 from sidestep.presets.matched_budgets import ANCHORS, SuiteBudget, suite_budget
 from sidestep.wording import counted
 
-__all__ = ["suite_page", "write_pages"]
+__all__ = ["suite_page", "suite_tables", "write_pages"]
 
 _WIDTH = 118
 
@@ -55,6 +55,15 @@ def write_pages(suite: Suite, environment: Mapping[str, Any], report: Path, comm
             records.write(report / f"matched-{data}-{net}.jsonl")
         if found:
             checkpoint.write_text(report / f"matched-{data}.md", suite_page(suite, data, found, command))
+
+
+def suite_tables(suite: Suite, environment: Mapping[str, Any]) -> Iterator[tuple[Table, str]]:
+    """Yield the table of each net on each data set that has finished rows in the suite's folder, and what it says."""
+    for data in suite.data:
+        for net in suite.nets:
+            rows = list(rows_of(suite, data, net, SuiteRecords(file_of(suite.out, data, net), environment)))
+            if any(row.runs for row in rows):
+                yield suite_table(f"{net} on {data}", rows), verdict(rows) or ""
 
 
 def suite_page(suite: Suite, data: str, records: Mapping[str, SuiteRecords], command: str) -> str:
