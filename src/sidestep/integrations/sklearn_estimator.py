@@ -24,7 +24,9 @@ from sidestep.keywords import KnownKeywords
 from sidestep.rules import Rule
 from sidestep.version import __version__
 
-__all__ = ["Estimator"]
+__all__ = ["RULE", "Estimator"]
+
+RULE = "local-loss"  # by default
 
 FILE = "estimator.safetensors"
 Array = NDArray[Any]
@@ -39,7 +41,7 @@ class Estimator(KnownKeywords, BaseEstimator):
 
     def __init__(  # long: scikit-learn has every setting as a keyword of its own
         self,
-        rule: str | Rule = "local-loss",
+        rule: str | Rule = RULE,
         *,
         epochs: int = 40,
         batch_size: int | None = None,
