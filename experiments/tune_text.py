@@ -40,6 +40,9 @@ BACKPROP = ["--rule", "backprop", "--steps", "62", "--evaluate-every", "62"]
 WAYS = {
     "frozen, last layer read": ["--steps", "0", "--reads", "last"],
     "frozen, all layers read": ["--steps", "0"],
+    "spsa, 8 directions a step, norms and biases": [
+        *("--steps", "12", "--evaluate-every", "12", "--set", "pairs=8"),
+    ],
     "AdamW": BACKPROP,
     "AdamW, drawn layer on the last": [*BACKPROP, "--reads", "last", "--head", "drawn"],
     "LoRA 8": [*BACKPROP, "--lora", "8", "--learning-rate", "1e-3"],
