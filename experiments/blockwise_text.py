@@ -39,17 +39,17 @@ WAYS: dict[str, dict[str, Any]] = {
     END: {},
     "end to end, two blocks": {"groups": 1, "depth": 2},
     LOCAL: {},
-    "to 0.999": {},
+    "to 0.999": {"largest_alpha_bar": 0.999},
     "to 0.9": {"largest_alpha_bar": 0.9},
     "to 0.5": {"largest_alpha_bar": 0.5},
     "to 0.1": {"largest_alpha_bar": 0.1},
     "never sees a target": {"smallest_alpha_bar": 1e-6, "largest_alpha_bar": 2e-6},
     "to 0.5, B = 2": {"largest_alpha_bar": 0.5, "groups": 2},
     "to 0.5, B = 6": {"largest_alpha_bar": 0.5, "groups": 6},
-    "to 0.999, share 0.25": {"exact_share": 0.25},
-    "to 0.999, share 0.5": {"exact_share": 0.5},
+    "to 0.999, share 0.25": {"largest_alpha_bar": 0.999, "exact_share": 0.25},
+    "to 0.999, share 0.5": {"largest_alpha_bar": 0.999, "exact_share": 0.5},
     "to 0.5, share 0.5": {"largest_alpha_bar": 0.5, "exact_share": 0.5},
-    "to 0.999, share 1": {"exact_share": 1.0},
+    "to 0.999, share 1": {"largest_alpha_bar": 0.999, "exact_share": 1.0},
 }
 
 

@@ -46,6 +46,16 @@ def test_the_bounds_cut_the_paper_s_noise_into_equal_mass():
     assert bounds[[0, -1]].sigmoid().tolist() == pytest.approx([1e-3, 0.999])
 
 
+def test_levels_of_next_tokens_end_where_a_token_can_hardly_be_read():
+    def ends(task, **given):
+        found = Blockwise(**{**SMALL, "width": 32}, **given).build(task, Noise(0), None, None).bounds.sigmoid()
+        return [round(float(found[place]), 6) for place in (0, -1)]
+
+    assert ends(TASK) == [0.001, 0.999]
+    assert ends(TOKENS) == [0.001, 0.5]
+    assert ends(TOKENS, largest_alpha_bar=0.999) == [0.001, 0.999]
+
+
 def test_levels_are_uniform_in_their_range_and_a_little_beyond_but_not_beyond_the_ends():
     bounds = torch.tensor([-4.0, 0.0, 2.0], dtype=torch.float64)
     first, last = (draw_levels(bounds, group, 0.25, 4000, Noise(0).generator()) for group in (0, 1))

@@ -64,8 +64,9 @@ class Blockwise(Rule[GroupChain]):
     """What a range is made longer by at both ends in training, as a share of its width."""
     smallest_alpha_bar: float = 1e-3
     """How much of the target is left in z at the noisiest level."""
-    largest_alpha_bar: float = 0.999
-    """How much of the target is left in z at the cleanest level."""
+    largest_alpha_bar: float | None = None
+    """How much of the target is left in z at the cleanest level. Default: 0.999; of next tokens 0.5, from which a
+    token can hardly be read, so that every group learns to predict and none to copy."""
     label_smoothing: float = 0.0
     """Share of a label that is spread over all classes."""
     learning_rate: float = 1e-3
@@ -93,12 +94,12 @@ class Blockwise(Rule[GroupChain]):
         check_range(1, 1_000_000, width=self.width, patch=self.patch)
         check_range(0, 1, exact_share=self.exact_share, overlap=self.overlap)
         group_sizes(self.groups, self.depth, ", or a larger depth")
-        level_bounds(self.levels, self.groups, 2, self.smallest_alpha_bar, self.largest_alpha_bar)
+        self._bounds("classes", 2)
 
     def build(self, task: Task, noise: Noise, examples: Split | None, module: ImagePath | None) -> GroupChain:
         """Make the groups, of blocks of a kind or of a chain of the user's: each group has a stem and a head."""
         self._check_task(task)
-        bounds = level_bounds(self.levels, self.groups, task.classes, self.smallest_alpha_bar, self.largest_alpha_bar)
+        bounds = self._bounds(task.targets, task.classes)
         example = example_of(task, noise.stream("example"))
         parts = self._built(task, noise) if module is None else self._given(task, noise, module, example)
         with noise.stream("heads").torch_seeded():
@@ -107,6 +108,12 @@ class Blockwise(Rule[GroupChain]):
                 for part in parts
             )
             return GroupChain(groups, bounds, task.classes, group_space(task), together=module is None)
+
+    def _bounds(self, targets: str, classes: int) -> Tensor:
+        """Return the levels between which the groups stand, (B + 1,)."""
+        usual = 0.5 if targets == "tokens" else 0.999
+        largest = usual if self.largest_alpha_bar is None else self.largest_alpha_bar
+        return level_bounds(self.levels, self.groups, classes, self.smallest_alpha_bar, largest)
 
     def _check_task(self, task: Task) -> None:
         """Raise InputError for a hyper-parameter that has no meaning for the data."""
