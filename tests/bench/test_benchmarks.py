@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import engines, gpu, noprop_step
+from benchmarks import engines, gpu, noprop_step, peer_steps
 from benchmarks.machine import Ratio, Roof, alternating, count_flops, made_up, ready, use_clock
 from sidestep.rules import NoPropDT
 from sidestep.training.options import Compute
@@ -151,3 +151,30 @@ def test_micro_benchmarks_print_ratios_and_shares():
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
     assert "of the roof" in done.stdout
     assert "trit packing" in done.stdout
+
+
+class Steps:
+    """A library that takes steps, in place of skorch."""
+
+    def NeuralNet(self, module, criterion, optimizer, lr, verbose, train_split):  # noqa: N802
+        self.initialize = lambda: None
+        self.train_step = lambda batch: {"loss": criterion()(module(batch[0]), batch[1])}
+        return self
+
+
+def test_a_peer_that_is_missing_is_skipped_and_the_others_have_rows(monkeypatch, capsys):
+    def there(name):
+        if name == "skorch":
+            return Steps()
+        raise ImportError(name)
+
+    monkeypatch.setattr(peer_steps, "import_module", there)
+    monkeypatch.setattr(peer_steps, "NETS", {"784-4-10": (784, 4, 10)})
+    threads = torch.get_num_threads()
+    peer_steps.main(["--rounds", "5", "--steps", "1"])
+    torch.set_num_threads(threads)
+    missing, skorch, ours = capsys.readouterr().out.splitlines()
+    assert missing.startswith("torchzero is not installed, so its rows are skipped")
+    assert "skorch" in skorch
+    assert "over ours" in skorch
+    assert ours.split()[:3] == ["backprop", "784-4-10", "ours"]
