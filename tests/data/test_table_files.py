@@ -163,3 +163,15 @@ def test_targets_that_do_not_fit_are_refused(tmp_path):
     (tmp_path / "latin.csv").write_bytes("a,b\né,1\n".encode("latin-1"))
     with pytest.raises(DataError, match="not UTF-8"):
         data.load(tmp_path / "latin.csv", target="b")
+
+
+def test_numbers_among_which_a_text_stands_are_left_out_for_that_reason(tmp_path):
+    path = tmp_path / "money.csv"
+    rows = [f"{row * 1.5},{'n/a' if row % 9 == 0 else row * 7},{'none' if row % 20 == 0 else row * 3},{row % 2}"
+            for row in range(60)]  # fmt: skip
+    path.write_text("\n".join(["x,gaps,odd,kind", *rows]) + "\n")
+    with pytest.warns(data.DataNotice, match="'odd' is left out: most of its cells are numbers, but 'none' is none"):
+        found = data.load(path, target="kind")
+    names = [column.name for column in found.table.columns.columns]
+    assert "gaps" in names
+    assert "odd" not in names

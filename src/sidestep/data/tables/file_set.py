@@ -23,7 +23,7 @@ from sidestep.data.notices import report
 from sidestep.data.splits import DataSet, Split
 from sidestep.data.tables.columns import data_set, feature_tensor, target_tensor
 from sidestep.data.tables.encoding import Columns, Table
-from sidestep.data.tables.files import read_table
+from sidestep.data.tables.files import no_number, read_table
 from sidestep.data.tables.form import ColumnSeen, TableForm
 from sidestep.errors import DataError, InputError
 from sidestep.wording import counted, meant
@@ -215,5 +215,10 @@ def _left_out(table: Table) -> dict[str, str]:
         elif distinct == 1 and len(there) == len(values):
             found[name] = f"it is {repr(there[0]) if texts else f'{there[0]:g}'} in every train row"
         elif texts and distinct > _CATEGORIES and 2 * distinct > len(there):
-            found[name] = f"{distinct:,} different texts in {counted(len(there), 'train row')} are names, no categories"
+            odd = no_number(there)
+            found[name] = (
+                f"{distinct:,} different texts in {counted(len(there), 'train row')} are names, no categories"
+                if odd is None
+                else f"most of its cells are numbers, but {odd!r} is none: leave gaps empty, write numbers as 1234.5"
+            )
     return found

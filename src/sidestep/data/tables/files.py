@@ -12,9 +12,9 @@ from sidestep.data.tables.encoding import Table
 from sidestep.data.tables.frames import table_of_frame
 from sidestep.errors import DataError, InputError
 
-__all__ = ["GAPS", "is_table_file", "read_table"]
+__all__ = ["GAPS", "is_table_file", "no_number", "read_table"]
 
-GAPS = frozenset({"", "?", "NA", "N/A", "NaN", "nan", "NULL", "null"})  # cells that stand for no value
+GAPS = frozenset({"", "?", "NA", "N/A", "n/a", "#N/A", "<NA>", "NaN", "nan", "NULL", "null"})  # cells without a value
 _TEXTS, _PARQUET = (".csv", ".tsv"), (".parquet", ".pq")
 _DELIMITERS = (",", ";", "\t", "|")
 _LONGEST = 1 << 20  # signs of a cell
@@ -101,6 +101,12 @@ def _typed(cells: tuple[str, ...], kind: str | None, decimal: bool) -> NDArray[A
     found = np.empty(len(texts), dtype=object)
     found[:] = [None if text in GAPS else text for text in texts]
     return found
+
+
+def no_number(texts: list[str]) -> str | None:
+    """Return the first text that is no number, of a column where nine in ten are numbers; None of other columns."""
+    others = [text for text in texts if _number(text) is None and _number(text, decimal=True) is None]
+    return others[0] if others and 10 * len(others) <= len(texts) else None
 
 
 def _number(text: str, decimal: bool = False) -> float | None:
