@@ -101,10 +101,12 @@ def test_a_pattern_in_quotes_and_standard_input(made, capsys, monkeypatch):
     assert (status, "no file fits this pattern" in error) == (2, True)
     for run, content, wanted in (
         ("pictures", (made / "photos" / "bright" / "3.png").read_bytes(), ["bright"]),
-        ("classes", b"x,y,seen\n-2,-4,yes\n", ["down"]),
+        ("classes", b"x,y,seen\n-2,-4,never\n", ["down"]),
     ):
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
-        found = json.loads(predict(capsys, made / run, "-", "--json")[1])
+        _, said, notices = predict(capsys, made / run, "-", "--json")
+        found = json.loads(said)
+        assert ("stdin: column 'seen' has 'never'" in notices, "standard-input" in notices) == (run == "classes", False)
         assert found["classes"] == wanted
         assert found["files"][0].startswith("stdin")
     for content, message in ((b"", "is empty"), (b"x", "stdin: not an image")):

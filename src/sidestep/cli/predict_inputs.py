@@ -3,11 +3,12 @@
 import glob
 import sys
 import tempfile
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -95,6 +96,25 @@ def _standard_input(paths: list[Path], tables: bool) -> Iterator[tuple[list[Path
         file = Path(folder) / f"standard-input{suffix}"
         file.write_bytes(content)
         try:
-            yield [file if path == _STDIN else path for path in paths], lambda text: text.replace(str(file), "stdin")
+            with _notices_of(str(file), "stdin"):
+                yield (
+                    [file if path == _STDIN else path for path in paths],
+                    lambda text: text.replace(str(file), "stdin"),
+                )
         except SidestepError as error:
             raise type(error)(str(error).replace(str(file), "stdin")) from error
+
+
+@contextmanager
+def _notices_of(file: str, name: str) -> Iterator[None]:
+    """Have warnings about a file call it by a name."""
+    others = warnings.showwarning
+
+    def show(message: Warning | str, category: type[Warning], *where: Any) -> None:
+        others(category(str(message).replace(file, name)) if file in str(message) else message, category, *where)
+
+    warnings.showwarning = cast("Any", show)
+    try:
+        yield
+    finally:
+        warnings.showwarning = others
