@@ -132,6 +132,13 @@ def test_a_model_of_another_width_is_refused(targets, width):
         train(Backprop(), table(targets), Options(epochs=1, batch=30), model=lambda: nn.Linear(6, width))
 
 
+def test_a_class_that_needs_arguments_is_refused_in_a_sentence_and_errors_of_its_own_are_not_hidden():
+    with pytest.raises(InputError, match=r"the model Linear cannot be made .* model=lambda: Linear\(\.\.\.\)"):
+        train(Backprop(), table("classes"), Options(epochs=1), model=nn.Linear)
+    with pytest.raises(TypeError, match="in_features"):
+        train(Backprop(), table("classes"), Options(epochs=1), model=lambda: nn.Linear())
+
+
 def test_a_rule_of_its_own_nets_says_so():
     with pytest.raises(InputError, match="trains no whole model"):
         train(RULES["noprop-dt"](), table("classes"), Options(epochs=1), model=lambda: nn.Linear(6, 2))

@@ -95,7 +95,7 @@ class OnWholeModel(Rule[WholeNet]):
         if module is None:
             raise InputError("a whole model has to be given: train(rule, data, model=make_model)")
         with noise.stream("own").torch_seeded():
-            model = module if isinstance(module, nn.Module) else module()
+            model = module if isinstance(module, nn.Module) else _made_by(module)
         if not isinstance(model, nn.Module):
             raise InputError(f"model must be a torch.nn.Module or make one, got {type(model).__name__}")
         self.rule.check_any(model)
@@ -142,3 +142,17 @@ def on_whole_model(rule: Any, module: object = None) -> OnWholeModel:
     if module is not None:
         raise InputError("give model, the whole of it, or module, a part of the rule's own net, not both")
     return OnWholeModel(rule)
+
+
+def _made_by(make: ImagePath) -> nn.Module:
+    """Return what a function or class makes; raises InputError if it cannot be called without arguments."""
+    try:
+        return make()
+    except TypeError as error:
+        if error.__traceback__ is not None and error.__traceback__.tb_next is not None:
+            raise  # from inside of the user's code, whose traceback says more
+        name = getattr(make, "__name__", "model")
+        raise InputError(
+            f"the model {name} cannot be made ({error}); it is called without arguments: give a function that fills "
+            f"them in, model=lambda: {name}(...)"
+        ) from error
