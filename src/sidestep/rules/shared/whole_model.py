@@ -1,6 +1,6 @@
 """A rule on a whole model of the user's, which takes the inputs as they are and gives what the objective judges."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -144,7 +144,7 @@ def on_whole_model(rule: Any, module: object = None) -> OnWholeModel:
     return OnWholeModel(rule)
 
 
-def _made_by(make: ImagePath) -> nn.Module:
+def _made_by(make: Callable[[], nn.Module]) -> nn.Module:
     """Return what a function or class makes; raises InputError if it cannot be called without arguments."""
     try:
         return make()
