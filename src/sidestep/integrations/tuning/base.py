@@ -1,5 +1,6 @@
 """Whether a base model can be there, before a library asks a hub for it: a mistyped folder is named at once."""
 
+import importlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,16 +29,15 @@ def check_base(base: str) -> None:
     if _is_path(base):
         raise InputError(f"{missing}; {near}give one with config.json, weights and the tokenizer's files")
     try:
-        import huggingface_hub as hub
-        from huggingface_hub.errors import EntryNotFoundError, HFValidationError, RepositoryNotFoundError
+        hub, errors = (importlib.import_module(name) for name in ("huggingface_hub", "huggingface_hub.errors"))
     except ImportError:  # what is to be installed is said where transformers is needed
         return
     try:
         if not isinstance(hub.try_to_load_from_cache(base, "config.json"), str):
             hub.get_hf_file_metadata(hub.hf_hub_url(base, "config.json"), timeout=_SECONDS)
-    except EntryNotFoundError:  # a model with files of other names
+    except errors.EntryNotFoundError:  # a model with files of other names
         return
-    except (HFValidationError, RepositoryNotFoundError) as error:
+    except (errors.HFValidationError, errors.RepositoryNotFoundError) as error:
         raise InputError(
             f"{missing} here, and the hub has no model {base} that you may read; {near}".rstrip(" ;")
         ) from error
