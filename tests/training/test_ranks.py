@@ -728,6 +728,50 @@ def test_each_rank_holds_its_own_blocks_alone_until_somebody_looks_at_the_net(tm
     assert record["optimizer"] == its_record["optimizer"]
 
 
+def other_run_in_the_folder(world, folder):
+    short(folder, NOPROP, split="units", shares=None)
+    first = short(folder, NOPROP, split="units", shares=None, resume=True)
+    given = {"split": "units", "shares": None, "overwrite": True, "seed": 1}
+    short(folder, NOPROP, **given)
+    world.gather(b"")
+    try:
+        first.predict(digits().validation.images[:2])
+    except InputError as error:
+        return str(error)
+
+
+def test_blocks_of_another_run_in_the_same_folder_are_not_taken_for_those_of_this_one(tmp_path):
+    for said in on_ranks(2, other_run_in_the_folder, str(tmp_path / "run")):
+        assert "is another run's" in said
+
+
+class Forgets:
+    def __init__(self, keeps):
+        self.keeps = keeps
+
+    def on_begin(self, event):
+        if not self.keeps:
+            event.forget()
+
+    def on_epoch(self, event):
+        if self.keeps and event.epoch == 1:
+            event.keep()
+
+
+def blocks_forgotten(world, folder):
+    torch.set_num_threads(1)
+    for epochs in (1, 3):
+        options = Options(batch=48, epochs=epochs, split="units", precision="float32", out=folder, resume=epochs > 1)
+        made = train(NOPROP, digits(), options, readings=[], observers=[Forgets(epochs == 1)])
+    return [float(value.double().sum()) for value in made.net.state_dict().values()], made.result.get("kept_step")
+
+
+def test_what_an_observer_of_the_first_rank_forgets_is_forgotten_by_all(tmp_path):
+    (one,) = on_ranks(1, blocks_forgotten, str(tmp_path / "one"))
+    assert one[1] is None
+    assert on_ranks(2, blocks_forgotten, str(tmp_path / "two")) == [one, one]
+
+
 def blocks_with_patience(world, folder):
     given = {"batch": 48, "epochs": 8, "split": "units", "patience": 1, "precision": "float32", "out": folder}
     torch.set_num_threads(1)

@@ -1,8 +1,10 @@
 """A run whose net is spread over ranks when it ends: whole again where somebody asks for it, from the run's folder."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from sidestep.errors import InputError
 from sidestep.training.folder import RunFolder
@@ -18,13 +20,18 @@ def ended_run(loop: Loop, state: State) -> Run:
     """Return the run that `train` gives, without its result.
 
     Of units over ranks, each rank goes on holding its own alone: `run.net` reads the others from the model's file when
-    it is first looked at. Raises InputError then, where that file cannot be seen: on another machine than rank 0's.
+    it is first looked at. Raises InputError then, where that file cannot be seen, as on another machine than rank 0's, or
+    where another run has taken its place.
     """
     place = loop.folder.path if loop.folder else None
     kind = _Spread if isinstance(loop.parts, UnitRanks) and state.elsewhere and loop.options.out else Run
     run = kind(loop.rule, state.net, loop.task, loop.compute, loop.options.seed, state.step, {}, place)
     if isinstance(run, _Spread) and isinstance(loop.parts, UnitRanks):
-        run.elsewhere, run.count, run.written_to = state.elsewhere, loop.parts.count, Path(str(loop.options.out))
+        run.elsewhere, run.count, run.written_to = (
+            state.elsewhere,
+            loop.parts.count,
+            Path(str(loop.options.out)).absolute(),
+        )
     run.table = loop.data.table
     return run
 
@@ -39,13 +46,12 @@ class _Spread(Run):
         """The whole net."""
         if self.elsewhere:
             folder = RunFolder(self.written_to)
-            found = folder.open_model()
-            if found is None or found[1].get("step") != self.step:
+            found, own = folder.open_model(), self._net.state_dict()
+            if found is None or not self._wrote(found[0], own):
                 raise InputError(
                     f"each process holds some blocks of this net alone, and {folder.model_file}, from which the others "
                     "are read, is not here, or is another run's: predict on the machine of rank 0, or load that run"
                 )
-            own = self._net.state_dict()
             put_weights(self._net, ((n, found[0][n].to(own[n].device, copy=True)) for n in sorted(self.elsewhere)))
             hold_all(self._net, self.count)
             self.elsewhere = frozenset()
@@ -54,3 +60,10 @@ class _Spread(Run):
     @net.setter
     def net(self, value: nn.Module) -> None:
         self._net = value
+
+    def _wrote(self, tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> bool:
+        """Whether a model is of this run: it has the weights that are here, bit for bit."""
+        here = own.keys() - self.elsewhere
+        return tensors.keys() == own.keys() and all(
+            torch.equal(tensors[name].to(own[name]), own[name]) for name in here
+        )

@@ -146,6 +146,8 @@ class UnitRanks:
         """End the training: each rank is left with its weights, those that were kept, if any; all or none stop here."""
         self.collect(state)  # of a run that goes on after its last step
         stop.signal_number = self._heard(stop)
+        if self.world.broadcast(b"0" if state.kept_step is None else b"1") == b"0":
+            state.forget()  # as an observer of rank 0 has, which the others were not told
         state.optimizer.state.clear()
         with torch.no_grad():
             own = state.net.state_dict()
