@@ -20,8 +20,8 @@ def ended_run(loop: Loop, state: State) -> Run:
     """Return the run that `train` gives, without its result.
 
     Of units over ranks, each rank goes on holding its own alone: `run.net` reads the others from the model's file when
-    it is first looked at. Raises InputError then, where that file cannot be seen, as on another machine than rank 0's, or
-    where another run has taken its place.
+    it is first looked at. Raises InputError then, where that file cannot be seen, as on another machine than rank 0's,
+    or where another run has taken its place.
     """
     place = loop.folder.path if loop.folder else None
     kind = _Spread if isinstance(loop.parts, UnitRanks) and state.elsewhere and loop.options.out else Run
