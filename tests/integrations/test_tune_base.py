@@ -35,13 +35,24 @@ def test_what_can_only_be_a_folder_is_never_asked_for(tmp_path, monkeypatch):
     asked = hub(monkeypatch, None)
     (tmp_path / "models" / "bert-tiny").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
-    for missing in ("./x", "~/x", "a/b/c", "/no/x", "x/", "models/x"):
+    for missing in ("./x", "~/x", "a/b/c", "/no/x", "x/"):
         with pytest.raises(InputError, match="there is no folder"):
             check_base(missing)
     with pytest.raises(InputError, match="did you mean bert-tiny"):
-        check_base("models/bert-tny")
+        check_base("./models/bert-tny")
     check_base("models/bert-tiny")
     assert not asked
+
+
+def test_a_name_whose_owner_is_a_folder_here_may_be_one_on_the_hub(tmp_path, monkeypatch):
+    (tmp_path / "models" / "bert-tiny").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    asked = hub(monkeypatch, "RepositoryNotFoundError")
+    with pytest.raises(InputError, match=r"there is no folder models/bert-tny here.*did you mean bert-tiny"):
+        check_base("models/bert-tny")
+    assert len(asked) == 1
+    hub(monkeypatch, None)
+    check_base("models/bert-other")
 
 
 @pytest.mark.parametrize(

@@ -50,11 +50,9 @@ def check_base(base: str) -> None:
 
 
 def _is_path(base: str) -> bool:
-    """Whether it can be no name on a hub, NAME or OWNER/NAME: by its form, or as it begins with a folder here."""
+    """Whether it can be no name on a hub, NAME or OWNER/NAME: by its form, or since a file of that name is here."""
     parts = base.split("/")
-    if len(parts) > 2 or "\\" in base or base.startswith((".", "~")) or not all(parts):
-        return True
-    return Path(base).exists() or (len(parts) == 2 and Path(parts[0]).is_dir())
+    return len(parts) > 2 or "\\" in base or base.startswith((".", "~")) or not all(parts) or Path(base).exists()
 
 
 def _folders_beside(path: Path) -> Iterator[str]:
