@@ -72,7 +72,7 @@ def test_two_ranks_send_a_trit_a_probe_the_loss_and_a_short_header():
         sums[index % 2].add(part(rule, net, batch, index, 4), index)
     worlds = [Listening(rank, said) for rank in (0, 1)]
     for world, other in zip(worlds, reversed(sums), strict=True):
-        world.other = other._message(worlds[1 - world.rank], 4, 0)
+        world.other = other.message(worlds[1 - world.rank], 4, 0)
     found = [each.exchanged(world, 4, 0)[0] for each, world in zip(sums, worlds, strict=True)]
     assert torch.equal(found[0].coefs, found[1].coefs)
     header, signal, loss, zeros, trits = 8, 1, 1 + 4, 8, -(-64 // 5)

@@ -46,7 +46,11 @@ __all__ = ["Evolution"]
 
 @dataclass(frozen=True)
 class Evolution(ForwardOnlyRule):
-    """Train by antithetic pairs of weight noise, from forward passes alone; the loss need not be differentiable."""
+    """Train by antithetic pairs of weight noise, from forward passes alone; the loss need not be differentiable.
+
+    It needs more steps than rules with a gradient: the default 20 epochs of the digits are 200 of them, and end between
+    86 and 91 %; 60 epochs at 94.
+    """
 
     hidden: tuple[int, ...] = (128, 64)
     """Widths of the MLP's hidden layers."""
