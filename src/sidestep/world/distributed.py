@@ -38,6 +38,7 @@ def join(store: Callable[[], Store], rank: int, size: int, generation: int) -> "
         place = PrefixStore(f"sidestep restart {generation}", store())
         place.set_timeout(_MEET)
         dist.init_process_group(backend, store=place, rank=rank, world_size=size, timeout=_WAIT)
+        dist.all_reduce(torch.zeros(1))  # a rank that ends at once, by an error, would keep others from meeting
     except (RuntimeError, ValueError, OSError) as error:  # DistNetworkError and DistStoreError are RuntimeErrors
         said = sentence(str(error).strip().partition("\n")[0])[:300]
         if "EADDRINUSE" in str(error) or "address already in use" in str(error).lower():
