@@ -230,7 +230,7 @@ class TestEarlyStop:
         with pytest.raises(InputError, match="patience = 2 needs images that are not trained on"):
             train(QUICK, alone, Options(patience=2, out=tmp_path / "run", **WHERE))
         assert not (tmp_path / "run").exists()
-        with pytest.raises(ObserverError, match="early stopping needs images that are not trained on"):
+        with pytest.raises(ObserverError, match="early stopping needs images or rows that are not trained on"):
             train(QUICK, alone, Options(epochs=1, **WHERE), observers=[EarlyStop(2)])
 
     def test_a_loss_should_fall(self):

@@ -43,8 +43,8 @@ class EarlyStop(KnownKeywords):
         """Count on from the epochs that a resumed run has behind it."""
         if self.metric == "validation" and event.score is None:
             raise InputError(
-                "early stopping needs images that are not trained on; keep some aside (validation=0.1), or give it the "
-                "name of a training loss as its metric"
+                "early stopping needs images or rows that are not trained on; keep some aside (validation=0.1), or "
+                "give it the name of a training loss as its metric"
             )
         self._forget()
         self._falls = self.metric != "validation" or event.score == Objective.score_name  # that of one without scores
