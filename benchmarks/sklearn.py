@@ -4,9 +4,9 @@
 
 Each fold: SidestepClassifier (or Regressor) with its defaults; then MLPClassifier (or MLPRegressor) behind a
 StandardScaler, with defaults but for as many passes as fit into the processor seconds of the first (it may stop
-earlier, where its loss no longer falls). Beside them the MLP with at most 2,000 passes, whatever time they take, and
-a linear model (LogisticRegression or RidgeCV). The difference's standard error is over seeds, each a mean over five
-folds. A seed that --out holds already is not run again.
+earlier, where its loss no longer falls), or with --times 4 into four times as many. Beside them the MLP with at most
+2,000 passes, whatever time they take, and a linear model (LogisticRegression or RidgeCV). The difference's standard
+error is over seeds, each a mean over five folds. A seed that --out holds already is not run again.
 """
 
 import argparse
@@ -85,13 +85,15 @@ def timed(estimator: Any, train: tuple[Any, Any]) -> tuple[Any, float]:
     return estimator, time.process_time() - began
 
 
-def fold(inputs: Any, targets: Any, rows: tuple[Any, Any], values: bool, seed: int) -> dict[str, float]:
+def fold(  # long: the rows, what they are, and the seconds
+    inputs: Any, targets: Any, rows: tuple[Any, Any], values: bool, seed: int, times: float
+) -> dict[str, float]:
     """Return all scores on one fold's test rows, and all times."""
     frame = hasattr(inputs, "iloc")
     train, test = ((inputs.iloc[part] if frame else inputs[part], targets[part]) for part in rows)
     ours, seconds = timed((SidestepRegressor if values else SidestepClassifier)(random_state=seed), train)
     _, trial = timed(mlp(values, frame, TRIAL, seed), train)
-    theirs, their_seconds = timed(mlp(values, frame, max(1, int(seconds / trial * TRIAL)), seed), train)
+    theirs, their_seconds = timed(mlp(values, frame, max(1, int(times * seconds / trial * TRIAL)), seed), train)
     longer, longer_seconds = timed(mlp(values, frame, MANY, seed), train)
     line, _ = timed(scaled(RidgeCV() if values else LogisticRegression(max_iter=MANY), frame), train)
     return {
@@ -101,12 +103,12 @@ def fold(inputs: Any, targets: Any, rows: tuple[Any, Any], values: bool, seed: i
     }  # fmt: skip
 
 
-def seed_means(name: str, seed: int) -> dict[str, float]:
+def seed_means(name: str, seed: int, times: float = 1.0) -> dict[str, float]:
     """Return the means over five folds, whose cut the seed decides."""
     inputs, targets = DATA[name]()
     values = name.endswith("(R2)")
     cut = (KFold if values else StratifiedKFold)(5, shuffle=True, random_state=seed)
-    found = [fold(inputs, targets, rows, values, seed) for rows in cut.split(inputs, targets)]
+    found = [fold(inputs, targets, rows, values, seed, times) for rows in cut.split(inputs, targets)]
     return {key: statistics.fmean(each[key] for each in found) for key in found[0]}
 
 
@@ -127,6 +129,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--only", choices=list(DATA), action="append")
+    parser.add_argument("--times", type=float, default=1.0, help="how many times our seconds the MLP gets")
     parser.add_argument("--out", type=Path, help="a JSON file for the numbers of each seed")
     options = parser.parse_args()
     warnings.simplefilter("ignore")  # that the MLP's passes are not enough to converge
@@ -139,7 +142,7 @@ def main() -> None:
     for name in options.only or DATA:
         rows = found.setdefault(name, [])
         while len(rows) < options.seeds:
-            rows.append(seed_means(name, len(rows)))
+            rows.append(seed_means(name, len(rows), options.times))
             if options.out:
                 options.out.write_text(json.dumps(found, indent=1), encoding="utf-8")
         print(printed(name, rows), flush=True)
