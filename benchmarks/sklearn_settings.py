@@ -35,7 +35,7 @@ SETTINGS: dict[str, Any] = {
     "learning rate 2e-3": CHOSEN | {"learning_rate": 2e-3},
     "learning rate 1e-2": CHOSEN | {"learning_rate": 1e-2},
     "weight decay 0.1": CHOSEN | {"weight_decay": 0.1},
-    "weight decay 3": CHOSEN | {"weight_decay": 3.0},
+    "weight decay 0.3": CHOSEN | {"weight_decay": 0.3},
     "label smoothing 0.1": CHOSEN | {"label_smoothing": 0.1},
     "batch norm": CHOSEN | {"norm": "batch"},
     "rules.LocalLoss()": {},
