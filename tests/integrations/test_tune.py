@@ -214,7 +214,7 @@ def test_other_texts_or_labels_than_the_run_was_begun_with_are_refused(home, tmp
     table = (home / "train.csv").read_text()
     other = tmp_path / "other.csv"
     for text, said in (
-        (table.replace(",yes", ",right"), "begun with the labels no, yes, and .*other.csv has no, right"),
+        (table.replace(",yes", ",right"), r"begun with the labels no, yes, and .*other\.csv has no, right"),
         (table.replace(",no", ",yes", 1), "begun with other texts or labels"),
         (table + "good film,yes\n", "begun with other texts or labels"),
     ):
@@ -271,7 +271,7 @@ def test_what_cannot_be_tuned_is_refused_in_a_sentence(home, tmp_path, monkeypat
         with pytest.raises(InputError, match=words):
             tuned(home, tmp_path / "a", {}, **given)
         assert not (tmp_path / "a" / "tune.json").exists()
-    with pytest.raises(InputError, match="there is no folder .*nothing; give one with config.json"):
+    with pytest.raises(InputError, match=r"there is no folder .*nothing; give one with config\.json"):
         tuned(home, tmp_path / "a", model="nothing")
     (home / "empty").mkdir()
     with pytest.raises(InputError, match="cannot be opened as a model of transformers"):
