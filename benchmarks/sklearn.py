@@ -4,9 +4,11 @@
 
 Each fold: SidestepClassifier (or Regressor) with its defaults; then MLPClassifier (or MLPRegressor) behind a
 StandardScaler, with defaults but for as many passes as fit into the processor seconds of the first (it may stop
-earlier, where its loss no longer falls), or with --times 4 into four times as many. Beside them the MLP with at most
-2,000 passes, whatever time they take, and a linear model (LogisticRegression or RidgeCV). The difference's standard
-error is over seeds, each a mean over five folds. A seed that --out holds already is not run again.
+earlier, where its loss no longer falls), or with --times 4 into four times as many. --plain takes rules.LocalLoss() as
+an object, two layers of 512 with a norm over the batch, in place of the default of the rule's name. Beside them the
+MLP with at most 2,000 passes, whatever time they take, and a linear model (LogisticRegression or RidgeCV). The
+difference's standard error is over seeds, each a mean over five folds. A seed that --out holds already is not run
+again.
 """
 
 import argparse
@@ -29,6 +31,7 @@ from sklearn.neural_network import MLPClassifier, MLPRegressor
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
+from sidestep import rules
 from sidestep.integrations.sklearn import SidestepClassifier, SidestepRegressor
 from sidestep.noise import Noise
 
@@ -86,14 +89,15 @@ def timed(estimator: Any, train: tuple[Any, Any]) -> tuple[Any, float]:
 
 
 def fold(  # long: the rows, what they are, and the seconds
-    inputs: Any, targets: Any, rows: tuple[Any, Any], values: bool, seed: int, times: float
+    inputs: Any, targets: Any, rows: tuple[Any, Any], values: bool, seed: int, options: argparse.Namespace
 ) -> dict[str, float]:
     """Return all scores on one fold's test rows, and all times."""
     frame = hasattr(inputs, "iloc")
     train, test = ((inputs.iloc[part] if frame else inputs[part], targets[part]) for part in rows)
-    ours, seconds = timed((SidestepRegressor if values else SidestepClassifier)(random_state=seed), train)
+    rule = rules.LocalLoss() if options.plain else "local-loss"
+    ours, seconds = timed((SidestepRegressor if values else SidestepClassifier)(rule, random_state=seed), train)
     _, trial = timed(mlp(values, frame, TRIAL, seed), train)
-    theirs, their_seconds = timed(mlp(values, frame, max(1, int(times * seconds / trial * TRIAL)), seed), train)
+    theirs, their_seconds = timed(mlp(values, frame, max(1, int(options.times * seconds / trial * TRIAL)), seed), train)
     longer, longer_seconds = timed(mlp(values, frame, MANY, seed), train)
     line, _ = timed(scaled(RidgeCV() if values else LogisticRegression(max_iter=MANY), frame), train)
     return {
@@ -103,12 +107,12 @@ def fold(  # long: the rows, what they are, and the seconds
     }  # fmt: skip
 
 
-def seed_means(name: str, seed: int, times: float = 1.0) -> dict[str, float]:
+def seed_means(name: str, seed: int, options: argparse.Namespace) -> dict[str, float]:
     """Return the means over five folds, whose cut the seed decides."""
     inputs, targets = DATA[name]()
     values = name.endswith("(R2)")
     cut = (KFold if values else StratifiedKFold)(5, shuffle=True, random_state=seed)
-    found = [fold(inputs, targets, rows, values, seed, times) for rows in cut.split(inputs, targets)]
+    found = [fold(inputs, targets, rows, values, seed, options) for rows in cut.split(inputs, targets)]
     return {key: statistics.fmean(each[key] for each in found) for key in found[0]}
 
 
@@ -130,6 +134,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--only", choices=list(DATA), action="append")
     parser.add_argument("--times", type=float, default=1.0, help="how many times our seconds the MLP gets")
+    parser.add_argument("--plain", action="store_true", help="rules.LocalLoss() in place of the default")
     parser.add_argument("--out", type=Path, help="a JSON file for the numbers of each seed")
     options = parser.parse_args()
     warnings.simplefilter("ignore")  # that the MLP's passes are not enough to converge
@@ -142,7 +147,7 @@ def main() -> None:
     for name in options.only or DATA:
         rows = found.setdefault(name, [])
         while len(rows) < options.seeds:
-            rows.append(seed_means(name, len(rows), options.times))
+            rows.append(seed_means(name, len(rows), options))
             if options.out:
                 options.out.write_text(json.dumps(found, indent=1), encoding="utf-8")
         print(printed(name, rows), flush=True)
