@@ -4,7 +4,11 @@
 
 Each fold: SidestepClassifier (or Regressor) with its defaults; then MLPClassifier (or MLPRegressor) behind a
 StandardScaler, with defaults but for as many passes as fit into the processor seconds of the first (it may stop
-earlier, where its loss no longer falls). The difference's standard error is over seeds, each a mean over five folds.
+earlier, where its loss no longer falls), or with --times 4 into four times as many. --plain takes rules.LocalLoss() as
+an object, two layers of 512 with a norm over the batch, in place of the default of the rule's name. Beside them the
+MLP with at most 2,000 passes, whatever time they take, and a linear model (LogisticRegression or RidgeCV). The
+difference's standard error is over seeds, each a mean over five folds. A seed that --out holds already is not run
+again.
 """
 
 import argparse
@@ -21,15 +25,18 @@ import pandas
 from sklearn.compose import make_column_selector, make_column_transformer
 from sklearn.datasets import load_breast_cancer, load_diabetes, load_digits, load_wine
 from sklearn.impute import SimpleImputer
+from sklearn.linear_model import LogisticRegression, RidgeCV
 from sklearn.model_selection import KFold, StratifiedKFold
 from sklearn.neural_network import MLPClassifier, MLPRegressor
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
+from sidestep import rules
 from sidestep.integrations.sklearn import SidestepClassifier, SidestepRegressor
 from sidestep.noise import Noise
 
 TRIAL = 5  # passes by which the MLP's seconds a pass are measured
+MANY = 2000  # passes of the MLP that may take its time; it stops by itself
 
 
 def generated(rows: int = 600) -> tuple[Any, Any]:
@@ -55,9 +62,8 @@ DATA: dict[str, Callable[[], tuple[Any, Any]]] = {
 }
 
 
-def mlp(values: bool, frame: bool, passes: int, seed: int) -> Any:
-    """Return scikit-learn's MLP behind what makes scaled numbers of a table."""
-    net = (MLPRegressor if values else MLPClassifier)(max_iter=passes, random_state=seed)
+def scaled(net: Any, frame: bool) -> Any:
+    """Return an estimator behind what makes scaled numbers of a table."""
     if not frame:
         return make_pipeline(StandardScaler(), net)
     return make_pipeline(
@@ -70,31 +76,56 @@ def mlp(values: bool, frame: bool, passes: int, seed: int) -> Any:
     )  # fmt: skip
 
 
-def fold(inputs: Any, targets: Any, rows: tuple[Any, Any], values: bool, seed: int) -> dict[str, float]:
-    """Return both scores on one fold's test rows, and both times."""
+def mlp(values: bool, frame: bool, passes: int, seed: int) -> Any:
+    """Return scikit-learn's MLP for so many passes at most."""
+    return scaled((MLPRegressor if values else MLPClassifier)(max_iter=passes, random_state=seed), frame)
+
+
+def timed(estimator: Any, train: tuple[Any, Any]) -> tuple[Any, float]:
+    """Return the fitted estimator, and the processor seconds of its fit."""
+    began = time.process_time()
+    estimator.fit(*train)
+    return estimator, time.process_time() - began
+
+
+def fold(  # long: the rows, what they are, and the seconds
+    inputs: Any, targets: Any, rows: tuple[Any, Any], values: bool, seed: int, options: argparse.Namespace
+) -> dict[str, float]:
+    """Return all scores on one fold's test rows, and all times."""
     frame = hasattr(inputs, "iloc")
     train, test = ((inputs.iloc[part] if frame else inputs[part], targets[part]) for part in rows)
-    began = time.process_time()
-    ours = (SidestepRegressor if values else SidestepClassifier)(random_state=seed).fit(*train)
-    seconds = time.process_time() - began
-    began = time.process_time()
-    mlp(values, frame, TRIAL, seed).fit(*train)
-    passes = max(1, int(seconds / (time.process_time() - began) * TRIAL))
-    began = time.process_time()
-    theirs = mlp(values, frame, passes, seed).fit(*train)
+    rule = rules.LocalLoss() if options.plain else "local-loss"
+    ours, seconds = timed((SidestepRegressor if values else SidestepClassifier)(rule, random_state=seed), train)
+    _, trial = timed(mlp(values, frame, TRIAL, seed), train)
+    theirs, their_seconds = timed(mlp(values, frame, max(1, int(options.times * seconds / trial * TRIAL)), seed), train)
+    longer, longer_seconds = timed(mlp(values, frame, MANY, seed), train)
+    line, _ = timed(scaled(RidgeCV() if values else LogisticRegression(max_iter=MANY), frame), train)
     return {
         "sidestep": ours.score(*test), "mlp": theirs.score(*test), "sidestep_seconds": seconds,
-        "mlp_seconds": time.process_time() - began, "mlp_passes": float(theirs[-1].n_iter_),
+        "mlp_seconds": their_seconds, "mlp_passes": float(theirs[-1].n_iter_), "longer": longer.score(*test),
+        "longer_seconds": longer_seconds, "line": line.score(*test),
     }  # fmt: skip
 
 
-def seed_means(name: str, seed: int) -> dict[str, float]:
+def seed_means(name: str, seed: int, options: argparse.Namespace) -> dict[str, float]:
     """Return the means over five folds, whose cut the seed decides."""
     inputs, targets = DATA[name]()
     values = name.endswith("(R2)")
     cut = (KFold if values else StratifiedKFold)(5, shuffle=True, random_state=seed)
-    found = [fold(inputs, targets, rows, values, seed) for rows in cut.split(inputs, targets)]
+    found = [fold(inputs, targets, rows, values, seed, options) for rows in cut.split(inputs, targets)]
     return {key: statistics.fmean(each[key] for each in found) for key in found[0]}
+
+
+def printed(name: str, found: list[dict[str, float]]) -> str:
+    """Return a table's row of what the seeds gave."""
+    means = {key: statistics.fmean(each[key] for each in found) for key in found[0]}
+    apart = [100 * (each["sidestep"] - each["mlp"]) for each in found]
+    error = statistics.stdev(apart) / len(apart) ** 0.5 if len(apart) > 1 else float("nan")
+    return (
+        f"| {name} | {100 * means['sidestep']:.2f} | {100 * means['mlp']:.2f} | {statistics.fmean(apart):+.2f} ± "
+        f"{error:.2f} | {means['sidestep_seconds']:.2f} | {means['mlp_seconds']:.2f} | {means['mlp_passes']:.0f} "
+        f"| {100 * means['longer']:.2f} | {means['longer_seconds']:.2f} | {100 * means['line']:.2f} |"
+    )
 
 
 def main() -> None:
@@ -102,25 +133,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--only", choices=list(DATA), action="append")
+    parser.add_argument("--times", type=float, default=1.0, help="how many times our seconds the MLP gets")
+    parser.add_argument("--plain", action="store_true", help="rules.LocalLoss() in place of the default")
     parser.add_argument("--out", type=Path, help="a JSON file for the numbers of each seed")
     options = parser.parse_args()
     warnings.simplefilter("ignore")  # that the MLP's passes are not enough to converge
-    found: dict[str, list[dict[str, float]]] = {}
-    print("| data | Sidestep | scikit-learn's MLP | difference | seconds | MLP's seconds | MLP's passes |")
-    print("|---|---|---|---|---|---|---|", flush=True)
+    known = options.out is not None and options.out.exists()
+    found: dict[str, list[dict[str, float]]] = json.loads(options.out.read_text(encoding="utf-8")) if known else {}
+    print(
+        "| data | Sidestep | MLP, equal time | difference | seconds | MLP's | passes | MLP, long | seconds | linear |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|---|", flush=True)
     for name in options.only or DATA:
-        found[name] = [seed_means(name, seed) for seed in range(options.seeds)]
-        means = {key: statistics.fmean(each[key] for each in found[name]) for key in found[name][0]}
-        apart = [100 * (each["sidestep"] - each["mlp"]) for each in found[name]]
-        error = statistics.stdev(apart) / len(apart) ** 0.5 if len(apart) > 1 else float("nan")
-        print(
-            f"| {name} | {100 * means['sidestep']:.2f} | {100 * means['mlp']:.2f} "
-            f"| {statistics.fmean(apart):+.2f} ± {error:.2f} | {means['sidestep_seconds']:.2f} "
-            f"| {means['mlp_seconds']:.2f} | {means['mlp_passes']:.0f} |",
-            flush=True,
-        )
-        if options.out:
-            options.out.write_text(json.dumps(found, indent=1), encoding="utf-8")
+        rows = found.setdefault(name, [])
+        while len(rows) < options.seeds:
+            rows.append(seed_means(name, len(rows), options))
+            if options.out:
+                options.out.write_text(json.dumps(found, indent=1), encoding="utf-8")
+        print(printed(name, rows), flush=True)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from torch import Tensor
 
+from experiments.given import a_seed
 from sidestep import Options, align, load_run, train
 from sidestep.data import DataSet, load
 from sidestep.measure import WHOLE, Alignment, Comparison, effective_probes
@@ -295,7 +296,7 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, required=True)
     parser.add_argument("--data", nargs="+", default=["digits", "mnist"], choices=list(SETTINGS))
     parser.add_argument("--data-dir", type=Path, help="folder with the data sets")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--seeds", type=a_seed, nargs="+", default=[0, 1, 2])
     parser.add_argument("--draw", action="store_true", help="train nothing; tables and picture of what is there")
     given = parser.parse_args()
     given.runs.mkdir(parents=True, exist_ok=True)

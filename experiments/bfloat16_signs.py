@@ -11,6 +11,7 @@ import json
 
 import torch
 
+from experiments.given import a_count, a_seed
 from sidestep import data, train
 from sidestep.data import batch_indices
 from sidestep.noise import Noise
@@ -59,8 +60,8 @@ def main() -> None:
     """Print one JSON object for each rule and net: sums over batches and seeds."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="mnist")
-    parser.add_argument("--batches", type=int, default=10)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--batches", type=a_count, default=10)
+    parser.add_argument("--seeds", type=a_seed, nargs="+", default=[0, 1, 2])
     given = parser.parse_args()
     torch.set_num_threads(1)
     split = data.load(given.data)

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from experiments.given import a_count
 from sidestep import data
 from sidestep.gradients.end_to_end import gradients_of
 from sidestep.measure.memory import peak_memory_bytes, restart_peak_memory, return_freed_memory
@@ -153,10 +154,10 @@ def main() -> None:
     """Run what is missing, one process a row."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=600)
-    parser.add_argument("--patch", type=int, default=8)
-    parser.add_argument("--most", type=int, default=1000, help="rows to run before it stops")
+    parser.add_argument("--seeds", type=a_count, default=3)
+    parser.add_argument("--steps", type=a_count, default=600)
+    parser.add_argument("--patch", type=a_count, default=8)
+    parser.add_argument("--most", type=a_count, default=1000, help="rows to run before it stops")
     parser.add_argument("--row", nargs=3, metavar=("WAY", "SEED", "KIND"), help="run this one, print its line")
     given = parser.parse_args()
     torch.set_num_threads(1)

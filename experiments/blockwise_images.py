@@ -30,6 +30,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from experiments.given import a_count
 from experiments.kept_rows import Row, keep_row, kept_rows, row_key
 from experiments.structured_tasks import CLASSES, SIDE, halved, recogniser
 from sidestep import data
@@ -146,7 +147,7 @@ def main() -> None:  # long: what all rows share, and then the rows
     """Run what is missing."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=Path, required=True)
-    parser.add_argument("--most", type=int, default=1000, help="rows to run before it stops")
+    parser.add_argument("--most", type=a_count, default=1000, help="rows to run before it stops")
     given = parser.parse_args()
     torch.set_num_threads(1)
     loaded = data.load("mnist", validation=0.0)

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from experiments.blockwise import local_outputs
+from experiments.given import a_count
 from sidestep import data
 from sidestep.data import DataSet, Split
 from sidestep.gradients.end_to_end import gradients_of
@@ -121,9 +122,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("text", type=Path)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=400)
-    parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--most", type=int, default=1000, help="rows to run before it stops")
+    parser.add_argument("--steps", type=a_count, default=400)
+    parser.add_argument("--seeds", type=a_count, default=1)
+    parser.add_argument("--most", type=a_count, default=1000, help="rows to run before it stops")
     given = parser.parse_args()
     torch.set_num_threads(1)
     given.out.mkdir(parents=True, exist_ok=True)

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from experiments.given import a_seed
 from sidestep import Options, Run, data, load_run, train
 from sidestep.cli.output import default_data_dir
 from sidestep.data import DataSet, Split
@@ -168,7 +169,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--runs", type=Path, default=Path("runs/calibration"), help="folder of the trained runs")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--seeds", type=a_seed, nargs="+", default=[0])
     parser.add_argument("--only", nargs="+", default=list(ENTRIES), choices=list(ENTRIES))
     parser.add_argument("--draw", action="store_true", help="train nothing; the table of what is there")
     parser.add_argument("--stability", action="store_true", help="of the digits' temperatures, one JSON line per seed")

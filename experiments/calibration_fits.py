@@ -20,6 +20,7 @@ from scipy.optimize import brentq, minimize, minimize_scalar
 from torch import Tensor
 
 from experiments.calibration import ENTRIES, run_of
+from experiments.given import a_count, a_seed
 from sidestep import data
 from sidestep.cli.output import default_data_dir
 from sidestep.noise import Noise
@@ -105,8 +106,8 @@ def main() -> None:
     """Parse the options and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=Path, default=Path("runs/calibration"), help="folder of the trained runs")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--images", type=int, default=3_000, help="how many are fitted on")
+    parser.add_argument("--seed", type=a_seed, default=0)
+    parser.add_argument("--images", type=a_count, default=3_000, help="how many are fitted on")
     given = parser.parse_args()
     print(f"| rule | {' | '.join(f'{name}: ECE' for name in FITS)} | {' | '.join(f'{name}: NLL' for name in FITS)} |")
     print("|---" * (1 + 2 * len(FITS)) + "|")

@@ -11,6 +11,7 @@ import os
 from statistics import fmean
 
 import sidestep
+from experiments.given import a_count, a_seed, a_share
 from sidestep import rules
 from sidestep.data import load
 from sidestep.training import Options
@@ -21,10 +22,10 @@ def main() -> None:
     """Train each way with each seed, and print a line for each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="digits")
-    parser.add_argument("--steps", type=int, default=422)
-    parser.add_argument("--hidden", type=int, nargs="+", default=[256, 256])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--exchange", type=float, nargs="+", default=[0, 0.01], help="shares; 0: the whole gradient")
+    parser.add_argument("--steps", type=a_count, default=422)
+    parser.add_argument("--hidden", type=a_count, nargs="+", default=[256, 256])
+    parser.add_argument("--seeds", type=a_seed, nargs="+", default=[0])
+    parser.add_argument("--exchange", type=a_share, nargs="+", default=[0, 0.01], help="shares; 0: the whole gradient")
     given = parser.parse_args()
     world, data = world_here(), load(given.data, data_dir=os.environ.get("SIDESTEP_DATA"))
     for share in given.exchange:

@@ -17,6 +17,7 @@ import time
 
 import torch
 
+from experiments.given import a_count, a_seed
 from sidestep import data, train
 from sidestep.rules import NoiseStep
 from sidestep.training import Options
@@ -38,10 +39,10 @@ def accuracy(estimator: str, draws: int | None, depth: int, epochs: int, seed: i
 def main() -> None:
     """Print one JSON object for each cell: mean and standard error over seeds."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--depths", type=int, nargs="+", default=[2, 4, 8])
-    parser.add_argument("--draws", type=int, nargs="+", default=[1, 4, 16])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--epochs", type=int, default=15)
+    parser.add_argument("--depths", type=a_count, nargs="+", default=[2, 4, 8])
+    parser.add_argument("--draws", type=a_count, nargs="+", default=[1, 4, 16])
+    parser.add_argument("--seeds", type=a_seed, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--epochs", type=a_count, default=15)
     given = parser.parse_args()
     torch.set_num_threads(1)
     for depth in given.depths:

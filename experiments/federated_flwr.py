@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from experiments.given import a_count, a_seed
 from sidestep import data, rules
 from sidestep.federated import Server, split_by_label
 from sidestep.integrations.flwr import ScalarStrategy, client_app
@@ -173,9 +174,9 @@ def compare() -> None:
     """Run both ways for every cut and seed that is asked for."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--alpha", type=float, nargs="+", default=[0.1, 0.5])
-    parser.add_argument("--seed", type=int, nargs="+", default=[0])
-    parser.add_argument("--rounds", type=int, default=60)
-    parser.add_argument("--fedavg-rounds", type=int, default=20)
+    parser.add_argument("--seed", type=a_seed, nargs="+", default=[0])
+    parser.add_argument("--rounds", type=a_count, default=60)
+    parser.add_argument("--fedavg-rounds", type=a_count, default=20)
     given = parser.parse_args()
     for alpha in given.alpha:
         for seed in given.seed:

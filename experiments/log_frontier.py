@@ -17,6 +17,8 @@ import matplotlib
 matplotlib.use("agg")
 import matplotlib.pyplot as plt
 
+from experiments.given import a_seed
+
 COMMON = ("--data", "mnist", "--validation", "0.05", "--decay", "cosine", "--augment", "shift", "--momentum", "0.98")
 CONV = ("--net", "conv", "--hidden", "32", "64", "128", "--batch", "250", "--epochs", "4")
 MLP = ("--hidden", "512", "512", "512", "--batch", "500", "--epochs", "10")
@@ -44,7 +46,7 @@ def main() -> None:
     """Parse the options, train what is missing, print the table and draw the plot."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=Path, required=True)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=a_seed, default=0)
     parser.add_argument("--draw", action="store_true", help="train nothing; table and plot of what is there")
     given = parser.parse_args()
     figure, axis = plt.subplots(figsize=(7, 4.5))

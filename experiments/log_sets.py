@@ -25,6 +25,7 @@ from typing import Any
 
 import torch
 
+from experiments.given import a_count, a_seed, a_share
 from experiments.kept_rows import Row, keep_row, kept_rows, row_key
 from sidestep import data, train
 from sidestep.noise import Noise
@@ -83,15 +84,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=Path, required=True)
     parser.add_argument("--data", default="digits")
-    parser.add_argument("--validation", type=float, default=0.2)
+    parser.add_argument("--validation", type=a_share, default=0.2)
     parser.add_argument("--net", default="mlp", choices=("mlp", "conv"))
-    parser.add_argument("--hidden", type=int, nargs="+", default=[256, 256])
-    parser.add_argument("--batch", type=int, default=100)
-    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--hidden", type=a_count, nargs="+", default=[256, 256])
+    parser.add_argument("--batch", type=a_count, default=100)
+    parser.add_argument("--epochs", type=a_count, default=20)
     parser.add_argument("--augment", default="none", choices=("none", "shift"))
-    parser.add_argument("--momentum", type=float, default=0.95)
+    parser.add_argument("--momentum", type=a_share, default=0.95)
     parser.add_argument("--heads", type=float, default=4, help="the heads' share of flips beside that of the stages")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--seeds", type=a_seed, nargs="+", default=[0, 1, 2])
     parser.add_argument("--ways", nargs="+", default=["flips 0.0005", "sets 0.002 8"])
     parser.add_argument("--table", action="store_true", help="train nothing, print the table")
     given = parser.parse_args()

@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from experiments.given import a_count, a_seed, a_share
 from sidestep import data, train
 from sidestep.nets.ternary.layers import ternary_parameters
 from sidestep.rules import NoiseStep
@@ -137,10 +138,10 @@ def main() -> None:
     """Train once, and print the bits a flip."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="mnist")
-    parser.add_argument("--epochs", type=int, default=3)
-    parser.add_argument("--hidden", type=int, nargs="+", default=[256, 256])
-    parser.add_argument("--share", type=float, default=0.002)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--epochs", type=a_count, default=3)
+    parser.add_argument("--hidden", type=a_count, nargs="+", default=[256, 256])
+    parser.add_argument("--share", type=a_share, default=0.002)
+    parser.add_argument("--seed", type=a_seed, default=0)
     given = parser.parse_args()
     torch.set_num_threads(1)
     rule = Studied(hidden=tuple(given.hidden), flip_share=given.share)

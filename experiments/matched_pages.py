@@ -9,6 +9,7 @@ the same records give the same pages. What stands between the marks of a page is
 import argparse
 from pathlib import Path
 
+from experiments.given import a_count
 from sidestep.bench.suite.page import write_pages
 from sidestep.bench.suite.suite import Suite, chosen_rows
 
@@ -39,8 +40,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=Path, default=Path("runs/matched"))
     parser.add_argument("--budget", default="quick")
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--trials", type=int, default=12)
+    parser.add_argument("--seeds", type=a_count, default=5)
+    parser.add_argument("--trials", type=a_count, default=12)
     given = parser.parse_args()
     for data, page in PAGES.items():
         nets = ("mlp", "conv")

@@ -24,6 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from experiments.given import a_count
 from sidestep import attach, data
 from sidestep.noise import Noise
 from sidestep.rules import SPSA, Evolution
@@ -374,7 +375,7 @@ def main() -> None:
     parser.add_argument("--ways", default=",".join(WAYS))
     parser.add_argument("--nets", default=",".join(NETS))
     parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--passes", type=int, default=PASSES)
+    parser.add_argument("--passes", type=a_count, default=PASSES)
     parser.add_argument("--no-test", action="store_true", help="leave the test split unread, while something is chosen")
     given = parser.parse_args()
     if given.command == "table":

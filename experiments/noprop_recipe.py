@@ -20,6 +20,7 @@ from statistics import mean, stdev
 
 import numpy
 
+from experiments.given import a_count, a_seed
 from sidestep import data
 
 HELD_OUT = 5_000
@@ -140,9 +141,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=Path, required=True)
     parser.add_argument("--data", default="mnist")
-    parser.add_argument("--images", type=int, default=6016, help="training images, the first of the split")
-    parser.add_argument("--epochs", type=int, default=4)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--images", type=a_count, default=6016, help="training images, the first of the split")
+    parser.add_argument("--epochs", type=a_count, default=4)
+    parser.add_argument("--seeds", type=a_seed, nargs="+", default=[0, 1, 2])
     parser.add_argument("--only", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
     parser.add_argument("--draw", action="store_true", help="train nothing; the table of what is there")
     given = parser.parse_args()

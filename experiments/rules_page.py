@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
 
+from experiments.given import a_seed
 from experiments.ternary_page import TEST_IMAGES, read, train
 from sidestep.bench.report import share
 from sidestep.bench.studies.blocks import mean_and_error
@@ -116,7 +117,7 @@ def main() -> None:
     """Parse the options, train what is missing, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=Path, required=True)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--seeds", type=a_seed, nargs="+", default=[0, 1, 2])
     parser.add_argument("--only", nargs="+", default=list(ENTRIES), choices=list(ENTRIES))
     parser.add_argument("--draw", action="store_true", help="train nothing; the table of what is there")
     given = parser.parse_args()

@@ -27,6 +27,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from experiments.given import a_count
 from experiments.kept_rows import Row, keep_row, kept_rows, row_key
 from experiments.structured_nets import NOISE_INPUTS, STEPS, joint_targets, outputs_of, train_net
 from experiments.structured_tasks import CLASSES, Part, StructuredTask, make_task, painted, recogniser
@@ -242,8 +243,8 @@ def main() -> None:
     parser.add_argument("--rows", type=Path, required=True)
     parser.add_argument("--kinds", nargs="+", default=["search", "run"], choices=["search", "run"])
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS))
-    parser.add_argument("--steps", type=int, default=STEPS)
-    parser.add_argument("--most", type=int, default=1000, help="rows to run before it stops")
+    parser.add_argument("--steps", type=a_count, default=STEPS)
+    parser.add_argument("--most", type=a_count, default=1000, help="rows to run before it stops")
     given = parser.parse_args()
     torch.set_num_threads(1)
     made: dict[str, tuple[StructuredTask, nn.Module | None]] = {}

@@ -21,6 +21,7 @@ import matplotlib
 matplotlib.use("agg")
 import matplotlib.pyplot as plt
 
+from experiments.given import a_seed
 from sidestep.bench.report import share
 from sidestep.bench.studies.blocks import mean_and_error
 
@@ -151,7 +152,7 @@ def main() -> None:
     """Parse the options, train what is missing, and write the page's parts."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=Path, required=True)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--seeds", type=a_seed, nargs="+", default=[0, 1, 2])
     parser.add_argument("--only", nargs="+", default=list(ENTRIES), choices=list(ENTRIES))
     parser.add_argument("--draw", action="store_true", help="train nothing; tables and plots of what is there")
     given = parser.parse_args()

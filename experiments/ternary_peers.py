@@ -27,6 +27,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from experiments.given import a_count, a_seed
 from experiments.kept_rows import Row, keep_row, kept_rows, row_key
 from sidestep import data, train
 from sidestep.nets.ternary.layers import ternary_parameters
@@ -150,10 +151,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=Path, required=True)
     parser.add_argument("--data", default="mnist")
-    parser.add_argument("--trial-epochs", type=int, default=4)
-    parser.add_argument("--epochs", type=int, default=20)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--most", type=int, default=1_000_000, help="make no more than so many runs")
+    parser.add_argument("--trial-epochs", type=a_count, default=4)
+    parser.add_argument("--epochs", type=a_count, default=20)
+    parser.add_argument("--seeds", type=a_seed, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--most", type=a_count, default=1_000_000, help="make no more than so many runs")
     parser.add_argument("--kind", choices=("trial", "run"), help="trials alone, or runs of ways whose trials are done")
     parser.add_argument("--table", action="store_true", help="train nothing, print the table")
     given = parser.parse_args()

@@ -27,6 +27,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from experiments.given import a_count, a_seed
 from experiments.kept_rows import Row, keep_row, kept_rows, row_key
 from sidestep import data, train
 from sidestep.data import DataSet, Split, batch_indices
@@ -201,8 +202,8 @@ def main() -> None:
     parser.add_argument("text", type=Path)
     parser.add_argument("--rows", type=Path, required=True)
     parser.add_argument("--only", nargs="+", default=list(STEPS), choices=list(STEPS))
-    parser.add_argument("--times", type=int, default=1, help="how many times as long as a trial a run is")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the runs")
+    parser.add_argument("--times", type=a_count, default=1, help="how many times as long as a trial a run is")
+    parser.add_argument("--seeds", type=a_seed, nargs="+", default=[0, 1, 2], help="of the runs")
     parser.add_argument("--kind", choices=("trial", "run"), help="trials alone, or runs of ways whose trials are done")
     parser.add_argument("--next", action="store_true", help="the first missing run alone")
     parser.add_argument("--try", dest="tried", nargs="+", metavar=("STEPS", "NAME=VALUE"), help="one run besides")

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, scaled_dot_product_attention
 
+from experiments.given import a_count
 from sidestep import attach, data, train
 from sidestep.noise import Noise
 from sidestep.rules import SPSA, Backprop
@@ -181,7 +182,7 @@ def main() -> None:
     """Print the table of one task."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("task", choices=("digits", "text", "changed"))
-    parser.add_argument("--passes", type=int, default=3600)
+    parser.add_argument("--passes", type=a_count, default=3600)
     parser.add_argument("--only", default="", help="ways that have this word in their name")
     given = parser.parse_args()
     print("| way | rate chosen | test, mean (deviation) |\n|---|---|---|")

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from experiments.matched_pages import BEGIN, END, put_into
+from sidestep.bench.comparison.records import ComparisonFolder
 from sidestep.bench.suite.errors import difference
 from sidestep.bench.suite.nets import NoFit, fitted
 from sidestep.bench.suite.one_run import packed, part_of, unpacked
@@ -115,6 +116,16 @@ def test_a_suite_goes_on_where_it_was_stopped_and_more_seeds_run_no_trial_again(
     assert [words.rpartition(", ")[2] for words in more] == ["seed 2", "seed 2"]
 
 
+def test_lines_that_are_no_utf8_count_as_not_run(tmp_path):
+    file = tmp_path / "runs.jsonl"
+    lines = [{"entry": "a", "data": "d", "seed": seed, "key": str(seed), "note": "père"} for seed in range(2)]
+    first, second = (json.dumps(line, ensure_ascii=False) for line in lines)
+    file.write_bytes(first.encode("latin-1") + b"\n" + second.encode() + b"\n")
+    (tmp_path / "bench.jsonl").write_bytes(file.read_bytes())
+    assert list(SuiteRecords(file, ENVIRONMENT).runs) == ["1"]
+    assert [each["seed"] for each in ComparisonFolder(tmp_path, {}).records] == [1]
+
+
 def test_a_stop_loses_the_run_under_way_alone(suite):
     stop = StopRequest()
 
@@ -159,6 +170,12 @@ def test_a_page_is_made_again_from_the_records_beside_it(suite, tmp_path):
     page.unlink()
     write_pages(dataclasses.replace(suite, out=tmp_path / "nothing"), ENVIRONMENT, page.parent, "none")
     assert page.read_text() == first
+
+
+def test_a_plan_for_data_that_are_not_there_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        main(["bench", "--suite", "matched", "--plan", "--data", "digitz"])
+    assert "unknown data set 'digitz': did you mean digits?" in capsys.readouterr().err
 
 
 def test_the_plan_counts_what_is_done_and_reads_no_data(suite, capsys):

@@ -1,5 +1,6 @@
 """What answers at once: commands that import no torch, and the table of commands."""
 
+import os
 import subprocess
 import sys
 from importlib import import_module
@@ -48,3 +49,18 @@ def test_every_command_is_where_the_table_says() -> None:
     for name, later in COMMANDS.items():
         assert callable(getattr(import_module(f"sidestep.cli.{later.module}"), later.command))
         assert f"\n  {name} " in HELP
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no such terminals")
+def test_a_terminal_is_told_that_torch_is_loaded() -> None:
+    import pty
+
+    ours, theirs = pty.openpty()
+    program = PROGRAM.format(arguments=("runs", "nowhere"))
+    subprocess.run([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=theirs, timeout=120, check=False)
+    os.close(theirs)
+    said = os.read(ours, 10_000).decode()
+    os.close(ours)
+    words, blanks, rest = said.split("\r", 2)
+    assert (words, blanks.strip()) == ("loading torch ...", "")
+    assert "nowhere" in rest

@@ -2,6 +2,7 @@
 
 import re
 
+import numpy as np
 import pytest
 from PIL import Image
 from torch import nn
@@ -42,3 +43,17 @@ def test_one_image_is_one_image(tmp_path, monkeypatch, capsys):
     Image.new("L", (8, 8)).save("one.png")
     main(["predict", "run", "one.png"])
     assert "1 image, read by" in capsys.readouterr().out
+
+
+def test_the_rows_of_a_table_are_no_images():
+    values = np.arange(60, dtype=np.float32).reshape(20, 3)
+    table = data.from_arrays(values, np.arange(20) % 2, values, np.arange(20) % 2)
+    run = train(rules.LocalLoss(hidden=(4,)), table, Options(epochs=1, batch=6))
+    assert "it takes 50 validation rows and" in run.uncalibrated()
+    with pytest.raises(InputError, match="takes 50 validation rows or more, got 2"):
+        run.recalibrated(table.validation)
+    with pytest.raises(InputError, match="there are no rows to evaluate"):
+        run.evaluate(table.test.part(slice(0, 0)))
+    alone = data.from_arrays(values, np.arange(20) % 2, validation=0)
+    with pytest.raises(InputError, match="patience = 1 needs rows that"):
+        train(rules.LocalLoss(hidden=(4,)), alone, Options(epochs=1, patience=1))

@@ -175,3 +175,16 @@ def test_numbers_among_which_a_text_stands_are_left_out_for_that_reason(tmp_path
     names = [column.name for column in found.table.columns.columns]
     assert "gaps" in names
     assert "odd" not in names
+
+
+@pytest.mark.parametrize("days", [("2026-01-05", "2026-02-28"), ("5.1.2026", "28.2.2026"), ("1/5/26 8:15", "2/28/26")])
+def test_dates_are_no_categories_however_few_there_are(days, tmp_path, recwarn):
+    rows = [f"{row},{days[row % 2]},{('rose', 'lily')[row % 3 > 0]}" for row in range(60)]
+    file = tmp_path / "days.csv"
+    file.write_text("length,day,kind\n" + "\n".join(rows).replace("1,", "1.5,"))
+    found = data.load(file, target="kind")
+    assert found.table.columns.names == ["length"]
+    said = [str(each.message) for each in recwarn]
+    assert any(f"column 'day' is left out: its texts are dates, such as '{days[0]}'" in each for each in said)
+    file.write_text(file.read_text().replace(days[1], "later"))
+    assert data.load(file, target="kind").table.columns.names == ["length", "day"]

@@ -21,6 +21,7 @@ from sidestep import rules
 from sidestep.data import batch_indices
 from sidestep.errors import CheckpointError, InputError
 from sidestep.integrations.sklearn import SidestepClassifier, SidestepRegressor
+from sidestep.integrations.table_net import Rows
 from sidestep.rules import RULES
 
 pandas = pytest.importorskip("pandas")
@@ -56,6 +57,7 @@ def checks(kinds, settings):
 
 def test_all_of_scikit_learns_checks_pass():
     found = checks("(SidestepClassifier, SidestepRegressor)", QUICK)
+    print(f"{len(found)} checks")
     assert len(found) > 100
     assert [each for each in found if each[1] != "passed"] == []
 
@@ -180,6 +182,54 @@ def test_partial_fit_goes_on_where_a_pickled_or_saved_estimator_stood(tmp_path):
         estimator.partial_fit(table, np.where(kinds == 2, 7, kinds))
 
 
+@pytest.mark.parametrize("kind", [SidestepClassifier, SidestepRegressor])
+def test_early_stopping_ends_with_the_net_of_the_best_pass(kind, tmp_path):
+    table, targets = WINE if kind is SidestepClassifier else DIABETES
+    early = {"early_stopping": True, "validation_fraction": 0.3, "epochs": 60}
+    stopped = small(kind, **early, n_iter_no_change=4).fit(table, targets)
+    scores = stopped.validation_scores_
+    best = int(np.argmax(scores))  # the first of them
+    assert stopped.n_iter_ == len(scores) == best + 5 < 60
+    whole = small(kind, **early, n_iter_no_change=60).fit(table, targets)
+    assert (whole.n_iter_, whole.validation_scores_[: best + 5]) == (60, scores)
+    order = np.arange(len(targets))[::-1]
+    assert np.array_equal(small(kind, **early, n_iter_no_change=4).fit(table[order], targets[order]).predict(table),
+                          stopped.predict(table))  # fmt: skip
+    stopped.save(tmp_path)
+    loaded = kind.load(tmp_path)
+    assert (loaded.n_iter_, loaded.validation_scores_) == (stopped.n_iter_, scores)
+    assert np.array_equal(loaded.predict(table), stopped.predict(table))
+    with pytest.raises(InputError, match="partial_fit is one pass"):
+        stopped.partial_fit(table, targets)
+    plain = small(kind).fit(table, targets)
+    assert (plain.n_iter_, plain.validation_scores_, plain.partial_fit(table, targets).n_iter_) == (5, [], 6)
+
+
+def test_the_score_of_early_stopping_is_that_of_the_held_out_rows():
+    rows = Rows(np.repeat(np.arange(40.0), 2)[:, None], np.repeat([0, 1, 2], (40, 38, 2)), 3, np.full(80, 1.0))
+    kept, held = rows.parted(0.25, seed=0)
+    assert np.unique(held.targets, return_counts=True)[1].tolist() == [10, 10]  # the third class is one row, twice
+    assert set(kept.features[:, 0]) | set(held.features[:, 0]) == set(range(40))
+    assert not set(kept.features[:, 0]) & set(held.features[:, 0])
+    assert len(kept.weights) + len(held.weights) == 80
+    other, _ = rows.parted(0.25, seed=1)
+    assert not np.array_equal(other.features, kept.features)
+    table, kinds = WINE
+    one = small(early_stopping=True, epochs=1).fit(table, kinds)
+    hidden = one.columns_.encoded({str(i): column for i, column in enumerate(table.T)})
+    _, held = Rows(hidden, kinds, 3).in_order().parted(0.1, seed=0)
+    right = one._trained.predict(held.features).argmax(axis=1) == held.targets
+    assert one.validation_scores_ == pytest.approx([right.mean()])
+
+
+def test_weights_count_in_the_score_of_early_stopping():
+    table, kinds = WINE
+    settings = {"early_stopping": True, "validation_fraction": 0.3, "epochs": 3}
+    light = small(class_weight={0: 1.0, 1: 1e-6, 2: 1e-6}, **settings).fit(table, kinds)
+    assert light.score(table, kinds) < 0.8
+    assert 0.9 < light.validation_scores_[-1] <= 1.00001  # of the rows that count, those of class 0
+
+
 def test_partial_fit_takes_every_row_once_after_calls_of_other_sizes(monkeypatch):
     seen = []
 
@@ -260,6 +310,9 @@ def test_regressors_give_one_column_or_several():
         (SidestepClassifier(3), *WINE, "rule must be a rule's name"),
         (SidestepClassifier(random_state=1.5), *WINE, "random_state must be a whole number"),
         (SidestepClassifier(unknown="ignore"), *WINE, "unknown must be error or missing"),
+        (SidestepClassifier(early_stopping=True, validation_fraction=0.9), *WINE, "validation_fraction must be above"),
+        (SidestepClassifier(early_stopping=True, n_iter_no_change=0), *WINE, "n_iter_no_change must lie between"),
+        (SidestepClassifier(early_stopping=True), WINE[0][[0, 90]], WINE[1][[0, 90]], "needs two different rows"),
         (SidestepClassifier(epochs=0), *WINE, "epochs must lie between"),
         (SidestepClassifier(), WINE[0], np.zeros(178, int), "every label is of one class"),
         (SidestepClassifier(), WINE[0], np.linspace(0, 1, 178), "Unknown label type: continuous"),

@@ -188,6 +188,41 @@ def test_a_stopped_run_goes_on_to_the_same_bits(rule, home, tmp_path, monkeypatc
         assert different_weights(tmp_path / "cut" / "steps.steplog", tmp_path / "whole", None) == (8, [])
 
 
+def test_a_run_ends_where_enough_validation_texts_are_right(home, tmp_path):
+    said = []
+    tune(str(home / "encoder"), options(home, tmp_path / "a", steps=2), PAIR, said.append)
+    assert any("all validation texts are right already" in line for line in said)
+    said.clear()
+    result = tune(str(home / "encoder"), options(home, tmp_path / "b", steps=2, stop_at=0.9), PAIR, said.append)
+    assert (result["steps"], result["validation_accuracy"] >= 0.9) == (0, True)
+    assert said[-1] == "ended at step 0 of 2, by --stop-at 0.9"
+    assert different_weights(tmp_path / "b" / "steps.steplog", tmp_path / "b", None) == (0, [])
+    settings = {"rule": "backprop", "named": {"learning_rate": 0.01}, "head": "drawn", "steps": 60, "stop_at": 0.9}
+    first = tuned(home, tmp_path / "c", **settings, evaluate_every=5)
+    assert 0 < first["steps"] < 60
+    assert first["steps"] % 5 == 0
+    again = tuned(home, tmp_path / "c", **settings, evaluate_every=5, resume=True)
+    assert again["steps"] == first["steps"]
+    with pytest.raises(InputError, match="stop_at must be above 0 and at most 1"):
+        options(home, tmp_path / "d", stop_at=2.0)
+    with pytest.raises(InputError, match="leave --stop-at out"):
+        tuned(home, tmp_path / "d", model="gpt", data=home / "text.txt", target=None, length=8, stop_at=0.5)
+
+
+def test_other_texts_or_labels_than_the_run_was_begun_with_are_refused(home, tmp_path):
+    tuned(home, tmp_path / "a", steps=1)
+    table = (home / "train.csv").read_text()
+    other = tmp_path / "other.csv"
+    for text, said in (
+        (table.replace(",yes", ",right"), r"begun with the labels no, yes, and .*other\.csv has no, right"),
+        (table.replace(",no", ",yes", 1), "begun with other texts or labels"),
+        (table + "good film,yes\n", "begun with other texts or labels"),
+    ):
+        other.write_text(text)
+        with pytest.raises(InputError, match=said):
+            tuned(home, tmp_path / "a", steps=1, data=other, resume=True)
+
+
 def test_the_command_line_tunes_evaluates_predicts_replays_and_verifies(home, tmp_path, capsys):
     def ran(*words):
         with pytest.raises(SystemExit) if words[0] == "fails" else _nothing() as ended:
@@ -236,8 +271,11 @@ def test_what_cannot_be_tuned_is_refused_in_a_sentence(home, tmp_path, monkeypat
         with pytest.raises(InputError, match=words):
             tuned(home, tmp_path / "a", {}, **given)
         assert not (tmp_path / "a" / "tune.json").exists()
-    with pytest.raises(InputError, match="cannot be opened as a model of transformers"):
+    with pytest.raises(InputError, match=r"there is no folder .*nothing; give one with config\.json"):
         tuned(home, tmp_path / "a", model="nothing")
+    (home / "empty").mkdir()
+    with pytest.raises(InputError, match="cannot be opened as a model of transformers"):
+        tuned(home, tmp_path / "a", model="empty")
     with pytest.raises(InputError, match="nothing is left to train"):
         tuned(home, tmp_path / "a", model="gpt", data=home / "text.txt", target=None, length=8, train="head")
 

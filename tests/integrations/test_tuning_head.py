@@ -42,3 +42,10 @@ def test_the_layer_is_the_ridge_solution_of_least_error_left_out(width):
         assert torch.allclose(ratio, ratio.mean().expand_as(ratio), rtol=1e-3)
     assert torch.allclose(weight.sum(0), torch.zeros(width), atol=1e-4)
     assert float(bias.sum()) == pytest.approx(0, abs=1e-4)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_texts_that_do_not_differ_tell_their_label_alone(count):
+    weight, bias = ridge(torch.ones(count, 3), torch.ones(count, dtype=torch.long), 2)
+    assert torch.equal(weight, torch.zeros(2, 3))
+    assert bias[1] > bias[0]

@@ -1,6 +1,7 @@
 """Observers are told of a run, may stop it, and cannot lose what was trained."""
 
 import csv
+import dataclasses
 import json
 import os
 import re
@@ -13,6 +14,7 @@ import pytest
 import torch
 
 from sidestep import data
+from sidestep.data.objective import Objective
 from sidestep.errors import InputError
 from sidestep.rules import Backprop
 from sidestep.training import Options, Stopped, load_run, train
@@ -228,7 +230,7 @@ class TestEarlyStop:
         with pytest.raises(InputError, match="patience = 2 needs images that are not trained on"):
             train(QUICK, alone, Options(patience=2, out=tmp_path / "run", **WHERE))
         assert not (tmp_path / "run").exists()
-        with pytest.raises(ObserverError, match="early stopping needs images that are not trained on"):
+        with pytest.raises(ObserverError, match="early stopping needs images or rows that are not trained on"):
             train(QUICK, alone, Options(epochs=1, **WHERE), observers=[EarlyStop(2)])
 
     def test_a_loss_should_fall(self):
@@ -236,6 +238,16 @@ class TestEarlyStop:
         rule = Backprop(net="linear", learning_rate=1.0)  # rises
         found = train(rule, SET, Options(epochs=50, **WHERE), observers=[best])
         assert found.result["steps"] < 100
+
+    def test_an_objective_scored_by_its_loss_should_fall_and_one_with_scores_rise(self):
+        x = np.arange(80, dtype=np.float32).reshape(40, 2) / 80
+        table = data.from_arrays(x, x[:, :1], validation=0.25, targets="values")
+        loss = Objective("distance", lambda outputs, targets: (outputs - targets).abs().mean(dim=1))
+        nearness = dataclasses.replace(loss, scores=lambda answers, targets: -loss.losses(answers, targets))
+        rule = Backprop(net="linear", learning_rate=1e-3, weight_decay=0.0)
+        for objective in (loss, dataclasses.replace(nearness, score_name="nearness")):
+            found = train(rule, table, Options(epochs=5, patience=2, **WHERE), objective=objective)
+            assert (found.result["steps"], found.result["kept_step"]) == (5, 5), objective.score_name
 
     def test_a_metric_that_is_not_there_is_told_with_those_that_are(self):
         with pytest.raises(ObserverError, match=r"there is no loss 'x'; there are: .*: "):

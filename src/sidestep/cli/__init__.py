@@ -11,7 +11,7 @@ from sidestep.cli.help import HELP_ALL
 from sidestep.cli.launched import check_one_process, rank_in_words
 from sidestep.cli.output import data_notices_shown, fail, show
 from sidestep.cli.rescue import explained, from_own
-from sidestep.cli.streams import all_letters, delivered, output_lost
+from sidestep.cli.streams import all_letters, delivered, output_lost, waiting
 from sidestep.errors import SidestepError
 from sidestep.version import __version__
 from sidestep.wording import suggestion
@@ -29,7 +29,8 @@ class _Later:
     def __call__(self, arguments: list[str]) -> None:
         gc.disable()  # nothing that imports make is garbage, and looking through it takes a sixth of torch's import
         try:
-            module = import_module(f"sidestep.cli.{self.module}")
+            with waiting("" if self.module == "catalogue" else "loading torch ..."):
+                module = import_module(f"sidestep.cli.{self.module}")
         except KeyboardInterrupt:
             fail("stopped before anything was started", 130)
         finally:

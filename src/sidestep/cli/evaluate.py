@@ -66,7 +66,7 @@ def _evaluate(
     trained = run_in(run, module, device, given)
     found = data_of(run, data, data_dir)
     check_task(trained.task, found)
-    row = "image" if trained.task.inputs == "image" else "row"
+    row = trained.task.example
     rows = f"{row}s"
     other = difference(RunFolder(run).config(), found) if data else None
     if other and split != "test":

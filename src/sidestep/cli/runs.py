@@ -16,6 +16,7 @@ from sidestep.cli.output import check_new, show, show_json, show_table
 from sidestep.cli.parse import parsed
 from sidestep.cli.quality import score_cell
 from sidestep.data import DataSet
+from sidestep.data.task import Task
 from sidestep.errors import CheckpointError, InputError
 from sidestep.training import Run
 from sidestep.training.compatibility import check_task, check_test
@@ -197,12 +198,16 @@ def _print(first: Path, second: Path, data: DataSet, found: Paired, differs: Map
         [str(first), f"{found.first:.2%}", f"{found.only_first:,}"],
         [str(second), f"{found.second:.2%}", f"{found.only_second:,}"],
     ]
-    images = counted(found.examples, "image")
-    show_table(f"{data.name}, test, {images}", ["run", "accuracy", "right where the other is wrong"], rows)
+    example = Task.of(data).example
+    show_table(
+        f"{data.name}, test, {counted(found.examples, example)}",
+        ["run", "accuracy", "right where the other is wrong"],
+        rows,
+    )
     show(
         "",
         f"{second} less {first}: {100 * found.difference:+.2f} points, 95% interval {100 * found.low:+.2f} to "
-        f"{100 * found.high:+.2f} (paired bootstrap over images)",
+        f"{100 * found.high:+.2f} (paired bootstrap over {example}s)",
         f"McNemar's test: p = {found.p_exact:.3g} (exact), {found.p_mid:.3g} (mid-p);",
         "of these two runs alone: other seeds may say otherwise",
     )

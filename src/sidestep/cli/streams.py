@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from sidestep.cli.output import complain
 
-__all__ = ["all_letters", "delivered", "output_lost"]
+__all__ = ["all_letters", "delivered", "output_lost", "waiting"]
 
 
 def all_letters() -> None:
@@ -19,6 +19,24 @@ def all_letters() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper) and stream.errors in ("strict", "surrogateescape"):
             stream.reconfigure(errors="backslashreplace")
+
+
+@contextlib.contextmanager
+def waiting(words: str) -> Iterator[None]:
+    """Show words on a terminal while something is waited for, and take them away again."""
+    seen = False
+    with contextlib.suppress(OSError, ValueError):  # closed, or full
+        seen = sys.stderr.isatty()
+        if seen:
+            sys.stderr.write(words)
+            sys.stderr.flush()
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError, ValueError):
+            if seen:
+                sys.stderr.write(f"\r{' ' * len(words)}\r")
+                sys.stderr.flush()
 
 
 def output_lost(error: BaseException) -> bool:

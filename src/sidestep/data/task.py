@@ -114,6 +114,11 @@ class Task:
         return channels, height, width
 
     @property
+    def example(self) -> str:
+        """What one input is called when people are told of it: image or row."""
+        return "image" if self.inputs == "image" else "row"
+
+    @property
     def classes(self) -> int:
         """The number of the net's outputs: of classes, for a classifier."""
         return len(self.class_names)

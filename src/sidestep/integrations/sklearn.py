@@ -45,13 +45,18 @@ class SidestepClassifier(ClassifierMixin, Estimator):
             few hundred rows; an object is taken as it is.
         epochs: passes over the rows of a fit; the learning rate falls to 0 over them, as half a cosine.
         batch_size: rows a step; None: an eighth of the rows, from 16 to 128.
+        early_stopping: whether to hold rows out, and to end, with the weights of the best pass, after
+            `n_iter_no_change` passes in a row without a better score on them.
+        validation_fraction: the share of the rows that is held out then, of each class; equal rows stay together.
+        n_iter_no_change: passes without a better score.
         class_weight: label -> how much each of its rows counts, or "balanced".
         unknown: what to do with a category that training did not see: raise an error, or take it for a gap.
         random_state: the seed, a whole number; None stands for 0.
         device: where to train: cpu, cuda, auto and so on.
 
     After `fit`: `classes_`, `columns_` (what the net gets of a table), `net_` (the PyTorch net), `rule_`,
-    `n_features_in_`, and of data frames `feature_names_in_`.
+    `n_features_in_`, and of data frames `feature_names_in_`; `n_iter_` (passes that were made) and, of early stopping,
+    `validation_scores_`.
     """
 
     def __init__(  # long: scikit-learn has every setting as a keyword of its own
@@ -60,13 +65,24 @@ class SidestepClassifier(ClassifierMixin, Estimator):
         *,
         epochs: int = 40,
         batch_size: int | None = None,
+        early_stopping: bool = False,
+        validation_fraction: float = 0.1,
+        n_iter_no_change: int = 10,
         class_weight: Mapping[Any, float] | Literal["balanced"] | None = None,
         unknown: Literal["error", "missing"] = "error",
         random_state: int | None = 0,
         device: str = "cpu",
     ) -> None:
         super().__init__(
-            rule, epochs=epochs, batch_size=batch_size, unknown=unknown, random_state=random_state, device=device
+            rule,
+            epochs=epochs,
+            batch_size=batch_size,
+            early_stopping=early_stopping,
+            validation_fraction=validation_fraction,
+            n_iter_no_change=n_iter_no_change,
+            unknown=unknown,
+            random_state=random_state,
+            device=device,
         )
         self.class_weight = class_weight
 
@@ -158,11 +174,16 @@ class SidestepRegressor(RegressorMixin, Estimator):
             as it is.
         epochs: passes over the rows of a fit; the learning rate falls to 0 over them, as half a cosine.
         batch_size: rows a step; None: an eighth of the rows, from 16 to 128.
+        early_stopping: whether to hold rows out, and to end, with the weights of the best pass, after
+            `n_iter_no_change` passes in a row without a better score on them.
+        validation_fraction: the share of the rows that is held out then, of each class; equal rows stay together.
+        n_iter_no_change: passes without a better score.
         unknown: what to do with a category that training did not see: raise an error, or take it for a gap.
         random_state: the seed, a whole number; None stands for 0.
         device: where to train: cpu, cuda, auto and so on.
 
-    After `fit`: `columns_`, `net_`, `rule_`, `n_features_in_`, and of data frames `feature_names_in_`.
+    After `fit`: `columns_`, `net_`, `rule_`, `n_features_in_`, and of data frames `feature_names_in_`; `n_iter_`
+    (passes that were made) and, of early stopping, `validation_scores_`.
     """
 
     def __sklearn_tags__(self) -> Any:

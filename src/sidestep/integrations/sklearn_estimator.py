@@ -14,12 +14,12 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from typing_extensions import Self
 
 from sidestep import checkpoint
-from sidestep.checks import check_range
+from sidestep.checks import check_positive, check_range
 from sidestep.data.tables.encoding import Columns, Table
 from sidestep.errors import CheckpointError, InputError
 from sidestep.integrations.sklearn_data import rule_of, seed_of, table_of
 from sidestep.integrations.sklearn_record import parameters_from, parameters_record
-from sidestep.integrations.table_net import Rows, TableNet
+from sidestep.integrations.table_net import Rows, Stopping, TableNet
 from sidestep.keywords import KnownKeywords
 from sidestep.rules import Rule
 from sidestep.version import __version__
@@ -45,6 +45,9 @@ class Estimator(KnownKeywords, BaseEstimator):
         *,
         epochs: int = 40,
         batch_size: int | None = None,
+        early_stopping: bool = False,
+        validation_fraction: float = 0.1,
+        n_iter_no_change: int = 10,
         unknown: Literal["error", "missing"] = "error",
         random_state: int | None = 0,
         device: str = "cpu",
@@ -52,6 +55,9 @@ class Estimator(KnownKeywords, BaseEstimator):
         self.rule = rule
         self.epochs = epochs
         self.batch_size = batch_size
+        self.early_stopping = early_stopping
+        self.validation_fraction = validation_fraction
+        self.n_iter_no_change = n_iter_no_change
         self.unknown = unknown
         self.random_state = random_state
         self.device = device
@@ -77,6 +83,18 @@ class Estimator(KnownKeywords, BaseEstimator):
         """The rule object that trained it."""
         check_is_fitted(self)
         return self._trained.rule
+
+    @property
+    def n_iter_(self) -> int:
+        """How many passes over the rows were made, those of `partial_fit` included."""
+        check_is_fitted(self)
+        return self._trained.passes
+
+    @property
+    def validation_scores_(self) -> list[float]:
+        """Of early stopping: the score of the held out rows after each pass; the net is that of the best."""
+        check_is_fitted(self)
+        return list(self._trained.scores)
 
     def save(self, folder: str | os.PathLike[str], *, overwrite: bool = False) -> None:
         """Write the estimator, fitted or not, into a folder: one safetensors file with a JSON record and a digest.
@@ -169,13 +187,16 @@ class Estimator(KnownKeywords, BaseEstimator):
     def _fit(self, rows: Rows) -> Self:
         """Train a new net for all epochs."""
         trained = self._untrained(rows)
-        trained.train(rows, self.epochs, self.batch_size, decay=True)
+        stopping = Stopping(self.validation_fraction, int(self.n_iter_no_change)) if self.early_stopping else None
+        trained.train(rows, self.epochs, self.batch_size, decay=True, stopping=stopping)
         self._trained = trained
         return self
 
     def _fit_further(self, rows: Rows) -> Self:
         """Train the net that is there, or else a new one, for one pass over the rows."""
         self._check_settings()
+        if self.early_stopping:
+            raise InputError("partial_fit is one pass, and does not stop early: set early_stopping=False, or call fit")
         trained = self._trained if hasattr(self, "_trained") else self._untrained(rows)
         trained.train(rows, 1, self.batch_size)
         self._trained = trained
@@ -193,6 +214,9 @@ class Estimator(KnownKeywords, BaseEstimator):
         check_range(1, 1_000_000, epochs=self.epochs)
         if self.batch_size is not None:
             check_range(1, 1_000_000, batch_size=self.batch_size)
+        if self.early_stopping:
+            check_positive(0.5, validation_fraction=self.validation_fraction)
+            check_range(1, 1_000_000, n_iter_no_change=self.n_iter_no_change)
         if self.unknown not in ("error", "missing"):
             raise InputError(f"unknown must be error or missing, got {self.unknown!r}")
 

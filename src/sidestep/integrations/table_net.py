@@ -22,18 +22,27 @@ from sidestep.rules import Rule, Task
 from sidestep.rules.protocol import HasBatchMultiple
 from sidestep.rules.untrained import untrained
 from sidestep.training.begin import begin
+from sidestep.training.early_stop import EarlyStop
 from sidestep.training.loop import Loop
-from sidestep.training.observers import Observers
+from sidestep.training.observers import EpochEnd, Observers
 from sidestep.training.options import Compute, Options
 from sidestep.training.single import check_single
 from sidestep.training.state import State
 from sidestep.training.stopping import Stopped, stop_on_signals
 
-__all__ = ["Rows", "TableNet"]
+__all__ = ["Rows", "Stopping", "TableNet"]
 
 _BATCH = 1000  # rows that are predicted together
 _FEWEST_STEPS = 8  # an epoch, where the batch is left to us: small tables take small batches
 _SMALLEST, _LARGEST = 16, 128
+
+
+@dataclass(frozen=True)
+class Stopping:
+    """Early stopping: the share of the rows that is held out, and the passes without a better score to wait for."""
+
+    fraction: float
+    patience: int
 
 
 @dataclass(frozen=True)
@@ -64,31 +73,58 @@ class Rows:
         weights = None if self.weights is None else self.weights[order]
         return Rows(self.features[order], self.targets[order], self.outputs, weights)
 
-    def data(self, rule: Rule, task: Task | None) -> DataSet:
-        """Return the rows as a data set, in the scale of an earlier one, if there is one."""
+    def parted(self, fraction: float, seed: int) -> tuple["Rows", "Rows"]:
+        """Return the rows to train on and a share of them held out: of each class, but never all of it.
+
+        Equal rows stay together, so that none is held out that is trained on, too.
+        """
+        classes = self.targets if self.kind == "classes" else np.zeros(len(self.targets), np.int64)
+        targets = self.targets.reshape(len(self.targets), -1)
+        _, groups = np.unique(np.concatenate([self.features, targets], axis=1), axis=0, return_inverse=True)
+        order = Noise(seed).stream("validation").permutation(int(groups.max()) + 1).numpy()
+        held = np.zeros(len(order), bool)
+        for name in np.unique(classes):
+            own = order[np.isin(order, groups[classes == name])]
+            held[own[: min(max(1, round(fraction * len(own))), len(own) - 1)]] = True
+        if not held.any():
+            raise InputError("early stopping needs two different rows or more of some class, got one of each")
+        return self._taken(~held[groups]), self._taken(held[groups])
+
+    def _taken(self, rows: NDArray[np.bool_]) -> "Rows":
+        weights = None if self.weights is None else self.weights[rows] / self.weights[rows].mean()
+        return Rows(self.features[rows], self.targets[rows], self.outputs, weights)
+
+    def split(self) -> Split:
+        """Return the rows as a split; the weights, if there are any, are the last column of its targets."""
         features = feature_tensor(self.features.astype(np.float32), "table")  # scaled: nothing is lost
-        classes = self.kind == "classes"
-        targets = torch.from_numpy(np.ascontiguousarray(self.targets, np.int64 if classes else np.float32))
-        names = tuple(map(str, range(self.outputs)))
-        train = Split(features, targets)
-        found = data_set("table", train, Split(features[:0], targets[:0]), None, names, "classes", moments(features))
-        if not classes:
+        targets = torch.from_numpy(
+            np.ascontiguousarray(self.targets, np.int64 if self.kind == "classes" else np.float32)
+        )
+        if self.weights is None:
+            return Split(features, targets)
+        weights = torch.from_numpy(self.weights.astype(np.float32))[:, None]
+        return Split(features, torch.cat([targets.float().reshape(len(targets), -1), weights], dim=1))
+
+    def data(self, rule: Rule, task: Task | None, held: "Rows | None" = None) -> DataSet:
+        """Return the rows as a data set, in the scale of an earlier one, if there is one; `held` for validation."""
+        train, weighted = dataclasses.replace(self, weights=None).split(), self.weights is not None
+        names, none = tuple(map(str, range(self.outputs))), Split(train.images[:0], train.labels[:0])
+        found = data_set("table", train, none, None, names, "classes", moments(train.images))
+        if self.kind == "values":
             found = dataclasses.replace(
                 found, targets="values", target_mean=(0.0,) * self.outputs, target_std=(1.0,) * self.outputs
             )
         if task is not None:
             found = dataclasses.replace(found, mean=task.mean, std=task.std)
-        if self.weights is None:
-            return found
-        if "own" not in rule.takes.targets:
+        if weighted and "own" not in rule.takes.targets:
             raise InputError(
                 f"{rule.name} has no loss for each example that a weight could multiply; give whole numbers as "
                 "sample_weight, by which rows are repeated, or take another rule (`sidestep rules`: own targets)"
             )
-        weights = torch.from_numpy(self.weights.astype(np.float32))[:, None]
-        weighted = torch.cat([targets.float().reshape(len(targets), -1), weights], dim=1)
-        objective = _weighted(found.targets, getattr(rule, "label_smoothing", 0.0))
-        return dataclasses.replace(found, train=Split(features, weighted), objective=objective)
+        if weighted:
+            objective = _weighted(found.targets, getattr(rule, "label_smoothing", 0.0))
+            found = dataclasses.replace(found, train=self.split(), objective=objective)
+        return found if held is None else dataclasses.replace(found, validation=held.split())
 
 
 def _order(table: NDArray[np.float32]) -> NDArray[np.int64]:
@@ -110,7 +146,12 @@ def _weighted(kind: str, smoothing: float) -> Objective:
         return weights * VALUES.each(outputs, targets[:, :-1])
 
     usual = CLASSES if kind == "classes" else VALUES
-    return Objective(f"weighted {usual.name}", losses, predictions=usual.predictions)
+
+    def scores(answers: Tensor, targets: Tensor) -> Tensor:
+        wanted = targets[:, 0].long() if kind == "classes" else targets[:, :-1]
+        return targets[:, -1] * usual.scored(answers, wanted)
+
+    return Objective(f"weighted {usual.name}", losses, usual.predictions, scores, usual.score_name)
 
 
 class TableNet:
@@ -118,6 +159,7 @@ class TableNet:
 
     def __init__(self, rule: Rule, task: Task, state: State, seed: int, device: str) -> None:
         self.rule, self.task, self.state, self.seed, self.device = rule, task, state, seed, device
+        self.passes, self.scores = 0, list[float]()  # over the rows; of held out rows after each pass, if there are any
         self._double: nn.Module | None = None  # the net in double precision, made when it is asked for
 
     @classmethod
@@ -127,7 +169,9 @@ class TableNet:
         state, loop = begin(rule, rows.data(rule, None), _options(rule, rows, seed, device, batch, 1))
         return cls(rule, loop.task, state, seed, device)
 
-    def train(self, rows: Rows, epochs: int, batch: int | None, decay: bool = False) -> None:
+    def train(
+        self, rows: Rows, epochs: int, batch: int | None, decay: bool = False, stopping: Stopping | None = None
+    ) -> None:
         """Train for so many passes over the rows, on from where the net is.
 
         Args:
@@ -135,27 +179,34 @@ class TableNet:
             epochs: passes.
             batch: rows a step; None: about an eighth of the rows or fewer, from 16 to 128.
             decay: whether the learning rate falls to 0, as half a cosine.
+            stopping: which rows to hold out, and when to stop, with the weights of the best pass; None: at the end.
 
         Raises:
             NonFiniteError: if a loss stops being a number; Stopped: after Ctrl-C.
         """
-        rows = rows.in_order()
+        rows, held = rows.in_order(), None
+        if stopping:
+            rows, held = rows.parted(stopping.fraction, self.seed)
         options = _options(self.rule, rows, self.seed, self.device, batch, epochs)
         steps = options.steps_for(len(rows.features))
         # an epoch's order is drawn by the number of its first step: from the middle of one, rows would come twice
         self.state.step += -self.state.step % (steps // epochs)
+        began = self.state.step
         options = dataclasses.replace(
             options, epochs=None, steps=self.state.step + steps, decay="cosine" if decay else "none"
         )
         compute = Compute.find(options.device, "float32")
-        data = rows.data(self.rule, self.task).to(compute.device)
+        data = rows.data(self.rule, self.task, held).to(compute.device)
         check_single(self.rule, self.state.net, self.task, min(options.batch, len(rows.features)))
         loop = Loop(self.rule, data, options, compute, None)
         self._double = None
         with stop_on_signals() as stop:
-            loop.run(self.state, 0, Observers([]), stop)
+            loop.run(self.state, 0, Observers([_Scores(self), EarlyStop(stopping.patience)] if stopping else []), stop)
         if stop.requested:
             raise Stopped("fitting was stopped", self.state.step, stop.signal_number)
+        self.passes += (self.state.step - began) // (steps // epochs)
+        self.state.adopt_kept()
+        self.state.forget()
         broken = self.state.not_finite()
         if broken:
             raise NonFiniteError(f"after fitting, {broken[0]} is not finite; take a rule with a smaller learning_rate")
@@ -183,7 +234,8 @@ class TableNet:
         """Return weights and the optimiser's memory as tensors, and all else as plain values."""
         tensors, record = self.state.tensors()
         copies = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-        return copies, {"state": record, "task": self.task.record(), "seed": self.seed, "device": self.device}
+        done = {"passes": self.passes, "scores": self.scores}
+        return copies, {"state": record, "task": self.task.record(), "seed": self.seed, "device": self.device, **done}
 
     @classmethod
     def of(cls, rule: Rule, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> "TableNet":
@@ -192,7 +244,20 @@ class TableNet:
         net = untrained(rule, task, seed).to(Compute.find(device, "float32").device)
         state = State(net, rule.optimizer(net))
         state.restore(tensors, dict(record["state"]))
-        return cls(rule, task, state, seed, device)
+        found = cls(rule, task, state, seed, device)
+        found.passes, found.scores = int(record.get("passes", 0)), list(map(float, record.get("scores", ())))
+        return found
+
+
+class _Scores:
+    """Writes down the score of the held out rows after each pass."""
+
+    def __init__(self, net: TableNet) -> None:
+        self.net = net
+
+    def on_epoch(self, event: EpochEnd) -> None:
+        """Take an epoch's score."""
+        self.net.scores += [] if event.validation is None else [event.validation]
 
 
 def _options(rule: Rule, rows: Rows, seed: int, device: str, batch: int | None, epochs: int) -> Options:

@@ -3,6 +3,7 @@
 import math
 from typing import Literal
 
+from sidestep.data.objective import Objective
 from sidestep.errors import InputError
 from sidestep.keywords import KnownKeywords
 from sidestep.training.metrics import read_values
@@ -21,8 +22,9 @@ class EarlyStop(KnownKeywords):
         patience: epochs without a better value that are waited for, 1 or more.
         keep: best: the run ends with the weights of the best epoch, also where it goes on to its last step; last: with
             those of the last one.
-        metric: validation: the validation score, higher is better; or the name of a training loss (`UNIT: TERM`), whose
-            mean over an epoch should fall.
+        metric: validation: the validation score, higher is better (an objective of yours without a score is scored by
+            its loss, of which lower is better); or the name of a training loss (`UNIT: TERM`), whose mean over an
+            epoch should fall.
 
     Raises:
         InputError: for other values; from `train`, if there is no validation split or no loss of that name.
@@ -35,15 +37,17 @@ class EarlyStop(KnownKeywords):
             raise InputError(f"keep must be best or last, got {keep!r}")
         self.patience, self.keep, self.metric = patience, keep, metric
         self.best, self.best_step, self.waited = -math.inf, 0, 0
+        self._falls = metric != "validation"  # whether lower is better
 
     def on_begin(self, event: Begin) -> object:
         """Count on from the epochs that a resumed run has behind it."""
         if self.metric == "validation" and event.score is None:
             raise InputError(
-                "early stopping needs images that are not trained on; keep some aside (validation=0.1), or give it the "
-                "name of a training loss as its metric"
+                "early stopping needs images or rows that are not trained on; keep some aside (validation=0.1), or "
+                "give it the name of a training loss as its metric"
             )
         self._forget()
+        self._falls = self.metric != "validation" or event.score == Objective.score_name  # that of one without scores
         if event.step and event.folder:
             split, name = ("validation", event.score) if self.metric == "validation" else ("train", self.metric)
             for step, value in read_values(event.folder / "metrics.jsonl", split, name or ""):
@@ -69,7 +73,7 @@ class EarlyStop(KnownKeywords):
 
     def _count(self, step: int, value: float) -> bool:
         """Take an epoch's value, and say whether it is better than all before."""
-        rising = value if self.metric == "validation" else -value
+        rising = -value if self._falls else value
         if rising > self.best:
             self.best, self.best_step, self.waited = rising, step, 0
             return True

@@ -165,11 +165,10 @@ def given_split(task: Task, split: Any) -> Split:
         hint = "data.from_arrays(images, labels, validation=0).train makes one of arrays"
         raise InputError(f"evaluate takes a split of a data set, got {type(split).__name__}; {hint}")
     if not len(split):
-        raise InputError("there are no images to evaluate; give a split with at least one")
+        raise InputError(f"there are no {task.example}s to evaluate; give a split with at least one")
     if split.image_shape != task.shape:
-        kind = "images" if task.inputs == "image" else "rows"
         raise InputError(
-            f"{kind} have shape {split.image_shape}, but the net was trained on {task.shape}"
+            f"{task.example}s have shape {split.image_shape}, but the net was trained on {task.shape}"
             + (" (channels, height, width)" if task.inputs == "image" else "")
         )
     task.check_pixels(split.images)

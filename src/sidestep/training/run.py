@@ -243,13 +243,13 @@ def _check(rule: Rule, data: DataSet, options: Options, readings: Sequence[str])
     if isinstance(rule, HasBatchMultiple):
         check_multiple(min(options.batch, len(data.train)), *rule.batch_multiple)
     check_alignment_options(rule, data, options)
-    if options.augment != "none" and Task.of(data).inputs != "image":
+    task, patience = Task.of(data), options.patience
+    if options.augment != "none" and task.inputs != "image":
         raise InputError(
-            f"augment = {options.augment} moves and mirrors pictures, and the data have {Task.of(data).inputs}: leave "
-            "it at none"
+            f"augment = {options.augment} moves and mirrors pictures, and the data have {task.inputs}: leave it at none"
         )
-    if options.patience and not len(data.validation):
-        raise InputError(f"patience = {options.patience} needs images that are not trained on: give validation = 0.1")
+    if patience and not len(data.validation):
+        raise InputError(f"patience = {patience} needs {task.example}s that are not trained on: give validation = 0.1")
 
 
 def _begin_loader(data: DataSet, options: Options, world: World) -> None:

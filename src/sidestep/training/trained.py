@@ -65,7 +65,7 @@ class Run:
         """Return why what a reading gives is no probability, in a few words; None if it is one."""
         name = reading or self.rule.readings[0]
         if self.calibration is None:
-            return f"no temperature: it takes {FEWEST} validation images and a run trained to its end"
+            return f"no temperature: it takes {FEWEST} validation {self.task.example}s and a run trained to its end"
         return self.calibration.missing(self.rule, name)
 
     def predict(self, images: Any, reading: str | None = None, *, raw: bool = False) -> Tensor:
@@ -137,7 +137,9 @@ class Run:
             raise InputError(f"temperatures are for classes, and this net gives {self.task.targets}")
         images = calibration_images(validation, Noise(self.seed))
         if not len(images):
-            raise InputError(f"a temperature takes {FEWEST} validation images or more, got {len(validation)}")
+            raise InputError(
+                f"a temperature takes {FEWEST} validation {self.task.example}s or more, got {len(validation)}"
+            )
         count = self._count(images, names, lambda _, p, labels: fit_sums(p, labels))
         return replace(self, calibration=Calibration.fitted(self.rule, count.sums, len(images)))
 

@@ -72,9 +72,9 @@ class ComparisonFolder:
     def _read(self) -> list[dict[str, Any]]:
         """Return the records; a line that is not whole counts as not run."""
         found: dict[Key, dict[str, Any]] = {}
-        for line in self.runs_file.read_text(encoding="utf-8").splitlines() if self.runs_file.exists() else ():
+        for line in self.runs_file.read_bytes().splitlines() if self.runs_file.exists() else ():
             try:
-                record = json.loads(line)
+                record = json.loads(line.decode())
                 found[key_of(record)] = record
             except (ValueError, LookupError, TypeError, RecursionError):
                 continue

@@ -1,18 +1,32 @@
 """What a suite would run: for each row its ranges, how many of its runs are done, or why it has none."""
 
+from pathlib import Path
+
 from sidestep.bench.report import Table
 from sidestep.bench.suite.nets import NoFit
 from sidestep.bench.suite.records import SuiteRecords
 from sidestep.bench.suite.suite import Suite, file_of
 from sidestep.bench.suite.work import search_of
+from sidestep.data import names
+from sidestep.errors import InputError
 from sidestep.presets.matched import NETS, Among, Between
 from sidestep.presets.matched_budgets import suite_budget
+from sidestep.wording import suggestion
 
 __all__ = ["plan_tables"]
 
 
 def plan_tables(suite: Suite) -> list[Table]:
-    """Return a table for each net on each data set; no data are read."""
+    """Return a table for each net on each data set; no data are read.
+
+    Raises:
+        InputError: for data that are neither known by name nor there.
+    """
+    known = [each.name for each in names()]
+    for data in suite.data:
+        if data not in known and not Path(data).expanduser().exists():
+            said = suggestion(data, known, f"there are {', '.join(known)}, and files and folders of yours")
+            raise InputError(f"unknown data set {data!r}: {said}")
     return [_plan(suite, data, net) for data in suite.data for net in suite.nets]
 
 

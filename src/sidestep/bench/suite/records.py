@@ -19,9 +19,9 @@ _ENVIRONMENT = "environment"
 
 def lines_of(file: Path) -> Iterator[dict[str, Any]]:
     """Yield the whole lines of a file of records, which need not be there."""
-    for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else ():
+    for line in file.read_bytes().splitlines() if file.exists() else ():
         try:
-            found = json.loads(line)
+            found = json.loads(line.decode())
         except (ValueError, RecursionError):
             continue
         if isinstance(found, dict):

@@ -23,7 +23,7 @@ from sidestep.data.notices import report
 from sidestep.data.splits import DataSet, Split
 from sidestep.data.tables.columns import data_set, feature_tensor, target_tensor
 from sidestep.data.tables.encoding import Columns, Table
-from sidestep.data.tables.files import no_number, read_table
+from sidestep.data.tables.files import are_dates, no_number, read_table
 from sidestep.data.tables.form import ColumnSeen, TableForm
 from sidestep.errors import DataError, InputError
 from sidestep.wording import counted, meant
@@ -214,6 +214,8 @@ def _left_out(table: Table) -> dict[str, str]:
             found[name] = "it has no value in any train row"
         elif distinct == 1 and len(there) == len(values):
             found[name] = f"it is {repr(there[0]) if texts else f'{there[0]:g}'} in every train row"
+        elif texts and are_dates(there):
+            found[name] = f"its texts are dates, such as {there[0]!r}; make numbers of them, such as days or months"
         elif texts and distinct > _CATEGORIES and 2 * distinct > len(there):
             odd = no_number(there)
             found[name] = (

@@ -1,6 +1,7 @@
 """Tables in files, CSV and parquet, as columns: numbers with NaN for gaps, or texts with None for gaps."""
 
 import csv
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,15 @@ from sidestep.data.tables.encoding import Table
 from sidestep.data.tables.frames import table_of_frame
 from sidestep.errors import DataError, InputError
 
-__all__ = ["GAPS", "is_table_file", "no_number", "read_table"]
+__all__ = ["GAPS", "are_dates", "is_table_file", "no_number", "read_table"]
 
 GAPS = frozenset({"", "?", "NA", "N/A", "n/a", "#N/A", "<NA>", "NaN", "nan", "NULL", "null"})  # cells without a value
 _TEXTS, _PARQUET = (".csv", ".tsv"), (".parquet", ".pq")
 _DELIMITERS = (",", ";", "\t", "|")
 _LONGEST = 1 << 20  # signs of a cell
+_DATE = re.compile(
+    r"([12]\d{3}([-/.])\d\d?\2\d\d?|\d\d?([-/.])\d\d?\3[12]\d{3}|\d\d?/\d\d?/\d\d)([T ]\d\d?:\d\d.*)?", re.ASCII
+)  # the year first or last; 1.2.26 is a version as well
 
 
 def is_table_file(path: Path) -> bool:
@@ -107,6 +111,15 @@ def no_number(texts: list[str]) -> str | None:
     """Return the first text that is no number, of a column where nine in ten are numbers; None of other columns."""
     others = [text for text in texts if _number(text) is None and _number(text, decimal=True) is None]
     return others[0] if others and 10 * len(others) <= len(texts) else None
+
+
+def are_dates(texts: list[str]) -> bool:
+    """Whether all texts are dates with a year, a month and a day, or times of such days.
+
+    >>> are_dates(["2026-11-29", "2026-11-30 08:15"]), are_dates(["29.11.2026", "1/9/26"]), are_dates(["1.2.26"])
+    (True, True, False)
+    """
+    return bool(texts) and all(map(_DATE.fullmatch, texts))
 
 
 def _number(text: str, decimal: bool = False) -> float | None:

@@ -95,7 +95,14 @@ class TuneFolder:
                 continue
             if not (isinstance(there, dict) and isinstance(here, dict)):
                 raise InputError(f"{self.path} was begun from another base model; go on with the one it was begun with")
-            name = next(key for key in here if there.get(key) != here[key])
+            name = next((key for key in here if there.get(key) != here[key]), None)
+            if name is None:  # an option that has gone, or came later and is not used
+                continue
+            if part == "data":
+                raise InputError(
+                    f"{self.path} was begun with other texts or labels than --data has now; go on with those that it "
+                    "was begun with, or choose another --out"
+                )
             raise InputError(
                 f"{self.path} was begun with {name} = {there.get(name)}, and now it is {here[name]}; go on with what "
                 "it was begun with, or choose another --out"

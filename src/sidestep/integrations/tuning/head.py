@@ -73,7 +73,7 @@ def ridge(inputs: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tensor]
     True
     """
     inputs, targets = inputs.double(), one_hot(labels.to(inputs.device), classes).double()
-    spread = inputs.std(0) + 1e-6
+    spread = 1e-6 + (inputs.std(0) if len(inputs) > 1 else torch.zeros_like(inputs[0]))  # one text has none
     inputs = inputs / spread
     means, shares = inputs.mean(0), targets.mean(0)
     values, axes = _principal(inputs - means)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from sidestep.checks import check_range
+from sidestep.checks import check_positive, check_range
 from sidestep.errors import InputError
 from sidestep.rules import RULES, Rule, rule_from_record
 from sidestep.rules.shared.any_module import trains_any
@@ -46,6 +46,9 @@ class TuneOptions:
     """Of back-propagation: parts of a batch that are computed one after another, their gradients summed."""
     steps: int = 200
     """Training steps."""
+    stop_at: float | None = None
+    """Of labels: end at a look at the validation texts at which this share of them is right, 1 for all; also before the
+    first step. Default: all steps."""
     batch: int = 32
     """Texts, or rows of next tokens, in a step."""
     learning_rate: float | None = None
@@ -86,6 +89,8 @@ class TuneOptions:
             check_range(2, 1 << 20, length=self.length)
         if not 0 < self.validation < 1:
             raise InputError(f"validation is a share of the texts, above 0 and below 1, got {self.validation}")
+        if self.stop_at is not None:
+            check_positive(1, stop_at=self.stop_at)
         if self.evaluate_every is not None:
             check_range(1, 10**9, evaluate_every=self.evaluate_every)
         if self.train and self.lora:

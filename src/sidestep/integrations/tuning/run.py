@@ -112,13 +112,19 @@ def _prepared(model: str, options: TuneOptions, saved: Recipe | None) -> tuple[T
     device = Compute.find(options.device, "float32").device
     table = is_table_file(options.data)
     texts = read_labelled(options.data, options.target, options.text) if table else None
-    if not table and options.target:
-        raise InputError(
-            f"{options.data} is a text, whose next tokens are learned: leave --target out, or give a table"
-        )
+    for name, given in (("--target", options.target), ("--stop-at", options.stop_at)):
+        if given is not None and not table:
+            raise InputError(
+                f"{options.data} is a text, whose next tokens are learned: leave {name} out, or give a table"
+            )
     kinds = texts.kinds if texts else ()
     if texts and len(kinds) < 2:
         raise InputError(f"{options.data}: all labels in {options.target} are {kinds[0]!r}; there must be two or more")
+    if saved and saved.labels != kinds:
+        raise InputError(
+            f"the run was begun with the labels {', '.join(saved.labels[:8]) or 'of next tokens'}, and {options.data} "
+            f"has {', '.join(kinds[:8]) or 'none'}; go on with those that it was begun with, or choose another --out"
+        )
     length = options.length or most_tokens(model, 64)
     recipe = Recipe(model, kinds, options.part, options.lora, length, options.seed, options.reads)
     net = built(model, replace(recipe, head=saved.head) if saved else recipe, device, options.checkpointed)
@@ -176,7 +182,7 @@ class _Run:
         counting = self._net.model.register_forward_pre_hook(self._count)
         try:
             with stop_on_signals() as stop:
-                while self._step.steps < options.steps:
+                while self._step.steps < options.steps and not self._enough():
                     self._loss = self._take()
                     self._seconds = time.process_time() - begun
                     done = self._step.steps
@@ -191,6 +197,10 @@ class _Run:
             counting.remove()
             self._step.close()
         return self._finished()
+
+    def _enough(self) -> bool:
+        """Whether so many validation texts were right, at the last look, that the run may end."""
+        return self._options.stop_at is not None and self._lines[-1]["accuracy"] >= self._options.stop_at
 
     def _count(self, *_: Any) -> None:
         self._passes += 1
@@ -249,6 +259,13 @@ class _Run:
         self._folder.write_metrics(self._lines)
         self._save()
         self._told(_progress(step, self._options.steps, self._loss, score, self._seconds, self._net.recipe.tokens))
+        if self._enough() and step < self._options.steps:
+            self._told(f"ended at step {step:,} of {self._options.steps:,}, by --stop-at {self._options.stop_at:g}")
+        elif score.accuracy == 1 and step == 0 < self._options.steps:
+            self._told(
+                "all validation texts are right already, so that they can tell no progress: --steps 0 keeps this, "
+                "--stop-at 1 ends at the first look at which all are right"
+            )
 
     def _save(self) -> None:
         extra = {"lines": self._lines, "passes": self._passes, "seconds": self._seconds}
