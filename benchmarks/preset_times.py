@@ -26,6 +26,7 @@ from sidestep.training import Options
 from sidestep.training.begin import begin
 
 STEPS, BATCH = 2, 32  # timed steps; a larger batch is taken to cost as much more as it has more images
+BATCHES = 16, 64  # of ternary nets, whose updates cost the same for every batch: along a line through these two
 
 
 def images(preset: Preset, batch: int) -> DataSet:
@@ -39,9 +40,9 @@ def images(preset: Preset, batch: int) -> DataSet:
     return DataSet(preset.data, split, split, tuple(of["class_names"]), (0.5,) * shape[1], (0.3,) * shape[1])
 
 
-def seconds_of_step(preset: Preset, changes: dict[str, Any]) -> float:
-    """Return the least processor seconds of a step, after one to warm up."""
-    rule, batch = RULES[preset.rule](**{**preset.options, **changes}), min(BATCH, preset.train["batch"])
+def seconds_of_step(preset: Preset, changes: dict[str, Any], most: int = BATCH) -> tuple[float, int]:
+    """Return the least processor seconds of a step, after one to warm up, and how many images it had."""
+    rule, batch = RULES[preset.rule](**{**preset.options, **changes}), min(most, preset.train["batch"])
     given = {**preset.train, "batch": batch, "decay": "none", "warmup": 0.0, "steps": 100, "epochs": None}
     state, loop = begin(rule, images(preset, batch), Options(**given))
     loop.take_step(state)
@@ -50,15 +51,24 @@ def seconds_of_step(preset: Preset, changes: dict[str, Any]) -> float:
         began = time.process_time()
         loop.take_step(state)
         seconds.append(time.process_time() - began)
-    return min(seconds) * preset.train["batch"] / batch
+    return min(seconds), batch
+
+
+def scaled(preset: Preset, changes: dict[str, Any]) -> float:
+    """Return the seconds of a step of the preset's batch, from fewer images."""
+    if preset.rule != "noise-step" and not preset.options.get("ternary"):
+        seconds, batch = seconds_of_step(preset, changes)
+        return seconds * preset.train["batch"] / batch
+    (low, few), (high, more) = (seconds_of_step(preset, changes, most) for most in BATCHES)
+    return high + max(0.0, high - low) / max(1, more - few) * (preset.train["batch"] - more)
 
 
 def step_of(preset: Preset) -> float:
     """Return the seconds of a step; with very many solver steps in training, along a line through fewer of them."""
     steps = preset.options.get("steps", 0)
     if preset.rule != "neural-ode" or steps <= 4:
-        return seconds_of_step(preset, {})
-    few, more = (seconds_of_step(preset, {"steps": count}) for count in (2, 4))
+        return scaled(preset, {})
+    few, more = (scaled(preset, {"steps": count}) for count in (2, 4))
     return few + (more - few) * (steps - 2) / 2
 
 

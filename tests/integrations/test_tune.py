@@ -235,6 +235,10 @@ def test_the_command_line_tunes_evaluates_predicts_replays_and_verifies(home, tm
     )
     assert "validation accuracy" in said.out
     assert "before the first step" in said.err
+    said, _ = ran("runs", tmp_path, "--json")
+    (listed,) = json.loads(said.out)["runs"]
+    assert (listed["rule"], listed["data"], listed["finished"]) == ("spsa", str(base), True)
+    assert listed["score"] == json.loads((run / "result.json").read_text())["validation_accuracy"]
     said, _ = ran("eval", run, "--data", home / "test.csv", "--json")
     assert json.loads(said.out)["rows"] == 60
     (tmp_path / "lines.txt").write_text("good film\n\nawful plot\n")

@@ -1,5 +1,6 @@
 """Bits a token: of known probabilities, and the same in result.json, `eval` and the table."""
 
+import dataclasses
 import json
 import math
 
@@ -8,8 +9,10 @@ import torch
 
 from sidestep import Options, data, load_run, rules, train
 from sidestep.cli import main
-from sidestep.data.objective import IGNORED
+from sidestep.data.objective import CLASSES, IGNORED
+from sidestep.errors import InputError
 from sidestep.rules.protocol import Task
+from sidestep.training.attached_rule import as_objective
 from sidestep.training.likelihood import added_up, bits_of, quality_of
 
 ROWS = torch.tensor([[0, 1, 2, 1, 0], [1, 1, 0, 2, 0]]).repeat(12, 1)
@@ -66,3 +69,25 @@ def test_eval_shows_bits_of_a_text(tmp_path, capsys):
     found = json.loads(capsys.readouterr().out)
     kept = json.loads((run / "result.json").read_text())
     assert found["bits_per_token"]["forward"] == pytest.approx(kept["test_bits_per_token"], rel=1e-5)
+
+
+def test_a_loss_of_the_users_own_is_no_accuracy_and_has_no_temperature():
+    def margin(outputs, targets):
+        return torch.nn.functional.multi_margin_loss(outputs, targets, reduction="none")
+
+    digits, rule, options = data.load("digits"), rules.LocalLoss(hidden=(16,)), Options(epochs=2)
+    loss = train(rule, digits, options, objective=margin)
+    assert loss.result["score"] == "loss"
+    assert "test_accuracy" not in loss.result
+    assert loss.result["test_nll"] is None
+    assert loss.calibration is None
+    assert "a loss of your own" in loss.uncalibrated()
+    with pytest.raises(InputError, match="classes by a loss of your own"):
+        loss.recalibrated(digits.validation)
+    right = dataclasses.replace(as_objective(margin), scores=CLASSES.scores, score_name="accuracy")
+    counted = train(rule, digits, options, objective=right)
+    test = digits.test
+    exact = float((counted.predict(test.images).argmax(1) == test.labels).float().mean())
+    assert counted.result["test_accuracy"] == pytest.approx(exact)
+    mean = float(margin(loss.predict(test.images), test.labels).mean())
+    assert loss.result["test_score"] == pytest.approx(mean, rel=1e-3)

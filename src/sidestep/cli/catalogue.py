@@ -122,7 +122,7 @@ def _say_of_times(presets: Mapping[str, Any]) -> None:
         show(f"No step was timed of {', '.join(untimed)}.")
     show(
         "Times are rough, and of training alone, on one core of this machine: a step on",
-        f"up to 32 images was timed on {machine()}, and is scaled to the batch and by a matrix product here.",
+        f"up to 64 images was timed on {machine()}, and is scaled to the batch and by a matrix product here.",
         "--budget is an option of `train`; what a paper's preset reaches is said of its full budget.",
     )
 

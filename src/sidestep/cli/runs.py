@@ -25,6 +25,7 @@ from sidestep.wording import counted
 
 __all__ = ["compare_command", "runs_command"]
 
+TUNED = "tune.json"  # what the folder of a fine-tune holds
 _DEEPEST = 3  # folders below the one that is listed
 _NO_DIFFERENCE = frozenset({"out", "resume", "overwrite", "checkpoint_seconds", "data_dir", "path"})
 
@@ -41,6 +42,8 @@ def compare_command(arguments: list[str]) -> None:
 
 def _runs(folder: Annotated[Path, tyro.conf.Positional] = Path("runs"), /, *, json: bool = False) -> None:
     """List the runs in a folder and those below it: rule, data, seed, accuracy (or another score), state and size.
+
+    A fine-tune is there with its base model in the place of data, and with the accuracy on its validation texts.
 
     Args:
         folder: Where to look.
@@ -66,7 +69,7 @@ def _runs(folder: Annotated[Path, tyro.conf.Positional] = Path("runs"), /, *, js
 
 def _folders(folder: Path, deep: int) -> Iterator[Path]:
     """Yield the folders of runs, in the order of their names; no link is followed."""
-    if (folder / "config.toml").is_file():
+    if (folder / "config.toml").is_file() or (folder / TUNED).is_file():
         yield folder
     elif deep:
         for entry in sorted(folder.iterdir()):
@@ -80,6 +83,8 @@ def _record(path: Path) -> dict[str, Any]:
     found: dict[str, Any] = {"run": str(path), "rule": None, "data": None, "seed": None, "score": None,
                              "score_name": None, "finished": False, "state": "", "bytes": size}  # fmt: skip
     try:
+        if (path / TUNED).is_file():
+            return found | _of_tuned(path)
         config, result = folder.config(), folder.result()
         found |= {"rule": config["rule"]["name"], "data": config["data"]["name"], "seed": config["train"]["seed"]}
         if result is None:
@@ -93,6 +98,19 @@ def _record(path: Path) -> dict[str, Any]:
     scores = [result.get(f"{split}_{kind}") for split in ("test", "validation")]
     score = next((value for value in scores if value is not None), None)
     return found | {"finished": True, "state": "yes", "score": score, "score_name": name}
+
+
+def _of_tuned(path: Path) -> dict[str, Any]:
+    """Return what there is to say of a fine-tune, whose score is that of its validation texts."""
+    from sidestep.integrations.tuning.folder import TuneFolder  # for such a folder alone
+
+    folder = TuneFolder(path)
+    config, result = folder.config(), folder.result()
+    known = {"rule": config["rule"]["name"], "data": config["recipe"]["base"], "seed": config["recipe"]["seed"]}
+    if result is None:
+        return known | {"state": "no: go on with --resume"}
+    name = "accuracy" if config["recipe"]["labels"] else "token accuracy"
+    return known | {"finished": True, "state": "yes", "score": result["validation_accuracy"], "score_name": name}
 
 
 def _compare(

@@ -119,6 +119,11 @@ class Task:
         return "image" if self.inputs == "image" else "row"
 
     @property
+    def likely(self) -> bool:
+        """Whether a net's answers are probabilities of classes; those by a loss of the user's own need not be."""
+        return self.targets == "classes" and self.own is None
+
+    @property
     def classes(self) -> int:
         """The number of the net's outputs: of classes, for a classifier."""
         return len(self.class_names)

@@ -77,7 +77,7 @@ def value_targets(y: Any, rows: int) -> tuple[Array, bool]:
             array = array.astype(np.float64)
         except (TypeError, ValueError) as error:
             raise InputError(
-                f"the targets of a regressor are numbers, got {array.ravel()[0]!r}; for names of classes take "
+                f"the targets of a regressor are numbers, got {array.ravel().tolist()[0]!r}; for names of classes take "
                 "SidestepClassifier"
             ) from error
     array = np.array(array, dtype=np.float64)

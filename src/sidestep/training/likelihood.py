@@ -26,7 +26,7 @@ def added_up(task: Task, temperatures: Mapping[str, float | None]) -> tuple[_Sum
 
     Of targets without a likelihood, such as values or a loss of the user's own, nothing is.
     """
-    if task.targets == "classes":
+    if task.likely:
         return (lambda name, p, labels: confidence_sums(p, labels, temperatures[name])), CONFIDENCE_SUMS
     if task.targets == "tokens" and task.own is None:
         return (lambda _, p, targets: _token_sums(p, targets)), _TOKEN_SUMS

@@ -60,7 +60,8 @@ def finish(
     rule, folder, compute = loop.rule, loop.folder, loop.compute
     best = rule.readings[0]
     found, calibration = _measured(loop, state, progress, list(dict.fromkeys([best, *readings])))
-    read, kind = found["test"] or found["validation"], "accuracy" if loop.task.targets == "classes" else "score"
+    score = loop.task.objective.score_name
+    read, kind = found["test"] or found["validation"], "accuracy" if score == "accuracy" else "score"
     result = {
         "rule": rule.name,
         "variant": variant_of(rule),
@@ -73,7 +74,7 @@ def finish(
         "parameters": sum(parameter.numel() for parameter in state.net.parameters()),
         "peak_memory_bytes": peak_memory_bytes(compute.device),
         **{f"{name}_{kind}": each[best].accuracy if each else None for name, each in found.items()},
-        **({} if kind == "accuracy" else {"score": loop.task.objective.score_name}),
+        **({} if kind == "accuracy" else {"score": score}),
         **{f"test_{name}": getattr(found["test"][best], name) if found["test"] else None for name in ("nll", "ece")},
         **_bits(loop, found, best),
         "readings": {name: quality.accuracy for name, quality in read.items()} if read else None,
@@ -125,7 +126,7 @@ class _Evaluation:
     def calibrate(self, readings: Sequence[str]) -> Calibration | None:
         """Fit the readings' temperatures on validation images; None without images enough."""
         loop = self._loop
-        if loop.task.targets != "classes":
+        if not loop.task.likely:
             return None
         images = calibration_images(loop.data.validation, loop.noise)
         if len(images):

@@ -64,6 +64,8 @@ class Run:
     def uncalibrated(self, reading: str | None = None) -> str | None:
         """Return why what a reading gives is no probability, in a few words; None if it is one."""
         name = reading or self.rule.readings[0]
+        if self.calibration is None and self.task.own:
+            return "no temperature: it is trained by a loss of your own"
         if self.calibration is None:
             return f"no temperature: it takes {FEWEST} validation {self.task.example}s and a run trained to its end"
         return self.calibration.missing(self.rule, name)
@@ -133,8 +135,9 @@ class Run:
         """
         names = names or self.rule.readings
         check_readings(self.rule, names)
-        if self.task.targets != "classes":
-            raise InputError(f"temperatures are for classes, and this net gives {self.task.targets}")
+        if not self.task.likely:
+            own = " by a loss of your own" if self.task.own else ""
+            raise InputError(f"temperatures are for classes, and this net gives {self.task.targets}{own}")
         images = calibration_images(validation, Noise(self.seed))
         if not len(images):
             raise InputError(

@@ -82,6 +82,10 @@ class TuneFolder:
             raise CheckpointError(f"{self.config_file} was not written by sidestep tune")
         return found
 
+    def result(self) -> dict[str, Any] | None:
+        """Return what came out; None of a run that is not finished. Raises CheckpointError if it was changed."""
+        return read_json(self.result_file) if self.result_file.exists() else None
+
     def recipe(self) -> Recipe:
         """Return how the net is made."""
         return Recipe.of(self.config().get("recipe"), self.config_file)
