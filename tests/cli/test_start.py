@@ -48,3 +48,18 @@ def test_every_command_is_where_the_table_says() -> None:
     for name, later in COMMANDS.items():
         assert callable(getattr(import_module(f"sidestep.cli.{later.module}"), later.command))
         assert f"\n  {name} " in HELP
+
+
+def test_what_a_command_has_imported_is_not_looked_through_for_garbage() -> None:
+    program = """
+import gc
+from sidestep.cli import COMMANDS
+assert gc.get_freeze_count() == 0
+COMMANDS["rules"](["--json"])
+frozen = gc.get_freeze_count()
+assert frozen > 1000 and gc.isenabled(), frozen
+COMMANDS["rules"](["--json"])
+assert gc.get_freeze_count() <= frozen  # later objects are not kept
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
