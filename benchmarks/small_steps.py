@@ -117,16 +117,19 @@ def in_train(rule: Backprop | LocalLoss | SPSA) -> Callable[[], object]:
     return lambda: loop.take_step(state)
 
 
-def measured(ways: dict[str, Callable[[], object]], rounds: int, steps: int) -> dict[str, list[float]]:
-    """Return name -> processor seconds of a step, of every round: all ways take turns, so that drift hits all."""
+def measured(
+    ways: dict[str, Callable[[], object]], rounds: int, steps: int, clock: str = "processor"
+) -> dict[str, list[float]]:
+    """Return name -> processor (or wall) seconds of a step, of every round: all take turns, so that drift hits all."""
+    now = time.process_time if clock == "processor" else time.perf_counter
     taken: dict[str, list[float]] = {name: [] for name in ways}
     for turn in range(rounds + 1):
         for name, way in ways.items():
-            started = time.process_time()
+            started = now()
             for _ in range(steps):
                 way()
             if turn:  # the first warms up
-                taken[name].append((time.process_time() - started) / steps)
+                taken[name].append((now() - started) / steps)
     return taken
 
 

@@ -162,7 +162,7 @@ class Steps:
         return self
 
 
-def test_a_peer_that_is_missing_is_skipped_and_the_others_have_rows(monkeypatch, capsys):
+def test_a_peer_that_is_missing_is_skipped_and_the_others_have_rows(monkeypatch, capsys, tmp_path):
     def there(name):
         if name == "skorch":
             return Steps()
@@ -171,10 +171,16 @@ def test_a_peer_that_is_missing_is_skipped_and_the_others_have_rows(monkeypatch,
     monkeypatch.setattr(peer_steps, "import_module", there)
     monkeypatch.setattr(peer_steps, "NETS", {"784-4-10": (784, 4, 10)})
     threads = torch.get_num_threads()
-    peer_steps.main(["--rounds", "5", "--steps", "1"])
+    monkeypatch.setattr(peer_steps.metadata, "version", lambda name: "1.0")
+    peer_steps.main(["--rounds", "5", "--steps", "1", "--threads", "1", "--out", str(tmp_path / "peers.json")])
     torch.set_num_threads(threads)
-    missing, skorch, ours = capsys.readouterr().out.splitlines()
-    assert missing.startswith("torchzero is not installed, so its rows are skipped")
+    *missing, skorch, ours = capsys.readouterr().out.splitlines()
+    assert [line.partition(",")[0] for line in missing] == ["torchzero is not installed", "cma is not installed"]
     assert "skorch" in skorch
     assert "over ours" in skorch
-    assert ours.split()[:3] == ["backprop", "784-4-10", "ours"]
+    assert ours.split()[:4] == ["backprop", "784-4-10", "1", "ours"]
+    found = json.loads((tmp_path / "peers.json").read_text())
+    assert found["environment"].items() >= {"torch": torch.__version__, "skorch": "1.0"}.items()
+    assert [(row["way"], len(row["rounds"])) for row in found["rows"]] == [("skorch", 5), ("ours", 5)]
+    ratios = [a / b for a, b in zip(*(row["rounds"] for row in found["rows"]), strict=True)]
+    assert found["rows"][0]["over ours"] == {"median": sorted(ratios)[2], "least": min(ratios), "most": max(ratios)}
