@@ -1,34 +1,48 @@
 """Time a step of ours against other libraries' steps of the same maths, in one process.
 
     pip install -e '.[bench-peers]'
-    python -m benchmarks.peer_steps [--rounds 7] [--steps 10] [--pairs 8]
+    python -m benchmarks.peer_steps [--rounds 7] [--steps 10] [--pairs 8] [--threads 1 16] [--out peers.json]
 
-spsa: torchzero's estimators along random directions, one-sided (the loss as it stands, and one more for each
-direction), and `attach(model, SPSA(...))`, which is logged nowhere. backprop: skorch's training step, and `attach`.
-MLPs of 784-64-10 and 784-512-512-10, 128 standardised rows of noise, float32, one thread, SGD. Processor seconds: all
-take turns, and a ratio is the median of the rounds' pairs, with their spread. A library that is missing is skipped.
+MLPs of 784-64-10 and 784-512-512-10, and one batch of 128 standardised rows of noise, float32, the same on both sides:
+
+- spsa: torchzero's estimators along random directions, one-sided (the loss as it stands, and one more for each
+  direction), and `attach(model, SPSA(...))`, which is logged nowhere; SGD.
+- evolution: 2 `pairs` members, each of which sees the whole batch. cma's separable CMA-ES draws and adapts in float64
+  and ranks the members; ours draws antithetic pairs of full-rank noise and takes a step of SGD. Losses cost the same.
+- backprop: skorch's training step, and `attach`; SGD.
+
+On one thread times are processor seconds, on several those of the clock. All take turns, and a ratio is the median of
+the rounds' pairs, with their spread. A library that is missing is skipped.
 """
 
 import argparse
 import itertools
+import json
+import os
+import platform
 import statistics
 from collections.abc import Callable
-from importlib import import_module
+from dataclasses import asdict
+from importlib import import_module, metadata
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.machine import Ratio
+from benchmarks.machine import Ratio, Roof
 from benchmarks.small_steps import measured
 from sidestep import attach
 from sidestep.noise import Noise
-from sidestep.rules import SPSA, Backprop
+from sidestep.rules import SPSA, Backprop, Evolution
 
 NETS = {"784-64-10": (784, 64, 10), "784-512-512-10": (784, 512, 512, 10)}
 ESTIMATORS = ("SPSA", "RDSA", "MeZO")  # of torchzero, along Rademacher directions
+PEERS = ("torchzero", "cma", "skorch")
 RATE = 1e-3
+Ways = dict[str, Callable[[], object]]
 
 
 def peer(name: str) -> Any:
@@ -74,11 +88,75 @@ def skorch_step(skorch: Any, widths: tuple[int, ...]) -> Callable[[], object]:
     return lambda: net.train_step(batch)["loss"].item()
 
 
-def own_step(rule: SPSA | Backprop, widths: tuple[int, ...]) -> Callable[[], object]:
+def cma_step(cma: Any, widths: tuple[int, ...], pairs: int) -> Callable[[], object]:
+    """Return a step of cma's: ask, the losses, tell."""
+    model, (inputs, targets) = mlp(widths), rows()
+    weights = list(model.parameters())
+    start = nn.utils.parameters_to_vector(weights).detach().double().numpy()
+    settings = {"popsize": 2 * pairs, "CMA_diagonal": True, "verbose": -9, "seed": 1}
+    strategy = cma.CMAEvolutionStrategy(start, 0.01, settings)
+
+    @torch.no_grad()
+    def loss(member: Any) -> float:
+        nn.utils.vector_to_parameters(torch.from_numpy(np.asarray(member, dtype=np.float32)), weights)
+        return F.cross_entropy(model(inputs), targets).item()
+
+    def step() -> object:
+        members = strategy.ask()
+        return strategy.tell(members, [loss(member) for member in members])
+
+    return step
+
+
+def own_step(rule: SPSA | Evolution | Backprop, widths: tuple[int, ...]) -> Callable[[], object]:
     """Return a step of ours, whose loss is read."""
     sgd = None if isinstance(rule, SPSA) else lambda groups: torch.optim.SGD(groups, lr=RATE)
     step, batch = attach(mlp(widths), rule, optimizer=sgd), rows()
     return lambda: float(step(*batch))
+
+
+def ways_of(peers: dict[str, Any], widths: tuple[int, ...], pairs: int) -> dict[str, Ways]:
+    """Return rule -> the ways to take its step, ours last; nothing for a rule whose peer is missing."""
+    tables: dict[str, Ways] = {}
+    if tz := peers["torchzero"]:
+        tables["spsa"] = {f"torchzero {e}": torchzero_step(tz, e, widths, pairs) for e in ESTIMATORS}
+        tables["spsa"]["ours"] = own_step(SPSA(pairs=pairs, learning_rate=RATE), widths)
+    if cma := peers["cma"]:
+        rule = Evolution(noise_kind="full-rank", per="group", population=2 * pairs)
+        tables["evolution"] = {"cma, separable": cma_step(cma, widths, pairs), "ours": own_step(rule, widths)}
+    if skorch := peers["skorch"]:
+        tables["backprop"] = {"skorch": skorch_step(skorch, widths), "ours": own_step(Backprop(), widths)}
+    return tables
+
+
+def timed(peers: dict[str, Any], threads: int, given: argparse.Namespace) -> list[dict[str, Any]]:
+    """Print and return a row for each net, rule and way, on so many threads."""
+    torch.set_num_threads(threads)
+    clock, found = "processor" if threads == 1 else "wall", []
+    for net, widths in NETS.items():
+        for rule, ways in ways_of(peers, widths, given.pairs).items():
+            taken = measured(ways, given.rounds, given.steps, clock)
+            for name, seconds in taken.items():
+                over = None if name == "ours" else Ratio.of(seconds, taken["ours"])
+                said = "" if over is None else f"  over ours {over}"
+                middle = statistics.median(seconds)
+                print(f"{rule:9} {net:15} {threads:3} {name:15} {1e3 * middle:8.2f} ms{said}", flush=True)
+                row = {"rule": rule, "net": net, "threads": threads, "clock": clock, "way": name, "seconds": middle}
+                found.append({**row, "over ours": over and asdict(over), "rounds": seconds})
+    return found
+
+
+def environment(peers: dict[str, Any]) -> dict[str, Any]:
+    """Return what was measured on, and with which versions."""
+    there = [name for name in PEERS if peers[name]]
+    torch.set_num_threads(1)
+    roof = Roof.measure(size=1024)
+    return {
+        "python": platform.python_version(), "torch": torch.__version__, "machine": platform.machine(),
+        "vector instructions": torch.backends.cpu.get_cpu_capability(), "cores": os.cpu_count(),
+        "one core, matrix products, GFLOP/s": roof.flops / 1e9, "one core, copies, GB/s": roof.bandwidth / 1e9,
+        **{name: metadata.version(name) for name in there},
+    }  # fmt: skip
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -86,22 +164,16 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rounds", type=int, default=7, help="pairs in turn, of which five or more make a ratio")
     parser.add_argument("--steps", type=int, default=10)
-    parser.add_argument("--pairs", type=int, default=8, help="directions of spsa")
+    parser.add_argument("--pairs", type=int, default=8, help="directions of spsa, half the members of evolution")
+    usual = sorted({1, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1})
+    parser.add_argument("--threads", type=int, nargs="+", default=usual, help="one, and all cores, by default")
+    parser.add_argument("--out", type=Path, help="JSON file for the rows, and what was measured on")
     given = parser.parse_args(arguments)
-    torch.set_num_threads(1)
-    tz, skorch = peer("torchzero"), peer("skorch")
-    for net, widths in NETS.items():
-        tables: dict[str, dict[str, Callable[[], object]]] = {"spsa": {}, "backprop": {}}
-        if tz:
-            tables["spsa"] = {f"torchzero {e}": torchzero_step(tz, e, widths, given.pairs) for e in ESTIMATORS}
-            tables["spsa"]["ours"] = own_step(SPSA(pairs=given.pairs, learning_rate=RATE), widths)
-        if skorch:
-            tables["backprop"] = {"skorch": skorch_step(skorch, widths), "ours": own_step(Backprop(), widths)}
-        for rule, ways in tables.items():
-            found = measured(ways, given.rounds, given.steps) if ways else {}
-            for name, seconds in found.items():
-                over = "" if name == "ours" else f"  over ours {Ratio.of(seconds, found['ours'])}"
-                print(f"{rule:9} {net:15} {name:15} {1e3 * statistics.median(seconds):7.2f} ms{over}", flush=True)
+    peers = {name: peer(name) for name in PEERS}
+    found = [row for threads in given.threads for row in timed(peers, threads, given)]
+    if given.out:
+        record = {"environment": environment(peers), "rows": found}
+        given.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -115,7 +115,7 @@ def command(name: str, part: Path, epochs: int, seed: int, folder: Path) -> list
     variant = VARIANTS[name]
     options = {**GROUPS[variant.rule].options, **variant.changes}
     common = {"--data": part, "--epochs": epochs, "--validation": 0, "--seed": seed, "--out": folder}
-    flat = [str(word) for pair in {**options, **common}.items() for word in pair]
+    flat = [str(word) for pair in {**options, **common, "--reading": "all"}.items() for word in pair]
     again = ["--resume"] if (folder / "config.toml").exists() else []
     return [sys.executable, "-m", "sidestep", "train", variant.rule, *flat, *again]
 

@@ -1,5 +1,6 @@
 """The command line's entry, `python -m sidestep` and the script `sidestep`: Ctrl-C ends it from the first import on."""
 
+import gc
 import os
 import signal
 import sys
@@ -18,6 +19,7 @@ def main() -> None:
     try:
         run()
     finally:
+        gc.freeze()  # what is left goes with the process: Python's own end would look for garbage among all of torch
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # all is done: Python's own end would answer with a traceback
 
 

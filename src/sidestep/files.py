@@ -49,8 +49,8 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
     write_parts(Path(path), [data], len(data))
 
 
-def write_parts(path: Path, parts: Iterable[bytes | memoryview], size: int) -> None:
-    """Make `path` hold the parts, one after another, as `write_bytes` does; `size` is for the error on a full disk."""
+def write_parts(path: Path, parts: Iterable[bytes | memoryview], size: int | None = None) -> None:
+    """Make `path` hold the parts, one after another, as `write_bytes` does; a known `size` is told on a full disk."""
     temporary = path.with_name(f"{TEMPORARY_PREFIX}{path.name}.{os.getpid()}")
     try:
         with _new(temporary) as file:
@@ -232,12 +232,12 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
     return unsealed(record, path)
 
 
-def _why_unwritten(path: Path, size: int, error: OSError) -> str:
+def _why_unwritten(path: Path, size: int | None, error: OSError) -> str:
     kept = "the earlier file is untouched" if path.exists() else "nothing was written"
     if error.errno not in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
         return f"cannot write {path}: {error.strerror}; {kept}"
     free = shutil.disk_usage(path.parent).free
     return (
-        f"the disk is full: {path} needs {size} bytes and {free} are free; {kept}. "
+        f"the disk is full: {path} needs {'more' if size is None else f'{size} bytes'} and {free} are free; {kept}. "
         "Free some space, then continue with --resume"
     )

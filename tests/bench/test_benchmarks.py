@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import engines, gpu, noprop_step, peer_steps
+from benchmarks import engines, evaluation, gpu, noprop_step, peer_steps
 from benchmarks.machine import Ratio, Roof, alternating, count_flops, made_up, ready, use_clock
 from sidestep.rules import NoPropDT
 from sidestep.training.options import Compute
@@ -162,7 +162,7 @@ class Steps:
         return self
 
 
-def test_a_peer_that_is_missing_is_skipped_and_the_others_have_rows(monkeypatch, capsys):
+def test_a_peer_that_is_missing_is_skipped_and_the_others_have_rows(monkeypatch, capsys, tmp_path):
     def there(name):
         if name == "skorch":
             return Steps()
@@ -171,10 +171,35 @@ def test_a_peer_that_is_missing_is_skipped_and_the_others_have_rows(monkeypatch,
     monkeypatch.setattr(peer_steps, "import_module", there)
     monkeypatch.setattr(peer_steps, "NETS", {"784-4-10": (784, 4, 10)})
     threads = torch.get_num_threads()
-    peer_steps.main(["--rounds", "5", "--steps", "1"])
+    monkeypatch.setattr(peer_steps.metadata, "version", lambda name: "1.0")
+    peer_steps.main(["--rounds", "5", "--steps", "1", "--threads", "1", "--out", str(tmp_path / "peers.json")])
     torch.set_num_threads(threads)
-    missing, skorch, ours = capsys.readouterr().out.splitlines()
-    assert missing.startswith("torchzero is not installed, so its rows are skipped")
+    *missing, skorch, ours = capsys.readouterr().out.splitlines()
+    assert [line.partition(",")[0] for line in missing] == ["torchzero is not installed", "cma is not installed"]
     assert "skorch" in skorch
     assert "over ours" in skorch
-    assert ours.split()[:3] == ["backprop", "784-4-10", "ours"]
+    assert ours.split()[:4] == ["backprop", "784-4-10", "1", "ours"]
+    found = json.loads((tmp_path / "peers.json").read_text())
+    assert found["environment"].items() >= {"torch": torch.__version__, "skorch": "1.0"}.items()
+    assert [(row["way"], len(row["rounds"])) for row in found["rows"]] == [("skorch", 5), ("ours", 5)]
+    ratios = [a / b for a, b in zip(*(row["rounds"] for row in found["rows"]), strict=True)]
+    assert found["rows"][0]["over ours"] == {"median": sorted(ratios)[2], "least": min(ratios), "most": max(ratios)}
+
+
+def test_evaluations_are_set_beside_the_roof_with_the_operations_of_figure_6(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(evaluation, "steps", dict)
+    threads = torch.get_num_threads()
+    evaluation.main(["--images", "4", "--rounds", "1", "--out", str(tmp_path / "found.json")])
+    torch.set_num_threads(threads)
+    found = json.loads((tmp_path / "found.json").read_text())
+    rows = {row["what"]: row["operations"] for row in found["rows"]}
+    maps = 9 * (28 * 28 * 32 + 14 * 14 * 32 * 64 + 14 * 14 * 64 * 128)
+    path = 2 * (maps + 7 * 7 * 128 * 256)  # of one image
+    assert rows["noprop-dt, image paths"] == 4 * 10 * path
+    assert rows["noprop-ct, image paths"] == 4 * (path + 2 * 256 * 256)  # with the image's share of the fusing layer
+    # the image paths are computed once, for all readings and all steps of a walk
+    assert rows["noprop-dt, image paths"] < rows["noprop-dt, all readings"] < 1.5 * rows["noprop-dt, image paths"]
+    assert rows["noprop-ct, image paths"] < rows["noprop-ct, readings at a run's end"]
+    assert rows["noprop-ct, readings at a run's end"] < 1.5 * rows["noprop-ct, image paths"]
+    assert "roof before: matrix products" in capsys.readouterr().out
+    assert len(found["roofs"]) == 2

@@ -17,7 +17,7 @@ from sidestep import Options, data, train
 from sidestep.cli import main
 from sidestep.cli.bar import TrainingBar
 from sidestep.errors import DataError
-from sidestep.rules import Backprop, Task
+from sidestep.rules import RULES, Backprop, Task
 from sidestep.training.compatibility import pixel_scale_warning
 from sidestep.training.loop import Loop
 
@@ -142,6 +142,8 @@ def test_a_run_is_evaluated_by_the_readings_that_are_asked_for_and_eval_does_the
     found = json.loads(out.splitlines()[-1])["readings"]
     assert found["ancestral"] == result["readings"]["ancestral"]
     assert {"ddim", "mean", "block 1 alone"} <= found.keys()
+    status, out, error = run(capsys, "train", "noprop-dt", *words, "--overwrite", "--reading", "all", "--json")
+    assert (status, list(json.loads(out.splitlines()[-1])["readings"])) == (0, list(RULES["noprop-dt"].readings))
     status, _, error = run(capsys, "train", "noprop-dt", *words, "--overwrite", "--reading", "heun")
     assert (status, "noprop-dt has no reading 'heun'; it has: ddim, ancestral" in error) == (2, True)
 

@@ -9,7 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sidestep.cli import main
+from sidestep.cli import main, predict_output
+from sidestep.data import rows
+from sidestep.data.rows import Rows
+from sidestep.errors import InputError
 from sidestep.noise import Noise
 
 pytestmark = pytest.mark.filterwarnings("ignore::sidestep.notices.DataNotice")
@@ -113,6 +116,59 @@ def test_a_pattern_in_quotes_and_standard_input(made, capsys, monkeypatch):
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
         status, _, error = predict(capsys, made / "pictures", "-")
         assert (status, message in error) == (2, True), error
+
+
+@pytest.mark.parametrize("count", [1, 1234])
+def test_images_of_a_mapped_array_are_predicted_block_by_block_with_the_bits_of_all_at_once(
+    made, tmp_path, capsys, monkeypatch, count
+):
+    pixels = Noise(3).integers(count * 64, 256).view(count, 8, 8).numpy().astype(np.uint8)
+    file, run = tmp_path / "images.npy", made / "pictures"
+    np.save(file, pixels)
+    np.savez(tmp_path / "images.npz", images=pixels)
+    read, most = Rows._read, []
+
+    def counted(of, part, where):
+        most.append(len(part))
+        return read(of, part, where)
+
+    monkeypatch.setattr(Rows, "_read", counted)
+    monkeypatch.setattr(rows, "_BLOCK", 200 * 64)
+    for suffix in ("csv", "ndjson", "npz"):
+        one, other = tmp_path / f"mapped.{suffix}", tmp_path / f"whole.{suffix}"
+        assert predict(capsys, run, file, "--out", one)[0] == 0
+        assert 0 < max(most) <= 500
+        assert predict(capsys, run, tmp_path / "images.npz", "--out", other)[0] == 0
+        if suffix == "npz":
+            with np.load(one) as mapped, np.load(other) as whole:
+                assert all((mapped[name] == whole[name]).all() for name in ("labels", "scores", "class_names"))
+                assert mapped["files"].tolist() == [f"{file}[{i}]" for i in range(count)]
+        else:
+            assert one.read_text() == other.read_text().replace("images.npz[", "images.npy[")
+            assert len(one.read_text().splitlines()) == count + (suffix == "csv")
+    found, shown = predict(capsys, run, file, "--json"), predict(capsys, run, file, "--most", "3")[1]
+    assert json.loads(found[1])["files"][-1] == f"{file}[{count - 1}]"
+    assert len(json.loads(found[1])["labels"]) == count
+    assert f"{file}[{min(count, 3) - 1}]" in "".join(shown.split())
+
+
+def test_a_prediction_that_fails_half_way_leaves_the_earlier_file(made, tmp_path, capsys, monkeypatch):
+    file, out = tmp_path / "images.npy", tmp_path / "answers.csv"
+    np.save(file, np.zeros((1200, 8, 8), np.uint8))
+    out.write_text("earlier")
+    text, parts = predict_output.Answers.text, []
+
+    def failing(part, suffix):
+        parts.append(part.first)
+        if len(parts) == 2:
+            raise InputError("stopped here")
+        return text(part, suffix)
+
+    monkeypatch.setattr(predict_output.Answers, "text", failing)
+    status, _, error = predict(capsys, made / "pictures", file, "--out", out, "--overwrite")
+    assert (status, parts, "stopped here" in error) == (2, [0, 500], True)
+    assert out.read_text() == "earlier"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["answers.csv", "images.npy"]
 
 
 def test_what_is_missing_is_called_run_and_file(made, tmp_path, capsys):

@@ -64,3 +64,18 @@ def test_a_terminal_is_told_that_torch_is_loaded() -> None:
     words, blanks, rest = said.split("\r", 2)
     assert (words, blanks.strip()) == ("loading torch ...", "")
     assert "nowhere" in rest
+
+
+def test_what_a_command_has_imported_is_not_looked_through_for_garbage() -> None:
+    program = """
+import gc
+from sidestep.cli import COMMANDS
+assert gc.get_freeze_count() == 0
+COMMANDS["rules"](["--json"])
+frozen = gc.get_freeze_count()
+assert frozen > 1000 and gc.isenabled(), frozen
+COMMANDS["rules"](["--json"])
+assert gc.get_freeze_count() <= frozen  # later objects are not kept
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr

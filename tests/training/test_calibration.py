@@ -197,7 +197,7 @@ class TestTheNumbers:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     out = tmp_path_factory.mktemp("calibration") / "run"
-    return train(NoPropDT(blocks=2), "digits", Options(epochs=3, batch=64, out=out))
+    return train(NoPropDT(blocks=2), "digits", Options(epochs=3, batch=64, out=out), readings=NoPropDT.readings)
 
 
 class TestARun:

@@ -19,7 +19,7 @@ from sidestep import Options, data, load_run, train
 from sidestep.errors import CheckpointError, InputError, NonFiniteError
 from sidestep.files import read_json
 from sidestep.noise import Noise
-from sidestep.rules import Backprop, Batch, NoPropDT
+from sidestep.rules import Backprop, Batch, NoPropCT, NoPropDT, NoPropFM
 from sidestep.training import Stopped
 from sidestep.training.config import read_config, write_config
 from sidestep.training.evaluation_progress import Count, EvaluationProgress
@@ -275,6 +275,15 @@ class TestEvaluationAtTheEnd:
         result = train(rule, "digits", options, readings=["mean"]).result
         assert list(result["readings"]) == ["ddim", "mean"]
         assert result["test_accuracy"] == result["readings"]["ddim"]
+
+    @pytest.mark.parametrize("rule", [NoPropDT(blocks=2), NoPropCT(steps=3), NoPropFM(steps=3)])
+    def test_by_default_the_cheap_readings_are_counted_with_the_numbers_that_they_have_among_all(self, rule):
+        options = Options(steps=2, batch=128)
+        some = train(rule, "digits", options).result
+        every = train(rule, "digits", options, readings=rule.readings).result
+        assert tuple(some["qualities"]) == rule.at_end != rule.readings == tuple(every["qualities"])
+        assert rule.at_end[0] == rule.readings[0]
+        assert some["qualities"] == {name: every["qualities"][name] for name in rule.at_end}
 
 
 def test_a_run_from_before_an_option_was_there_goes_on_with_its_default(tmp_path):

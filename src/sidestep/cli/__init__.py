@@ -27,13 +27,17 @@ class _Later:
     command: str
 
     def __call__(self, arguments: list[str]) -> None:
+        name = f"sidestep.cli.{self.module}"
+        new = name not in sys.modules
         gc.disable()  # nothing that imports make is garbage, and looking through it takes a sixth of torch's import
         try:
             with waiting("" if self.module == "catalogue" else "loading torch ..."):
-                module = import_module(f"sidestep.cli.{self.module}")
+                module = import_module(name)
         except KeyboardInterrupt:
             fail("stopped before anything was started", 130)
         finally:
+            if new:
+                gc.freeze()  # later passes need not look through it either
             gc.enable()
         getattr(module, self.command)(arguments)
 

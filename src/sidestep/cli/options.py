@@ -80,7 +80,8 @@ class Extra:
     json: bool = False
     """Print one JSON object, the last line of standard output."""
     reading: Repeated = ()
-    """Evaluate at the end by these of the rule's readings, and by its first; `eval` does others. Default: all."""
+    """Evaluate at the end by these of the rule's readings, and by its first; all: by every one. By default by those
+    that cost little beside the first. `eval` does others."""
     listen: str | None = None
     """Let other processes join while it trains (`sidestep join`), at HOST:PORT, or at PORT from this machine alone."""
     token_file: Path | None = None

@@ -1,15 +1,18 @@
 """`sidestep predict RUN FILE ...`: the classes of images, and the classes or values of rows of a table."""
 
+from collections import deque
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated
 
+import torch
 import tyro
 
 from sidestep.cli.options import Repeated, all_words, check_order, run_in
 from sidestep.cli.output import check_new, notice, show, show_json, show_table
 from sidestep.cli.parse import parsed
 from sidestep.cli.predict_inputs import Given, given_inputs
-from sidestep.cli.predict_output import SUFFIXES, Answers
+from sidestep.cli.predict_output import SUFFIXES, Answers, write_answers
 from sidestep.cli.tuned import names_tuned, predict_tuned
 from sidestep.training import Run
 from sidestep.training.folder import RunFolder
@@ -68,17 +71,20 @@ def _predict(
     unfinished = RunFolder(run).unfinished(trained.step)
     given = given_inputs(trained, run, file)
     name = reading or trained.rule.readings[0]
-    found = trained.predict(given.inputs, name)
     values = trained.task.targets != "classes"
     missing = None if values else trained.uncalibrated(name)
     kind = "value" if values else "score" if missing else "probability"
-    answers = Answers(found, trained.task.class_names, kind, given.names)
-    if out:
-        answers.write(out)
+    answers = Answers(torch.zeros(0, trained.task.classes), trained.task.class_names, kind, given.names)
+    blocks = trained.predict_blocks(given.inputs, name)
+    if json or (out and out.suffix == ".npz"):  # which hold all of it
+        blocks = iter([torch.cat([answers.found, *blocks])])
+    rows: list[list[str]] = []
+    parts = _seen(answers.parts(blocks), rows, max(0, most))
+    last = write_answers(out, parts) if out else deque(parts, maxlen=1).pop()
     if json:
-        show_json(_record(run, unfinished, trained, name, given, answers))
+        show_json(_record(run, unfinished, trained, name, given, last))
     else:
-        _show(answers, given.noun, name, unfinished, missing, most, out)
+        _show(rows, answers, given.noun, name, unfinished, missing, out)
     for lost in given.lost:
         notice(f"left out: {lost}")
     if given.lost:
@@ -99,14 +105,23 @@ def _record(
     return found
 
 
+def _seen(parts: Iterable[Answers], rows: list[list[str]], most: int) -> Iterator[Answers]:
+    """Yield the parts, and keep the first rows that are printed."""
+    for part in parts:
+        rows += part.rows(most - len(rows))
+        yield part
+
+
 def _show(  # long: what is printed, and what has to be said beside it
-    answers: Answers, noun: str, name: str, unfinished: str | None, missing: str | None, most: int, out: Path | None
+    rows: list[list[str]],
+    answers: Answers,
+    noun: str,
+    name: str,
+    unfinished: str | None,
+    missing: str | None,
+    out: Path | None,
 ) -> None:
-    count, form = len(answers.names), {"probability": ".1%", "score": ".3f", "value": ".6g"}[answers.kind]
-    shown = range(min(count, max(0, most)))
-    best, labels = answers.best, answers.labels
-    classes = [[answers.outputs[labels[i]]] for i in shown] if labels else [[] for _ in shown]
-    rows = [[answers.names[i], *classes[i], f"{best[i]:{form}}"] for i in shown]
+    count = len(answers.names)
     title = f"{counted(count, noun)}, read by {name}" + (f"; not finished: {unfinished}" if unfinished else "")
     columns = ["class", answers.kind] if answers.kind != "value" else [answers.outputs[0]]
     show_table(title, [noun, *columns], rows)

@@ -8,11 +8,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, overload
 
 import numpy as np
 
 from sidestep.data import read_named_images
+from sidestep.data.images.unlabelled import mapped_images
 from sidestep.errors import DataError, InputError, SidestepError
 from sidestep.training import Run
 from sidestep.training.compatibility import picture_form
@@ -29,9 +30,30 @@ class Given:
     """Inputs with a name for each, and what is wrong with each picture that is left out."""
 
     inputs: Any
-    names: tuple[str, ...]
+    names: Sequence[str]
     noun: str  # image or row
     lost: tuple[str, ...] = ()
+
+
+class Numbered(Sequence[str]):
+    """The names FILE[0], FILE[1] and so on of the images of an array, made when they are asked for."""
+
+    def __init__(self, file: Path, numbers: range) -> None:
+        self._file, self._numbers = file, numbers
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> "Numbered": ...
+
+    def __getitem__(self, index: int | slice) -> "str | Numbered":
+        if isinstance(index, slice):
+            return Numbered(self._file, self._numbers[index])
+        return f"{self._file}[{self._numbers[index]}]"
 
 
 def given_inputs(trained: Run, run: Path, files: Sequence[Path]) -> Given:
@@ -61,11 +83,14 @@ def given_inputs(trained: Run, run: Path, files: Sequence[Path]) -> Given:
             parts = [table.rows(path).astype(np.float32) for path in paths]
             names = [f"{path}[{row}]" for path, part in zip(paths, parts, strict=True) for row in range(len(part))]
             return Given(np.concatenate(parts), tuple(map(spelled, names)), "row")
+        if len(paths) == 1 and paths == found and paths[0].suffix == ".npy" and paths[0].is_file():
+            images = mapped_images(paths[0], trained.task.image_shape)  # stay in the file: there may be millions
+            return Given(images, Numbered(paths[0], range(len(images))), "image")
         lost: dict[Path, str] = {}
         several = len(paths) > 1 or paths[0].is_dir()
         shape = trained.task.image_shape
-        images, named = read_named_images(paths, shape, picture_form(run), lost if several else None)
-        return Given(images, tuple(map(spelled, named)), "image", tuple(map(spelled, lost.values())))
+        pixels, named = read_named_images(paths, shape, picture_form(run), lost if several else None)
+        return Given(pixels, tuple(map(spelled, named)), "image", tuple(map(spelled, lost.values())))
 
 
 def _matching(given: Path) -> list[Path]:

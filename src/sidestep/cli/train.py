@@ -151,14 +151,15 @@ def _train(name: str, given: Given, data: DataSet, world: World, host: Host | No
         check_place(Path(options.out), data_options.data)
     if world.leads and not extra.json:
         show_columns(data)
-    found, readings = module_from(extra.module) if extra.module else None, all_words(extra.reading)
+    found, asked = module_from(extra.module) if extra.module else None, all_words(extra.reading)
+    readings = _readings(rule, asked, data_options.preset)
     source.update({"module": extra.module} if extra.module else {})
     try:
         with TrainingBar() if world.leads else nullcontext() as bar:
             run = train(rule, data, options, module=found, source=source, progress=bar, readings=readings, host=host)
     except Stopped as stopped:
         words = ["sidestep", "train", name, "--resume", "--out", str(options.out)]
-        again = {"--module": [extra.module] if extra.module else [], "--reading": readings}
+        again = {"--module": [extra.module] if extra.module else [], "--reading": asked}
         again |= {"--listen": [extra.listen] if extra.listen else []}
         again |= {"--token-file": [str(extra.token_file)] if extra.token_file else []}
         command = shlex.join(words + [word for option, given in again.items() if given for word in (option, *given)])
@@ -166,6 +167,14 @@ def _train(name: str, given: Given, data: DataSet, world: World, host: Host | No
         fail(f"{rank_in_words()}{stopped}{said}", 128 + stopped.signal_number)
     if world.leads:
         report(run, extra.json)
+
+
+def _readings(rule: Rule, asked: Sequence[str], preset: str | None) -> Sequence[str]:
+    """Return what to evaluate by: as asked, or a preset's own reading beside the rule's; empty: the rule's alone."""
+    if asked == ("all",):
+        return rule.readings
+    own = find_preset(preset).reading if preset and rule.at_end else None
+    return asked if asked or own is None else tuple(dict.fromkeys([*rule.at_end, own]))
 
 
 def _parse(name: str, arguments: Sequence[str], defaults: Given) -> Given:

@@ -11,7 +11,7 @@ from torch.nn.functional import pad
 from sidestep.errors import InputError
 from sidestep.noise import Noise
 
-__all__ = ["batch_indices", "chosen_rows", "crop_and_flip", "standardise", "steps_per_epoch"]
+__all__ = ["batch_indices", "chosen_rows", "crop_and_flip", "epoch_order", "standardise", "steps_per_epoch"]
 
 
 def standardise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
@@ -73,11 +73,16 @@ def batch_indices(noise: Noise, step: int, examples: int, batch: int) -> Tensor:
     if step < 0:
         raise InputError(f"step must be at least 0, got {step}")
     epoch, place = divmod(step, steps_per_epoch(examples, batch))
-    return _epoch_order(noise, epoch, examples)[place * batch : (place + 1) * batch].clone()
+    return _kept_order(noise, epoch, examples)[place * batch : (place + 1) * batch].clone()
 
 
 @lru_cache(maxsize=4)  # a clone leaves here, so what is kept never changes
-def _epoch_order(noise: Noise, epoch: int, examples: int) -> Tensor:
+def _kept_order(noise: Noise, epoch: int, examples: int) -> Tensor:
+    return epoch_order(noise, epoch, examples)
+
+
+def epoch_order(noise: Noise, epoch: int, examples: int) -> Tensor:
+    """All examples in the order of an epoch, counted from 0, (examples,) int64; see `batch_indices`."""
     return noise.stream("epoch order").at(epoch).permutation(examples)
 
 

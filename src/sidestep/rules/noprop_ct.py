@@ -85,6 +85,7 @@ class NoPropCT(TimedRule):
         **PAPER_LABELS, "loss": ("paper",), "schedule": ("learned",), "eta": (1.0,), **PAPER_TIMES,
     }  # fmt: skip
     paper_reading: ClassVar[str] = "ancestral"
+    at_end: ClassVar[tuple[str, ...]] = ("ddim", "first step")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -113,6 +113,7 @@ class NoPropDT(Rule[DenoisingStack]):
     readings: ClassVar[tuple[str, ...]] = ("ddim", "ancestral", "mean", "block 1 alone", "mean of blocks")
     paper_options: ClassVar[PaperOptions] = {**PAPER_LABELS, "loss": ("paper",), "levels": ("cosine",), "eta": (0.1,)}
     paper_reading: ClassVar[str] = "ancestral"
+    at_end: ClassVar[tuple[str, ...]] = ("ddim", "ancestral", "block 1 alone", "mean of blocks")
     for_inference: ClassVar[tuple[str, ...]] = ("draws",)
     rare: ClassVar[frozenset[str]] = RARE | {"levels", "hidden", "estimator", "flip_share"}
 

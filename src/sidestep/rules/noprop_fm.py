@@ -83,6 +83,7 @@ class NoPropFM(TimedRule):
         **PAPER_TIMES,
     }  # fmt: skip
     paper_reading: ClassVar[str] = "euler from noise"
+    at_end: ClassVar[tuple[str, ...]] = ("euler", "first step")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -93,6 +93,7 @@ class Rule(KnownKeywords, ABC, Generic[Net]):
     name: ClassVar[str]
     summary: ClassVar[str]
     readings: ClassVar[tuple[str, ...]] = ("forward",)  # names of `predict`'s readings; the first is the default
+    at_end: ClassVar[tuple[str, ...]] = ()  # readings that a run ends with where none are asked for; (): all
     for_inference: ClassVar[tuple[str, ...]] = ()  # hyper-parameters that `predict` can take at other values later
     takes: ClassVar[Takes] = Takes()  # what it can train: other data and modules are refused
     rare: ClassVar[frozenset[str]] = RARE  # hyper-parameters that the short help leaves out

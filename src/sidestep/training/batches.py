@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sidestep.data import DataSet, batch_indices, crop_and_flip
-from sidestep.data.batches import chosen_rows
+from sidestep.data import DataSet, crop_and_flip, steps_per_epoch
+from sidestep.data.batches import chosen_rows, epoch_order
 from sidestep.data.feed import BatchError
 from sidestep.errors import InputError
 from sidestep.noise import Noise
@@ -16,6 +16,8 @@ from sidestep.training.single import check_single
 
 __all__ = ["TrainingBatches"]
 
+_SMALL = 1 << 20  # numbers of a split that are kept scaled, too: 4 MiB
+
 
 class TrainingBatches:
     """The batches of one run."""
@@ -24,11 +26,12 @@ class TrainingBatches:
         self.rule, self.data, self.options, self.device = rule, data, options, device
         self.task, self.noise = Task.of(data), Noise(options.seed)
         self._order = self.noise.stream("order")
+        self._epoch, self._rows = -1, torch.empty(0, dtype=torch.int64)  # in the order of the epoch
+        self._scaled: Any = None  # the images, scaled once, where they are few: to the bits of a batch scaled alone
 
     def at(self, step: int) -> Batch:
         """Return the training batch of a step: a function of the seed and the step alone, or the next of a loader."""
-        images, targets = self._raw(step)
-        images = self.task.scaled(images)
+        images, targets = self._scaled_raw(step)
         if self.options.augment in ("flip", "flip-crop"):
             padding = 4 if self.options.augment == "flip-crop" else 0
             images = crop_and_flip(images, self.noise.stream("augment").at(step), padding)
@@ -36,11 +39,33 @@ class TrainingBatches:
             images = crop_and_flip(images, self.noise.stream("augment").at(step), padding=1, flip=False, edge=True)
         return Batch(self.task.laid_out(images), targets, self.task.objective)
 
-    def _raw(self, step: int) -> tuple[Any, Tensor]:
+    def _scaled_raw(self, step: int) -> tuple[Any, Tensor]:
         train, feed = self.data.train, self.data.feed
         if feed is None:
-            rows = batch_indices(self._order, step, len(train), self.options.batch).to(train.labels.device)
-            return chosen_rows(train.images, rows), chosen_rows(train.labels, rows)
+            rows = self.rows(step)
+            if self._scaled is None and isinstance(train.images, Tensor) and train.images.numel() <= _SMALL:
+                self._scaled = self.task.scaled(train.images)
+            few = self._scaled is not None
+            images = chosen_rows(self._scaled, rows) if few else self.task.scaled(chosen_rows(train.images, rows))
+            return images, chosen_rows(train.labels, rows)
+        images, targets = self._fed(step)
+        return self.task.scaled(images), targets
+
+    def rows(self, step: int) -> Tensor:
+        """Return the numbers of the examples of a step, (batch,) int64, as `batch_indices` does; not to be written to.
+
+        The order of an epoch is kept while it lasts: a step of a small net feels the look-up.
+        """
+        examples, batch = len(self.data.train), self.options.batch
+        epoch, place = divmod(step, steps_per_epoch(examples, batch))
+        if epoch != self._epoch:
+            self._rows = epoch_order(self._order, epoch, examples).to(self.data.train.labels.device)
+            self._epoch = epoch
+        return self._rows[place * batch : (place + 1) * batch]
+
+    def _fed(self, step: int) -> tuple[Any, Tensor]:
+        feed = self.data.feed
+        assert feed is not None  # for the type checker
         images, targets = feed.next(step)
         if isinstance(self.rule, HasBatchMultiple) and len(targets) % self.rule.batch_multiple[1]:
             name, value = self.rule.batch_multiple

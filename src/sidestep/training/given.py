@@ -14,7 +14,7 @@ from sidestep.data.check import Array, as_array, pixel_tensor
 from sidestep.data.labels import check_label_range
 from sidestep.data.loader import is_loader
 from sidestep.data.named import Named
-from sidestep.data.rows import Stored, stored
+from sidestep.data.rows import Rows, Stored, stored
 from sidestep.data.sequences.tokens import token_tensor
 from sidestep.data.tables.columns import feature_rows
 from sidestep.data.tables.mapping import named_tensors
@@ -105,6 +105,9 @@ def given_images(task: Task, images: Any) -> Any:
         return _given_mapping(task, images)
     if task.inputs != "image":
         return _given_rows(task, images)
+    if isinstance(images, Rows) and tuple(images.shape[1:]) == task.image_shape:
+        task.check_pixels(images)
+        return images
     plain = isinstance(images, Tensor) and images.layout == torch.strided and not images.requires_grad
     if not plain or tuple(images.shape[1:]) != task.image_shape or images.dtype not in (torch.uint8, torch.float32):
         images = stored(_shaped(as_array(images, "images"), task.image_shape), pixel_tensor, "images")

@@ -103,7 +103,7 @@ def train(  # long: rule, data and options, three hooks for own code, and what i
         progress: told of steps and epochs, of the evaluation and in sentences; silent by default.
         observers: objects with any of the methods on_begin, on_step, on_epoch and on_end, told what `Begin`, `StepEnd`,
             `EpochEnd` and `End` hold; the training ends at once, and is evaluated, where one returns `STOP`.
-        readings: which of the rule's readings are calibrated and counted at the end beside its first; all by default.
+        readings: of the rule's, which are calibrated and counted at the end beside its first; by default `rule.at_end`.
         host: where others may join, `sidestep.world.Host(address, token)`, and take some parts of every step.
 
     Returns:
@@ -211,7 +211,7 @@ def _to_its_end(  # long: what runs, and who is told
         state.adopt_average()
         state.adopt_kept()
         run = ended_run(loop, state)
-        run.result, run.calibration = finish(loop, state, progress, readings or loop.rule.readings)
+        run.result, run.calibration = finish(loop, state, progress, readings or loop.rule.at_end or loop.rule.readings)
         if isinstance(loop.parts, UnitRanks) and not loop.options.out:
             loop.parts.whole(state)  # nobody has all of it
         together.close()

@@ -1,7 +1,7 @@
 """A trained net with the rule that trained it: predictions, and how good they are."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -87,6 +87,14 @@ class Run:
         Raises:
             InputError: for images of another shape than trained on, or a reading that the rule does not have.
         """
+        blocks = list(self.predict_blocks(images, reading, raw=raw))
+        return torch.cat(blocks) if blocks else torch.zeros(0, self.task.classes)
+
+    def predict_blocks(self, images: Any, reading: str | None = None, *, raw: bool = False) -> Iterator[Tensor]:
+        """Yield what `predict` returns, 500 rows at a time: of millions of images in a memory map few are in memory.
+
+        Args and errors are those of `predict`; what is wrong with the images is told before the first block.
+        """
         name = reading or self.rule.readings[0]
         check_readings(self.rule, [name])
         if self.table is not None and (isinstance(images, str | os.PathLike) or is_frame(images)):
@@ -94,11 +102,10 @@ class Run:
         images = given_images(self.task, images)
         self._tell_of_contrast("images to predict", images)
         found = predictions(self.rule, self.net, images, self.task, self.compute, Noise(self.seed), [name])
-        if not len(images):
-            return torch.zeros(0, self.task.classes)
-        scores = torch.cat([part[name].float().cpu() for part in found])
         temperature = None if raw else self.temperature(name)
-        return scores if temperature is None else calibrated(scores, temperature)
+        for part in found:
+            scores = part[name].float().cpu()
+            yield scores if temperature is None else calibrated(scores, temperature)
 
     def evaluate(self, split: Split, names: Sequence[str] | None = None) -> dict[str, float]:
         """Return reading name -> accuracy in [0, 1] on a split of raw images and labels; all readings by default."""

@@ -90,7 +90,7 @@ def trained_run(  # long: what is trained, on what, how, and what is read of it
 ) -> Run:
     """Return the run in `options.out`: loaded if it is finished, continued if it is not, new if there is none.
 
-    A run that is trained here is evaluated by the named readings only, by default by all.
+    A run that is trained here is evaluated by the named readings only, by default by those of `train`.
 
     Raises:
         InputError: if the folder holds a run with other options.

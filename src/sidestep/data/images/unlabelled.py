@@ -10,11 +10,12 @@ from sidestep.data.check import Array, image_tensor
 from sidestep.data.images.folder import read_pictures, report_lost
 from sidestep.data.images.image_file import for_all, read_header
 from sidestep.data.images.layout import entries_of
-from sidestep.data.npz_file import npy_array, npz_array, npz_keys
+from sidestep.data.npz_file import npy_array, npy_map, npz_array, npz_keys
+from sidestep.data.rows import Stored, stored
 from sidestep.data.splits import PictureForm
 from sidestep.errors import DataError
 
-__all__ = ["read_images", "read_named_images"]
+__all__ = ["mapped_images", "read_images", "read_named_images"]
 
 KEYS = ("images", "x", "x_test", "test_images", "x_train", "train_images")  # the first of these that is there
 ARRAYS = (".npz", ".npy")
@@ -25,6 +26,16 @@ def read_images(path: Path, image_shape: tuple[int, int, int], form: PictureForm
     trained on; see `read_named_images`.
     """
     return read_named_images([path], image_shape, form)[0]
+
+
+def mapped_images(path: Path, image_shape: tuple[int, int, int]) -> Stored:
+    """Images (n, channels, height, width) of a `.npy` file, as `read_named_images` has them, which stay in the file.
+
+    Raises:
+        DataError: if the file is missing or damaged, or its images have another shape.
+    """
+    _check_there(path)
+    return _shaped(path, npy_map(path), image_shape)
 
 
 def read_named_images(
@@ -87,11 +98,17 @@ def _array(path: Path, image_shape: tuple[int, int, int]) -> Tensor:
     if not path.is_file():
         raise DataError(f"{path}: {'not a file' if path.exists() else 'no such file'}")
     pixels = npy_array(path) if path.suffix == ".npy" else _npz(path)
+    images = _shaped(path, pixels, image_shape)
+    assert isinstance(images, Tensor)  # for the type checker: the array is in memory
+    return images
+
+
+def _shaped(path: Path, pixels: Array, image_shape: tuple[int, int, int]) -> Stored:
     if pixels.ndim == 3 and pixels.shape in (image_shape, (*image_shape[1:], image_shape[0])):
         pixels = pixels[None]  # one image on its own
     if pixels.ndim == 2 and pixels.shape == image_shape[1:]:
         pixels = pixels[None]
-    images = image_tensor(pixels, f"{path} images")
+    images = stored(pixels, image_tensor, f"{path} images")
     if tuple(images.shape[1:]) != image_shape:
         read = "" if pixels.ndim == 2 else f", read as images of {tuple(images.shape[1:])}"  # one image, or flat ones
         raise DataError(
