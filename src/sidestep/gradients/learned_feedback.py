@@ -28,6 +28,7 @@ __all__ = ["REFIT", "Measured", "Responses", "errors_of"]
 
 _RANGE = 2.0  # bins span this many standard deviations of z to either side; the outer ones hold the rest
 _RIDGE = 1.0  # examples that say that nothing responds
+_RELATIVE = 1e-5  # of the mean square, beside that: what rounding may take from a sum over many steps
 _PRIOR = 1e-2  # what a slope's last value counts for beside what was seen of a range of average weight
 REFIT = 4  # steps between fits
 
@@ -134,8 +135,9 @@ class Responses:
 
     def _solved(self, number: int) -> Tensor:
         squares = self.state[f"squares {number}"]
-        ridge = _RIDGE * torch.eye(len(squares), dtype=squares.dtype, device=squares.device)
-        factor = torch.linalg.cholesky(squares + ridge)
+        ridge = _RIDGE + _RELATIVE * squares.diagonal().mean()
+        eye = torch.eye(len(squares), dtype=squares.dtype, device=squares.device)
+        factor = torch.linalg.cholesky(squares + ridge * eye)
         self.state[f"matrix {number}"] = torch.cholesky_solve(self.state[f"products {number}"], factor)
         return self.state[f"matrix {number}"]
 
