@@ -14,6 +14,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor, nn
 
+from sidestep.gradients.scaled_signs import scaled_signs
 from sidestep.gradients.shifted import at_shifted
 from sidestep.nets.precision import at_least_float32
 from sidestep.nets.stages.staged import StagedNet
@@ -68,13 +69,19 @@ class Directions:
             drawn = noise.signs(count, device=place)
         return drawn.to(like.dtype).view(tuple(shape))
 
+    def scaled(self, name: str, index: int, coef: float, like: Tensor) -> Tensor:
+        """Return a direction times a number, in the shape of `like`."""
+        return self.draw(name, like.shape, index, like).mul_(coef)
+
     def weighted(self, name: str, coefs: Sequence[float], first: int, like: Tensor) -> Tensor:
         """Return `sum_i c_i nu_(first + i)` of what is called `name`, one direction in memory at a time."""
-        total = torch.zeros_like(like, requires_grad=False)
+        total: Tensor | None = None
         for index, coef in enumerate(coefs, first):
-            if coef:
+            if coef and total is None:
+                total = self.scaled(name, index, coef, like)  # the bits of 0 + coef nu
+            elif coef and total is not None:
                 total.add_(self.draw(name, like.shape, index, like), alpha=coef)
-        return total
+        return torch.zeros_like(like, requires_grad=False) if total is None else total
 
 
 @dataclass(frozen=True)
@@ -113,10 +120,20 @@ class JointSigns(Directions):
         if self._block is not None:
             signs = self._block[index, self._places[name] :][:count].to(like.device)
         else:
-            group, inside = divmod(index, max(1, _MOST // self._length))
-            start = inside * self._length + self._places[name]
-            signs = self.noise.sub(group).signs(count, start, like.device)
+            noise, start = self._at(index, name)
+            signs = noise.signs(count, start, like.device)
         return signs.to(like.dtype, copy=True).view(tuple(shape))
+
+    def scaled(self, name: str, index: int, coef: float, like: Tensor) -> Tensor:
+        """Return a direction times a number, in the shape of `like`."""
+        if self._block is not None or like.device.type != "cpu" or like.dtype != torch.float32:
+            return super().scaled(name, index, coef, like)
+        noise, start = self._at(index, name)
+        return scaled_signs(noise, like.numel(), coef, start).view(like.shape)
+
+    def _at(self, index: int, name: str) -> tuple[Noise, int]:
+        group, inside = divmod(index, max(1, _MOST // self._length))
+        return self.noise.sub(group), inside * self._length + self._places[name]
 
     def joined(self, index: int, names: tuple[str, ...]) -> Tensor | None:
         """Return direction `index` of all these parameters, one after another, int8 on a CPU.

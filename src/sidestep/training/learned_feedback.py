@@ -5,10 +5,11 @@
         optimizer.step(); optimizer.zero_grad()
 
 What is between the layers (hard thresholds, rounding, argmax, time steps) need have no derivative; see
-`gradients/learned_feedback` for the estimate.
+`gradients/learned_feedback` for the estimate. The layer whose outputs are the net's has the error there itself.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,12 +18,12 @@ from torch import Tensor, nn
 from sidestep.checks import check_positive, check_range
 from sidestep.data.objective import Objective
 from sidestep.errors import InputError, NonFiniteError
-from sidestep.gradients.any_module import called, check_trainable
-from sidestep.gradients.learned_feedback import LayerFeedback, errors_of, spread_of
+from sidestep.gradients.any_module import check_trainable
+from sidestep.gradients.layer_passes import OUTPUTS, LayerGraph, LayerPass, layer_graph, layer_pass, spread_of
+from sidestep.gradients.learned_feedback import REFIT, Measured, Responses, errors_of
 from sidestep.keywords import known_keywords
-from sidestep.nets.parallel import kept_statistics
 from sidestep.nets.precision import at_least_float32
-from sidestep.nets.trained import device_of, trained
+from sidestep.nets.trained import trained
 from sidestep.noise import Noise
 from sidestep.training.attached_rule import as_objective
 
@@ -31,6 +32,8 @@ __all__ = ["LearnedFeedback"]
 
 class LearnedFeedback:
     """Estimates gradients of the dense layers (`nn.Linear`) of any module, from two forward passes and the loss.
+
+    The first batch takes one pass more, and one for each layer, that find which layer feeds which.
 
     steps: how many batches it has seen.
     """
@@ -41,11 +44,11 @@ class LearnedFeedback:
         model: nn.Module,
         objective: Objective | Callable[[Tensor, Tensor], Tensor] | str | None = None,
         *,
-        eps: float = 0.3,
+        eps: float = 0.1,
         error_eps: float = 0.01,
         pairs: int = 1,
         bins: int = 8,
-        memory: float = 0.995,
+        memory: float = 0.98,
         residual: float = 0.0,
         seed: int = 0,
     ) -> None:
@@ -60,8 +63,8 @@ class LearnedFeedback:
             pairs: of passes for each batch.
             bins: ranges of a layer's outputs, each with a slope of its own.
             memory: what earlier steps count for beside the next.
-            residual: the part of what the fit leaves that is added: with 1 the estimate is unbiased, with the noise of
-                one draw.
+            residual: the part of what the fit leaves that is added: with 1 the estimate is unbiased to the second order
+                in eps, with the noise of one draw.
             seed: of the noise, and of what the module draws.
 
         Raises:
@@ -89,7 +92,9 @@ class LearnedFeedback:
         self._eps, self._error_eps, self._pairs, self._residual = eps, error_eps, pairs, residual
         self._bins, self._memory = bins, memory
         self._layers = _layers_of(model)
-        self._learned: dict[str, LayerFeedback] = {}
+        self._graph: LayerGraph | None = None
+        self._spreads: dict[str, Tensor] = {}
+        self._responses: Responses | None = None
 
     @torch.no_grad()
     def __call__(self, inputs: Any, targets: Any) -> Tensor:
@@ -98,140 +103,134 @@ class LearnedFeedback:
         Running statistics of the module are those of the first pass.
 
         Raises:
-            InputError: for layers that do not see one row for each example, or outputs that are not (batch, k).
+            InputError: for layers that do not see one row for each example, or outputs that are not (batch, k); for a
+                layer that the first batch did not reach, and this one does.
             NonFiniteError: for a loss that is no finite number; nothing has changed then.
         """
-        noise, found = self._noise.at(self.steps), []
-        for pair in range(self._pairs):
-            sizes: dict[str, Tensor] = {}
-            passes = [_Pass(self, noise.sub(pair), sign, sizes) for sign in (1, -1)]
-            outputs, statistics = zip(*(each.run(inputs) for each in passes), strict=True)
-            losses = [at_least_float32(self._objective.each(each, targets)) for each in outputs]
-            if not all(bool(each.isfinite().all()) for each in losses):
-                raise NonFiniteError(f"the loss of step {self.steps} is not finite; take a smaller learning rate")
-            found.append((passes, outputs, losses, statistics[0]))
-        for passes, outputs, losses, _ in found:
-            self._add(passes, outputs, losses, targets)
+        noise, pairs = self._noise.at(self.steps), []
+        graph = self._graph or layer_graph(self.model, self._layers, inputs, noise.stream("look"))
+        for number in range(self._pairs):
+            pairs.append(self._pair(graph, inputs, targets, noise.sub(number)))
+        self._graph = graph
+        for pair in pairs:
+            self._add(graph, pair, targets)
         buffers = dict(self.model.named_buffers())
-        for name, value in found[0][3].items():
+        for name, value in pairs[0].plus.statistics.items():
             buffers[name].copy_(value)
         self.steps += 1
-        return torch.stack([loss.mean() for _, _, losses, _ in found for loss in losses]).mean()
+        return torch.stack([loss.mean() for pair in pairs for loss in pair.losses]).mean()
 
-    def _add(self, passes: "list[_Pass]", outputs: Sequence[Tensor], losses: list[Tensor], targets: Any) -> None:
-        """Learn from one pair, and add what is expected of every layer to its gradients."""
-        middle = ((outputs[0] + outputs[1]) / 2).double()  # or rounding would drown the differences of short steps
+    def _pair(self, graph: LayerGraph, inputs: Any, targets: Any, noise: Noise) -> "_Pair":
+        """Run the module with noise, and with the noise of the other sign."""
+        signs: dict[str, Tensor] = {}
+        sizes: dict[str, Tensor] = {}
+
+        def run(sign: int) -> LayerPass:
+            def change(name: str, output: Tensor) -> Tensor:
+                if name == graph.last:
+                    return output  # its error is known
+                if name not in signs:
+                    drawn = noise.stream(name).signs(output.numel(), device=output.device)
+                    signs[name] = drawn.view_as(output).to(output.dtype)
+                    sizes[name] = self._eps * self._spreads.get(name, spread_of(output))
+                return output + (sign * sizes[name]) * signs[name]
+
+            return layer_pass(self.model, self._layers, inputs, noise, change)
+
+        plus, minus = run(1), run(-1)
+        if new := next((name for name in plus.seen if name not in graph.order), None):
+            raise InputError(
+                f"layer {new} is called for the batch of step {self.steps} and was not for the first; let the model "
+                "call every trained layer for every batch, or freeze it"
+            )
+        losses = [at_least_float32(self._objective.each(each.outputs, targets)) for each in (plus, minus)]
+        if not all(bool(each.isfinite().all()) for each in losses):
+            raise NonFiniteError(f"the loss of step {self.steps} is not finite; take a smaller learning rate")
+        return _Pair(plus, minus, losses, signs, sizes)
+
+    def _add(self, graph: LayerGraph, pair: "_Pair", targets: Any) -> None:
+        """Add what is expected of every layer to its gradients, and learn from the pair."""
+        middle = (pair.plus.outputs + pair.minus.outputs).double() / 2  # or rounding would drown short differences
         size = self._error_eps * float(spread_of(middle))
-        errors = errors_of(lambda moved: self._objective.each(moved, targets), middle, size)
-        errors = errors.to(outputs[0].dtype)
-        for name, layer in self._layers.items():
-            if name not in passes[0].seen:
-                continue  # not called for this batch
-            plus, minus = (each.seen[name] for each in passes)
-            noise, middles = plus.noise, (plus.outputs + minus.outputs) / (2 * plus.calls)
-            alpha = ((losses[0] - losses[1]) / (2 * plus.size)).to(noise.dtype)
-            learned = self._learned_of(name, layer, errors)
-            learned.see(middles)
-            expected, plain, ranges = learned.expected(errors, middles)
-            left = (alpha - (noise * expected).sum(dim=1))[:, None] * noise
-            rows = (expected + self._residual * left) / (len(errors) * self._pairs)
-            learned.learn(expected + left, errors, plain, ranges)
+        errors = errors_of(lambda moved: self._objective.each(moved, targets), middle, size).to(pair.losses[0].dtype)
+        responses = self._responses = self._responses or self._new_responses(graph, errors)
+        seen = {name: self._measured(pair, name, responses) for name in pair.plus.seen}
+        expected = responses.expected(errors, seen)
+        left = (pair.losses[0] - pair.losses[1]) / 2  # (batch,)
+        left = left.to(errors.dtype) - torch.stack([(seen[name].noise * expected[name]).sum(1) for name in seen]).sum(0)
+        for name, own in seen.items():
+            rows = (expected[name] + self._residual * left[:, None] * own.noise) / own.size
+            rows = rows / (len(errors) * self._pairs)
             # one noise for all calls: `rows` is the sum of their gradients, of which none says which call's it is
-            _add_grad(layer.weight, rows.T @ ((plus.inputs + minus.inputs) / (2 * plus.calls)))
-            _add_grad(layer.bias, rows.sum(dim=0))
+            plus, minus = pair.plus.seen[name], pair.minus.seen[name]
+            inputs = (plus.inputs + minus.inputs).to(rows.dtype) / (2 * plus.calls)
+            _add_grad(self._layers[name].weight, rows.T @ inputs)
+            _add_grad(self._layers[name].bias, rows.sum(dim=0))
+        change = (pair.plus.outputs - pair.minus.outputs).to(errors.dtype) / 2
+        responses.learn(seen, change, refit=self.steps % REFIT == 0)
 
-    def _size_of(self, name: str, outputs: Tensor) -> Tensor:
-        known = self._learned.get(name)
-        return self._eps * (known.spread if known else spread_of(outputs))
+    def _measured(self, pair: "_Pair", name: str, responses: Responses) -> Measured:
+        plus, minus = pair.plus.seen[name], pair.minus.seen[name]
+        middle = at_least_float32(plus.outputs + minus.outputs) / (2 * plus.calls)
+        here = spread_of(middle)
+        self._spreads[name] = torch.lerp(here, self._spreads.get(name, here), 0.95)
+        noise = pair.signs[name].to(middle.dtype) if name in pair.signs else torch.zeros_like(middle)
+        size = pair.sizes[name].to(middle.dtype) if name in pair.sizes else here.new_ones(())
+        change = at_least_float32(plus.outputs - minus.outputs) / (2 * plus.calls * size)
+        return Measured(noise, size, change, responses.ranges(middle, self._spreads[name]))
 
-    def _learned_of(self, name: str, layer: nn.Linear, errors: Tensor) -> LayerFeedback:
-        if name not in self._learned:
-            outputs = layer.out_features
-            self._learned[name] = LayerFeedback(outputs, errors.shape[1], self._bins, self._memory, errors)
-        return self._learned[name]
+    def _new_responses(self, graph: LayerGraph, like: Tensor) -> Responses:
+        widths = {name: self._layers[name].out_features for name in graph.order}
+        return Responses(graph, widths | {OUTPUTS: like.shape[1]}, self._bins, self._memory, like)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return all that is needed to go on: the number of steps, and tensors by layer."""
-        layers = {name: {key: value.clone() for key, value in learned.state.items()}
-                  for name, learned in self._learned.items()}  # fmt: skip
-        return {"steps": self.steps, "layers": layers}
+        """Return all that is needed to go on: the number of steps, which layer feeds which, and tensors."""
+        if self._graph is None or self._responses is None:
+            return {"steps": self.steps}
+        graph = {"order": self._graph.order, "sources": dict(self._graph.sources), "last": self._graph.last}
+        fit = {name: value.clone() for name, value in self._responses.state.items()}
+        return {
+            "steps": self.steps,
+            "graph": graph,
+            "spreads": dict(self._spreads),
+            "fit": fit,
+            "classes": self._responses.outputs,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where `state_dict` was called.
 
         Raises InputError for a state of other layers.
         """
-        if not state["layers"].keys() <= self._layers.keys():
-            unknown = next(name for name in state["layers"] if name not in self._layers)
-            raise InputError(f"the state has a layer {unknown}, which the model lacks; load it for the model it is of")
-        for name, values in state["layers"].items():
-            layer, outputs = self._layers[name], len(values["feedback"])
-            if outputs != layer.out_features or len(values["slopes"]) != self._bins:
-                raise InputError(f"the state of layer {name} has {outputs} outputs and {len(values['slopes'])} bins, "
-                                 f"the model {layer.out_features} and {self._bins}")  # fmt: skip
-            self._learned_of(name, layer, values["feedback"]).state.update(
-                {key: value.clone() for key, value in values.items()}
-            )
+        if "graph" in state:
+            graph, fit = LayerGraph(**state["graph"]), state["fit"]
+            if unknown := next((name for name in graph.order if name not in self._layers), None):
+                raise InputError(
+                    f"the state has a layer {unknown}, which the model lacks; load it for the model it is of"
+                )
+            like = next(iter(state["spreads"].values())).new_zeros(1, state["classes"])
+            responses = self._new_responses(graph, like)
+            for name, value in responses.state.items():
+                if name not in fit or fit[name].shape != value.shape:
+                    given = tuple(fit[name].shape) if name in fit else "none"
+                    raise InputError(
+                        f"the state has {name} of shape {given}, the model of {tuple(value.shape)}; load it for a "
+                        "model of the same layers and as many bins"
+                    )
+                responses.state[name] = fit[name].clone()
+            self._graph, self._responses, self._spreads = graph, responses, dict(state["spreads"])
         self.steps = int(state["steps"])
 
 
-class _Seen:
-    """One layer during a pass: its noise, and the sums of what entered and left it over all calls."""
+@dataclass(frozen=True)
+class _Pair:
+    """Two passes, their losses, (batch,), and the noise of every layer that had any."""
 
-    def __init__(self, noise: Tensor, size: Tensor, inputs: Tensor, outputs: Tensor) -> None:
-        self.noise, self.size, self.inputs, self.outputs, self.calls = noise, size, inputs, outputs, 1
-
-
-class _Pass:
-    """A forward pass with noise on the outputs of every layer, the same at every call of it."""
-
-    def __init__(self, estimate: LearnedFeedback, noise: Noise, sign: int, sizes: dict[str, Tensor]) -> None:
-        self._estimate, self._noise, self._sign, self._sizes = estimate, noise, sign, sizes  # both sides share sizes
-        self.seen: dict[str, _Seen] = {}
-
-    def run(self, inputs: Any) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the outputs, and the buffers that the module changed; they are as before again."""
-        model, layers = self._estimate.model, self._estimate._layers
-        hooks = [layer.register_forward_hook(self._hook(name)) for name, layer in layers.items()]
-        try:
-            drawing = self._noise.stream("module").torch_seeded(device_of(model))  # both passes draw the same
-            with kept_statistics(model) as changed, drawing:
-                outputs = called(model, inputs, "wrap the model so that it gives one")
-                statistics = changed()
-        finally:
-            for hook in hooks:
-                hook.remove()
-        if outputs.ndim != 2:
-            raise InputError(f"the model must give outputs (batch, k), got shape {tuple(outputs.shape)}")
-        for name, seen in self.seen.items():
-            if len(seen.outputs) != len(outputs):
-                raise InputError(
-                    f"layer {name} saw {len(seen.outputs)} rows for {len(outputs)} examples; call it with one row for "
-                    "each example, or freeze it"
-                )
-        return outputs, statistics
-
-    def _hook(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
-        def hook(layer: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            rows = arguments[0]
-            if rows.ndim != 2:
-                raise InputError(
-                    f"layer {name} is given shape {tuple(rows.shape)}; it can be trained so where it sees one row for "
-                    "each example, (batch, features); freeze it, or take a rule that shifts weights"
-                )
-            if name in self.seen:
-                seen = self.seen[name]
-                seen.inputs, seen.outputs, seen.calls = seen.inputs + rows, seen.outputs + output, seen.calls + 1
-            else:
-                seen = self.seen[name] = self._first(name, rows, output)
-            return output + (self._sign * seen.size) * seen.noise
-
-        return hook
-
-    def _first(self, name: str, rows: Tensor, output: Tensor) -> _Seen:
-        signs = self._noise.stream(name).signs(output.numel(), device=output.device).view_as(output).to(output.dtype)
-        size = self._sizes.setdefault(name, self._estimate._size_of(name, output))
-        return _Seen(signs, size, rows, output)
+    plus: LayerPass
+    minus: LayerPass
+    losses: list[Tensor]
+    signs: dict[str, Tensor]
+    sizes: dict[str, Tensor]
 
 
 def _layers_of(model: nn.Module) -> dict[str, nn.Linear]:

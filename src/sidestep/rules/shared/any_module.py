@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from sidestep.data.share import WHOLE, Share
 from sidestep.errors import InputError
 from sidestep.gradients.any_module import Losses
-from sidestep.gradients.directions import directions_along, weighted_directions
+from sidestep.gradients.directions import WeightedDirection, directions_along
 from sidestep.nets.trained import trained
 from sidestep.noise import Noise
 from sidestep.probes import DenseProbes, Distribution
@@ -216,9 +216,11 @@ def apply_any(net: nn.Module, update: Update, optimizer: torch.optim.Optimizer) 
         apply_dense(net, as_dense(net, update), optimizer)
         return
     probes, update = update.probes, _sized(update)
-    directions, wanted = directions_along(probes), set(probes.names)
+    wanted, parameters = set(probes.names), trained(net)  # looked up once: a large net has parts by the dozen
+    along = WeightedDirection(directions_along(probes), update.coefs, keep=False)
     for names in _in_parts([entry for entry in probes.parameters if entry[0] in wanted]):
-        apply_dense(net, Dense(weighted_directions(net, directions, update.coefs, names)), optimizer)
+        gradients = {name: along.of(name, parameters[name]) for name in names if name in parameters}
+        apply_dense(net, Dense(gradients), optimizer, parameters)
     apply_dense(net, Dense({}, update.statistics), optimizer)
 
 

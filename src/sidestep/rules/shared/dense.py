@@ -89,11 +89,19 @@ def adam(
 OPTIMIZERS = {"adam": adam, "adamw": adamw}
 
 
-def apply_dense(net: nn.Module, update: Update, optimizer: torch.optim.Optimizer) -> None:
-    """Take one optimiser step along the update's gradients and write its statistics into the net's buffers."""
+def apply_dense(
+    net: nn.Module,
+    update: Update,
+    optimizer: torch.optim.Optimizer,
+    parameters: Mapping[str, nn.Parameter] | None = None,
+) -> None:
+    """Take one optimiser step along the update's gradients and write its statistics into the net's buffers.
+
+    parameters: those of the net by name, from a caller that has them.
+    """
     if not isinstance(update, Dense):
         raise InputError(f"this rule applies named gradients (Dense), got {type(update).__name__}")
-    parameters = parameters_of(net)
+    parameters = parameters_of(net) if parameters is None else parameters
     buffers: dict[str, Tensor] = dict(net.named_buffers()) if update.statistics else {}
     with torch.no_grad():
         for name, gradient in update.gradients.items():
