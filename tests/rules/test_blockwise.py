@@ -1,6 +1,7 @@
 """Groups of residual blocks: each sees its own range of levels, learns alone, and follows the others on the walk."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -110,6 +111,19 @@ def test_the_walk_from_zero_is_ddim_with_each_group_at_the_noisy_end_of_its_rang
         latent = high.sqrt() * guess + (1 - high).sqrt() * noise
         name = ("group 1 alone", "walk")[index]
         torch.testing.assert_close(rule.predict(net, batch.inputs, Noise(0))[name], guess)
+
+
+@pytest.mark.parametrize("targets", ["classes", "labels", "values"])
+def test_the_outputs_of_the_mean_of_groups_predict_that_mean(targets):
+    task = replace(TASK, targets=targets)
+    rule, images = Blockwise(**SMALL), batch_of().inputs.float()
+    net = rule.build(task, Noise(0), None, None).eval()
+    found = rule.predict(net, images, Noise(0))
+    each = [net.space.objective.predictions(outputs) for outputs in net.walk(images)]
+    torch.testing.assert_close(found["mean of groups"], (each[0] + each[1]) / 2)
+    torch.testing.assert_close(net.space.objective.predictions(net.mean_outputs(images)), found["mean of groups"])
+    assert rule.readings[0] == "mean of groups"
+    assert replace(rule, exact_share=0.5).readings[0] == "walk"
 
 
 def test_exact_steps_are_the_share_that_was_asked_for_and_the_gradient_of_the_walk():
