@@ -42,7 +42,7 @@ from sidestep.noise import Noise
 from sidestep.rules import Batch, Blockwise, Task
 from sidestep.update import Dense
 
-__all__ = ["CHANGES", "WAYS", "chosen_rate", "local_outputs", "wanted_rows"]
+__all__ = ["CHANGES", "WAYS", "chosen_rate", "draw_latent_weights", "local_outputs", "wanted_rows"]
 
 WIDTH, DEPTH, BATCH, MEMORY_STEPS, MEMORY_BATCH = 64, 12, 64, 2, 128
 RATES, SEARCH_SEED, SEEDS, KINDS = (5e-4, 1e-3, 2e-3), 100, (0, 1, 2), ("memory", "search", "ablation", "run")
@@ -88,14 +88,19 @@ def rule_of(row: Row) -> Blockwise:
     return Blockwise(**settings)
 
 
+def draw_latent_weights(net: GroupChain, seed: int) -> None:
+    """Draw the weights that z and l pass through as torch draws those of a linear layer, in place of 0."""
+    with Noise(seed).stream("drawn").torch_seeded():
+        for index in range(net.count):
+            net.group(index).latent.reset_parameters()
+            net.group(index).level.reset_parameters()
+
+
 def net_of(row: Row, rule: Blockwise, task: Task) -> nn.Module:
-    """Return the net of a row; with `drawn`, what z and l pass through begins as torch draws linear layers."""
+    """Return the net of a row; without its groups where it is trained end to end."""
     chain = rule.build(task, Noise(row["seed"]).stream("build"), None, None)
     if "drawn" in CHANGES.get(row["way"], {}):
-        with Noise(row["seed"]).stream("drawn").torch_seeded():
-            for index in range(chain.count):
-                chain.group(index).latent.reset_parameters()
-                chain.group(index).level.reset_parameters()
+        draw_latent_weights(chain, row["seed"])
     return PlainChain(chain) if row["way"].startswith("end") else chain
 
 
