@@ -107,7 +107,9 @@ class Blockwise(Rule[GroupChain]):
         parts = self._built(task, noise) if module is None else self._given(task, noise, module, example)
         with noise.stream("heads").torch_seeded():
             groups = (
-                Group(part, example, task.classes, task.classes, mean_square(task), task.targets == "tokens")
+                Group(
+                    part, example, task.classes, task.classes, mean_square(task), task.targets == "tokens"
+                ).begin_with_inputs()
                 for part in parts
             )
             return GroupChain(groups, bounds, task.classes, group_space(task), together=module is None)
