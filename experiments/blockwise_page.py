@@ -10,15 +10,17 @@ from collections.abc import Iterable
 from pathlib import Path
 from statistics import mean, stdev
 
+from experiments import blockwise as images
+from experiments import blockwise_text as text
 from experiments.blockwise_images import WAYS, chosen_rate
 from experiments.kept_rows import Row, kept_rows
 
-__all__ = ["image_table", "picture_table", "spread", "text_table"]
+__all__ = ["ablation_table", "image_table", "picture_table", "spread", "text_table"]
 
 PAGE, RESULTS = Path("docs/rules/blockwise.md"), Path("docs/results")
 
 
-def spread(values: Iterable[float], digits: int) -> str:
+def spread(values: Iterable[float], digits: int, sign: str = "") -> str:
     """Return the mean and, in brackets, its standard error; a single value as it is.
 
     >>> spread([1.0, 2.0, 3.0], 2), spread([1.0], 1)
@@ -26,21 +28,22 @@ def spread(values: Iterable[float], digits: int) -> str:
     """
     found = list(values)
     if len(found) == 1:
-        return f"{found[0]:.{digits}f}"
-    return f"{mean(found):.{digits}f} ({stdev(found) / math.sqrt(len(found)):.{digits}f})"
+        return f"{found[0]:{sign}.{digits}f}"
+    return f"{mean(found):{sign}.{digits}f} ({stdev(found) / math.sqrt(len(found)):.{digits}f})"
 
 
-def _by_way(rows: list[Row]) -> dict[str, list[Row]]:
+def _by_way(rows: list[Row], order: list[str]) -> dict[str, list[Row]]:
+    """Return the rows of every way by their seeds, the ways in order."""
     found: dict[str, list[Row]] = {}
-    for row in sorted(rows, key=lambda row: row["seed"]):
+    for row in sorted(rows, key=lambda row: (order.index(row["way"]), row["seed"])):
         found.setdefault(row["way"], []).append(row)
     return found
 
 
 def text_table(rows: list[Row]) -> str:
     """Return bits a character of every way and reading, with the distance to end to end, seed by seed."""
-    ways = _by_way(rows)
-    base = [row["test"]["forward"]["bits"] for row in ways["end to end"]]
+    ways = _by_way(rows, list(text.WAYS))
+    base = [row["test"]["forward"]["bits"] for row in ways[text.END]]
     lines = [
         "| trained | read by | test bits | above end to end | validation bits | right, % |",
         "|---|---|---|---|---|---|",
@@ -61,17 +64,51 @@ def text_table(rows: list[Row]) -> str:
 
 
 def image_table(rows: list[Row]) -> str:
-    """Return test accuracy of every way and reading, and the memory that a process grows by."""
+    """Return test accuracy of every way and reading, the distance to end to end, seed by seed, and the memory."""
     memory = {row["way"]: row["MiB"] for row in rows if row["kind"] == "memory"}
-    ways = _by_way([row for row in rows if row["kind"] == "accuracy"])
-    lines = ["| trained | read by | test, % | MiB | processor seconds |", "|---|---|---|---|---|"]
+    ways = _by_way([row for row in rows if row["kind"] == "run"], list(images.WAYS))
+    base = [100 * row["test"]["forward"] for row in ways[images.END]]
+    lines = [
+        "| trained | rate | read by | test, % | less end to end | processor seconds | memory, of end to end |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for way, mine in ways.items():
-        title, grown = way, memory.get(way.replace(" below 0.5", ""))
+        title = way
         for reading in mine[0]["test"]:
-            test = spread([100 * row["test"][reading] for row in mine], 2)
-            more = [f"{grown:.1f}", spread([row["seconds"] for row in mine], 1)] if title else ["", ""]
-            lines.append(f"| {title} | {reading} | {test} | {' | '.join(more)} |")
+            test = [100 * row["test"][reading] for row in mine]
+            less = [one - other for one, other in zip(test, base, strict=False)]
+            grown = f"{memory[way] / memory[images.END]:.2f}" if title and way in memory else ""
+            cells = [
+                f"{mine[0]['rate']:g}" if title else "",
+                reading,
+                spread(test, 1),
+                "" if way == images.END else spread(less, 1, "+"),
+                spread([row["seconds"] for row in mine], 0) if title else "",
+                grown,
+            ]
+            lines.append(f"| {title} | {' | '.join(cells)} |")
             title = ""
+    return "\n".join(lines)
+
+
+def ablation_table(rows: list[Row]) -> str:
+    """Return validation accuracy of each change of three groups, beside end to end, one seed at half the steps."""
+    ways: list[Row] = []
+    for way in (images.END, images.GROUPS):
+        tried = [row for row in rows if row["way"] == way and row["kind"] == "search"]
+        ways += sorted(tried, key=lambda row: -max(row["validation"].values()))[:1]
+    ways += sorted(
+        (row for row in rows if row["kind"] == "ablation"), key=lambda row: list(images.CHANGES).index(row["way"])
+    )
+    readings = ["mean of groups", "walk", "group 1 alone"]
+    lines = ["| three groups, but | mean of groups | walk | group 1 alone |", "|---|---|---|---|"]
+    for row in ways:
+        found = row["validation"]
+        cells = [f"{100 * found[name]:.1f}" if name in found else "" for name in readings]
+        if row["way"] == images.END:
+            cells[0] = f"{100 * found['forward']:.1f}"
+        title = {images.END: "end to end", images.GROUPS: "nothing changed"}.get(row["way"], row["way"])
+        lines.append(f"| {title} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -80,27 +117,30 @@ def picture_table(rows: list[Row]) -> str:
     lines = ["| made by | Frechet distance | rate | processor seconds |", "|---|---|---|---|"]
     taken = {way: chosen_rate(rows, way, least=3) for way in WAYS} | {"real": 0.0}
     ran = [row for row in rows if row["kind"] == "run" and row["rate"] == taken[row["way"]]]
-    for way, mine in _by_way(ran).items():
+    for way, mine in _by_way(ran, ["real", *WAYS]).items():
         seconds = spread([row["seconds"] for row in mine], 1) if "seconds" in mine[0] else ""
         rate = f"{mine[0]['rate']:g}" if mine[0]["rate"] else ""
         lines.append(f"| {way} | {spread([row['distance'] for row in mine], 2)} | {rate} | {seconds} |")
     return "\n".join(lines)
 
 
+TABLES = {"text": text_table, "images": image_table, "ablation": ablation_table, "pictures": picture_table}
+
+
 def main() -> None:
     """Replace the tables whose rows there are."""
-    text = PAGE.read_text(encoding="utf-8")
-    for name, table in (("text", text_table), ("images", image_table), ("pictures", picture_table)):
-        rows = kept_rows(RESULTS / f"blockwise-{name}.jsonl")
+    page = PAGE.read_text(encoding="utf-8")
+    for name, table in TABLES.items():
+        rows = kept_rows(RESULTS / f"blockwise-{'images' if name == 'ablation' else name}.jsonl")
         if not rows:
             continue
         begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
-        before, found, rest = text.partition(begin)
+        before, found, rest = page.partition(begin)
         _, closed, after = rest.partition(end)
         if not (found and closed):
             raise SystemExit(f"{PAGE} lacks the marks {begin} and {end}")
-        text = f"{before}{begin}\n\n{table(rows)}\n\n{end}{after}"
-    PAGE.write_text(text, encoding="utf-8")
+        page = f"{before}{begin}\n\n{table(rows)}\n\n{end}{after}"
+    PAGE.write_text(page, encoding="utf-8")
 
 
 if __name__ == "__main__":

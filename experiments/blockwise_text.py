@@ -1,20 +1,20 @@
 """Groups of a small causal net on the characters of a text, at several shares of exact steps: bits a character.
 
-    python -m experiments.blockwise_text TEXT --out runs/blockwise-text [--steps 400] [--seeds 1] [--most 3]
+    python -m experiments.blockwise_text TEXT --rows docs/results/blockwise-text.jsonl [--steps 300] [--most 3]
 
 Six blocks of width 64 in three groups, rows of 64 characters, 16 a step, AdamW at 1e-3 with cosine decay; each row of
-rows.jsonl is a run, and those that stand there are left out. Validation and test: the first 200 rows of each part.
+the file is a run, and those that stand there are left out. Validation and test: the first 200 rows of each part.
 
     end to end              the same blocks as one net, on the exact loss; also with as few blocks as a group has
     local losses            each group a loss of its own head on what the group before it gives; no derivative between
     share s                 blockwise; a share s of the steps goes end to end along the walk, on its last outputs' loss
     to a                    blockwise; the cleanest level that a group is trained at leaves a share a of the target in z
     B = b                   blockwise of b groups
+    z's weights drawn       what z and its level pass through begins as torch draws it, and not at 0
     never sees a target     the same groups with next to nothing of the target in z: so many small nets and their mean
 """
 
 import argparse
-import json
 import math
 import time
 from pathlib import Path
@@ -23,8 +23,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from experiments.blockwise import local_outputs
+from experiments.blockwise import draw_latent_weights, local_outputs
 from experiments.given import a_count
+from experiments.kept_rows import keep_row, kept_rows
 from sidestep import data
 from sidestep.data import DataSet, Split
 from sidestep.gradients.end_to_end import gradients_of
@@ -35,7 +36,7 @@ from sidestep.rules.shared.same_net import SameNet
 from sidestep.update import Dense
 
 BATCH, WIDTH, DEPTH, GROUPS, RATE, TESTED = 16, 64, 6, 3, 1e-3, 200
-END, LOCAL = "end to end", "local losses"
+END, LOCAL, DRAWN = "end to end", "local losses", "to 0.5, z's weights drawn"
 WAYS: dict[str, dict[str, Any]] = {
     END: {},
     "end to end, two blocks": {"groups": 1, "depth": 2},
@@ -43,6 +44,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "to 0.999": {"largest_alpha_bar": 0.999},
     "to 0.9": {"largest_alpha_bar": 0.9},
     "to 0.5": {"largest_alpha_bar": 0.5},
+    DRAWN: {"largest_alpha_bar": 0.5},
     "to 0.1": {"largest_alpha_bar": 0.1},
     "never sees a target": {"smallest_alpha_bar": 1e-6, "largest_alpha_bar": 2e-6},
     "to 0.5, B = 2": {"largest_alpha_bar": 0.5, "groups": 2},
@@ -63,7 +65,7 @@ def rule_of(way: str) -> Rule:
 
 def local_update(net: GroupChain, batch: Batch) -> Dense:
     """Return the gradients of each group's own loss on what the group before it gives."""
-    gradients = {}
+    gradients: dict[str, Tensor] = {}
     for index, outputs in enumerate(local_outputs(net, batch.inputs)):
         named = {f"groups.{index}.{name}": value for name, value in net.group(index).named_parameters()}
         gradients |= gradients_of(batch.objective.mean(outputs, batch.targets), named)
@@ -101,6 +103,8 @@ def run(text: DataSet, way: str, seed: int, steps: int) -> dict[str, Any]:
     """Train one net, and return its row."""
     task, rule = Task.of(text), rule_of(way)
     net: Any = rule.build(task, Noise(seed).stream("build"), None, None)
+    if way == DRAWN:
+        draw_latent_weights(net, seed)
     optimizer = rule.optimizer(net)
     order = Noise(seed).stream("order").integers(BATCH * steps, len(text.train.targets))
     started = time.process_time()
@@ -121,23 +125,18 @@ def main() -> None:
     """Run what is missing."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("text", type=Path)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=a_count, default=400)
-    parser.add_argument("--seeds", type=a_count, default=1)
+    parser.add_argument("--rows", type=Path, required=True)
+    parser.add_argument("--steps", type=a_count, default=300)
+    parser.add_argument("--seeds", type=a_count, default=3)
+    parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=list(WAYS))
     parser.add_argument("--most", type=a_count, default=1000, help="rows to run before it stops")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    given.out.mkdir(parents=True, exist_ok=True)
-    file = given.out / "rows.jsonl"
-    rows = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-    done = {(row["way"], row["seed"], row["steps"]) for row in rows}
-    wanted = [(way, seed, given.steps) for seed in range(given.seeds) for way in WAYS]
+    done = {(row["way"], row["seed"], row["steps"]) for row in kept_rows(given.rows)}
+    wanted = [(way, seed, given.steps) for seed in range(given.seeds) for way in WAYS if way in given.ways]
     text = data.load(str(given.text))
     for row in [each for each in wanted if each not in done][: given.most]:
-        line = json.dumps(run(text, *row))
-        print(line, flush=True)
-        with file.open("a", encoding="utf-8") as lines:
-            lines.write(line + "\n")
+        keep_row(given.rows, run(text, *row))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """Make the pages of the matched suite, and put their tables into docs/rules-compared.md and docs/rules-cifar10.md.
 
+The rows of ternary nets, with those of float nets to compare them with, go into docs/ternary-results.md, too.
+
     python -m experiments.matched_pages [--runs runs/matched] [--budget quick]
 
 Nothing is trained: the runs are those of `sidestep bench --suite matched`, in --runs or already in docs/results, and
@@ -7,6 +9,7 @@ the same records give the same pages. What stands between the marks of a page is
 """
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 from experiments.given import a_count
@@ -16,6 +19,10 @@ from sidestep.bench.suite.suite import Suite, chosen_rows
 BEGIN, END = "<!-- the matched suite -->", "<!-- end of the matched suite -->"
 PAGES = {"mnist": Path("docs/rules-compared.md"), "cifar10": Path("docs/rules-cifar10.md")}
 REPORT = Path("docs/results")
+TERNARY = Path("docs/ternary-results.md")
+TERNARY_ROWS = ("linear", "backprop", "adam-ternary", "noise-step", "noise-step-forward")
+TERNARY_COLUMNS = ("row", "matched", "seeds", "test % (seeds; test set)", "less backprop, points (95 %)",
+                   "forward passes a step", "processor s a run", "step's tensors, MiB")  # fmt: skip
 
 
 def put_into(page: Path, made: Path) -> None:
@@ -24,15 +31,43 @@ def put_into(page: Path, made: Path) -> None:
     Raises:
         ValueError: if a mark is missing.
     """
-    text = page.read_text(encoding="utf-8")
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end):
-        raise ValueError(f"{page} lacks the marks {BEGIN} and {END}")
     lines = made.read_text(encoding="utf-8").split("\n\n", 1)[1].rstrip().splitlines()
     body = "\n".join(f"#{line}" if line.startswith("## ") else line for line in lines)
     kept = f"The records of all runs lie beside [this page](results/{made.name})."
-    page.write_text(f"{before}{BEGIN}\n\n{kept}\n\n{body}\n\n{END}{after}", encoding="utf-8")
+    replace_between_marks(page, f"{kept}\n\n{body}")
+
+
+def replace_between_marks(page: Path, body: str) -> None:
+    """Replace what stands between the marks of a page.
+
+    Raises:
+        ValueError: if a mark is missing.
+    """
+    before, begin, rest = page.read_text(encoding="utf-8").partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end):
+        raise ValueError(f"{page} lacks the marks {BEGIN} and {END}")
+    page.write_text(f"{before}{BEGIN}\n\n{body}\n\n{END}{after}", encoding="utf-8")
+
+
+def part_of_tables(text: str, rows: Sequence[str], columns: Sequence[str]) -> str:
+    """Return some rows and columns of every table of a page of the suite, each under the title of its net.
+
+    >>> lines = ["# t", "", "## mlp", "", "| row | a | b |", "| --- | --- | --- |", "| x | 1 | 2 |", "| y | 3 | 4 |"]
+    >>> part_of_tables("\\n".join(lines), ["y"], ["row", "b"]).splitlines()
+    ['### mlp', '', '| row | b |', '| --- | --- |', '| y | 4 |']
+    """
+    found = []
+    for section in text.split("\n## ")[1:]:
+        first = section[section.find("| row") :].partition("\n\n")[0]
+        lines = [line[2:-2].split(" | ") for line in first.splitlines()]
+        if not set(columns) <= set(lines[0]):
+            continue
+        places = [lines[0].index(name) for name in columns]
+        kept = [line for line in lines if line in lines[:2] or line[0] in rows]
+        table = "\n".join(f"| {' | '.join(line[place] for place in places)} |" for line in kept)
+        found.append(f"### {section.partition(chr(10))[0]}\n\n{table}")
+    return "\n\n".join(found)
 
 
 def main() -> None:
@@ -43,6 +78,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=a_count, default=5)
     parser.add_argument("--trials", type=a_count, default=12)
     given = parser.parse_args()
+    parts = []
     for data, page in PAGES.items():
         nets = ("mlp", "conv")
         suite = Suite((data,), nets, chosen_rows([]), given.seeds, given.trials, given.budget, given.runs)
@@ -51,6 +87,8 @@ def main() -> None:
         made = REPORT / f"matched-{data}.md"
         if made.exists():
             put_into(page, made)
+            parts.append(part_of_tables(made.read_text(encoding="utf-8"), TERNARY_ROWS, TERNARY_COLUMNS))
+    replace_between_marks(TERNARY, "\n\n".join(parts))
 
 
 if __name__ == "__main__":

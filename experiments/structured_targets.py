@@ -3,7 +3,7 @@
     python -m experiments.structured_targets --rows runs/structured.jsonl [--kinds search run] [--most 10]
 
 Tasks: `experiments.structured_tasks`. Each row is a net that has been trained, and those that stand in the file are
-left out, so that a stopped comparison goes on. Every way gets the same search: three learning rates at seed 100, for
+left out, so that a stopped comparison goes on. Every way gets the same search: four learning rates at seed 100, for
 half the steps, of which the validation part takes one, by the best of the way's readings; then seeds 0 to 2 at that
 rate. The test part is read for these alone. Which block is the best each net's validation part says.
 
@@ -37,7 +37,8 @@ from sidestep.noise import Noise
 
 __all__ = ["LEAST", "PRIMARY", "Reading", "chosen_rate", "readings", "scores", "total_variation", "wanted_rows"]
 
-TASKS, RATES, SEARCH_SEED, SEEDS, DRAWS = ("strings", "in-painting", "overlay"), (4e-3, 8e-3, 16e-3), 100, (0, 1, 2), 32
+TASKS, RATES = ("strings", "in-painting", "overlay"), (4e-3, 8e-3, 16e-3, 32e-3)
+SEARCH_SEED, SEEDS, DRAWS = 100, (0, 1, 2), 32
 NARROW = " narrow"
 TWICE = "plain twice"
 _NARROW = [way + NARROW for way in ("chain", "blind", "plain")]

@@ -1,6 +1,7 @@
 """Groups of residual blocks: each sees its own range of levels, learns alone, and follows the others on the walk."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -22,6 +23,16 @@ SMALL = {"groups": 2, "depth": 3, "width": 8}
 
 def batch_of(count=5):
     return Batch(Noise(1).normal(count * 16).view(count, 1, 4, 4).double(), torch.arange(count) % 3)
+
+
+def built(rule, task=TASK):
+    """Return a net in float64 whose groups make use of z and its level, as they do once they have learnt."""
+    net = rule.build(task, Noise(0), None, None).double()
+    with Noise(4).torch_seeded():
+        for group in net.groups:
+            group.latent.reset_parameters()
+            group.level.reset_parameters()
+    return net
 
 
 class Residual(nn.Module):
@@ -67,7 +78,7 @@ def test_levels_are_uniform_in_their_range_and_a_little_beyond_but_not_beyond_th
 def test_the_estimate_is_the_equation():
     """By loops over examples: noise at sigma, EDM's c_in, and the cross-entropy of a group's own answer."""
     rule, batch, noise = Blockwise(**SMALL), batch_of(), Noise(3).at(7)
-    net = rule.build(TASK, Noise(0), None, None).double()
+    net = built(rule)
     update = rule.estimate(net, batch, noise)
     for index in range(2):
         generator, group = noise.sub(index).generator(), net.group(index)
@@ -90,7 +101,7 @@ def test_the_estimate_is_the_equation():
 
 def test_one_group_after_another_is_all_at_once():
     rule, batch, noise = Blockwise(**SMALL), batch_of(), Noise(3).at(7)
-    net = rule.build(TASK, Noise(0), None, None).double()
+    net = built(rule)
     whole, parts = rule.estimate(net, batch, noise).gradients, dict(rule.estimates(net, batch, noise))
     assert list(parts) == list(rule.units(net)) == ["group 1", "group 2"]
     for unit, part in parts.items():
@@ -100,7 +111,7 @@ def test_one_group_after_another_is_all_at_once():
 
 def test_the_walk_from_zero_is_ddim_with_each_group_at_the_noisy_end_of_its_range():
     rule, batch = Blockwise(**SMALL), batch_of()
-    net = rule.build(TASK, Noise(0), None, None).double().eval()
+    net = built(rule).eval()
     latent, share = torch.zeros(5, 3, dtype=torch.float64), torch.sigmoid(net.bounds)
     for index in range(2):
         group, low, high = net.group(index), share[index], share[index + 1]
@@ -112,9 +123,34 @@ def test_the_walk_from_zero_is_ddim_with_each_group_at_the_noisy_end_of_its_rang
         torch.testing.assert_close(rule.predict(net, batch.inputs, Noise(0))[name], guess)
 
 
+def test_a_group_begins_as_a_net_of_its_input_alone():
+    net, images = Blockwise(**SMALL).build(TASK, Noise(0), None, None), batch_of().inputs.float()
+    group, zero = net.group(0), torch.zeros(5, 3)
+    plain = group.head(group.run(group.features(images)))
+    torch.testing.assert_close(group.outputs(group.features(images), zero + 7, torch.full((5,), 2.0)), plain)
+    other = built(Blockwise(**SMALL)).group(0).float()
+    assert not torch.allclose(
+        other.outputs(other.features(images), zero + 7, torch.full((5,), 2.0)),
+        other.outputs(other.features(images), zero, torch.full((5,), 2.0)),
+    )
+
+
+@pytest.mark.parametrize("targets", ["classes", "labels", "values"])
+def test_the_outputs_of_the_mean_of_groups_predict_that_mean(targets):
+    task = replace(TASK, targets=targets)
+    rule, images = Blockwise(**SMALL), batch_of().inputs
+    net = built(rule, task).eval()
+    found = rule.predict(net, images, Noise(0))
+    each = [net.space.objective.predictions(outputs) for outputs in net.walk(images)]
+    torch.testing.assert_close(found["mean of groups"], (each[0] + each[1]) / 2)
+    torch.testing.assert_close(net.space.objective.predictions(net.mean_outputs(images)), found["mean of groups"])
+    assert rule.readings[0] == "mean of groups"
+    assert replace(rule, exact_share=0.5).readings[0] == "walk"
+
+
 def test_exact_steps_are_the_share_that_was_asked_for_and_the_gradient_of_the_walk():
     rule = Blockwise(**SMALL, exact_share=0.25)
-    net, batch = rule.build(TASK, Noise(0), None, None).double(), batch_of()
+    net, batch = built(rule), batch_of()
     exact = rule.true_gradients(net, batch)
     same = [
         all(torch.equal(found[name], exact[name]) for name in exact) and found.keys() == exact.keys()

@@ -21,6 +21,7 @@ from sidestep.rules import (
     RULES,
     Backprop,
     Batch,
+    Blockwise,
     DirectFeedbackAlignment,
     Evolution,
     FeedbackAlignment,
@@ -216,6 +217,8 @@ PREDICTING = {
     "noprop-fm": NoPropFM(steps=3),
     "noprop-fm velocity": NoPropFM(steps=3, prediction="velocity", loss="paper"),
     "neural-ode": NeuralODE(steps=3),
+    "blockwise": Blockwise(groups=2, depth=2, width=16),
+    "blockwise exact": Blockwise(groups=2, depth=2, width=16, exact_share=0.5),
 }
 
 

@@ -8,8 +8,9 @@ Group b sees the input through a stem of its own, and the target through noise a
     L_b = loss( F_b(x, c_in z, l), y )
 
 No derivative passes between groups, so a step needs the memory of one of them. To predict, the groups follow each
-other along the deterministic walk from z = 0. A share of steps can go end to end along that walk instead, on the loss
-of its last outputs (`exact_share`); they need the memory of the whole chain.
+other along the deterministic walk from z = 0, and the mean of their answers is the prediction. A share of steps can go
+end to end along that walk instead, on the loss of its last outputs (`exact_share`), which are then the prediction; they
+need the memory of the whole chain.
 """
 
 from collections.abc import Collection, Iterator, Mapping
@@ -85,7 +86,7 @@ class Blockwise(Rule[GroupChain]):
             "residual blocks by train(rule, data, module=...)"
         ),
     )
-    readings: ClassVar[tuple[str, ...]] = ("walk", "group 1 alone", "mean of groups")
+    readings: ClassVar[tuple[str, ...]] = ("mean of groups", "walk", "group 1 alone")
     rare: ClassVar[frozenset[str]] = (RARE - {"groups"}) | {"overlap"}
 
     def __post_init__(self) -> None:
@@ -95,6 +96,8 @@ class Blockwise(Rule[GroupChain]):
         check_range(0, 1, exact_share=self.exact_share, overlap=self.overlap)
         group_sizes(self.groups, self.depth, ", or a larger depth")
         self._bounds("classes", 2)
+        if self.exact_share:  # exact steps train the end of the walk
+            object.__setattr__(self, "readings", ("walk", "group 1 alone", "mean of groups"))
 
     def build(self, task: Task, noise: Noise, examples: Split | None, module: ImagePath | None) -> GroupChain:
         """Make the groups, of blocks of a kind or of a chain of the user's: each group has a stem and a head."""
@@ -104,7 +107,9 @@ class Blockwise(Rule[GroupChain]):
         parts = self._built(task, noise) if module is None else self._given(task, noise, module, example)
         with noise.stream("heads").torch_seeded():
             groups = (
-                Group(part, example, task.classes, task.classes, mean_square(task), task.targets == "tokens")
+                Group(
+                    part, example, task.classes, task.classes, mean_square(task), task.targets == "tokens"
+                ).begin_with_inputs()
                 for part in parts
             )
             return GroupChain(groups, bounds, task.classes, group_space(task), together=module is None)
@@ -243,13 +248,13 @@ class Blockwise(Rule[GroupChain]):
         return f"group {index + 1}: {net.space.objective.name}"
 
     def true_gradients(self, net: GroupChain, batch: Batch) -> dict[str, Tensor]:
-        """Return the gradient of the reading `walk`, through all groups from z = 0."""
-        return end_to_end(net, batch, net, running=True)
+        """Return the gradient of the default reading, through all groups from z = 0."""
+        return end_to_end(net, batch, net if self.exact_share else net.mean_outputs, running=True)
 
     def predict(
         self, net: GroupChain, images: Tensor, noise: Noise, start: int = 0, names: Collection[str] | None = None
     ) -> dict[str, Tensor]:
-        """Return what is answered at the end of the walk, by group 1 alone, and by the mean of groups along it."""
+        """Return what is answered by the mean of groups along the walk, at its end, and by group 1 alone."""
         net.eval()
         with torch.no_grad():
             return net.predictions(images, names or self.readings)

@@ -6,7 +6,7 @@ from sidestep.bench.report import Table
 from sidestep.bench.suite.nets import NoFit
 from sidestep.bench.suite.records import SuiteRecords
 from sidestep.bench.suite.suite import Suite, file_of
-from sidestep.bench.suite.work import search_of
+from sidestep.bench.suite.work import best_trial, search_of, seeds_of
 from sidestep.data import names
 from sidestep.errors import InputError
 from sidestep.presets.matched import NETS, Among, Between
@@ -33,7 +33,6 @@ def plan_tables(suite: Suite) -> list[Table]:
 def _plan(suite: Suite, data: str, net: str) -> Table:
     budget = suite_budget(suite.budget, data, NETS[net].kind)
     records = SuiteRecords(file_of(suite.out, data, net), {})
-    runs = list(records.runs.values())
     lines = []
     for row, cell in suite.cells(data, (), net):
         if isinstance(cell, NoFit):
@@ -42,11 +41,12 @@ def _plan(suite: Suite, data: str, net: str) -> Table:
         if row.counted:
             lines.append([row.name, "-", "-", "counted, not trained"])
             continue
-        trials = sum(records.get(work.key) is not None for work in search_of(cell, suite.trials))
-        of_row = [run for run in runs if run["row"] == row.name and run["kind"] == "seed"]
-        seeds = len({run["number"] for run in of_row if run["budget"] == suite.budget and run["number"] < suite.seeds})
+        trials = [run for work in search_of(cell, suite.trials) if (run := records.get(work.key)) is not None]
+        best = best_trial(trials)
+        wanted = seeds_of(cell, best["searched"], suite.seeds) if best else ()
+        seeds = sum(records.get(work.key) is not None for work in wanted)
         ranges = ", ".join(f"{name} {_range(searched)}" for name, searched in row.search.items())
-        lines.append([row.name, f"{trials} of {suite.trials}", f"{seeds} of {suite.seeds}", ranges])
+        lines.append([row.name, f"{len(trials)} of {suite.trials}", f"{seeds} of {suite.seeds}", ranges])
     title = (
         f"{net} on {data}, {suite.budget}: trials of {budget.search_epochs} x {_images(budget.search_images)}, "
         f"seeds of {budget.epochs} x {_images(budget.images)} images"

@@ -4,7 +4,9 @@
     z = sqrt(abar) u_y + sqrt(1 - abar) eps,  abar = sigmoid(l),  c_in = 1 / sqrt(abar s^2 + 1 - abar)
 
 With z divided by sqrt(abar), c_in z is the c_in of Karras et al. (2022, table 1) for noise `sigma^2 = exp(-l)`: it
-gives the input of V a variance of one at every level; s^2 is the mean square of u_y. E: sines and cosines of l.
+gives the input of V a variance of one at every level; s^2 is the mean square of u_y. E: a linear layer of sines and
+cosines of l. V and E may begin at 0, as what conditions a block does in Peebles and Xie (2023, section 3.2): then a
+group begins as a residual net of its input alone.
 """
 
 import torch
@@ -69,6 +71,12 @@ class Group(nn.Module):
         width = hidden.shape[1] if hidden.ndim == 4 else hidden.shape[-1]
         self.latent, self.level = nn.Linear(dimension, width, bias=False), nn.Linear(2 * _WAVES, width)
         self.head = nn.Linear(features.shape[-1], outputs)
+
+    def begin_with_inputs(self) -> "Group":
+        """Set V and E to 0, and return the group: noise as strong as the input's features need not be unlearned."""
+        for weight in (self.latent.weight, self.level.weight, self.level.bias):
+            nn.init.zeros_(weight)
+        return self
 
     def features(self, inputs: Tensor) -> Tensor:
         """Return what the stem makes of inputs, which does not depend on z."""

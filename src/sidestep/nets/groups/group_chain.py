@@ -114,8 +114,17 @@ class GroupChain(SpreadBlocks):
         """Return the last group's outputs at the end of the walk, (batch, ..., K)."""
         return self.walk(inputs)[-1]
 
+    def mean_outputs(self, inputs: Tensor) -> Tensor:
+        """Return outputs whose prediction is the mean of all groups' predictions along the walk, (batch, ..., K)."""
+        every = torch.stack(self.walk(inputs))
+        if self.space.objective.kind in ("classes", "tokens"):
+            return every.log_softmax(dim=-1).logsumexp(dim=0)  # but for a constant, which no softmax sees
+        if self.space.objective.kind == "labels":
+            return every.sigmoid().mean(dim=0).logit()
+        return every.mean(dim=0)
+
     def predictions(self, inputs: Tensor, names: Collection[str]) -> dict[str, Tensor]:
-        """Return the wanted readings: `walk`, `group 1 alone` (at z = 0), `mean of groups` (along the walk)."""
+        """Return the wanted readings: `mean of groups` (along the walk), `walk`, `group 1 alone` (at z = 0)."""
         every = [self.space.objective.predictions(outputs) for outputs in self.walk(inputs)]
         found = {"walk": every[-1], "group 1 alone": every[0], "mean of groups": torch.stack(every).mean(dim=0)}
         return {name: found[name] for name in names}
