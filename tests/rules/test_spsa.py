@@ -16,7 +16,7 @@ from sidestep.data.share import Share
 from sidestep.errors import InputError
 from sidestep.gradients import directions as directions_file
 from sidestep.gradients.directions import directions_along
-from sidestep.gradients.step_search import searched_rate
+from sidestep.gradients.step_search import agreed_share, damped_rate, searched_rate
 from sidestep.noise import Noise
 from sidestep.probes import DenseProbes, Distribution
 from sidestep.rules import SPSA, Batch, Task
@@ -47,12 +47,77 @@ def drawn(kind, index, count=4, noise=None):
 
 class TestStepSize:
     def test_a_parabola_gives_half_of_the_way_and_a_rise_a_quarter_of_that(self):
-        assert searched_rate(lambda size: (3 - 2 * size) ** 2, 9.0, 0.1) == pytest.approx(0.75)
-        assert searched_rate(lambda size: (3 + 2 * size) ** 2, 9.0, 0.1) == 0.0  # it goes up there
-        assert searched_rate(lambda size: math.nan, 9.0, 0.1) == 0.0
-        assert searched_rate(lambda size: math.inf if size < 0 else (3 - 2 * size) ** 2, 9.0, 0.1) == 0.1
+        assert searched_rate(lambda size: (3 - 2 * size) ** 2, 9.0, 0.1).most == pytest.approx(0.75)
+        assert searched_rate(lambda size: (3 + 2 * size) ** 2, 9.0, 0.1).most == 0.0  # it goes up there
+        assert searched_rate(lambda size: math.nan, 9.0, 0.1).most == 0.0
+        assert searched_rate(lambda size: math.inf if size < 0 else (3 - 2 * size) ** 2, 9.0, 0.1).most == 0.1
         # a parabola near zero, and a wall behind 0.5: half of the way is 0.75, a quarter of it 0.1875
-        assert searched_rate(lambda size: (3 - 2 * size) ** 2 + 100 * (size > 0.5), 9.0, 0.1) == pytest.approx(0.1875)
+        found = searched_rate(lambda size: (3 - 2 * size) ** 2 + 100 * (size > 0.5), 9.0, 0.1)
+        assert found.most == pytest.approx(0.1875)
+
+    def test_what_a_slope_shares_with_other_batches_is_unbiased(self):
+        """Over all batches of two out of four examples, its numerator is the squared derivative of all four."""
+        all_four = [torch.tensor([0.3, -1.0, 2.0, 0.9]), torch.tensor([1.0, 1.2, 0.8, 3.0])]
+        batches = list(itertools.product(range(4), repeat=2))  # drawn with replacement
+        shared = []
+        for batch in batches:
+            own = [each[list(batch)] for each in all_four]
+            whole = sum(float(each.double().mean() ** 2) for each in own)
+            noise = sum(float(each.double().var() / 2) for each in own)
+            shared.append(whole - noise)
+            if 1 - noise / whole > 0.02:
+                assert agreed_share(own) == pytest.approx(1 - noise / whole)
+        expected = sum(float(each.double().mean() ** 2) for each in all_four)
+        assert sum(shared) / len(batches) == pytest.approx(expected)
+
+    def test_without_a_loss_for_each_example_a_share_is_assumed(self):
+        each = torch.tensor([1.0, 2.0])
+        assert agreed_share([None, None]) == agreed_share([each, None]) == agreed_share([each[:1]]) == 0.4
+        assert agreed_share([torch.tensor([1.0, -1.0])]) == 0.02  # nothing is shared, but a step is still tried
+        assert agreed_share([torch.tensor([math.inf, 1.0])]) == 0.4
+
+    def test_a_step_goes_by_the_means_of_the_steps_before(self):
+        means = []
+        assert damped_rate(means, 9.0, 2.0, 4.0, length=0.5) == pytest.approx(0.75 * 2 / 4 / 0.5)
+        assert damped_rate(means, 9.0, 4.0, 4.0, length=0.5) == pytest.approx(0.75 * 3 / 4 / 0.5)
+        assert damped_rate(means, 0.1, 4.0, 4.0, length=0.5) == 0.1  # no further than the batch itself allows
+        assert damped_rate(means, 9.0, -99.0, 4.0, length=0.5) == 0.0
+        kept = list(means)
+        assert damped_rate(means, 9.0, math.nan, math.nan, length=0.5) == 0.0
+        assert means == kept
+        assert damped_rate([], 9.0, 2.0, -1.0, length=0.5) == 9.0  # no parabola yet: what the batch itself allows
+
+    @pytest.mark.parametrize(("each", "worst"), [(True, 1.2), (False, 1.35)])
+    def test_small_batches_do_not_walk_a_fitted_model_away(self, each, worst):
+        """Half of the way to the lowest point of every batch walks to 1.5 to 1.8: these slopes are mostly noise."""
+        noise = Noise(7)
+        rows, truth = noise.stream("rows").normal(4096 * 20).view(4096, 20), noise.stream("truth").normal(20)
+        values = rows @ truth + noise.stream("errors").normal(4096)
+        net = nn.Linear(20, 1, bias=False)
+        net.weight.data = torch.linalg.lstsq(rows, values[:, None]).solution.T.contiguous()
+        step = sidestep.attach(net, SPSA(pairs=8), seed=1)
+
+        def losses(start, size):
+            part = slice(start, start + size)
+            return (net(rows[part])[:, 0] - values[part]).square()
+
+        before = losses(0, 4096).mean().item()
+        for start in range(0, 512, 8):
+            step(lambda start=start: losses(start, 8) if each else losses(start, 8).mean())
+        assert losses(0, 4096).mean().item() < worst * before
+
+    def test_the_means_are_part_of_what_is_saved(self, tmp_path):
+        net, twin = make(), make()
+        step = sidestep.attach(net, SPSA(pairs=4), seed=3)
+        for _ in range(3):
+            step(lambda: F.cross_entropy(net(ROWS), TARGETS))
+        step.save(tmp_path / "kept")
+        other = sidestep.attach(twin, SPSA(pairs=4), seed=3)
+        other.load(tmp_path / "kept")
+        for attached, model in ((step, net), (other, twin)):
+            for _ in range(3):
+                attached(lambda model=model: F.cross_entropy(model(ROWS), TARGETS))
+        assert all(torch.equal(a, b) for a, b in zip(net.parameters(), twin.parameters(), strict=True))
 
     def test_the_step_does_not_depend_on_the_scale_of_the_loss(self):
         """A hundred times the loss has the same steps: no learning rate has to be chosen for it."""

@@ -107,6 +107,7 @@ class ShiftedPasses:
     """The loss of a module with its weights shifted: shifted ones exist for one operation at a time.
 
     statistics: the buffers after the first pass, by name; a step counts once, however many passes it takes.
+    each: the losses of the last pass, (batch,), or None where they are one number.
     keep: whether directions stay in memory, as they do for small nets.
     """
 
@@ -118,6 +119,7 @@ class ShiftedPasses:
         self.keep = sum(weight.numel() for weight in weights.values()) <= _KEPT
         self._swapped = SwappedWeights.of(net) if plain and self.keep else None
         self.statistics: dict[str, Tensor] | None = None
+        self.each: Tensor | None = None
 
     def __call__(self, direction: Direction | None = None, step: float = 0.0, masks: int = 0) -> Tensor:
         """Return the loss at `w + step nu`, (), or at w.
@@ -131,17 +133,22 @@ class ShiftedPasses:
             self.statistics = {}
             with torch.no_grad(), full_precision(self._like):
                 if direction is None:
-                    return mean_loss(self._losses())
-                return mean_loss(self._swapped.at(direction, step, self._losses))
+                    return self._mean(self._losses())
+                return self._mean(self._swapped.at(direction, step, self._losses))
 
         def passed() -> tuple[Tensor, dict[str, Tensor]]:
             with _repeatable(self._net, self._noise.sub(masks)) as changed:
-                return mean_loss(self._losses()), changed() if self.statistics is None else {}
+                return self._mean(self._losses()), changed() if self.statistics is None else {}
 
         with torch.no_grad(), full_precision(self._like):
             loss, changed = passed() if direction is None else at_shifted(self._net, direction, step, passed)
         self.statistics = changed if self.statistics is None else self.statistics
         return loss
+
+    def _mean(self, found: Tensor) -> Tensor:
+        mean = mean_loss(found)
+        self.each = at_least_float32(found) if found.ndim else None
+        return mean
 
 
 def losses_at_pairs(

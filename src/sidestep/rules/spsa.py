@@ -22,7 +22,7 @@ from sidestep.data.share import WHOLE, Share
 from sidestep.errors import InputError
 from sidestep.gradients.any_module import Losses, ShiftedPasses, check_trainable
 from sidestep.gradients.directions import OneDirection, directions_along, paired_losses
-from sidestep.gradients.step_search import rate_along
+from sidestep.gradients.step_search import agreed_share, rate_along
 from sidestep.nets.parallel import kept_statistics
 from sidestep.nets.precision import full_precision
 from sidestep.nets.resolution import check_noise_size
@@ -31,7 +31,9 @@ from sidestep.nets.trained import set_training
 from sidestep.probes import DenseProbes, Distribution
 from sidestep.rules.protocol import Batch, Division, ImagePath, Noise, Split, Takes, Task, Update
 from sidestep.rules.shared.any_module import (
+    CURVATURE,
     LOSS,
+    SLOPE,
     STEP_SIZE,
     check_unused,
     dense_probes,
@@ -189,18 +191,21 @@ class SPSA(ForwardOnlyRule):
         directions = directions_along(probes)
         run = ShiftedPasses(net, losses, noise.stream("module"), plain)
         here = run() if self.sides == "one" or self.learning_rate is None else None
-        sides = []
+        sides, each_here, differences = [], run.each, []
         for index in taken:
             direction = OneDirection(directions, index, run.keep)
             masks = index if here is None else 0  # all that is compared meets the same draws
-            plus = run(direction, self.eps, masks)
+            plus, each = run(direction, self.eps, masks), run.each
             sides.append((plus, here if self.sides == "one" else run(direction, -self.eps, masks)))
+            other = each_here if self.sides == "one" else run.each
+            differences.append(None if each is None or other is None else each - other)
         plus, minus = (torch.stack(side) for side in zip(*sides, strict=True))  # (directions,) each
         coefs = (plus - minus) / ((1 if self.sides == "one" else 2) * self.eps * len(taken))
         terms = {name: torch.stack([plus, minus]).mean() if here is None else here}
         if self.learning_rate is None:
             found = rate_along(run, directions, coefs, terms[name], self.eps, taken.start)
-            terms = {STEP_SIZE: plus.new_tensor(found), **terms}
+            numbers = (found.most, found.slope * agreed_share(differences), found.curvature)
+            terms = {**dict(zip((STEP_SIZE, SLOPE, CURVATURE), plus.new_tensor(numbers), strict=True)), **terms}
         elif self.spread:
             terms = {STEP_SIZE: self._by_spread(plus, minus), **terms}
         coefs, chosen = of_share(coefs * (len(taken) / self.pairs), taken, self.pairs, share)

@@ -16,6 +16,7 @@ from sidestep.data.share import WHOLE, Share
 from sidestep.errors import InputError
 from sidestep.gradients.any_module import Losses
 from sidestep.gradients.directions import WeightedDirection, directions_along
+from sidestep.gradients.step_search import damped_rate
 from sidestep.nets.trained import trained
 from sidestep.noise import Noise
 from sidestep.probes import DenseProbes, Distribution
@@ -25,7 +26,9 @@ from sidestep.rules.shared.trits import as_gradients
 from sidestep.update import Dense, Seeded, Update
 
 __all__ = [
+    "CURVATURE",
     "LOSS",
+    "SLOPE",
     "STEP_SIZE",
     "AnyModule",
     "Asked",
@@ -44,7 +47,8 @@ __all__ = [
     "trains_any",
 ]
 
-LOSS, STEP_SIZE = "net: loss", "net: step size"
+LOSS, STEP_SIZE, SLOPE, CURVATURE = "net: loss", "net: step size", "net: slope", "net: curvature"
+_MEANS = "slope and curvature"  # running means in the memory of the optimiser, of its first parameter
 _PART = 1 << 16  # elements of the gradient that a step has in memory at a time
 # Optimisers in which no parameter's step depends on another parameter: torch's, and the same without its compiler.
 _NAMES = [name for name in optimizers.__all__ if name != "WithoutCompiler"]
@@ -193,14 +197,24 @@ def decide_any(update: Update, optimizer: torch.optim.Optimizer) -> Update:
     """
     if not isinstance(update, Seeded):
         return update
-    return replace(_sized(update), rate=float(optimizer.param_groups[0]["lr"]))
+    return replace(_sized(update, optimizer), rate=float(optimizer.param_groups[0]["lr"]))
 
 
-def _sized(update: Seeded) -> Seeded:
-    """Return an update that was not decided yet with its coefficients times the step size, if one was found."""
+def _sized(update: Seeded, optimizer: torch.optim.Optimizer | None = None) -> Seeded:
+    """Return an update that was not decided yet with its coefficients times the step size, if one was found.
+
+    With an optimiser, whose memory has what earlier batches said, they say how much of it other batches share.
+    """
     if update.rate is not None or STEP_SIZE not in update.losses:
         return update
-    return replace(update, coefs=update.coefs * update.losses[STEP_SIZE].to(update.coefs))
+    losses = dict(update.losses)
+    if optimizer is not None and SLOPE in losses:
+        memory = optimizer.state[optimizer.param_groups[0]["params"][0]]
+        numbers = (float(losses[STEP_SIZE]), float(losses.pop(SLOPE)), float(losses.pop(CURVATURE)))
+        length = math.sqrt(float(update.coefs.double().square().sum()))
+        size = damped_rate(memory.setdefault(_MEANS, []), *numbers, length)
+        losses[STEP_SIZE] = losses[STEP_SIZE].new_tensor(size)
+    return replace(update, coefs=update.coefs * losses[STEP_SIZE].to(update.coefs), losses=losses)
 
 
 def apply_any(net: nn.Module, update: Update, optimizer: torch.optim.Optimizer) -> None:
