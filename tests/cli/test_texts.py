@@ -28,6 +28,11 @@ def test_a_title_stands_on_one_line_above_a_narrow_table(capsys):
     assert capsys.readouterr().out.splitlines()[0] == title
 
 
+def test_a_name_is_not_broken_by_many_columns(capsys):
+    show_table("", ["rule", *map(str, range(40))], [["back-propagation on the net", *["123,456"] * 40]])
+    assert "back-propagation " in capsys.readouterr().out
+
+
 def test_a_family_s_name_means_its_first_rule():
     assert suggestion("noprop", rules.RULES, "there are").startswith("did you mean noprop-dt?")
 

@@ -64,6 +64,7 @@ class _StandardError(io.TextIOBase):
 
 error_console = Console(file=_StandardError(), highlight=False)  # type: ignore[arg-type]
 _WIDTH = 200  # of tables that no terminal shows
+_NAME = 20  # letters of a word in the first column that stand on one line, however many columns there are
 
 
 def show(*lines: str) -> None:
@@ -82,8 +83,10 @@ def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]
     if title:  # a line of its own: a table's title wraps at the width of the table
         show(title)
     table = Table(box=None, header_style="bold", pad_edge=False)
-    for column in columns:
-        table.add_column(Text(spelled(column)), overflow="fold")
+    named = [word for cell in (columns[0], *(row[0] for row in rows)) for word in cell.split()]
+    least = min(_NAME, max(map(len, named), default=1))  # a name is not broken within a word
+    for place, column in enumerate(columns):
+        table.add_column(Text(spelled(column)), overflow="fold", min_width=None if place else least)
     for row in rows:
         table.add_row(*(Text(spelled(word)) for word in row))
     console = Console(highlight=False)
