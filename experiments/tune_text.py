@@ -108,7 +108,8 @@ def run(work: Path, name: str, way: str, seed: int) -> dict:
     tuned = [*common, "tune", str(model_folder()), *words, *WAYS[way], "--out", str(out), "--resume", "--json"]
     result = _last(tuned)
     test = _last([*common, "eval", str(out), "--data", str(work / f"{name}-test.csv"), "--json"])
-    return {"set": name, "way": way, "seed": seed, "test": test["accuracy"], "test_nll": test["nll"], **result}
+    told = {key: value for key, value in result.items() if key not in ("base", "out")}  # places on this machine
+    return {"set": name, "way": way, "seed": seed, "test": test["accuracy"], "test_nll": test["nll"], **told}
 
 
 def _last(command: list[str]) -> dict:
