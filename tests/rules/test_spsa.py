@@ -72,14 +72,16 @@ class TestStepSize:
 
     def test_without_a_loss_for_each_example_a_share_is_assumed(self):
         each = torch.tensor([1.0, 2.0])
-        assert agreed_share([None, None]) == agreed_share([each, None]) == agreed_share([each[:1]]) == 0.4
+        assert agreed_share([None, None]) == agreed_share([each, None]) == agreed_share([each[:1]]) == 0.25
         assert agreed_share([torch.tensor([1.0, -1.0])]) == 0.02  # nothing is shared, but a step is still tried
-        assert agreed_share([torch.tensor([math.inf, 1.0])]) == 0.4
+        assert agreed_share([torch.tensor([math.inf, 1.0])]) == 0.25
 
     def test_a_step_goes_by_the_means_of_the_steps_before(self):
         means = []
         assert damped_rate(means, 9.0, 2.0, 4.0, length=0.5) == pytest.approx(0.75 * 2 / 4 / 0.5)
         assert damped_rate(means, 9.0, 4.0, 4.0, length=0.5) == pytest.approx(0.75 * 3 / 4 / 0.5)
+        # a longer estimate counts for more: half of it slope 2 and 4 at length 0.5, the last third 1 at length 2
+        assert damped_rate(means, 9.0, 1.0, 4.0, length=2.0) == pytest.approx(0.75 * (1 + 2 + 2) / (1 + 1 + 16))
         assert damped_rate(means, 0.1, 4.0, 4.0, length=0.5) == 0.1  # no further than the batch itself allows
         assert damped_rate(means, 9.0, -99.0, 4.0, length=0.5) == 0.0
         kept = list(means)

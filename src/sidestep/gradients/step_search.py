@@ -11,9 +11,9 @@ share, and so is a part of the batch's own slope: the whole way is too far. How 
 whose numerator estimates, without bias, what other batches of as many examples share. Where a model is nearly right,
 it is a few hundredths, and half of the way would walk away from all that was learnt. So the step is
 
-    rate = min(most, 3/4 mean_k(agreed_k slope_k) / mean_k(curvature_k))          of unit length, k the steps so far
+    rate = min(most, 3/4 mean_k(agreed_k slope_k) / mean_k(curvature_k))          k: the steps so far
 
-by running means over about ten steps. Without a loss for each example, agreed is taken for 0.4.
+by running means over about ten steps. Without a loss for each example, agreed is taken for a quarter.
 """
 
 import math
@@ -30,7 +30,7 @@ __all__ = ["Along", "agreed_share", "damped_rate", "rate_along", "searched_rate"
 
 _SHARE = 0.5  # of the way to the lowest point that the batch itself has
 _SHARED = 0.75  # of the way to that of the slope which batches share
-_AGREED = 0.4  # of a slope, where there is no loss for each example
+_AGREED = 0.25  # of a slope, where there is no loss for each example
 _LEAST_AGREED = 0.02
 _KEPT = 0.9  # of a running mean
 _TRIES = 8
@@ -93,7 +93,7 @@ def rate_along(  # long: what an estimate is made of
 
 
 def agreed_share(derivatives: Sequence[Tensor | None]) -> float:
-    """Return how much of the slope along an estimate other batches share, in (0, 1], or 0.4 where that is unknown.
+    """Return how much of the slope along an estimate other batches share, in (0, 1]; a quarter where it is unknown.
 
     Args:
         derivatives: c_ie of every example along each direction i, (examples,) each; None without a loss for each.
@@ -114,7 +114,7 @@ def damped_rate(means: list[float], most: float, slope: float, curvature: float,
     """Return the step size along an estimate, and bring the running means up to date with its batch.
 
     Args:
-        means: of slope and curvature, and how many steps they are of; [] before the first one.
+        means: of slope and curvature along the estimates, and how many steps they are of; [] before the first one.
         most: the largest step size.
         slope: the part of the slope that other batches share, along an estimate of length 1.
         curvature: along the same.
@@ -123,8 +123,8 @@ def damped_rate(means: list[float], most: float, slope: float, curvature: float,
     if math.isfinite(slope) and math.isfinite(curvature):
         before = means or [0.0, 0.0, 0.0]
         kept = min(_KEPT, before[2] / (before[2] + 1))
-        new = (slope, max(curvature, 0.0))
+        new = (slope * length, max(curvature, 0.0) * length**2)
         means[:] = [kept * a + (1 - kept) * b for a, b in zip(before, new, strict=False)] + [before[2] + 1]
-    if not means or not means[1] > 0 or not length > 0:
+    if not means or not means[1] > 0:
         return most
-    return min(most, max(_SHARED * means[0] / means[1] / length, 0.0))
+    return min(most, max(_SHARED * means[0] / means[1], 0.0))
