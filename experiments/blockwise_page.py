@@ -124,7 +124,10 @@ def picture_table(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
-TABLES = {"text": text_table, "images": image_table, "ablation": ablation_table, "pictures": picture_table}
+TABLES = {
+    "text": text_table, "text-drawn": text_table, "images": image_table, "ablation": ablation_table,
+    "pictures": picture_table,
+}  # fmt: skip
 
 
 def main() -> None:

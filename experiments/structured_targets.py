@@ -211,10 +211,10 @@ def searched(way: str) -> str:
 
 
 def chosen_rate(rows: list[Row], task: str, way: str, steps: int) -> float | None:
-    """Return the rate that validation takes of a finished search, or None before its end."""
+    """Return the rate that validation takes of a search, or None before its three smaller rates have been tried."""
     wanted = (task, way, "search", steps // 2)
     mine = [row for row in rows if (row["task"], row["way"], row["kind"], row["steps"]) == wanted]
-    if len({row["rate"] for row in mine} & set(RATES)) < len(RATES):
+    if not {row["rate"] for row in mine} >= set(RATES[:3]):
         return None
     scored = {row["rate"]: best(task, row["validation"]) for row in mine if row["rate"] in RATES}
     return max(scored, key=lambda rate: scored[rate])
