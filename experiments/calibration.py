@@ -124,7 +124,8 @@ def measured(name: str, seed: int, runs: Path) -> dict[str, Any]:
 def stability(seed: int) -> dict[str, Any]:
     """Fit the temperatures of digits on 200 samples of its 144 validation images, drawn with replacement."""
     digits = data.load("digits")
-    run = train(RULES["noprop-dt"](blocks=3), "digits", Options(seed=seed, epochs=10))
+    rule = RULES["noprop-dt"](blocks=3)
+    run = train(rule, "digits", Options(seed=seed, epochs=10), readings=rule.readings)
     labels, tests = digits.validation.labels, digits.test.labels
     found = {}
     for name in run.rule.readings:

@@ -16,7 +16,9 @@ import torch
 from sidestep import Options, data, train
 from sidestep.cli import main
 from sidestep.cli.bar import TrainingBar
+from sidestep.cli.train import _readings as readings_of
 from sidestep.errors import DataError
+from sidestep.presets.catalogue import PRESETS
 from sidestep.rules import RULES, Backprop, Task
 from sidestep.training.compatibility import pixel_scale_warning
 from sidestep.training.loop import Loop
@@ -146,6 +148,17 @@ def test_a_run_is_evaluated_by_the_readings_that_are_asked_for_and_eval_does_the
     assert (status, list(json.loads(out.splitlines()[-1])["readings"])) == (0, list(RULES["noprop-dt"].readings))
     status, _, error = run(capsys, "train", "noprop-dt", *words, "--overwrite", "--reading", "heun")
     assert (status, "noprop-dt has no reading 'heun'; it has: ddim, ancestral" in error) == (2, True)
+
+
+@pytest.mark.parametrize(
+    "preset", [None, *(p for p in PRESETS.values() if RULES[p.rule].at_end)], ids=lambda preset: preset and preset.name
+)
+def test_a_preset_is_evaluated_by_the_reading_that_its_paper_has_too(preset):
+    rule = RULES[preset.rule if preset else "noprop-ct"]()
+    found = readings_of(rule, (), preset and preset.name)
+    assert tuple(found) == (tuple(dict.fromkeys([*rule.at_end, preset.reading])) if preset else ())
+    assert readings_of(rule, ("heun",), preset and preset.name) == ("heun",)
+    assert readings_of(rule, ("all",), preset and preset.name) == rule.readings
 
 
 @pytest.mark.parametrize("given", [["--grid", "logsnr"], ["--grid=logsnr"]])
