@@ -204,8 +204,8 @@ class LearnedFeedback:
         """
         if "layers" in state:
             raise InputError(
-                "the state is of an earlier version, which learned how the loss depends on each layer, and not how layers "
-                "depend on each other; begin anew, a few hundred batches tell it"
+                "the state is of an earlier version, which learned how the loss depends on each layer, and not how "
+                "layers depend on each other; begin anew, which takes some hundred batches"
             )
         if "graph" not in state:  # of before the first batch
             self._graph, self._responses, self._spreads = None, None, {}
