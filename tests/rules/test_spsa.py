@@ -123,6 +123,15 @@ class TestStepSize:
         step(lambda: torch.where(net.weight > 1.002, math.inf, net.weight**2).sum())
         assert net.weight.item() < 0.999
 
+    def test_another_optimiser_has_its_own_memory_alone(self):
+        found = train(
+            SPSA(hidden=(4,), pairs=2),
+            data.load("digits"),
+            Options(steps=2, batch=8),
+            optimizer=lambda groups: torch.optim.Adam(groups, lr=0.01),
+        )
+        assert found.step == 2
+
     def test_the_means_are_part_of_what_is_saved(self, tmp_path):
         net, twin = make(), make()
         step = sidestep.attach(net, SPSA(pairs=4), seed=3)
