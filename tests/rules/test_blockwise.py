@@ -148,6 +148,13 @@ def test_the_outputs_of_the_mean_of_groups_predict_that_mean(targets):
     assert replace(rule, exact_share=0.5).readings[0] == "walk"
 
 
+def test_the_logit_of_the_mean_of_sure_groups_is_finite():
+    net = built(Blockwise(**SMALL), replace(TASK, targets="labels")).eval().float()
+    for index in range(2):
+        net.group(index).head.bias.data.fill_(40.0)  # whose sigmoid rounds to 1
+    assert net.mean_outputs(batch_of().inputs.float()).isfinite().all()
+
+
 def test_exact_steps_are_the_share_that_was_asked_for_and_the_gradient_of_the_walk():
     rule = Blockwise(**SMALL, exact_share=0.25)
     net, batch = built(rule), batch_of()

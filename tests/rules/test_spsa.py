@@ -108,6 +108,30 @@ class TestStepSize:
             step(lambda start=start: losses(start, 8) if each else losses(start, 8).mean())
         assert losses(0, 4096).mean().item() < worst * before
 
+    def test_a_loss_that_no_direction_changes_takes_steps_of_nothing(self):
+        net = make()
+        before = [parameter.clone() for parameter in net.parameters()]
+        step = sidestep.attach(net, SPSA(pairs=2), seed=3)
+        for _ in range(2):
+            assert step(lambda: (ROWS[:, 0] > 0).float()) == (ROWS[:, 0] > 0).float().mean()
+        assert all(map(torch.equal, before, net.parameters()))
+
+    def test_a_loss_that_is_infinite_uphill_still_has_a_way_down(self):
+        net = nn.Linear(1, 1, bias=False)
+        net.weight.data.fill_(1.0)
+        step = sidestep.attach(net, SPSA(pairs=1), seed=3)  # tried at 0.001 to a side, and searched from 0.003 on
+        step(lambda: torch.where(net.weight > 1.002, math.inf, net.weight**2).sum())
+        assert net.weight.item() < 0.999
+
+    def test_another_optimiser_has_its_own_memory_alone(self):
+        found = train(
+            SPSA(hidden=(4,), pairs=2),
+            data.load("digits"),
+            Options(steps=2, batch=8),
+            optimizer=lambda groups: torch.optim.Adam(groups, lr=0.01),
+        )
+        assert found.step == 2
+
     def test_the_means_are_part_of_what_is_saved(self, tmp_path):
         net, twin = make(), make()
         step = sidestep.attach(net, SPSA(pairs=4), seed=3)

@@ -131,6 +131,26 @@ def test_the_graph_has_what_depends_on_what() -> None:
     }
 
 
+def test_outputs_that_are_changed_in_place_are_not_those_of_the_last_layer() -> None:
+    class Rectified(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = net_of(6, 12, 3)
+
+        def forward(self, rows: Tensor) -> Tensor:
+            return self.layers(rows).relu_()
+
+    net, (inputs, targets) = Rectified(), batch_of(256, 6, 3)
+    estimate = LearnedFeedback(net, memory=1.0)
+    for _ in range(40):
+        net.zero_grad()
+        estimate(inputs, targets)
+    found = net.layers[2].bias.grad.clone()
+    net.zero_grad()
+    torch.nn.functional.cross_entropy(net(inputs), targets).backward()
+    assert torch.cosine_similarity(found, net.layers[2].bias.grad, dim=0) > 0.95  # without its derivative they are none
+
+
 def test_the_inputs_of_all_calls_of_a_layer_count() -> None:
     """A layer that sees x and then 2 x: 3 x in its weights' estimate where its bias has 2."""
     net = Twice()
@@ -214,6 +234,23 @@ def test_what_cannot_be_trained_so_is_refused_in_a_sentence() -> None:
         LearnedFeedback(net_of(2, 2)).load_state_dict(other.state_dict())
     with pytest.raises(InputError, match=r"the state has slopes 0 of shape \(8,\), the model of \(4,\)"):
         LearnedFeedback(net_of(2, 4, 2), bins=4).load_state_dict(other.state_dict())
+    with pytest.raises(InputError, match="the state is of an earlier version"):
+        other.load_state_dict({"steps": 3, "layers": {"0": {"feedback": torch.zeros(4, 2), "slopes": torch.ones(8)}}})
+    other.model.forward = lambda rows: rows
+    with pytest.raises(InputError, match="called none of its trained layers"):
+        other(inputs, targets)
+
+
+def test_a_state_of_before_the_first_batch_forgets_what_was_learned() -> None:
+    net, (inputs, targets) = net_of(2, 4, 2), batch_of(8, 2, 2)
+    estimate = LearnedFeedback(net)
+    begun, found = estimate.state_dict(), []
+    for _ in range(2):
+        net.zero_grad()
+        estimate(inputs, targets)
+        found.append([parameter.grad.clone() for parameter in net.parameters()])
+        estimate.load_state_dict(begun)
+    assert all(map(torch.equal, *found))
 
 
 def test_a_layer_that_the_first_batch_did_not_reach_is_refused_and_one_that_is_left_out_is_not() -> None:

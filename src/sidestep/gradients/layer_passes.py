@@ -39,7 +39,8 @@ class LayerPass:
 
     outputs: of the net, (batch, k).
     seen: by layer, in the order of first calls.
-    last: the layer whose changed outputs are the net's, with nothing in between; OUTPUTS if there is none.
+    last: the layer whose changed outputs are the net's, with nothing in between, not even in place; OUTPUTS if there is
+        none.
     statistics: buffers that the module would have changed; they are as before.
     """
 
@@ -71,13 +72,14 @@ def layer_pass(
     Raises InputError for a layer that does not see one row for each example, or outputs that are not (batch, k).
     """
     seen: dict[str, Seen] = {}
-    returned: dict[str, Tensor] = {}
+    returned: dict[str, tuple[Tensor, int | None]] = {}
 
     def hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
         def changed(_: nn.Module, given: tuple[Tensor, ...], output: Tensor) -> Tensor:
             _note(seen, name, given[0], output)
-            returned[name] = change(name, output)
-            return returned[name]
+            given_on = change(name, output)
+            returned[name] = given_on, _version_of(given_on)
+            return given_on
 
         return changed
 
@@ -90,7 +92,10 @@ def layer_pass(
         for each in hooks:
             each.remove()
     _check(outputs, seen)
-    last = next((name for name, tensor in returned.items() if tensor is outputs and seen[name].calls == 1), OUTPUTS)
+    same = [
+        name for name, (tensor, version) in returned.items() if tensor is outputs and _version_of(tensor) == version
+    ]
+    last = next((name for name in same if seen[name].calls == 1), OUTPUTS)
     return LayerPass(outputs, seen, last, kept)
 
 
@@ -117,6 +122,11 @@ def layer_graph(model: nn.Module, layers: Mapping[str, nn.Module], inputs: Any, 
 def spread_of(outputs: Tensor) -> Tensor:
     """Return the standard deviation of a layer's outputs, (), never 0."""
     return outputs.std(correction=0).clamp_min(1e-3)
+
+
+def _version_of(tensor: Tensor) -> int | None:
+    """Return how often a tensor was written to in place."""
+    return None if tensor.is_inference() else tensor._version
 
 
 def _shift_of(source: str, noise: Noise) -> Change:
@@ -147,6 +157,8 @@ def _note(seen: dict[str, Seen], name: str, rows: Tensor, output: Tensor) -> Non
 def _check(outputs: Tensor, seen: dict[str, Seen]) -> None:
     if outputs.ndim != 2:
         raise InputError(f"the model must give outputs (batch, k), got shape {tuple(outputs.shape)}")
+    if not seen:
+        raise InputError("the model called none of its trained layers for this batch; let its forward call them")
     for name, own in seen.items():
         if len(own.outputs) != len(outputs):
             raise InputError(

@@ -76,6 +76,8 @@ def rate_along(  # long: what an estimate is made of
 ) -> Along:
     """Return what `searched_rate` finds along `sum_i c_i nu_i`; slope and curvature as if `sum_i c_i^2` were 1.
 
+    Both are 0 where nothing is known of them: along no direction at all, or where a loss on the way is not finite.
+
     Args:
         run: one pass, at shifted weights.
         directions: nu.
@@ -86,10 +88,11 @@ def rate_along(  # long: what an estimate is made of
     """
     length = math.sqrt(float(coefs.double().square().sum()))  # of the estimate, by its number of weights' root
     if not 0 < length < math.inf:
-        return Along(0.0, math.nan, math.nan)
+        return Along(0.0, 0.0, 0.0)
     along = WeightedDirection(directions, coefs, run.keep, first)
     most, slope, curvature = searched_rate(lambda size: float(run(along, -size)), float(here), _TRIAL * eps / length)
-    return Along(most, slope / length, curvature / length**2)
+    known = math.isfinite(slope) and math.isfinite(curvature)
+    return Along(most, slope / length if known else 0.0, curvature / length**2 if known else 0.0)
 
 
 def agreed_share(derivatives: Sequence[Tensor | None]) -> float:
@@ -120,7 +123,7 @@ def damped_rate(means: list[float], most: float, slope: float, curvature: float,
         curvature: along the same.
         length: of the estimate.
     """
-    if math.isfinite(slope) and math.isfinite(curvature):
+    if (slope or curvature) and math.isfinite(slope) and math.isfinite(curvature):
         before = means or [0.0, 0.0, 0.0]
         kept = min(_KEPT, before[2] / (before[2] + 1))
         new = (slope * length, max(curvature, 0.0) * length**2)

@@ -200,9 +200,16 @@ class LearnedFeedback:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where `state_dict` was called.
 
-        Raises InputError for a state of other layers.
+        Raises InputError for a state of other layers, or of a version that learned something else.
         """
-        if "graph" in state:
+        if "layers" in state:
+            raise InputError(
+                "the state is of an earlier version, which learned how the loss depends on each layer, and not how "
+                "layers depend on each other; begin anew, which takes some hundred batches"
+            )
+        if "graph" not in state:  # of before the first batch
+            self._graph, self._responses, self._spreads = None, None, {}
+        else:
             graph, fit = LayerGraph(**state["graph"]), state["fit"]
             if unknown := next((name for name in graph.order if name not in self._layers), None):
                 raise InputError(

@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterable
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import logsigmoid
 
 from sidestep.data.objective import IGNORED, NEXT_TOKENS
 from sidestep.data.task import Task
@@ -120,7 +121,8 @@ class GroupChain(SpreadBlocks):
         if self.space.objective.kind in ("classes", "tokens"):
             return every.log_softmax(dim=-1).logsumexp(dim=0)  # but for a constant, which no softmax sees
         if self.space.objective.kind == "labels":
-            return every.sigmoid().mean(dim=0).logit()
+            yes, no = (logsigmoid(side).logsumexp(dim=0) for side in (every, -every))
+            return yes - no  # the logit of the mean, finite where that rounds to 0 or 1
         return every.mean(dim=0)
 
     def predictions(self, inputs: Tensor, names: Collection[str]) -> dict[str, Tensor]:

@@ -203,12 +203,13 @@ def decide_any(update: Update, optimizer: torch.optim.Optimizer) -> Update:
 def _sized(update: Seeded, optimizer: torch.optim.Optimizer | None = None) -> Seeded:
     """Return an update that was not decided yet with its coefficients times the step size, if one was found.
 
-    With an optimiser, whose memory has what earlier batches said, they say how much of it other batches share.
+    With SGD, whose memory has what earlier batches said, they say how much of it other batches share; other optimisers
+    take a parameter with any memory for one that had a step, and get the largest step size.
     """
     if update.rate is not None or STEP_SIZE not in update.losses:
         return update
     losses = dict(update.losses)
-    if optimizer is not None and SLOPE in losses:
+    if isinstance(optimizer, torch.optim.SGD) and SLOPE in losses:
         memory = optimizer.state[optimizer.param_groups[0]["params"][0]]
         numbers = (float(losses[STEP_SIZE]), float(losses.pop(SLOPE)), float(losses.pop(CURVATURE)))
         length = math.sqrt(float(update.coefs.double().square().sum()))
