@@ -176,7 +176,7 @@ class SidestepRegressor(RegressorMixin, Estimator):
         batch_size: rows a step; None: an eighth of the rows, from 16 to 128.
         early_stopping: whether to hold rows out, and to end, with the weights of the best pass, after
             `n_iter_no_change` passes in a row without a better score on them.
-        validation_fraction: the share of the rows that is held out then, of each class; equal rows stay together.
+        validation_fraction: the share of the rows that is held out then; equal rows stay together.
         n_iter_no_change: passes without a better score.
         unknown: what to do with a category that training did not see: raise an error, or take it for a gap.
         random_state: the seed, a whole number; None stands for 0.
