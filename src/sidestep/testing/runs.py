@@ -75,7 +75,7 @@ def predictions_fit(subject: Subject) -> None:
     rule, inputs, net = subject.rule, subject.inputs(), subject.net()
     count, wanted = len(subject.data.test), tuple(rule.readings)
     readings = rule.predict(net, inputs, Noise(0))
-    unknown = [name for name in rule.at_end if name not in wanted]
+    unknown = [name for name in getattr(rule, "at_end", ()) if name not in wanted]
     expect(not unknown, f"at_end names {unknown}, which `readings` does not: {wanted}")
     expect(tuple(readings) == wanted, f"predict gives the readings {tuple(readings)}, and `readings` says {wanted}")
     for name, scores in readings.items():

@@ -234,8 +234,8 @@ def apply_any(net: nn.Module, update: Update, optimizer: torch.optim.Optimizer) 
     wanted, parameters = set(probes.names), trained(net)  # looked up once: a large net has parts by the dozen
     along = WeightedDirection(directions_along(probes), update.coefs, keep=False)
     for names in _in_parts([entry for entry in probes.parameters if entry[0] in wanted]):
-        gradients = {name: along.of(name, parameters[name]) for name in names if name in parameters}
-        apply_dense(net, Dense(gradients), optimizer, parameters)
+        part = (name for name in names if name in parameters)  # unnamed, so that it is gone before the next is drawn
+        apply_dense(net, Dense({name: along.of(name, parameters[name]) for name in part}), optimizer, parameters)
     apply_dense(net, Dense({}, update.statistics), optimizer)
 
 
