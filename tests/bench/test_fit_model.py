@@ -107,8 +107,8 @@ def test_a_way_learns_and_one_that_cannot_says_why(here):
 
 def test_the_command_recommends_and_ends_with_1_where_nothing_fits(here, tmp_path, capsys):
     file = tmp_path / "own.py"
-    file.write_text("from torch import nn\ndef make():\n"
-                    "    return nn.Sequential(nn.Flatten(), nn.Linear(64, 6000), nn.Linear(6000, 10))\n")  # fmt: skip
+    layers = "nn.Flatten(), nn.Linear(64, 60_000), nn.Linear(60_000, 10)"  # so large that a step is felt in any process
+    file.write_text(f"from torch import nn\ndef make():\n    return nn.Sequential({layers})\n")
     common = ["fit-memory", "--module", f"{file}:make", "--data", "digits", "--seconds", "0", "--batch", "32", "--json"]
     main([*common, "--budget", "4GiB"])
     record = json.loads(capsys.readouterr().out.splitlines()[-1])

@@ -37,7 +37,7 @@ More = Callable[[str, Tensor, Tensor], Tensor]
 
 
 def finish(
-    loop: Loop, state: State, progress: Progress, readings: Sequence[str]
+    loop: Loop, state: State, progress: Progress, readings: Sequence[str] | None
 ) -> tuple[dict[str, Any], Calibration | None]:
     """Fit the readings' temperatures, keep the model with them, and evaluate it on all splits.
 
@@ -49,7 +49,8 @@ def finish(
         loop: with the rule, the data and the folder.
         state: of the end of the training.
         progress: told of splits and images.
-        readings: which of the rule's readings are counted on the test split; the first one always is.
+        readings: which of the rule's readings are counted on the test split, the first one always; by default those
+            of `rule.at_end`, which a rule of the user's may lack, or else all.
 
     Returns:
         The result, and the temperatures; None without validation images enough.
@@ -58,8 +59,8 @@ def finish(
         Stopped: after Ctrl-C or SIGTERM, when what was counted is saved.
     """
     rule, folder, compute = loop.rule, loop.folder, loop.compute
-    best = rule.readings[0]
-    found, calibration = _measured(loop, state, progress, list(dict.fromkeys([best, *readings])))
+    best, wanted = rule.readings[0], readings or getattr(rule, "at_end", ()) or rule.readings
+    found, calibration = _measured(loop, state, progress, list(dict.fromkeys([best, *wanted])))
     score = loop.task.objective.score_name
     read, kind = found["test"] or found["validation"], "accuracy" if score == "accuracy" else "score"
     result = {

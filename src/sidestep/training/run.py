@@ -211,7 +211,7 @@ def _to_its_end(  # long: what runs, and who is told
         state.adopt_average()
         state.adopt_kept()
         run = ended_run(loop, state)
-        run.result, run.calibration = finish(loop, state, progress, readings or _at_end(loop.rule))
+        run.result, run.calibration = finish(loop, state, progress, readings)
         if isinstance(loop.parts, UnitRanks) and not loop.options.out:
             loop.parts.whole(state)  # nobody has all of it
         together.close()
@@ -221,11 +221,6 @@ def _to_its_end(  # long: what runs, and who is told
             loop.folder.save_result(run.result)
         observers.end(End(state.step, state.seconds, "finished", run.result))
     return run
-
-
-def _at_end(rule: Rule) -> tuple[str, ...]:
-    """Return the readings that a run ends with where none are asked for; a rule of the user's may have no `at_end`."""
-    return getattr(rule, "at_end", ()) or rule.readings
 
 
 def _observers(loop: Loop, progress: Progress, given: Sequence[Any]) -> Observers:
