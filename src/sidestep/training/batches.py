@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from sidestep.data import DataSet, crop_and_flip, steps_per_epoch
 from sidestep.data.batches import chosen_rows, epoch_order
-from sidestep.data.feed import BatchError
+from sidestep.data.feed import BatchError, Feed
 from sidestep.errors import InputError
 from sidestep.noise import Noise
 from sidestep.rules.protocol import Batch, HasBatchMultiple, Rule, Task
@@ -48,7 +48,7 @@ class TrainingBatches:
             few = self._scaled is not None
             images = chosen_rows(self._scaled, rows) if few else self.task.scaled(chosen_rows(train.images, rows))
             return images, chosen_rows(train.labels, rows)
-        images, targets = self._fed(step)
+        images, targets = self._fed(feed, step)
         return self.task.scaled(images), targets
 
     def rows(self, step: int) -> Tensor:
@@ -63,9 +63,7 @@ class TrainingBatches:
             self._epoch = epoch
         return self._rows[place * batch : (place + 1) * batch]
 
-    def _fed(self, step: int) -> tuple[Any, Tensor]:
-        feed = self.data.feed
-        assert feed is not None  # for the type checker
+    def _fed(self, feed: Feed, step: int) -> tuple[Any, Tensor]:
         images, targets = feed.next(step)
         if isinstance(self.rule, HasBatchMultiple) and len(targets) % self.rule.batch_multiple[1]:
             name, value = self.rule.batch_multiple
