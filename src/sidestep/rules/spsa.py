@@ -198,7 +198,8 @@ class SPSA(ForwardOnlyRule):
             plus, each = run(direction, self.eps, masks), run.each
             sides.append((plus, here if self.sides == "one" else run(direction, -self.eps, masks)))
             other = each_here if self.sides == "one" else run.each
-            differences.append(None if each is None or other is None else each - other)
+            if self.learning_rate is None:  # what a step size that finds itself asks of the examples
+                differences.append(None if each is None or other is None else each - other)
         plus, minus = (torch.stack(side) for side in zip(*sides, strict=True))  # (directions,) each
         coefs = (plus - minus) / ((1 if self.sides == "one" else 2) * self.eps * len(taken))
         terms = {name: torch.stack([plus, minus]).mean() if here is None else here}
