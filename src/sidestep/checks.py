@@ -7,7 +7,7 @@ from typing import Any
 
 from sidestep.errors import InputError
 
-__all__ = ["check_multiple", "check_positive", "check_range", "check_used"]
+__all__ = ["check_multiple", "check_positive", "check_range", "check_used", "check_whole"]
 
 
 def check_positive(most: float, /, **values: float) -> None:
@@ -25,6 +25,14 @@ def check_range(low: float, high: float, **values: float) -> None:
         if not low <= value <= high:
             ends = " and ".join(f"{end:,}" if isinstance(end, int) else f"{end:g}" for end in (low, high))
             raise InputError(f"{name} must lie between {ends}, got {value}")
+
+
+def check_whole(low: int, high: int, **values: float) -> None:
+    """Raise InputError for a hyper-parameter that is no whole number in [low, high]."""
+    check_range(low, high, **values)
+    for name, value in values.items():
+        if value != int(value):
+            raise InputError(f"{name} must be a whole number, got {value}")
 
 
 def check_multiple(examples: int, name: str, value: int) -> None:

@@ -33,6 +33,20 @@ def test_a_name_is_not_broken_by_many_columns(capsys):
     assert "back-propagation " in capsys.readouterr().out
 
 
+def test_a_table_too_wide_for_a_terminal_goes_on_below(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    columns = ["rule", "accuracy", "seconds", "x", "memory", "x"]
+    show_table("", columns, [["spsa", "95.12 (0.31)", "12.5", "1.2", "312 MiB", "0.55"]])
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out).splitlines()
+    assert [line.split() for line in lines] == [
+        ["rule", "accuracy", "seconds", "x"], ["spsa", "95.12", "(0.31)", "12.5", "1.2"], [],
+        ["rule", "memory", "x"], ["spsa", "312", "MiB", "0.55"],
+    ]  # fmt: skip
+    show_table("", ["rule", "what it is"], [["spsa", "many words " * 9]])
+    assert capsys.readouterr().out.count("rule") == 1  # words are broken between them, and stay beside their name
+
+
 def test_a_family_s_name_means_its_first_rule():
     assert suggestion("noprop", rules.RULES, "there are").startswith("did you mean noprop-dt?")
 

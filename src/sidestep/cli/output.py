@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.progress import Task, TextColumn
 from rich.table import Table
@@ -64,6 +65,7 @@ class _StandardError(io.TextIOBase):
 
 error_console = Console(file=_StandardError(), highlight=False)  # type: ignore[arg-type]
 _WIDTH = 200  # of tables that no terminal shows
+_GAP = 2  # between two columns
 _NAME = 20  # letters of a word in the first column that stand on one line, however many columns there are
 
 
@@ -79,20 +81,61 @@ def show_json(record: Mapping[str, Any]) -> None:
 
 
 def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table to standard output."""
+    """Print a table to standard output; on a terminal too narrow for its words, the rest of its columns stand below."""
     if title:  # a line of its own: a table's title wraps at the width of the table
         show(title)
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    named = [word for cell in (columns[0], *(row[0] for row in rows)) for word in cell.split()]
-    least = min(_NAME, max(map(len, named), default=1))  # a name is not broken within a word
-    for place, column in enumerate(columns):
-        table.add_column(Text(spelled(column)), overflow="fold", min_width=None if place else least)
-    for row in rows:
-        table.add_row(*(Text(spelled(word)) for word in row))
     console = Console(highlight=False)
     if not console.is_terminal:
         console = Console(highlight=False, width=_WIDTH)
-    console.print(table)
+    cells = [[spelled(word) for word in line] for line in (columns, *rows)]
+    for number, places in enumerate(_parts_of_columns(cells, console.width)):
+        if number:
+            console.print()
+        console.print(_table([[line[place] for place in places] for line in cells]))
+
+
+def _table(cells: Sequence[Sequence[str]]) -> Table:
+    """Return a table of the lines of cells, the first of which are names."""
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    named = [word for line in cells for word in line[0].split()]
+    least = min(_NAME, max(map(len, named), default=1))  # a name is not broken within a word
+    for place, column in enumerate(cells[0]):
+        table.add_column(Text(column), overflow="fold", min_width=None if place else least)
+    for line in cells[1:]:
+        table.add_row(*map(Text, line))
+    return table
+
+
+def _parts_of_columns(cells: Sequence[Sequence[str]], width: int) -> list[list[int]]:
+    """Return the columns of each table that the lines need: one, or several below one another with the first repeated.
+
+    A column whose name another has too, as ratios have, stays with the one before it.
+
+    >>> _parts_of_columns([["rule", "accuracy"], ["spsa", "95.1"]], 14)
+    [[0, 1]]
+    >>> _parts_of_columns([["rule", "accuracy", "seconds", "x", "bytes", "x"]], 18)
+    [[0, 1], [0, 2, 3], [0, 4, 5]]
+    """
+    columns = list(zip(*cells, strict=True))
+    words = [max((cell_len(word) for cell in column for word in cell.split()), default=1) for column in columns]
+    if sum(words) + _GAP * (len(words) - 1) <= width:  # whole words fit, where cells are broken between them
+        return [list(range(len(columns)))]
+    whole = [max(map(cell_len, column)) + _GAP for column in columns]
+    first = min(whole[0], width // 3)
+    names = list(cells[0])
+    groups = [[place] for place in range(1, len(columns))]
+    for place in range(len(columns) - 1, 1, -1):
+        if names.count(names[place]) > 1:
+            groups[place - 2] += groups.pop(place - 1)
+    parts, used = [[0]], first
+    for group in groups:
+        needed = sum(whole[place] for place in group)
+        if len(parts[-1]) > 1 and used + needed > width:
+            parts.append([0])
+            used = first
+        parts[-1] += group
+        used += needed
+    return parts
 
 
 def notice(text: str) -> None:

@@ -14,7 +14,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from typing_extensions import Self
 
 from sidestep import checkpoint
-from sidestep.checks import check_positive, check_range
+from sidestep.checks import check_positive, check_whole
 from sidestep.data.tables.encoding import Columns, Table
 from sidestep.errors import CheckpointError, InputError
 from sidestep.integrations.sklearn_data import rule_of, seed_of, table_of
@@ -211,12 +211,12 @@ class Estimator(KnownKeywords, BaseEstimator):
         return rule_of(self.rule)
 
     def _check_settings(self) -> None:
-        check_range(1, 1_000_000, epochs=self.epochs)
+        check_whole(1, 1_000_000, epochs=self.epochs)
         if self.batch_size is not None:
-            check_range(1, 1_000_000, batch_size=self.batch_size)
+            check_whole(1, 1_000_000, batch_size=self.batch_size)
         if self.early_stopping:
             check_positive(0.5, validation_fraction=self.validation_fraction)
-            check_range(1, 1_000_000, n_iter_no_change=self.n_iter_no_change)
+            check_whole(1, 1_000_000, n_iter_no_change=self.n_iter_no_change)
         if self.unknown not in ("error", "missing"):
             raise InputError(f"unknown must be error or missing, got {self.unknown!r}")
 
