@@ -311,7 +311,7 @@ def test_regressors_give_one_column_or_several():
         (SidestepClassifier(random_state=1.5), *WINE, "random_state must be a whole number"),
         (SidestepClassifier(unknown="ignore"), *WINE, "unknown must be error or missing"),
         (SidestepClassifier(early_stopping=True, validation_fraction=0.9), *WINE, "validation_fraction must be above"),
-        (SidestepClassifier(early_stopping=True, n_iter_no_change=1.5), *WINE, "n_iter_no_change must be a whole number"),
+        (SidestepClassifier(early_stopping=True, n_iter_no_change=1.5), *WINE, "n_iter_no_change must be a whole"),
         (SidestepClassifier(epochs=1.5), *WINE, "epochs must be a whole number, got 1.5"),
         (SidestepClassifier(early_stopping=True, n_iter_no_change=0), *WINE, "n_iter_no_change must lie between"),
         (SidestepClassifier(early_stopping=True), WINE[0][[0, 90]], WINE[1][[0, 90]], "needs two different rows"),

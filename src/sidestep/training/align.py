@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from sidestep.checks import check_range
+from sidestep.checks import check_whole
 from sidestep.data import DataSet
 from sidestep.errors import CheckpointError, InputError
 from sidestep.files import check_plain, read_plain
@@ -90,7 +90,7 @@ def align(
     True
     """
     options = given_options(options)
-    check_range(1, 1_000_000, estimates=estimates)
+    check_whole(1, 1_000_000, estimates=estimates)
     data = given_data(data)
     rule = what.rule if isinstance(what, Run) else what
     check_rule(rule)

@@ -6,7 +6,7 @@ p_t = softmax(net(x_(t - L + 1) .. x_t))        x_(t + 1) ~ p_t^(1 / temperature
 import torch
 from torch import Tensor
 
-from sidestep.checks import check_range
+from sidestep.checks import check_range, check_whole
 from sidestep.errors import InputError
 from sidestep.keywords import known_keywords
 from sidestep.noise import Noise
@@ -39,7 +39,7 @@ def generate(
     """
     name = reading or run.rule.readings[0]
     check_readings(run.rule, [name])
-    check_range(1, 1 << 24, length=length)
+    check_whole(1, 1 << 24, length=length)
     check_range(0, 100, temperature=temperature)
     ids, noise = _known(run.task, prompt), Noise(seed).stream("generate")
     begin = len(ids)

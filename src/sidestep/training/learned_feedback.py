@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sidestep.checks import check_positive, check_range
+from sidestep.checks import check_positive, check_range, check_whole
 from sidestep.data.objective import Objective
 from sidestep.errors import InputError, NonFiniteError
 from sidestep.gradients.any_module import check_trainable
@@ -84,8 +84,8 @@ class LearnedFeedback:
         """
         check_trainable(model)
         check_positive(100, eps=eps, error_eps=error_eps)
-        check_range(1, 1 << 16, pairs=pairs)
-        check_range(1, 1 << 10, bins=bins)
+        check_whole(1, 1 << 16, pairs=pairs)
+        check_whole(1, 1 << 10, bins=bins)
         check_range(0, 1, memory=memory, residual=residual)
         self.model, self.steps = model, 0
         self._objective, self._noise = as_objective(objective), Noise(seed).stream("learned-feedback")
