@@ -20,9 +20,11 @@ from torch.nn.functional import cross_entropy, scaled_dot_product_attention
 from sidestep import attach, rules
 from sidestep.measure import memory_growth
 from sidestep.measure.memory import return_freed_memory
+from sidestep.nets import quantize
 from sidestep.noise import Noise
 
 CHARACTERS, WIDTH, LAYERS, LENGTH, BATCH = 65, 256, 6, 128, 16
+SIZES = {"small": (WIDTH, LAYERS), "large": (768, 12)}
 WAYS = {
     "inference": "forward pass without derivatives",
     "spsa": "SPSA(): 32 directions, and a step size that finds itself",
@@ -33,6 +35,9 @@ WAYS = {
     "backprop sgd micro": "plain SGD, 16 micro-batches",
     "backprop adam": "Adam, the whole batch",
     "backprop adam micro": "Adam, 16 micro-batches",
+    "int8 inference": "forward pass of the quantised model (its linear and embedding weights int8)",
+    "int8 spsa": "SPSA() on it",
+    "int8 spsa pair": "SPSA(pairs=1, sides='both', learning_rate=1e-5) on it",
 }
 
 
@@ -77,9 +82,9 @@ def stepper(way: str, model: GPT, tokens: Tensor) -> object:
     def loss(part: Tensor) -> Tensor:
         return cross_entropy(model(part[:, :-1]).flatten(0, 1), part[:, 1:].flatten())
 
-    if way == "inference":
+    if way.endswith("inference"):
         return torch.no_grad()(lambda: loss(tokens))
-    if way.startswith("spsa"):
+    if "spsa" in way:
         kind, noise = ("sgd" if "momentum" in way else "plain-sgd"), ("gaussian" if "gaussian" in way else "signs")
         pair = rules.SPSA(pairs=1, sides="both", learning_rate=1e-5, optimizer_kind=kind, distribution=noise)
         step = attach(model, pair if "pair" in way else rules.SPSA(), seed=0)
@@ -96,14 +101,17 @@ def stepper(way: str, model: GPT, tokens: Tensor) -> object:
     return stepped
 
 
-def one(way: str) -> dict[str, float]:
+def one(way: str, size: str) -> dict[str, float]:
     """Measure one way in this process."""
     torch.set_num_threads(1)
     return_freed_memory()
     ids = Noise(0).integers(BATCH * (LENGTH + 1), CHARACTERS).view(BATCH, LENGTH + 1)
     with Noise(0).torch_seeded():
-        tiny, model = GPT(16, 1, LENGTH), GPT(WIDTH, LAYERS, LENGTH)
-    for warm in (way, "backprop adam"):
+        tiny, model = GPT(16, 1, LENGTH), GPT(*SIZES[size], LENGTH)
+    if way.startswith("int8"):
+        tiny, model = quantize(tiny), quantize(model)
+    built = sum(p.numel() * p.element_size() for p in model.parameters())
+    for warm in (way,) if way.startswith("int8") else (way, "backprop adam"):
         stepper(warm, tiny, ids[:2])()
     step, seconds = stepper(way, model, ids), []
     with memory_growth() as growth:
@@ -112,28 +120,36 @@ def one(way: str) -> dict[str, float]:
             step()
             seconds.append(time.perf_counter() - before)
     weights = sum(p.numel() for p in model.parameters())
-    return {"bytes": growth.bytes, "seconds": statistics.median(seconds[1:]), "weights": weights}
+    return {"bytes": growth.bytes, "seconds": statistics.median(seconds[1:]), "weights": weights, "built": built}
 
 
 def main() -> None:
-    """Measure all ways, each in a process of its own, and print a table."""
+    """Measure all ways, each in a process of its own, and print a table; int8 ways beside inference in int8."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--way", choices=WAYS)
+    parser.add_argument("--size", choices=SIZES, default="small", help="large: 768 wide, 12 layers, 85 M weights")
+    parser.add_argument("--int8", action="store_true", help="the int8 ways alone")
     given = parser.parse_args()
     if given.way:
-        print(json.dumps(one(given.way)))
+        print(json.dumps(one(given.way, given.size)))
         return
-    print("| way | MiB over the model | times inference | s a step |\n|---|---|---|---|")
-    base = 0.0
+    print("| way | MiB over the model | times inference | with the weights, MiB | times inference | s a step |")
+    print("|---|---|---|---|---|---|")
+    base: dict[str, float] = {}
     for way, words in WAYS.items():
-        done = subprocess.run([sys.executable, __file__, "--way", way], capture_output=True, text=True, check=True)
-        found = json.loads(done.stdout)
-        base = base or found["bytes"]
+        if given.int8 and not way.startswith("int8"):
+            continue
+        command = [sys.executable, __file__, "--way", way, "--size", given.size]
+        found = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+        if way.endswith("inference"):
+            base = found
+        over, whole = found["bytes"], found["bytes"] + found["built"]
         print(
-            f"| {way}: {words} | {found['bytes'] / 2**20:.0f} | {found['bytes'] / base:.2f} | {found['seconds']:.2f} |",
+            f"| {way}: {words} | {over / 2**20:.1f} | {over / base['bytes']:.2f} | {whole / 2**20:.1f} "
+            f"| {whole / (base['bytes'] + base['built']):.2f} | {found['seconds']:.2f} |",
             flush=True,
         )
-    print(f"\n{found['weights']:,.0f} weights, {4 * found['weights'] / 2**20:.0f} MiB")
+    print(f"\n{found['weights']:,.0f} weights")
 
 
 if __name__ == "__main__":

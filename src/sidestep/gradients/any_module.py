@@ -21,6 +21,7 @@ from sidestep.gradients.swapped import SwappedWeights
 from sidestep.nets.check_module import inplace_explained
 from sidestep.nets.parallel import kept_statistics
 from sidestep.nets.precision import at_least_float32, full_precision
+from sidestep.nets.quantized import quantized_weights
 from sidestep.nets.substituted import substituted
 from sidestep.nets.trained import device_of, trained
 from sidestep.noise import Noise
@@ -72,19 +73,27 @@ def called(model: nn.Module, inputs: Any, instead: str) -> Tensor:
     return found
 
 
-def check_trainable(net: nn.Module) -> None:
-    """Raise InputError unless a net has weights that are not frozen, all of them floats that exist already."""
+def check_trainable(net: nn.Module, rounded: bool = False) -> None:
+    """Raise InputError unless a net has weights that are not frozen, all of them floats that exist already.
+
+    rounded: the whole numbers of quantised layers may be among them.
+    """
     parameters = trained(net)
     if not parameters:
         raise InputError(
             f"nothing is left to train: the module has {sum(1 for _ in net.parameters())} parameters, and none of them "
             "has requires_grad; unfreeze some, parameter.requires_grad_(True)"
         )
+    quantized = quantized_weights(net)
     for name, parameter in parameters.items():
         if nn.parameter.is_lazy(parameter):
             raise InputError(f"the parameter {name} has no shape yet; call the module once on a batch first")
-        if not parameter.is_floating_point():
-            raise InputError(f"the parameter {name} is {parameter.dtype}, and only float weights can take such steps")
+        if not parameter.is_floating_point() and not (rounded and name in quantized):
+            kind = str(parameter.dtype).removeprefix("torch.")
+            raise InputError(
+                f"the parameter {name} is {kind}, and only float weights can take such steps; whole numbers made by "
+                "sidestep.nets.quantize are trained by spsa"
+            )
 
 
 def gradients_here(net: nn.Module, losses: Losses, noise: Noise) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:

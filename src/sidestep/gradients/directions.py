@@ -73,6 +73,10 @@ class Directions:
         """Return a direction times a number, in the shape of `like`."""
         return self.draw(name, like.shape, index, like).mul_(coef)
 
+    def elements(self, name: str, coefs: Sequence[float], first: int, like: Tensor, place: range) -> Tensor:
+        """Return `sum_i c_i nu_(first + i)` at these places of what has the shape of `like`, (places,), float32."""
+        return self.weighted(name, coefs, first, like.float()).view(-1)[place.start : place.stop]
+
     def weighted(self, name: str, coefs: Sequence[float], first: int, like: Tensor) -> Tensor:
         """Return `sum_i c_i nu_(first + i)` of what is called `name`, one direction in memory at a time."""
         total: Tensor | None = None
@@ -130,6 +134,20 @@ class JointSigns(Directions):
             return super().scaled(name, index, coef, like)
         noise, start = self._at(index, name)
         return scaled_signs(noise, like.numel(), coef, start).view(like.shape)
+
+    def elements(self, name: str, coefs: Sequence[float], first: int, like: Tensor, place: range) -> Tensor:
+        """Return `sum_i c_i nu_(first + i)` at these places, (places,), float32; of a large net no others are drawn."""
+        if self._block is not None:
+            signs = self._block[first : first + len(coefs), self._places[name] + place.start :][:, : len(place)]
+            return (torch.tensor(coefs) @ signs.to(torch.float32)).to(like.device)
+        total = torch.zeros(len(place), device=like.device)
+        for index, coef in enumerate(coefs, first):
+            noise, start = self._at(index, name)
+            if coef and like.device.type == "cpu":
+                total.add_(scaled_signs(noise, len(place), coef, start + place.start))
+            elif coef:
+                total.add_(noise.signs(len(place), start + place.start, like.device), alpha=coef)
+        return total
 
     def _at(self, index: int, name: str) -> tuple[Noise, int]:
         group, inside = divmod(index, max(1, _MOST // self._length))
@@ -199,6 +217,10 @@ class OneDirection:
             self._parts[name] = found
         return found
 
+    def elements(self, name: str, like: Tensor, start: int, count: int) -> Tensor:
+        """Return `count` elements of that part from `start` on, float32; they are drawn again for every use."""
+        return self._directions.elements(name, (1.0,), self._index, like, range(start, start + count))
+
 
 class WeightedDirection:
     """The sum `sum_i c_i nu_i` as one direction of all weights.
@@ -219,6 +241,10 @@ class WeightedDirection:
         if self._keep:
             self._parts[name] = total
         return total
+
+    def elements(self, name: str, like: Tensor, start: int, count: int) -> Tensor:
+        """Return `count` elements of that part from `start` on, float32; they are summed again for every use."""
+        return self._directions.elements(name, self._coefs, self._first, like, range(start, start + count))
 
 
 def paired_logits(

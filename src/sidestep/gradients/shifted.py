@@ -6,6 +6,8 @@ So a shifted pass needs the memory of inference, one weight and the signs, whate
 at is not which layer owns a weight, but which operation is given it. A weight that stands in several places, or that a
 module reads from another (`F.linear(x, self.embedding.weight)`), is shifted by the same noise in all of them.
 
+Whole numbers of a quantised layer become floats a tile at a time, and the tile is shifted.
+
 What operations of torch's do not show is found out: a weight that no operation was seen to read (in a scripted module)
 is put in the place of the net's own for the whole pass, as all are in a net that writes into its weights as it runs.
 """
@@ -20,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from sidestep.nets.quantized import dequantized, looked_up, tiles
 from sidestep.nets.substituted import substituted
 from sidestep.nets.trained import trained
 
@@ -44,6 +47,8 @@ _WRITING = frozenset(
     ]
 )
 
+_OF_WHOLE_NUMBERS = frozenset([dequantized, looked_up])
+
 # Names of weights that no operation was seen to read, by net: found out by a pass, and right whenever it is forgotten.
 _unseen: WeakKeyDictionary[nn.Module, set[str]] = WeakKeyDictionary()
 
@@ -53,6 +58,10 @@ class Direction(Protocol):
 
     def of(self, name: str, like: Tensor) -> Tensor:
         """Return the part of a weight's name, in the shape of `like`."""
+        ...
+
+    def elements(self, name: str, like: Tensor, start: int, count: int) -> Tensor:
+        """Return `count` elements of it from `start` on, one row after another; float32, on the device of `like`."""
         ...
 
 
@@ -69,10 +78,11 @@ def at_shifted(net: nn.Module, direction: Direction, step: float, run: Callable[
         run: without arguments.
         names: id -> name of a weight in the direction, where the net is a part of a larger one.
     """
-    weights = trained(net)
+    every = trained(net)
+    weights = {name: weight for name, weight in every.items() if weight.is_floating_point()}
     hidden = _unseen.setdefault(net, set()) & weights.keys()
     while True:
-        named = {id(weight): (names[id(weight)] if names else name) for name, weight in weights.items()}
+        named = {id(weight): (names[id(weight)] if names else name) for name, weight in every.items()}
         whole = {
             name: shifted_weight(weights[name], direction, named[id(weights[name])], step) for name in sorted(hidden)
         }
@@ -117,6 +127,8 @@ class _Shifting(TorchFunctionMode):
         """Run one operation."""
         if func in _DESCRIBING:
             return func(*args, **(kwargs or {}))
+        if func in _OF_WHOLE_NUMBERS and id(args[0]) in self._names:
+            return self._whole_numbers(func, *args)
         given = tuple(map(self._replaced, args))
         named = {key: self._replaced(value) for key, value in kwargs.items()} if kwargs else {}
         if (given and given[0] is not args[0] and _writes(func)) or (
@@ -131,6 +143,22 @@ class _Shifting(TorchFunctionMode):
         if type(value) in (list, tuple):
             return type(value)(map(self._replaced, value))
         return value
+
+    def _whole_numbers(self, func: Any, weight: Tensor, scale: Tensor, *where: Any) -> Tensor:
+        """Return what the function makes of the rows of a quantised layer, shifted."""
+        found: Tensor = func(weight, scale, *where)
+        name, size, wide = self._names[id(weight)], math.copysign(1, self._step), weight[0].numel()
+        if func is dequantized:
+            noise = self._direction.elements(name, weight, where[0] * wide, found.numel()).mul_(abs(self._step))
+            return found.add_(noise.view(found.shape), alpha=size)
+        rows, indices = found.view(-1, wide), where[0].reshape(-1)
+        for tile in tiles(weight):
+            inside = ((indices >= tile.start) & (indices < tile.stop)).nonzero()[:, 0]
+            if len(inside):
+                noise = self._direction.elements(name, weight, tile.start * wide, (tile.stop - tile.start) * wide)
+                noise = noise.mul_(abs(self._step)).view(-1, wide)[indices[inside] - tile.start]
+                rows.index_add_(0, inside, noise.to(rows.dtype), alpha=size)
+        return found
 
     def _shifted(self, weight: Tensor) -> Tensor:
         key = id(weight)

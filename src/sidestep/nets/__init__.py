@@ -23,6 +23,8 @@ from sidestep.nets.noprop.stack import DenoisingStack
 from sidestep.nets.noprop.stack_readings import Chain, ancestral_chain, ddim_chain, stack_predictions
 from sidestep.nets.noprop.time_schedules import CosineSchedule, LearnedSchedule, LinearSchedule, make_schedule
 from sidestep.nets.parallel import kept_statistics, run_units
+from sidestep.nets.quantize import quantize
+from sidestep.nets.quantized import QuantizedConv2d, QuantizedEmbedding, QuantizedLayer, QuantizedLinear
 from sidestep.nets.ternary.convert import ternarize
 from sidestep.nets.ternary.layers import (
     TernaryConv2d,
@@ -52,6 +54,10 @@ __all__ = [
     "LinearSchedule",
     "NearestReadout",
     "PooledPath",
+    "QuantizedConv2d",
+    "QuantizedEmbedding",
+    "QuantizedLayer",
+    "QuantizedLinear",
     "RadialReadout",
     "ResidualPath",
     "SoftmaxReadout",
@@ -84,6 +90,7 @@ __all__ = [
     "packed_size",
     "posterior_coefficients",
     "prototype_embedding",
+    "quantize",
     "readable_alpha_bar",
     "run_units",
     "signal_to_noise",

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from sidestep.errors import InputError
+from sidestep.nets.quantized import quantized_weights
 from sidestep.nets.trained import trained
 
 __all__ = ["check_noise_size", "share_moved"]
@@ -33,7 +34,11 @@ def check_noise_size(net: nn.Module, eps: float, rows: bool) -> None:
         rows: whether noise is added to a layer's outputs, as rank-1 noise is: `W x +- eps a (b . x)`. What it is small
             beside is then the length of the weight's rows.
     """
-    parts = [parameter.detach() for parameter in trained(net).values()]
+    quantized = quantized_weights(net)
+    parts = [
+        _largest(*quantized[name]) if name in quantized else parameter.detach()
+        for name, parameter in trained(net).items()
+    ]
     values = [part.flatten(1).norm(dim=1) if rows and part.ndim > 1 else part.flatten() for part in parts]
     sizes = [int(part.count_nonzero()) for part in values]
     moved = sum(share_moved(part, eps) * size for part, size in zip(values, sizes, strict=True))
@@ -48,3 +53,8 @@ def check_noise_size(net: nn.Module, eps: float, rows: bool) -> None:
         f"{sum(sizes):,} {what}, so nothing could be learned; {enough:.0e} moves all of them, and a difference of "
         "two losses wants a hundred times that, or more"
     )
+
+
+def _largest(_: Tensor, scale: Tensor, limit: int) -> Tensor:
+    """Return the largest weight that each row of a quantised layer can have."""
+    return scale.detach() * limit

@@ -1,6 +1,7 @@
 """Which parameters a rule may move: all but those that are frozen (`requires_grad` False).
 
-Trits count as trained in any case, since whole numbers cannot require a gradient. A parameter that stands in a net
+Trits and the whole numbers of quantised layers (unless these were frozen) count as trained, since whole numbers cannot
+require a gradient. A parameter that stands in a net
 several times is one parameter, under the first of its names.
 """
 
@@ -79,9 +80,9 @@ def trained(net: nn.Module) -> dict[str, nn.Parameter]:
     parameters = parameters_of(net)
     if all(p.requires_grad for p in parameters.values()):  # nearly always, and the rest takes its time
         return parameters
-    ternary = (layer for layer in net.modules() if hasattr(layer, "trits"))
-    trits = {id(p) for layer in ternary for p in layer.parameters(recurse=False) if not p.is_floating_point()}
-    return {name: p for name, p in parameters.items() if p.requires_grad or id(p) in trits}
+    moving = (layer for layer in net.modules() if hasattr(layer, "trits") or getattr(layer, "moves", False))
+    whole = {id(p) for layer in moving for p in layer.parameters(recurse=False) if not p.is_floating_point()}
+    return {name: p for name, p in parameters.items() if p.requires_grad or id(p) in whole}
 
 
 def set_training(net: nn.Module) -> None:

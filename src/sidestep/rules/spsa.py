@@ -25,6 +25,7 @@ from sidestep.gradients.directions import OneDirection, directions_along, paired
 from sidestep.gradients.step_search import agreed_share, rate_along
 from sidestep.nets.parallel import kept_statistics
 from sidestep.nets.precision import full_precision
+from sidestep.nets.quantized import quantized_weights
 from sidestep.nets.resolution import check_noise_size
 from sidestep.nets.stages.staged import StagedNet, check_layers
 from sidestep.nets.trained import set_training
@@ -39,6 +40,7 @@ from sidestep.rules.shared.any_module import (
     dense_probes,
     of_share,
 )
+from sidestep.rules.shared.error_feedback import WINDOW, check_rounding
 from sidestep.rules.shared.forward_only import ForwardOnlyRule, losses_under, make_net
 from sidestep.update import Seeded
 
@@ -74,16 +76,19 @@ class SPSA(ForwardOnlyRule):
     """Divide the learning rate by the standard deviation of a step's losses (FZOO)."""
     weight_decay: float = 0.0
     """Weight decay of the optimiser."""
+    window: int = 16
+    """Steps whose errors of rounding are fed back, in a net that `sidestep.nets.quantize` made: they are made again
+    from the seeds of so many steps. 1 for stochastic rounding of every step."""
 
     name: ClassVar[str] = "spsa"
     summary: ClassVar[str] = (
         "Simultaneous perturbation (SPSA, MeZO): noise on all weights at once; the step size finds itself"
     )
-    takes: ClassVar[Takes] = Takes("any", targets=("classes", "labels", "values", "own"), log="yes")
+    takes: ClassVar[Takes] = Takes("any", targets=("classes", "labels", "values", "own"), log="yes", rounded=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_range(1, 1 << 20, pairs=self.pairs)
+        check_range(1, 1 << 20, pairs=self.pairs, window=self.window)
         check_positive(100, eps=self.eps)
         if self.learning_rate is None and self.optimizer_kind != "plain-sgd":
             raise InputError(
@@ -118,8 +123,24 @@ class SPSA(ForwardOnlyRule):
         """Make the MLP; a module of the user's takes the place of its hidden layers."""
         net = make_net(task, self.hidden, self.norm, noise, module)
         check_layers(net, pairs=True)
+        check_rounding(net, self.distribution, self.optimizer_kind, self.weight_decay)
         check_noise_size(net, self.eps, rows=False)
         return net
+
+    def optimizer(self, net: StagedNet) -> torch.optim.Optimizer:
+        """Make the optimiser."""
+        return self._with_window(net, super().optimizer(net))
+
+    def optimizer_any(self, net: nn.Module) -> torch.optim.Optimizer:
+        """Make the optimiser for any module."""
+        return self._with_window(net, super().optimizer_any(net))
+
+    def _with_window(self, net: nn.Module, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+        """Say in the optimiser's groups how whole numbers step, if the net has any."""
+        if quantized_weights(net):
+            for group in optimizer.param_groups:
+                group[WINDOW] = self.window
+        return optimizer
 
     def estimate(self, net: StagedNet, batch: Batch, noise: Noise) -> Update:
         """Return one number per direction; in float32, since rounding the difference of losses would drown it."""
@@ -149,7 +170,8 @@ class SPSA(ForwardOnlyRule):
     def check_any(self, net: nn.Module) -> None:
         """Raise InputError for a module that cannot be trained so, such as one whose weights do not feel the noise."""
         check_unused(self, "objective")
-        check_trainable(net)
+        check_trainable(net, rounded=True)
+        check_rounding(net, self.distribution, self.optimizer_kind, self.weight_decay)
         check_noise_size(net, self.eps, rows=False)
 
     def estimate_any(self, net: nn.Module, losses: Losses, noise: Noise, share: Share = WHOLE) -> Update:

@@ -3,10 +3,13 @@
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from torch import nn
+
 from sidestep.data.task import Task
 from sidestep.errors import InputError
+from sidestep.nets.quantized import quantized_weights
 
-__all__ = ["MODULES", "InputKind", "ModuleKind", "Takes", "TargetKind", "check_takes", "set_takes"]
+__all__ = ["MODULES", "InputKind", "ModuleKind", "Takes", "TargetKind", "check_quantized", "check_takes", "set_takes"]
 
 ModuleKind = Literal["any", "stages", "residual", "blocks", "none"]
 InputKind = Literal["image", "features", "tokens", "mapping"]
@@ -39,6 +42,7 @@ class Takes:
     optimizer: whether it steps along gradients, so that optimisers and schedules of torch's by factory can take them.
     no_optimizer_with: with which option it does not, where it does otherwise.
     no_attach: why no model of the user's can be attached to it, to be read after "cannot be attached to a model: ".
+    rounded: whether it trains the whole numbers of quantised layers (`sidestep.nets.quantize`).
     no_module: why there is no place for a module of the user's, to be read after "has no place for a module of your
         own: ".
     """
@@ -51,6 +55,7 @@ class Takes:
     frozen: bool = True
     optimizer: bool = True
     no_optimizer_with: str = ""
+    rounded: bool = False
     no_attach: str = "it trains only nets that it builds itself"
     no_module: str = "its `takes` names none"
 
@@ -58,6 +63,16 @@ class Takes:
 def set_takes(rule: Any, **found: Any) -> None:
     """Let a rule say what follows from its hyper-parameters, in place of what its class says of all."""
     object.__setattr__(rule, "takes", replace(type(rule).takes, **found))
+
+
+def check_quantized(rule: Any, net: nn.Module) -> None:
+    """Raise InputError for quantised layers that a rule would train as if they were something else."""
+    weights = () if getattr(getattr(rule, "takes", None), "rounded", False) else quantized_weights(net)
+    if weights:
+        raise InputError(
+            f"{getattr(rule, 'name', type(rule).__name__)} does not train the whole numbers of quantised layers, such "
+            f"as {next(iter(weights))}; spsa does, or freeze the layer before quantize, requires_grad_(False)"
+        )
 
 
 def check_takes(rule: Any, task: Task, module: Any = None) -> None:

@@ -8,6 +8,7 @@ from sidestep.data.task import Task
 from sidestep.nets.user_modules import ImagePath
 from sidestep.noise import Noise
 from sidestep.rules.protocol import Rule
+from sidestep.rules.takes import check_quantized
 
 __all__ = ["untrained"]
 
@@ -28,5 +29,6 @@ def untrained(
         InputError: for a task or a module that the rule does not take.
     """
     net = rule.build(task, Noise(seed).stream("build"), examples, module)
+    check_quantized(rule, net)
     set_objective(net, task.objective)
     return net

@@ -19,6 +19,7 @@ from sidestep.rules.protocol import Rule
 from sidestep.rules.record import rule_record
 from sidestep.rules.shared.any_module import LOSS, AnyModule, OwnSteps, as_dense, trains_any
 from sidestep.rules.shared.chain import ChainOfStages
+from sidestep.rules.takes import check_quantized
 from sidestep.steplog.header import Header
 from sidestep.training.attached_checks import check_finite, check_same, table
 from sidestep.training.attached_files import load_attached, opened, save_attached, saved_example
@@ -74,8 +75,9 @@ class Step:
         self._ranks, self._schedule = ranks, schedule
         self._objective, self._noise, self._factory = objective, noise, optimizer
         self._stream = noise.stream("estimate")
+        check_quantized(rule, model)
         if not isinstance(rule, OwnSteps):  # whose weights need not be floats
-            check_trainable(model)
+            check_trainable(model, rounded=True)
         self._table = table(model)
         self._attached: Attached | None = None
         self._example: tuple[list[int], str] | None = None  # shape and dtype that what the rule added was made for

@@ -17,11 +17,13 @@ from sidestep.errors import InputError
 from sidestep.gradients.any_module import Losses
 from sidestep.gradients.directions import WeightedDirection, directions_along
 from sidestep.gradients.step_search import damped_rate
+from sidestep.nets.quantized import quantized_weights
 from sidestep.nets.trained import trained
 from sidestep.noise import Noise
 from sidestep.probes import DenseProbes, Distribution
 from sidestep.rules.shared import optimizers
 from sidestep.rules.shared.dense import apply_dense
+from sidestep.rules.shared.error_feedback import WINDOW, move_whole_numbers
 from sidestep.rules.shared.trits import as_gradients
 from sidestep.update import Dense, Seeded, Update
 
@@ -232,6 +234,8 @@ def apply_any(net: nn.Module, update: Update, optimizer: torch.optim.Optimizer) 
         return
     probes, update = update.probes, _sized(update)
     wanted, parameters = set(probes.names), trained(net)  # looked up once: a large net has parts by the dozen
+    if WINDOW in optimizer.param_groups[0]:
+        wanted -= move_whole_numbers(net, update, float(optimizer.param_groups[0]["lr"]), optimizer)
     along = WeightedDirection(directions_along(probes), update.coefs, keep=False)
     for names in _in_parts([entry for entry in probes.parameters if entry[0] in wanted]):
         part = (name for name in names if name in parameters)  # unnamed, so that it is gone before the next is drawn
@@ -255,6 +259,11 @@ def _in_parts(parameters: Sequence[tuple[str, tuple[int, ...]]]) -> Iterator[lis
 def as_dense(net: nn.Module, update: Update) -> Dense:
     """Return an update with its gradients by parameter name, in place of coefficients along directions."""
     if isinstance(update, Seeded):
+        if quantized_weights(net):
+            raise InputError(
+                "the weights of quantised layers take no gradients, which an optimiser of your own, to_grad and "
+                "alignment need: leave those out"
+            )
         return Dense(as_gradients(net, _sized(update)), update.statistics, update.losses)
     if not isinstance(update, Dense):
         raise InputError(f"an update of kind {type(update).__name__} has no gradients")

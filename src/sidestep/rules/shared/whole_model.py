@@ -76,7 +76,7 @@ class OnWholeModel(Rule[WholeNet]):
                 f"{self.rule.name} builds nets of its own kind and trains no whole model; take a rule that does "
                 "(`sidestep rules` shows which), or give a module for a part of its net, module="
             )
-        own = replace(type(self).takes, optimizer=self.rule.takes.optimizer)
+        own = replace(type(self).takes, optimizer=self.rule.takes.optimizer, rounded=self.rule.takes.rounded)
         object.__setattr__(self, "takes", own)
 
     @property

@@ -1,0 +1,137 @@
+"""`quantize`: weights of a module as whole numbers."""
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from sidestep.checks import check_range
+from sidestep.errors import InputError
+from sidestep.nets.quantized import QuantizedConv2d, QuantizedEmbedding, QuantizedLayer, QuantizedLinear, tiles
+
+__all__ = ["quantize"]
+
+_TRIED = 24  # scales, where a few whole numbers are to stand for a row
+Made = tuple[nn.Parameter, nn.Parameter]  # whole numbers and their scales
+
+
+def quantize(module: nn.Module, bits: Literal[8, 4, 2] = 8, headroom: float = 1.0) -> nn.Module:
+    """Put whole numbers in the place of a module's linear, convolution and embedding weights, and return the module.
+
+        w_rj = s_r q_rj          q_rj = round(w_rj / s_r), |q_rj| <= limit = 2^(bits - 1) - 1
+        s_r  = headroom max_j |w_rj| / limit; below 8 bits the one of 24 between that and an eighth of it whose squared
+               error over the row is least, times headroom
+
+    The module is changed in place, one layer after another. Weights are held as int8 whatever the bits; with bits = 2
+    they are trits. Biases, norms and all other layers stay floats. `SPSA` trains such a module without any float copy
+    of its weights; what was frozen stays, and weights that two layers share stay one. Layers of exactly the types
+    nn.Linear, nn.Conv2d (with zeros as padding) and nn.Embedding (without max_norm) are taken.
+
+    Args:
+        module: in floats.
+        bits: 8, 4 or 2.
+        headroom: how far a weight may grow, as a multiple of the largest of its row.
+
+    Raises:
+        InputError: for a module with no such layer, or whose layers have hooks or no floats.
+
+    >>> from sidestep.noise import Noise
+    >>> with Noise(0).torch_seeded():
+    ...     net = quantize(nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)))
+    >>> net[0].weight.dtype, int(net[0].weight.abs().max())
+    (torch.int8, 127)
+
+    Source: of weights trained so, Qiu et al., "Quantized evolution strategies" (2026).
+    """
+    if bits not in (8, 4, 2):
+        raise InputError(f"bits must be 8, 4 or 2 (trits), got {bits!r}")
+    check_range(1.0, 64.0, headroom=headroom)
+    made: dict[int, Made] = {}
+    whole = _form("the module itself", module, bits, headroom, made)
+    if whole is None:
+        _replace(module, "", bits, headroom, made, {})
+    if not made:
+        kinds = sorted({type(part).__name__ for part in module.modules() if part._parameters}) or ["none"]
+        raise InputError(
+            "the module has nothing to quantise: nn.Linear, nn.Conv2d and nn.Embedding, of exactly these types, are "
+            f"taken, and its layers with parameters are {', '.join(kinds)}; put one of those in, or train it as it is"
+        )
+    return module if whole is None else whole
+
+
+def _replace(  # long: what was made already
+    module: nn.Module, prefix: str, bits: int, headroom: float, made: dict[int, Made], forms: dict[nn.Module, nn.Module]
+) -> None:
+    """Replace what is taken below `module`; `forms` knows what took a layer's place elsewhere."""
+    if isinstance(module, nn.TransformerEncoderLayer | nn.TransformerDecoderLayer):
+        raise InputError(
+            f"layer {prefix.rstrip('.') or 'the module itself'} ({type(module).__name__}) reads the weights of its "
+            "parts itself, as floats; build the block from nn.Linear layers and scaled_dot_product_attention"
+        )
+    for name, child in list(module._modules.items()):
+        if child is None or isinstance(child, QuantizedLayer):
+            continue
+        found = forms.get(child) or _form(prefix + name, child, bits, headroom, made)
+        if found is None:
+            _replace(child, f"{prefix}{name}.", bits, headroom, made, forms)
+            continue
+        forms[child] = found
+        setattr(module, name, found)
+
+
+def _form(name: str, layer: nn.Module, bits: int, headroom: float, made: dict[int, Made]) -> QuantizedLayer | None:
+    """Return what takes the layer's place, or None if it stays."""
+    padded = isinstance(layer, nn.Conv2d) and layer.padding_mode != "zeros"
+    bounded = isinstance(layer, nn.Embedding) and layer.max_norm is not None
+    if type(layer) not in (nn.Linear, nn.Conv2d, nn.Embedding) or padded or bounded:
+        return None
+    own: Any = layer
+    if layer._forward_hooks or layer._forward_pre_hooks:
+        raise InputError(
+            f"layer {name} ({type(layer).__name__}) cannot be quantised: it has hooks, which its new form would not "
+            "run; remove them first"
+        )
+    if not own.weight.is_floating_point():
+        raise InputError(
+            f"layer {name} ({type(layer).__name__}) has weights of {own.weight.dtype}, and only floats are quantised; "
+            "give the module in float32, module.float()"
+        )
+    if not bool(own.weight.isfinite().all()):
+        raise InputError(f"layer {name} ({type(layer).__name__}) has weights that are infinite or no numbers")
+    if id(own.weight) not in made:
+        made[id(own.weight)] = _rounded(own.weight.detach(), 2 ** (bits - 1) - 1, headroom)
+    weight, scale = made[id(own.weight)]
+    if type(layer) is nn.Conv2d:
+        found: QuantizedLayer = QuantizedConv2d(weight, scale, layer.bias, bits, layer)
+    elif type(layer) is nn.Linear:
+        found = QuantizedLinear(weight, scale, layer.bias, bits)
+    else:
+        found = QuantizedEmbedding(weight, scale, None, bits)
+    found.moves = own.weight.requires_grad
+    return found.train(layer.training)
+
+
+def _rounded(weight: Tensor, limit: int, headroom: float) -> Made:
+    whole = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
+    scale = _scales(weight, limit, headroom).to(weight.dtype)
+    for rows in tiles(weight):
+        own = scale[rows].view(-1, *[1] * (weight.ndim - 1))
+        whole[rows] = (weight[rows].float() / own.float()).round_().clamp_(-limit, limit).to(torch.int8)
+    return nn.Parameter(whole, requires_grad=False), nn.Parameter(scale, requires_grad=False)
+
+
+def _scales(weight: Tensor, limit: int, headroom: float) -> Tensor:
+    """Return s, (rows,), at least float32. A row of zeros gets the mean of the others, or that of fresh weights."""
+    flat = weight.flatten(1).to(torch.promote_types(weight.dtype, torch.float32))
+    most = flat.abs().amax(dim=1)
+    fresh = flat.shape[1] ** -0.5
+    most = torch.where(most > 0, most, most[most > 0].mean() if bool((most > 0).any()) else fresh)
+    best = most / limit
+    if limit < 127:
+        least = torch.full_like(best, torch.inf)
+        for share in torch.linspace(1, 1 / 8, _TRIED).tolist():
+            tried = most * share / limit
+            back = (flat / tried[:, None]).round_().clamp_(-limit, limit).mul_(tried[:, None])
+            error = (back - flat).square().sum(dim=1)
+            best, least = torch.where(error < least, tried, best), torch.minimum(error, least)
+    return best * headroom

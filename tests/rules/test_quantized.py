@@ -1,0 +1,326 @@
+"""Weights of whole numbers: what quantize makes, and steps of spsa whose rounding errors come from the seeds."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import sidestep
+from sidestep import Options, data, train
+from sidestep.errors import InputError
+from sidestep.gradients.directions import directions_along
+from sidestep.nets import QuantizedConv2d, QuantizedEmbedding, QuantizedLinear, quantize
+from sidestep.nets import quantized as layers_file
+from sidestep.nets.quantized import quantized_weights
+from sidestep.noise import Noise
+from sidestep.probes import DenseProbes
+from sidestep.rules import SPSA, Backprop, Evolution, LocalLoss, NoiseStep
+from sidestep.rules.shared import error_feedback
+from sidestep.steplog import rebuild
+from sidestep.update import Seeded
+
+ROWS, TARGETS = Noise(1).normal(64 * 8).view(64, 8), Noise(2).integers(64, 3)
+FIXED = SPSA(pairs=4, sides="both", learning_rate=0.1, window=4)
+
+
+class Text(nn.Module):
+    """An embedding, which is the output layer too, and a convolution between."""
+
+    def __init__(self):
+        super().__init__()
+        self.rows, self.conv = nn.Embedding(12, 9), nn.Conv2d(1, 4, 3, padding=1)
+        self.norm, self.out = nn.LayerNorm(9), nn.Linear(9, 12)
+        self.out.weight = self.rows.weight
+
+    def forward(self, ids):
+        found = self.conv(self.rows(ids)[:, None]).mean(dim=1)
+        return self.out(self.norm(found)).flatten(0, 1)
+
+
+def drawn(kind=None):
+    with Noise(0).torch_seeded():
+        return kind() if kind else nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 3))
+
+
+def floated(net, twin):
+    """Return the twin, in floats, with the values of a quantised net."""
+    values = net.state_dict()
+    for name in list(values):
+        if f"{name.removesuffix('weight')}scale" in values and name.endswith("weight"):
+            scale = values.pop(f"{name.removesuffix('weight')}scale")
+            values[name] = values[name].float() * scale.view(-1, *[1] * (values[name].ndim - 1))
+    twin.load_state_dict(values)
+    return twin
+
+
+def steps(net, rule, count, **options):
+    step = sidestep.attach(net, rule, seed=3, **options)
+    losses = [float(step(lambda: F.cross_entropy(net(ROWS), TARGETS, reduction="none"))) for _ in range(count)]
+    return step, losses
+
+
+def same(one, other):
+    return all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), other.state_dict().values(), strict=True))
+
+
+class TestQuantize:
+    @pytest.mark.parametrize(("bits", "limit"), [(8, 127), (4, 7), (2, 1)])
+    def test_a_weight_is_within_half_a_step_of_its_grid_or_at_its_end(self, bits, limit):
+        net, before = quantize(drawn(), bits), drawn()
+        for layer, own in ((net[0], before[0]), (net[2], before[2])):
+            assert layer.weight.dtype == torch.int8
+            assert int(layer.weight.abs().max()) == limit == layer.limit
+            back = layer.weight * layer.scale[:, None]
+            inside = layer.weight.abs() < limit
+            assert bool(((back - own.weight).abs() <= 0.5001 * layer.scale[:, None])[inside].all())
+            assert torch.equal(layer.bias, own.bias)
+
+    def test_trits_fit_a_row_better_than_its_largest_weight_as_scale_would(self):
+        weight = drawn()[0].weight.detach()
+        own = quantize(drawn(), 2)[0]
+        largest = weight.abs().amax(dim=1, keepdim=True)
+        error = (own.weight * own.scale[:, None] - weight).square().sum()
+        assert error < 0.8 * ((weight / largest).round() * largest - weight).square().sum()
+
+    def test_headroom_is_a_coarser_grid(self):
+        once, twice = quantize(drawn()), quantize(drawn(), headroom=2.0)
+        assert torch.equal(2 * once[0].scale, twice[0].scale)
+        assert int(twice[0].weight.abs().max()) in (63, 64)
+
+    def test_layers_give_what_float_ones_give_that_hold_the_same_values(self, monkeypatch):
+        monkeypatch.setattr(layers_file, "TILE", 20)  # several tiles a layer
+        monkeypatch.setattr(layers_file.tiles, "__defaults__", (20,))
+        net = quantize(drawn(Text))
+        assert [type(part) for part in (net.rows, net.conv, net.out)] == [
+            QuantizedEmbedding, QuantizedConv2d, QuantizedLinear]  # fmt: skip
+        assert net.out.weight is net.rows.weight
+        assert net.out.scale is net.rows.scale
+        ids = Noise(4).integers(5 * 7, 12).view(5, 7)
+        expected = floated(net, drawn(Text))(ids)
+        assert torch.allclose(net(ids), expected, atol=1e-6)
+        with torch.no_grad():
+            assert torch.allclose(net(ids), expected, atol=1e-6)
+
+    def test_gradients_pass_through_to_what_is_before(self):
+        net, rows = quantize(drawn()), ROWS.clone().requires_grad_()
+        net(rows).sum().backward()
+        twin, again = floated(net, drawn()), ROWS.clone().requires_grad_()
+        twin(again).sum().backward()
+        assert torch.allclose(rows.grad, again.grad, atol=1e-6)
+
+    def test_a_row_of_zeros_can_still_move(self):
+        net = drawn()
+        net[2].weight.data.zero_()
+        quantize(net)
+        assert bool((net[2].scale > 0).all())
+        assert int(net[2].weight.abs().sum()) == 0
+        before = net[2].weight.clone()
+        steps(net, FIXED, 20)
+        assert not torch.equal(net[2].weight, before)
+
+    def test_half_precision_stays_half_precision(self):
+        net = quantize(drawn().to(torch.bfloat16))
+        assert net(ROWS.to(torch.bfloat16)).dtype == net[0].scale.dtype == torch.bfloat16
+
+    @pytest.mark.parametrize(
+        ("make", "said"),
+        [
+            (lambda: nn.Sequential(nn.LayerNorm(3), nn.ReLU()), "nothing to quantise.*LayerNorm"),
+            (lambda: nn.Sequential(nn.ReLU()), "nothing to quantise.*none"),
+            (lambda: nn.Linear(3, 2, dtype=torch.complex64), "weights of torch.complex64"),
+            (lambda: nn.TransformerEncoderLayer(8, 2), "reads the weights of its parts"),
+        ],
+    )
+    def test_what_cannot_be_quantised_is_refused(self, make, said):
+        with pytest.raises(InputError, match=said):
+            quantize(make())
+
+    def test_hooks_odd_weights_and_options_are_refused(self):
+        hooked = nn.Linear(3, 2)
+        hooked.register_forward_hook(lambda *_: None)
+        with pytest.raises(InputError, match="hooks"):
+            quantize(hooked)
+        broken = nn.Linear(3, 2)
+        broken.weight.data[0, 0] = math.nan
+        with pytest.raises(InputError, match="infinite or no numbers"):
+            quantize(broken)
+        with pytest.raises(InputError, match="bits must be 8, 4 or 2"):
+            quantize(drawn(), bits=3)
+        with pytest.raises(InputError, match="headroom"):
+            quantize(drawn(), headroom=0.5)
+
+
+class TestSteps:
+    def test_the_estimate_is_that_of_floats_with_the_same_values(self):
+        for make, run in ((None, ROWS), (Text, Noise(4).integers(5 * 7, 12).view(5, 7))):
+            net = quantize(drawn(make))
+            coefs = []
+            for model in (net, floated(net, drawn(make))):
+                losses = lambda model=model, run=run: model(run).square().mean(dim=1)  # noqa: E731
+                coefs.append(SPSA(pairs=8, learning_rate=1.0, eps=0.01).estimate_any(model, losses, Noise(9)).coefs)
+            assert torch.allclose(*coefs, rtol=1e-3, atol=1e-5)
+            assert float(coefs[0].abs().max()) > 0.01
+
+    @pytest.mark.parametrize("large", [False, True])
+    def test_the_residual_from_the_seeds_is_the_one_that_a_stored_wish_has(self, large, monkeypatch):
+        """Reference: the wish of a window is kept, and weights follow its rounded value."""
+        if large:  # drawn in place, not from a block of all signs, and in several tiles
+            monkeypatch.setattr("sidestep.gradients.directions._SMALL", 0)
+            monkeypatch.setattr(error_feedback, "_TILE", 40)
+        net = quantize(drawn(), headroom=4.0)
+        rule, step_size = SPSA(pairs=3, learning_rate=0.03, window=5), 0.03
+        optimizer = rule.optimizer_any(net)
+        wish, whole = {}, {name: weight.int() for name, (weight, _, _) in quantized_weights(net).items()}
+        shapes = tuple((name, tuple(p.shape)) for name, p in net.named_parameters() if "scale" not in name)
+        for step in range(12):
+            probes = DenseProbes(Noise(7).at(step), shapes, 3, "signs")
+            coefs = Noise(8).at(step).normal(3)
+            error_feedback.move_whole_numbers(net, Seeded(coefs, probes), step_size, optimizer)
+            for name, (weight, scale, limit) in quantized_weights(net).items():
+                dither = probes.noise.stream("rounding").stream(name).at(step - step % 5).uniform(weight.numel())
+                own, grid = wish.get(name) if step % 5 else None, scale[:, None]
+                kept = torch.zeros(weight.shape) if own is None else own
+                more = directions_along(probes).elements(
+                    name, [step_size * c for c in coefs.tolist()], 0, weight, range(weight.numel()))  # fmt: skip
+                wish[name] = kept + more.view(weight.shape)
+                moved = [(dither.view(weight.shape) - total / grid).floor() for total in (wish[name], kept)]
+                whole[name] = (whole[name] + (moved[0] - moved[1]).int()).clamp(-limit, limit)
+                assert torch.equal(weight.int(), whole[name]), step
+
+    def test_a_wish_arrives_on_average(self):
+        """A wish of a 64th of a step, in every step: a 64th of the weights go its way, and none another."""
+        layer = quantize(nn.Linear(64, 64, bias=False), headroom=64.0)
+        layer.weight.data.zero_()
+        layer.scale.data.fill_(1.0)
+        optimizer = SPSA(pairs=1, learning_rate=1.0, window=40).optimizer_any(layer)
+        for step in range(200):
+            probes = DenseProbes(Noise(7).at(step), (("weight", (64, 64)),), 1, "signs")
+            own = directions_along(probes).elements("weight", [1.0], 0, layer.weight, range(64 * 64)).view(64, 64)
+            before = layer.weight.clone()
+            coef = torch.tensor([-1 / 64])
+            error_feedback.move_whole_numbers(layer, Seeded(coef, probes), 1.0, optimizer)
+            moved = layer.weight - before
+            assert bool(((moved == 0) | (moved == own)).all())
+            assert 0.004 < float((moved != 0).float().mean()) < 0.03  # a 64th of them
+
+    def test_a_window_follows_its_wish_and_rounding_alone_does_not(self):
+        layer = quantize(nn.Linear(32, 32, bias=False), headroom=64.0)
+        layer.scale.data.fill_(1.0)
+        errors = {}
+        for window in (1, 64):
+            layer.weight.data.zero_()
+            rule = SPSA(pairs=1, learning_rate=1.0, window=window)
+            optimizer, wish = rule.optimizer_any(layer), torch.zeros(32, 32)
+            for step in range(64):
+                probes = DenseProbes(Noise(7).at(step), (("weight", (32, 32)),), 1, "signs")
+                error_feedback.move_whole_numbers(layer, Seeded(torch.tensor([0.05]), probes), 1.0, optimizer)
+                wish -= directions_along(probes).elements("weight", [0.05], 0, layer.weight, range(1024)).view(32, 32)
+            errors[window] = float((layer.weight - wish).square().mean())
+            if window == 64:
+                assert float((layer.weight - wish).abs().max()) < 1
+        assert errors[64] < 0.25 < 1.5 < errors[1]  # 64 roundings of variance .05 x .95 each: 3.04
+
+    def test_without_the_feedback_small_steps_are_lost(self, monkeypatch):
+        rule = SPSA(pairs=8, learning_rate=2e-3, window=16)
+        fed, plain = (quantize(drawn()) for _ in range(2))
+        fed_losses = steps(fed, rule, 150)[1]
+
+        def nearest(name, weight, scale, rows, along, rounding):
+            directions, coefs = along[-1]
+            place = range(rows.start * weight.shape[1], rows.stop * weight.shape[1])
+            wish = directions.elements(name, coefs, 0, weight, place).view(-1, weight.shape[1])
+            return (-wish / scale[rows, None]).round().int()
+
+        monkeypatch.setattr(error_feedback, "_change", nearest)
+        steps(plain, rule, 150)
+        start = quantize(drawn())
+        assert torch.equal(plain[0].weight, start[0].weight)
+        assert not torch.equal(fed[0].weight, start[0].weight)
+        assert fed_losses[-1] < fed_losses[0] - 0.005
+
+    @pytest.mark.parametrize("rule", [SPSA(pairs=4), FIXED])
+    @pytest.mark.parametrize("bits", [8, 2])
+    def test_it_learns_and_no_float_stands_beside_a_weight(self, rule, bits):
+        net = quantize(drawn(), bits, headroom=2.0)
+        step, losses = steps(net, rule, 150)
+        assert losses[-1] < losses[0] - 0.05
+        held = [value for state in step.optimizer.state.values() for value in state.values()]
+        assert not any(isinstance(value, torch.Tensor) for value in held)
+        assert all(int(w.abs().max()) <= limit for w, _, limit in quantized_weights(net).values())
+
+    def test_frozen_layers_stay_and_are_quantised(self):
+        net = drawn()
+        net[0].requires_grad_(False)
+        quantize(net)
+        before = net[0].weight.clone()
+        steps(net, FIXED, 20)
+        assert net[0].weight.dtype == torch.int8
+        assert torch.equal(net[0].weight, before)
+
+    def test_other_rules_optimisers_and_noise_are_refused(self):
+        for rule in (Backprop(), Evolution(noise_kind="full-rank", per="group"), NoiseStep(), LocalLoss()):
+            with pytest.raises(InputError, match="does not train the whole numbers"):
+                sidestep.attach(quantize(drawn()), rule)
+        for options, said in (
+            ({"optimizer_kind": "adam"}, "step by plain-sgd"),
+            ({"weight_decay": 0.1}, "step by plain-sgd"),
+            ({"distribution": "gaussian"}, "distribution = signs"),
+        ):
+            with pytest.raises(InputError, match=said):
+                sidestep.attach(quantize(drawn()), SPSA(learning_rate=0.1, **options))
+        net = quantize(drawn())
+        with pytest.raises(InputError, match="take no gradients"):
+            steps(net, SPSA(learning_rate=0.1), 1, optimizer=lambda groups: torch.optim.Adam(groups))
+
+    def test_a_step_or_noise_below_the_precision_is_refused(self):
+        with pytest.raises(InputError, match="too small for the precision: with a learning rate of 1e-14"):
+            steps(quantize(drawn()), SPSA(learning_rate=1e-14), 1)
+        with pytest.raises(InputError, match="eps = 1e-12 is too small"):
+            sidestep.attach(quantize(drawn()), SPSA(learning_rate=0.1, eps=1e-12))
+
+
+class TestRuns:
+    @pytest.mark.parametrize("rule", [SPSA(pairs=4, window=4), FIXED])
+    def test_a_loop_goes_on_and_replays_to_the_same_bits(self, rule, tmp_path):
+        whole = quantize(drawn())
+        steps(whole, rule, 10)[0].close()
+        first = quantize(drawn())
+        step, _ = steps(first, rule, 6, log=tmp_path / "log")  # within a window of four
+        step.save(tmp_path / "state")
+        step.close()
+        again = quantize(drawn())
+        step = sidestep.attach(again, rule, seed=3, resume=tmp_path / "state", log=tmp_path / "log")
+        for _ in range(4):
+            step(lambda: F.cross_entropy(again(ROWS), TARGETS, reduction="none"))
+        step.close()
+        assert same(again, whole)
+        assert not same(again, quantize(drawn()))
+        rebuilt = quantize(drawn())
+        assert sidestep.replay(tmp_path / "log", rebuilt).step == 10
+        assert same(rebuilt, whole)
+
+    def test_train_on_a_module_and_a_model(self, tmp_path):
+        def path():
+            return quantize(nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU()), headroom=2.0)
+
+        def model():
+            return quantize(nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10)), headroom=2.0)
+
+        for index, given in enumerate(({"module": path}, {"model": model})):
+            options = Options(epochs=2, batch=128, out=tmp_path / f"{index}")
+            run = train(SPSA(pairs=8), data.load("digits"), options, **given)
+            assert run.result["test_accuracy"] > 0.2
+            whole = [name for name, value in run.net.state_dict().items() if value.dtype == torch.int8]
+            assert len(whole) == 1 + index
+            if "module" in given:
+                found = rebuild(tmp_path / f"{index}" / "steps.steplog", module=path)
+                assert found.step == run.result["steps"]
+                assert same(found.net, run.net)
+
+    def test_several_parts_of_a_step_give_its_bits(self, tmp_path):
+        nets = [quantize(drawn()) for _ in range(2)]
+        for net, options in zip(nets, ({}, {"split": "probes", "shares": 2}), strict=True):
+            steps(net, FIXED, 5, **options)
+        assert same(*nets)
