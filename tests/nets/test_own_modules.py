@@ -344,7 +344,8 @@ def tied():
 )
 def test_a_weight_that_stands_twice_is_moved_alike_in_both_places(rule):
     """An estimate is the directional derivative along its own direction of the net as it is, with the weight twice."""
-    from sidestep.gradients.directions import Directions, paired_logits
+    from sidestep.gradients.directions import Directions
+    from sidestep.gradients.pairs import paired_logits
 
     net = rule.build(TASK, Noise(0), None, tied)
     images, directions, eps = Noise(1).normal(8 * 64).view(8, *SHAPE), Directions(Noise(0)), 0.01

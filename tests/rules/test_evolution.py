@@ -13,7 +13,8 @@ from torch.func import functional_call
 from sidestep import Options, data, train
 from sidestep.checkpoint import optimizer_tensors, restore_optimizer
 from sidestep.errors import InputError
-from sidestep.gradients.directions import Directions, paired_logits, weighted_directions
+from sidestep.gradients.directions import Directions, weighted_directions
+from sidestep.gradients.pairs import paired_logits
 from sidestep.gradients.rank_one import Members, rank_one_logits
 from sidestep.nets.stages.staged import staged_mlp
 from sidestep.noise import Noise

@@ -11,7 +11,8 @@ from torch import nn
 import sidestep
 from sidestep.errors import CheckpointError, InputError, NonFiniteError
 from sidestep.gradients.any_module import derivatives_along, losses_at_pairs
-from sidestep.gradients.directions import Directions, paired_logits
+from sidestep.gradients.directions import Directions
+from sidestep.gradients.pairs import paired_logits
 from sidestep.nets.stages.staged import staged_mlp
 from sidestep.nets.trained import parameters_of
 from sidestep.noise import Noise

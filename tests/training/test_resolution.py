@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from sidestep.errors import InputError
-from sidestep.gradients.directions import Directions, paired_logits
+from sidestep.gradients.directions import Directions
+from sidestep.gradients.pairs import paired_logits
 from sidestep.nets.resolution import check_noise_size, share_moved
 from sidestep.noise import Noise
 from sidestep.rules import SPSA, Evolution, Task

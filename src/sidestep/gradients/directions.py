@@ -5,20 +5,16 @@ has a substream.
 """
 
 import math
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
 
 from sidestep.gradients.scaled_signs import scaled_signs
-from sidestep.gradients.shifted import at_shifted
-from sidestep.nets.precision import at_least_float32
-from sidestep.nets.stages.staged import StagedNet
-from sidestep.nets.trained import first_names, trained
+from sidestep.nets.trained import trained
 from sidestep.noise import Noise, signs_of
 from sidestep.probes import DenseProbes, Distribution
 
@@ -28,8 +24,6 @@ __all__ = [
     "OneDirection",
     "WeightedDirection",
     "directions_along",
-    "paired_logits",
-    "paired_losses",
     "weighted_directions",
 ]
 
@@ -37,7 +31,6 @@ _SHARE = 1 / 16  # of the weights that sparse noise moves
 _BLOCK = 128  # signs in a block of noise
 _SMALL = 1 << 22  # signs that are drawn at once and kept, int8
 _MOST = 1 << 38  # signs of one point of noise, to stay below its end
-_DRAWLESS = (nn.Conv2d, nn.Flatten, nn.GroupNorm, nn.LayerNorm, nn.Linear, nn.ReLU, nn.Tanh)  # seeding takes time
 
 
 @dataclass(frozen=True)
@@ -247,58 +240,6 @@ class WeightedDirection:
         return self._directions.elements(name, self._coefs, self._first, like, range(start, start + count))
 
 
-def paired_logits(
-    net: StagedNet, images: Tensor, directions: Directions, index: int, eps: float
-) -> tuple[Tensor, Tensor]:
-    """Return the logits at `w + eps nu` and at `w - eps nu`, nu being direction `index` of all weights.
-
-    Shifted weights exist for one operation at a time; the net's own are only read. Modules that draw from torch's
-    generator draw the same on both sides, or the difference would measure what they drew.
-    """
-    sides = [images, images]
-    names = first_names(net)  # one direction for a weight, wherever it stands
-    for prefix, part in _parts(net):
-        direction = OneDirection(directions, index, keep=True)
-        for side, step in enumerate((eps, -eps)):
-            with _seeded(part, directions, prefix, index, images.device):
-                sides[side] = at_shifted(part, direction, step, partial(part, sides[side]), names)
-    plus, minus = (at_least_float32(side) for side in sides)
-    return plus, minus
-
-
-def paired_losses(  # long: what is shifted, and what is judged
-    net: StagedNet,
-    inputs: Callable[[int], Tensor],
-    directions: Directions,
-    indices: Sequence[int],
-    eps: float,
-    loss: Callable[[int, Tensor], Tensor],
-) -> Tensor:
-    """Return the losses at `w + eps nu_i` and at `w - eps nu_i`, (2, directions).
-
-    Args:
-        net: the net, whose own weights are only read.
-        inputs: from the number of a direction to what the net sees, (batch, ...).
-        directions: nu.
-        indices: the numbers i of the directions.
-        eps: size of the noise.
-        loss: from the number of a direction and logits, (batch, classes), to the loss, ().
-    """
-    pairs = [
-        torch.stack([loss(index, side) for side in paired_logits(net, inputs(index), directions, index, eps)])
-        for index in indices
-    ]
-    return torch.stack(pairs, dim=1)
-
-
-def _seeded(
-    part: nn.Module, directions: Directions, prefix: str, index: int, device: torch.device
-) -> AbstractContextManager[None]:
-    if type(part) in _DRAWLESS:
-        return nullcontext()
-    return directions.noise.stream("module").stream(prefix).sub(index).torch_seeded(device)
-
-
 def weighted_directions(
     net: nn.Module, directions: Directions, coefs: Tensor, names: Collection[str] | None = None
 ) -> dict[str, Tensor]:
@@ -309,18 +250,3 @@ def weighted_directions(
             continue
         sums[name] = WeightedDirection(directions, coefs, keep=False).of(name, parameter)
     return sums
-
-
-def _parts(net: StagedNet) -> Iterator[tuple[str, nn.Module]]:
-    for index, stage in enumerate(net.stages):
-        yield from _leaves(f"stages.{index}.", stage)
-    yield "", nn.Flatten()
-    yield "readout.", net.readout
-
-
-def _leaves(prefix: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    if type(module) is not nn.Sequential or module._forward_hooks or module._forward_pre_hooks:
-        yield prefix, module
-        return
-    for name, child in module._modules.items():  # unlike named_children(), with modules that stand there twice
-        yield from _leaves(f"{prefix}{name}.", child)

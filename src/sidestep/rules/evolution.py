@@ -21,7 +21,8 @@ from sidestep.checks import check_multiple, check_positive, check_range
 from sidestep.data.share import WHOLE, Share
 from sidestep.errors import InputError
 from sidestep.gradients.any_module import Losses, check_trainable, losses_at_pairs
-from sidestep.gradients.directions import Directions, directions_along, paired_losses
+from sidestep.gradients.directions import Directions, directions_along
+from sidestep.gradients.pairs import paired_losses
 from sidestep.gradients.rank_one import Members, check_rank_one, check_repeats, rank_one_logits, weighted_rank_one
 from sidestep.nets.parallel import kept_statistics
 from sidestep.nets.precision import full_precision

@@ -21,7 +21,8 @@ from sidestep.data.objective import CLASSES
 from sidestep.data.share import WHOLE, Share
 from sidestep.errors import InputError
 from sidestep.gradients.any_module import Losses, ShiftedPasses, check_trainable
-from sidestep.gradients.directions import OneDirection, directions_along, paired_losses
+from sidestep.gradients.directions import OneDirection, directions_along
+from sidestep.gradients.pairs import paired_losses
 from sidestep.gradients.step_search import agreed_share, rate_along
 from sidestep.nets.parallel import kept_statistics
 from sidestep.nets.precision import full_precision
