@@ -274,6 +274,10 @@ class TestSteps:
         with pytest.raises(InputError, match="take no gradients"):
             steps(net, SPSA(learning_rate=0.1), 1, optimizer=lambda groups: torch.optim.Adam(groups))
 
+    def test_nets_of_shifted_whole_numbers_are_not_handed_out(self):
+        with pytest.raises(InputError, match="copies with shifted weights"):
+            sidestep.ask_tell(quantize(drawn()), SPSA(learning_rate=0.1))
+
     def test_a_step_or_noise_below_the_precision_is_refused(self):
         with pytest.raises(InputError, match="too small for the precision: with a learning rate of 1e-14"):
             steps(quantize(drawn()), SPSA(learning_rate=1e-14), 1)
@@ -301,7 +305,8 @@ class TestRuns:
         assert sidestep.replay(tmp_path / "log", rebuilt).step == 10
         assert same(rebuilt, whole)
 
-    def test_train_on_a_module_and_a_model(self, tmp_path):
+    @pytest.mark.parametrize("rule", [SPSA(pairs=8), SPSA(pairs=8, sides="both", learning_rate=0.05)])
+    def test_train_on_a_module_and_a_model(self, rule, tmp_path):
         def path():
             return quantize(nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU()), headroom=2.0)
 
@@ -310,7 +315,7 @@ class TestRuns:
 
         for index, given in enumerate(({"module": path}, {"model": model})):
             options = Options(epochs=2, batch=128, out=tmp_path / f"{index}")
-            run = train(SPSA(pairs=8), data.load("digits"), options, **given)
+            run = train(rule, data.load("digits"), options, **given)
             assert run.result["test_accuracy"] > 0.2
             whole = [name for name, value in run.net.state_dict().items() if value.dtype == torch.int8]
             assert len(whole) == 1 + index

@@ -14,6 +14,7 @@ from sidestep.errors import InputError
 from sidestep.gradients.directions import OneDirection, directions_along
 from sidestep.gradients.shifted import shifted_weight
 from sidestep.keywords import known_keywords
+from sidestep.nets.quantized import quantized_weights
 from sidestep.nets.trained import trained
 from sidestep.notices import RunNotice
 from sidestep.rules.protocol import Rule
@@ -174,5 +175,10 @@ def ask_tell(model: nn.Module, rule: Rule, *, seed: int = 0, log: str | Path | N
         raise InputError(
             f"ask and tell go through one process, and a launcher has started {launched()} (WORLD_SIZE): start one, "
             "which hands the nets out"
+        )
+    if quantized_weights(model):
+        raise InputError(
+            "the nets that are handed out are copies with shifted weights, which whole numbers cannot be; give a model "
+            "in floats, or train the quantised one by its loss (sidestep.attach)"
         )
     return AskTell(attach(model, rule, seed=seed, log=log))
