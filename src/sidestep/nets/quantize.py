@@ -41,7 +41,7 @@ def quantize(module: nn.Module, bits: Literal[8, 4, 2] = 8, headroom: float = 1.
     >>> net[0].weight.dtype, int(net[0].weight.abs().max())
     (torch.int8, 127)
 
-    Source: of weights trained so, Qiu et al., "Quantized evolution strategies" (2026).
+    Source: of weights trained so, Xu et al., "Quantized evolution strategies" (2026).
     """
     if bits not in (8, 4, 2):
         raise InputError(f"bits must be 8, 4 or 2 (trits), got {bits!r}")

@@ -9,7 +9,7 @@ one window to the next nothing is kept, and nothing is lost on average, since `E
 this is stochastic rounding of every step. S_t and S_(t-1) are summed up a tile at a time, from the seeds and the
 coefficients of the window's steps, so that no weight has a float beside it.
 
-The idea of rebuilding the residual from seeds is that of Qiu et al., "Quantized evolution strategies" (2026), which
+The idea of rebuilding the residual from seeds is that of Xu et al., "Quantized evolution strategies" (2026), which
 has a decaying residual and rounds to the nearest in place of d.
 """
 
