@@ -37,7 +37,7 @@ ROOMS = (
         "ternary",
         "update",
     ),
-    ("errors", "keywords", "notices", "version", "wording"),
+    ("errors", "keywords", "later", "notices", "version", "wording"),
 )
 LEVEL = {name: len(ROOMS) - index for index, room in enumerate(ROOMS) for name in room}
 ONE_ROOM_EACH = {
@@ -149,8 +149,8 @@ def table_of_rules() -> dict[str, str]:
     table: dict[str, str] = {}
     for node in RULES.tree.body:
         value = node.value if isinstance(node, ast.Assign | ast.AnnAssign) else None
-        if isinstance(value, ast.Dict) and all(isinstance(rule, ast.Name) for rule in value.values):
-            table |= {key.value: rule.id for key, rule in zip(value.keys, value.values, strict=True)}
+        if isinstance(value, ast.Dict) and value.keys:
+            table |= {key.value: rule.value for key, rule in zip(value.keys, value.values, strict=True)}
     assert table, "rules/__init__.py holds no dict from names to rules"
     return table
 
@@ -222,6 +222,20 @@ def test_all_is_explicit_and_resolves(module):
     missing = [name for name in loaded.__all__ if not hasattr(loaded, name)]
     assert not missing, f"{module.dotted}.__all__ names {missing}, which are not there"
     assert len(set(loaded.__all__)) == len(loaded.__all__), f"{module.dotted}.__all__ names something twice"
+
+
+@each_module
+def test_names_that_come_later_are_those_that_a_type_checker_sees(module):
+    if not any(dotted_name(call.func) == "later" for call in module.calls()):
+        return
+    package, seen = importlib.import_module(module.dotted), set()
+    for block in (node for node in module.tree.body if isinstance(node, ast.If)):
+        for line in (node for node in block.body if isinstance(node, ast.ImportFrom)):
+            seen |= {alias.name for alias in line.names}
+            for alias in line.names:
+                assert getattr(package, alias.name) is getattr(importlib.import_module(line.module), alias.name)
+    tables = [call.args[1] for call in module.calls() if dotted_name(call.func) == "later"]
+    assert sorted(name for names in ast.literal_eval(tables[0]).values() for name in names.split()) == sorted(seen)
 
 
 @each_module

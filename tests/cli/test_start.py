@@ -45,6 +45,23 @@ def test_lists_import_no_torch(arguments: list[str]) -> None:
     assert libraries == ""
 
 
+def test_a_rule_s_file_is_imported_when_the_rule_is_asked_for() -> None:
+    program = """
+import sys
+from sidestep import cli, rules
+def there():
+    return {name for name in rules.RULES if f"sidestep.rules.{name.replace('-', '_')}" in sys.modules}
+assert not there()
+try:
+    cli.main(["train", "noprop-dt", "--help"])
+except SystemExit:
+    pass
+assert there() == {"noprop-dt"} and rules.RULES["spsa"] is rules.SPSA and there() == {"noprop-dt", "spsa"}
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def test_every_command_is_where_the_table_says() -> None:
     for name, later in COMMANDS.items():
         assert callable(getattr(import_module(f"sidestep.cli.{later.module}"), later.command))

@@ -4,9 +4,24 @@
 come and go, one of which listens.
 """
 
-from sidestep.world.guest import Guest
-from sidestep.world.host import Host
-from sidestep.world.launched import world_here
-from sidestep.world.world import Alone, World
+from typing import TYPE_CHECKING
+
+from sidestep.later import later
+
+if TYPE_CHECKING:
+    from sidestep.world.guest import Guest
+    from sidestep.world.host import Host
+    from sidestep.world.launched import world_here
+    from sidestep.world.world import Alone, World
+else:
+    __getattr__, __dir__ = later(
+        __name__,
+        {
+            "guest": "Guest",
+            "host": "Host",
+            "launched": "world_here",
+            "world": "Alone World",
+        },
+    )
 
 __all__ = ["Alone", "Guest", "Host", "World", "world_here"]
