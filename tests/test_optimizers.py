@@ -113,6 +113,36 @@ def test_many_steps_are_those_of_torch(kind: str) -> None:
     assert ours.param_groups[0]["lr"] == pytest.approx(0.03 * 0.5**3)
 
 
+@pytest.mark.parametrize("kind", ["adam", "adamw"])
+@pytest.mark.parametrize("special", ["none", "amsgrad", "maximize", "mixed", "tensor rate", "scaled"])
+def test_steps_on_a_cpu_leave_out_what_is_for_other_devices(kind: str, special: str, monkeypatch) -> None:
+    made, slow = [], []
+    through_torch = optimizers._Fused._step_groups
+    monkeypatch.setattr(optimizers._Fused, "_step_groups", lambda *a: (slow.append(1), through_torch(*a)))
+    for make in (OPTIMIZERS[kind], lambda *a, **named: KINDS[kind][0](*a, fused=True, **named)):
+        parameters = weights()
+        if special == "mixed":
+            parameters[1] = nn.Parameter(parameters[1].detach().double())
+        options = {special: True} if special in ("amsgrad", "maximize") else {}
+        rate = torch.tensor(0.03) if special == "tensor rate" else 0.03
+        optimizer = make([{"params": [each]} for each in parameters], lr=rate, weight_decay=0.1)
+        for group in optimizer.param_groups:
+            group.update(options)
+        made.append((optimizer, parameters))
+    for step in range(6):
+        for optimizer, parameters in made:
+            set_gradients([each for each in parameters if each.dtype == torch.float32], step)
+            for each in parameters:
+                each.grad = torch.full_like(each, step - 2.5) if each.dtype == torch.float64 else each.grad
+            if special == "scaled" and step > 2:  # as torch's own scaler sets them
+                optimizer.grad_scale, optimizer.found_inf = torch.tensor(2.0), torch.tensor(0.0)
+            optimizer.step()
+        assert all(torch.equal(one, other) for one, other in zip(made[0][1], made[1][1], strict=True))
+    assert same_state(made[0][0], made[1][0])
+    expected = {"none": 1, "maximize": 1, "scaled": 4}.get(special, 6)  # the first makes the states
+    assert len(slow) == expected, len(slow)
+
+
 def test_hooks_and_closures_are_called_and_gradients_are_not_recorded() -> None:
     parameters, seen = weights(), []
     optimizer = optimizers.AdamW(parameters, fused=True)

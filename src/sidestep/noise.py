@@ -51,15 +51,24 @@ class Noise:
 
     def stream(self, name: str) -> "Noise":
         """The stream `name` below this one: its 32-bit id is a blake2s hash of this one's id and the name."""
-        return Noise(self.seed, _stream_id(self.stream_id, name), self.substream, self.step)
+        return self._with("stream_id", _stream_id(self.stream_id, name))
 
     def sub(self, index: int) -> "Noise":
         """Substream `index` of this stream, say of a probe or a block; it replaces an earlier index."""
-        return Noise(self.seed, self.stream_id, index, self.step)
+        _check_count("substream", index, 32)
+        return self._with("substream", index)
 
     def at(self, step: int) -> "Noise":
         """The same stream at training step `step`; it replaces an earlier step."""
-        return Noise(self.seed, self.stream_id, self.substream, step)
+        _check_count("step", step, 32)
+        return self._with("step", step)
+
+    def _with(self, name: str, value: int) -> "Noise":
+        """This point at another place, which was checked: each step of a small net makes some."""
+        made = object.__new__(Noise)
+        made.__dict__.update(self.__dict__)
+        made.__dict__[name] = value
+        return made
 
     def words(self, n: int, start: int = 0, device: str | torch.device = "cpu") -> Tensor:
         """Elements start to start + n - 1 as uint32 values, shape (n,), int64.

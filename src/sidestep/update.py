@@ -13,7 +13,7 @@ from sidestep.probes import DenseProbes, Probes
 from sidestep.seeded_sets import ChosenSets
 from sidestep.ternary import packed_bytes
 
-__all__ = ["Combination", "Dense", "Flips", "Seeded", "Update", "combined", "loss_values"]
+__all__ = ["Combination", "Dense", "Flips", "Seeded", "Update", "combined", "loss_values", "side_by_side"]
 
 Combination = Literal["mean", "merge", "sum", "decided"]
 """How the updates of several ranks become one (`combined`).
@@ -59,7 +59,7 @@ class Dense:
         return replace(self, gradients=_moved(self.gradients, device), **_rest_moved(self, device))
 
     def _combined(self, updates: "Sequence[Dense]") -> "Dense":
-        over: Callable[..., dict[str, Tensor]] = _means if self.combination == "mean" else _beside
+        over: Callable[..., dict[str, Tensor]] = _means if self.combination == "mean" else side_by_side
         return Dense(
             over("gradients", [update.gradients for update in updates]),
             over("statistics", [update.statistics for update in updates]),
@@ -217,11 +217,12 @@ def _mean(what: str, name: str, values: Sequence[Tensor]) -> Tensor:
     return total.div_(len(values)).to(first.dtype)
 
 
-def _beside(what: str, parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+def side_by_side(what: str, parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Return the tensors of all parts by name; InputError, which says `what` they are, where a name is there twice."""
     found: dict[str, Tensor] = {}
     for part in parts:
-        twice = sorted(found.keys() & part.keys())
-        if twice:
+        if not found.keys().isdisjoint(part):
+            twice = sorted(found.keys() & part.keys())
             raise InputError(f"the {what} of two units have the same names: {', '.join(twice[:5])}")
         found.update(part)
     return found

@@ -22,6 +22,9 @@ def test_batches_are_those_scaled_one_by_one_in_the_order_of_the_epoch(monkeypat
     task, order = Task.of(digits), Noise(3).stream("order")
     for step in STEPS:
         rows, given = batch_indices(order, step, len(digits.train), batch), found.at(step)
+        epoch, place = divmod(step, max(1, len(digits.train) // batch))
+        whole = order.stream("epoch order").at(epoch).permutation(len(digits.train))
+        assert torch.equal(rows, whole[place * batch : (place + 1) * batch])
         plain = task.prepare(digits.train.images[rows])
         assert torch.equal(given.inputs, plain)
         assert given.inputs.stride() == plain.stride()

@@ -11,7 +11,7 @@ from torch.nn.functional import pad
 from sidestep.errors import InputError
 from sidestep.noise import Noise
 
-__all__ = ["batch_indices", "chosen_rows", "crop_and_flip", "epoch_order", "standardise", "steps_per_epoch"]
+__all__ = ["BatchOrder", "batch_indices", "chosen_rows", "crop_and_flip", "standardise", "steps_per_epoch"]
 
 
 def standardise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
@@ -72,18 +72,36 @@ def batch_indices(noise: Noise, step: int, examples: int, batch: int) -> Tensor:
     """
     if step < 0:
         raise InputError(f"step must be at least 0, got {step}")
-    epoch, place = divmod(step, steps_per_epoch(examples, batch))
-    return _kept_order(noise, epoch, examples)[place * batch : (place + 1) * batch].clone()
+    return _kept_order(noise, examples, batch).rows(step).clone()
+
+
+class BatchOrder:
+    """Which examples the steps of a run take, as `batch_indices` says; the order of an epoch is kept while it lasts.
+
+    Args:
+        noise: of the order.
+        examples: how many there are.
+        batch: of a step.
+        device: where the numbers are to lie.
+    """
+
+    def __init__(self, noise: Noise, examples: int, batch: int, device: str | torch.device = "cpu") -> None:
+        self._noise, self._examples, self._batch, self._device = noise, examples, batch, device
+        self._steps, self._epoch = steps_per_epoch(examples, batch), -1
+        self._parts: tuple[Tensor, ...] = ()
+
+    def rows(self, step: int) -> Tensor:
+        """Return the examples of a step, (batch,) int64; not to be written to."""
+        epoch, place = divmod(step, self._steps)
+        if epoch != self._epoch:
+            order = self._noise.stream("epoch order").at(epoch).permutation(self._examples)
+            self._parts, self._epoch = order.to(self._device).split(self._batch), epoch
+        return self._parts[place]
 
 
 @lru_cache(maxsize=4)  # a clone leaves here, so what is kept never changes
-def _kept_order(noise: Noise, epoch: int, examples: int) -> Tensor:
-    return epoch_order(noise, epoch, examples)
-
-
-def epoch_order(noise: Noise, epoch: int, examples: int) -> Tensor:
-    """All examples in the order of an epoch, counted from 0, (examples,) int64; see `batch_indices`."""
-    return noise.stream("epoch order").at(epoch).permutation(examples)
+def _kept_order(noise: Noise, examples: int, batch: int) -> BatchOrder:
+    return BatchOrder(noise, examples, batch)
 
 
 def crop_and_flip(images: Tensor, noise: Noise, padding: int = 4, flip: bool = True, edge: bool = False) -> Tensor:

@@ -44,8 +44,16 @@ def _collect(net: nn.Module, prefix: str, found: dict[str, nn.Parameter], seen: 
             seen.add(id(parameter))
             found[prefix + key] = parameter
     for name, part in net._modules.items():
-        if part is not None and (part._parameters or part._modules) and id(part) not in seen:
+        if part is None or id(part) in seen:
+            continue
+        if part._modules:
             _collect(part, f"{prefix}{name}.", found, seen)
+        elif part._parameters:  # a layer, as most are: here, since a call takes longer than its work
+            seen.add(id(part))
+            for key, parameter in part._parameters.items():
+                if parameter is not None and id(parameter) not in seen:
+                    seen.add(id(parameter))
+                    found[f"{prefix}{name}.{key}"] = parameter
 
 
 def device_of(net: nn.Module) -> torch.device:

@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sidestep.data import DataSet, crop_and_flip, steps_per_epoch
-from sidestep.data.batches import chosen_rows, epoch_order
+from sidestep.data import DataSet, crop_and_flip
+from sidestep.data.batches import BatchOrder, chosen_rows
 from sidestep.data.feed import BatchError, Feed
 from sidestep.errors import InputError
 from sidestep.noise import Noise
@@ -25,8 +25,8 @@ class TrainingBatches:
     def __init__(self, rule: Rule, data: DataSet, options: Options, device: torch.device) -> None:
         self.rule, self.data, self.options, self.device = rule, data, options, device
         self.task, self.noise = Task.of(data), Noise(options.seed)
-        self._order = self.noise.stream("order")
-        self._epoch, self._rows = -1, torch.empty(0, dtype=torch.int64)  # in the order of the epoch
+        order, examples = self.noise.stream("order"), len(data.train)
+        self._order = BatchOrder(order, examples, options.batch, data.train.labels.device)
         self._scaled: Any = None  # the images, scaled once, where they are few: to the bits of a batch scaled alone
 
     def at(self, step: int) -> Batch:
@@ -42,7 +42,7 @@ class TrainingBatches:
     def _scaled_raw(self, step: int) -> tuple[Any, Tensor]:
         train, feed = self.data.train, self.data.feed
         if feed is None:
-            rows = self.rows(step)
+            rows = self._order.rows(step)
             if self._scaled is None and isinstance(train.images, Tensor) and train.images.numel() <= _SMALL:
                 self._scaled = self.task.scaled(train.images)
             few = self._scaled is not None
@@ -50,18 +50,6 @@ class TrainingBatches:
             return images, chosen_rows(train.labels, rows)
         images, targets = self._fed(feed, step)
         return self.task.scaled(images), targets
-
-    def rows(self, step: int) -> Tensor:
-        """Return the numbers of the examples of a step, (batch,) int64, as `batch_indices` does; not to be written to.
-
-        The order of an epoch is kept while it lasts: a step of a small net feels the look-up.
-        """
-        examples, batch = len(self.data.train), self.options.batch
-        epoch, place = divmod(step, steps_per_epoch(examples, batch))
-        if epoch != self._epoch:
-            self._rows = epoch_order(self._order, epoch, examples).to(self.data.train.labels.device)
-            self._epoch = epoch
-        return self._rows[place * batch : (place + 1) * batch]
 
     def _fed(self, feed: Feed, step: int) -> tuple[Any, Tensor]:
         images, targets = feed.next(step)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from sidestep.errors import InputError
 from sidestep.nets.trained import parameters_of, trained
 from sidestep.rules.shared import optimizers
-from sidestep.update import Dense, Update, combined
+from sidestep.update import Dense, Update, side_by_side
 
 __all__ = [
     "OPTIMIZERS",
@@ -26,8 +26,12 @@ __all__ = [
 
 def merged(parts: Iterable[tuple[str, Dense]]) -> Dense:
     """Return one update of all units, from each unit's own."""
-    together = combined([Dense(part.gradients, part.statistics, part.losses, "merge") for _, part in parts])
-    return Dense(together.gradients, together.statistics, together.losses)
+    each = [part for _, part in parts]
+    return Dense(
+        side_by_side("gradients", [part.gradients for part in each]),
+        side_by_side("statistics", [part.statistics for part in each]),
+        side_by_side("losses", [part.losses for part in each]),
+    )
 
 
 def numbered_units(net: nn.Module, stages: int) -> dict[str, dict[str, nn.Parameter]]:

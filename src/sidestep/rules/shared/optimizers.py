@@ -76,20 +76,56 @@ class _Fused(WithoutCompiler):
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take one step along the gradients; what a closure returns is returned."""
-        if closure is not None or _hooks(self) or not all(group["fused"] for group in self.param_groups):
+        first, *others = groups = self.param_groups
+        if closure is not None or _hooks(self) or not all(group["fused"] for group in groups):
             return _with_hooks(self, closure)
-        self._accelerator_graph_capture_health_check()
-        alike: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
-        for group in self.param_groups:
-            alike.setdefault(tuple(_hashable(group[name]) for name in _ADAM), []).append(group)
         with torch.no_grad():
-            for groups in alike.values():
+            if not all(group[name] == first[name] for group in others for name in _ADAM):
+                self._step_apart()
+            elif not self._step_on_cpu(first):
                 self._step_groups(groups)
         return None
 
     step.hooked = True  # type: ignore[attr-defined]  # hooks are called above, so torch need not wrap it
 
+    def _step_apart(self) -> None:
+        """Call the kernel once for all groups with the same settings."""
+        alike: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+        for group in self.param_groups:
+            alike.setdefault(tuple(_hashable(group[name]) for name in _ADAM), []).append(group)
+        for groups in alike.values():
+            self._step_groups(groups)
+
+    def _step_on_cpu(self, settings: dict[str, Any]) -> bool:
+        """Call the kernel for all groups, if this is a plain later step on a CPU; return whether it was.
+
+        Plain: float weights of one kind, whose states are there. What torch looks through besides, at each step, is
+        for other devices, and takes a small net as long as its arithmetic.
+        """
+        given = [each for group in self.param_groups for each in group["params"] if each.grad is not None]
+        states: list[Any] = [self.state.get(each) for each in given]
+        if not given or not all(states) or hasattr(self, "grad_scale") or hasattr(self, "found_inf"):
+            return False
+        kind = given[0].dtype
+        if not all(each.is_cpu and each.dtype is kind and each.grad.layout is torch.strided for each in given):
+            return False
+        plain = kind.is_floating_point and not (settings["differentiable"] or settings["amsgrad"])
+        if not plain or any(isinstance(settings[name], Tensor) for name in ("lr", "weight_decay")):
+            return False
+        beta1, beta2 = settings["betas"]
+        if isinstance(beta1, Tensor) or isinstance(beta2, Tensor):
+            return False
+        steps = [state["step"] for state in states]
+        torch._foreach_add_(steps, 1)
+        kernel = torch._fused_adamw_ if settings["decoupled_weight_decay"] else torch._fused_adam_
+        kernel(given, [each.grad for each in given], [state["exp_avg"] for state in states],
+               [state["exp_avg_sq"] for state in states], [], steps, amsgrad=False, lr=settings["lr"], beta1=beta1,
+               beta2=beta2, weight_decay=settings["weight_decay"], eps=settings["eps"],
+               maximize=settings["maximize"])  # fmt: skip
+        return True
+
     def _step_groups(self, groups: list[dict[str, Any]]) -> None:
+        self._accelerator_graph_capture_health_check()
         lists: list[list[Tensor]] = [[] for _ in range(6)]  # parameters, gradients, and four of what a state holds
         inner: Any = self  # torch's own methods, which its types leave out
         for group in groups:
