@@ -26,7 +26,15 @@ from sidestep.nets.stages.staged import StagedNet
 from sidestep.nets.trained import trained
 from sidestep.noise import Noise
 
-__all__ = ["Factors", "Members", "check_rank_one", "check_repeats", "rank_one_logits", "weighted_rank_one"]
+__all__ = [
+    "Factors",
+    "Members",
+    "check_rank_one",
+    "check_repeats",
+    "noise_at_outputs",
+    "rank_one_logits",
+    "weighted_rank_one",
+]
 
 Layer: TypeAlias = nn.Linear | nn.Conv2d
 
@@ -60,6 +68,7 @@ class Factors:
     rows: Tensor  # a: (K, outputs)
     columns: Tensor  # b: (K, inputs), or (examples, inputs) where all pairs of an example share it
     bias: Tensor | None  # (K, outputs), if there is a bias
+    along_inputs: bool = False  # b = x / |x|
 
 
 def check_rank_one(net: nn.Module, input_columns: bool) -> None:
@@ -133,7 +142,7 @@ def rank_one_logits(
             if name not in found:
                 make = _from_inputs if input_columns else _drawn
                 found[name] = make(name, layer, inputs[0], members, directions)
-            moved = (_at_input if input_columns else _along)(layer, inputs[0], found[name], members)
+            moved = noise_at_outputs(layer, inputs[0], found[name], members)
             if len(output) == members.examples:
                 output = output.repeat(2 * members.pairs, *[1] * (output.ndim - 1))
             return output + (signed * moved).reshape(output.shape)
@@ -146,6 +155,11 @@ def rank_one_logits(
                 stack.callback(layer.register_forward_hook(hook_for(name)).remove)
         logits = net(images if multiply_late else images.repeat(2 * members.pairs, *[1] * (images.ndim - 1)))
     return logits.view(2, members.count, members.size, -1), found
+
+
+def noise_at_outputs(layer: Layer, inputs: Tensor, factors: Factors, members: Members) -> Tensor:
+    """Return what a layer's outputs are moved by per eps, (1 or 2, K, examples and places of a group, outputs)."""
+    return (_at_input if factors.along_inputs else _along)(layer, inputs, factors, members)
 
 
 def weighted_rank_one(factors: dict[str, Factors], coefs: Tensor) -> dict[str, Tensor]:
@@ -185,7 +199,7 @@ def _from_inputs(name: str, layer: Layer, inputs: Tensor, members: Members, dire
         columns, inverse = (part.view(2, members.count, -1).mean(dim=0) for part in (columns, inverse))
     rows = directions.draw(f"{name}.rows", (members.count, len(layer.weight)), 0, inputs)
     bias = rows * inverse.repeat(members.count // len(inverse), 1) if _has_bias(layer) else None
-    return Factors(rows, columns, bias)
+    return Factors(rows, columns, bias, along_inputs=True)
 
 
 def _at_input(layer: Layer, inputs: Tensor, factors: Factors, members: Members) -> Tensor:

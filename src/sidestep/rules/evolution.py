@@ -6,6 +6,8 @@ F is the loss of a member of the population, its z-score or its centred rank; it
 With the loss itself the expectation is the gradient up to a bias of order eps^2; z-scores and ranks change its length,
 and ranks its direction.
 With rank-1 noise, nu = a b^T in every layer, each example has members of its own: W x +- eps a (b . x), in one pass.
+A control variate takes off what F should differ by, as layers responded for the other half of the batch, and adds it
+back as it is expected: the same mean, with little of the noise where the responses fit (`gradients/control_variate`).
 Sources: Salimans et al., "Evolution strategies as a scalable alternative to reinforcement learning" (2017), section 2;
 Sarkar et al., "Evolution strategies at the hyperscale" (2025), for rank-1 noise.
 """
@@ -21,7 +23,10 @@ from sidestep.checks import check_multiple, check_positive, check_range
 from sidestep.data.share import WHOLE, Share
 from sidestep.errors import InputError
 from sidestep.gradients.any_module import Losses, check_trainable, losses_at_pairs
+from sidestep.gradients.control_variate import Response, expected_gradients, expected_of_pairs, responses, watched
 from sidestep.gradients.directions import Directions, directions_along
+from sidestep.gradients.layer_passes import spread_of
+from sidestep.gradients.learned_feedback import errors_of
 from sidestep.gradients.pairs import paired_losses
 from sidestep.gradients.rank_one import Members, check_rank_one, check_repeats, rank_one_logits, weighted_rank_one
 from sidestep.nets.parallel import kept_statistics
@@ -43,6 +48,8 @@ from sidestep.rules.takes import set_takes
 from sidestep.update import Seeded
 
 __all__ = ["Evolution"]
+
+_ERROR_EPS = 0.01  # of the spread of the outputs: steps by which the loss alone is tried
 
 
 @dataclass(frozen=True)
@@ -68,6 +75,9 @@ class Evolution(ForwardOnlyRule):
     """Who has pairs of its own: every example (rank-1), or every group of examples."""
     group: int = 8
     """Examples in a group, with per = group; the batch must be a multiple of it."""
+    control: Literal["none", "responses"] = "none"
+    """Control variate: none, or what pairs should differ by as layers responded for the other half of the batch (rank-1
+    noise for every example, the rule's own MLP without a norm)."""
     population: int = 16
     """Members of the population of each example or group: an even number, two to a pair."""
     eps: float = 0.01
@@ -103,6 +113,12 @@ class Evolution(ForwardOnlyRule):
             )
         if self.columns == "input" and (self.per, self.noise_kind) != ("example", "rank-1"):
             raise InputError("columns = input needs an input for every direction: noise_kind = rank-1, per = example")
+        if self.control == "responses" and (self.per, self.norm, self.fitness) != ("example", False, "raw"):
+            raise InputError(
+                "control = responses needs noise for every example, layers with functions of single values between "
+                "them, and losses as they are: per = example, norm = no (--no-norm) and fitness = raw, got "
+                f"{self.per}, {'yes' if self.norm else 'no'} and {self.fitness}"
+            )
         if self.noise_kind != "rank-1":
             set_takes(self, log="yes")  # one number per pair of members, in place of gradients
 
@@ -118,6 +134,8 @@ class Evolution(ForwardOnlyRule):
 
     def build(self, task: Task, noise: Noise, examples: Split | None, module: ImagePath | None) -> StagedNet:
         """Make the MLP; a module of the user's takes the place of its hidden layers."""
+        if self.control == "responses" and module is not None:
+            raise InputError("control = responses is for the MLP that the rule builds; leave the module or control out")
         net = make_net(task, self.hidden, self.norm, noise, module)
         check_layers(net, pairs=True)
         check_noise_size(net, self.eps, rows=self.noise_kind == "rank-1")
@@ -191,7 +209,7 @@ class Evolution(ForwardOnlyRule):
     def _rank_one(
         self, net: StagedNet, batch: Batch, members: Members, directions: Directions
     ) -> tuple[dict[str, Tensor], Tensor]:
-        with full_precision(batch.inputs):
+        with full_precision(batch.inputs), watched(net, self.control == "responses") as seen:
             logits, factors = rank_one_logits(
                 net, batch.inputs, members, directions, self.eps, self.columns == "input", multiply_late=net.chain
             )
@@ -202,8 +220,29 @@ class Evolution(ForwardOnlyRule):
             )
             losses = losses.mean(dim=2)
             coefs = self._coefs(losses)
+            expected: dict[str, Tensor] = {}
+            if self.control == "responses":
+                told = responses(seen, factors, members, self.eps)
+                coefs, expected = self._controlled(told, logits, batch, members, coefs)
         found = weighted_rank_one(factors, coefs)  # under autocast, if there is one: nothing is subtracted here
-        return {name: found[name].view(p.shape) for name, p in trained(net).items()}, losses
+        return {name: found[name].view(p.shape) + expected.get(name, 0) for name, p in trained(net).items()}, losses
+
+    def _controlled(
+        self, found: dict[str, Response], logits: Tensor, batch: Batch, members: Members, coefs: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return what is left of the coefficients, (K,), and the mean of what was taken off, by parameter name."""
+        labels, middle = batch.targets.repeat(members.pairs), logits.mean(dim=0).flatten(0, 1).double()
+
+        def each(moved: Tensor) -> Tensor:
+            return losses_under(self.objective, moved, labels, batch.objective)
+
+        errors = errors_of(each, middle, _ERROR_EPS * float(spread_of(middle))).to(coefs.dtype)
+        guesses = expected_gradients(found, errors, members)
+        gradients = {}
+        for name, guess in guesses.items():
+            gradients[f"{name}.weight"] = guess.T @ found[name].inputs / members.count
+            gradients[f"{name}.bias"] = guess.mean(dim=0)
+        return coefs - expected_of_pairs(found, guesses) / members.count, gradients
 
     def _by_group(self, net: StagedNet, batch: Batch, members: Members, directions: Directions) -> Tensor:
         """Return the losses of all members, (2, pairs x groups), each on its own group, of shifted weights."""
