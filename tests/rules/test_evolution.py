@@ -99,13 +99,13 @@ def sign_vectors(count):
     return itertools.product((-1, 1), repeat=count)
 
 
-def tiny():
+def tiny(examples=1):
     """2 inputs, 1 hidden unit, 2 classes: 3 + 4 parameters; ReLU away from its kink."""
     with Noise(3).torch_seeded():
         net = staged_mlp((1, 1, 2), (1,), 2, norm=False).double()
     net.stages[0][1].bias.data.fill_(2.0)
-    images = torch.tensor([[0.3, -0.8]], dtype=torch.float64).view(1, 1, 1, 2)
-    return net, Batch(images, torch.tensor([1]))
+    images = torch.tensor([[0.3, -0.8], [-0.5, 0.2]], dtype=torch.float64).view(2, 1, 1, 2)
+    return net, Batch(images[:examples], torch.tensor([1, 0])[:examples])
 
 
 PAIR = {"eps": 1e-5, "population": 2}  # the population of one pair
@@ -115,12 +115,14 @@ OVER_ALL_SIGNS = {  # rule, and the signs that one step draws for the tiny net: 
     "rank-1": (Evolution(**PAIR), 9),
     "rank-1 group": (Evolution(per="group", group=1, **PAIR), 9),
     "rank-1 input": (Evolution(columns="input", **PAIR), 3),
+    "rank-1 controlled": (Evolution(control="responses", norm=False, **PAIR), 9),
+    "rank-1 input controlled": (Evolution(columns="input", control="responses", norm=False, **PAIR), 3),
 }
 
 
-def mean_over_all_signs(rule, count, monkeypatch):
+def mean_over_all_signs(rule, count, monkeypatch, examples=1):
     """The mean of what `estimate` gives for the tiny net, over every sign vector."""
-    net, given = tiny()
+    net, given = tiny(examples)
     drawn, sums = [], {}
     for name in ("Directions", "directions_along"):
         place = f"{type(rule).__module__}.{name}"
@@ -141,6 +143,12 @@ class TestUnbiased:
         assert found.keys() == exact.keys()
         for name, gradient in exact.items():
             torch.testing.assert_close(found[name], gradient, rtol=1e-7, atol=1e-9)
+
+    def test_a_control_fitted_to_the_other_example_leaves_the_mean(self, monkeypatch):
+        rule = OVER_ALL_SIGNS["rank-1 input controlled"][0]
+        found = mean_over_all_signs(rule, 6, monkeypatch, examples=2)
+        for name, gradient in true_gradient(*tiny(2)).items():
+            torch.testing.assert_close(found[name], gradient, rtol=1e-6, atol=1e-8)
 
     @pytest.mark.parametrize("name", ["spsa", "full-rank"])
     def test_the_bias_falls_with_the_square_of_eps(self, name, monkeypatch):
@@ -487,3 +495,41 @@ LEARN = {
 def test_it_learns_the_digits(rule, least):
     """`least` is five points under the mean test accuracy of seeds 0, 1 and 2."""
     assert train(rule, data.load("digits"), Options(epochs=12)).result["test_accuracy"] > least
+
+
+class TestControl:
+    """A control variate takes away what the responses of layers explain, and a wrong one costs noise alone."""
+
+    RULE = Evolution(hidden=(8, 6), norm=False, control="responses", population=2, eps=1e-4)
+
+    @staticmethod
+    def cosine(rule):
+        net, given = build(rule), doubles(256)
+        net.double()
+        exact, found = true_gradient(net, given), gradients(rule, net, given)
+        both = [torch.cat([part[name].flatten() for name in exact]) for part in (found, exact)]
+        return float(F.cosine_similarity(*both, dim=0))
+
+    @pytest.mark.parametrize("columns", ["drawn", "input"])
+    def test_where_responses_fit_one_pair_for_each_example_is_nearly_the_gradient(self, columns):
+        rule = replace(self.RULE, columns=columns)
+        assert self.cosine(replace(rule, control="none")) < 0.9
+        assert self.cosine(rule) > 0.99
+
+    def test_with_an_objective_that_says_nothing_of_single_outputs_it_changes_nothing(self):
+        rule = replace(self.RULE, objective="accuracy", eps=0.05)  # no example is on the verge of another class
+        net = build(rule)
+        found, plain = (gradients(each, net) for each in (rule, replace(rule, control="none")))
+        for name, gradient in plain.items():
+            torch.testing.assert_close(found[name], gradient)
+
+    @pytest.mark.parametrize(
+        ("changes", "word"), [({"norm": True}, "norm"), ({"per": "group"}, "per"), ({"fitness": "ranks"}, "fitness")]
+    )
+    def test_what_it_does_not_fit_is_refused(self, changes, word):
+        with pytest.raises(InputError, match=word):
+            replace(self.RULE, **changes)
+
+    def test_a_module_is_refused(self):
+        with pytest.raises(InputError, match="MLP that the rule builds"):
+            build(self.RULE, lambda: nn.Sequential(nn.Flatten(), nn.Linear(16, 4)))

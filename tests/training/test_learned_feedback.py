@@ -219,7 +219,9 @@ def test_what_cannot_be_trained_so_is_refused_in_a_sentence() -> None:
     inputs, targets = batch_of(4, 2, 2)
     with pytest.raises(InputError, match=r"the parameter 1.weight is in no nn.Linear"):
         LearnedFeedback(nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2)))
-    with pytest.raises(InputError, match=r"layer 0 is given shape \(2, 2, 2\)"):
+    with pytest.raises(InputError, match=r"layer 0 is given shape \(1, 2, 2, 2\)"):
+        LearnedFeedback(net_of(2, 2))(inputs.view(1, 2, 2, 2), targets)
+    with pytest.raises(InputError, match=r"outputs of shape \(2, 2, 2\).* objective='tokens'"):
         LearnedFeedback(net_of(2, 2))(inputs.view(2, 2, 2), targets)
     with pytest.raises(InputError, match="eps"):
         LearnedFeedback(net_of(2, 2), eps=0.0)
@@ -275,3 +277,77 @@ def test_a_layer_that_the_first_batch_did_not_reach_is_refused_and_one_that_is_l
     net.on = True
     with pytest.raises(InputError, match="layer first is called for the batch of step 1 and was not for the first"):
         late(inputs, targets)
+
+
+class Tokens(nn.Module):
+    """Three dense layers on every token, and between the first two what each token has of those before it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.last = (net_of(one, other)[0] for one, other in ((4, 6), (6, 5), (5, 3)))
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """Return (batch, tokens, 3)."""
+        hidden = self.first(rows).tanh()
+        hidden = hidden + 0.1 * hidden.cumsum(dim=1)
+        return self.last(self.second(hidden).tanh())
+
+
+def tokens_of(batch: int, tokens: int) -> tuple[Tensor, Tensor]:
+    inputs, targets = batch_of(batch * tokens, 4, 3)
+    return inputs.view(batch, tokens, 4), targets.view(batch, tokens)
+
+
+def cosines(model: nn.Module, found: list[Tensor], exact: list[Tensor]) -> dict[str, float]:
+    names = [name for name, _ in model.named_parameters()]
+    return {
+        name: float(nn.functional.cosine_similarity(one.flatten(), other.flatten(), dim=0))
+        for name, one, other in zip(names, found, exact, strict=True)
+    }
+
+
+def test_tokens_are_rows_of_their_own_and_the_last_layer_has_its_gradient() -> None:
+    model, (inputs, targets) = Tokens(), tokens_of(16, 8)
+    targets[:, :2] = -100  # do not count
+    nn.functional.cross_entropy(model(inputs).flatten(0, 1), targets.flatten()).backward()
+    exact = [parameter.grad.clone() for parameter in model.parameters()]
+    estimate = LearnedFeedback(model, "tokens", eps=0.01)
+    for _ in range(40):
+        model.zero_grad()
+        estimate(inputs, targets)
+    found = [parameter.grad.clone() for parameter in model.parameters()]
+    torch.testing.assert_close(found[4], exact[4], rtol=1e-2, atol=1e-5)
+    assert cosines(model, found, exact)["second.weight"] > 0.98
+    assert cosines(model, found, exact)["first.weight"] > 0.8  # what tokens pass on to others is left out of the fit
+
+
+def test_of_tokens_too_the_mean_with_the_whole_residual_is_the_gradient(monkeypatch) -> None:
+    """One example of two tokens: the residual knows of what the first passes on to the second, which no fit does."""
+    model, (inputs, _) = Tokens(), tokens_of(1, 2)
+    model.first, model.second, model.last = net_of(4, 1)[0], net_of(1, 1)[0], net_of(1, 2)[0]
+    targets = torch.tensor([[0, 1]])
+    nn.functional.cross_entropy(model(inputs).flatten(0, 1), targets.flatten()).backward()
+    exact = [parameter.grad.clone() for parameter in model.parameters()]
+    sums = [torch.zeros_like(gradient) for gradient in exact]
+    for signs in itertools.product((1.0, -1.0), repeat=4):
+        drawn = iter(torch.tensor(signs).double().split(2))
+        first = LearnedFeedback(model, "tokens", eps=1e-3, residual=1.0)
+        first._graph = layer_graph(model, first._layers, inputs, Noise(0))
+        monkeypatch.setattr(Noise, "signs", lambda _, count, drawn=drawn, **__: next(drawn))
+        model.zero_grad()
+        first(inputs, targets)
+        monkeypatch.undo()
+        for total, parameter in zip(sums, model.parameters(), strict=True):
+            total += parameter.grad / 16
+    for found, gradient in zip(sums, exact, strict=True):
+        torch.testing.assert_close(found, gradient, rtol=1e-4, atol=1e-6)
+
+
+def test_layers_that_see_tokens_and_layers_that_see_examples_do_not_go_together() -> None:
+    class Pooled(Tokens):
+        def forward(self, rows: Tensor) -> Tensor:
+            return self.last(self.second(self.first(rows).tanh()).mean(dim=1))
+
+    inputs, targets = tokens_of(4, 2)
+    with pytest.raises(InputError, match="8 rows for 4 examples"):
+        LearnedFeedback(Pooled())(inputs, targets[:, 0])

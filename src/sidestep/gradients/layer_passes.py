@@ -142,11 +142,13 @@ def _shift_of(source: str, noise: Noise) -> Change:
 
 
 def _note(seen: dict[str, Seen], name: str, rows: Tensor, output: Tensor) -> None:
-    if rows.ndim != 2:
+    if rows.ndim not in (2, 3):
         raise InputError(
             f"layer {name} is given shape {tuple(rows.shape)}; it can be trained so where it sees one row for "
-            "each example, (batch, features); freeze it, or take a rule that shifts weights"
+            "each example, (batch, features), or for each token, (batch, tokens, features); freeze it, or take a rule "
+            "that shifts weights"
         )
+    rows, output = rows.flatten(0, -2), output.flatten(0, -2)
     if name in seen:
         seen[name].inputs, seen[name].outputs = seen[name].inputs + rows, seen[name].outputs + output
         seen[name].calls += 1
@@ -155,13 +157,17 @@ def _note(seen: dict[str, Seen], name: str, rows: Tensor, output: Tensor) -> Non
 
 
 def _check(outputs: Tensor, seen: dict[str, Seen]) -> None:
-    if outputs.ndim != 2:
-        raise InputError(f"the model must give outputs (batch, k), got shape {tuple(outputs.shape)}")
+    if outputs.ndim not in (2, 3):
+        raise InputError(
+            f"the model must give outputs (batch, k), or (batch, tokens, k), got shape {tuple(outputs.shape)}"
+        )
+    rows = outputs[..., 0].numel()
     if not seen:
         raise InputError("the model called none of its trained layers for this batch; let its forward call them")
     for name, own in seen.items():
-        if len(own.outputs) != len(outputs):
+        if len(own.outputs) != rows:
+            kind = "examples" if outputs.ndim == 2 else "tokens"
             raise InputError(
-                f"layer {name} saw {len(own.outputs)} rows for {len(outputs)} examples; call it with one row for "
-                "each example, or freeze it"
+                f"layer {name} saw {len(own.outputs)} rows for {rows} {kind}; call it with one row for each, or freeze "
+                "it"
             )

@@ -1,4 +1,4 @@
-"""Presets for CIFAR-10 of rules that train a net in stages, and the baseline with the same net and augmentation."""
+"""Presets of rules that train a net in stages, and the baseline with the same net and augmentation."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -10,6 +10,7 @@ __all__ = ["staged_presets"]
 _CONV = {"net": "conv", "hidden": (64, 128, 256), "label_smoothing": 0.1, "learning_rate": 3e-3}
 _TRAIN = {"batch": 128, "decay": "cosine", "warmup": 0.1, "augment": "flip-crop"}
 _PATCHES = {"net": "conv", "hidden": (400,), "stage_steps": 350}
+_EVOLUTION = {"control": "responses", "norm": False, "population": 2, "eps": 1e-3}
 
 
 def staged_presets() -> Iterator[Preset]:
@@ -27,6 +28,11 @@ def staged_presets() -> Iterator[Preset]:
         "soft winner-take-all on whitened patches, and a linear read-out",
         reading="readout",
     )  # fmt: skip
+    yield _preset(
+        "evolution-mnist", "evolution", _EVOLUTION, {"batch": 512, "decay": "cosine", "epochs": 20},
+        "rank-1 noise on the weights of an MLP for each image, one pair, with a control variate; forward passes alone",
+        data="mnist",
+    )  # fmt: skip
 
 
 def _preset(  # long: a preset's own fields
@@ -36,6 +42,7 @@ def _preset(  # long: a preset's own fields
     train: Mapping[str, Any],
     summary: str,
     reading: str = "forward",
+    data: str = "cifar10",
 ) -> Preset:
     budgets = {"tiny": Changes({"epochs": 2}), "cpu": Changes()}
-    return Preset(name, "cifar10", rule, options, train, summary, reading, budgets=budgets)
+    return Preset(name, data, rule, options, train, summary, reading, budgets=budgets)

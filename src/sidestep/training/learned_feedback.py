@@ -6,6 +6,9 @@
 
 What is between the layers (hard thresholds, rounding, argmax, time steps) need have no derivative; see
 `gradients/learned_feedback` for the estimate. The layer whose outputs are the net's has the error there itself.
+
+Where layers see a row for each token, each token is a row with noise of its own: the fit is of what a layer does to
+later layers at the same token, and what attention carries from one token to another is left out.
 """
 
 from collections.abc import Callable
@@ -56,7 +59,8 @@ class LearnedFeedback:
 
         Args:
             model: of trained `nn.Linear` layers, or classes made of it, and anything else without trained parameters.
-            objective: as in `attach`: one loss per example, classes by default. It need not be differentiable.
+            objective: as in `attach`: one loss per example, classes by default; "tokens" for outputs (batch, tokens,
+                vocabulary), whose errors come in closed form. It need not be differentiable.
             eps: size of the noise on a layer's outputs, in their standard deviations.
             error_eps: size of the steps, in that of the outputs, by which the objective alone is tried; for one that
                 jumps, such as a count of errors, take 1.
@@ -64,7 +68,7 @@ class LearnedFeedback:
             bins: ranges of a layer's outputs, each with a slope of its own.
             memory: what earlier steps count for beside the next.
             residual: the part of what the fit leaves that is added: with 1 the estimate is unbiased to the second order
-                in eps, with the noise of one draw.
+                in eps, with the noise of one draw; for tokens too.
             seed: of the noise, and of what the module draws.
 
         Raises:
@@ -143,6 +147,11 @@ class LearnedFeedback:
                 f"layer {new} is called for the batch of step {self.steps} and was not for the first; let the model "
                 "call every trained layer for every batch, or freeze it"
             )
+        if plus.outputs.ndim == 3 and self._objective.kind == "classes":
+            raise InputError(
+                f"the model gives outputs of shape {tuple(plus.outputs.shape)}, a row for each token, and the "
+                "objective is a class for each example; for next tokens give objective='tokens'"
+            )
         losses = [at_least_float32(self._objective.each(each.outputs, targets)) for each in (plus, minus)]
         if not all(bool(each.isfinite().all()) for each in losses):
             raise NonFiniteError(f"the loss of step {self.steps} is not finite; take a smaller learning rate")
@@ -150,31 +159,40 @@ class LearnedFeedback:
 
     def _add(self, graph: LayerGraph, pair: "_Pair", targets: Any) -> None:
         """Add what is expected of every layer to its gradients, and learn from the pair."""
-        middle = (pair.plus.outputs + pair.minus.outputs).double() / 2  # or rounding would drown short differences
-        size = self._error_eps * float(spread_of(middle))
-        errors = errors_of(lambda moved: self._objective.each(moved, targets), middle, size).to(pair.losses[0].dtype)
+        errors = self._errors(pair, targets).to(pair.losses[0].dtype)
         responses = self._responses = self._responses or self._new_responses(graph, errors)
         seen = {name: self._measured(pair, name, responses) for name in pair.plus.seen}
         expected = responses.expected(errors, seen)
         left = (pair.losses[0] - pair.losses[1]) / 2  # (batch,)
-        left = left.to(errors.dtype) - torch.stack([(seen[name].noise * expected[name]).sum(1) for name in seen]).sum(0)
+        told = torch.stack([(seen[name].noise * expected[name]).sum(dim=1) for name in seen]).sum(dim=0)  # (rows,)
+        tokens = len(told) // len(left)
+        left = (left.to(errors.dtype) - told.view(-1, tokens).sum(dim=1)).repeat_interleave(tokens)
         for name, own in seen.items():
             rows = (expected[name] + self._residual * left[:, None] * own.noise) / own.size
-            rows = rows / (len(errors) * self._pairs)
+            rows = rows * (tokens / (len(errors) * self._pairs))
             # one noise for all calls: `rows` is the sum of their gradients, of which none says which call's it is
             plus, minus = pair.plus.seen[name], pair.minus.seen[name]
             inputs = (plus.inputs + minus.inputs).to(rows.dtype) / (2 * plus.calls)
             _add_grad(self._layers[name].weight, rows.T @ inputs)
             _add_grad(self._layers[name].bias, rows.sum(dim=0))
-        change = (pair.plus.outputs - pair.minus.outputs).to(errors.dtype) / 2
+        change = (pair.plus.outputs - pair.minus.outputs).to(errors.dtype).flatten(0, -2) / 2
         responses.learn(seen, change, refit=self.steps % REFIT == 0)
+
+    def _errors(self, pair: "_Pair", targets: Any) -> Tensor:
+        """Return how each example's loss changes with the outputs of its rows, (rows, k)."""
+        middle = (pair.plus.outputs + pair.minus.outputs) / 2
+        if middle.ndim == 3 and self._objective.cotangent is not None:  # in closed form: vocabularies are large
+            return self._objective.cotangent(at_least_float32(middle), targets).flatten(0, -2)
+        middle = middle.double()  # or rounding would drown short differences
+        size = self._error_eps * float(spread_of(middle))
+        return errors_of(lambda moved: self._objective.each(moved, targets), middle, size)
 
     def _measured(self, pair: "_Pair", name: str, responses: Responses) -> Measured:
         plus, minus = pair.plus.seen[name], pair.minus.seen[name]
         middle = at_least_float32(plus.outputs + minus.outputs) / (2 * plus.calls)
         here = spread_of(middle)
         self._spreads[name] = torch.lerp(here, self._spreads.get(name, here), 0.95)
-        noise = pair.signs[name].to(middle.dtype) if name in pair.signs else torch.zeros_like(middle)
+        noise = pair.signs[name].flatten(0, -2).to(middle.dtype) if name in pair.signs else torch.zeros_like(middle)
         size = pair.sizes[name].to(middle.dtype) if name in pair.sizes else here.new_ones(())
         change = at_least_float32(plus.outputs - minus.outputs) / (2 * plus.calls * size)
         return Measured(noise, size, change, responses.ranges(middle, self._spreads[name]))
