@@ -350,8 +350,8 @@ def rows_of(path: Path) -> list[Row]:
 
 
 def budget(row: Row) -> float:
-    """Return the passes of a row in millions, to a tenth."""
-    return round(row.passes / 1e6, 1)
+    """Return the passes of a row in millions, to a hundredth."""
+    return round(row.passes / 1e6, 2)
 
 
 def table(rows: list[Row]) -> Iterator[str]:
@@ -390,7 +390,7 @@ def main() -> None:
         map(int, given.seeds.split(",")), given.nets.split(","), given.ways.split(",")
     ):
         done = [(row.net, row.way, row.seed, budget(row)) for row in rows_of(given.file)]
-        if (name, way, seed, round(given.passes / 1e6, 1)) not in done:
+        if (name, way, seed, round(given.passes / 1e6, 2)) not in done:
             row = run(name, way, seed, sets, given.passes, not given.no_test)
             with given.file.open("a") as file:
                 file.write(json.dumps(asdict(row)) + "\n")

@@ -44,5 +44,5 @@ def _preset(  # long: a preset's own fields
     reading: str = "forward",
     data: str = "cifar10",
 ) -> Preset:
-    budgets = {"tiny": Changes({"epochs": 2}), "cpu": Changes()}
+    budgets = {"tiny": Changes({"epochs": 2}), "cpu": Changes({"epochs": min(10, train["epochs"])})}
     return Preset(name, data, rule, options, train, summary, reading, budgets=budgets)
