@@ -133,7 +133,7 @@ def table(rows: list[Row]) -> Iterator[str]:
     """Yield the lines of the table: mean and standard deviation over seeds."""
     yield "| way | rate | bits, validation | bits, test | passes | processor seconds |\n|---|---|---|---|---|---|"
     for label in dict.fromkeys(row.way for row in rows):
-        rates = {row.rate for row in rows if row.way == label}
+        rates = {row.rate for row in rows if row.way == label and math.isfinite(row.validation)}  # others diverge
         by_rate = {rate: [row for row in rows if (row.way, row.rate) == (label, rate)] for rate in rates}
         best = min(rates, key=lambda rate, by=by_rate: statistics.mean(row.validation for row in by[rate]))
         own = by_rate[best]
