@@ -26,7 +26,8 @@ import torch
 
 from benchmarks.machine import DTYPES, Roof, count_flops, finish, made_up, ready
 from sidestep.measure import peak_memory_bytes
-from sidestep.noise import Noise, dropout_mask
+from sidestep.nets.dropout_masks import dropout_mask
+from sidestep.noise import Noise
 from sidestep.presets.catalogue import find_preset
 from sidestep.rules import RULES, NoPropDT
 from sidestep.training.options import Compute

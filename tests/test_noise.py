@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from sidestep import noise as noise_module
 from sidestep import philox as philox_module
 from sidestep.errors import InputError
-from sidestep.noise import Noise, dropout_mask, rows_of_signs
+from sidestep.nets import dropout_masks
+from sidestep.nets.dropout_masks import dropout_mask
+from sidestep.noise import Noise, rows_of_signs
 from tests.reference import philox
 
 KNOWN_ANSWERS = [  # Random123: counter, key, words
@@ -251,7 +252,7 @@ def test_dropout_mask_rate_scale_and_mean(rate: float, dtype: torch.dtype) -> No
 
 def test_dropout_mask_of_half_is_exact_and_rate_one_third_too() -> None:
     assert dropout_mask((64,), 0.5, POINT.generator()).max() == 2.0
-    assert noise_module._keep_and_scale(1 / 3, torch.float64) == (43691, 65536 / 43691)
+    assert dropout_masks._keep_and_scale(1 / 3, torch.float64) == (43691, 65536 / 43691)
 
 
 def test_dropout_mask_in_bfloat16_has_mean_one() -> None:

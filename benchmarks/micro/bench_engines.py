@@ -7,9 +7,10 @@ from torch import nn
 
 from benchmarks.machine import count_flops, made_up, ready
 from sidestep.gradients.tangents.alignments import alignments
+from sidestep.nets.dropout_masks import dropout_mask
 from sidestep.nets.ternary.convert import ternarize
 from sidestep.nets.ternary.layers import TernaryLinear
-from sidestep.noise import Noise, dropout_mask
+from sidestep.noise import Noise
 from sidestep.probes import SparseProbes
 from sidestep.rules import NoPropDT
 from sidestep.steplog import Header, LogReader, LogWriter

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from sidestep.errors import InputError
-from sidestep.noise import dropout_mask, dropout_scale
+from sidestep.nets.dropout_masks import dropout_mask, dropout_scale
 
 __all__ = ["Dropout", "map_masks", "masks_from", "repeatable"]
 
