@@ -8,10 +8,12 @@ MLPs of 784-64-10 and 784-512-512-10, and one batch of 128 standardised rows of 
 - spsa: torchzero's estimators along random directions, one-sided (the loss as it stands, and one more for each
   direction), and `attach(model, SPSA(...))`, which is logged nowhere; SGD.
 - evolution: 2 `pairs` members, each of which sees the whole batch. cma's separable CMA-ES draws and adapts in float64
-  and ranks the members; ours draws antithetic pairs of full-rank noise and takes a step of SGD. Losses cost the same.
+  and ranks the members; ours draws antithetic pairs of full-rank noise, fair signs, and takes a step of SGD. evosax's
+  Open_ES takes the same step from normal noise, compiled for jax as one function, losses and net included.
 - backprop: skorch's training step, and `attach`; SGD.
 
-On one thread times are processor seconds, on several those of the clock. All take turns, and a ratio is the median of
+On one thread times are processor seconds, of all threads that a library starts of its own, and on several those of the
+clock. All take turns, and a ratio is the median of
 the rounds' pairs, with their spread. A library that is missing is skipped.
 """
 
@@ -40,7 +42,7 @@ from sidestep.rules import SPSA, Backprop, Evolution
 
 NETS = {"784-64-10": (784, 64, 10), "784-512-512-10": (784, 512, 512, 10)}
 ESTIMATORS = ("SPSA", "RDSA", "MeZO")  # of torchzero, along Rademacher directions
-PEERS = ("torchzero", "cma", "skorch")
+PEERS = ("torchzero", "cma", "evosax", "skorch")
 RATE = 1e-3
 Ways = dict[str, Callable[[], object]]
 
@@ -108,6 +110,41 @@ def cma_step(cma: Any, widths: tuple[int, ...], pairs: int) -> Callable[[], obje
     return step
 
 
+def evosax_step(_: Any, widths: tuple[int, ...], pairs: int) -> Callable[[], object]:
+    """Return a step of evosax's Open_ES: ask, the losses and tell, in one compiled function."""
+    jax, optax = import_module("jax"), import_module("optax")
+    weights = [weight.detach().numpy() for weight in mlp(widths).parameters()]
+    inputs, targets = (each.numpy() for each in rows())
+    settings = {"use_antithetic_sampling": True, "optimizer": optax.sgd(RATE)}
+    shaping = import_module("evosax.core.fitness_shaping").identity_fitness_shaping_fn
+    make = import_module("evosax.algorithms").Open_ES
+    strategy = make(2 * pairs, weights, std_schedule=optax.constant_schedule(0.01), fitness_shaping_fn=shaping,
+                    **settings)  # fmt: skip
+    params = strategy.default_params
+    held = [jax.random.key(0), strategy.init(jax.random.key(1), weights, params)]
+
+    def loss(member: list[Any]) -> Any:
+        hidden = inputs
+        for place in range(0, len(member), 2):
+            hidden = hidden @ member[place].T + member[place + 1]
+            hidden = jax.nn.relu(hidden) if place < len(member) - 2 else hidden
+        return optax.softmax_cross_entropy_with_integer_labels(hidden, targets).mean()
+
+    @jax.jit
+    def generation(key: Any, state: Any) -> tuple[Any, Any, Any]:
+        key, asking, telling = jax.random.split(key, 3)
+        members, state = strategy.ask(asking, state, params)
+        losses = jax.vmap(loss)(members)
+        state, _ = strategy.tell(telling, members, losses, state, params)
+        return key, state, losses.mean()
+
+    def step() -> object:
+        *held[:], found = generation(*held)
+        return float(found)
+
+    return step
+
+
 def own_step(rule: SPSA | Evolution | Backprop, widths: tuple[int, ...]) -> Callable[[], object]:
     """Return a step of ours, whose loss is read."""
     sgd = None if isinstance(rule, SPSA) else lambda groups: torch.optim.SGD(groups, lr=RATE)
@@ -121,9 +158,11 @@ def ways_of(peers: dict[str, Any], widths: tuple[int, ...], pairs: int) -> dict[
     if tz := peers["torchzero"]:
         tables["spsa"] = {f"torchzero {e}": torchzero_step(tz, e, widths, pairs) for e in ESTIMATORS}
         tables["spsa"]["ours"] = own_step(SPSA(pairs=pairs, learning_rate=RATE), widths)
-    if cma := peers["cma"]:
+    others = {"cma, separable": cma_step, "evosax, Open_ES": evosax_step}
+    if there := {name: make for name, make in others.items() if peers[name.partition(",")[0]]}:
         rule = Evolution(noise_kind="full-rank", per="group", population=2 * pairs)
-        tables["evolution"] = {"cma, separable": cma_step(cma, widths, pairs), "ours": own_step(rule, widths)}
+        found = {name: make(peers[name.partition(",")[0]], widths, pairs) for name, make in there.items()}
+        tables["evolution"] = {**found, "ours": own_step(rule, widths)}
     if skorch := peers["skorch"]:
         tables["backprop"] = {"skorch": skorch_step(skorch, widths), "ours": own_step(Backprop(), widths)}
     return tables

@@ -1,11 +1,12 @@
 """Time a step on a small net, in `attach` and in the loop of `train`, against a hand-written torch loop.
 
-    python -m benchmarks.small_steps [--rounds 15] [--steps 40]
+    python -m benchmarks.small_steps [--rounds 15] [--steps 40] [--only NAME ...] [--out steps.json]
 
-An MLP of 64-64 on the digits' 64 pixels, batch 128, float32, one thread; AdamW with the same settings, the same losses.
-The hand-written loops take their batch ready made, and read the loss as a number each step, as users' loops do; the
-loop of `train` also shuffles, scales, records losses and looks for numbers that are not finite. Processor seconds, one
-process: medians of rounds in turn, and the ratio's median and spread over the rounds.
+The digits' 64 pixels, batch 128, float32, one thread; AdamW with the same settings, the same losses. backprop on a
+linear classifier and on MLPs of 64-64 and 256-256, local losses on these two MLPs. The hand-written loops take their
+batch ready made, and read the loss as a number each step, as users' loops do; the loop of `train` also shuffles,
+scales, records losses and looks for numbers that are not finite. Processor seconds, one process: medians of rounds in
+turn, and the ratio's median and spread over the rounds.
 
 spsa: an MLP of 64 with layer norm, 32 directions, a learning rate that is given. evolution: its defaults, an MLP of
 128-64 with layer norm, eight antithetic pairs of rank-1 noise for each example; drawn by torch's generator by hand.
@@ -13,9 +14,12 @@ spsa: an MLP of 64 with layer norm, 32 directions, a learning rate that is given
 
 import argparse
 import itertools
+import json
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +27,7 @@ from torch import Tensor, nn
 
 from benchmarks.machine import Ratio
 from sidestep import attach, data
+from sidestep.measure import keep_freed_memory
 from sidestep.noise import Noise
 from sidestep.rules import SPSA, Backprop, Evolution, LocalLoss
 from sidestep.training import Options
@@ -38,15 +43,16 @@ def batch() -> tuple[Tensor, Tensor]:
     return (inputs - inputs.mean()) / inputs.std(), train.labels[:BATCH]
 
 
-def mlp() -> nn.Sequential:
+def mlp(hidden: tuple[int, ...] = (64, 64)) -> nn.Sequential:
     """Return the net."""
     with Noise(0).torch_seeded():
-        return nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
+        layers = [(nn.Linear(a, b), nn.ReLU()) for a, b in itertools.pairwise((64, *hidden, 10))]
+    return nn.Sequential(*[layer for pair in layers for layer in pair][:-1])
 
 
-def backprop_by_hand(inputs: Tensor, targets: Tensor) -> Callable[[], float]:
+def backprop_by_hand(inputs: Tensor, targets: Tensor, hidden: tuple[int, ...]) -> Callable[[], float]:
     """Return a step of back-propagation as one would write it."""
-    model = mlp()
+    model = mlp(hidden)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=1e-3, fused=True)
 
     def step() -> float:
@@ -59,11 +65,11 @@ def backprop_by_hand(inputs: Tensor, targets: Tensor) -> Callable[[], float]:
     return step
 
 
-def local_losses_by_hand(inputs: Tensor, targets: Tensor) -> Callable[[], float]:
+def local_losses_by_hand(inputs: Tensor, targets: Tensor, hidden: tuple[int, int]) -> Callable[[], float]:
     """Return a step of local losses, a head on each stage, as one would write it."""
-    model = mlp()
+    model = mlp(hidden)
     with Noise(1).torch_seeded():
-        stages, heads = [model[0:2], model[2:4]], [nn.Linear(64, 10), model[4]]
+        stages, heads = [model[0:2], model[2:4]], [nn.Linear(hidden[0], 10), model[4]]
     groups = [{"params": [*stage.parameters(), *head.parameters()]} for stage, head in zip(stages, heads, strict=True)]
     optimizer = torch.optim.AdamW(groups, lr=1e-3, weight_decay=1e-3, fused=True)
 
@@ -168,34 +174,54 @@ def measured(
     return taken
 
 
-def main() -> None:
+def tables() -> dict[str, Callable[[], dict[str, Callable[[], object]]]]:
+    """Return name -> what makes the ways to take a step, the hand-written one first."""
+    inputs, targets = batch()
+
+    def backprop(*hidden: int) -> dict[str, Callable[[], object]]:
+        step = attach(mlp(hidden), Backprop())
+        rule = Backprop(net="mlp", hidden=hidden) if hidden else Backprop(net="linear")
+        ours = {"attach": lambda: float(step(inputs, targets)), "train": in_train(rule)}
+        return {"by hand": backprop_by_hand(inputs, targets, hidden), **ours}
+
+    def local(*hidden: int) -> dict[str, Callable[[], object]]:
+        step = attach(mlp(hidden), LocalLoss())
+        rule = LocalLoss(hidden=hidden, norm="none")
+        ours = {"attach": lambda: float(step(inputs, targets)), "train": in_train(rule)}
+        return {"by hand": local_losses_by_hand(inputs, targets, (hidden[0], hidden[1])), **ours}
+
+    return {
+        "backprop linear": lambda: backprop(),
+        "backprop 64-64": lambda: backprop(64, 64),
+        "backprop 256-256": lambda: backprop(256, 256),
+        "local-loss 64-64": lambda: local(64, 64),
+        "local-loss 256-256": lambda: local(256, 256),
+        "spsa": lambda: {"by hand": spsa_by_hand(inputs, targets), "train": in_train(SPSA(learning_rate=0.01))},
+        "evolution": lambda: {"by hand": evolution_by_hand(inputs, targets), "train": in_train(Evolution())},
+    }
+
+
+def main(arguments: list[str] | None = None) -> None:
     """Print microseconds of a step and ratios to the hand-written loop."""
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--steps", type=int, default=40)
-    given = parser.parse_args()
+    parser.add_argument("--only", nargs="+", choices=list(tables()), metavar="NAME")
+    parser.add_argument("--out", type=Path, help="JSON file for the rows")
+    given = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    inputs, targets = batch()
-    backprop, local = attach(mlp(), Backprop()), attach(mlp(), LocalLoss())
-    tables = {
-        "backprop": {
-            "by hand": backprop_by_hand(inputs, targets),
-            "attach": lambda: float(backprop(inputs, targets)),
-            "train": in_train(Backprop(net="mlp", hidden=(64, 64), norm="none")),
-        },
-        "local-loss": {
-            "by hand": local_losses_by_hand(inputs, targets),
-            "attach": lambda: float(local(inputs, targets)),
-            "train": in_train(LocalLoss(hidden=(64, 64), norm="none")),
-        },
-        "spsa": {"by hand": spsa_by_hand(inputs, targets), "train": in_train(SPSA(learning_rate=0.01))},
-        "evolution": {"by hand": evolution_by_hand(inputs, targets), "train": in_train(Evolution())},
-    }
-    for rule, ways in tables.items():
-        found = measured(ways, given.rounds, given.steps)
-        for name, seconds in found.items():
+    keep_freed_memory()  # as train does
+    rows = []
+    for name, make in tables().items():
+        if given.only and name not in given.only:
+            continue
+        found = measured(make(), given.rounds, given.steps)
+        for way, seconds in found.items():
             ratio = Ratio.of(seconds, found["by hand"])
-            print(f"{rule:10}  {name:8}  {1e6 * statistics.median(seconds):6.0f} us  {ratio}")
+            rows.append({"step": name, "way": way, "seconds": statistics.median(seconds), "by hand": asdict(ratio)})
+            print(f"{name:18}  {way:8}  {1e6 * statistics.median(seconds):6.0f} us  {ratio}", flush=True)
+    if given.out:
+        given.out.write_text(json.dumps({"torch": torch.__version__, "rows": rows}, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

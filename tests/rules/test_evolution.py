@@ -15,7 +15,7 @@ from sidestep.checkpoint import optimizer_tensors, restore_optimizer
 from sidestep.errors import InputError
 from sidestep.gradients.directions import Directions, weighted_directions
 from sidestep.gradients.pairs import paired_logits
-from sidestep.gradients.rank_one import Members, rank_one_logits
+from sidestep.gradients.rank_one import Members, _both_ways, rank_one_logits
 from sidestep.nets.stages.staged import staged_mlp
 from sidestep.noise import Noise
 from sidestep.rules import Batch, Task
@@ -489,6 +489,24 @@ LEARN = {
     "full-rank": (Evolution(noise_kind="full-rank", per="group", group=128, population=32, hidden=(32,)), 0.691),
     "spsa": (SPSA(hidden=(32,), pairs=8, optimizer_kind="adamw", learning_rate=0.01), 0.743),
 }
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("sides", [1, 2])
+@pytest.mark.parametrize("once", [True, False])
+@pytest.mark.parametrize("places", [(), (5,)])
+def test_moves_in_place_have_the_bits_of_the_plain_sum(dtype, sides, once, places):
+    members, noise = Members(8, 4, 3), Noise(2)
+    rows = members.examples * (1 if once else 2 * members.pairs)
+    output = noise.normal(rows * math.prod(places) * 6).view(rows, *places, 6).to(dtype)
+    size = members.size * math.prod(places)
+    moved = noise.sub(1).normal(sides * members.count * size * 6).view(sides, members.count, size, 6)
+    signed = torch.tensor([0.01, -0.01]).view(2, 1, 1, 1)
+    whole = output.repeat(2 * members.pairs, *[1] * (output.ndim - 1)) if once else output
+    plain = whole + (signed * moved).reshape(whole.shape)
+    found = _both_ways(output, moved.clone(), signed, members)
+    assert torch.equal(found, plain)
+    assert (found.dtype, found.stride()) == (plain.dtype, plain.stride())
 
 
 @pytest.mark.parametrize(("rule", "least"), LEARN.values(), ids=LEARN)

@@ -143,9 +143,7 @@ def rank_one_logits(
                 make = _from_inputs if input_columns else _drawn
                 found[name] = make(name, layer, inputs[0], members, directions)
             moved = noise_at_outputs(layer, inputs[0], found[name], members)
-            if len(output) == members.examples:
-                output = output.repeat(2 * members.pairs, *[1] * (output.ndim - 1))
-            return output + (signed * moved).reshape(output.shape)
+            return _both_ways(output, moved, signed, members)
 
         return hook
 
@@ -215,6 +213,19 @@ def _length(inputs: Tensor, layer: Layer) -> Tensor:
     return (inputs.square().sum(dim=1, keepdim=True) + _has_bias(layer)).sqrt().clamp_min(1e-12)
 
 
+def _both_ways(output: Tensor, moved: Tensor, signed: Tensor, members: Members) -> Tensor:
+    """`y +- eps m`, a row for each member, from a layer's output, for each member or the same for all, and what moves.
+
+    In the place of `moved`, (1 or 2, K, ...), where it has the room and the dtype: the sums' bits are the same.
+    """
+    plain = moved.is_contiguous() and output.is_contiguous() and moved.dtype == output.dtype == signed.dtype
+    moved = moved.mul_(signed) if plain and len(moved) == 2 else signed * moved
+    if len(output) == members.examples:  # once for every member of an example, which broadcasting repeats
+        moved = moved.reshape(2 * members.pairs, *output.shape)
+        return (moved.add_(output) if plain else output + moved).flatten(0, 1)
+    return moved.view(output.shape).add_(output) if plain else output + moved.reshape(output.shape)
+
+
 def _along(layer: Layer, inputs: Tensor, factors: Factors, members: Members) -> Tensor:
     """`a (b . x) + c`, (1 or 2, K, examples and places of a group, outputs), or for a convolution in its layout."""
     if isinstance(layer, nn.Conv2d):
@@ -227,7 +238,12 @@ def _along(layer: Layer, inputs: Tensor, factors: Factors, members: Members) -> 
         sides = inputs.reshape(2, members.count, -1, inputs.shape[-1])
         products = sides @ factors.columns[:, :, None]
     moved = products * factors.rows[:, None]
-    return moved if factors.bias is None else moved + factors.bias[:, None]
+    return moved if factors.bias is None else _added(moved, factors.bias[:, None])
+
+
+def _added(moved: Tensor, bias: Tensor) -> Tensor:
+    """Return the sum, in the place of the first where it has the dtype."""
+    return moved.add_(bias) if moved.dtype == bias.dtype else moved + bias
 
 
 def _along_convolution(layer: nn.Conv2d, inputs: Tensor, factors: Factors, members: Members) -> Tensor:
@@ -241,5 +257,5 @@ def _along_convolution(layer: nn.Conv2d, inputs: Tensor, factors: Factors, membe
     products = products.view(2, members.size, members.count, 1, *products.shape[2:]).transpose(1, 2)
     moved = products * factors.rows[:, None, :, None, None]
     if factors.bias is not None:
-        moved = moved + factors.bias[:, None, :, None, None]
+        moved = _added(moved, factors.bias[:, None, :, None, None])
     return moved.reshape(2, members.count, members.size, -1)  # signed as the others are; reshaped by the caller
