@@ -44,10 +44,8 @@ class Noise:
     step: int = 0
 
     def __post_init__(self) -> None:
-        _check_count("seed", self.seed, 64)
-        _check_count("stream id", self.stream_id, 32)
-        _check_count("substream", self.substream, 32)
-        _check_count("step", self.step, 32)
+        for name, bits in (("seed", 64), ("stream_id", 32), ("substream", 32), ("step", 32)):
+            _check_count(name.replace("_", " "), getattr(self, name), bits)
 
     def stream(self, name: str) -> "Noise":
         """The stream `name` below this one: its 32-bit id is a blake2s hash of this one's id and the name."""
@@ -55,19 +53,17 @@ class Noise:
 
     def sub(self, index: int) -> "Noise":
         """Substream `index` of this stream, say of a probe or a block; it replaces an earlier index."""
-        _check_count("substream", index, 32)
         return self._with("substream", index)
 
     def at(self, step: int) -> "Noise":
         """The same stream at training step `step`; it replaces an earlier step."""
-        _check_count("step", step, 32)
         return self._with("step", step)
 
     def _with(self, name: str, value: int) -> "Noise":
-        """This point at another place, which was checked: each step of a small net makes some."""
+        """This point with another place, the rest unchecked: each step of a small net makes some."""
+        _check_count(name, value, 32)
         made = object.__new__(Noise)
-        made.__dict__.update(self.__dict__)
-        made.__dict__[name] = value
+        made.__dict__.update(self.__dict__, **{name: value})
         return made
 
     def words(self, n: int, start: int = 0, device: str | torch.device = "cpu") -> Tensor:
@@ -79,8 +75,7 @@ class Noise:
         first = start // BLOCK
         blocks = (start + n + BLOCK - 1) // BLOCK - first
         counters = (self.substream, self.step, self.stream_id)
-        words = blocks_of_words(first, blocks, counters, self.seed, device)
-        return words.view(-1)[start - first * BLOCK :][:n]
+        return blocks_of_words(first, blocks, counters, self.seed, device).view(-1)[start - first * BLOCK :][:n]
 
     def signs(self, n: int, start: int = 0, device: str | torch.device = "cpu") -> Tensor:
         """Fair signs, +1 or -1, shape (n,), int8: element i is bit i % 32 of word i // 32.
@@ -90,8 +85,7 @@ class Noise:
         """
         _check_range(n, start, 1 << 39, "signs")
         first = start // 32
-        words = self.words((start + n + 31) // 32 - first, first, device)
-        return signs_of(_octets(words))[start - first * 32 :][:n]
+        return signs_of(_octets(self.words((start + n + 31) // 32 - first, first, device)))[start - first * 32 :][:n]
 
     def packed_signs(self, n: int, device: str | torch.device = "cpu") -> Tensor:
         """The first n `signs`, eight to a byte, uint8; `signs_of` gives them back.
@@ -244,16 +238,15 @@ def signs_of(packed: Tensor) -> Tensor:
         signs *= 2
         signs -= 1
         return torch.from_numpy(signs)
-    bits = packed[:, None] >> torch.arange(8, dtype=torch.uint8, device=packed.device)
-    return bits.bitwise_and_(1).view(torch.int8).mul_(2).sub_(1).view(-1)
+    each = torch.arange(8, dtype=torch.uint8, device=packed.device)
+    return (packed[:, None] >> each).bitwise_and_(1).view(torch.int8).mul_(2).sub_(1).view(-1)
 
 
 def _octets(words: Tensor) -> Tensor:
     """The four bytes of each word, the lowest first, uint8."""
     if words.device.type == "cpu":
         return torch.from_numpy(words.numpy().astype("<u4").view(np.uint8))
-    octets = words[:, None] >> torch.arange(0, 32, 8, device=words.device)
-    return octets.bitwise_and_(255).to(torch.uint8).view(-1)
+    return (words[:, None] >> torch.arange(0, 32, 8, device=words.device)).bitwise_and_(255).to(torch.uint8).view(-1)
 
 
 def _check_count(name: str, value: int, bits: int) -> None:
