@@ -35,6 +35,8 @@ bench: $(VENV)/stamp-bench  ## time a NoProp step and the engines against plain 
 	$(BIN)/python -m benchmarks.noise
 	$(BIN)/python -m benchmarks.flips
 	$(BIN)/python -m benchmarks.growth
+	$(BIN)/python -m benchmarks.small_steps
+	$(BIN)/python -m benchmarks.evaluation
 	$(BIN)/python -m benchmarks.noprop_step
 	$(BIN)/python -m pytest benchmarks/micro -c benchmarks/micro/pytest.ini
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from sidestep.errors import InputError
 from sidestep.philox import BLOCK, SOME, block_of_words, blocks_of_words, these_blocks
 
-__all__ = ["Noise", "rows_of_signs", "signs_of"]
+__all__ = ["Noise", "permutations", "rows_of_signs", "signs_of"]
 
 
 @dataclass(frozen=True)
@@ -140,8 +140,7 @@ class Noise:
 
     def permutation(self, n: int, device: str | torch.device = "cpu") -> Tensor:
         """A random order of 0 .. n-1, shape (n,), int64: the stable argsort of one 62-bit key per element."""
-        words = self.words(2 * n, 0, device).view(-1, 2)
-        return torch.argsort((words[:, 0] << 30) | (words[:, 1] >> 2), stable=True)
+        return _order(self.words(2 * n, 0, device).view(-1, 2))
 
     def generator(self, device: str | torch.device = "cpu") -> torch.Generator:
         """A torch generator seeded from this point, for what only this run needs (dropout, label noise).
@@ -229,6 +228,31 @@ def rows_of_signs(points: Sequence[tuple[Noise, int]], rows: Tensor) -> list[Ten
             own = np.lib.stride_tricks.sliding_window_view(own, length, axis=1)[np.arange(len(rows)), rest]
         found.append(torch.from_numpy(np.ascontiguousarray(own[:, :length])))
     return found
+
+
+def permutations(points: Sequence[Noise], n: int) -> Tensor:
+    """`permutation(n)` at each point, (points, n), int64: of some thousand elements, words by one call cost a third.
+
+    Args:
+        points: noise of one seed.
+        n: elements, at least 1.
+
+    >>> noise = [Noise(0), Noise(0).at(1)]
+    >>> bool((permutations(noise, 7)[1] == noise[1].permutation(7)).all())
+    True
+    """
+    blocks = (2 * n + BLOCK - 1) // BLOCK
+    places = np.array([(noise.substream, noise.step, noise.stream_id) for noise in points], np.uint64)
+    counters = places.repeat(blocks, axis=0).T
+    numbers = np.tile(np.arange(blocks, dtype=np.uint64), len(points))
+    words = these_blocks(numbers, (counters[0], counters[1], counters[2]), points[0].seed)
+    pairs = torch.from_numpy(words).view(len(points), -1)[:, : 2 * n].reshape(len(points), n, 2)
+    return _order(pairs)
+
+
+def _order(pairs: Tensor) -> Tensor:
+    """The order of keys of 62 bits, (..., n), from two words each, (..., n, 2)."""
+    return torch.argsort((pairs[..., 0] << 30) | (pairs[..., 1] >> 2), stable=True)
 
 
 def signs_of(packed: Tensor) -> Tensor:

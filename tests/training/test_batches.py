@@ -10,7 +10,7 @@ from sidestep.rules import Backprop, Task
 from sidestep.training import Options, batches
 from sidestep.training.batches import TrainingBatches
 
-STEPS = (0, 1, 12, 13, 25, 3)  # of three epochs, and back again
+STEPS = (0, 1, 12, 13, 25, 3, 119)  # of some epochs, and back again
 
 
 @pytest.mark.parametrize("kept", [True, False])

@@ -9,9 +9,11 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from sidestep.errors import InputError
-from sidestep.noise import Noise
+from sidestep.noise import Noise, permutations
 
 __all__ = ["BatchOrder", "batch_indices", "chosen_rows", "crop_and_flip", "standardise", "steps_per_epoch"]
+
+_FEW, _AHEAD = 1 << 13, 8  # examples, up to which the orders of so many epochs are drawn at once
 
 
 def standardise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
@@ -89,14 +91,24 @@ class BatchOrder:
         self._noise, self._examples, self._batch, self._device = noise, examples, batch, device
         self._steps, self._epoch = steps_per_epoch(examples, batch), -1
         self._parts: tuple[Tensor, ...] = ()
+        self._drawn: dict[int, Tensor] = {}
 
     def rows(self, step: int) -> Tensor:
         """Return the examples of a step, (batch,) int64; not to be written to."""
         epoch, place = divmod(step, self._steps)
         if epoch != self._epoch:
-            order = self._noise.stream("epoch order").at(epoch).permutation(self._examples)
-            self._parts, self._epoch = order.to(self._device).split(self._batch), epoch
+            self._parts, self._epoch = self._order(epoch).to(self._device).split(self._batch), epoch
         return self._parts[place]
+
+    def _order(self, epoch: int) -> Tensor:
+        noise = self._noise.stream("epoch order")
+        if self._examples > _FEW or epoch + _AHEAD > 1 << 32:  # the steps of noise end there
+            return noise.at(epoch).permutation(self._examples)
+        if epoch not in self._drawn:  # several epochs at once: a short epoch feels what one draw costs
+            epochs = range(epoch, epoch + _AHEAD)
+            drawn = permutations([noise.at(each) for each in epochs], self._examples)
+            self._drawn = dict(zip(epochs, drawn, strict=True))
+        return self._drawn[epoch]
 
 
 @lru_cache(maxsize=4)  # a clone leaves here, so what is kept never changes
