@@ -24,7 +24,7 @@ from sidestep.nets import quantize
 from sidestep.noise import Noise
 
 CHARACTERS, WIDTH, LAYERS, LENGTH, BATCH = 65, 256, 6, 128, 16
-SIZES = {"small": (WIDTH, LAYERS), "large": (768, 12)}
+SIZES = {"small": (WIDTH, LAYERS), "large": (512, 8)}
 WAYS = {
     "inference": "forward pass without derivatives",
     "spsa": "SPSA(): 32 directions, and a step size that finds itself",
@@ -127,7 +127,7 @@ def main() -> None:
     """Measure all ways, each in a process of its own, and print a table; int8 ways beside inference in int8."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--way", choices=WAYS)
-    parser.add_argument("--size", choices=SIZES, default="small", help="large: 768 wide, 12 layers, 85 M weights")
+    parser.add_argument("--size", choices=SIZES, default="small", help="large: 512 wide, 8 layers, 25 M weights")
     parser.add_argument("--int8", action="store_true", help="the int8 ways alone")
     given = parser.parse_args()
     if given.way:

@@ -13,6 +13,7 @@ import argparse
 import copy
 import json
 import math
+import re
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -31,20 +32,23 @@ from sidestep.noise import Noise
 from sidestep.rules import SPSA
 
 SEEDS, BATCH, STEPS, WIDTH = (0, 1, 2), 64, 400, 256
+SPSA_TOO = ", by spsa"  # 8 directions a step, whose size finds itself
 RATES = {
-    "log of spsa, all weights": (1e-3, 3e-3, 1e-2),
+    "log of spsa, all weights": (3e-3, 1e-2, 3e-2),
     "log of spsa, norms and biases": (3e-2, 1e-1, 3e-1),
     "output layer, fitted": (1e-3, 1e-2, 1e-1),  # penalties of ridge regression
     "TinyLoRA": (0.1, 0.3, 1.0, 3.0),
+    **{f"TinyLoRA {numbers}, by spsa": (0.0,) for numbers in (13, 50, 250, 1000)},
 }
 ADAM_RATES = (1e-3, 3e-3, 1e-2)
-PAIRS, LOG_SIZES = 8, (16, 32, 64, 128, 512, 2048, 8192)  # directions a step, and in the whole log
+PAIRS, LOG_SIZES = 8, (16, 32, 64, 128, 512, 2048)  # directions a step, and in the whole log
 LORA, TINY, FACTORS = (1, 2, 4, 8, 32), (13, 50, 250, 1000), 32
 WAYS = (
-    *("log of spsa, all weights", "log of spsa, norms and biases", "output layer, fitted", "norms and biases"),
+    *("output layer, fitted", "norms and biases", "all weights", "log of spsa, all weights"),
     *(f"LoRA {rank}" for rank in LORA),
     *(f"TinyLoRA {numbers}" for numbers in TINY),
-    "all weights",
+    *(f"TinyLoRA {numbers}{SPSA_TOO}" for numbers in TINY),
+    "log of spsa, norms and biases",
 )
 Values = dict[str, Tensor]
 Row = dict[str, Any]
@@ -156,6 +160,19 @@ def adapter(way: str, net: nn.Module, seed: int) -> tuple[Values, Callable[[Valu
     return moving, lambda made: own | {name: own[name] + made[name] for name in chosen}
 
 
+class Adapted(nn.Module):
+    """A net with an adapter, which is all that is trained."""
+
+    def __init__(self, net: nn.Module, made: Values, used: Callable[[Values], Values]) -> None:
+        super().__init__()
+        self.numbers, self.frozen = nn.ParameterDict({name: nn.Parameter(made[name]) for name in made}), (net, used)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Return the outputs."""
+        net, used = self.frozen
+        return functional_call(net, used(dict(self.numbers)), (inputs,))
+
+
 def fitted(net: nn.Sequential, found: dict[str, tuple[Tensor, Tensor]], penalty: float) -> Values:
     """Return the change of the output layer to that of ridge regression on what the net before it gives."""
     with torch.no_grad():
@@ -186,7 +203,14 @@ def run(way: str, rate: float, seed: int) -> Iterator[Row]:
         own = {name: weight.detach() for name, weight in net.named_parameters()}
         made, used = fitted(net, found, rate), lambda values: own | values
     else:
-        made, used = adapter(way, net, seed)
+        made, used = adapter(way.removesuffix(SPSA_TOO), net, seed)
+    if way.endswith(SPSA_TOO):
+        model = Adapted(net, made, used)
+        step = sidestep.attach(model, SPSA(pairs=PAIRS), seed=seed)
+        for inputs, labels in batches(found["train"], seed, STEPS):
+            step(lambda inputs=inputs, labels=labels: cross_entropy(model(inputs), labels, reduction="none"))
+        made = dict(model.numbers)
+    elif way != "output layer, fitted":
         descend(net, made, lambda: used(made), found["train"], seed, rate)
     for name, keep in (("", half), (", int8", eighth)):
         kept, count = keep(made)
@@ -203,9 +227,10 @@ def curve(rows: list[Row]) -> Iterator[tuple[str, int, float, list[Row]]]:
     """Yield way, bytes, chosen rate and rows of the chosen rate, for what is complete at seed 0."""
     for way, count in sorted({(row["way"], row["bytes"]) for row in rows}, key=lambda each: each[::-1]):
         own = [row for row in rows if (row["way"], row["bytes"]) == (way, count)]
-        losses = {row["rate"]: row["validation_nll"] for row in own if row["seed"] == 0}
+        tried = set(rates(way.removesuffix(", int8")))
+        losses = {row["rate"]: row["validation_nll"] for row in own if row["seed"] == 0 and row["rate"] in tried}
         finite = {rate: loss for rate, loss in losses.items() if math.isfinite(loss)}
-        if losses.keys() == set(rates(way.removesuffix(", int8"))) and finite:
+        if losses.keys() == tried and finite:
             rate = min(finite, key=finite.__getitem__)
             yield way, count, rate, [row for row in own if row["rate"] == rate]
 
@@ -235,9 +260,7 @@ def plot(rows: list[Row], path: Path) -> None:
     figure, axes = plt.subplots(figsize=(7.2, 4.4))
     families: dict[str, list[tuple[int, float, float]]] = {}
     for way, count, _, own in curve(rows):
-        family = (
-            way.rstrip("0123456789 ") if ", int8" not in way else f"{way.split(',')[0].rstrip('0123456789 ')}, int8"
-        )
+        family = re.sub(r" \d+", "", way)
         tests = [100 * row["test"] for row in own]
         if len(tests) == len(SEEDS):
             families.setdefault(family, []).append((count, statistics.mean(tests), statistics.stdev(tests)))
