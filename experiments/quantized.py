@@ -4,7 +4,7 @@
     python experiments/quantized.py --rows quantized.jsonl --page
 
 An MLP of 4,810 weights on the 8 x 8 digits: from scratch, and a fine-tune of a net trained in floats to digits that are
-moved by a pixel, that also with 4 bits and with trits. Each way has three rates at seed 0; that with the least
+moved by a pixel, that also with 4 bits. Each way has three rates at seed 0; that with the least
 validation loss is trained from two seeds more.
 """
 
@@ -49,9 +49,6 @@ WAYS: dict[str, tuple[Any, str]] = {
     "4 bits, spsa, to the nearest, no feedback": (4, "nearest"),
     "4 bits, spsa, decaying residual (QES)": (4, "decaying"),
     "4 bits, Adam, straight through, float latents": (4, "latents"),
-    "trits spsa, window 16": (2, "window"),
-    "trits Adam, straight through, float latents": (2, "latents"),
-    "float Adam": (0, "latents"),
 }
 Sets = dict[str, tuple[Tensor, Tensor]]
 Row = dict[str, Any]
