@@ -239,6 +239,14 @@ def test_names_that_come_later_are_those_that_a_type_checker_sees(module):
 
 
 @each_module
+def test_no_name_that_comes_later_is_that_of_a_module(module):
+    """An import of `nets.norm` would put the module where `nets` has a function of that name."""
+    tables = [call.args[1] for call in module.calls() if dotted_name(call.func) == "later" and len(call.args) == 2]
+    names = {name for table in tables for entry in ast.literal_eval(table).values() for name in entry.split()}
+    assert not names & {path.stem for path in module.path.parent.iterdir()}
+
+
+@each_module
 def test_files_and_functions_are_short(module):
     lines = module.text.splitlines()
     wrong = [f"{module.dotted}: {len(lines)} lines; split it"] if len(lines) > LONGEST_FILE else []

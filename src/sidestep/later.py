@@ -18,6 +18,7 @@ def later(package: str, modules: Mapping[str, str]) -> tuple[Callable[[str], Any
     Args:
         package: its own `__name__`.
         modules: a module of it, by its place below, to the names, with spaces between, that the package takes from it.
+            No name may be that of a module beside it: an import of the module would put it in the name's place.
     """
     places = {name: module for module, names in modules.items() for name in names.split()}
 
@@ -26,7 +27,7 @@ def later(package: str, modules: Mapping[str, str]) -> tuple[Callable[[str], Any
             found = getattr(import_module(f"{package}.{places[name]}"), name)
             setattr(sys.modules[package], name, found)  # the next time it is there
             return found
-        if not name.startswith("_") and find_spec(f"{package}.{name}"):
+        if name.isidentifier() and not name.startswith("_") and find_spec(f"{package}.{name}"):
             return import_module(f"{package}.{name}")
         raise AttributeError(f"module {package!r} has no attribute {name!r}")
 

@@ -1,6 +1,8 @@
 """Weights of whole numbers: what quantize makes, and steps of spsa whose rounding errors come from the seeds."""
 
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -136,6 +138,39 @@ class TestQuantize:
     def test_what_cannot_be_quantised_is_refused(self, make, said):
         with pytest.raises(InputError, match=said):
             quantize(make())
+
+    def test_an_image_without_a_batch_goes_through_a_convolution(self):
+        for height in (3, 5):  # to a height of 1, which would spread over the outputs
+            layer, image = nn.Conv2d(3, 8, 3), Noise(1).normal(3 * height * 5).view(3, height, 5)
+            expected = layer(image)
+            with torch.no_grad():
+                found = quantize(layer)(image)
+            assert found.shape == expected.shape
+            assert torch.allclose(found, expected, atol=0.05)
+
+    def test_small_weights_in_half_precision_keep_a_grid(self):
+        layer = nn.Linear(16, 4).half()
+        layer.weight.data.mul_(1e-5)
+        before = layer.weight.detach().float()
+        own = quantize(layer)
+        assert bool((own.scale > 0).all())
+        assert float((own.weight * own.scale.float()[:, None] - before).abs().max()) < 0.3 * float(before.abs().max())
+        net = quantize(nn.Sequential(nn.Linear(16, 4)))
+        net[0].scale.data.mul_(1e-6)
+        with pytest.raises(InputError, match=r"0.weight is 0 or infinite in torch.float16"):
+            sidestep.attach(net.half(), FIXED)
+
+    def test_what_is_refused_is_as_it_was(self):
+        net = drawn(Text)
+        net.out.register_forward_hook(lambda *_: None)
+        with pytest.raises(InputError, match=r"layer out .*hooks"):
+            quantize(net)
+        assert type(net.rows) is nn.Embedding
+        assert net.out.weight is net.rows.weight
+
+    def test_the_function_is_there_whatever_was_imported_before(self):
+        program = "import sidestep.nets.quantization\nfrom sidestep.nets import quantize\nassert callable(quantize)"
+        assert subprocess.run([sys.executable, "-c", program], timeout=120).returncode == 0
 
     def test_hooks_odd_weights_and_options_are_refused(self):
         hooked = nn.Linear(3, 2)

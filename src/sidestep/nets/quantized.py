@@ -68,7 +68,7 @@ class QuantizedLinear(QuantizedLayer):
 
 
 class QuantizedConv2d(QuantizedLayer):
-    """`y = W * x + b`; (batch, channels, height, width) -> (batch, outputs, height', width')."""
+    """`y = W * x + b`; (..., channels, height, width) -> (..., outputs, height', width')."""
 
     def __init__(  # long: what torch's own layer takes
         self, weight: nn.Parameter, scale: nn.Parameter, bias: Tensor | None, bits: int, layer: nn.Conv2d
@@ -88,7 +88,7 @@ class QuantizedConv2d(QuantizedLayer):
             weight = dequantized(self.weight, self.scale, 0, len(self.weight)).to(inputs.dtype)
             return F.conv2d(inputs, weight, self.bias, *where, self.groups)  # type: ignore[call-overload]
         parts = ((rows, F.conv2d(inputs, weight, bias, *where)) for rows, weight, bias in self._tiles(inputs))
-        return _joined(parts, len(self.weight), inputs, dim=1)
+        return _joined(parts, len(self.weight), inputs, dim=-3)
 
 
 class QuantizedEmbedding(QuantizedLayer):

@@ -37,8 +37,15 @@ _LEAST = 2.0**-24  # of a step of the grid: what d does not resolve
 
 def check_rounding(net: nn.Module, distribution: str, optimizer_kind: str, weight_decay: float) -> bool:
     """Return whether a net has whole-numbered weights to train; raise InputError for what cannot train those."""
-    if not quantized_weights(net):
+    weights = quantized_weights(net)
+    if not weights:
         return False
+    for name, (_, scale, _) in weights.items():
+        if not bool(((scale > 0) & scale.isfinite()).all()):
+            raise InputError(
+                f"the distance between two values of {name} is 0 or infinite in {scale.dtype}, so that nothing could "
+                "be learned; take float32, or quantize after the move to another precision"
+            )
     if distribution != "signs":
         raise InputError(
             f"quantised weights are shifted a tile at a time, which takes distribution = signs, got {distribution}"

@@ -22,10 +22,11 @@ def quantize(module: nn.Module, bits: Literal[8, 4, 2] = 8, headroom: float = 1.
         s_r  = headroom max_j |w_rj| / limit; below 8 bits the one of 24 between that and an eighth of it whose squared
                error over the row is least, times headroom
 
-    The module is changed in place, one layer after another. Weights are held as int8 whatever the bits; with bits = 2
-    they are trits. Biases, norms and all other layers stay floats. `SPSA` trains such a module without any float copy
-    of its weights; what was frozen stays, and weights that two layers share stay one. Layers of exactly the types
-    nn.Linear, nn.Conv2d (with zeros as padding) and nn.Embedding (without max_norm) are taken.
+    The module is changed in place, one layer after another, unless it is itself such a layer. Weights are held as int8
+    whatever the bits; with bits = 2 they are trits. Biases, norms and all other layers stay floats. `SPSA` trains such
+    a module without any float copy of its weights; what was frozen stays, and weights that two layers share stay one.
+    Layers of exactly the types nn.Linear, nn.Conv2d (with zeros as padding) and nn.Embedding (without max_norm) are
+    taken.
 
     Args:
         module: in floats.
@@ -47,9 +48,10 @@ def quantize(module: nn.Module, bits: Literal[8, 4, 2] = 8, headroom: float = 1.
         raise InputError(f"bits must be 8, 4 or 2 (trits), got {bits!r}")
     check_range(1.0, 64.0, headroom=headroom)
     made: dict[int, Made] = {}
-    whole = _form("the module itself", module, bits, headroom, made)
+    _check(module)
+    whole = _form(module, bits, headroom, made) if _is_taken(module) else None
     if whole is None:
-        _replace(module, "", bits, headroom, made, {})
+        _replace(module, bits, headroom, made, {})
     if not made:
         kinds = sorted({type(part).__name__ for part in module.modules() if part._parameters}) or ["none"]
         raise InputError(
@@ -60,44 +62,55 @@ def quantize(module: nn.Module, bits: Literal[8, 4, 2] = 8, headroom: float = 1.
 
 
 def _replace(  # long: what was made already
-    module: nn.Module, prefix: str, bits: int, headroom: float, made: dict[int, Made], forms: dict[nn.Module, nn.Module]
+    module: nn.Module, bits: int, headroom: float, made: dict[int, Made], forms: dict[nn.Module, nn.Module]
 ) -> None:
     """Replace what is taken below `module`; `forms` knows what took a layer's place elsewhere."""
-    if isinstance(module, nn.TransformerEncoderLayer | nn.TransformerDecoderLayer):
-        raise InputError(
-            f"layer {prefix.rstrip('.') or 'the module itself'} ({type(module).__name__}) reads the weights of its "
-            "parts itself, as floats; build the block from nn.Linear layers and scaled_dot_product_attention"
-        )
     for name, child in list(module._modules.items()):
         if child is None or isinstance(child, QuantizedLayer):
             continue
-        found = forms.get(child) or _form(prefix + name, child, bits, headroom, made)
-        if found is None:
-            _replace(child, f"{prefix}{name}.", bits, headroom, made, forms)
+        if not _is_taken(child):
+            _replace(child, bits, headroom, made, forms)
             continue
-        forms[child] = found
-        setattr(module, name, found)
+        if child not in forms:
+            forms[child] = _form(child, bits, headroom, made)
+        setattr(module, name, forms[child])
 
 
-def _form(name: str, layer: nn.Module, bits: int, headroom: float, made: dict[int, Made]) -> QuantizedLayer | None:
-    """Return what takes the layer's place, or None if it stays."""
+def _is_taken(layer: nn.Module) -> bool:
+    """Return whether a layer has a quantised form."""
     padded = isinstance(layer, nn.Conv2d) and layer.padding_mode != "zeros"
     bounded = isinstance(layer, nn.Embedding) and layer.max_norm is not None
-    if type(layer) not in (nn.Linear, nn.Conv2d, nn.Embedding) or padded or bounded:
-        return None
+    return type(layer) in (nn.Linear, nn.Conv2d, nn.Embedding) and not padded and not bounded
+
+
+def _check(module: nn.Module) -> None:
+    """Raise InputError for what cannot be quantised, before anything is changed."""
+    for name, layer in module.named_modules():
+        where = f"layer {name or 'the module itself'} ({type(layer).__name__})"
+        if isinstance(layer, nn.TransformerEncoderLayer | nn.TransformerDecoderLayer):
+            raise InputError(
+                f"{where} reads the weights of its parts itself, as floats; build the block from nn.Linear layers and "
+                "scaled_dot_product_attention"
+            )
+        if not _is_taken(layer):
+            continue
+        own: Any = layer
+        if layer._forward_hooks or layer._forward_pre_hooks:
+            raise InputError(
+                f"{where} cannot be quantised: it has hooks, which its new form would not run; remove them first"
+            )
+        if not own.weight.is_floating_point():
+            raise InputError(
+                f"{where} has weights of {own.weight.dtype}, and only floats are quantised; give the module in "
+                "float32, module.float()"
+            )
+        if not bool(own.weight.isfinite().all()):
+            raise InputError(f"{where} has weights that are infinite or no numbers")
+
+
+def _form(layer: nn.Module, bits: int, headroom: float, made: dict[int, Made]) -> QuantizedLayer:
+    """Return what takes the layer's place."""
     own: Any = layer
-    if layer._forward_hooks or layer._forward_pre_hooks:
-        raise InputError(
-            f"layer {name} ({type(layer).__name__}) cannot be quantised: it has hooks, which its new form would not "
-            "run; remove them first"
-        )
-    if not own.weight.is_floating_point():
-        raise InputError(
-            f"layer {name} ({type(layer).__name__}) has weights of {own.weight.dtype}, and only floats are quantised; "
-            "give the module in float32, module.float()"
-        )
-    if not bool(own.weight.isfinite().all()):
-        raise InputError(f"layer {name} ({type(layer).__name__}) has weights that are infinite or no numbers")
     if id(own.weight) not in made:
         made[id(own.weight)] = _rounded(own.weight.detach(), 2 ** (bits - 1) - 1, headroom)
     weight, scale = made[id(own.weight)]
@@ -114,6 +127,8 @@ def _form(name: str, layer: nn.Module, bits: int, headroom: float, made: dict[in
 def _rounded(weight: Tensor, limit: int, headroom: float) -> Made:
     whole = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
     scale = _scales(weight, limit, headroom).to(weight.dtype)
+    kind = torch.finfo(weight.dtype)
+    scale.clamp_(min=kind.smallest_normal * kind.eps)  # in float16, what small weights want may be 0
     for rows in tiles(weight):
         own = scale[rows].view(-1, *[1] * (weight.ndim - 1))
         whole[rows] = (weight[rows].float() / own.float()).round_().clamp_(-limit, limit).to(torch.int8)
