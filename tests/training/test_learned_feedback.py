@@ -351,3 +351,33 @@ def test_layers_that_see_tokens_and_layers_that_see_examples_do_not_go_together(
     inputs, targets = tokens_of(4, 2)
     with pytest.raises(InputError, match="8 rows for 4 examples"):
         LearnedFeedback(Pooled())(inputs, targets[:, 0])
+
+
+def test_squared_errors_of_tokens_are_those_of_the_mean_over_all_of_an_example() -> None:
+    model, (inputs, _) = Tokens(), tokens_of(4, 5)
+    targets = Noise(3).normal(4 * 5 * 3).view(4, 5, 3)
+    (model(inputs) - targets).square().mean().backward()
+    exact = model.last.weight.grad.clone()
+    model.zero_grad()
+    LearnedFeedback(model, "values", eps=1e-3)(inputs, targets)
+    torch.testing.assert_close(model.last.weight.grad, exact, rtol=1e-2, atol=1e-4)
+
+
+def test_tokens_in_another_order_tied_embeddings_and_losses_without_a_closed_form_are_refused() -> None:
+    class TokensFirst(Tokens):
+        def forward(self, rows: Tensor) -> Tensor:
+            return super().forward(rows.transpose(0, 1)).transpose(0, 1)
+
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rows, self.last = nn.Embedding(3, 4), nn.Linear(4, 3)
+            self.last.weight = self.rows.weight
+
+    inputs, targets = tokens_of(4, 2)
+    with pytest.raises(InputError, match=r"rows in the order \(2, 4\).*batch_first"):
+        LearnedFeedback(TokensFirst(), "tokens")(inputs, targets)
+    with pytest.raises(InputError, match=r"rows.weight is shared by an nn.Linear"):
+        LearnedFeedback(Tied(), "tokens")
+    with pytest.raises(InputError, match=r"a row for each token.*cotangent"):
+        LearnedFeedback(Tokens(), lambda outputs, _: outputs.square().flatten(1).mean(dim=1))(inputs, targets)

@@ -26,11 +26,15 @@ Change = Callable[[str, Tensor], Tensor]  # of a layer's name and its outputs
 
 @dataclass
 class Seen:
-    """Sums over the calls of one layer in a pass: what entered it, and what left it before it was changed."""
+    """Sums over the calls of one layer in a pass: what entered it, and what left it before it was changed.
+
+    tokens: (batch, tokens) where it saw a row for each token.
+    """
 
     inputs: Tensor
     outputs: Tensor
     calls: int = 1
+    tokens: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -148,12 +152,13 @@ def _note(seen: dict[str, Seen], name: str, rows: Tensor, output: Tensor) -> Non
             "each example, (batch, features), or for each token, (batch, tokens, features); freeze it, or take a rule "
             "that shifts weights"
         )
+    shape = tuple(rows.shape[:-1]) if rows.ndim == 3 else ()
     rows, output = rows.flatten(0, -2), output.flatten(0, -2)
     if name in seen:
         seen[name].inputs, seen[name].outputs = seen[name].inputs + rows, seen[name].outputs + output
         seen[name].calls += 1
     else:
-        seen[name] = Seen(rows, output)
+        seen[name] = Seen(rows, output, tokens=shape)
 
 
 def _check(outputs: Tensor, seen: dict[str, Seen]) -> None:
@@ -170,4 +175,9 @@ def _check(outputs: Tensor, seen: dict[str, Seen]) -> None:
             raise InputError(
                 f"layer {name} saw {len(own.outputs)} rows for {rows} {kind}; call it with one row for each, or freeze "
                 "it"
+            )
+        if own.tokens and own.tokens != tuple(outputs.shape[:-1]):
+            raise InputError(
+                f"layer {name} saw rows in the order {own.tokens}, and the outputs have theirs in the order "
+                f"{tuple(outputs.shape[:-1])}; give both as (batch, tokens), as with batch_first=True"
             )

@@ -152,6 +152,11 @@ class LearnedFeedback:
                 f"the model gives outputs of shape {tuple(plus.outputs.shape)}, a row for each token, and the "
                 "objective is a class for each example; for next tokens give objective='tokens'"
             )
+        if plus.outputs.ndim == 3 and self._objective.cotangent is None:
+            raise InputError(
+                f"the loss {self._objective.name!r} is of outputs of shape {tuple(plus.outputs.shape)}, a row for each "
+                "token, whose errors come in closed form: give an Objective with a cotangent, or objective='tokens'"
+            )
         losses = [at_least_float32(self._objective.each(each.outputs, targets)) for each in (plus, minus)]
         if not all(bool(each.isfinite().all()) for each in losses):
             raise NonFiniteError(f"the loss of step {self.steps} is not finite; take a smaller learning rate")
@@ -182,7 +187,8 @@ class LearnedFeedback:
         """Return how each example's loss changes with the outputs of its rows, (rows, k)."""
         middle = (pair.plus.outputs + pair.minus.outputs) / 2
         if middle.ndim == 3 and self._objective.cotangent is not None:  # in closed form: vocabularies are large
-            return self._objective.cotangent(at_least_float32(middle), targets).flatten(0, -2)
+            errors = self._objective.cotangent(at_least_float32(middle), targets).flatten(0, -2)
+            return errors / middle.shape[1] if self._objective.kind == "values" else errors  # which is of one row
         middle = middle.double()  # or rounding would drown short differences
         size = self._error_eps * float(spread_of(middle))
         return errors_of(lambda moved: self._objective.each(moved, targets), middle, size)
@@ -262,11 +268,18 @@ def _layers_of(model: nn.Module) -> dict[str, nn.Linear]:
     """Return the trained layers by name; InputError for other trained parameters."""
     found = {name: layer for name, layer in model.named_modules() if isinstance(layer, nn.Linear) and trained(layer)}
     reached = {id(parameter) for layer in found.values() for parameter in (layer.weight, layer.bias)}
+    outside = [part for part in model.modules() if not isinstance(part, nn.Linear)]
+    elsewhere = {id(parameter) for part in outside for parameter in part.parameters(recurse=False)}
     for name, parameter in trained(model).items():
         if id(parameter) not in reached:
             raise InputError(
                 f"the parameter {name} is in no nn.Linear, whose outputs could have noise; freeze it, or take a rule "
                 "that shifts weights"
+            )
+        if id(parameter) in elsewhere:
+            raise InputError(
+                f"the parameter {name} is shared by an nn.Linear and by a module of another kind, such as an "
+                "embedding, whose part of the gradient would be left out; give each its own, or freeze it"
             )
     return found
 
