@@ -258,3 +258,14 @@ def test_the_table_names_every_rule_with_what_it_takes(capsys):
         found, row = support_of(RULES[name]), next(line for line in table.splitlines() if line.startswith(f"{name} "))
         assert ", ".join(found["targets"]) in row
         assert row.split()[-1] == ("yes" if found["true_gradient"] else "no")
+
+
+def test_the_list_of_rules_takes_a_class_of_the_user_s_and_is_shown_as_a_dict():
+    assert repr(RULES) == repr(dict(RULES))
+    RULES["mine"] = RULES["spsa"]
+    try:
+        assert RULES["mine"] is RULES["spsa"]
+        assert "mine" in list(RULES)
+    finally:
+        del RULES["mine"]
+    assert "mine" not in RULES

@@ -97,6 +97,9 @@ class _Rules(MutableMapping[str, type[Rule]]):
     def __contains__(self, name: object) -> bool:
         return name in self._found
 
+    def __repr__(self) -> str:
+        return repr(dict(self))
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._found)
 
