@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from sidestep.data import batch_indices, crop_and_flip, steps_per_epoch
+from sidestep.data import batch_indices, batches, crop_and_flip, steps_per_epoch
 from sidestep.errors import InputError
 from sidestep.noise import Noise
 
@@ -96,3 +96,12 @@ def test_crops_and_flips_are_fair() -> None:
     kinds, counts = middle.unique(dim=0, return_counts=True)
     assert len(kinds) == 18  # nine places, mirrored or not
     assert float((counts - count / 18).abs().max()) < 5 * (count / 18) ** 0.5
+
+
+def test_an_epoch_of_many_batches_has_those_that_one_cut_at_once_has(monkeypatch):
+    cut = batches.BatchOrder(Noise(3), examples=23, batch=2)
+    expected = [cut.rows(step).tolist() for step in range(30)]
+    monkeypatch.setattr(batches, "_PARTS", 4)
+    uncut = batches.BatchOrder(Noise(3), examples=23, batch=2)
+    assert [uncut.rows(step).tolist() for step in range(30)] == expected
+    assert len(uncut._parts) == 1

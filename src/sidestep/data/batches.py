@@ -14,6 +14,7 @@ from sidestep.noise import Noise, permutations
 __all__ = ["BatchOrder", "batch_indices", "chosen_rows", "crop_and_flip", "standardise", "steps_per_epoch"]
 
 _FEW, _AHEAD = 1 << 13, 8  # examples, up to which the orders of so many epochs are drawn at once
+_PARTS = 1 << 14  # batches that are cut at once: each takes half a kilobyte
 
 
 def standardise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
@@ -97,8 +98,11 @@ class BatchOrder:
         """Return the examples of a step, (batch,) int64; not to be written to."""
         epoch, place = divmod(step, self._steps)
         if epoch != self._epoch:
-            self._parts, self._epoch = self._order(epoch).to(self._device).split(self._batch), epoch
-        return self._parts[place]
+            order = self._order(epoch).to(self._device)
+            self._parts, self._epoch = order.split(self._batch) if self._steps <= _PARTS else (order,), epoch
+        if self._steps <= _PARTS:
+            return self._parts[place]
+        return self._parts[0][place * self._batch : (place + 1) * self._batch]
 
     def _order(self, epoch: int) -> Tensor:
         noise = self._noise.stream("epoch order")
