@@ -294,6 +294,14 @@ class TestSteps:
         assert net[0].weight.dtype == torch.int8
         assert torch.equal(net[0].weight, before)
 
+    def test_a_quantised_layer_is_frozen_by_its_own_word(self):
+        net = quantize(drawn())
+        net[0].moves = False
+        before, after = net[0].weight.clone(), net[2].weight.clone()
+        steps(net, FIXED, 20)
+        assert torch.equal(net[0].weight, before)
+        assert not torch.equal(net[2].weight, after)
+
     def test_other_rules_optimisers_and_noise_are_refused(self):
         for rule in (Backprop(), Evolution(noise_kind="full-rank", per="group"), NoiseStep(), LocalLoss()):
             with pytest.raises(InputError, match="does not train the whole numbers"):

@@ -8,8 +8,9 @@
     sum_l g_l . n_l                 what a pair's losses should differ by; only what is left over multiplies the noise
 
 `g + (alpha - sum_l g_l . n_l) n` has the mean of `alpha n` for any g that does not depend on n, hence whatever the fit
-is worth; T comes from other examples, and s is the same for n and -n, and for ever smaller noise free of it where f is
-smooth. The better the fit, the less noise is left. No derivative is taken, and weights are not read.
+is worth. T comes from other examples. s is the same for n and -n, and free of n for ever smaller noise where f is
+smooth; at a finite eps, and since units that hardly moved count as still, that mean is kept nearly, not exactly. The
+better the fit, the less noise is left. No derivative is taken, and weights are not read.
 
 Sources: Owen, "Monte Carlo theory, methods and examples" (2013), section 8.9, for control variates; Akrout, Wilson,
 Humphreys, Lillicrap and Tweed, "Deep learning without weight transport" (2019), for feedback that is learned from what

@@ -24,9 +24,9 @@ def quantize(module: nn.Module, bits: Literal[8, 4, 2] = 8, headroom: float = 1.
 
     The module is changed in place, one layer after another, unless it is itself such a layer. Weights are held as int8
     whatever the bits; with bits = 2 they are trits. Biases, norms and all other layers stay floats. `SPSA` trains such
-    a module without any float copy of its weights; what was frozen stays, and weights that two layers share stay one.
-    Layers of exactly the types nn.Linear, nn.Conv2d (with zeros as padding) and nn.Embedding (without max_norm) are
-    taken.
+    a module without any float copy of its weights; what was frozen stays (later, a layer's `moves = False` freezes it,
+    and `requires_grad_` does not), and weights that two layers share stay one. Layers of exactly the types nn.Linear,
+    nn.Conv2d (with zeros as padding) and nn.Embedding (without max_norm) are taken.
 
     Args:
         module: in floats.
