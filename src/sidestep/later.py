@@ -13,7 +13,7 @@ def later(package: str, modules: Mapping[str, str]) -> tuple[Callable[[str], Any
     """Return `__getattr__` and `__dir__` of a package, which import a name's module when the name is asked for.
 
     Modules of the package that it does not mention come when they are asked for, too, as they would be there if all
-    were imported at once. A module with a name like its own is imported here and now.
+    were imported at once.
 
     Args:
         package: its own `__name__`.
@@ -31,7 +31,4 @@ def later(package: str, modules: Mapping[str, str]) -> tuple[Callable[[str], Any
             return import_module(f"{package}.{name}")
         raise AttributeError(f"module {package!r} has no attribute {name!r}")
 
-    for name, module in places.items():
-        if name == module:  # or the module itself would stand in the name's place, once it is imported
-            get(name)
     return get, lambda: sorted({*vars(sys.modules[package]), *places})

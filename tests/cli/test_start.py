@@ -62,14 +62,6 @@ assert there() == {"noprop-dt"} and rules.RULES["spsa"] is rules.SPSA and there(
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_a_name_that_is_its_module_s_own_is_there_whatever_was_imported_before() -> None:
-    program = (
-        "import sidestep.nets.quantize; from sidestep.nets import quantize; assert quantize.__name__ == 'quantize'"
-    )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-
-
 def test_every_command_is_where_the_table_says() -> None:
     for name, later in COMMANDS.items():
         assert callable(getattr(import_module(f"sidestep.cli.{later.module}"), later.command))

@@ -18,11 +18,11 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from sidestep import rules
+from sidestep.data.batches import BatchOrder
 from sidestep.errors import CheckpointError, InputError
 from sidestep.integrations.sklearn import SidestepClassifier, SidestepRegressor
 from sidestep.integrations.table_net import Rows
 from sidestep.rules import RULES
-from sidestep.training.batches import TrainingBatches
 
 pandas = pytest.importorskip("pandas")
 
@@ -233,12 +233,12 @@ def test_weights_count_in_the_score_of_early_stopping():
 def test_partial_fit_takes_every_row_once_after_calls_of_other_sizes(monkeypatch):
     seen = []
 
-    def spied(batches, step, rows=TrainingBatches.rows):
-        found = rows(batches, step)
+    def spied(order, step, rows=BatchOrder.rows):
+        found = rows(order, step)
         seen.extend(found.tolist())
         return found
 
-    monkeypatch.setattr(TrainingBatches, "rows", spied)
+    monkeypatch.setattr(BatchOrder, "rows", spied)
     table, kinds = WINE
     estimator = small(batch_size=16)
     for count in (96, 48, 64):  # 6, 3 and 4 steps: the last begins at step 9
