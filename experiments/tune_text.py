@@ -48,9 +48,6 @@ WAYS = {
     "LoRA 8": [*BACKPROP, "--lora", "8", "--learning-rate", "1e-3"],
     "AdamW, checkpointed": [*BACKPROP, "--checkpointed"],
     "AdamW, 16 micro-batches": [*BACKPROP, "--micro-batches", "16"],
-    "plain SGD, 16 micro-batches": [
-        *(*BACKPROP, "--micro-batches", "16", "--set", "optimizer_kind=plain-sgd", "--learning-rate", "0.1"),
-    ],
 }
 SEEDLESS = ("frozen, last layer read", "frozen, all layers read")  # nothing is drawn: one seed
 
