@@ -7,7 +7,8 @@ With the loss itself the expectation is the gradient up to a bias of order eps^2
 and ranks its direction.
 With rank-1 noise, nu = a b^T in every layer, each example has members of its own: W x +- eps a (b . x), in one pass.
 A control variate takes off what F should differ by, as layers responded for the other half of the batch, and adds it
-back as it is expected: the same mean, with little of the noise where the responses fit (`gradients/control_variate`).
+back as it is expected: the same mean for ever smaller eps, with little of the noise where the responses fit
+(`gradients/control_variate`).
 Sources: Salimans et al., "Evolution strategies as a scalable alternative to reinforcement learning" (2017), section 2;
 Sarkar et al., "Evolution strategies at the hyperscale" (2025), for rank-1 noise.
 """
