@@ -1,6 +1,6 @@
 """Make the tables and the picture of docs/alignment.md: measured cosines beside theory, and beside accuracy.
 
-    python experiments/alignment_page.py --runs runs/alignment --data digits mnist [--draw]
+    python -m experiments.alignment_page --runs runs/alignment --data digits mnist [--draw]
 
 Theory is held to untrained nets on the digits. Then every rule trains a net of two hidden layers, one run after
 another, and its alignment is measured before and after. Finished runs, and theory.json, are

@@ -9,8 +9,6 @@ over seeds; the seconds are the processor's, of training alone.
 """
 
 import argparse
-import functools
-import json
 import math
 import statistics
 import time
@@ -21,9 +19,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from experiments.zeroth_order_ablation import BATCH, GPT, LENGTH, SEEDS, bits, help_and_source, loss, taught
+from experiments.kept_rows import keep_row, kept_rows, mean_and_deviation
+from experiments.zeroth_order_ablation import BATCH, GPT, LENGTH, SEEDS, bits, help_and_source, learned, loss
 from sidestep.noise import Noise
-from sidestep.rules import Backprop
 from sidestep.training.learned_feedback import LearnedFeedback
 
 STEPS = 120  # of back-propagation
@@ -94,15 +92,6 @@ class Row:
     seconds: float
 
 
-@functools.cache
-def learned(seed: int) -> dict[str, Tensor]:
-    """Return the weights of the model after prose."""
-    with Noise(seed).torch_seeded():
-        model = GPT(128)
-    taught(model, Backprop(learning_rate=3e-3), help_and_source()[0], 1500, seed)
-    return model.state_dict()
-
-
 def run(label: str, rate: float, seed: int) -> Row:
     """Return one row; rates rise over a twentieth of all steps and fall along a cosine."""
     way, code, model = WAYS[label], help_and_source()[1], GPT(128)
@@ -126,7 +115,7 @@ def run(label: str, rate: float, seed: int) -> Row:
 
 def rows_of(path: Path) -> list[Row]:
     """Return the rows of a file."""
-    return [Row(**json.loads(line)) for line in path.read_text().splitlines()] if path.exists() else []
+    return [Row(**row) for row in kept_rows(path)]
 
 
 def table(rows: list[Row]) -> Iterator[str]:
@@ -138,10 +127,9 @@ def table(rows: list[Row]) -> Iterator[str]:
         best = min(rates, key=lambda rate, by=by_rate: statistics.mean(row.validation for row in by[rate]))
         own = by_rate[best]
         tests = [row.test for row in own]
-        spread = f" ({statistics.stdev(tests):.2f})" if len(tests) > 1 else ""
         yield (
             f"| {label} | {best:g} | {statistics.mean(row.validation for row in own):.2f} "
-            f"| {statistics.mean(tests):.2f}{spread} | {own[0].passes} "
+            f"| {mean_and_deviation(tests, 2)} | {own[0].passes} "
             f"| {statistics.mean(row.seconds for row in own):.1f} |"
         )
 
@@ -162,9 +150,7 @@ def main() -> None:
             for rate in way.rates if given.ways in label else ():
                 if (label, rate, seed) not in {(row.way, row.rate, row.seed) for row in rows_of(given.file)}:
                     row = run(label, rate, seed)
-                    with given.file.open("a") as file:
-                        file.write(json.dumps(asdict(row)) + "\n")
-                    print(row, flush=True)
+                    keep_row(given.file, asdict(row))
 
 
 if __name__ == "__main__":

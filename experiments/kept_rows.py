@@ -1,10 +1,12 @@
 """Finished runs of an experiment, one JSON object a line, so that none is made twice."""
 
 import json
+import statistics
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Row", "keep_row", "kept_rows", "row_key"]
+__all__ = ["Row", "keep_row", "kept_rows", "mean_and_deviation", "row_key"]
 
 Row = dict[str, Any]
 
@@ -25,3 +27,13 @@ def keep_row(path: Path, row: Row) -> None:
 def row_key(row: Row, names: tuple[str, ...]) -> str:
     """Return what tells a run from others: its values of these names."""
     return json.dumps([row[name] for name in names], sort_keys=True)
+
+
+def mean_and_deviation(values: Sequence[float], digits: int) -> str:
+    """Return the mean and, in brackets, the standard deviation; a single value as it is.
+
+    >>> mean_and_deviation([1.0, 2.0, 3.0], 1), mean_and_deviation([1.0], 2)
+    ('2.0 (1.0)', '1.00')
+    """
+    spread = f" ({statistics.stdev(values):.{digits}f})" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.{digits}f}{spread}"

@@ -1,7 +1,7 @@
 """Whole-numbered weights trained by forward passes: what the error feedback does, beside floats and float latents.
 
-    python experiments/quantized.py --rows quantized.jsonl --most 400      again and again, until nothing is left
-    python experiments/quantized.py --rows quantized.jsonl --page
+    python -m experiments.quantized --rows quantized.jsonl --most 400      again and again, until nothing is left
+    python -m experiments.quantized --rows quantized.jsonl --page
 
 An MLP of 4,810 weights on the 8 x 8 digits: from scratch, and a fine-tune of a net trained in floats to digits that are
 moved by a pixel, that also with 4 bits. Each way has three rates at seed 0; that with the least
@@ -10,7 +10,6 @@ validation loss is trained from two seeds more.
 
 import argparse
 import copy
-import json
 import math
 import statistics
 import time
@@ -25,6 +24,7 @@ from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 
 import sidestep
+from experiments.kept_rows import Row, keep_row, kept_rows, mean_and_deviation
 from sidestep import data
 from sidestep.nets import quantize
 from sidestep.nets.quantized import quantized_weights
@@ -51,7 +51,6 @@ WAYS: dict[str, tuple[Any, str]] = {
     "4 bits, Adam, straight through, float latents": (4, "latents"),
 }
 Sets = dict[str, tuple[Tensor, Tensor]]
-Row = dict[str, Any]
 
 
 def sets(moved: bool) -> Sets:
@@ -187,11 +186,6 @@ def left(rows: list[Row]) -> Iterator[tuple[str, str, float, int]]:
             yield from ((task, way, *each) for each in wanted if (task, way, *each) not in done)
 
 
-def read(path: Path) -> list[Row]:
-    """Return the rows so far."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-
 def page(rows: list[Row]) -> Iterator[str]:
     """Yield the lines of a table for each task."""
     for task in TASKS:
@@ -206,7 +200,7 @@ def page(rows: list[Row]) -> Iterator[str]:
             moved = f"{statistics.mean(row['moved'] for row in own):.0%}" if "moved" in own[0] else "-"
             yield (
                 f"| {way} | {rate:g} | {100 * statistics.mean(row['validation'] for row in own):.1f} "
-                f"| {statistics.mean(tests):.1f} ({statistics.stdev(tests):.1f}) "
+                f"| {mean_and_deviation(tests, 1)} "
                 f"| {statistics.mean(row['test_nll'] for row in own):.3f} | {moved} |"
             )
 
@@ -219,16 +213,15 @@ def main() -> None:
     parser.add_argument("--most", type=float, default=400, help="processor seconds after which no run is begun")
     given = parser.parse_args()
     if given.page:
-        print("\n".join(page(read(given.rows))))
+        print("\n".join(page(kept_rows(given.rows))))
         return
     torch.set_num_threads(1)
     while time.process_time() < given.most:
-        following = next(left(read(given.rows)), None)
+        following = next(left(kept_rows(given.rows)), None)
         if following is None:
             return
         row = trained(*following)
-        with given.rows.open("a") as handle:
-            handle.write(json.dumps(row) + "\n")
+        keep_row(given.rows, row)
 
 
 if __name__ == "__main__":

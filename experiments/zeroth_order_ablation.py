@@ -115,7 +115,7 @@ def on_changed_text(rule: SPSA | Backprop, steps: int, seed: int) -> tuple[float
     """Return minus the bits a character of source code, of validation and test, after prose."""
     code = help_and_source()[1]
     model = GPT(128)
-    model.load_state_dict(_learned(seed))
+    model.load_state_dict(learned(seed))
     cuts = (len(code) * 8 // 10, len(code) * 9 // 10)
     if steps:
         taught(model, rule, code[: cuts[0]], steps, seed)
@@ -123,7 +123,8 @@ def on_changed_text(rule: SPSA | Backprop, steps: int, seed: int) -> tuple[float
 
 
 @functools.cache
-def _learned(seed: int) -> dict[str, Tensor]:
+def learned(seed: int) -> dict[str, Tensor]:
+    """Return the weights of the model after prose."""
     with Noise(seed).torch_seeded():
         model = GPT(128)
     taught(model, Backprop(learning_rate=3e-3), help_and_source()[0], 1500, seed)

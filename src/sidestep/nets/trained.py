@@ -1,8 +1,7 @@
 """Which parameters a rule may move: all but those that are frozen (`requires_grad` False).
 
 Trits and the whole numbers of quantised layers (unless these were frozen) count as trained, since whole numbers cannot
-require a gradient. A parameter that stands in a net
-several times is one parameter, under the first of its names.
+require a gradient. A parameter that stands in a net several times is one parameter, under the first of its names.
 """
 
 from collections.abc import Sequence
