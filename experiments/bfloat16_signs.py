@@ -1,6 +1,6 @@
 """How many signs change with bfloat16: trits of weight probes, and flips of local gradients, at equal batch and noise.
 
-    python experiments/bfloat16_signs.py [--data mnist] [--batches 10] [--seeds 0 1 2]
+    python -m experiments.bfloat16_signs [--data mnist] [--batches 10] [--seeds 0 1 2]
 
 A ternary MLP of 256 and 256 units, drawn and after an epoch of flips. For each of some batches one estimate is made in
 float32 and one with products in bfloat16 (torch's autocast, what `precision = auto` takes where the processor has it).

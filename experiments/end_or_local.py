@@ -1,6 +1,6 @@
 """Directions on layer outputs against the end loss, or against a local loss in each stage: accuracy by depth and draws.
 
-    python experiments/end_or_local.py [--depths 2 4 8] [--draws 1 4 16] [--seeds 0 1 2] [--epochs 15]
+    python -m experiments.end_or_local [--depths 2 4 8] [--draws 1 4 16] [--seeds 0 1 2] [--epochs 15]
 
 Digits (8 x 8), ternary MLPs of 128 units a layer, direct flips with the same share, momentum and cosine for all, none
 tuned. `end` is noise-step's activity-probes: for each example `draws` tangents, each a random direction on the outputs

@@ -1,6 +1,6 @@
 """How many bits do the flips of a log take, and how many would they take if the coder knew more?
 
-    python experiments/log_study.py [--data mnist] [--epochs 3] [--hidden 256 256] [--share 0.002] [--seed 0]
+    python -m experiments.log_study [--data mnist] [--epochs 3] [--hidden 256 256] [--share 0.002] [--seed 0]
 
 One run of noise-step by local losses. For every step, the bits of its flips by
 

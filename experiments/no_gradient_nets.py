@@ -1,7 +1,7 @@
 """Five nets without a useful gradient on MNIST, by ways of training that need none.
 
-    python experiments/no_gradient_nets.py run FILE.jsonl [--ways ...] [--nets ...] [--seeds 0,1,2]
-    python experiments/no_gradient_nets.py table FILE.jsonl
+    python -m experiments.no_gradient_nets run FILE.jsonl [--ways ...] [--nets ...] [--seeds 0,1,2]
+    python -m experiments.no_gradient_nets table FILE.jsonl
 
 A row is one net, way, seed and number of passes; those that the file has are not run again. A forward pass is one
 example through a net, shifted or noisy or neither, and all ways have the same number of them, to within a step. All

@@ -1,6 +1,6 @@
 """What spsa's defaults are worth: step sizes, sides and noise at equal numbers of forward passes.
 
-    python experiments/zeroth_order_ablation.py digits | text | changed [--only WORD]
+    python -m experiments.zeroth_order_ablation digits | text | changed [--only WORD]
 
 Three seeds; what a way leaves open (a learning rate) is chosen on the validation split, for each way by itself.
 `changed` fine-tunes a GPT that back-propagation has trained on prose (Python's help) to another text (Python's source).
