@@ -8,6 +8,7 @@ import torch
 
 from sidestep.errors import CheckpointError, InputError
 from sidestep.integrations.transformers import SidestepTrainer
+from sidestep.nets import quantize
 from sidestep.rules import SPSA, Backprop, Evolution, ForwardGradient, LocalLoss
 
 transformers = pytest.importorskip("transformers")
@@ -221,3 +222,18 @@ def test_a_model_without_weights_to_train_is_refused(tmp_path):
     model = bert().requires_grad_(False)
     with pytest.raises(InputError, match="nothing is left to train"):
         trainer(Path(tmp_path), model).train()
+
+
+def test_the_layers_of_gpt_2_are_quantised_all_and_train(tmp_path):
+    model = gpt().eval()
+    tokens = torch.arange(8)[None]
+    with torch.no_grad():
+        wanted = model(tokens).logits
+        found = quantize(model)(tokens).logits
+    torch.testing.assert_close(found, wanted, atol=0.02, rtol=0)
+    assert not torch.equal(found, wanted)
+    kept = [name for name, weight in model.named_parameters() if weight.ndim > 1 and weight.is_floating_point()]
+    assert kept == []
+    before = weights(model)
+    trainer(tmp_path, model, SPSA(pairs=4, sides="both", learning_rate=1.0), texts()).train()
+    assert not torch.equal(before["transformer.h.0.attn.c_attn.weight"], model.transformer.h[0].attn.c_attn.weight)

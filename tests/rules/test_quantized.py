@@ -372,3 +372,32 @@ class TestRuns:
         for net, options in zip(nets, ({}, {"split": "probes", "shares": 2}), strict=True):
             steps(net, FIXED, 5, **options)
         assert same(*nets)
+
+
+class Transposed(nn.Module):
+    """A linear layer that holds W as (inputs, outputs), as GPT-2's Conv1D of transformers does."""
+
+    def __init__(self, outputs, inputs):
+        super().__init__()
+        self.weight = nn.Parameter(Noise(3).normal(inputs * outputs).view(inputs, outputs))
+        self.bias = nn.Parameter(Noise(4).normal(outputs))
+
+    def forward(self, rows):
+        return rows @ self.weight + self.bias
+
+
+def test_a_layer_that_holds_its_weights_transposed_becomes_a_linear_one():
+    with pytest.raises(InputError, match="nothing to quantise"):  # of a type that nobody knows
+        quantize(Transposed(5, 8))
+    given = type("Conv1D", (Transposed,), {"__module__": "transformers.pytorch_utils"})(5, 8)
+    wanted, linear = given(ROWS), nn.Linear(8, 5)
+    with torch.no_grad():
+        linear.weight.copy_(given.weight.t())
+        linear.bias.copy_(given.bias)
+    found, beside = quantize(given), quantize(linear)
+    assert isinstance(found, QuantizedLinear)
+    assert found.weight.shape == (5, 8)
+    assert torch.equal(found.weight, beside.weight)
+    assert torch.equal(found.scale, beside.scale)
+    torch.testing.assert_close(found(ROWS), wanted, atol=0.1, rtol=0)
+    assert not torch.equal(found(ROWS), wanted)

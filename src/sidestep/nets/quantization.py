@@ -26,7 +26,8 @@ def quantize(module: nn.Module, bits: Literal[8, 4, 2] = 8, headroom: float = 1.
     whatever the bits; with bits = 2 they are trits. Biases, norms and all other layers stay floats. `SPSA` trains such
     a module without any float copy of its weights; what was frozen stays (later, a layer's `moves = False` freezes it,
     and `requires_grad_` does not), and weights that two layers share stay one. Layers of exactly the types nn.Linear,
-    nn.Conv2d (with zeros as padding) and nn.Embedding (without max_norm) are taken.
+    nn.Conv2d (with zeros as padding) and nn.Embedding (without max_norm) are taken, and the Conv1D of transformers'
+    GPT-2, which is a linear layer that holds its weights transposed: here a row is an output, as elsewhere.
 
     Args:
         module: in floats.
@@ -80,7 +81,12 @@ def _is_taken(layer: nn.Module) -> bool:
     """Return whether a layer has a quantised form."""
     padded = isinstance(layer, nn.Conv2d) and layer.padding_mode != "zeros"
     bounded = isinstance(layer, nn.Embedding) and layer.max_norm is not None
-    return type(layer) in (nn.Linear, nn.Conv2d, nn.Embedding) and not padded and not bounded
+    return (type(layer) in (nn.Linear, nn.Conv2d, nn.Embedding) or _is_transposed(layer)) and not padded and not bounded
+
+
+def _is_transposed(layer: nn.Module) -> bool:
+    """Return whether a layer is the Conv1D of transformers, `y = x W + b`, W (inputs, outputs); nothing is imported."""
+    return (type(layer).__module__, type(layer).__name__) == ("transformers.pytorch_utils", "Conv1D")
 
 
 def _check(module: nn.Module) -> None:
@@ -112,14 +118,15 @@ def _form(layer: nn.Module, bits: int, headroom: float, made: dict[int, Made]) -
     """Return what takes the layer's place."""
     own: Any = layer
     if id(own.weight) not in made:
-        made[id(own.weight)] = _rounded(own.weight.detach(), 2 ** (bits - 1) - 1, headroom)
+        rows = own.weight.detach().t() if _is_transposed(layer) else own.weight.detach()
+        made[id(own.weight)] = _rounded(rows, 2 ** (bits - 1) - 1, headroom)
     weight, scale = made[id(own.weight)]
     if type(layer) is nn.Conv2d:
         found: QuantizedLayer = QuantizedConv2d(weight, scale, layer.bias, bits, layer)
-    elif type(layer) is nn.Linear:
-        found = QuantizedLinear(weight, scale, layer.bias, bits)
-    else:
+    elif type(layer) is nn.Embedding:
         found = QuantizedEmbedding(weight, scale, None, bits)
+    else:
+        found = QuantizedLinear(weight, scale, own.bias, bits)
     found.moves = own.weight.requires_grad
     return found.train(layer.training)
 
