@@ -18,6 +18,8 @@ from sidestep.bench.suite.suite import Suite, chosen_rows
 
 BEGIN, END = "<!-- the matched suite -->", "<!-- end of the matched suite -->"
 PAGES = {"mnist": Path("docs/rules-compared.md"), "cifar10": Path("docs/rules-cifar10.md")}
+STAGES, BLOCKS = ("mlp", "conv"), ("blocks-3", "blocks-1")
+NETS = {"mnist": STAGES + BLOCKS, "cifar10": STAGES}
 REPORT = Path("docs/results")
 TERNARY = Path("docs/ternary-results.md")
 TERNARY_ROWS = ("linear", "backprop", "adam-ternary", "noise-step", "noise-step-forward")
@@ -51,7 +53,7 @@ def replace_between_marks(page: Path, body: str) -> None:
 
 
 def part_of_tables(text: str, rows: Sequence[str], columns: Sequence[str]) -> str:
-    """Return some rows and columns of every table of a page of the suite, each under the title of its net.
+    """Return some rows and columns of every table of stages on a page of the suite, each under the title of its net.
 
     >>> lines = ["# t", "", "## mlp", "", "| row | a | b |", "| --- | --- | --- |", "| x | 1 | 2 |", "| y | 3 | 4 |"]
     >>> part_of_tables("\\n".join(lines), ["y"], ["row", "b"]).splitlines()
@@ -61,7 +63,7 @@ def part_of_tables(text: str, rows: Sequence[str], columns: Sequence[str]) -> st
     for section in text.split("\n## ")[1:]:
         first = section[section.find("| row") :].partition("\n\n")[0]
         lines = [line[2:-2].split(" | ") for line in first.splitlines()]
-        if not set(columns) <= set(lines[0]):
+        if not set(columns) <= set(lines[0]) or section.startswith(BLOCKS):
             continue
         places = [lines[0].index(name) for name in columns]
         kept = [line for line in lines if line in lines[:2] or line[0] in rows]
@@ -80,7 +82,7 @@ def main() -> None:
     given = parser.parse_args()
     parts = []
     for data, page in PAGES.items():
-        nets = ("mlp", "conv")
+        nets = NETS[data]
         suite = Suite((data,), nets, chosen_rows([]), given.seeds, given.trials, given.budget, given.runs)
         words = f"--data {data} --nets {','.join(nets)} --seeds {given.seeds} --trials {given.trials}"
         write_pages(suite, {}, REPORT, f"sidestep bench --suite matched {words} --budget {given.budget}")

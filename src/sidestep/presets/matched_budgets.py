@@ -26,7 +26,7 @@ BUDGETS: Mapping[str, Mapping[str, SuiteBudget]] = {
         "": SuiteBudget(None, 1, None, 3, {}),
         "mnist": SuiteBudget(12_000, 1, None, 1, _DRAWN),
         "mnist mlp": SuiteBudget(12_000, 1, None, 3, _DRAWN),
-        "mnist blocks": SuiteBudget(3_000, 1, 6_000, 1, _DRAWN),
+        "mnist blocks": SuiteBudget(3_000, 1, 12_000, 1, _DRAWN),
         "fashion-mnist": SuiteBudget(12_000, 1, None, 1, _DRAWN),
         "cifar10": SuiteBudget(6_000, 1, None, 1, _PHOTOGRAPHS),
         "cifar100": SuiteBudget(6_000, 1, None, 1, _PHOTOGRAPHS),
@@ -35,7 +35,7 @@ BUDGETS: Mapping[str, Mapping[str, SuiteBudget]] = {
         "": SuiteBudget(None, 2, None, 10, {}),
         "mnist": SuiteBudget(12_000, 1, None, 3, _DRAWN),
         "mnist conv": SuiteBudget(12_000, 1, None, 2, _DRAWN),
-        "mnist blocks": SuiteBudget(3_000, 1, 12_000, 1, _DRAWN),
+        "mnist blocks": SuiteBudget(6_000, 1, 20_000, 1, _DRAWN),
         "fashion-mnist": SuiteBudget(12_000, 1, None, 3, _DRAWN),
         "cifar10": SuiteBudget(6_000, 1, None, 2, _PHOTOGRAPHS),
         "cifar100": SuiteBudget(6_000, 1, None, 2, _PHOTOGRAPHS),
@@ -53,7 +53,7 @@ BUDGETS: Mapping[str, Mapping[str, SuiteBudget]] = {
 def suite_budget(budget: str, data: str, kind: str) -> SuiteBudget:
     """Return the lengths of a budget for a data set and a kind of net; a set without its own has those of any other.
 
-    >>> suite_budget("cpu", "mnist", "mlp").search_images, suite_budget("cpu", "mnist", "blocks").search_images
+    >>> suite_budget("quick", "mnist", "mlp").search_images, suite_budget("quick", "mnist", "blocks").search_images
     (12000, 3000)
     """
     found = BUDGETS[budget]

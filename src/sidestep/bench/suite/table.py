@@ -88,19 +88,20 @@ def suite_table(title: str, rows: Sequence[RowRuns]) -> Table:
 
 
 def fit_table(title: str, rows: Sequence[RowRuns]) -> Table:
-    """Return the table of the rows that have no run: which does not fit and why, which failed, which is not run yet."""
-    lines = []
+    """Return the table of the rows that have no run: which do not fit and why, which failed, which are not run yet."""
+    found: dict[str, list[str]] = {}  # why -> the rows of which it is true
     for row in rows:
         if row.runs:
             continue
         failures = [*row.failed, *(trial for trial in row.trials if FAILED in trial)]
         if row.cell is None:
-            lines.append([row.row.name, f"does not fit: {row.why}"])
+            why = f"does not fit: {row.why}"
         elif failures:
-            lines.append([row.row.name, f"failed: {failures[0][FAILED]['why']}"])
+            why = f"failed: {failures[0][FAILED]['why']}"
         else:
-            lines.append([row.row.name, f"not run yet ({counted(len(row.trials), 'trial')} of its search)"])
-    return Table(title, ["row", "why it is not above"], lines)
+            why = f"not run yet ({counted(len(row.trials), 'trial')} of its search)"
+        found.setdefault(why, []).append(row.row.name)
+    return Table(title, ["rows", "why not above"], [[", ".join(names), why] for why, names in found.items()])
 
 
 def verdict(rows: Sequence[RowRuns]) -> str:
