@@ -194,9 +194,21 @@ def test_without_a_folder_for_pages_the_tables_are_printed(suite, capsys):
     words = ["--nets", "mlp", "--budget", "tiny", "--seeds", "2", "--trials", "3", "--out", str(suite.out), "--draw"]
     main(["bench", "--suite", "matched", *words])
     said = capsys.readouterr().out
-    assert "mlp on digits" in said
+    assert "mlp on digits, budget tiny" in said
+    assert "a seed: 1 epoch of the first 256 training images" in said
+    assert "compare nothing" in said  # two steps
+    assert "Beside backprop" not in said
     assert any(line.startswith("backprop ") and "%" not in line for line in said.splitlines())
     assert "pages:" not in said
+
+
+def test_a_command_whose_runs_are_all_finished_says_so(suite, capsys):
+    run(suite)
+    words = ["--nets", "mlp", "--budget", "tiny", "--seeds", "2", "--trials", "3", "--out", str(suite.out)]
+    main(["bench", "--suite", "matched", *words, "--rules", "linear", "backprop"])
+    assert "nothing is left to run" in capsys.readouterr().out
+    main(["bench", "--suite", "matched", *words, "--rules", "backprop-checkpointed"])
+    assert "nothing is left to run" not in capsys.readouterr().out
 
 
 def test_a_row_that_is_counted_alone_is_not_trained_and_keeps_less_for_the_way_back(suite, tmp_path):

@@ -498,6 +498,13 @@ def test_a_test_split_in_other_units_or_of_another_dtype_is_told_before_training
     assert (status, "those of train torch.float32" in error, Path("b").exists()) == (2, True, False)
 
 
+def test_a_folder_that_is_not_there_and_the_beginning_of_a_presets_name(capsys):
+    status, _, error = run(capsys, "eval", "runs/nothing")
+    assert (status, "runs/nothing is not the folder of a run: there is no such folder" in error) == (2, True), error
+    status, _, error = run(capsys, "train", "--preset", "noprop-ct-mnist")
+    assert (status, "did you mean noprop-ct-mnist-one-hot?" in error) == (2, True), error
+
+
 def test_a_test_label_of_no_class_is_refused_before_training(capsys):
     images, labels = numpy.zeros((40, 8, 8), "uint8"), numpy.arange(40) % 10
     seen = labels < 9
@@ -506,6 +513,10 @@ def test_a_test_label_of_no_class_is_refused_before_training(capsys):
     status, _, error = run(capsys, "train", "backprop", *QUICK, "--data", "unseen.npz", "--out", "a")
     assert (status, Path("a").exists()) == (2, False)
     assert "label 9 (index 9) and 3 more are out of range; give class_names" in error
+    kept = [*numpy.flatnonzero(labels < 9), 9]
+    numpy.savez("one.npz", **{**unseen, "x_test": images[kept], "y_test": labels[kept]})
+    status, _, error = run(capsys, "train", "backprop", *QUICK, "--data", "one.npz", "--out", "a")
+    assert "label 9 (index 36) is out of range; give class_names" in error
     numpy.savez("named.npz", **unseen, class_names=list("abcdefghij"))
     status, _, error = run(capsys, "train", "backprop", *QUICK, "--data", "named.npz", "--out", "a")
     assert (status, Path("a/result.json").exists()) == (0, True), error

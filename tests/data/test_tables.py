@@ -124,6 +124,8 @@ def test_a_rule_trains_on_a_table_or_says_that_it_does_not(name, kind):
     assert bool(found.isfinite().all())
     if kind == "values":
         assert run.result["score"] == "R2"
+        first = next(iter(run.result["qualities"].values()))
+        assert (first["score"], "accuracy" in first) == (run.result["test_score"], False)
         assert "test_accuracy" not in run.result
 
 

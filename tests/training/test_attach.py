@@ -1,6 +1,7 @@
 """A rule inside a loop of the user's own: any module, its own loss, and what has to stay as it is."""
 
 import struct
+import warnings
 import zlib
 
 import pytest
@@ -16,6 +17,7 @@ from sidestep.gradients.pairs import paired_logits
 from sidestep.nets.stages.staged import staged_mlp
 from sidestep.nets.trained import parameters_of
 from sidestep.noise import Noise
+from sidestep.notices import RunNotice
 from sidestep.probes import DenseProbes, SparseProbes
 from sidestep.rules import SPSA, Backprop, Evolution, ForwardGradient
 from sidestep.steplog import LogReader, LogWriter, rebuild
@@ -53,6 +55,19 @@ def state(model):
 
 def same(one, other):
     return one.keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+@pytest.mark.parametrize("rule", [SPSA(), *RULES[:2]], ids=lambda rule: rule.name)
+def test_a_function_that_does_not_call_the_model_is_told_of_once(rule):
+    model = make(dropout=0)
+    before, step = state(model), sidestep.attach(model, rule)
+    with pytest.warns(RunNotice, match="does the function call the model"):
+        step(lambda: torch.tensor(1.0))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        step(lambda: torch.tensor(1.0))
+        sidestep.attach(model, rule)(loss_of(model))
+    assert not same(before, state(model))
 
 
 def trained(rule, steps, model=None, **options):

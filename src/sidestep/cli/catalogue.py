@@ -176,7 +176,11 @@ def _data(*, json: bool = False) -> None:
         for name, of in found.items()
     ]
     show_table("", columns, rows)
-    show("", "Also: a .npz file, a folder of .npy files, or a folder with one folder of images per class.")
+    show(
+        "",
+        "Also: a .npz file, a table (.csv, .tsv, .parquet), a text (.txt), a folder of .npy files, or a folder with "
+        "one folder of images per class.",
+    )
 
 
 def _show(

@@ -1,6 +1,5 @@
 """`sidestep eval RUN`: how good a trained run is, by every reading of its rule."""
 
-import dataclasses
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -89,13 +88,14 @@ def _evaluate(
     found_by = trained.assess(part, all_words(reading))
     unfinished = RunFolder(run).unfinished(trained.step)
     if json:
+        records = {name: quality.record(trained.task.objective.score_name) for name, quality in found_by.items()}
         show_json({
             "rule": trained.rule.name, "variant": variant_of(trained.rule),
             "data": found.name, "split": split, "images": len(part), "seed": trained.seed,
             "settings": list(given), "finished": unfinished is None,
-            "steps": trained.step, **dataclasses.asdict(next(iter(found_by.values()))),
+            "steps": trained.step, **records[next(iter(records))],
             "readings": {name: quality.accuracy for name, quality in found_by.items()},
-            "qualities": {name: dataclasses.asdict(quality) for name, quality in found_by.items()},
+            "qualities": records,
             **({"bits_per_token": bits} if (bits := _bits(trained, found_by)) else {}), "run": str(run),
         })  # fmt: skip
         return

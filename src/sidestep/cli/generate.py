@@ -38,7 +38,7 @@ def _generate(
         prompt: What comes before; its characters are among those of the text trained on. Default: an end of line.
         length: How many tokens to draw.
         temperature: 1 draws from the net's own probabilities, less from the likelier tokens; 0 takes the likeliest.
-        seed: Of the draws: the same seed gives the same text.
+        seed: Seed of the draws; the same seed gives the same text.
         reading: Which of the rule's readings to use (see `sidestep rules`); by default the first.
         module: Module the run was trained with, FILE.py:NAME, if it was one of your own.
         device: Where to compute: auto, cpu, cuda, cuda:1, mps.

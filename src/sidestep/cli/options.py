@@ -48,7 +48,7 @@ class DataOptions:
     """Name of a data set (`sidestep data` lists them), a .npz file, a table (.csv, .tsv, .parquet), a text (.txt), a
     folder of .npy files, or a folder with one folder of images per class."""
     target: str | None = None
-    """Of a table: the column to be predicted, from all others."""
+    """Column of a table that is to be predicted from all others."""
     data_dir: Path | None = None
     """Folder that is looked in before anything is downloaded. Default: the variable SIDESTEP_DATA."""
     validation: float = 0.1
@@ -67,7 +67,7 @@ class TrainData(DataOptions):
     preset: str | None = None
     """Recipe for data and options; `sidestep presets` lists them. Options given beside it go first."""
     budget: Literal["full", "cpu", "tiny"] | None = None
-    """Of a preset: full (default), for a GPU; cpu: fewer epochs and a smaller net, for a CPU; tiny: the
+    """How long a preset trains: full (default), for a GPU; cpu: fewer epochs and a smaller net; tiny: the
     fewest epochs and steps, to see that it runs (on all images, where `sidestep reproduce` takes the first ones)."""
 
 

@@ -69,7 +69,7 @@ def _replay(
         out: Write the weights there, .safetensors, in the form of a run's model.safetensors.
         drop_steps: Experimental: leave out steps FIRST:END (END not included), e.g. 100:120.
         module: Image path the run was trained with, FILE.py:NAME, if it was one of your own.
-        base: Of a fine-tune's log (`sidestep tune`): the folder of the model that it starts from.
+        base: Folder of the model that the log of a fine-tune (`sidestep tune`) starts from.
         device: Where to replay; ternary weights do not depend on it, float ones up to rounding.
         overwrite: Let --out replace a file that exists.
         json: Print one JSON object.
@@ -177,7 +177,7 @@ def _verify(
         log: A step log, or the folder of a run that has one.
         run: Folder of the run.
         module: Image path the run was trained with, FILE.py:NAME, if it was one of your own.
-        base: Of a fine-tune: where its base model is now, if it has moved.
+        base: Folder where the base model of a fine-tune is now, if it has moved.
         json: Print one JSON object.
     """
     if names_tuned([str(run)]):
@@ -187,7 +187,10 @@ def _verify(
     damage = LogReader(path).scan().damage
     if damage:
         notice(f"{log} is damaged: {damage}")
-    found = rebuild(path, to_step=step, module=module_from(module) if module else None)
+    try:
+        found = rebuild(path, to_step=step, module=module_from(module) if module else None)
+    except InputError as error:
+        raise InputError(f"{error}; is {log} the log of {run}?") from error
     different, stale = _different(found, wanted), found.stale_buffers
     if json:
         record = {"log": str(log), "run": str(run), "steps": found.step, "same": not different, "different": different}

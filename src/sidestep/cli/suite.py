@@ -95,7 +95,10 @@ def suite_command(arguments: list[str]) -> None:
 def _run(suite: Suite, environment: dict[str, Any], retry: bool, command: str) -> None:
     with stop_on_signals() as stop:
         try:
-            run_suite(suite, environment, _Lines(), stop, retry)
+            lines = _Lines()
+            run_suite(suite, environment, lines, stop, retry)
+            if not lines.printed:
+                show_line("nothing is left to run: all of these runs are finished")
         except Stopped as error:
             fail(f"stopped; finished runs are kept in {suite.out}. Go on with: {command}", 128 + error.signal_number)
 
@@ -103,11 +106,14 @@ def _run(suite: Suite, environment: dict[str, Any], retry: bool, command: str) -
 class _Lines:
     """Prints a line about every run."""
 
+    printed = 0
+
     def begin(self, words: str) -> None:
         """Nothing: a line is printed when it is known how the run went."""
 
     def end(self, words: str, record: Mapping[str, Any]) -> None:
         """Print how a run went."""
+        self.printed += 1
         if FAILED in record:
             show_line(f"{words}: {record[FAILED]['why']}")
             return

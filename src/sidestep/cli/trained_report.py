@@ -52,7 +52,9 @@ def report(run: Run, as_json: bool) -> None:
     )  # fmt: skip
     if result["qualities"]:
         which = "test" if result[f"test_{kind}"] is not None else "validation"
-        rows = [[name, *quality_cells(Quality(**quality), score)] for name, quality in result["qualities"].items()]
+        rows = [
+            [name, *quality_cells(Quality.from_record(quality), score)] for name, quality in result["qualities"].items()
+        ]
         show_table("", [f"{which}, by", *quality_columns(score)], rows)
     if "kept_step" in result:
         show(f"kept: the weights of step {result['kept_step']:,} of {result['steps']:,}, by the validation score")

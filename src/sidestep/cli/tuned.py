@@ -84,7 +84,7 @@ def _predict(
     Args:
         run: Folder of the fine-tune.
         file: The texts.
-        text: Of a table: the column of the texts.
+        text: Column of the texts in a table.
         out: Write all answers there, .csv: label, probability, text.
         base: Where the base model is now, if it has moved.
         device: Where to compute: auto, cpu, cuda, cuda:1, mps.

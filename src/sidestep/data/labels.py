@@ -130,10 +130,10 @@ def check_label_range(labels: Tensor, classes: int, where: str) -> None:
                 f"{where}: labels are 1 to {classes}, for {classes} classes, but must be 0 to {classes - 1}: "
                 "subtract 1 from them, and from those of the other splits where these begin at 1, too"
             )
-        index = int(wrong.int().argmax())
+        index, others = int(wrong.int().argmax()), int(wrong.sum()) - 1
         raise DataError(
             f"{where}: labels must be 0 to {classes - 1}, for {classes} classes; "
-            f"label {int(labels[index])} (index {index}) and {int(wrong.sum()) - 1} more are out of range; "
+            f"label {int(labels[index])} (index {index}) {f'and {others} more are' if others else 'is'} out of range; "
             "give class_names (in a .npz file: an array of strings) with a name for every class, or without any, "
             "train images of that class"
         )

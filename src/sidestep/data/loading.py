@@ -266,6 +266,9 @@ def _original_files(
 def _unknown(name: str) -> str:
     known = ", ".join(KNOWN)
     if os.sep in name or "." in name:
-        return f"{name}: no such file or folder; data are a .npz file, a folder, or one of {known}"
+        return f"{name}: no such file or folder; data are a .npz file, a table, a text, a folder, or one of {known}"
     hint = meant(name.lower().replace("_", "-"), KNOWN, cutoff=0.5)
-    return f"no data set is called {name!r}; {hint}known are {known}, or give a path to a .npz file or a folder"
+    return (
+        f"no data set is called {name!r}; {hint}known are {known}, or give a path: of a .npz file, a table (.csv, "
+        ".tsv, .parquet), a text (.txt) or a folder"
+    )

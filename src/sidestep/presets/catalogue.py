@@ -6,7 +6,7 @@ from sidestep.presets.noprop_recipes import improved_presets
 from sidestep.presets.preset import ANY_TEXT, Changes, PaperCell, Preset
 from sidestep.presets.stages import staged_presets
 from sidestep.presets.ternary import ternary_presets
-from sidestep.wording import meant
+from sidestep.wording import suggestion
 
 __all__ = [
     "ANY_TEXT",
@@ -41,8 +41,8 @@ def find_preset(name: str) -> Preset:
         InputError: if there is none.
     """
     if name not in PRESETS:
-        hint = meant(name, PRESETS, quoted=False)
-        raise InputError(f"no preset is called {name!r}: {hint}`sidestep presets` lists them")
+        said = suggestion(name, PRESETS, "`sidestep presets` lists them")
+        raise InputError(f"no preset is called {name!r}: {said}")
     return PRESETS[name]
 
 

@@ -1,6 +1,7 @@
 """What a step of the user's own loop is held to: the same model as before, and losses that are numbers."""
 
 import math
+import warnings
 from typing import Any
 
 import torch
@@ -8,10 +9,11 @@ from torch import nn
 
 from sidestep.errors import InputError, NonFiniteError
 from sidestep.nets.trained import parameters_of
+from sidestep.notices import RunNotice
 from sidestep.update import Seeded, Update, loss_values
 from sidestep.wording import counted
 
-__all__ = ["Table", "check_finite", "check_same", "table"]
+__all__ = ["Table", "check_finite", "check_same", "table", "tell_of_no_effect"]
 
 Table = list[tuple[int, bool, torch.Size]]
 
@@ -44,6 +46,19 @@ def check_finite(update: Update, step: int) -> None:
             f"the loss is {value} at step {step} ({name}); the model is as it was before this step; try a smaller "
             "learning rate, or look for extreme inputs"
         )
+
+
+def tell_of_no_effect(update: Update) -> None:
+    """Warn where an estimate from a function's losses is zero to the last bit: it may not call the attached model."""
+    numbers = [update.coefs] if isinstance(update, Seeded) else list(getattr(update, "gradients", {}).values())
+    if not numbers or any(bool(each.any()) for each in numbers):
+        return
+    warnings.warn(
+        "the first step changes nothing, for the loss is the same along all of its directions: does the function call "
+        "the model that was given to attach? If it does, the noise is too small to change the loss; take a larger eps",
+        RunNotice,
+        stacklevel=3,
+    )
 
 
 def _difference(before: list[Any], now: list[Any], names: list[str]) -> str:

@@ -26,7 +26,7 @@ How good probabilities are, two numbers say:
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from typing import Any
 
@@ -264,6 +264,21 @@ class Quality:
             return cls(accuracy, None, None, None, None, None)
         plain, tempered = torch.tensor(sums, dtype=torch.float64).view(2, -1)
         return cls(accuracy, *_nll_and_ece(tempered), temperature, *_nll_and_ece(plain))
+
+    def record(self, score_name: str) -> dict[str, float | None]:
+        """Return the numbers by name, the first of them as `accuracy` only if it is one, and as `score` otherwise.
+
+        >>> list(Quality(0.5, None, None, None, None, None).record("R2"))
+        ['score', 'nll', 'ece', 'temperature', 'raw_nll', 'raw_ece']
+        """
+        (_, first), *others = asdict(self).items()
+        return {"accuracy" if score_name == "accuracy" else "score": first, **dict(others)}
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, float | None]) -> "Quality":
+        """Return what `record` was made of."""
+        first, *others = record.values()
+        return cls(first, *others)  # type: ignore[arg-type]
 
 
 def _nll_and_ece(sums: Tensor) -> tuple[float, float]:

@@ -66,7 +66,8 @@ def read_config(path: Path) -> tuple[dict[str, Any], str | None]:
     try:
         entries = tomllib.loads(read_plain(path, _MOST).decode())
     except FileNotFoundError as error:
-        raise CheckpointError(f"{path.parent} is not the folder of a run: it has no {path.name}") from error
+        lacks = f"it has no {path.name}" if path.parent.is_dir() else "there is no such folder"
+        raise CheckpointError(f"{path.parent} is not the folder of a run: {lacks}") from error
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, ValueError, RecursionError) as error:

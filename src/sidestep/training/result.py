@@ -1,6 +1,5 @@
 """The end of a run: temperatures fitted, the model kept, all splits evaluated, in pieces that a stop does not lose."""
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -79,7 +78,7 @@ def finish(
         **{f"test_{name}": getattr(found["test"][best], name) if found["test"] else None for name in ("nll", "ece")},
         **_bits(loop, found, best),
         "readings": {name: quality.accuracy for name, quality in read.items()} if read else None,
-        "qualities": {name: dataclasses.asdict(quality) for name, quality in read.items()} if read else None,
+        "qualities": {name: quality.record(score) for name, quality in read.items()} if read else None,
         "calibration_images": calibration.images if calibration else 0,
         "test_pixels": pixels_digest(loop.data.test) if found["test"] else None,  # to know them again
         "device": str(compute.device),

@@ -21,7 +21,7 @@ from sidestep.rules.shared.any_module import LOSS, AnyModule, OwnSteps, as_dense
 from sidestep.rules.shared.chain import ChainOfStages
 from sidestep.rules.takes import check_quantized
 from sidestep.steplog.header import Header
-from sidestep.training.attached_checks import check_finite, check_same, table
+from sidestep.training.attached_checks import check_finite, check_same, table, tell_of_no_effect
 from sidestep.training.attached_files import load_attached, opened, save_attached, saved_example
 from sidestep.training.attached_log import AttachedLog, Fixed, fixed_options
 from sidestep.training.attached_ranks import AttachedRanks
@@ -123,6 +123,8 @@ class Step:
             NonFiniteError: if the loss is not a finite number; the model is then as it was before the step.
         """
         found = self.estimate(*batch)
+        if self.steps == 0 and len(batch) == 1:
+            tell_of_no_effect(found.update)
         self._take(found.update)
         return found.loss
 

@@ -63,7 +63,8 @@ def suite_tables(suite: Suite, environment: Mapping[str, Any]) -> Iterator[tuple
         for net in suite.nets:
             rows = list(rows_of(suite, data, net, SuiteRecords(file_of(suite.out, data, net), environment)))
             if any(row.runs for row in rows):
-                yield suite_table(f"{net} on {data}", rows), verdict(rows) or ""
+                lengths = _lengths(suite_budget(suite.budget, data, NETS[net].kind))
+                yield suite_table(f"{net} on {data}, budget {suite.budget}", rows), f"{lengths} {_said(suite, rows)}"
 
 
 def suite_page(suite: Suite, data: str, records: Mapping[str, SuiteRecords], command: str) -> str:
@@ -103,13 +104,19 @@ def _net(suite: Suite, data: str, net: str, rows: list[RowRuns], records: SuiteR
     yield f"## {net} on {data}"
     words = f"{NETS[net].words[0].upper()}{NETS[net].words[1:]}{f' ({widths})' if widths else ''}"
     yield _wrapped(f"{words}. {_lengths(budget)}")
-    said = verdict(rows)
+    said = _said(suite, rows)
     if said:
         yield _wrapped(said)
     yield suite_table(f"{net} on {data}", rows).markdown()
     used = {run["environment"] for row in rows for run in (*row.trials, *row.runs)}
     places = [records.environments[index] for index in sorted(used)]
     yield _wrapped("Computed by " + "; ".join(dict.fromkeys(map(_place, places))) + ".")
+
+
+def _said(suite: Suite, rows: list[RowRuns]) -> str:
+    """What the rows show; of a few steps on a few images, nothing."""
+    few = "The budget `tiny` is to see that everything runs: so few steps compare nothing."
+    return few if suite.budget == "tiny" else verdict(rows) or ""
 
 
 def _wrapped(text: str, indent: str = "") -> str:

@@ -30,9 +30,9 @@ class TuneOptions:
     data: Path = Path("texts.csv")
     """A table of texts and labels (.csv, .tsv, .parquet), or a text (.txt) whose next tokens are learned."""
     target: str | None = None
-    """Of a table: the column of the labels."""
+    """Column of the labels in a table."""
     text: str | None = None
-    """Of a table: the column of the texts. Default: the only other column, or the one called text or sentence."""
+    """Column of the texts in a table. Default: the only other column, or the one called text or sentence."""
     rule: str = "spsa"
     """spsa and evolution (forward passes alone), forward-gradient, or backprop."""
     train: Part | None = None
@@ -41,14 +41,14 @@ class TuneOptions:
     lora: int = 0
     """Train adapters of this rank (LoRA, by peft) and the new output layer in place of the model's own weights."""
     checkpointed: bool = False
-    """Of back-propagation: keep the inputs of layers only, and compute the rest again: less memory, more time."""
+    """Back-propagation keeps only what enters each layer and computes the rest again, for less memory and more time."""
     micro_batches: int = 1
-    """Of back-propagation: parts of a batch that are computed one after another, their gradients summed."""
+    """Parts of a batch that back-propagation computes one after another, their gradients summed."""
     steps: int = 200
     """Training steps."""
     stop_at: float | None = None
-    """Of labels: end at a look at the validation texts at which this share of them is right, 1 for all; also before the
-    first step. Default: all steps."""
+    """Share of the validation texts, up to 1, at which training ends once so many are right; also before the first
+    step. Default: all steps."""
     batch: int = 32
     """Texts, or rows of next tokens, in a step."""
     learning_rate: float | None = None
@@ -61,7 +61,7 @@ class TuneOptions:
     """A new output layer begins with what ridge regression makes of the model's own features, by one look at the texts
     without derivatives, or with drawn weights."""
     reads: Literal["layers", "last", "own"] = "layers"
-    """What a new output layer reads: the mean hidden states of all layers, those of the last one, or what the model's
+    """What a new output layer reads, the mean hidden states of all layers, those of the last one, or what the model's
     own class for labels gives it."""
     length: int | None = None
     """Most tokens of a text, or of a row of next tokens; what is longer is cut. Default: 64, or all that the model has

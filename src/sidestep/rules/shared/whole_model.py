@@ -74,7 +74,8 @@ class OnWholeModel(Rule[WholeNet]):
         if not trains_any(self.rule):
             raise InputError(
                 f"{self.rule.name} builds nets of its own kind and trains no whole model; take a rule that does "
-                "(`sidestep rules` shows which), or give a module for a part of its net, module="
+                "(`sidestep rules` shows which), give its hidden layers as module=, to which the rule adds an output "
+                "layer, or train the model as it is in a loop of your own, sidestep.attach, where the rule allows it"
             )
         own = replace(type(self).takes, optimizer=self.rule.takes.optimizer, rounded=self.rule.takes.rounded)
         object.__setattr__(self, "takes", own)
