@@ -125,7 +125,7 @@ def test_a_rule_trains_on_a_table_or_says_that_it_does_not(name, kind):
     if kind == "values":
         assert run.result["score"] == "R2"
         first = next(iter(run.result["qualities"].values()))
-        assert (first["score"], "accuracy" in first) == (run.result["test_score"], False)
+        assert (first["R2"], "accuracy" in first) == (run.result["test_score"], False)
         assert "test_accuracy" not in run.result
 
 
@@ -188,7 +188,7 @@ class TestCommandLine:
         status, said = self.command(capsys, "eval", str(run), "--json")
         assert status == 0
         found = json.loads(said.out.splitlines()[-1])
-        assert found["accuracy"] > 0.9
+        assert found["R2"] > 0.9
         assert found["nll"] is None
         status, said = self.command(capsys, "eval", str(run))
         assert "R2" in said.out

@@ -266,13 +266,13 @@ class Quality:
         return cls(accuracy, *_nll_and_ece(tempered), temperature, *_nll_and_ece(plain))
 
     def record(self, score_name: str) -> dict[str, float | None]:
-        """Return the numbers by name, the first of them as `accuracy` only if it is one, and as `score` otherwise.
+        """Return the numbers by name; that of the first is the objective's, `accuracy` for classes.
 
         >>> list(Quality(0.5, None, None, None, None, None).record("R2"))
-        ['score', 'nll', 'ece', 'temperature', 'raw_nll', 'raw_ece']
+        ['R2', 'nll', 'ece', 'temperature', 'raw_nll', 'raw_ece']
         """
         (_, first), *others = asdict(self).items()
-        return {"accuracy" if score_name == "accuracy" else "score": first, **dict(others)}
+        return {"score" if score_name in dict(others) else score_name: first, **dict(others)}
 
     @classmethod
     def from_record(cls, record: Mapping[str, float | None]) -> "Quality":
