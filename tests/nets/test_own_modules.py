@@ -11,7 +11,6 @@ from sidestep.errors import InputError
 from sidestep.nets.check_module import check_module
 from sidestep.nets.user_modules import image_paths
 from sidestep.noise import Noise
-from sidestep.notices import RunNotice
 from sidestep.rules import (
     SPSA,
     Backprop,
@@ -393,11 +392,3 @@ def test_an_estimate_leaves_a_net_with_a_layer_that_stands_twice_as_it_was(name)
     RULES[name].estimate(net, batch, Noise(0))
     RULES[name].true_gradients(net, batch)
     assert [(key, id(parameter)) for key, parameter in net.named_parameters()] == before
-
-
-@pytest.mark.parametrize("rule", [LocalLoss(), FeedbackAlignment(), SPSA(), NoiseStep(), Backprop(net="mlp")])
-def test_an_output_layer_left_in_the_module_is_told_of(rule):
-    hidden = [nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 8), nn.ReLU()]
-    rule.build(TASK, Noise(0), None, lambda: nn.Sequential(*copy.deepcopy(hidden)))  # no warning, or the test fails
-    with pytest.warns(RunNotice, match="a linear layer of 4 outputs, and the rule adds an output layer of 4 behind"):
-        rule.build(TASK, Noise(0), None, lambda: nn.Sequential(*copy.deepcopy(hidden), nn.Linear(8, 4)))

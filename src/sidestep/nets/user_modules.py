@@ -1,7 +1,6 @@
 """Image paths that are given from outside: one freshly initialised module per block."""
 
 import copy
-import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
 from weakref import WeakSet
@@ -14,9 +13,8 @@ from sidestep.errors import InputError
 from sidestep.nets.check_module import check_module, made_by, name_of
 from sidestep.nets.shapes import Shape
 from sidestep.noise import Noise
-from sidestep.notices import RunNotice
 
-__all__ = ["ImagePath", "each_image_path", "image_paths", "parts_in_order", "tell_of_output_layer"]
+__all__ = ["ImagePath", "each_image_path", "image_paths", "parts_in_order"]
 
 ImagePath = nn.Module | Callable[[], nn.Module]
 
@@ -54,18 +52,6 @@ def each_image_path(
         seen.add(path)
         yield path
         del path
-
-
-def tell_of_output_layer(path: nn.Module, outputs: int) -> None:
-    """Warn of a chain that ends in a linear layer of as many outputs as the output layer that will follow it."""
-    last = (parts_in_order(path) or [path])[-1]
-    if isinstance(last, nn.Linear) and last.out_features == outputs:
-        warnings.warn(
-            f"the module ends in a linear layer of {outputs} outputs, and the rule adds an output layer of {outputs} "
-            "behind it: leave yours out of module=, unless the net is to be so narrow there",
-            RunNotice,
-            stacklevel=2,
-        )
 
 
 def parts_in_order(path: nn.Module) -> list[nn.Module]:

@@ -20,7 +20,7 @@ from sidestep.nets.shapes import image_sides
 from sidestep.nets.stages.heads import logits_of_heads
 from sidestep.nets.ternary.nets import ChannelsLast, GridAverage
 from sidestep.nets.trained import check_own_weights
-from sidestep.nets.user_modules import ImagePath, image_paths, parts_in_order, tell_of_output_layer
+from sidestep.nets.user_modules import ImagePath, image_paths, parts_in_order
 from sidestep.noise import Noise
 from sidestep.wording import counted
 
@@ -95,7 +95,6 @@ def layerwise_own(
         InputError: for a module that is not an nn.Sequential with weights in several of its parts.
     """
     path = image_paths(module, 1, noise.stream("own"), image_shape)[0]
-    tell_of_output_layer(path, classes)
     stages = stages_of(path)
     if len(stages) < (2 if local else least):
         if isinstance(path, nn.Sequential):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from sidestep.errors import InputError
 from sidestep.nets.precision import at_least_float32
 from sidestep.nets.trained import check_own_weights
-from sidestep.nets.user_modules import ImagePath, image_paths, parts_in_order, tell_of_output_layer
+from sidestep.nets.user_modules import ImagePath, image_paths, parts_in_order
 from sidestep.noise import Noise
 
 __all__ = ["GroupHeads", "StagedNet", "check_layers", "staged_mlp", "staged_own"]
@@ -109,7 +109,6 @@ def staged_own(module: ImagePath, image_shape: tuple[int, ...], classes: int, lo
     each gets a head on all of its features.
     """
     path = image_paths(module, 1, noise, image_shape)[0]
-    tell_of_output_layer(path, classes)
     stages = _cut(path) if local else [path]
     image, heads = torch.zeros(2, *image_shape), []
     check_layers(path)

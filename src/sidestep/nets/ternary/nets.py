@@ -22,7 +22,7 @@ from sidestep.nets.stages.heads import logits_of_heads
 from sidestep.nets.ternary.convert import ternarize
 from sidestep.nets.ternary.layers import TernaryConv2d, TernaryLayer, TernaryLinear, ternary_parameters
 from sidestep.nets.trained import check_own_weights
-from sidestep.nets.user_modules import ImagePath, image_paths, parts_in_order, tell_of_output_layer
+from sidestep.nets.user_modules import ImagePath, image_paths, parts_in_order
 from sidestep.noise import Noise
 
 __all__ = [
@@ -213,9 +213,7 @@ def ternary_own(
     Raises:
         InputError: for layers that have no ternary form, or a module without stages where they are needed.
     """
-    given = image_paths(module, 1, noise.stream("own"), image_shape)[0]
-    tell_of_output_layer(given, classes)
-    path = ternarize(given, noise)
+    path = ternarize(image_paths(module, 1, noise.stream("own"), image_shape)[0], noise)
     stages = ternary_stages_of(path) if local else [path]
     if local and len(stages) < 2:
         raise InputError(
