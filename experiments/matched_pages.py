@@ -9,16 +9,17 @@ the same records give the same pages. What stands between the marks of a page is
 """
 
 import argparse
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from experiments.given import a_count
 from sidestep.bench.suite.page import write_pages
-from sidestep.bench.suite.suite import Suite, chosen_rows
+from sidestep.bench.suite.suite import Suite, chosen_rows, file_of
 
 BEGIN, END = "<!-- the matched suite -->", "<!-- end of the matched suite -->"
 PAGES = {"mnist": Path("docs/rules-compared.md"), "cifar10": Path("docs/rules-cifar10.md")}
-STAGES, BLOCKS = ("mlp", "conv"), ("blocks-3", "blocks-1")
+STAGES, BLOCKS = ("mlp", "conv"), ("blocks-3",)
 NETS = {"mnist": STAGES + BLOCKS, "cifar10": STAGES}
 REPORT = Path("docs/results")
 TERNARY = Path("docs/ternary-results.md")
@@ -50,6 +51,13 @@ def replace_between_marks(page: Path, body: str) -> None:
     if not (begin and end):
         raise ValueError(f"{page} lacks the marks {BEGIN} and {END}")
     page.write_text(f"{before}{BEGIN}\n\n{body}\n\n{END}{after}", encoding="utf-8")
+
+
+def seeds_of(data: str, net: str, runs: Path) -> int:
+    """Return how many seeds back-propagation has on a net, in the records of docs/results or of a folder of runs."""
+    files = [REPORT / f"matched-{data}-{net}.jsonl", file_of(runs, data, net)]
+    rows = [json.loads(line) for file in files if file.exists() for line in file.read_text("utf-8").splitlines()]
+    return len({row["number"] for row in rows if row.get("kind") == "seed" and row["row"] == "backprop"})
 
 
 def part_of_tables(text: str, rows: Sequence[str], columns: Sequence[str]) -> str:
@@ -84,8 +92,11 @@ def main() -> None:
     for data, page in PAGES.items():
         nets = NETS[data]
         suite = Suite((data,), nets, chosen_rows([]), given.seeds, given.trials, given.budget, given.runs)
-        words = f"--data {data} --nets {','.join(nets)} --seeds {given.seeds} --trials {given.trials}"
-        write_pages(suite, {}, REPORT, f"sidestep bench --suite matched {words} --budget {given.budget}")
+        words = f"sidestep bench --suite matched --data {data} --trials {given.trials} --budget {given.budget}"
+        made_by = [
+            f"{words} --nets {net} --seeds {count}" for net in nets if (count := seeds_of(data, net, given.runs))
+        ]
+        write_pages(suite, {}, REPORT, "\n    ".join(made_by))
         made = REPORT / f"matched-{data}.md"
         if made.exists():
             put_into(page, made)

@@ -498,6 +498,19 @@ def test_a_test_split_in_other_units_or_of_another_dtype_is_told_before_training
     assert (status, "those of train torch.float32" in error, Path("b").exists()) == (2, True, False)
 
 
+def test_the_log_of_another_run_is_told_from_one_that_is_beyond(capsys):
+    for name, steps in (("short", "2"), ("long", "5")):
+        words = ["--hidden", "16,16", "--steps", steps, "--out", name]
+        assert run(capsys, "train", "noise-step", *words)[0] == 0
+    assert run(capsys, "verify", "long", "long")[0] == 0
+    status, _, error = run(capsys, "verify", "short", "long")
+    assert (status, "short holds 2 steps, and long has taken 5: it is the log of another run" in error) == (2, True), (
+        error
+    )
+    status, _, error = run(capsys, "verify", "long", "long", "--module", "no.py:make")
+    assert (status, "of another run" in error) == (2, False), error
+
+
 def test_a_folder_that_is_not_there_and_the_beginning_of_a_presets_name(capsys):
     status, _, error = run(capsys, "eval", "runs/nothing")
     assert (status, "runs/nothing is not the folder of a run: there is no such folder" in error) == (2, True), error

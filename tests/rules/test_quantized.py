@@ -401,3 +401,14 @@ def test_a_layer_that_holds_its_weights_transposed_becomes_a_linear_one():
     assert torch.equal(found.scale, beside.scale)
     torch.testing.assert_close(found(ROWS), wanted, atol=0.1, rtol=0)
     assert not torch.equal(found(ROWS), wanted)
+
+
+def test_weights_that_two_layers_hold_in_different_order_are_refused():
+    one, other = type("Conv1D", (Transposed,), {"__module__": "transformers.pytorch_utils"})(8, 8), nn.Linear(8, 8)
+    other.weight = one.weight
+    net = nn.Sequential(one, other)
+    with pytest.raises(
+        InputError, match=r"layer 1 \(Linear\) shares its weights with a layer that holds them transposed"
+    ):
+        quantize(net)
+    assert net[0] is one  # nothing was changed

@@ -61,12 +61,15 @@ def same(one, other):
 def test_a_function_that_does_not_call_the_model_is_told_of_once(rule):
     model = make(dropout=0)
     before, step = state(model), sidestep.attach(model, rule)
-    with pytest.warns(RunNotice, match="does the function call the model"):
+    with pytest.warns(RunNotice, match="does not come from the model that was attached"):
         step(lambda: torch.tensor(1.0))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         step(lambda: torch.tensor(1.0))
         sidestep.attach(model, rule)(loss_of(model))
+        sidestep.attach(model, Backprop())(lambda: 0 * loss_of(model)())  # which has no directions
+    with pytest.warns(RunNotice, match="estimate is zero"):
+        sidestep.attach(model, rule).estimate(lambda: torch.tensor(1.0))
     assert not same(before, state(model))
 
 

@@ -184,13 +184,16 @@ def _verify(
         return verify_tuned(log, run, base, json)
     wanted, step = _trained(run)
     path = _log(log)
-    damage = LogReader(path).scan().damage
+    scan = LogReader(path).scan()
+    damage = scan.damage
     if damage:
         notice(f"{log} is damaged: {damage}")
-    try:
-        found = rebuild(path, to_step=step, module=module_from(module) if module else None)
-    except InputError as error:
-        raise InputError(f"{error}; is {log} the log of {run}?") from error
+    elif step is not None and scan.steps < step:
+        raise InputError(
+            f"{log} holds {scan.steps:,} steps, and {run} has taken {step:,}: it is the log of another run, or a copy "
+            "that was made before the run ended"
+        )
+    found = rebuild(path, to_step=step, module=module_from(module) if module else None)
     different, stale = _different(found, wanted), found.stale_buffers
     if json:
         record = {"log": str(log), "run": str(run), "steps": found.step, "same": not different, "different": different}

@@ -98,7 +98,7 @@ def _run(suite: Suite, environment: dict[str, Any], retry: bool, command: str) -
             lines = _Lines()
             run_suite(suite, environment, lines, stop, retry)
             if not lines.printed:
-                show("nothing is left to run: all of these runs are finished")
+                show("no run was taken: what fits these nets is finished, or has failed before (--retry)")
         except Stopped as error:
             fail(f"stopped; finished runs are kept in {suite.out}. Go on with: {command}", 128 + error.signal_number)
 

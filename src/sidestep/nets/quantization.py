@@ -56,8 +56,9 @@ def quantize(module: nn.Module, bits: Literal[8, 4, 2] = 8, headroom: float = 1.
     if not made:
         kinds = sorted({type(part).__name__ for part in module.modules() if part._parameters}) or ["none"]
         raise InputError(
-            "the module has nothing to quantise: nn.Linear, nn.Conv2d and nn.Embedding, of exactly these types, are "
-            f"taken, and its layers with parameters are {', '.join(kinds)}; put one of those in, or train it as it is"
+            "the module has nothing to quantise: nn.Linear, nn.Conv2d, nn.Embedding, of exactly these types, and "
+            f"transformers' Conv1D are taken, and its layers with parameters are {', '.join(kinds)}; put one of those "
+            "in, or train it as it is"
         )
     return module if whole is None else whole
 
@@ -91,6 +92,7 @@ def _is_transposed(layer: nn.Module) -> bool:
 
 def _check(module: nn.Module) -> None:
     """Raise InputError for what cannot be quantised, before anything is changed."""
+    turned: dict[int, bool] = {}  # weight -> whether its rows are inputs
     for name, layer in module.named_modules():
         where = f"layer {name or 'the module itself'} ({type(layer).__name__})"
         if isinstance(layer, nn.TransformerEncoderLayer | nn.TransformerDecoderLayer):
@@ -105,6 +107,8 @@ def _check(module: nn.Module) -> None:
             raise InputError(
                 f"{where} cannot be quantised: it has hooks, which its new form would not run; remove them first"
             )
+        if turned.setdefault(id(own.weight), _is_transposed(layer)) != _is_transposed(layer):
+            raise InputError(f"{where} shares its weights with a layer that holds them transposed; give each its own")
         if not own.weight.is_floating_point():
             raise InputError(
                 f"{where} has weights of {own.weight.dtype}, and only floats are quantised; give the module in "

@@ -49,15 +49,14 @@ def check_finite(update: Update, step: int) -> None:
 
 
 def tell_of_no_effect(update: Update) -> None:
-    """Warn where an estimate from a function's losses is zero to the last bit: it may not call the attached model."""
-    numbers = [update.coefs] if isinstance(update, Seeded) else list(getattr(update, "gradients", {}).values())
-    if not numbers or any(bool(each.any()) for each in numbers):
+    """Warn of forward passes whose losses are the same along all directions: they may not come from the model."""
+    if not isinstance(update, Seeded) or bool(update.coefs.any()):
         return
     warnings.warn(
-        "the first step changes nothing, for the loss is the same along all of its directions: does the function call "
-        "the model that was given to attach? If it does, the noise is too small to change the loss; take a larger eps",
+        "the loss is the same along all directions of the first step, so its estimate is zero: the loss does not come "
+        "from the model that was attached, or the noise is too small to change it; take a larger eps",
         RunNotice,
-        stacklevel=3,
+        stacklevel=4,
     )
 
 

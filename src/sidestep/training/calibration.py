@@ -26,7 +26,7 @@ How good probabilities are, two numbers say:
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import cache
 from typing import Any
 
@@ -266,19 +266,21 @@ class Quality:
         return cls(accuracy, *_nll_and_ece(tempered), temperature, *_nll_and_ece(plain))
 
     def record(self, score_name: str) -> dict[str, float | None]:
-        """Return the numbers by name; that of the first is the objective's, `accuracy` for classes.
+        """Return the numbers by name: the first as `accuracy` if it is one, else by the name of the objective's score.
 
         >>> list(Quality(0.5, None, None, None, None, None).record("R2"))
         ['R2', 'nll', 'ece', 'temperature', 'raw_nll', 'raw_ece']
         """
         (_, first), *others = asdict(self).items()
-        return {"score" if score_name in dict(others) else score_name: first, **dict(others)}
+        plain = "accuracy" if "accuracy" in score_name else score_name
+        return {"score" if plain in dict(others) else plain: first, **dict(others)}
 
     @classmethod
     def from_record(cls, record: Mapping[str, float | None]) -> "Quality":
         """Return what `record` was made of."""
-        first, *others = record.values()
-        return cls(first, *others)  # type: ignore[arg-type]
+        names = [each.name for each in fields(cls)[1:]]
+        (first,) = (value for name, value in record.items() if name not in names)
+        return cls(first, *(record[name] for name in names))  # type: ignore[arg-type]
 
 
 def _nll_and_ece(sums: Tensor) -> tuple[float, float]:

@@ -123,8 +123,6 @@ class Step:
             NonFiniteError: if the loss is not a finite number; the model is then as it was before the step.
         """
         found = self.estimate(*batch)
-        if self.steps == 0 and len(batch) == 1:
-            tell_of_no_effect(found.update)
         self._take(found.update)
         return found.loss
 
@@ -161,6 +159,8 @@ class Step:
             else:
                 update = self._attached.estimate(batch, self.noise)
             check_finite(update, self.steps)
+        if self.steps == 0 and len(batch) == 1:
+            tell_of_no_effect(update)
         of_outputs = [name for name in update.losses if name.endswith(f": {self._objective.name}")]
         last = LOSS if LOSS in update.losses else list(update.losses)[-1]
         return Estimate(update, update.losses[of_outputs[-1] if of_outputs else last], self)

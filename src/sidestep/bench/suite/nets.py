@@ -54,7 +54,7 @@ def fitted(row: MatchedRule, net: Net, data: str, shape: tuple[int, ...]) -> Fit
     if net.kind in row.unfit:
         return NoFit(row.unfit[net.kind])
     if net.kind not in row.nets:
-        return NoFit("this variant is compared on the other nets")
+        return NoFit("the suite has this row on other nets")
     if net.kind == "blocks":
         found = _blocks(kind, fields, net)
     else:

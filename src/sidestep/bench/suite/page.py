@@ -64,7 +64,10 @@ def suite_tables(suite: Suite, environment: Mapping[str, Any]) -> Iterator[tuple
             rows = list(rows_of(suite, data, net, SuiteRecords(file_of(suite.out, data, net), environment)))
             if any(row.runs for row in rows):
                 lengths = _lengths(suite_budget(suite.budget, data, NETS[net].kind))
-                yield suite_table(f"{net} on {data}, budget {suite.budget}", rows), f"{lengths} {_said(suite, rows)}"
+                yield (
+                    suite_table(f"{net} on {data}, budget {suite.budget}", rows),
+                    f"{lengths} {_said(suite, rows)}".rstrip(),
+                )
 
 
 def suite_page(suite: Suite, data: str, records: Mapping[str, SuiteRecords], command: str) -> str:

@@ -98,6 +98,8 @@ def fit_table(title: str, rows: Sequence[RowRuns]) -> Table:
             why = f"does not fit: {row.why}"
         elif failures:
             why = f"failed: {failures[0][FAILED]['why']}"
+        elif row.row.counted:
+            why = "not counted yet"
         else:
             why = f"not run yet ({counted(len(row.trials), 'trial')} of its search)"
         found.setdefault(why, []).append(row.row.name)

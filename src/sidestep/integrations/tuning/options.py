@@ -61,7 +61,7 @@ class TuneOptions:
     """A new output layer begins with what ridge regression makes of the model's own features, by one look at the texts
     without derivatives, or with drawn weights."""
     reads: Literal["layers", "last", "own"] = "layers"
-    """What a new output layer reads, the mean hidden states of all layers, those of the last one, or what the model's
+    """Hidden states that a new output layer reads: means of those of all layers, of the last one, or what the model's
     own class for labels gives it."""
     length: int | None = None
     """Most tokens of a text, or of a row of next tokens; what is longer is cut. Default: 64, or all that the model has
