@@ -500,7 +500,7 @@ def test_a_test_split_in_other_units_or_of_another_dtype_is_told_before_training
 
 def test_the_log_of_another_run_is_told_from_one_that_is_beyond(capsys):
     for name, steps in (("short", "2"), ("long", "5")):
-        words = ["--hidden", "16,16", "--steps", steps, "--out", name]
+        words = ["--hidden", "16", "16", "--steps", steps, "--out", name]
         assert run(capsys, "train", "noise-step", *words)[0] == 0
     assert run(capsys, "verify", "long", "long")[0] == 0
     status, _, error = run(capsys, "verify", "short", "long")
