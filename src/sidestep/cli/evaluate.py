@@ -1,7 +1,7 @@
 """`sidestep eval RUN`: how good a trained run is, by every reading of its rule."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -88,15 +88,11 @@ def _evaluate(
     found_by = trained.assess(part, all_words(reading))
     unfinished = RunFolder(run).unfinished(trained.step)
     if json:
-        records = {name: quality.record(trained.task.objective.score_name) for name, quality in found_by.items()}
         show_json({
             "rule": trained.rule.name, "variant": variant_of(trained.rule),
             "data": found.name, "split": split, "images": len(part), "seed": trained.seed,
             "settings": list(given), "finished": unfinished is None,
-            "steps": trained.step, **records[next(iter(records))],
-            "readings": {name: quality.accuracy for name, quality in found_by.items()},
-            "qualities": records,
-            **({"bits_per_token": bits} if (bits := _bits(trained, found_by)) else {}), "run": str(run),
+            "steps": trained.step, **_records(trained, found_by), "run": str(run),
         })  # fmt: skip
         return
     title = f"{trained.rule.name} on {found.name}, {split}, {counted(len(part), row)}"
@@ -109,6 +105,17 @@ def _evaluate(
         show(f"variant: {variant}")
     for missing in () if score else dict.fromkeys(filter(None, map(trained.uncalibrated, found_by))):
         show(f"without T, NLL and ECE are those of scores: {missing}")
+
+
+def _records(trained: Run, found: dict[str, Quality]) -> dict[str, Any]:
+    """Return the numbers of the first reading, and those of all by their names."""
+    qualities = {name: quality.record(trained.task.objective.score_name) for name, quality in found.items()}
+    return {
+        **next(iter(qualities.values())),
+        "readings": {name: quality.accuracy for name, quality in found.items()},
+        "qualities": qualities,
+        **({"bits_per_token": bits} if (bits := _bits(trained, found)) else {}),
+    }
 
 
 def _bits(trained: Run, found: dict[str, Quality]) -> dict[str, float | None]:
