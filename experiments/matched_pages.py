@@ -9,11 +9,11 @@ the same records give the same pages. What stands between the marks of a page is
 """
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from experiments.given import a_count
+from experiments.kept_rows import kept_rows
 from sidestep.bench.suite.page import write_pages
 from sidestep.bench.suite.suite import Suite, chosen_rows, file_of
 
@@ -56,7 +56,7 @@ def replace_between_marks(page: Path, body: str) -> None:
 def seeds_of(data: str, net: str, runs: Path) -> int:
     """Return how many seeds back-propagation has on a net, in the records of docs/results or of a folder of runs."""
     files = [REPORT / f"matched-{data}-{net}.jsonl", file_of(runs, data, net)]
-    rows = [json.loads(line) for file in files if file.exists() for line in file.read_text("utf-8").splitlines()]
+    rows = [row for file in files for row in kept_rows(file)]
     return len({row["number"] for row in rows if row.get("kind") == "seed" and row["row"] == "backprop"})
 
 

@@ -119,7 +119,7 @@ def _net(suite: Suite, data: str, net: str, rows: list[RowRuns], records: SuiteR
 def _said(suite: Suite, rows: list[RowRuns]) -> str:
     """What the rows show; of a few steps on a few images, nothing."""
     few = "The budget `tiny` is to see that everything runs: so few steps compare nothing."
-    return few if suite.budget == "tiny" else verdict(rows) or ""
+    return few if suite.budget == "tiny" else verdict(rows)
 
 
 def _wrapped(text: str, indent: str = "") -> str:
