@@ -338,6 +338,12 @@ def test_bad_batches_are_refused_in_a_sentence_and_nothing_moves():
             ((INPUTS, None), "targets are missing|targets for|got Tensor, NoneType"),
             ((INPUTS, TARGETS[:5]), r"64 examples, and targets of shape \(5,\)"),
             ((INPUTS, TARGETS + 1), "out of range .*Target 3 is out of bounds"),
+            ((INPUTS[:0], TARGETS[:0]), r"the batch is empty: its shape is \(0, 8\)"),
+            (
+                (INPUTS[:, :5], TARGETS),
+                r"does not fit the batch \(mat1 .*\): the inputs are \(64, 5\) of float32.*give",
+            ),
+            ((INPUTS.double(), TARGETS), r"does not fit the batch \(.*\): the inputs are \(64, 8\) of float64.*give"),
         ):
             with pytest.raises(InputError, match=words):
                 step(*batch)
@@ -350,6 +356,17 @@ def test_bad_batches_are_refused_in_a_sentence_and_nothing_moves():
             step(INPUTS * float("nan"), TARGETS)
         assert same(before, state(model))
         assert step.steps == 0
+
+
+def test_an_error_of_the_models_own_code_passes_as_it_is():
+    class Broken(nn.Linear):
+        def forward(self, rows):
+            raise RuntimeError("a fault of my own")
+
+    model = nn.Sequential(nn.Linear(8, 8), Residual(8), Broken(8, 3))
+    for rule in (LocalLoss(), SPSA()):
+        with pytest.raises(RuntimeError, match=r"^a fault of my own$"):
+            sidestep.attach(model, rule)(INPUTS, TARGETS)
 
 
 def test_a_loss_that_is_not_one_number_per_example_is_refused():

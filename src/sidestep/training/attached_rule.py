@@ -18,6 +18,7 @@ from sidestep.rules.shared.any_module import AnyModule, apply_by, as_dense, deci
 from sidestep.rules.shared.chain import ChainOfStages, HasFormOnStages
 from sidestep.rules.shared.dense import apply_dense
 from sidestep.rules.shared.flips import flips_of_part
+from sidestep.training.attached_batch import check_number, explained
 from sidestep.training.own_optimizer import OptimizerFactory, check_steps_along_gradients, made_optimizer
 from sidestep.update import Flips, Seeded, Update
 
@@ -143,10 +144,8 @@ class Chain(Built):
         if factory is not None:
             check_steps_along_gradients(rule, "optimizer")
         own = for_objective(rule, objective)
-        try:
+        with explained(example, None):
             net = rule.adopt(model, example, noise)
-        except IndexError as error:
-            raise _out_of_range(error) from error
         own = own.on_stages() if isinstance(own, HasFormOnStages) else own
         super().__init__(own, net, made_optimizer(factory, own.optimizer(net)), factory is not None)
         self._objective, self._model = objective, model
@@ -168,11 +167,9 @@ class Chain(Built):
                 "attach(..., objective=loss_function)"
             )
         inputs, targets = _pair(arguments)
-        _check_number(inputs, targets)
-        try:
+        check_number(inputs, targets)
+        with explained(inputs, targets):
             return super().estimate((Batch(inputs, targets, self._objective, share),), noise)
-        except IndexError as error:
-            raise _out_of_range(error) from error
 
 
 def take_update(attached: Attached, update: Update, record: Callable[[Update], None] | None) -> None:
@@ -233,24 +230,8 @@ def _explain_backward(error: RuntimeError) -> None:
 
 
 def _loss(objective: Objective, model: nn.Module, inputs: Any, targets: Any) -> Tensor:
-    _check_number(inputs, targets)
-    try:
+    check_number(inputs, targets)
+    with explained(inputs, targets):
         outputs = called(model, inputs, "call step(lambda: ...) with a function that takes the loss from it")
-        _check_number(outputs, targets)
+        check_number(outputs, targets)
         return objective.mean(outputs, targets)
-    except IndexError as error:
-        raise _out_of_range(error) from error
-
-
-def _check_number(rows: Any, targets: Any) -> None:
-    """Raise InputError for another number of targets than examples."""
-    if isinstance(rows, Tensor) and isinstance(targets, Tensor) and targets.shape[:1] != rows.shape[:1]:
-        raise InputError(f"there are {len(rows)} examples, and targets of shape {tuple(targets.shape)}; each needs one")
-
-
-def _out_of_range(error: IndexError) -> InputError:
-    """Return the error that names classes and tokens which the model does not have."""
-    return InputError(
-        f"an input or a target is out of range ({error}); class labels count from 0 to the outputs' width - 1, "
-        "token ids to the rows of the embedding - 1"
-    )
