@@ -13,9 +13,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from experiments.given import a_count
-from experiments.kept_rows import kept_rows
 from sidestep.bench.suite.page import write_pages
+from sidestep.bench.suite.records import SuiteRecords
 from sidestep.bench.suite.suite import Suite, chosen_rows, file_of
+from sidestep.bench.suite.table import rows_of
 
 BEGIN, END = "<!-- the matched suite -->", "<!-- end of the matched suite -->"
 PAGES = {"mnist": Path("docs/rules-compared.md"), "cifar10": Path("docs/rules-cifar10.md")}
@@ -53,11 +54,11 @@ def replace_between_marks(page: Path, body: str) -> None:
     page.write_text(f"{before}{BEGIN}\n\n{body}\n\n{END}{after}", encoding="utf-8")
 
 
-def seeds_of(data: str, net: str, runs: Path) -> int:
-    """Return how many seeds back-propagation has on a net, in the records of docs/results or of a folder of runs."""
-    files = [REPORT / f"matched-{data}-{net}.jsonl", file_of(runs, data, net)]
-    rows = [row for file in files for row in kept_rows(file)]
-    return len({row["number"] for row in rows if row.get("kind") == "seed" and row["row"] == "backprop"})
+def seeds_of(suite: Suite, data: str, net: str) -> int:
+    """Return the most seeds that a row of a net's table has, by the records of docs/results and the suite's folder."""
+    records = SuiteRecords(file_of(suite.out, data, net), {})
+    records.take(REPORT / f"matched-{data}-{net}.jsonl")
+    return max((len(row.runs) for row in rows_of(suite, data, net, records)), default=0)
 
 
 def part_of_tables(text: str, rows: Sequence[str], columns: Sequence[str]) -> str:
@@ -93,9 +94,7 @@ def main() -> None:
         nets = NETS[data]
         suite = Suite((data,), nets, chosen_rows([]), given.seeds, given.trials, given.budget, given.runs)
         words = f"sidestep bench --suite matched --data {data} --trials {given.trials} --budget {given.budget}"
-        made_by = [
-            f"{words} --nets {net} --seeds {count}" for net in nets if (count := seeds_of(data, net, given.runs))
-        ]
+        made_by = [f"{words} --nets {net} --seeds {count}" for net in nets if (count := seeds_of(suite, data, net))]
         write_pages(suite, {}, REPORT, "\n    ".join(made_by))
         made = REPORT / f"matched-{data}.md"
         if made.exists():

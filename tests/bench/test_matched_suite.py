@@ -2,11 +2,13 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 import torch
 
-from experiments.matched_pages import BEGIN, END, put_into
+from experiments import matched_pages
+from experiments.matched_pages import BEGIN, END, put_into, seeds_of
 from sidestep.bench.comparison.records import ComparisonFolder
 from sidestep.bench.suite.errors import difference
 from sidestep.bench.suite.nets import NoFit, fitted
@@ -293,3 +295,13 @@ def test_what_cannot_work_is_said_in_a_sentence(words, said, tmp_path, capsys):
         main(["bench", "--suite", "matched", "--out", str(tmp_path), *words])
     assert ended.value.code
     assert said in capsys.readouterr().err
+
+
+def test_the_pages_command_names_as_many_seeds_as_a_table_has(monkeypatch):
+    monkeypatch.setattr(matched_pages, "REPORT", Path(__file__).parents[2] / "docs" / "results")
+    suite = Suite(("mnist",), ("mlp", "blocks-3", "blocks-1"), chosen_rows([]), 5, 12, "quick", Path("none"))
+    assert [seeds_of(suite, "mnist", net) for net in suite.nets] == [5, 3, 0]
+    fewer = dataclasses.replace(suite, seeds=2)
+    assert seeds_of(fewer, "mnist", "mlp") == 2
+    other = dataclasses.replace(suite, budget="full")  # whose runs are not among the records
+    assert seeds_of(other, "mnist", "mlp") == 0

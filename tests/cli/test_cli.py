@@ -508,7 +508,7 @@ def test_the_log_of_another_run_is_told_from_one_that_is_beyond(capsys):
         error
     )
     status, _, error = run(capsys, "verify", "long", "long", "--module", "no.py:make")
-    assert (status, "of another run" in error) == (2, False), error
+    assert (status, "no.py" in error, "log of" in error) == (2, True, False), error
 
 
 def test_a_folder_that_is_not_there_and_the_beginning_of_a_presets_name(capsys):

@@ -338,12 +338,13 @@ def test_bad_batches_are_refused_in_a_sentence_and_nothing_moves():
             ((INPUTS, None), "targets are missing|targets for|got Tensor, NoneType"),
             ((INPUTS, TARGETS[:5]), r"64 examples, and targets of shape \(5,\)"),
             ((INPUTS, TARGETS + 1), "out of range .*Target 3 is out of bounds"),
-            ((INPUTS[:0], TARGETS[:0]), r"the batch is empty: its shape is \(0, 8\)"),
+            ((INPUTS[:0], TARGETS[:0]), r"the batch is empty: its inputs have the shape \(0, 8\)"),
             (
                 (INPUTS[:, :5], TARGETS),
-                r"does not fit the batch \(mat1 .*\): the inputs are \(64, 5\) of float32.*give",
+                r"on this batch \(mat1 .*\): the inputs are \(64, 5\) of float32, the targets \(64,",
             ),
-            ((INPUTS.double(), TARGETS), r"does not fit the batch \(.*\): the inputs are \(64, 8\) of float64.*give"),
+            ((INPUTS.double(), TARGETS), r"on this batch \(.*dtype.*\): the inputs are \(64, 8\) of float64"),
+            ((INPUTS, TARGETS.view(64, 1)), r"on this batch \(.*\): .* the targets \(64, 1\) of int64"),
         ):
             with pytest.raises(InputError, match=words):
                 step(*batch)
@@ -358,15 +359,53 @@ def test_bad_batches_are_refused_in_a_sentence_and_nothing_moves():
         assert step.steps == 0
 
 
-def test_an_error_of_the_models_own_code_passes_as_it_is():
+def test_a_bad_first_batch_is_refused_in_a_sentence():
+    for rule in (LocalLoss(), DirectFeedbackAlignment(), SPSA(), Backprop()):
+        for batch, words in (
+            ((INPUTS[:0], TARGETS[:0]), r"the batch is empty: its inputs have the shape \(0, 8\)"),
+            ((INPUTS[:, :5], TARGETS), r"on this batch \(mat1 .*\): the inputs are \(64, 5\) of float32"),
+        ):
+            with pytest.raises(InputError, match=words):
+                sidestep.attach(make(), rule)(*batch)
+    with pytest.raises(InputError, match="the batch is empty"):
+        sidestep.attach(make(), LocalLoss(), example=INPUTS[:0])
+
+
+def test_pictures_that_no_convolution_takes_and_named_inputs_are_told_by_their_shapes():
+    convolution = nn.Sequential(nn.Conv2d(1, 3, 8), nn.Flatten())
+    with pytest.raises(InputError, match=r"unbatched.*the inputs are \(64, 8\) of float32"):
+        sidestep.attach(convolution, SPSA())(INPUTS, TARGETS)
+
+    class Named(nn.Linear):
+        def forward(self, rows):
+            return super().forward(rows)
+
+    with pytest.raises(
+        InputError, match=r"the inputs are \{rows: \(64, 8\) of float32\}, the targets \(64,\) of int64"
+    ):
+        sidestep.attach(Named(5, 3), SPSA())({"rows": INPUTS}, TARGETS)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("a fault of my own"), IndexError("list index out of range")])
+def test_an_error_of_the_models_own_code_passes_as_it_is(error):
     class Broken(nn.Linear):
         def forward(self, rows):
-            raise RuntimeError("a fault of my own")
+            raise error
 
     model = nn.Sequential(nn.Linear(8, 8), Residual(8), Broken(8, 3))
     for rule in (LocalLoss(), SPSA()):
-        with pytest.raises(RuntimeError, match=r"^a fault of my own$"):
+        with pytest.raises(type(error)) as raised:
             sidestep.attach(model, rule)(INPUTS, TARGETS)
+        assert raised.value is error
+
+
+def test_a_model_that_gives_one_number_is_told_how_its_loss_is_taken():
+    class Whole(nn.Linear):
+        def forward(self, rows):
+            return super().forward(rows).mean()
+
+    with pytest.raises(InputError, match=r"one number for the whole batch.*step\(lambda: model"):
+        sidestep.attach(Whole(8, 3), SPSA())(INPUTS, TARGETS)
 
 
 def test_a_loss_that_is_not_one_number_per_example_is_refused():

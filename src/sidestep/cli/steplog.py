@@ -191,7 +191,7 @@ def _verify(
     elif step is not None and scan.steps < step:
         raise InputError(
             f"{log} holds {scan.steps:,} steps, and {run} has taken {step:,}: it is the log of another run, or a copy "
-            "that was made before the run ended"
+            f"that was made before the run ended; give the run's own log, `sidestep verify {run} {run}`"
         )
     found = rebuild(path, to_step=step, module=module_from(module) if module else None)
     different, stale = _different(found, wanted), found.stale_buffers

@@ -92,7 +92,7 @@ def _is_transposed(layer: nn.Module) -> bool:
 
 def _check(module: nn.Module) -> None:
     """Raise InputError for what cannot be quantised, before anything is changed."""
-    turned: dict[int, bool] = {}  # weight -> whether its rows are inputs
+    first: dict[int, tuple[bool, str]] = {}  # weight -> whether its rows are inputs, and in which layer it is first
     for name, layer in module.named_modules():
         where = f"layer {name or 'the module itself'} ({type(layer).__name__})"
         if isinstance(layer, nn.TransformerEncoderLayer | nn.TransformerDecoderLayer):
@@ -107,8 +107,9 @@ def _check(module: nn.Module) -> None:
             raise InputError(
                 f"{where} cannot be quantised: it has hooks, which its new form would not run; remove them first"
             )
-        if turned.setdefault(id(own.weight), _is_transposed(layer)) != _is_transposed(layer):
-            raise InputError(f"{where} shares its weights with a layer that holds them transposed; give each its own")
+        turned, other = first.setdefault(id(own.weight), (_is_transposed(layer), where))
+        if turned != _is_transposed(layer):
+            raise InputError(f"{where} shares its weights with {other}, which reads them transposed; give each its own")
         if not own.weight.is_floating_point():
             raise InputError(
                 f"{where} has weights of {own.weight.dtype}, and only floats are quantised; give the module in "

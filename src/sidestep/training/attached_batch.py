@@ -1,6 +1,6 @@
 """What a step of the user's own loop says of a batch that the model or its loss cannot take."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -8,74 +8,98 @@ from torch import Tensor
 
 from sidestep.errors import InputError
 
-__all__ = ["check_number", "explained"]
+__all__ = ["check_batch", "check_outputs", "explained"]
 
-_OF_SHAPES = (
+_OUT_OF_RANGE = ("index out of range in self", "is out of bounds")  # an embedding's and cross-entropy's words
+_MISFITS = (  # what torch says of shapes and types that do not fit
     "cannot be multiplied",
-    "same dtype",
+    "must have the same dtype",
     "should be the same",
     "channels, but got",
-    "must match the",
+    "channels instead",
+    "must match the size",
+    "must match the existing size",
     "size mismatch",
     "is invalid for input of size",
     "expected input with shape",
-    "to be unbatched or batched",
+    "running_mean should contain",
+    "(unbatched) or ",
+    "input.size(-1) must be equal",
+    "target tensor expected",
+    "for target with class probabilities",
+    "expected scalar type",
     "Expected dtype int",
     "Expected tensor for argument",
-    "expected scalar type",
-    "Kernel size can't be greater",
 )
 
 
-def check_number(rows: Any, targets: Any) -> None:
-    """Raise InputError for a batch without examples, or with another number of targets."""
-    if not isinstance(rows, Tensor) or not rows.ndim:
+def check_batch(inputs: Any, targets: Any) -> None:
+    """Raise InputError for inputs without an example, or with another number of targets."""
+    if not isinstance(inputs, Tensor) or not inputs.ndim:
         return
-    if not len(rows):
-        raise InputError(f"the batch is empty: its shape is {tuple(rows.shape)}; give one example or more")
-    if isinstance(targets, Tensor) and targets.shape[:1] != rows.shape[:1]:
-        raise InputError(f"there are {len(rows)} examples, and targets of shape {tuple(targets.shape)}; each needs one")
+    if not len(inputs):
+        raise InputError(
+            f"the batch is empty: its inputs have the shape {tuple(inputs.shape)}; give an example or more"
+        )
+    _check_number(inputs, targets)
+
+
+def check_outputs(outputs: Any, targets: Any) -> None:
+    """Raise InputError for outputs that are not as many as the targets."""
+    if isinstance(outputs, Tensor) and not outputs.ndim:
+        raise InputError(
+            "the model gives one number for the whole batch, and the loss needs outputs for each example; to train by "
+            "a loss that the model itself returns, call step(lambda: model(...))"
+        )
+    if isinstance(outputs, Tensor):
+        _check_number(outputs, targets)
 
 
 @contextmanager
 def explained(inputs: Any, targets: Any) -> Iterator[None]:
-    """Say in a sentence what was given, where torch finds that a model and a batch do not fit; let other errors pass.
+    """Say what was given where torch's words are of shapes, types or ranges; other errors pass as they are.
 
     >>> import torch
     >>> with explained(torch.zeros(4, 9), None):  # doctest: +ELLIPSIS
     ...     torch.nn.Linear(8, 3)(torch.zeros(4, 9))
     Traceback (most recent call last):
         ...
-    sidestep.errors.InputError: the model or its loss does not fit the batch (mat1 ...): the inputs are (4, 9) of ...
+    sidestep.errors.InputError: torch cannot run the model or its loss on this batch (mat1 ...): the inputs are ...
     """
     try:
         yield
     except IndexError as error:
-        raise _out_of_range(error) from error
+        if not any(words in str(error) for words in _OUT_OF_RANGE):
+            raise
+        raise InputError(
+            f"an input or a target is out of range ({error}); class labels count from 0 to the outputs' width - 1, "
+            "token ids to the rows of the embedding - 1"
+        ) from error
     except RuntimeError as error:
-        if not any(words in str(error) for words in _OF_SHAPES):
+        if not any(words in str(error) for words in _MISFITS):
             raise
         of_targets = "" if targets is None else f", the targets {_form(targets)}"
         raise InputError(
-            f"the model or its loss does not fit the batch ({error}): the inputs are {_form(inputs)}{of_targets}; give "
-            "what the model takes"
+            f"torch cannot run the model or its loss on this batch ({error}): the inputs are {_form(inputs)}"
+            f"{of_targets}; compare these with what the model and the loss take"
         ) from error
 
 
-def _out_of_range(error: IndexError) -> InputError:
-    """Return the error that names classes and tokens which the model does not have."""
-    return InputError(
-        f"an input or a target is out of range ({error}); class labels count from 0 to the outputs' width - 1, "
-        "token ids to the rows of the embedding - 1"
-    )
+def _check_number(rows: Tensor, targets: Any) -> None:
+    if isinstance(targets, Tensor) and targets.shape[:1] != rows.shape[:1]:
+        raise InputError(f"there are {len(rows)} examples, and targets of shape {tuple(targets.shape)}; each needs one")
 
 
 def _form(given: Any) -> str:
-    """Return a tensor's shape and type, or what something else is.
+    """Return a tensor's shape, type and device, those of a mapping's tensors, or what something else is.
 
-    >>> _form([1.0])
-    'a list'
+    >>> import torch
+    >>> _form({"ids": torch.zeros(2, 3)}), _form([1.0])
+    ('{ids: (2, 3) of float32}', 'a list')
     """
-    if isinstance(given, Tensor):
-        return f"{tuple(given.shape)} of {str(given.dtype).removeprefix('torch.')}"
-    return f"a {type(given).__name__}"
+    if isinstance(given, Mapping):
+        return f"{{{', '.join(f'{name}: {_form(each)}' for name, each in given.items())}}}"
+    if not isinstance(given, Tensor):
+        return f"a {type(given).__name__}"
+    where = "" if given.device.type == "cpu" else f" on {given.device}"
+    return f"{tuple(given.shape)} of {str(given.dtype).removeprefix('torch.')}{where}"

@@ -54,7 +54,8 @@ def tell_of_no_effect(update: Update) -> None:
         return
     warnings.warn(
         "the loss is the same along all directions of the first step, so its estimate is zero: the loss does not come "
-        "from the model that was attached, or the noise is too small to change it; take a larger eps",
+        "from the model that was attached, or the noise is too small to change it (take a larger eps, if the rule has "
+        "one)",
         RunNotice,
         stacklevel=4,
     )

@@ -18,7 +18,7 @@ from sidestep.rules.shared.any_module import AnyModule, apply_by, as_dense, deci
 from sidestep.rules.shared.chain import ChainOfStages, HasFormOnStages
 from sidestep.rules.shared.dense import apply_dense
 from sidestep.rules.shared.flips import flips_of_part
-from sidestep.training.attached_batch import check_number, explained
+from sidestep.training.attached_batch import check_batch, check_outputs, explained
 from sidestep.training.own_optimizer import OptimizerFactory, check_steps_along_gradients, made_optimizer
 from sidestep.update import Flips, Seeded, Update
 
@@ -144,6 +144,7 @@ class Chain(Built):
         if factory is not None:
             check_steps_along_gradients(rule, "optimizer")
         own = for_objective(rule, objective)
+        check_batch(example, None)
         with explained(example, None):
             net = rule.adopt(model, example, noise)
         own = own.on_stages() if isinstance(own, HasFormOnStages) else own
@@ -167,7 +168,7 @@ class Chain(Built):
                 "attach(..., objective=loss_function)"
             )
         inputs, targets = _pair(arguments)
-        check_number(inputs, targets)
+        check_batch(inputs, targets)
         with explained(inputs, targets):
             return super().estimate((Batch(inputs, targets, self._objective, share),), noise)
 
@@ -230,8 +231,8 @@ def _explain_backward(error: RuntimeError) -> None:
 
 
 def _loss(objective: Objective, model: nn.Module, inputs: Any, targets: Any) -> Tensor:
-    check_number(inputs, targets)
+    check_batch(inputs, targets)
     with explained(inputs, targets):
         outputs = called(model, inputs, "call step(lambda: ...) with a function that takes the loss from it")
-        check_number(outputs, targets)
+        check_outputs(outputs, targets)
         return objective.mean(outputs, targets)

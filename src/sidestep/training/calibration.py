@@ -57,6 +57,7 @@ FEWEST, _MOST = 50, 3_000  # validation images: with fewer nothing is fitted; mo
 HIGHEST = 50.0  # T lies between 1 / 50 and 50
 _POINTS = 129  # values of 1/T at which sums are made, 6% apart
 _BINS = 15
+_ACCURACIES = ("accuracy", "label accuracy", "token accuracy")  # of the objectives that are built in
 FIT_SUMS = (2 + _BINS) * _POINTS + 2  # numbers of `fit_sums`
 CONFIDENCE_SUMS = 2 * (1 + 3 * _BINS)  # numbers of `confidence_sums`
 _AT_ONCE = 1 << 17  # numbers in one product: a megabyte, beside a net that may be small
@@ -266,13 +267,16 @@ class Quality:
         return cls(accuracy, *_nll_and_ece(tempered), temperature, *_nll_and_ece(plain))
 
     def record(self, score_name: str) -> dict[str, float | None]:
-        """Return the numbers by name: the first as `accuracy` if it is one, else by the name of the objective's score.
+        """Return the numbers by name: the first as `accuracy` where it is that of classes, labels or tokens.
 
-        >>> list(Quality(0.5, None, None, None, None, None).record("R2"))
-        ['R2', 'nll', 'ece', 'temperature', 'raw_nll', 'raw_ece']
+        Any other score has the name that its objective gives it.
+
+        >>> nothing = Quality(0.5, None, None, None, None, None)
+        >>> [next(iter(nothing.record(score))) for score in ("token accuracy", "R2", "balanced accuracy")]
+        ['accuracy', 'R2', 'balanced accuracy']
         """
         (_, first), *others = asdict(self).items()
-        plain = "accuracy" if "accuracy" in score_name else score_name
+        plain = "accuracy" if score_name in _ACCURACIES else score_name
         return {"score" if plain in dict(others) else plain: first, **dict(others)}
 
     @classmethod

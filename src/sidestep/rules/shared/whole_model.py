@@ -74,8 +74,9 @@ class OnWholeModel(Rule[WholeNet]):
         if not trains_any(self.rule):
             raise InputError(
                 f"{self.rule.name} builds nets of its own kind and trains no whole model; take a rule that does "
-                "(`sidestep rules` shows which), or give a module for a part of its net, module=; a chain of stages "
-                "that is to be trained as it is goes to sidestep.attach, by the rules that take one"
+                "(`sidestep rules` shows which), or, where the rule takes one, give a module for a part of its net, "
+                "module=; a chain of stages that is to be trained as it is goes to sidestep.attach, by the rules that "
+                "take one"
             )
         own = replace(type(self).takes, optimizer=self.rule.takes.optimizer, rounded=self.rule.takes.rounded)
         object.__setattr__(self, "takes", own)
