@@ -23,6 +23,7 @@ PAGES = {"mnist": Path("docs/rules-compared.md"), "cifar10": Path("docs/rules-ci
 STAGES, BLOCKS = ("mlp", "conv"), ("blocks-3",)
 NETS = {"mnist": STAGES + BLOCKS, "cifar10": STAGES}
 REPORT = Path("docs/results")
+TRIALS = 12  # the command's own default
 TERNARY = Path("docs/ternary-results.md")
 TERNARY_ROWS = ("linear", "backprop", "adam-ternary", "noise-step", "noise-step-forward")
 TERNARY_COLUMNS = ("row", "matched", "seeds", "test % (seeds; test set)", "less backprop, points (95 %)",
@@ -87,13 +88,14 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/matched"))
     parser.add_argument("--budget", default="quick")
     parser.add_argument("--seeds", type=a_count, default=5)
-    parser.add_argument("--trials", type=a_count, default=12)
+    parser.add_argument("--trials", type=a_count, default=TRIALS)
     given = parser.parse_args()
     parts = []
     for data, page in PAGES.items():
         nets = NETS[data]
         suite = Suite((data,), nets, chosen_rows([]), given.seeds, given.trials, given.budget, given.runs)
-        words = f"sidestep bench --suite matched --data {data} --trials {given.trials} --budget {given.budget}"
+        trials = "" if given.trials == TRIALS else f" --trials {given.trials}"
+        words = f"sidestep bench --suite matched --data {data} --budget {given.budget}{trials}"
         made_by = [f"{words} --nets {net} --seeds {count}" for net in nets if (count := seeds_of(suite, data, net))]
         write_pages(suite, {}, REPORT, "\n    ".join(made_by))
         made = REPORT / f"matched-{data}.md"

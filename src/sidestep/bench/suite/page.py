@@ -110,7 +110,7 @@ def _net(suite: Suite, data: str, net: str, rows: list[RowRuns], records: SuiteR
     said = _said(suite, rows)
     if said:
         yield _wrapped(said)
-    yield suite_table(f"{net} on {data}", rows).markdown()
+    yield suite_table("", rows).markdown().lstrip("\n")  # the heading is its title
     used = {run["environment"] for row in rows for run in (*row.trials, *row.runs)}
     places = [records.environments[index] for index in sorted(used)]
     yield _wrapped("Computed by " + "; ".join(dict.fromkeys(map(_place, places))) + ".")
