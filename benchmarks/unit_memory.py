@@ -86,15 +86,20 @@ def report(found: dict[tuple[str, int], Memory], blocks: int) -> None:
 
 def draw(found: dict[tuple[str, int], Memory], path: Path) -> None:
     """Draw both quantities over the number of blocks."""
-    figure: Any = new_figure(10, 4)
+    figure: Any = new_figure(10, 4.5)
     titles = {"tensors": "tensors in a step, over net and optimiser", "process": "growth of the process"}
     for (quantity, title), axes in zip(titles.items(), figure.subplots(1, 2), strict=True):
-        for way in dict.fromkeys(name for name, _ in found):
+        for way, marker in zip(dict.fromkeys(name for name, _ in found), "osvD^", strict=False):
             line = {count: getattr(memory, quantity) / MIB for (name, count), memory in found.items() if name == way}
-            axes.plot(list(line), list(line.values()), marker="o", label=way)
-        axes.set(title=title, xlabel="blocks", ylabel="MiB", ylim=(0, None))
+            of_rule = way if way.startswith("backprop") else f"noprop-dt, units {way}"
+            axes.plot(
+                list(line), list(line.values()), marker=marker, markersize=8, markerfacecolor="none", label=of_rule
+            )
+        axes.set(
+            title=title, xlabel="blocks", ylabel="MiB", ylim=(0, None), xticks=sorted({count for _, count in found})
+        )
         axes.grid(alpha=0.3)
-    axes.legend()
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3)
     figure.savefig(path)
 
 
