@@ -8,6 +8,7 @@ OMP_NUM_THREADS=1 python benchmarks/unit_memory.py --plot docs/results/unit-memo
 """
 
 import argparse
+from itertools import cycle
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -89,7 +90,7 @@ def draw(found: dict[tuple[str, int], Memory], path: Path) -> None:
     figure: Any = new_figure(10, 4.5)
     titles = {"tensors": "tensors in a step, over net and optimiser", "process": "growth of the process"}
     for (quantity, title), axes in zip(titles.items(), figure.subplots(1, 2), strict=True):
-        for way, marker in zip(dict.fromkeys(name for name, _ in found), "osvD^", strict=False):
+        for way, marker in zip(dict.fromkeys(name for name, _ in found), cycle("osvD^"), strict=False):
             line = {count: getattr(memory, quantity) / MIB for (name, count), memory in found.items() if name == way}
             of_rule = way if way.startswith("backprop") else f"noprop-dt, units {way}"
             axes.plot(

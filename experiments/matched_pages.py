@@ -56,10 +56,10 @@ def replace_between_marks(page: Path, body: str) -> None:
 
 
 def seeds_of(suite: Suite, data: str, net: str) -> int:
-    """Return the most seeds that a row of a net's table has, by the records of docs/results and the suite's folder."""
+    """Return the most seeds that a trained row of a net has, by the records of docs/results and the suite's folder."""
     records = SuiteRecords(file_of(suite.out, data, net), {})
     records.take(REPORT / f"matched-{data}-{net}.jsonl")
-    return max((len(row.runs) for row in rows_of(suite, data, net, records)), default=0)
+    return max((len(each.runs) for each in rows_of(suite, data, net, records) if not each.row.counted), default=0)
 
 
 def part_of_tables(text: str, rows: Sequence[str], columns: Sequence[str]) -> str:

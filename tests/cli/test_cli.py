@@ -507,6 +507,7 @@ def test_the_log_of_another_run_is_told_from_one_that_is_beyond(capsys):
     assert (status, "short holds 2 steps, and long has taken 5: it is the log of another run" in error) == (2, True), (
         error
     )
+    assert "give the run's own log, `sidestep verify long long`" in error
     status, _, error = run(capsys, "verify", "long", "long", "--module", "no.py:make")
     assert (status, "no.py" in error, "log of" in error) == (2, True, False), error
 

@@ -1,6 +1,7 @@
 """Rules that train stages, in a loop of the user's own: its module and weights, and heads of the rule's beside them."""
 
 import copy
+import math
 
 import pytest
 import torch
@@ -386,17 +387,33 @@ def test_pictures_that_no_convolution_takes_and_named_inputs_are_told_by_their_s
         sidestep.attach(Named(5, 3), SPSA())({"rows": INPUTS}, TARGETS)
 
 
-@pytest.mark.parametrize("error", [RuntimeError("a fault of my own"), IndexError("list index out of range")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("a fault of my own"),
+        IndexError("list index out of range"),
+        IndexError("index 5 is out of bounds for dimension 1 with size 3"),
+        IndexError("index 5 is out of bounds for axis 0 with size 3"),
+    ],
+)
 def test_an_error_of_the_models_own_code_passes_as_it_is(error):
     class Broken(nn.Linear):
+        broken = True
+
         def forward(self, rows):
-            raise error
+            if self.broken:
+                raise error
+            return super().forward(rows)
 
     model = nn.Sequential(nn.Linear(8, 8), Residual(8), Broken(8, 3))
     for rule in (LocalLoss(), SPSA()):
-        with pytest.raises(type(error)) as raised:
-            sidestep.attach(model, rule)(INPUTS, TARGETS)
-        assert raised.value is error
+        for works_at_first in (False, True):
+            model[2].broken = False
+            step = sidestep.attach(model, rule, **({"example": INPUTS} if works_at_first else {}))
+            model[2].broken = True
+            with pytest.raises(type(error)) as raised:
+                step(INPUTS, TARGETS)
+            assert raised.value is error
 
 
 def test_a_model_that_gives_one_number_is_told_how_its_loss_is_taken():
@@ -404,8 +421,12 @@ def test_a_model_that_gives_one_number_is_told_how_its_loss_is_taken():
         def forward(self, rows):
             return super().forward(rows).mean()
 
-    with pytest.raises(InputError, match=r"one number for the whole batch.*step\(lambda: model"):
+    with pytest.raises(
+        InputError, match=r"one number for the whole batch, and the targets are \(64,\).*step\(lambda: model"
+    ):
         sidestep.attach(Whole(8, 3), SPSA())(INPUTS, TARGETS)
+    near = Objective("distance to a number", lambda output, target: (output - target).square())
+    assert math.isfinite(sidestep.attach(Whole(8, 3), SPSA(), objective=near)(INPUTS, 0.5))
 
 
 def test_a_loss_that_is_not_one_number_per_example_is_refused():

@@ -191,7 +191,7 @@ def _verify(
     elif step is not None and scan.steps < step:
         raise InputError(
             f"{log} holds {scan.steps:,} steps, and {run} has taken {step:,}: it is the log of another run, or a copy "
-            f"that was made before the run ended; give the run's own log, `sidestep verify {run} {run}`"
+            f"that was made before the run ended{_own_log(path, run, module)}"
         )
     found = rebuild(path, to_step=step, module=module_from(module) if module else None)
     different, stale = _different(found, wanted), found.stale_buffers
@@ -218,6 +218,13 @@ def _different(found: Replayed, wanted: dict[str, dict[str, Tensor]]) -> list[st
             elif not same_bits(weights[name], tensors[name]):
                 different.append(f"{name} in {file}")
     return different
+
+
+def _own_log(log: Path, run: Path, module: str | None) -> str:
+    """Return what to type instead, unless the log is the run's own already."""
+    if log.resolve().parent == run.resolve():
+        return ""
+    return f"; give the run's own log, `sidestep verify {run} {run}{f' --module {module}' if module else ''}`"
 
 
 def _trained(path: Path) -> tuple[dict[str, dict[str, Tensor]], int | None]:

@@ -44,8 +44,8 @@ class SuiteOptions:
     nets: Repeated = ()
     """Nets that the rules share: mlp, conv, conv-wide, blocks-10, blocks-3, blocks-1. Default: mlp and conv."""
     budget: Literal["tiny", "quick", "cpu", "full"] = "cpu"
-    """full: for a GPU; cpu: one to three epochs after a search on the first images, for an hour or two on a CPU; quick:
-    no more than that, in less; tiny: a few steps, to see that everything runs."""
+    """full: for a GPU; cpu: some epochs (of MNIST and CIFAR one to three, after a search on the first images), for an
+    hour or two on a CPU; quick: as many or fewer; tiny: a few steps, to see that everything runs."""
     seeds: int = 5
     """Seeds from 0 on, at the setting that the search has chosen."""
     trials: int = 12

@@ -1,5 +1,6 @@
 """What a step of the user's own loop says of a batch that the model or its loss cannot take."""
 
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -10,7 +11,9 @@ from sidestep.errors import InputError
 
 __all__ = ["check_batch", "check_outputs", "explained"]
 
-_OUT_OF_RANGE = ("index out of range in self", "is out of bounds")  # an embedding's and cross-entropy's words
+_OUT_OF_RANGE = re.compile(
+    r"index out of range in self|Target -?\d+ is out of bounds"
+)  # an embedding's, a loss's words
 _MISFITS = (  # what torch says of shapes and types that do not fit
     "cannot be multiplied",
     "must have the same dtype",
@@ -46,13 +49,15 @@ def check_batch(inputs: Any, targets: Any) -> None:
 
 def check_outputs(outputs: Any, targets: Any) -> None:
     """Raise InputError for outputs that are not as many as the targets."""
-    if isinstance(outputs, Tensor) and not outputs.ndim:
+    if not isinstance(outputs, Tensor) or not isinstance(targets, Tensor):
+        return
+    if targets.ndim and not outputs.ndim:
         raise InputError(
-            "the model gives one number for the whole batch, and the loss needs outputs for each example; to train by "
-            "a loss that the model itself returns, call step(lambda: model(...))"
+            f"the model gives one number for the whole batch, and the targets are {_form(targets)}: outputs for each "
+            "example are needed; if that number is the loss already, call step(lambda: model(...)), else "
+            "step(lambda: loss_function(model(inputs), targets))"
         )
-    if isinstance(outputs, Tensor):
-        _check_number(outputs, targets)
+    _check_number(outputs, targets)
 
 
 @contextmanager
@@ -69,7 +74,7 @@ def explained(inputs: Any, targets: Any) -> Iterator[None]:
     try:
         yield
     except IndexError as error:
-        if not any(words in str(error) for words in _OUT_OF_RANGE):
+        if not _OUT_OF_RANGE.match(str(error)):
             raise
         raise InputError(
             f"an input or a target is out of range ({error}); class labels count from 0 to the outputs' width - 1, "
@@ -81,7 +86,7 @@ def explained(inputs: Any, targets: Any) -> Iterator[None]:
         of_targets = "" if targets is None else f", the targets {_form(targets)}"
         raise InputError(
             f"torch cannot run the model or its loss on this batch ({error}): the inputs are {_form(inputs)}"
-            f"{of_targets}; compare these with what the model and the loss take"
+            f"{of_targets}; compare these with what the model and the loss take, or the model's parts with each other"
         ) from error
 
 
@@ -95,11 +100,11 @@ def _form(given: Any) -> str:
 
     >>> import torch
     >>> _form({"ids": torch.zeros(2, 3)}), _form([1.0])
-    ('{ids: (2, 3) of float32}', 'a list')
+    ('{ids: (2, 3) of float32}', 'of type list')
     """
     if isinstance(given, Mapping):
         return f"{{{', '.join(f'{name}: {_form(each)}' for name, each in given.items())}}}"
     if not isinstance(given, Tensor):
-        return f"a {type(given).__name__}"
+        return f"of type {type(given).__name__}"
     where = "" if given.device.type == "cpu" else f" on {given.device}"
     return f"{tuple(given.shape)} of {str(given.dtype).removeprefix('torch.')}{where}"

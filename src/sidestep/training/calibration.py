@@ -34,6 +34,7 @@ import torch
 from torch import Tensor
 
 from sidestep.data import Split
+from sidestep.data.objective import OBJECTIVES
 from sidestep.errors import CheckpointError
 from sidestep.noise import Noise
 from sidestep.rules.protocol import Rule
@@ -57,7 +58,7 @@ FEWEST, _MOST = 50, 3_000  # validation images: with fewer nothing is fitted; mo
 HIGHEST = 50.0  # T lies between 1 / 50 and 50
 _POINTS = 129  # values of 1/T at which sums are made, 6% apart
 _BINS = 15
-_ACCURACIES = ("accuracy", "label accuracy", "token accuracy")  # of the objectives that are built in
+_ACCURACIES = {own.score_name for own in OBJECTIVES.values() if own.score_name.endswith("accuracy")}
 FIT_SUMS = (2 + _BINS) * _POINTS + 2  # numbers of `fit_sums`
 CONFIDENCE_SUMS = 2 * (1 + 3 * _BINS)  # numbers of `confidence_sums`
 _AT_ONCE = 1 << 17  # numbers in one product: a megabyte, beside a net that may be small

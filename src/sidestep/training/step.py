@@ -119,7 +119,7 @@ class Step:
                 several ranks each gives the rows, or the functions, of its own parts (`rows`).
 
         Raises:
-            InputError: for a loss of another form, or a model that has changed.
+            InputError: for a batch that the model cannot take, a loss of another form, or a model that has changed.
             NonFiniteError: if the loss is not a finite number; the model is then as it was before the step.
         """
         found = self.estimate(*batch)
