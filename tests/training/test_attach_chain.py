@@ -2,6 +2,7 @@
 
 import copy
 import math
+import warnings
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from sidestep.data.objective import Objective
 from sidestep.errors import InputError, NonFiniteError
 from sidestep.nets.stages.goodness import wrong_labels
 from sidestep.noise import Noise
+from sidestep.notices import RunNotice
 from sidestep.rules import (
     RULES as EVERY,
 )
@@ -344,8 +346,16 @@ def test_bad_batches_are_refused_in_a_sentence_and_nothing_moves():
                 (INPUTS[:, :5], TARGETS),
                 r"on this batch \(mat1 .*\): the inputs are \(64, 5\) of float32, the targets \(64,",
             ),
-            ((INPUTS.double(), TARGETS), r"on this batch \(.*dtype.*\): the inputs are \(64, 8\) of float64"),
-            ((INPUTS, TARGETS.view(64, 1)), r"on this batch \(.*\): .* the targets \(64, 1\) of int64"),
+            (
+                (INPUTS.double(), TARGETS),
+                r"inputs are \(64, 8\) of float64, .* in the type of .*, mostly inputs.float\(\)",
+            ),
+            ((INPUTS, TARGETS.view(64, 1)), r"the targets \(64, 1\) of int64; .*targets.squeeze\(1\)"),
+            ((INPUTS, TARGETS.int()), r"the targets \(64,\) of int32; .*targets.long\(\)"),
+            ((INPUTS, F.one_hot(TARGETS, 3)), r"the targets \(64, 3\) of int64; .*targets.argmax\(1\)"),
+            ((INPUTS.numpy(), TARGETS), r"torch.as_tensor\("),
+            ((INPUTS, TARGETS.tolist()), r"targets of type list; .*torch.as_tensor\(|targets of type list"),
+            ((INPUTS[0], TARGETS[0]), r"one number beside .*inputs\[None\]|one tensor, \(batch, ...\), got shape"),
         ):
             with pytest.raises(InputError, match=words):
                 step(*batch)
@@ -354,7 +364,7 @@ def test_bad_batches_are_refused_in_a_sentence_and_nothing_moves():
                 step(lambda model=model: model(INPUTS).sum())
             with pytest.raises(InputError, match="one tensor"):
                 sidestep.attach(model, rule)({"x": INPUTS}, TARGETS)
-        with pytest.raises(NonFiniteError, match="at step 0"):
+        with pytest.raises(NonFiniteError, match=r"at step 0.*; 512 of the 512 numbers of the inputs are .* nan"):
             step(INPUTS * float("nan"), TARGETS)
         assert same(before, state(model))
         assert step.steps == 0
@@ -370,6 +380,20 @@ def test_a_bad_first_batch_is_refused_in_a_sentence():
                 sidestep.attach(make(), rule)(*batch)
     with pytest.raises(InputError, match="the batch is empty"):
         sidestep.attach(make(), LocalLoss(), example=INPUTS[:0])
+
+
+def test_a_loss_that_comes_from_another_model_is_told():
+    for rule, words in (
+        (Backprop(), "gradients of the first step are all zero"),
+        (SPSA(), "same along all directions"),
+    ):
+        model, other = make(), make()
+        step = sidestep.attach(model, rule)
+        with pytest.warns(RunNotice, match=words):
+            step(lambda other=other: F.cross_entropy(other(INPUTS), TARGETS))
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            sidestep.attach(model, rule)(lambda model=model: F.cross_entropy(model(INPUTS), TARGETS))
 
 
 def test_pictures_that_no_convolution_takes_and_named_inputs_are_told_by_their_shapes():

@@ -14,26 +14,36 @@ __all__ = ["check_batch", "check_outputs", "explained"]
 _OUT_OF_RANGE = re.compile(
     r"index out of range in self|Target -?\d+ is out of bounds"
 )  # an embedding's, a loss's words
-_MISFITS = (  # what torch says of shapes and types that do not fit
-    "cannot be multiplied",
-    "must have the same dtype",
-    "should be the same",
-    "channels, but got",
-    "channels instead",
-    "must match the size",
-    "must match the existing size",
-    "size mismatch",
-    "is invalid for input of size",
-    "expected input with shape",
-    "running_mean should contain",
-    "(unbatched) or ",
-    "input.size(-1) must be equal",
-    "target tensor expected",
-    "for target with class probabilities",
-    "expected scalar type",
-    "Expected dtype int",
-    "Expected tensor for argument",
-)
+_COMPARE = "compare these with what the model and the loss take, or the model's parts with each other"
+_MISFITS = {  # torch's words for shapes and types that do not fit -> what to do
+    "must have the same dtype": "give inputs in the type of the model's weights, mostly inputs.float()",
+    "expected target dtype": "class labels are whole numbers, targets.long()",
+    "for target with class probabilities": "give class numbers, targets.argmax(1), or shares of classes as floats",
+    "multi-target not supported": "give one class number for each example, targets.squeeze(1)",
+    "Expected target size": "outputs for classes are (batch, classes), and for tokens (batch, places, tokens)",
+    "must be Tensor, not": "give tensors, torch.as_tensor(...)",
+    **dict.fromkeys(
+        (
+            "cannot be multiplied",
+            "should be the same",
+            "channels, but got",
+            "channels instead",
+            "must match the size",
+            "must match the existing size",
+            "size mismatch",
+            "is invalid for input of size",
+            "expected input with shape",
+            "running_mean should contain",
+            "(unbatched) or ",
+            "input.size(-1) must be equal",
+            "target tensor expected",
+            "expected scalar type",
+            "Expected dtype int",
+            "Expected tensor for argument",
+        ),
+        _COMPARE,
+    ),
+}
 
 
 def check_batch(inputs: Any, targets: Any) -> None:
@@ -80,17 +90,23 @@ def explained(inputs: Any, targets: Any) -> Iterator[None]:
             f"an input or a target is out of range ({error}); class labels count from 0 to the outputs' width - 1, "
             "token ids to the rows of the embedding - 1"
         ) from error
-    except RuntimeError as error:
-        if not any(words in str(error) for words in _MISFITS):
+    except (RuntimeError, TypeError) as error:
+        advice = next((advice for words, advice in _MISFITS.items() if words in str(error)), None)
+        if advice is None:
             raise
         of_targets = "" if targets is None else f", the targets {_form(targets)}"
         raise InputError(
             f"torch cannot run the model or its loss on this batch ({error}): the inputs are {_form(inputs)}"
-            f"{of_targets}; compare these with what the model and the loss take, or the model's parts with each other"
+            f"{of_targets}; {advice}"
         ) from error
 
 
 def _check_number(rows: Tensor, targets: Any) -> None:
+    if isinstance(targets, Tensor) and not targets.ndim:
+        raise InputError(
+            f"a step takes a batch, and the targets are one number beside {_form(rows)}; give one example as "
+            "inputs[None] and targets[None]"
+        )
     if isinstance(targets, Tensor) and targets.shape[:1] != rows.shape[:1]:
         raise InputError(f"there are {len(rows)} examples, and targets of shape {tuple(targets.shape)}; each needs one")
 

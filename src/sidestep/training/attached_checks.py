@@ -2,15 +2,16 @@
 
 import math
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sidestep.errors import InputError, NonFiniteError
 from sidestep.nets.trained import parameters_of
 from sidestep.notices import RunNotice
-from sidestep.update import Seeded, Update, loss_values
+from sidestep.update import Dense, Seeded, Update, loss_values
 from sidestep.wording import counted
 
 __all__ = ["Table", "check_finite", "check_same", "table", "tell_of_no_effect"]
@@ -35,7 +36,7 @@ def table(model: nn.Module) -> Table:
     return [(id(parameter), parameter.requires_grad, parameter.shape) for parameter in parameters_of(model).values()]
 
 
-def check_finite(update: Update, step: int) -> None:
+def check_finite(update: Update, step: int, batch: Sequence[Any]) -> None:
     """Raise NonFiniteError for losses, or numbers along directions, one of which is no finite number."""
     names, numbers = list(update.losses), loss_values(update)
     if isinstance(update, Seeded):
@@ -43,13 +44,19 @@ def check_finite(update: Update, step: int) -> None:
     if not all(map(math.isfinite, numbers)):
         name, value = next((n, v) for n, v in zip(names, numbers, strict=True) if not math.isfinite(v))
         raise NonFiniteError(
-            f"the loss is {value} at step {step} ({name}); the model is as it was before this step; try a smaller "
-            "learning rate, or look for extreme inputs"
+            f"the loss is {value} at step {step} ({name}); the model is as it was before this step; {_cause(batch)}"
         )
 
 
 def tell_of_no_effect(update: Update) -> None:
-    """Warn of forward passes whose losses are the same along all directions: they may not come from the model."""
+    """Warn of a loss that the model's weights do not move, along any direction or by their gradients."""
+    if isinstance(update, Dense) and not any(bool(each.any()) for each in update.gradients.values()):
+        warnings.warn(
+            "the gradients of the first step are all zero: the loss does not come from the model that was attached, or "
+            "from none of the weights that are trained; compute it by the model that was given to attach",
+            RunNotice,
+            stacklevel=4,
+        )
     if not isinstance(update, Seeded) or bool(update.coefs.any()):
         return
     warnings.warn(
@@ -59,6 +66,15 @@ def tell_of_no_effect(update: Update) -> None:
         RunNotice,
         stacklevel=4,
     )
+
+
+def _cause(batch: Sequence[Any]) -> str:
+    """Return what may have made a loss infinite or nan."""
+    inputs = batch[0] if batch and isinstance(batch[0], Tensor) else None
+    bad = 0 if inputs is None else int((~inputs.isfinite()).sum())
+    if inputs is not None and bad:
+        return f"{bad:,} of the {inputs.numel():,} numbers of the inputs are infinite or nan: take these examples out"
+    return "try a smaller learning rate, or look for extreme inputs"
 
 
 def _difference(before: list[Any], now: list[Any], names: list[str]) -> str:

@@ -138,9 +138,7 @@ class Chain(Built):
         example: Any,
         noise: Noise,
     ) -> None:
-        if not isinstance(example, Tensor) or example.ndim < 2:
-            kind = f"shape {tuple(example.shape)}" if isinstance(example, Tensor) else type(example).__name__
-            raise InputError(f"{rule.name} trains stages that take one tensor, (batch, ...), got {kind}")
+        _check_rows(rule, example)
         if factory is not None:
             check_steps_along_gradients(rule, "optimizer")
         own = for_objective(rule, objective)
@@ -169,6 +167,7 @@ class Chain(Built):
             )
         inputs, targets = _pair(arguments)
         check_batch(inputs, targets)
+        _check_rows(self.rule, inputs)
         with explained(inputs, targets):
             return super().estimate((Batch(inputs, targets, self._objective, share),), noise)
 
@@ -219,6 +218,14 @@ def _pair(arguments: tuple[Any, ...]) -> tuple[Any, Any]:
         f"a step takes a function that returns the loss, or inputs and targets, got {given}{missing}; "
         "call step(lambda: loss_function(model(inputs), targets)), or step(inputs, targets)"
     )
+
+
+def _check_rows(rule: Any, inputs: Any) -> None:
+    """Raise InputError for inputs that a chain of stages cannot take."""
+    if not isinstance(inputs, Tensor) or inputs.ndim < 2:
+        kind = f"shape {tuple(inputs.shape)}" if isinstance(inputs, Tensor) else type(inputs).__name__
+        more = "" if isinstance(inputs, Tensor | Mapping) else "; give torch.as_tensor(inputs)"
+        raise InputError(f"{rule.name} trains stages that take one tensor, (batch, ...), got {kind}{more}")
 
 
 def _explain_backward(error: RuntimeError) -> None:

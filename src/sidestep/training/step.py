@@ -158,7 +158,7 @@ class Step:
                 update = self._ranks.estimate(self._attached, batch, self.noise)
             else:
                 update = self._attached.estimate(batch, self.noise)
-            check_finite(update, self.steps)
+            check_finite(update, self.steps, batch)
         if self.steps == 0 and len(batch) == 1:
             tell_of_no_effect(update)
         of_outputs = [name for name in update.losses if name.endswith(f": {self._objective.name}")]
