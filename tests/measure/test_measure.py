@@ -72,7 +72,8 @@ def child() -> dict:
 
 def test_peak_memory_is_a_high_water_mark_in_bytes(child: dict) -> None:
     before, one, larger, after = child["peaks"]
-    assert 50e6 < before <= one < 650e6
+    own = 650e6 if torch.version.cuda is None else 1_300e6  # a build for GPUs loads 0.7 GB of libraries
+    assert 50e6 < before <= one < own
     assert 95e6 < larger - one < 105e6
     assert after == larger
 
