@@ -13,6 +13,7 @@ standard error over images.
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -24,11 +25,11 @@ from sidestep.cli.output import default_data_dir
 from sidestep.errors import InputError
 
 
-def probabilities(run: Path, reading: str, data_dir: Path | None) -> tuple[Tensor, Tensor]:
-    """Return a run's untempered probabilities of its test images, (images, classes), and their labels, (images,)."""
+def probabilities(run: Path, readings: Sequence[str], data_dir: Path | None) -> tuple[list[Tensor], Tensor]:
+    """Return a run's untempered probabilities of its test images by each reading, (images, classes), and the labels."""
     result = json.loads((run / "result.json").read_text(encoding="utf-8"))
-    test = data.load(result["data"], data_dir=data_dir).test
-    return load_run(run).predict(test.images, reading, raw=True), test.targets
+    test, loaded = data.load(result["data"], data_dir=data_dir).test, load_run(run)
+    return [loaded.predict(test.images, reading, raw=True) for reading in readings], test.targets
 
 
 def described(name: str, found: Tensor, labels: Tensor) -> str:
@@ -67,20 +68,22 @@ def main() -> None:
     given = parser.parse_args()
     found, labels = [], torch.empty(0)
     for run in given.runs:
-        own, labels = probabilities(run, given.reading, given.data_dir)
+        (own,), labels = probabilities(run, [given.reading], given.data_dir)
         found.append(own)
         print(described(f"{run.name}, {given.reading}", own, labels), flush=True)
     means = {count: torch.stack(found[:count]).mean(0) for count in range(2, len(found) + 1)}
     for count, mean in means.items():
         print(described(f"mean of the first {count} runs", mean, labels))
-    for reading in given.beside_readings if given.beside else ():
-        other, of_other = probabilities(given.beside, reading, given.data_dir)
-        if not torch.equal(labels, of_other):
-            raise InputError(f"{given.beside} has other test images than {given.runs[0]}; give runs on the same data")
+    if given.beside is None:
+        return
+    others, of_others = probabilities(given.beside, given.beside_readings, given.data_dir)
+    if not torch.equal(labels, of_others):
+        raise InputError(f"{given.beside} has other test images than {given.runs[0]}; give runs on the same data")
+    for reading, other in zip(given.beside_readings, others, strict=True):
         print(described(f"{given.beside.name}, {reading}", other, labels))
-        right = other.argmax(1) == labels
         for count, mean in means.items():
-            print(f"  mean of {count} runs less this: {compared(mean.argmax(1) == labels, right)}")
+            right, own = other.argmax(1) == labels, mean.argmax(1) == labels
+            print(f"  mean of {count} runs less this: {compared(own, right)}")
 
 
 if __name__ == "__main__":

@@ -50,22 +50,23 @@ def check_finite(update: Update, step: int, batch: Sequence[Any]) -> None:
 
 def tell_of_no_effect(update: Update) -> None:
     """Warn of a loss that the model's weights do not move, along any direction or by their gradients."""
-    if isinstance(update, Dense) and not any(bool(each.any()) for each in update.gradients.values()):
-        warnings.warn(
+    if isinstance(update, Dense):
+        numbers = list(update.gradients.values())
+        words = (
             "the gradients of the first step are all zero: the loss does not come from the model that was attached, or "
-            "from none of the weights that are trained; compute it by the model that was given to attach",
-            RunNotice,
-            stacklevel=4,
+            "from none of the weights that are trained; compute it by the model that was given to attach"
         )
-    if not isinstance(update, Seeded) or bool(update.coefs.any()):
+    elif isinstance(update, Seeded):
+        numbers = [update.coefs]
+        words = (
+            "the loss is the same along all directions of the first step, so its estimate is zero: the loss does not "
+            "come from the model that was attached, or the noise is too small to change it (take a larger eps, if the "
+            "rule has one)"
+        )
+    else:
         return
-    warnings.warn(
-        "the loss is the same along all directions of the first step, so its estimate is zero: the loss does not come "
-        "from the model that was attached, or the noise is too small to change it (take a larger eps, if the rule has "
-        "one)",
-        RunNotice,
-        stacklevel=4,
-    )
+    if not any(bool(each.any()) for each in numbers):
+        warnings.warn(words, RunNotice, stacklevel=4)
 
 
 def _cause(batch: Sequence[Any]) -> str:

@@ -123,6 +123,7 @@ class Whole:
         if len(arguments) == 1 and callable(arguments[0]):
             return arguments[0]
         inputs, targets = _pair(arguments)
+        check_batch(inputs, targets)  # once for all forward passes of the step
         return lambda: _loss(self._objective, self.net, inputs, targets)
 
 
@@ -238,7 +239,6 @@ def _explain_backward(error: RuntimeError) -> None:
 
 
 def _loss(objective: Objective, model: nn.Module, inputs: Any, targets: Any) -> Tensor:
-    check_batch(inputs, targets)
     with explained(inputs, targets):
         outputs = called(model, inputs, "call step(lambda: ...) with a function that takes the loss from it")
         check_outputs(outputs, targets)
