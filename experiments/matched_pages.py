@@ -17,13 +17,14 @@ from sidestep.bench.suite.page import write_pages
 from sidestep.bench.suite.records import SuiteRecords
 from sidestep.bench.suite.suite import Suite, chosen_rows, file_of
 from sidestep.bench.suite.table import rows_of
+from sidestep.cli.suite import SuiteOptions
 
 BEGIN, END = "<!-- the matched suite -->", "<!-- end of the matched suite -->"
 PAGES = {"mnist": Path("docs/rules-compared.md"), "cifar10": Path("docs/rules-cifar10.md")}
-STAGES, BLOCKS = ("mlp", "conv"), ("blocks-3",)
+STAGES, BLOCKS = ("mlp", "conv"), ("blocks-1", "blocks-3", "blocks-10")
 NETS = {"mnist": STAGES + BLOCKS, "cifar10": STAGES}
 REPORT = Path("docs/results")
-TRIALS = 12  # the command's own default
+TRIALS = SuiteOptions.trials
 TERNARY = Path("docs/ternary-results.md")
 TERNARY_ROWS = ("linear", "backprop", "adam-ternary", "noise-step", "noise-step-forward")
 TERNARY_COLUMNS = ("row", "matched", "seeds", "test % (seeds; test set)", "less backprop, points (95 %)",

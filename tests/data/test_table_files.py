@@ -117,7 +117,8 @@ def test_a_target_of_numbers_is_values_and_of_few_whole_ones_classes(tmp_path, c
     assert data.load(file, target="doors", targets="values").targets == "values"
     assert len(data.load(file, target="y", targets="classes").class_names) == len({f"{3 * x + 1:.3f}" for x in drawn})
     place = tmp_path / "run"
-    out(capsys, "train", *RULE, "--data", file, "--target", "doors", "--targets", "values", "--out", place)
+    said = out(capsys, "train", *RULE, "--data", file, "--target", "doors", "--targets", "values", "--out", place)
+    assert "train R2" in said.out
     assert "R2" in out(capsys, "eval", place).out
 
 

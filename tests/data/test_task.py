@@ -58,6 +58,9 @@ class TestObjective:
         mean = Objective("mine", lambda outputs, targets: (outputs - targets).square().mean())
         with pytest.raises(InputError, match=r"'mine' must give one number per example, shape \(3,\), got shape \(\)"):
             mean.mean(self.outputs(3, 2), self.outputs(3, 2))
+        each = Objective("mine", lambda outputs, targets: (outputs - targets).square())
+        with pytest.raises(InputError, match=r"shape \(3, 2\); average it for each example, .*flatten\(1\)\.mean\(1\)"):
+            each.mean(self.outputs(3, 2), self.outputs(3, 2))
 
     @pytest.mark.parametrize("objective", [VALUES, LABELS, values_objective((0.0,), (1.0,))])
     def test_a_target_stands_for_one_output(self, objective):

@@ -69,8 +69,11 @@ def test_a_function_that_does_not_call_the_model_is_told_of_once(rule):
         sidestep.attach(model, rule)(loss_of(model))
     with pytest.warns(RunNotice, match="are all zero"):
         sidestep.attach(model, Backprop())(lambda: 0 * loss_of(model)())
-    with pytest.warns(RunNotice, match="estimate is zero"):
-        sidestep.attach(model, rule).estimate(lambda: torch.tensor(1.0))
+    step = sidestep.attach(model, rule)
+    for call in (step.estimate, step):
+        with pytest.warns(RunNotice, match="estimate is zero") as told:
+            call(lambda: torch.tensor(1.0))
+        assert [each.filename for each in told] == [__file__]
     assert not same(before, state(model))
 
 

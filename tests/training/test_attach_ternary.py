@@ -174,6 +174,11 @@ def test_what_cannot_be_attached_is_refused_in_a_sentence(rule, model, said):
         sidestep.attach(model(), rule, example=INPUTS)
 
 
+def test_float_weights_are_refused_before_the_first_batch():
+    with pytest.raises(InputError, match=r"only trits are allowed, but weight .* make the net with .*ternarize"):
+        sidestep.attach(nn.Linear(8, 3), LOCAL[0])
+
+
 def test_gradients_optimisers_and_logs_of_others_are_refused(tmp_path):
     model = branches()
     with pytest.raises(InputError, match="optimizer is for rules that step along gradients"):

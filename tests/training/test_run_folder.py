@@ -15,11 +15,12 @@ from sidestep import Options, data, load_run, train
 from sidestep.cli import main
 from sidestep.errors import BusyError, CheckpointError, InputError, SidestepError
 from sidestep.files import read_json
+from sidestep.notices import RunNotice
 from sidestep.rules import Backprop, NoiseStep
 from sidestep.training import Stopped
 from sidestep.training.align import alignment_curves
 from sidestep.training.config import read_config, write_config
-from sidestep.training.folder import RunFolder, RunNotice
+from sidestep.training.folder import RunFolder
 from sidestep.training.lock import LOCK_FILES, only_writer
 from sidestep.training.progress import Silent
 from sidestep.training.stopping import stop_on_signals

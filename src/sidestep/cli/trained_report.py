@@ -43,10 +43,11 @@ def report(run: Run, as_json: bool) -> None:
         value = result[f"{split}_{kind}"]
         return "-" if value is None else score_cell(value, score)
 
+    named = f" {score}" if score and "accuracy" not in score else ""  # a percentage needs no name
     show_table(
         f"{result['rule']} on {result['data']}, seed {result['seed']}: "
         f"{_length(result)}, {result['seconds']:.1f} s",
-        ["train", "validation", "test", "parameters", "peak memory"],
+        [*(f"{split}{named}" for split in ("train", "validation", "test")), "parameters", "peak memory"],
         [[number("train"), number("validation"), number("test"), f"{result['parameters']:,}",
           f"{result['peak_memory_bytes'] / 2**20:,.0f} MiB"]],
     )  # fmt: skip

@@ -2,7 +2,6 @@
 
 import copy
 import math
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from sidestep.gradients.shifted import shifted_weight
 from sidestep.keywords import known_keywords
 from sidestep.nets.quantized import quantized_weights
 from sidestep.nets.trained import trained
-from sidestep.notices import RunNotice
+from sidestep.notices import tell
 from sidestep.rules.protocol import Rule
 from sidestep.rules.shared.any_module import Asked
 from sidestep.training.attach import attach
@@ -120,12 +119,10 @@ class AskTell:
         if self._told_of_no_spread or len(losses) < 2 or bool((losses != losses[0]).any()):
             return
         self._told_of_no_spread = True
-        warnings.warn(
+        tell(
             f"all {len(losses)} nets of step {self.step.steps} have the same score, {-float(losses[0]):g}, so the step "
             "changes nothing: the score does not depend on the weights, or the noise is too small to change it; take a "
-            "larger eps, or a score with more values",
-            RunNotice,
-            stacklevel=3,
+            "larger eps, or a score with more values"
         )
 
     def __enter__(self) -> "AskTell":

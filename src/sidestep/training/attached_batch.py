@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sidestep.errors import InputError
 
-__all__ = ["check_batch", "check_outputs", "explained"]
+__all__ = ["check_batch", "check_outputs", "check_rows", "explained"]
 
 _OUT_OF_RANGE = re.compile(
     r"index out of range in self|Target -?\d+ is out of bounds"
@@ -55,6 +55,14 @@ def check_batch(inputs: Any, targets: Any) -> None:
             f"the batch is empty: its inputs have the shape {tuple(inputs.shape)}; give an example or more"
         )
     _check_number(inputs, targets)
+
+
+def check_rows(rule: str, inputs: Any) -> None:
+    """Raise InputError for inputs that the stages of a rule, given by its name, cannot take."""
+    if not isinstance(inputs, Tensor) or inputs.ndim < 2:
+        kind = f"shape {tuple(inputs.shape)}" if isinstance(inputs, Tensor) else type(inputs).__name__
+        more = "" if isinstance(inputs, Tensor | Mapping) else "; give torch.as_tensor(inputs)"
+        raise InputError(f"{rule} trains stages that take one tensor, (batch, ...), got {kind}{more}")
 
 
 def check_outputs(outputs: Any, targets: Any) -> None:

@@ -1,7 +1,6 @@
 """What a step of the user's own loop is held to: the same model as before, and losses that are numbers."""
 
 import math
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +9,7 @@ from torch import Tensor, nn
 
 from sidestep.errors import InputError, NonFiniteError
 from sidestep.nets.trained import parameters_of
-from sidestep.notices import RunNotice
+from sidestep.notices import tell
 from sidestep.update import Dense, Seeded, Update, loss_values
 from sidestep.wording import counted
 
@@ -66,7 +65,7 @@ def tell_of_no_effect(update: Update) -> None:
     else:
         return
     if not any(bool(each.any()) for each in numbers):
-        warnings.warn(words, RunNotice, stacklevel=4)
+        tell(words)
 
 
 def _cause(batch: Sequence[Any]) -> str:

@@ -5,7 +5,6 @@ the whole of it where the probes are divided. Rank 0 alone writes logs and check
 """
 
 import json
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 from sidestep.data.share import Division, Share
 from sidestep.errors import InputError
 from sidestep.noise import Noise
-from sidestep.notices import RunNotice
+from sidestep.notices import tell
 from sidestep.rules.protocol import Rule
 from sidestep.training.attached_files import Saved, opened
 from sidestep.training.attached_rule import Attached
@@ -100,7 +99,7 @@ class AttachedRanks:
         """Raise InputError, on every rank, unless all are about to train the same model by the same rule."""
         versions = {"sidestep": __version__, "torch": torch.__version__, "threads": torch.get_num_threads()}
         own = {**record, "split": self.of, "shares": self.count, "versions": versions}
-        check_same_everywhere(self.world, own, model, _warned)
+        check_same_everywhere(self.world, own, model, tell)
 
 
 def ranks_of(rule: Rule, split: Division | None, shares: int | None) -> AttachedRanks | None:
@@ -137,10 +136,6 @@ def ranks_of(rule: Rule, split: Division | None, shares: int | None) -> Attached
             "give more shares, or start fewer ranks"
         )
     return AttachedRanks(world, of, count)
-
-
-def _warned(sentence: str) -> None:
-    warnings.warn(sentence, RunNotice, stacklevel=5)
 
 
 def _cut(rows: Any, count: int) -> list[Any]:

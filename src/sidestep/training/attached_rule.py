@@ -18,7 +18,7 @@ from sidestep.rules.shared.any_module import AnyModule, apply_by, as_dense, deci
 from sidestep.rules.shared.chain import ChainOfStages, HasFormOnStages
 from sidestep.rules.shared.dense import apply_dense
 from sidestep.rules.shared.flips import flips_of_part
-from sidestep.training.attached_batch import check_batch, check_outputs, explained
+from sidestep.training.attached_batch import check_batch, check_outputs, check_rows, explained
 from sidestep.training.own_optimizer import OptimizerFactory, check_steps_along_gradients, made_optimizer
 from sidestep.update import Flips, Seeded, Update
 
@@ -139,7 +139,7 @@ class Chain(Built):
         example: Any,
         noise: Noise,
     ) -> None:
-        _check_rows(rule, example)
+        check_rows(rule.name, example)
         if factory is not None:
             check_steps_along_gradients(rule, "optimizer")
         own = for_objective(rule, objective)
@@ -168,7 +168,7 @@ class Chain(Built):
             )
         inputs, targets = _pair(arguments)
         check_batch(inputs, targets)
-        _check_rows(self.rule, inputs)
+        check_rows(self.rule.name, inputs)
         with explained(inputs, targets):
             return super().estimate((Batch(inputs, targets, self._objective, share),), noise)
 
@@ -194,7 +194,7 @@ def as_objective(given: Any) -> Objective:
     if isinstance(given, Objective):
         return given
     if callable(given):
-        return Objective(getattr(given, "__name__", "loss").strip("<>"), given)
+        return Objective(getattr(given, "__name__", type(given).__name__).strip("<>"), given)
     raise InputError(
         f"objective must be a function of outputs and targets that returns one loss per example, or one of "
         f"{', '.join(OBJECTIVES)}, got {given!r:.80}"
@@ -219,14 +219,6 @@ def _pair(arguments: tuple[Any, ...]) -> tuple[Any, Any]:
         f"a step takes a function that returns the loss, or inputs and targets, got {given}{missing}; "
         "call step(lambda: loss_function(model(inputs), targets)), or step(inputs, targets)"
     )
-
-
-def _check_rows(rule: Any, inputs: Any) -> None:
-    """Raise InputError for inputs that a chain of stages cannot take."""
-    if not isinstance(inputs, Tensor) or inputs.ndim < 2:
-        kind = f"shape {tuple(inputs.shape)}" if isinstance(inputs, Tensor) else type(inputs).__name__
-        more = "" if isinstance(inputs, Tensor | Mapping) else "; give torch.as_tensor(inputs)"
-        raise InputError(f"{rule.name} trains stages that take one tensor, (batch, ...), got {kind}{more}")
 
 
 def _explain_backward(error: RuntimeError) -> None:

@@ -3,7 +3,6 @@
 import os
 import re
 import stat
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +14,7 @@ from sidestep import checkpoint
 from sidestep.data import steps_per_epoch
 from sidestep.errors import CheckpointError, InputError
 from sidestep.files import check_plain, make_folder, open_plain
+from sidestep.notices import tell
 from sidestep.training.calibration import Calibration
 from sidestep.training.config import (
     check_belongs,
@@ -25,12 +25,12 @@ from sidestep.training.config import (
     without_none,
     write_config,
 )
-from sidestep.training.lock import LOCK_FILES, RunNotice, only_writer
+from sidestep.training.lock import LOCK_FILES, only_writer
 from sidestep.training.metrics import MetricsLog, bytes_until, check_metrics, open_metrics
 from sidestep.training.progress import Progress
 from sidestep.training.unit_files import check_left_units, remove_left_units
 
-__all__ = ["RunFolder", "RunNotice"]
+__all__ = ["RunFolder"]
 
 _FILES = (
     "config.toml", "metrics.jsonl", "model.safetensors", "state.safetensors", "result.json", "steps.steplog",
@@ -176,7 +176,7 @@ class RunFolder:
         """
         entries, doubt = read_config(self.config_file)
         if doubt and doubt != self.doubt:
-            warnings.warn(doubt, RunNotice, stacklevel=2)
+            tell(doubt)
         self.doubt = doubt
         return entries
 

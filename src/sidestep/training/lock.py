@@ -4,7 +4,6 @@ import contextlib
 import errno
 import os
 import socket
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime, timezone
@@ -14,20 +13,16 @@ from filelock import BaseFileLock, FileLock, Timeout
 
 from sidestep.errors import BusyError, CheckpointError, InputError
 from sidestep.files import check_plain, read_json, write_json
-from sidestep.notices import RunNotice
+from sidestep.notices import tell
 
-__all__ = ["LOCK_FILES", "RunNotice", "only_writer"]
+__all__ = ["LOCK_FILES", "only_writer"]
 
 LOCK_FILES = (".lock", ".lock.json")  # the lock and its owner; what a killed process leaves does no harm
 _CANNOT = {errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL}
 
 
-def _warn(sentence: str) -> None:
-    warnings.warn(sentence, RunNotice, stacklevel=3)
-
-
 @contextmanager
-def only_writer(folder: Path, notice: Callable[[str], None] = _warn) -> Iterator[None]:
+def only_writer(folder: Path, notice: Callable[[str], None] = tell) -> Iterator[None]:
     """Hold the lock of a folder that is there. The system lets go of it when the process ends, however it ends.
 
     Args:

@@ -37,8 +37,7 @@ __all__ = ["Estimate", "Step"]
 class Estimate:
     """What one step would do, before it is done: for clipping, or for an optimiser of your own.
 
-    update: the rule's own form of it.
-    loss: mean loss of the batch, shape ().
+    update: the rule's own form of it; loss: mean loss of the batch, shape ().
     """
 
     update: Update
@@ -57,8 +56,7 @@ class Estimate:
 class Step:
     """Takes one training step of a rule for every call; `attach` makes it.
 
-    model: what is trained.
-    steps: how many steps were taken.
+    model: what is trained; steps: how many steps were taken.
     """
 
     def __init__(  # long: what `attach` was given, and the ranks that it found
@@ -76,7 +74,9 @@ class Step:
         self._objective, self._noise, self._factory = objective, noise, optimizer
         self._stream = noise.stream("estimate")
         check_quantized(rule, model)
-        if not isinstance(rule, OwnSteps):  # whose weights need not be floats
+        if isinstance(rule, OwnSteps):  # whose weights need not be floats
+            rule.check_weights(model)
+        else:
             check_trainable(model, rounded=True)
         self._table = table(model)
         self._attached: Attached | None = None

@@ -85,6 +85,10 @@ class AnyModule(Protocol):
 class OwnSteps(Protocol):
     """What such a rule has besides, whose steps are not an optimiser's along gradients: what it logs and applies."""
 
+    def check_weights(self, net: nn.Module) -> None:
+        """Raise InputError for weights that such steps cannot move."""
+        ...
+
     def decide_any(self, net: nn.Module, update: Update, optimizer: torch.optim.Optimizer) -> Update:
         """Turn an estimate into what is logged and applied; writes no weights."""
         ...

@@ -1,11 +1,9 @@
 """What goes with what in noise_step: the estimate, what is logged of it, and how that moves weights."""
 
-import warnings
-
 from sidestep.checks import check_range
 from sidestep.data.task import Task
 from sidestep.errors import InputError
-from sidestep.notices import RunNotice
+from sidestep.notices import tell
 
 __all__ = ["LOCAL", "check_choices", "check_tokens", "codec_and_update", "note_projection"]
 
@@ -43,12 +41,10 @@ def codec_and_update(estimator: str, codec: str, update: str) -> tuple[str, str]
 
 def note_projection(estimator: str, probes: int, trits: int) -> None:
     """Warn that trits, which estimators of dense gradients do not give, are made of a projection on a few probes."""
-    warnings.warn(
+    tell(
         f"codec = trits with estimator = {estimator}: each step's gradient of {trits:,} weights is projected on "
         f"{probes:,} random probes, and a sign of each is all that moves weights; codec = flips, the default, logs the "
-        "moves of the gradient itself",
-        RunNotice,
-        stacklevel=3,
+        "moves of the gradient itself"
     )
 
 

@@ -61,6 +61,10 @@ class TernarySteps:
         """Whether the loss of a whole module is all that it has to see."""
         return bool(self.estimator == "weight-probes")
 
+    def check_weights(self, net: nn.Module) -> None:
+        """Raise InputError for weights that are no trits."""
+        ternary_parameters(net)
+
     def check_any(self, net: nn.Module) -> None:
         """Raise InputError for a module with float weights, or for a density that follows the loss."""
         if self.schedule != "constant":
