@@ -12,7 +12,7 @@ otherwise.
     blockwise              each group denoises its own range of noise levels, up to half of z's variance
     never sees a target    the same groups with next to nothing of the target in z: so many small nets and their mean
 
-Kinds: `search`, three learning rates at seed 100 for half the steps, of which validation images take one; `ablation`,
+Kinds: `search`, four learning rates at seed 100 for half the steps, of which validation images take one; `ablation`,
 one change of `blockwise, B = 3` each, at its rate, seed and length; `run`, seeds 0 to 2 at that rate, test images;
 `memory`, what a process grows by in two steps of 128 images.
 """
@@ -46,7 +46,7 @@ from sidestep.update import Dense
 __all__ = ["CHANGES", "WAYS", "chosen_rate", "draw_latent_weights", "local_outputs", "wanted_rows"]
 
 WIDTH, DEPTH, BATCH, MEMORY_STEPS, MEMORY_BATCH = 64, 12, 64, 2, 128
-RATES, SEARCH_SEED, SEEDS, KINDS = (5e-4, 1e-3, 2e-3), 100, (0, 1, 2), ("memory", "search", "ablation", "run")
+RATES, SEARCH_SEED, SEEDS, KINDS = (2.5e-4, 5e-4, 1e-3, 2e-3), 100, (0, 1, 2), ("memory", "search", "ablation", "run")
 KEY = ("way", "rate", "seed", "kind", "steps", "patch")
 END, AGAIN, LOCAL, GROUPS = "end to end", "end to end, checkpointed", "local losses, B = 3", "blockwise, B = 3"
 BLIND = {"smallest_alpha_bar": 1e-6, "largest_alpha_bar": 2e-6}

@@ -64,7 +64,7 @@ def seeds_of(suite: Suite, data: str, net: str) -> int:
 
 
 def part_of_tables(text: str, rows: Sequence[str], columns: Sequence[str]) -> str:
-    """Return some rows and columns of every table of stages on a page of the suite, each under the title of its net.
+    """Return some rows and columns of every table of stages on a page of the suite, under its net and above its machine.
 
     >>> lines = ["# t", "", "## mlp", "", "| row | a | b |", "| --- | --- | --- |", "| x | 1 | 2 |", "| y | 3 | 4 |"]
     >>> part_of_tables("\\n".join(lines), ["y"], ["row", "b"]).splitlines()
@@ -79,7 +79,9 @@ def part_of_tables(text: str, rows: Sequence[str], columns: Sequence[str]) -> st
         places = [lines[0].index(name) for name in columns]
         kept = [line for line in lines if line in lines[:2] or line[0] in rows]
         table = "\n".join(f"| {' | '.join(line[place] for place in places)} |" for line in kept)
-        found.append(f"### {section.partition(chr(10))[0]}\n\n{table}")
+        where = section.find("Computed by")
+        by = [section[where:].partition("\n\n")[0].strip()] if where >= 0 else []
+        found.append("\n\n".join([f"### {section.partition(chr(10))[0]}", table, *by]))
     return "\n\n".join(found)
 
 

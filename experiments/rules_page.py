@@ -71,7 +71,11 @@ ENTRIES = {
     "fg": Entry("forward-gradient, local", "512-512", ("forward-gradient", "--epochs", "28", "--batch", "256"), 97.5),
     "heb": Entry("hebbian, and a linear read-out", "512-512", ("hebbian", "--epochs", "16"), 96.0),
     "evo": Entry("node perturbation (evolution along the input)", "128-64", ("evolution", *INPUT)),
-    "spsa": Entry("spsa", "64", ("spsa", "--epochs", "12")),
+    "spsa": Entry(
+        "spsa, one pair, as in version 0.1.0", "64",
+        ("spsa", "--pairs", "1", "--sides", "both", "--distribution", "rademacher", "--optimizer-kind", "sgd",
+         "--lr", "0.001", "--epochs", "12"),
+    ),
     "backprop-small": Entry(
         "backprop, layer norm", "128-64",
         ("backprop", "--net", "mlp", "--hidden", "128", "64", "--norm", "layer", "--epochs", "12"),

@@ -113,13 +113,25 @@ def _net(suite: Suite, data: str, net: str, rows: list[RowRuns], records: SuiteR
     yield suite_table("", rows).markdown().lstrip("\n")  # the heading is its title
     used = {run["environment"] for row in rows for run in (*row.trials, *row.runs)}
     places = [records.environments[index] for index in sorted(used)]
-    yield _wrapped("Computed by " + "; ".join(dict.fromkeys(map(_place, places))) + ".")
+    by = "Computed by " + "; ".join(dict.fromkeys(map(_place, places))) + "."
+    yield _wrapped(" ".join([by, *_processors(rows, records)]))
 
 
 def _said(suite: Suite, rows: list[RowRuns]) -> str:
     """What the rows show; of a few steps on a few images, nothing."""
     few = "The budget `tiny` is to see that everything runs: so few steps compare nothing."
     return few if suite.budget == "tiny" else verdict(rows)
+
+
+def _processors(rows: list[RowRuns], records: SuiteRecords) -> Iterator[str]:
+    """Which rows' seeds ran on which processor, where they are several."""
+    found: dict[str, list[str]] = {}
+    for row in (each for each in rows if not each.row.counted):
+        for processor in sorted({records.environments[run["environment"]]["processor"] for run in row.runs}):
+            found.setdefault(processor, []).append(row.row.name)
+    if len(found) > 1:
+        parts = "; ".join(f"on {processor} those of {', '.join(names)}" for processor, names in found.items())
+        yield f"Processor seconds compare rows of one processor: {parts}."
 
 
 def _wrapped(text: str, indent: str = "") -> str:
