@@ -64,7 +64,7 @@ def seeds_of(suite: Suite, data: str, net: str) -> int:
 
 
 def part_of_tables(text: str, rows: Sequence[str], columns: Sequence[str]) -> str:
-    """Return some rows and columns of every table of stages on a page of the suite, under its net and above its machine.
+    """Return some rows and columns of every table of stages on a page of the suite, with its net and machine.
 
     >>> lines = ["# t", "", "## mlp", "", "| row | a | b |", "| --- | --- | --- |", "| x | 1 | 2 |", "| y | 3 | 4 |"]
     >>> part_of_tables("\\n".join(lines), ["y"], ["row", "b"]).splitlines()
