@@ -128,6 +128,9 @@ MATCHED: tuple[MatchedRule, ...] = (
                 {"learning_rate": _RATE, "eta": Between(0.01, 1.0)}, {"label_smoothing": 0.0},
                 ("no label smoothing", "squared error"), nets=("blocks",)),
     MatchedRule("noprop-ct", "noprop-ct", "one block denoises a label at any time", {"learning_rate": _RATE}),
+    MatchedRule("noprop-ct-blind", "noprop-ct", "the same, with next to nothing of a label in z: a plain classifier",
+                {"learning_rate": _RATE}, {"smallest_alpha_bar": 1e-6, "largest_alpha_bar": 2e-6},
+                ("never sees a label",), nets=("blocks",)),
     MatchedRule("noprop-fm", "noprop-fm", "one block carries noise to a label", {"learning_rate": _RATE}),
     MatchedRule("neural-ode", "neural-ode", "one block, trained through the solver", {"learning_rate": _RATE}),
 )  # fmt: skip

@@ -62,6 +62,8 @@ def fitted(row: MatchedRule, net: Net, data: str, shape: tuple[int, ...]) -> Fit
     if isinstance(found, NoFit):
         return found
     options |= found
+    if net.kind == "blocks" and "blocks" not in fields:
+        differs.append("no batch norm")  # a block for all times has none, as in the paper
     if net.kind != "blocks" and options.get("net") != "linear":
         norm = _norm(fields)
         differs += [] if norm == "batch" else ["layer norm" if norm else "norm of its own"]
