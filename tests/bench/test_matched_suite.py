@@ -225,6 +225,23 @@ def test_a_row_that_is_counted_alone_is_not_trained_and_keeps_less_for_the_way_b
     assert "| backprop-checkpointed | - | - | - | the updates of backprop | - |" in page
 
 
+def test_a_row_that_sees_no_label_is_read_at_its_first_look(tmp_path):
+    """Its walk has nothing to walk on, and ends at chance; a row's key has the reading, and no other's changes by it."""
+    (row,) = chosen_rows(["noprop-ct-blind"])
+    whole = MatchedRule("whole", row.rule, "", {}, row.options, nets=row.nets)
+    named = MatchedRule("named", row.rule, "", {}, row.options, nets=row.nets, reading="first step")
+    keys = []
+    for each in (whole, named, row):
+        suite = Suite(("digits",), ("blocks-1",), (each,), 1, 1, "tiny", tmp_path / each.name)
+        run(suite)
+        lines = file_of(suite.out, "digits", "blocks-1").read_text().splitlines()
+        keys.append([json.loads(line)["key"] for line in lines if "key" in json.loads(line)])
+    assert keys[1] == keys[2]
+    assert not set(keys[0]) & set(keys[1])
+    fit = fitted(row, NETS["blocks-1"], "digits", (1, 8, 8))
+    assert fit.differs == ("no batch norm", "never sees a label")
+
+
 def test_a_page_is_put_between_its_marks_and_the_rest_stays(suite, tmp_path):
     run(suite)
     write_pages(suite, ENVIRONMENT, tmp_path, "none")
@@ -299,7 +316,7 @@ def test_what_cannot_work_is_said_in_a_sentence(words, said, tmp_path, capsys):
 
 def test_the_pages_command_names_as_many_seeds_as_a_table_has(monkeypatch):
     monkeypatch.setattr(matched_pages, "REPORT", Path(__file__).parents[2] / "docs" / "results")
-    suite = Suite(("mnist",), ("mlp", "blocks-3", "blocks-1"), chosen_rows([]), 5, 12, "quick", Path("none"))
+    suite = Suite(("mnist",), ("mlp", "blocks-3", "blocks-10"), chosen_rows([]), 5, 12, "quick", Path("none"))
     assert [seeds_of(suite, "mnist", net) for net in suite.nets] == [5, 3, 0]
     fewer = dataclasses.replace(suite, seeds=2)
     assert seeds_of(fewer, "mnist", "mlp") == 2

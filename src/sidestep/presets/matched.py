@@ -66,6 +66,7 @@ class MatchedRule:
     on: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # kind of net -> further options there
     nets: tuple[str, ...] = ("mlp", "conv", "blocks")  # kinds that say anything of it
     counted: str = ""  # not trained: what a step takes is counted alone, and this says what it would reach
+    reading: str = ""  # by which its images are read; the rule's first unless it says otherwise
     unfit: Mapping[str, str] = field(default_factory=dict)  # kind of net -> why it cannot, beyond what the rule says
 
 
@@ -130,7 +131,7 @@ MATCHED: tuple[MatchedRule, ...] = (
     MatchedRule("noprop-ct", "noprop-ct", "one block denoises a label at any time", {"learning_rate": _RATE}),
     MatchedRule("noprop-ct-blind", "noprop-ct", "the same, with next to nothing of a label in z: a plain classifier",
                 {"learning_rate": _RATE}, {"smallest_alpha_bar": 1e-6, "largest_alpha_bar": 2e-6},
-                ("never sees a label",), nets=("blocks",)),
+                ("never sees a label",), nets=("blocks",), reading="first step"),
     MatchedRule("noprop-fm", "noprop-fm", "one block carries noise to a label", {"learning_rate": _RATE}),
     MatchedRule("neural-ode", "neural-ode", "one block, trained through the solver", {"learning_rate": _RATE}),
 )  # fmt: skip

@@ -88,7 +88,8 @@ def _trained(work: Work, rule: Rule, data: DataSet, device: str, stop: StopReque
         if stop.requested:
             raise Stopped("stopped", state.step, stop.signal_number)
     spent, took = time.process_time() - began, time.perf_counter() - clock
-    validation = _right(state, loop, loop.data.validation)
+    reading = _reading(work, rule)
+    validation = _right(state, loop, loop.data.validation, reading)
     found: dict[str, Any] = {
         "validation": float(validation.double().mean()),
         "validation_images": len(validation),
@@ -97,16 +98,19 @@ def _trained(work: Work, rule: Rule, data: DataSet, device: str, stop: StopReque
         "seconds": round(took, 3),
     }
     if work.kind == "seed" and loop.data.has_test:
-        test = _right(state, loop, loop.data.test)
+        test = _right(state, loop, loop.data.test, reading)
         found |= {"test": float(test.double().mean()), "test_images": len(test), "right": packed(test)}
     return found
 
 
-def _right(state: State, loop: Loop, split: Split) -> Tensor:
-    """Return which images of a split the rule's first reading has right, (images,)."""
-    best = loop.rule.readings[0]
-    parts = predictions(loop.rule, state.net, split.images, loop.task, loop.compute, loop.noise, [best])
-    return torch.cat([part[best].argmax(1).cpu() for part in parts]) == split.targets.to("cpu")
+def _reading(work: Work, rule: Rule) -> str:
+    return work.cell.row.reading or rule.readings[0]
+
+
+def _right(state: State, loop: Loop, split: Split, reading: str) -> Tensor:
+    """Return which images of a split a reading has right, (images,)."""
+    parts = predictions(loop.rule, state.net, split.images, loop.task, loop.compute, loop.noise, [reading])
+    return torch.cat([part[reading].argmax(1).cpu() for part in parts]) == split.targets.to("cpu")
 
 
 def _counts(work: Work, rule: Rule, data: DataSet, device: str) -> Mapping[str, Any]:
@@ -119,7 +123,7 @@ def _counts(work: Work, rule: Rule, data: DataSet, device: str) -> Mapping[str, 
     with count_operations() as estimated:
         rule.estimate(state.net, batch, noise)
     with count_operations() as forward:
-        rule.predict(state.net, batch.inputs, loop.noise.stream("predict"), 0, [rule.readings[0]])
+        rule.predict(state.net, batch.inputs, loop.noise.stream("predict"), 0, [_reading(work, rule)])
     return {
         "parameters": sum(parameter.numel() for parameter in state.net.parameters()),
         "allocated_bytes": peak.bytes,

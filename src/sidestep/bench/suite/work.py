@@ -47,6 +47,7 @@ class Work:
         widths = hidden_of(NETS[cell.net], cell.data) if NETS[cell.net].kind == "conv" else ()
         net = " ".join(map(str, (cell.net, *widths)))  # a module is a function of the net, the data and the rule
         asked = [cell.row.rule, net, cell.data, dict(cell.fit.options), dict(self.options), self.kind, self.number]
+        asked += [cell.row.reading] if cell.row.reading else []
         lengths = [self.images, self.epochs, cell.budget.test_images, {**TRAIN, **cell.budget.train}]
         text = json.dumps([asked, lengths], sort_keys=True, default=list)
         object.__setattr__(self, "key", hashlib.sha256(text.encode()).hexdigest()[:16])
