@@ -12,7 +12,7 @@ from sidestep.errors import InputError, NonFiniteError
 from sidestep.nets import Dropout
 from sidestep.nets.noprop.denoiser import draw_times
 from sidestep.noise import Noise
-from sidestep.rules import Batch, NoPropCT, Task
+from sidestep.rules import Batch, NeuralODE, NoPropCT, NoPropFM, Task
 from tests.reference.noprop_continuous_plain import (
     PlainCosineGamma,
     PlainLearnedGamma,
@@ -369,3 +369,35 @@ def test_a_net_with_nothing_but_its_block_to_train_has_one_unit():
     assert list(rule.units(net)) == ["block"]
     update = rule.estimate(net, batch(), estimate_noise())
     assert update.gradients.keys() == {name for name, _ in net.named_parameters()}
+
+
+@pytest.mark.parametrize("kind", [NoPropCT, NoPropFM, NeuralODE])
+def test_with_batch_norm_the_images_features_are_those_of_the_batch_and_in_use_of_the_running_means(kind):
+    rule = kind(norm="batch", steps=2)
+    net = rule.build(TASK, Noise(0), None, None)
+    path, given = net.block.image, batch()
+    for module in net.modules():
+        if isinstance(module, Dropout):
+            module.rate = 0.0
+    plain = path.dense(path.convolutions(given.inputs).flatten(1))
+    torch.testing.assert_close(path(given.inputs), (plain - plain.mean(0)) / (plain.var(0, False) + 1e-5).sqrt())
+    before = path.norm.running_mean.clone()
+    optimizer = rule.optimizer(net)
+    for step in range(3):
+        update = rule.estimate(net, given, Noise(0).stream("estimate").at(step))
+        rule.apply(net, rule.decide(net, update, optimizer), optimizer)
+    assert int(path.norm.num_batches_tracked) == 1 + 3  # the look at the features above is one
+    assert not torch.equal(path.norm.running_mean, before)
+    reading = rule.readings[0]
+    whole = rule.predict(net.eval(), given.inputs, Noise(1), 0, [reading])[reading]
+    first = rule.predict(net, given.inputs[:1], Noise(1), 0, [reading])[reading]
+    torch.testing.assert_close(first, whole[:1])  # no image is scaled by the others when read
+    assert kind().build(TASK, Noise(0), None, None).block.image.norm.__class__ is torch.nn.ReLU
+
+
+@pytest.mark.parametrize(("options", "module"), [({"path": "resnet-9"}, None), ({}, torch.nn.Flatten)])
+def test_batch_norm_is_for_the_paths_that_have_a_choice(options, module):
+    with pytest.raises(
+        InputError, match=r"norm = batch is for the end of the paths that are named, and .*leave norm out"
+    ):
+        NoPropCT(norm="batch", **options).build(TASK, Noise(0), None, module)

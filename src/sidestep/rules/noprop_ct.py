@@ -51,6 +51,8 @@ class NoPropCT(TimedRule):
     """Posterior p(y | z_1): linear with softmax, by distance after a softmax, or the nearest class embedding."""
     path: Literal["auto", "figure-6", "pooled", "resnet-9"] = "auto"
     """Image path: Figure 6 of the paper; pooled, for images beyond 64 x 64; a ResNet-9; auto: one of the first two."""
+    norm: Literal["none", "batch"] = "none"
+    """End of the built-in path: ReLU (none), as the paper has it here, or batch norm, as in the blocks of NoProp-DT."""
     times: Literal["stratified", "uniform"] = "stratified"
     """Times of a batch: one in each of as many equal intervals, or independent."""
     draws_per_image: int = 1

@@ -62,7 +62,7 @@ def fitted(row: MatchedRule, net: Net, data: str, shape: tuple[int, ...]) -> Fit
     if isinstance(found, NoFit):
         return found
     options |= found
-    if net.kind == "blocks" and "blocks" not in fields:
+    if net.kind == "blocks" and "blocks" not in fields and row.options.get("norm") != "batch":
         differs.append("no batch norm")  # a block for all times has none, as in the paper
     if net.kind != "blocks" and options.get("net") != "linear":
         norm = _norm(fields)

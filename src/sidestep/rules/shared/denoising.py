@@ -24,6 +24,7 @@ from sidestep.rules.takes import Takes
 __all__ = [
     "TAKES",
     "block_units",
+    "check_norm",
     "check_options",
     "embedding_for",
     "learns",
@@ -143,11 +144,26 @@ def path_for(task: Task, path: str, module: ImagePath | None, norm: bool) -> Ima
     return partial(TokenPath, task.vocabulary, norm=norm)
 
 
+def check_norm(norm: str, path: str, module: ImagePath | None) -> bool:
+    """Return whether a built-in path is to end in batch norm.
+
+    Raises:
+        InputError: if it is asked for where it is not this option's to say.
+    """
+    if norm == "batch" and (module is not None or path == "resnet-9"):
+        has = "a module of your own ends as it does: put the norm into it" if module is not None else (
+            "path = resnet-9 has batch norm after every convolution"
+        )  # fmt: skip
+        raise InputError(f"norm = batch is for the end of the paths that are named, and {has}; leave norm out")
+    return norm == "batch"
+
+
 def make_denoiser(  # long: what a continuous-time net is made of
     task: Task,
     noise: Noise,
     module: ImagePath | None,
     path: str,
+    norm: bool,
     embedding: Tensor,
     kind: str,
     readout: str,
@@ -160,12 +176,13 @@ def make_denoiser(  # long: what a continuous-time net is made of
         noise: where the initial weights come from.
         module: an image path of the user's, or None.
         path: name of the image path otherwise.
+        norm: whether that ends in batch norm.
         embedding: u, (classes, dimension).
         kind: the kind of embedding.
         readout: name of the read-out.
         schedule: the noise schedule, or None.
     """
-    given = path_for(task, path, module, norm=False)
+    given = path_for(task, path, module, norm)
     shape = None if module is None else task.shape
     made = image_paths(given, 1, noise.stream("paths"), shape)[0]
     with noise.stream("blocks").torch_seeded():

@@ -20,6 +20,7 @@ from sidestep.rules.protocol import Batch, Dense, ImagePath, Noise, Rule, Split,
 from sidestep.rules.shared.denoising import (
     TAKES,
     block_units,
+    check_norm,
     check_options,
     embedding_for,
     make_denoiser,
@@ -56,6 +57,7 @@ class DenoisingRule(Rule[Denoiser]):
     dimension: int | None
     unit_norm: bool
     path: Any
+    norm: Any
     readout: Any
     steps: int
     grid: Any = "uniform"
@@ -82,7 +84,8 @@ class DenoisingRule(Rule[Denoiser]):
         check_options(task, self.readout, getattr(self, "label_smoothing", 0.0))
         rows = embedding_for(self.embedding, self.dimension, self.unit_norm, task, noise.stream("embedding"), examples)
         schedule = self.time_schedule()
-        return make_denoiser(task, noise, module, self.path, rows, self.embedding, self.readout, schedule)
+        norm = check_norm(self.norm, self.path, module)
+        return make_denoiser(task, noise, module, self.path, norm, rows, self.embedding, self.readout, schedule)
 
     def fits(self, net: Denoiser) -> bool:
         """Whether a net is one that this rule builds with its hyper-parameters."""

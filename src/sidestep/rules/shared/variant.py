@@ -12,7 +12,9 @@ PAPER_LABELS: PaperOptions = {
     "embedding": ("one-hot", "learned", "prototype"), "unit_norm": (False,), "path": ("auto", "figure-6"),
     "readout": ("softmax",), "learning_rate": (1e-3,), "weight_decay": (1e-3,),
 }  # fmt: skip
-PAPER_TIMES: PaperOptions = {"times": ("uniform",), "draws_per_image": (1,), "optimizer_kind": ("adam",)}
+PAPER_TIMES: PaperOptions = {
+    "times": ("uniform",), "draws_per_image": (1,), "optimizer_kind": ("adam",), "norm": ("none",),
+}  # fmt: skip
 
 
 @runtime_checkable
