@@ -9,6 +9,7 @@ the same records give the same pages. What stands between the marks of a page is
 """
 
 import argparse
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -80,9 +81,27 @@ def part_of_tables(text: str, rows: Sequence[str], columns: Sequence[str]) -> st
         kept = [line for line in lines if line in lines[:2] or line[0] in rows]
         table = "\n".join(f"| {' | '.join(line[place] for place in places)} |" for line in kept)
         where = section.find("Computed by")
-        by = [section[where:].partition("\n\n")[0].strip()] if where >= 0 else []
+        by = [_of_rows(section[where:].partition("\n\n")[0].strip(), rows)] if where >= 0 else []
         found.append("\n\n".join([f"### {section.partition(chr(10))[0]}", table, *by]))
     return "\n\n".join(found)
+
+
+def _of_rows(said: str, rows: Sequence[str]) -> str:
+    """Return the paragraph on what computed a table, without the rows that are not shown.
+
+    >>> _of_rows("By this. Processor seconds compare ...: on A those of x, y; on B those of z.", ["y", "z"])
+    'By this. Processor seconds compare ...: on A those of y; on B those of z.'
+    >>> _of_rows("By this. Processor seconds compare ...: on A those of x, y; on B those of z.", ["y"])
+    'By this.'
+    """
+    by, _, places = " ".join(said.split()).partition(": on ")
+    found = []
+    for place in places.rstrip(".").split("; on "):
+        where, _, names = place.partition(" those of ")
+        kept = [name for name in names.split(", ") if name in rows]
+        found += [f"on {where} those of {', '.join(kept)}"] if kept else []
+    whole = f"{by}: {'; '.join(found)}." if len(found) > 1 else by.partition(" Processor seconds")[0]
+    return textwrap.fill(whole, 118, break_long_words=False, break_on_hyphens=False)
 
 
 def main() -> None:

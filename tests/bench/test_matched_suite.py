@@ -10,13 +10,14 @@ import torch
 from experiments import matched_pages
 from experiments.matched_pages import BEGIN, END, put_into, seeds_of
 from sidestep.bench.comparison.records import ComparisonFolder
+from sidestep.bench.suite import one_run
 from sidestep.bench.suite.errors import difference
 from sidestep.bench.suite.nets import NoFit, fitted
-from sidestep.bench.suite.one_run import packed, part_of, unpacked
+from sidestep.bench.suite.one_run import packed, part_of, run_work, unpacked
 from sidestep.bench.suite.page import write_pages
 from sidestep.bench.suite.records import SuiteRecords
 from sidestep.bench.suite.suite import Suite, chosen_rows, file_of, run_suite
-from sidestep.bench.suite.work import best_trial, drawn
+from sidestep.bench.suite.work import best_trial, drawn, search_of
 from sidestep.cli import main
 from sidestep.data import load
 from sidestep.errors import InputError
@@ -24,6 +25,7 @@ from sidestep.presets.matched import COMMON, MATCHED, NETS, TRAIN, Among, Betwee
 from sidestep.rules import RULES
 from sidestep.training import Options, Stopped
 from sidestep.training.begin import begin
+from sidestep.training.evaluate import predictions
 from sidestep.training.stopping import StopRequest
 
 WILD = MatchedRule("wild", "backprop", "a step too large", {}, {"learning_rate": 1e38})
@@ -225,21 +227,43 @@ def test_a_row_that_is_counted_alone_is_not_trained_and_keeps_less_for_the_way_b
     assert "| backprop-checkpointed | - | - | - | the updates of backprop | - |" in page
 
 
-def test_a_row_that_sees_no_label_is_read_at_its_first_look(tmp_path):
-    """Its walk has nothing to walk on; a row's key has the reading, and no other's changes by it."""
+def test_a_row_that_sees_no_label_is_read_at_its_first_look(digits, tmp_path, monkeypatch):
+    read: list[str] = []
+
+    def watched(*given):
+        read.extend(given[6])
+        return predictions(*given)
+
+    monkeypatch.setattr(one_run, "predictions", watched)
     (row,) = chosen_rows(["noprop-ct-blind"])
-    whole = MatchedRule("whole", row.rule, "", {}, row.options, nets=row.nets)
-    named = MatchedRule("named", row.rule, "", {}, row.options, nets=row.nets, reading="first step")
-    keys = []
-    for each in (whole, named, row):
-        suite = Suite(("digits",), ("blocks-1",), (each,), 1, 1, "tiny", tmp_path / each.name)
-        run(suite)
-        lines = file_of(suite.out, "digits", "blocks-1").read_text().splitlines()
-        keys.append([json.loads(line)["key"] for line in lines if "key" in json.loads(line)])
-    assert keys[1] == keys[2]
-    assert not set(keys[0]) & set(keys[1])
-    fits = [fitted(each, NETS["blocks-1"], "digits", (1, 8, 8)) for each in (row, *chosen_rows(["noprop-fm-plain"]))]
-    assert [fit.differs for fit in fits] == [("never sees a label",), ("no batch norm",)]
+    found = []
+    for each in (row, dataclasses.replace(row, reading="")):
+        suite = Suite(("digits",), ("blocks-1",), (each,), 1, 1, "tiny", tmp_path)
+        ((_, cell),) = suite.cells("digits", (1, 8, 8), "blocks-1")
+        (trial,) = search_of(cell, 1)
+        found.append(run_work(trial, digits, "cpu", StopRequest()))
+    assert read == ["first step", "ddim"]
+    assert found[0]["reading"] == "first step"
+    assert "reading" not in found[1]
+    assert found[0]["key"] != found[1]["key"]
+
+
+def test_records_are_still_those_of_the_rows_that_made_them():
+    """The keys of committed trials: what a change of the suite makes untrue must be run again, and nothing else."""
+    lines = Path(__file__).parents[2].joinpath("docs/results/matched-mnist-blocks-3.jsonl").read_text().splitlines()
+    kept = [json.loads(line) for line in lines if '"trial"' in line]
+    suite = Suite(("mnist",), ("blocks-3",), chosen_rows([]), 3, 12, "quick", Path("none"))
+    cells = {row.name: cell for row, cell in suite.cells("mnist", (), "blocks-3") if not isinstance(cell, NoFit)}
+    for name in ("backprop", "noprop-dt", "noprop-dt-squared"):
+        keys = [work.key for work in search_of(cells[name], 12)]
+        assert keys == [record["key"] for record in kept if record["row"] == name]
+
+
+def test_a_row_says_what_norm_its_block_has():
+    rows = chosen_rows(["noprop-dt", "noprop-ct", "noprop-ct-blind", "noprop-fm-plain"])
+    fits = [fitted(row, NETS["blocks-1"], "digits", (1, 8, 8)).differs for row in rows]
+    alone = "batch norm at the image path's end alone"
+    assert fits == [(), (alone,), (alone, "never sees a label", "read by first step"), ("no batch norm",)]
 
 
 def test_a_page_is_put_between_its_marks_and_the_rest_stays(suite, tmp_path):

@@ -397,7 +397,5 @@ def test_with_batch_norm_the_images_features_are_those_of_the_batch_and_in_use_o
 
 @pytest.mark.parametrize(("options", "module"), [({"path": "resnet-9"}, None), ({}, torch.nn.Flatten)])
 def test_batch_norm_is_for_the_paths_that_have_a_choice(options, module):
-    with pytest.raises(
-        InputError, match=r"norm = batch is for the end of the paths that are named, and .*leave norm out"
-    ):
+    with pytest.raises(InputError, match=r"norm = batch is how the other built-in paths can end, and .*leave norm out"):
         NoPropCT(norm="batch", **options).build(TASK, Noise(0), None, module)

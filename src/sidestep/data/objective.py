@@ -66,13 +66,14 @@ class Objective:
         """
         losses = self.losses(outputs, targets)
         if not isinstance(losses, Tensor) or losses.shape != outputs.shape[:1]:
-            tensor = isinstance(losses, Tensor)
-            shape = f"shape {tuple(losses.shape)}" if tensor else type(losses).__name__
-            if tensor and losses.ndim > 1 and len(losses) == len(outputs):
-                advice = "average it for each example, objective=lambda outputs, targets: loss(...).flatten(1).mean(1)"
+            shape = f"shape {tuple(losses.shape)}" if isinstance(losses, Tensor) else type(losses).__name__
+            if isinstance(losses, Tensor) and losses.ndim:
+                advice = (
+                    "average it for each example: lambda outputs, targets: loss(...).reshape(len(outputs), -1).mean(1)"
+                )
             else:
                 advice = (
-                    'leave out the mean over the batch (reduction="none", then .flatten(1).mean(1), if it has more)'
+                    'leave out the mean over the batch: reduction="none", and .flatten(1).mean(1) of what that gives'
                 )
             raise InputError(
                 f"the loss {self.name!r} must give one number per example, shape ({len(outputs)},), got {shape}; "

@@ -14,6 +14,7 @@ __all__ = ["improved_presets"]
 
 _SIMPLE, _COLOUR = ("mnist", "bloodmnist"), ("cifar10", "cifar100")
 _SIZES = {"bloodmnist": 128}
+_MEASURED = ("noprop-best-mnist-dt",)
 _SCHEDULE = {"decay": "cosine", "warmup": 0.1, "average": 0.99}
 _TIMED = {
     "loss": "cross-entropy", "times": "stratified", "draws_per_image": 4, "optimizer_kind": "adamw",
@@ -64,7 +65,7 @@ def _recipe(key: str, data: str) -> Preset:
         rule=rule,
         options={**options, **path},
         train={**_SCHEDULE, **train},
-        summary=f"{title}, our recipe for {data}{'' if data == 'mnist' else ', not measured at its full budget yet'}",
+        summary=f"{title}, our recipe for {data}{'' if name in _MEASURED else ', not measured at its full budget yet'}",
         reading=reading,
         image_size=_SIZES.get(data),
         budgets=budgets,

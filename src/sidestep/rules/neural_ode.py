@@ -56,7 +56,7 @@ class NeuralODE(DenoisingRule):
     path: Literal["auto", "figure-6", "pooled", "resnet-9"] = "auto"
     """Image path: Figure 6 of the paper; pooled, for images beyond 64 x 64; a ResNet-9; auto: one of the first two."""
     norm: Literal["none", "batch"] = "none"
-    """End of the built-in path: ReLU (none), as the paper has it here, or batch norm, as in the blocks of NoProp-DT."""
+    """End of a built-in path but resnet-9: ReLU (none), as the paper has it here, or batch norm, as in NoProp-DT."""
     learning_rate: float = 1e-3
     """Step size of AdamW."""
     weight_decay: float = 1e-3

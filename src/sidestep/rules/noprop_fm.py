@@ -55,7 +55,7 @@ class NoPropFM(TimedRule):
     path: Literal["auto", "figure-6", "pooled", "resnet-9"] = "auto"
     """Image path: Figure 6 of the paper; pooled, for images beyond 64 x 64; a ResNet-9; auto: one of the first two."""
     norm: Literal["none", "batch"] = "none"
-    """End of the built-in path: ReLU (none), as the paper has it here, or batch norm, as in the blocks of NoProp-DT."""
+    """End of a built-in path but resnet-9: ReLU (none), as the paper has it here, or batch norm, as in NoProp-DT."""
     times: Literal["stratified", "uniform"] = "stratified"
     """Times of a batch: one in each of as many equal intervals, or independent."""
     draws_per_image: int = 1

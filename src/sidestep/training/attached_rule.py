@@ -194,7 +194,7 @@ def as_objective(given: Any) -> Objective:
     if isinstance(given, Objective):
         return given
     if callable(given):
-        return Objective(getattr(given, "__name__", type(given).__name__).strip("<>"), given)
+        return Objective(getattr(given, "__name__", "loss").strip("<>"), given)
     raise InputError(
         f"objective must be a function of outputs and targets that returns one loss per example, or one of "
         f"{', '.join(OBJECTIVES)}, got {given!r:.80}"

@@ -32,5 +32,5 @@ def check_single(rule: Rule, net: nn.Module, task: Task, size: int) -> None:
             raise
         raise InputError(
             f"this net of {rule.name} has batch norm, whose statistics need two images or more, got a batch of 1; take "
-            "a larger batch, or a net without batch norm (norm = layer or none, where the rule has it)"
+            "a larger batch, or a net without batch norm (another norm, where the rule has one)"
         ) from error

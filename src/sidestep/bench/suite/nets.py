@@ -62,8 +62,8 @@ def fitted(row: MatchedRule, net: Net, data: str, shape: tuple[int, ...]) -> Fit
     if isinstance(found, NoFit):
         return found
     options |= found
-    if net.kind == "blocks" and "blocks" not in fields and row.options.get("norm") != "batch":
-        differs.append("no batch norm")  # a block for all times has none, as in the paper
+    if net.kind == "blocks" and "blocks" not in fields:  # a block for all times has the paper's: none; or one
+        differs.append("batch norm at the image path's end alone" if "norm" in row.options else "no batch norm")
     if net.kind != "blocks" and options.get("net") != "linear":
         norm = _norm(fields)
         differs += [] if norm == "batch" else ["layer norm" if norm else "norm of its own"]
@@ -73,7 +73,8 @@ def fitted(row: MatchedRule, net: Net, data: str, shape: tuple[int, ...]) -> Fit
         elif net.kind == "conv":
             differs.append("convolutions of its own")
     options |= {**row.options, **row.on.get(net.kind, {})}
-    return Fitted(options, module, tuple(dict.fromkeys([*differs, *row.differs])))
+    read = [f"read by {row.reading}"] if row.reading else []
+    return Fitted(options, module, tuple(dict.fromkeys([*differs, *row.differs, *read])))
 
 
 def _blocks(kind: type[Rule], fields: Mapping[str, Any], net: Net) -> dict[str, Any] | NoFit:

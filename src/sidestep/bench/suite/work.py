@@ -62,7 +62,8 @@ class Work:
         cell = self.cell
         place = {"kind": self.kind, "row": cell.row.name, "net": cell.net, "data": cell.data, "number": self.number}
         lengths = {"budget": cell.budget_name, "images": self.images, "epochs": self.epochs, "seed": self.seed}
-        options = {"searched": dict(self.options), "differs": list(cell.fit.differs)}
+        options: dict[str, Any] = {"searched": dict(self.options), "differs": list(cell.fit.differs)}
+        options |= {"reading": cell.row.reading} if cell.row.reading else {}
         return {**place, **lengths, **options, "key": self.key}
 
     @property

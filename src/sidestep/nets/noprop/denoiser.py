@@ -31,7 +31,8 @@ def positional_embedding(time: Tensor, size: int = _TIME_FEATURES) -> Tensor:
 
 
 class TimedBlock(nn.Module):
-    """The block of NoProp-CT and FM (Li et al. 2025, Figure 6): class outputs from an image, z and t. No batch norm.
+    """The block of NoProp-CT and FM (Li et al. 2025, Figure 6): class outputs from an image, z and t. No batch norm,
+    but where the image path ends in one.
 
     The image's part is computed apart (`prepare`): it depends on neither z nor t, so however many steps a sampler
     takes, it is computed once, up to and with its share of the first fusing layer.

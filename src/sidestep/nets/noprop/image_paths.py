@@ -22,7 +22,8 @@ class ConvPath(nn.Module):
     """The image path of Li et al. 2025, Figure 6: three convolutions, then 256 features.
 
     Shapes: (batch, channels, height, width) -> (batch, 256); height and width at least 4, since they are halved twice.
-    With `norm` the features end in batch norm, as the discrete blocks have it, without in ReLU, as the continuous ones.
+    With `norm` the features end in batch norm, as the paper's discrete blocks have it, without in ReLU, as its
+    continuous ones.
     """
 
     def __init__(self, image_shape: Shape, features: int = _FEATURES, norm: bool = True) -> None:
@@ -149,7 +150,8 @@ def path_maker(kind: str, image_shape: Shape, norm: bool) -> Callable[[], nn.Mod
         kind: `figure-6`, the paper's; `pooled`, for large images; `resnet-9`; `auto`: the paper's, or the pooled one
             where images have more than 64 x 64 pixels, or dense layers for rows of features.
         image_shape: (channels, height, width), or (features,).
-        norm: whether the paper's path ends in batch norm (discrete blocks) or ReLU (continuous ones).
+        norm: whether the path, but for a ResNet-9, ends in batch norm (the paper's discrete blocks) or ReLU (its
+            continuous ones).
 
     Raises:
         InputError: for another kind.

@@ -151,10 +151,12 @@ def check_norm(norm: str, path: str, module: ImagePath | None) -> bool:
         InputError: if it is asked for where it is not this option's to say.
     """
     if norm == "batch" and (module is not None or path == "resnet-9"):
-        has = "a module of your own ends as it does: put the norm into it" if module is not None else (
-            "path = resnet-9 has batch norm after every convolution"
-        )  # fmt: skip
-        raise InputError(f"norm = batch is for the end of the paths that are named, and {has}; leave norm out")
+        why = (
+            "path = resnet-9 has it after every convolution"
+            if module is None
+            else "a module of your own ends as it does"
+        )
+        raise InputError(f"norm = batch is how the other built-in paths can end, and {why}; leave norm out")
     return norm == "batch"
 
 
