@@ -89,6 +89,11 @@ def check_takes(rule: Any, task: Task, module: Any = None) -> None:
             f"{rule.name} takes targets that are {' or '.join(known)}, but the data have {task.targets}; "
             f"{_others('targets', task.targets)}"
         )
+    if task.own is not None and "own" not in takes.targets:
+        raise InputError(
+            f"{rule.name} trains on losses of its own and takes no other, got objective = {task.own.name}; leave it "
+            "out, or take a rule that trains on a loss of yours: `sidestep rules` shows which (own)"
+        )
     if module is not None and takes.module == "none":
         raise InputError(
             f"{rule.name} has no place for a module of your own: {takes.no_module}; use --net and --hidden, or train "

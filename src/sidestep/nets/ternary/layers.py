@@ -186,7 +186,8 @@ def ternary_parameters(net: nn.Module) -> dict[str, Tensor]:
     if wrong:
         raise InputError(
             f"only trits are allowed, but {wrong[0]} has {found[wrong[0]].dtype} values"
-            f"{f' ({len(wrong)} such parameters)' if len(wrong) > 1 else ''}: make the net with sidestep.nets.ternarize"
+            f"{f' ({len(wrong)} such parameters)' if len(wrong) > 1 else ''}: make the net with "
+            "sidestep.nets.ternarize(net, Noise(0)), which draws trits in place of the weights"
         )
     if not found:
         raise InputError("the net has no ternary weights that could be trained")
