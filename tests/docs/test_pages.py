@@ -61,9 +61,8 @@ class TestRulesPage:
         rules_page.timed("spsa", 3, tmp_path)
         (command, threads), text = asked[0], " ".join(asked[0][0])
         assert threads == "1"
-        assert (
-            "train spsa --epochs 12 --data mnist --decay cosine --precision float32 --validation 0.05 --seed 3" in text
-        )
+        assert "train spsa --pairs 1 --sides both" in text  # of version 0.1.0, whose number the page has
+        assert "--epochs 12 --data mnist --decay cosine --precision float32 --validation 0.05 --seed 3" in text
         assert ("--resume" in command) == resumed
         assert (tmp_path / "processor.json").exists() != resumed
 
