@@ -81,9 +81,9 @@ def main() -> None:
         raise InputError(f"{given.beside} has other test images than {given.runs[0]}; give runs on the same data")
     for reading, other in zip(given.beside_readings, others, strict=True):
         print(described(f"{given.beside.name}, {reading}", other, labels))
+        right = other.argmax(1) == labels
         for count, mean in means.items():
-            right, own = other.argmax(1) == labels, mean.argmax(1) == labels
-            print(f"  mean of {count} runs less this: {compared(own, right)}")
+            print(f"  mean of {count} runs less this: {compared(mean.argmax(1) == labels, right)}")
 
 
 if __name__ == "__main__":
