@@ -1,5 +1,7 @@
 """Lightning's Trainer with a rule's step: the same bits after a resume, frozen weights alone, logs and counts."""
 
+import os
+
 import pytest
 import torch
 from torch import nn
@@ -12,6 +14,17 @@ from sidestep.rules import SPSA, Backprop, Evolution, ForwardGradient, LocalLoss
 L = pytest.importorskip("lightning")
 callbacks = pytest.importorskip("lightning.pytorch.callbacks")
 pytestmark = pytest.mark.filterwarnings("ignore:.*(workers|logging interval|GPU|logger|Checkpoint directory|pytree).*")
+
+
+@pytest.fixture
+def no_group_left():
+    """Take away the process group and the variables of the environment that a test's DDP strategy leaves."""
+    before = dict(os.environ)
+    yield
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+    os.environ.clear()
+    os.environ.update(before)
 
 
 class Classifier(L.LightningModule):
@@ -205,6 +218,7 @@ def test_a_schedule_is_stepped_once_a_batch(tmp_path):
         ({"strategy": "ddp", "devices": 1}, "DDPStrategy"),
     ],
 )
+@pytest.mark.usefixtures("no_group_left")
 def test_what_a_rule_cannot_honour_is_refused_by_name(named, words, tmp_path):
     with pytest.raises(InputError, match=words):
         trainer(tmp_path, **named).fit(Classifier(), loader())

@@ -8,7 +8,7 @@ import torch
 
 from sidestep.errors import CheckpointError, InputError
 from sidestep.integrations.transformers import SidestepTrainer
-from sidestep.nets import quantize
+from sidestep.nets import dequantize, quantize
 from sidestep.rules import SPSA, Backprop, Evolution, ForwardGradient, LocalLoss
 
 transformers = pytest.importorskip("transformers")
@@ -91,8 +91,8 @@ def test_every_rule_for_any_module_steps_through_the_trainer(rule, tmp_path):
 def test_back_propagation_learns_through_it_and_spsa_gets_somewhere(tmp_path):
     model = gpt()
     losses = {}
-    for name, rule in (("bp", Backprop(learning_rate=1e-2)), ("spsa", SPSA(pairs=8))):
-        made = trainer(tmp_path / name, gpt() if name == "spsa" else model, rule, texts(), max_steps=30)
+    for name, rule, steps in (("bp", Backprop(learning_rate=1e-2), 30), ("spsa", SPSA(pairs=8), 100)):
+        made = trainer(tmp_path / name, gpt() if name == "spsa" else model, rule, texts(), max_steps=steps)
         made.train()
         losses[name] = [entry["loss"] for entry in made.state.log_history if "loss" in entry]
     assert losses["bp"][-1] < 0.5 * losses["bp"][0]
@@ -237,3 +237,16 @@ def test_the_layers_of_gpt_2_are_quantised_all_and_train(tmp_path):
     before = weights(model)
     trainer(tmp_path, model, SPSA(pairs=4, sides="both", learning_rate=1.0), texts()).train()
     assert not torch.equal(before["transformer.h.0.attn.c_attn.weight"], model.transformer.h[0].attn.c_attn.weight)
+
+
+def test_gpt_2_trained_in_whole_numbers_is_saved_as_any_other(tmp_path):
+    model = quantize(gpt().eval())
+    trainer(tmp_path, model, SPSA(pairs=4, sides="both", learning_rate=1.0), texts()).train()
+    tokens = torch.arange(8)[None]
+    with torch.no_grad():
+        wanted = model.eval()(tokens).logits
+        dequantize(model).save_pretrained(tmp_path / "saved")
+        found = transformers.GPT2LMHeadModel.from_pretrained(tmp_path / "saved")(tokens).logits
+    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=0)
+    assert type(model.transformer.h[0].attn.c_attn).__name__ == "Conv1D"
+    assert model.lm_head.weight is model.transformer.wte.weight

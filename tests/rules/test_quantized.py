@@ -1,5 +1,6 @@
 """Weights of whole numbers: what quantize makes, and steps of spsa whose rounding errors come from the seeds."""
 
+import copy
 import math
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import sidestep
 from sidestep import Options, data, train
 from sidestep.errors import InputError
 from sidestep.gradients.directions import directions_along
-from sidestep.nets import QuantizedConv2d, QuantizedEmbedding, QuantizedLinear, quantize
+from sidestep.nets import QuantizedConv2d, QuantizedEmbedding, QuantizedLinear, dequantize, quantize
 from sidestep.nets import quantized as layers_file
 from sidestep.nets.quantized import quantized_weights
 from sidestep.noise import Noise
@@ -185,6 +186,62 @@ class TestQuantize:
             quantize(drawn(), bits=3)
         with pytest.raises(InputError, match="headroom"):
             quantize(drawn(), headroom=0.5)
+
+
+class TestDequantize:
+    def test_layers_are_again_what_they_were_with_the_values_of_now(self):
+        net, twin = quantize(drawn(Text)), drawn(Text)
+        net.rows.weight.add_(1)
+        net.conv.bias.data.add_(1)
+        floats = floated(net, twin).state_dict()
+        ids = Noise(4).integers(5 * 7, 12).view(5, 7)
+        expected = net(ids)
+        assert dequantize(net) is net
+        assert str(net) == str(twin)
+        assert net.out.weight is net.rows.weight
+        assert net.state_dict().keys() == floats.keys()
+        assert all(torch.equal(value, floats[name]) for name, value in net.state_dict().items())
+        assert torch.allclose(net(ids), expected, atol=1e-6)
+        net(ids).sum().backward()
+        assert net.rows.weight.grad is not None
+
+    def test_what_a_layer_has_of_its_own_comes_back_and_nothing_is_drawn(self):
+        for make in (
+            lambda: nn.Embedding(5, 4, padding_idx=2),
+            lambda: nn.Conv2d(4, 6, (1, 3), 2, (0, 1), 1, 2, False),
+        ):
+            own = make().eval()
+            state = torch.random.get_rng_state()
+            back = dequantize(quantize(own))
+            assert torch.equal(state, torch.random.get_rng_state())
+            assert str(back) == str(own)
+            assert back is not own
+            assert not back.training
+            assert not torch.equal(back.weight, own.weight)
+            assert torch.allclose(back.weight, own.weight, atol=float(own.weight.detach().abs().max()) / 250)
+
+    def test_frozen_and_shared_layers_stay_so(self):
+        layer = nn.Linear(4, 4).requires_grad_(False)
+        net = dequantize(quantize(nn.Sequential(layer, nn.ReLU(), layer, nn.Linear(4, 2))).to(torch.bfloat16))
+        assert net[0] is net[2]
+        assert [weight.requires_grad for weight in net.parameters()] == [False, False, True, True]
+        assert net[3].weight.dtype == torch.bfloat16
+
+    def test_a_copy_comes_back_apart(self):
+        net = quantize(drawn())
+        other = copy.deepcopy(net)
+        dequantize(other)
+        assert type(net[0]) is QuantizedLinear
+        assert torch.allclose(other(ROWS), net(ROWS), atol=1e-6)
+
+    def test_what_has_no_such_layers_or_hooks_is_refused_as_it_was(self):
+        with pytest.raises(InputError, match=r"no quantised layers.*Linear"):
+            dequantize(drawn())
+        net = quantize(drawn())
+        net[2].register_forward_hook(lambda *_: None)
+        with pytest.raises(InputError, match=r"layer 2 .*hooks"):
+            dequantize(net)
+        assert type(net[0]) is QuantizedLinear
 
 
 class TestSteps:

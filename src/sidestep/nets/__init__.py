@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from sidestep.nets.noprop.stack_readings import Chain, ancestral_chain, ddim_chain, stack_predictions
     from sidestep.nets.noprop.time_schedules import CosineSchedule, LearnedSchedule, LinearSchedule, make_schedule
     from sidestep.nets.parallel import kept_statistics, run_units
-    from sidestep.nets.quantization import quantize
+    from sidestep.nets.quantization import dequantize, quantize
     from sidestep.nets.quantized import QuantizedConv2d, QuantizedEmbedding, QuantizedLayer, QuantizedLinear
     from sidestep.nets.ternary.convert import ternarize
     from sidestep.nets.ternary.layers import (
@@ -69,7 +69,7 @@ else:
             "noprop.stack_readings": "Chain ancestral_chain ddim_chain stack_predictions",
             "noprop.time_schedules": "CosineSchedule LearnedSchedule LinearSchedule make_schedule",
             "parallel": "kept_statistics run_units",
-            "quantization": "quantize",
+            "quantization": "dequantize quantize",
             "quantized": "QuantizedConv2d QuantizedEmbedding QuantizedLayer QuantizedLinear",
             "ternary.convert": "ternarize",
             "ternary.layers": (
@@ -117,6 +117,7 @@ __all__ = [
     "ddim_chain",
     "ddim_walk",
     "denoising_loss",
+    "dequantize",
     "embedding_distances",
     "euler_walk",
     "expected_embedding",

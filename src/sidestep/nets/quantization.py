@@ -1,5 +1,6 @@
-"""`quantize`: weights of a module as whole numbers."""
+"""`quantize`: weights of a module as whole numbers; `dequantize`: as floats again."""
 
+import copy
 from typing import Any, Literal
 
 import torch
@@ -7,9 +8,16 @@ from torch import Tensor, nn
 
 from sidestep.checks import check_range
 from sidestep.errors import InputError
-from sidestep.nets.quantized import QuantizedConv2d, QuantizedEmbedding, QuantizedLayer, QuantizedLinear, tiles
+from sidestep.nets.quantized import (
+    QuantizedConv2d,
+    QuantizedEmbedding,
+    QuantizedLayer,
+    QuantizedLinear,
+    dequantized,
+    tiles,
+)
 
-__all__ = ["quantize"]
+__all__ = ["dequantize", "quantize"]
 
 _TRIED = 24  # scales, where a few whole numbers are to stand for a row
 Made = tuple[nn.Parameter, nn.Parameter]  # whole numbers and their scales
@@ -28,6 +36,7 @@ def quantize(module: nn.Module, bits: Literal[8, 4, 2] = 8, headroom: float = 1.
     and `requires_grad_` does not), and weights that two layers share stay one. Layers of exactly the types nn.Linear,
     nn.Conv2d (with zeros as padding) and nn.Embedding (without max_norm) are taken, and the Conv1D of transformers'
     GPT-2, which is a linear layer that holds its weights transposed: here a row is an output, as elsewhere.
+    `dequantize` is the way back.
 
     Args:
         module: in floats.
@@ -61,6 +70,62 @@ def quantize(module: nn.Module, bits: Literal[8, 4, 2] = 8, headroom: float = 1.
             "in, or train it as it is"
         )
     return module if whole is None else whole
+
+
+def dequantize(module: nn.Module) -> nn.Module:
+    """Put float layers in the place of a module's quantised ones, and return the module: `quantize` the other way.
+
+        w_rj = s_r q_rj
+
+    The module is changed in place, unless it is itself such a layer. Each layer is again what it was before
+    `quantize`, the Conv1D of transformers' GPT-2 included, with the weights and the bias of now, in the floats of its
+    scales. Weights that two layers share stay one; those of a layer whose `moves` is false want no gradient. The
+    outputs are the same but for the order of sums. So a model that was trained in whole numbers goes where others go:
+    to `save_pretrained`, to ONNX, to a rule that takes floats.
+
+    Raises:
+        InputError: for a module with no quantised layer, or where one of them has hooks.
+
+    >>> net = dequantize(quantize(nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))))
+    >>> net[0], net[0].weight.dtype
+    (Linear(in_features=4, out_features=3, bias=True), torch.float32)
+    """
+    found = {name: part for name, part in module.named_modules() if isinstance(part, QuantizedLayer)}
+    if not found:
+        kinds = sorted({type(part).__name__ for part in module.modules() if part._parameters}) or ["none"]
+        raise InputError(
+            "the module has no quantised layers: dequantize takes what quantize made, and the layers with parameters "
+            f"here are {', '.join(kinds)}"
+        )
+    for name, layer in found.items():
+        _check_hooks(f"layer {name or 'the module itself'} ({type(layer).__name__})", layer)
+    made: dict[int, nn.Parameter] = {}
+    forms = {layer: _floats(layer, made) for layer in found.values()}
+    for part in list(module.modules()):
+        for name, child in part._modules.items():
+            if isinstance(child, QuantizedLayer):
+                part._modules[name] = forms[child]
+    return forms[module] if isinstance(module, QuantizedLayer) else module
+
+
+def _floats(layer: QuantizedLayer, made: dict[int, nn.Parameter]) -> nn.Module:
+    """Return what a quantised layer was, with its weights of now; `made` holds those that others share with it."""
+    (form,) = copy.deepcopy(layer.form)
+    if id(layer.weight) not in made:
+        whole = dequantized(layer.weight.detach(), layer.scale.detach(), 0, len(layer.weight))
+        whole = whole.t().contiguous() if _is_transposed(form) else whole
+        made[id(layer.weight)] = nn.Parameter(whole, requires_grad=layer.moves)
+    form.weight = made[id(layer.weight)]
+    if layer.bias is not None:
+        form.bias = layer.bias
+    return form.train(layer.training)
+
+
+def _without_parameters(layer: nn.Module) -> nn.Module:
+    """Return a layer like this one whose parameters are left out; the layer itself stays as it is."""
+    form = copy.copy(layer)
+    form._parameters = dict.fromkeys(layer._parameters)
+    return form
 
 
 def _replace(  # long: what was made already
@@ -103,10 +168,7 @@ def _check(module: nn.Module) -> None:
         if not _is_taken(layer):
             continue
         own: Any = layer
-        if layer._forward_hooks or layer._forward_pre_hooks:
-            raise InputError(
-                f"{where} cannot be quantised: it has hooks, which its new form would not run; remove them first"
-            )
+        _check_hooks(where, layer)
         turned, other = first.setdefault(id(own.weight), (_is_transposed(layer), where))
         if turned != _is_transposed(layer):
             raise InputError(f"{where} shares its weights with {other}, which reads them transposed; give each its own")
@@ -117,6 +179,11 @@ def _check(module: nn.Module) -> None:
             )
         if not bool(own.weight.isfinite().all()):
             raise InputError(f"{where} has weights that are infinite or no numbers")
+
+
+def _check_hooks(where: str, layer: nn.Module) -> None:
+    if layer._forward_hooks or layer._forward_pre_hooks:
+        raise InputError(f"{where} has hooks, which what takes its place would not run; remove them first")
 
 
 def _form(layer: nn.Module, bits: int, headroom: float, made: dict[int, Made]) -> QuantizedLayer:
@@ -132,7 +199,7 @@ def _form(layer: nn.Module, bits: int, headroom: float, made: dict[int, Made]) -
         found = QuantizedEmbedding(weight, scale, None, bits)
     else:
         found = QuantizedLinear(weight, scale, own.bias, bits)
-    found.moves = own.weight.requires_grad
+    found.moves, found.form = own.weight.requires_grad, (_without_parameters(layer),)
     return found.train(layer.training)
 
 

@@ -39,12 +39,14 @@ class QuantizedLayer(nn.Module):
     bias: as in the float layer, float and trained as before.
     limit: the largest of |q|.
     moves: whether rules may change q; the weights of a layer that was frozen stay.
+    form: the float layer whose place it took, without its parameters; alone in a tuple, so that it is no part of this.
     """
 
     def __init__(self, weight: nn.Parameter, scale: nn.Parameter, bias: Tensor | None, bits: int) -> None:
         super().__init__()
         self.weight, self.scale, self.bias = weight, scale, bias
         self.limit, self.moves = 2 ** (bits - 1) - 1, True
+        self.form: tuple[nn.Module, ...] = ()
 
     def extra_repr(self) -> str:
         """Return the shape, for printing."""
