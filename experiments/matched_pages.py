@@ -9,21 +9,21 @@ the same records give the same pages. What stands between the marks of a page is
 """
 
 import argparse
-import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
 from experiments.given import a_count
-from sidestep.bench.suite.page import write_pages
+from sidestep.bench.report import Table
+from sidestep.bench.suite.page import computed_by, write_pages
 from sidestep.bench.suite.records import SuiteRecords
 from sidestep.bench.suite.suite import Suite, chosen_rows, file_of
-from sidestep.bench.suite.table import rows_of
+from sidestep.bench.suite.table import RowRuns, rows_of, suite_table
 from sidestep.cli.suite import SuiteOptions
 
 BEGIN, END = "<!-- the matched suite -->", "<!-- end of the matched suite -->"
 PAGES = {"mnist": Path("docs/rules-compared.md"), "cifar10": Path("docs/rules-cifar10.md")}
-STAGES, BLOCKS = ("mlp", "conv"), ("blocks-1", "blocks-3", "blocks-10")
-NETS = {"mnist": STAGES + BLOCKS, "cifar10": STAGES}
+STAGES = ("mlp", "conv")
+NETS = {"mnist": (*STAGES, "blocks-1", "blocks-3", "blocks-10"), "cifar10": STAGES}
 REPORT = Path("docs/results")
 TRIALS = SuiteOptions.trials
 TERNARY = Path("docs/ternary-results.md")
@@ -57,51 +57,38 @@ def replace_between_marks(page: Path, body: str) -> None:
     page.write_text(f"{before}{BEGIN}\n\n{body}\n\n{END}{after}", encoding="utf-8")
 
 
-def seeds_of(suite: Suite, data: str, net: str) -> int:
-    """Return the most seeds that a trained row of a net has, by the records of docs/results and the suite's folder."""
+def kept_records(suite: Suite, data: str, net: str) -> SuiteRecords:
+    """Return the records of docs/results and of the suite's folder."""
     records = SuiteRecords(file_of(suite.out, data, net), {})
     records.take(REPORT / f"matched-{data}-{net}.jsonl")
+    return records
+
+
+def seeds_of(suite: Suite, data: str, net: str) -> int:
+    """Return the most seeds that a trained row of a net has, by the records of docs/results and the suite's folder."""
+    records = kept_records(suite, data, net)
     return max((len(each.runs) for each in rows_of(suite, data, net, records) if not each.row.counted), default=0)
 
 
-def part_of_tables(text: str, rows: Sequence[str], columns: Sequence[str]) -> str:
-    """Return some rows and columns of every table of stages on a page of the suite, with its net and machine.
+def part_of_table(rows: Sequence[RowRuns], records: SuiteRecords, names: Sequence[str], columns: Sequence[str]) -> str:
+    """Return some rows and columns of a net's table, and where these rows were computed."""
+    table = suite_table("", rows)
+    places = [table.columns.index(name) for name in columns]
+    lines = [[line[place] for place in places] for line in table.rows if line[0] in names]
+    shown = [row for row in rows if row.runs and row.row.name in names]
+    return f"{Table('', list(columns), lines).markdown().lstrip()}\n\n{computed_by(shown, records)}"
 
-    >>> lines = ["# t", "", "## mlp", "", "| row | a | b |", "| --- | --- | --- |", "| x | 1 | 2 |", "| y | 3 | 4 |"]
-    >>> part_of_tables("\\n".join(lines), ["y"], ["row", "b"]).splitlines()
-    ['### mlp', '', '| row | b |', '| --- | --- |', '| y | 4 |']
-    """
+
+def ternary_part(suite: Suite, data: str) -> str:
+    """Return the rows of ternary nets on a data set, and of float ones beside them: a table for each net of stages."""
     found = []
-    for section in text.split("\n## ")[1:]:
-        first = section[section.find("| row") :].partition("\n\n")[0]
-        lines = [line[2:-2].split(" | ") for line in first.splitlines()]
-        if not set(columns) <= set(lines[0]) or section.startswith(BLOCKS):
-            continue
-        places = [lines[0].index(name) for name in columns]
-        kept = [line for line in lines if line in lines[:2] or line[0] in rows]
-        table = "\n".join(f"| {' | '.join(line[place] for place in places)} |" for line in kept)
-        where = section.find("Computed by")
-        by = [_of_rows(section[where:].partition("\n\n")[0].strip(), rows)] if where >= 0 else []
-        found.append("\n\n".join([f"### {section.partition(chr(10))[0]}", table, *by]))
+    for net in (net for net in suite.nets if net in STAGES):
+        records = kept_records(suite, data, net)
+        rows = list(rows_of(suite, data, net, records))
+        if any(row.runs for row in rows):
+            part = part_of_table(rows, records, TERNARY_ROWS, TERNARY_COLUMNS)
+            found.append(f"### {net} on {data}\n\n{part}")
     return "\n\n".join(found)
-
-
-def _of_rows(said: str, rows: Sequence[str]) -> str:
-    """Return the paragraph on what computed a table, without the rows that are not shown.
-
-    >>> _of_rows("By this. Processor seconds compare ...: on A those of x, y; on B those of z.", ["y", "z"])
-    'By this. Processor seconds compare ...: on A those of y; on B those of z.'
-    >>> _of_rows("By this. Processor seconds compare ...: on A those of x, y; on B those of z.", ["y"])
-    'By this.'
-    """
-    by, _, places = " ".join(said.split()).partition(": on ")
-    found = []
-    for place in places.rstrip(".").split("; on "):
-        where, _, names = place.partition(" those of ")
-        kept = [name for name in names.split(", ") if name in rows]
-        found += [f"on {where} those of {', '.join(kept)}"] if kept else []
-    whole = f"{by}: {'; '.join(found)}." if len(found) > 1 else by.partition(" Processor seconds")[0]
-    return textwrap.fill(whole, 118, break_long_words=False, break_on_hyphens=False)
 
 
 def main() -> None:
@@ -123,7 +110,7 @@ def main() -> None:
         made = REPORT / f"matched-{data}.md"
         if made.exists():
             put_into(page, made)
-            parts.append(part_of_tables(made.read_text(encoding="utf-8"), TERNARY_ROWS, TERNARY_COLUMNS))
+            parts.append(ternary_part(suite, data))
     replace_between_marks(TERNARY, "\n\n".join(parts))
 
 

@@ -17,6 +17,7 @@ from sidestep.bench.suite.one_run import packed, part_of, run_work, unpacked
 from sidestep.bench.suite.page import write_pages
 from sidestep.bench.suite.records import SuiteRecords
 from sidestep.bench.suite.suite import Suite, chosen_rows, file_of, run_suite
+from sidestep.bench.suite.table import rows_of
 from sidestep.bench.suite.work import best_trial, drawn, search_of
 from sidestep.cli import main
 from sidestep.data import load
@@ -346,3 +347,19 @@ def test_the_pages_command_names_as_many_seeds_as_a_table_has(monkeypatch):
     assert seeds_of(fewer, "mnist", "mlp") == 2
     other = dataclasses.replace(suite, budget="full")  # whose runs are not among the records
     assert seeds_of(other, "mnist", "mlp") == 0
+
+
+def test_a_part_of_a_table_says_where_its_own_rows_were_computed_and_no_others(monkeypatch):
+    monkeypatch.setattr(matched_pages, "REPORT", Path(__file__).parents[2] / "docs" / "results")
+    suite = Suite(("cifar10",), ("conv", "blocks-3"), chosen_rows([]), 5, 12, "quick", Path("none"))
+    records = matched_pages.kept_records(suite, "cifar10", "conv")
+    rows = list(rows_of(suite, "cifar10", "conv", records))
+    head, marks, line, by = matched_pages.part_of_table(rows, records, ["backprop"], ["row", "seeds"]).split("\n", 3)
+    assert [head, marks, line] == ["| row | seeds |", "| --- | --- |", "| backprop | 3 |"]
+    mine = {records.environments[run["environment"]]["processor"] for row in rows for run in row.runs
+            if row.row.name == "backprop"}  # fmt: skip
+    assert all(processor in by for processor in mine)
+    others = {place["processor"] for place in records.environments} - mine
+    assert others
+    assert not any(processor in by for processor in others)
+    assert matched_pages.ternary_part(suite, "cifar10").startswith("### conv on cifar10\n\n| row | matched |")

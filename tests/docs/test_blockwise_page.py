@@ -4,7 +4,6 @@ import pytest
 
 from experiments import blockwise as images
 from experiments.blockwise_page import ablation_table, image_table, text_table
-from experiments.matched_pages import part_of_tables
 
 SEARCH = {"kind": "search", "seed": images.SEARCH_SEED, "steps": 10, "patch": 8}
 
@@ -66,17 +65,3 @@ def test_bits_are_compared_with_end_to_end_of_the_same_seed():
     lines = text_table(rows).splitlines()
     assert lines[2].startswith("| end to end | forward | 2.950 (0.050) |  |")
     assert lines[3].startswith("| to 0.5 | walk | 3.150 (0.050) | 0.200 (0.000) |")
-
-
-def test_a_part_of_the_suite_s_tables_leaves_out_other_tables_and_rows():
-    table = [
-        "| row | a | b |",
-        "| --- | --- | --- |",
-        "| x | 1 |  |",
-        "| y | 3 | 4 |",
-        "",
-        "| row | why |",
-        "| x | no |",
-    ]
-    made = "\n".join(["# t", "", "## mlp", "", *table, "", "## published", "", "| row | why |", "| --- | --- |"])
-    assert part_of_tables(made, ["x"], ["row", "b"]) == "### mlp\n\n| row | b |\n| --- | --- |\n| x |  |"

@@ -6,8 +6,10 @@ from torch import Tensor, nn
 
 from sidestep import data, train
 from sidestep.errors import InputError
+from sidestep.nets import ternarize
 from sidestep.noise import Noise
 from sidestep.rules import RULES, SPSA, Backprop
+from sidestep.rules.shared.ternary_steps import TernarySteps
 from sidestep.training import Options, load_run
 
 ANY = ("backprop", "spsa", "evolution", "forward-gradient")
@@ -139,9 +141,27 @@ def test_a_class_that_needs_arguments_is_refused_in_a_sentence_and_errors_of_its
         train(Backprop(), table("classes"), Options(epochs=1), model=lambda: nn.Linear())
 
 
-def test_a_rule_of_its_own_nets_says_so():
-    with pytest.raises(InputError, match="trains no whole model"):
-        train(RULES["noprop-dt"](), table("classes"), Options(epochs=1), model=lambda: nn.Linear(6, 2))
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("noprop-dt", "a module for each of its blocks, module="),
+        ("local-loss", "sidestep.attach"),
+        ("blockwise", "a chain of residual blocks, module="),
+        ("forward-forward", "no place for one of yours"),
+        ("noise-step", "this one with estimator='weight-probes', schedule='constant'"),
+    ],
+)
+def test_a_rule_of_its_own_nets_says_what_it_takes_instead(name, words):
+    with pytest.raises(InputError, match="trains no whole model") as found:
+        train(RULES[name](), table("classes"), Options(epochs=1), model=lambda: nn.Linear(6, 2))
+    assert words in str(found.value)
+
+
+def test_what_noise_step_is_told_to_take_for_any_module_does():
+    given = eval(f"dict({TernarySteps.by_loss_with})")
+    net = ternarize(nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 2)), Noise(0))
+    run = train(RULES["noise-step"](**given), table("classes"), Options(epochs=1), model=net)
+    assert run.result["steps"] > 0
 
 
 def test_tokens_need_a_whole_model():

@@ -1,7 +1,7 @@
 """The page of a suite on a data set: how it was made, a table for each net, what is published, what does not fit."""
 
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from sidestep.presets.matched import BASELINE, COMMON, NETS, TRAIN
 from sidestep.presets.matched_budgets import ANCHORS, SuiteBudget, suite_budget
 from sidestep.wording import counted
 
-__all__ = ["suite_page", "suite_tables", "write_pages"]
+__all__ = ["computed_by", "suite_page", "suite_tables", "write_pages"]
 
 _WIDTH = 118
 
@@ -111,10 +111,15 @@ def _net(suite: Suite, data: str, net: str, rows: list[RowRuns], records: SuiteR
     if said:
         yield _wrapped(said)
     yield suite_table("", rows).markdown().lstrip("\n")  # the heading is its title
+    yield computed_by(rows, records)
+
+
+def computed_by(rows: Sequence[RowRuns], records: SuiteRecords) -> str:
+    """Return a paragraph on where rows were computed, and which of them on which processor, where they are several."""
     used = {run["environment"] for row in rows for run in (*row.trials, *row.runs)}
     places = [records.environments[index] for index in sorted(used)]
     by = "Computed by " + "; ".join(dict.fromkeys(map(_place, places))) + "."
-    yield _wrapped(" ".join([by, *_processors(rows, records)]))
+    return _wrapped(" ".join([by, *_processors(rows, records)]))
 
 
 def _said(suite: Suite, rows: list[RowRuns]) -> str:
@@ -123,7 +128,7 @@ def _said(suite: Suite, rows: list[RowRuns]) -> str:
     return few if suite.budget == "tiny" else verdict(rows)
 
 
-def _processors(rows: list[RowRuns], records: SuiteRecords) -> Iterator[str]:
+def _processors(rows: Sequence[RowRuns], records: SuiteRecords) -> Iterator[str]:
     """Which rows' seeds ran on which processor, where they are several."""
     found: dict[str, list[str]] = {}
     for row in (each for each in rows if not each.row.counted):

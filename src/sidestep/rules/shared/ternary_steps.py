@@ -32,6 +32,7 @@ class TernarySteps:
     """What noise_step does to any module of ternary layers: by its loss with weight probes, or in a chain of stages."""
 
     name: ClassVar[str]
+    by_loss_with: ClassVar[str] = "estimator='weight-probes', schedule='constant'"
     estimator: Any
     codec: Any
     update: Any

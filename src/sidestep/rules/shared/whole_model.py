@@ -44,6 +44,21 @@ class WholeNet(nn.Module):
         return at_least_float32(called(self.model, inputs, instead))
 
 
+_INSTEAD = {
+    "any": "not with these hyper-parameters",
+    "stages": "give a module for its hidden layers, module=, or an nn.Sequential of stages to sidestep.attach",
+    "residual": "give a chain of residual blocks, module=",
+    "blocks": "give a module for each of its blocks, module=",
+    "none": "it builds the net itself, and has no place for one of yours",
+}
+
+
+def _with_what(rule: Any) -> str:
+    """By which hyper-parameters the rule itself takes any module, if by some."""
+    given = getattr(rule, "by_loss_with", "")
+    return f", or this one with {given}" if given else ""
+
+
 @dataclass(frozen=True)
 class OnWholeModel(Rule[WholeNet]):
     """What a rule for any module does to a whole model: it sees the model's loss, and moves all that is not frozen.
@@ -73,10 +88,8 @@ class OnWholeModel(Rule[WholeNet]):
     def __post_init__(self) -> None:
         if not trains_any(self.rule):
             raise InputError(
-                f"{self.rule.name} builds nets of its own kind and trains no whole model; take a rule that does "
-                "(`sidestep rules` shows which), or, where the rule takes one, give a module for a part of its net, "
-                "module=; a chain of stages that is to be trained as it is goes to sidestep.attach, by the rules that "
-                "take one"
+                f"{self.rule.name} trains no whole model: {_INSTEAD[self.rule.takes.module]}; take a rule that trains "
+                f"any module by its loss (`sidestep rules` shows which){_with_what(self.rule)}"
             )
         own = replace(type(self).takes, optimizer=self.rule.takes.optimizer, rounded=self.rule.takes.rounded)
         object.__setattr__(self, "takes", own)
