@@ -11,13 +11,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from sidestep import data
+from sidestep import checkpoint, data
 from sidestep.bench.paper_tables import cells
 from sidestep.bench.paper_tables import rows as table_rows
 from sidestep.bench.paper_tables.accuracy import accuracy_row, accuracy_tables, accuracy_text, verdict
 from sidestep.bench.paper_tables.memory import memory_record, memory_tables, memory_text
+from sidestep.bench.paper_tables.reproduce import Plan
 from sidestep.bench.paper_tables.rows import budget_data, command_for, table_presets, wanted_presets
 from sidestep.cli import main
+from sidestep.cli.preset_times import times
+from sidestep.cli.reproduce_plan import plan_record, plan_table
 from sidestep.errors import InputError
 from sidestep.presets.catalogue import PRESETS, Changes, PaperCell, Preset
 from sidestep.rules import NoPropDT
@@ -294,6 +297,42 @@ def test_a_row_that_fails_is_noted_and_the_others_go_on(capsys, monkeypatch):
     assert status == 0, error
     assert row_of(record, FORWARD)["failed"] == []
     assert "failed" not in Path("out/noprop-table1-tiny.md").read_text()
+
+
+class TestPlan:
+    def test_it_says_what_is_done_and_to_go_and_writes_nothing(self, capsys):
+        status, out, error = run(
+            capsys, "noprop-table1", "--data", "digits", "--budget", "cpu", "--out", "out", "--plan"
+        )
+        assert (status, Path("out").exists()) == (0, False), error
+        assert "forward-one-hot  digits  2 of 3" in out
+        assert out.count("0 of 3") == 2
+        fill(capsys, "--rows", "forward-one-hot", "--inference-runs", "1")
+        _, record, _ = fill(capsys, "--seeds", "3", "--plan")
+        by_name = {row["preset"]: row for row in record["rows"]}
+        assert [(by_name[each.name]["done"], by_name[each.name]["seeds"]) for each in (FORWARD, SAMPLED)] == [
+            (2, 3), (0, 3)]  # fmt: skip
+        assert not Path("out/tiny/small-forward-2").exists()
+
+    def test_times_are_of_the_runs_that_are_left_on_this_machine(self):
+        Path("out/cpu").mkdir(parents=True)
+        checkpoint.write_json(Path("out/cpu/small-sampled-1.failed.json"), {"failed": "RuntimeError: no"})
+        timed = {FORWARD.name: {"cpu": {"steps": 600, "seconds": 0.5, "matrix": 0.02}}}
+        rows = plan_record([FORWARD, SAMPLED], Plan(Path("out"), "cpu", 3), timed, here=0.04)
+        assert [row["minutes"] for row in rows] == [10.0, None]  # of a machine half as fast
+        table = plan_table("", rows)
+        assert [line[-2:] for line in table.rows] == [["10 min", "30 min"], ["-", "-"], ["", "30 min"]]
+        assert table.rows[1][4] == "0 of 3, 1 failed"
+        assert [row["minutes"] for row in plan_record([FORWARD], Plan(Path("out"), "tiny", 3), timed, 0.04)] == [None]
+
+    def test_every_row_of_the_table_was_timed(self):
+        known = times()
+        assert [preset.name for preset in table_presets("noprop-table1") if preset.name not in known] == [
+            FORWARD.name, SAMPLED.name]  # fmt: skip
+
+    def test_what_cannot_work_is_refused_before(self, capsys):
+        status, _, error = run(capsys, "noprop-table1", "--data", "digits", "--seeds", "0", "--plan")
+        assert (status, "--seeds must lie between 1 and 100, got 0" in error) == (2, True)
 
 
 def test_a_run_of_other_options_is_not_taken_for_this_one(capsys, monkeypatch):

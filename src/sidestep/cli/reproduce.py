@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from sidestep.bench.paper_tables.accuracy import accuracy_tables
 from sidestep.bench.paper_tables.memory import memory_record, memory_tables, memory_text, with_earlier
-from sidestep.bench.paper_tables.reproduce import Plan, folder_for_tables, reproduce, write_page
+from sidestep.bench.paper_tables.reproduce import Plan, check_plan, folder_for_tables, reproduce, write_page
 from sidestep.bench.paper_tables.rows import wanted_presets
 from sidestep.bench.report import Table
 from sidestep.cli.bar import TrainingBar
@@ -18,8 +18,11 @@ from sidestep.cli.help import HELP, HELP_ALL
 from sidestep.cli.options import DataOptions, Repeated, all_words
 from sidestep.cli.output import default_data_dir, error_console, fail, show, show_json, show_line, show_table
 from sidestep.cli.parse import parsed_groups
+from sidestep.cli.preset_times import machine, matrix_seconds, times
+from sidestep.cli.reproduce_plan import plan_record, plan_table
 from sidestep.cli.training_options import takes
 from sidestep.errors import InputError
+from sidestep.presets.catalogue import Preset
 from sidestep.training import Options, Progress, Stopped
 from sidestep.training.lock import only_writer
 from sidestep.wording import counted, suggestion
@@ -70,6 +73,8 @@ class AccuracyOptions:
     """Folder of the runs, OUT/BUDGET/PRESET-SEED."""
     report: Path | None = None
     """Folder of the page, TABLE-BUDGET.md and .json. Default: --out."""
+    plan: bool = False
+    """Run nothing: show the rows, what of them is done, and about how long the rest trains here."""
     json: bool = False
     """Print the record as one JSON object on the last line of standard output."""
 
@@ -90,11 +95,15 @@ def _accuracy(arguments: Sequence[str], command: str) -> None:
     given, wanted = parsed_groups(groups, f"sidestep reproduce {_ACCURACY}", arguments, _ACCURACY_ABOUT)
     folder = given.report or given.out
     names = [field.name for field in dataclasses.fields(Plan)]
+    plan = Plan(**{name: getattr(given, name) for name in names})
+    if given.plan:
+        _show_plan(wanted_presets(_ACCURACY, all_words(wanted.data), all_words(wanted.rows)), plan, given.json)
+        return
     record = reproduce(
         _ACCURACY,
         all_words(wanted.data),
         all_words(wanted.rows),
-        Plan(**{name: getattr(given, name) for name in names}),
+        plan,
         _watch,
         report=folder,
         command=command,
@@ -105,6 +114,23 @@ def _accuracy(arguments: Sequence[str], command: str) -> None:
     failed = sum(len(row["failed"]) for row in record["rows"])
     if failed:
         fail(f"{counted(failed, 'run')} failed (see the table); the same command tries again", 1)
+
+
+def _show_plan(presets: Sequence[Preset], plan: Plan, as_json: bool) -> None:
+    """Print what the command would train."""
+    check_plan(plan)
+    rows = plan_record(presets, plan, times(), matrix_seconds())
+    if as_json:
+        show_json({"table": _ACCURACY, "budget": plan.budget, "rows": rows})
+        return
+    table = plan_table(f"{_ACCURACY}, budget {plan.budget}: nothing is run", rows)
+    show_table(table.title, table.columns, table.rows)
+    if any(row["minutes"] is not None for row in rows):
+        show(
+            "",
+            "a run, to go: training alone, on one core of this machine in float32, by its matrix product and steps "
+            f"that were timed on {machine()}; evaluation comes on top. A GPU takes far less.",
+        )
 
 
 _MEMORY_ABOUT = """\

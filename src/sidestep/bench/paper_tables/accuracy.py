@@ -15,7 +15,7 @@ from sidestep.rules.shared.variant import variant_of
 from sidestep.version import __version__
 from sidestep.wording import counted, spelled
 
-__all__ = ["accuracy_record", "accuracy_row", "accuracy_tables", "accuracy_text", "verdict"]
+__all__ = ["accuracy_record", "accuracy_row", "accuracy_tables", "accuracy_text", "changed_words", "verdict"]
 
 _BUDGETS = {
     "full": "Epochs and settings are the paper's.",
@@ -57,6 +57,19 @@ def verdict(mean: float, paper: PaperCell | None) -> str:
     return "pass" if mean >= paper.mean - 2 * (paper.error or 0.0) else "fail"
 
 
+def changed_words(preset: Preset, full: Preset) -> str:
+    """Return which of a row's options a budget has changed, in words; "" for none."""
+    return _words_for(_changed(preset, full))
+
+
+def _changed(preset: Preset, full: Preset) -> dict[str, dict[str, Any]]:
+    return {k: {"here": v, "paper": full.options[k]} for k, v in preset.options.items() if full.options[k] != v}
+
+
+def _words_for(changed: Mapping[str, Mapping[str, Any]]) -> str:
+    return ", ".join(f"{name} {value['here']}, not {value['paper']}" for name, value in changed.items())
+
+
 def accuracy_row(preset: Preset, full: Preset, cells: Sequence[Mapping[str, Any]], budget: str) -> dict[str, Any]:
     """Return a row of the table.
 
@@ -79,9 +92,7 @@ def accuracy_row(preset: Preset, full: Preset, cells: Sequence[Mapping[str, Any]
         "test_images": min((n for cell in done if (n := cell.get("test_images"))), default=None),
         "failed": [{"seed": cell["seed"], "why": cell["failed"]} for cell in cells if "failed" in cell],
         "epochs": {"wanted": preset.train["epochs"], "paper": full.train["epochs"]},
-        "changed": {
-            k: {"here": v, "paper": full.options[k]} for k, v in preset.options.items() if full.options[k] != v
-        },
+        "changed": _changed(preset, full),
         "verdict": "-",
     }
     if not done:
@@ -184,9 +195,7 @@ def _words(row: Mapping[str, Any]) -> list[str]:
     paper = row["paper"]
     theirs = "-" if paper is None else _percent(paper["mean"], paper["error"])
     epochs, of = row["epochs"], row["epochs"]["paper"]
-    changed = (
-        ", ".join(f"{name} {value['here']}, not {value['paper']}" for name, value in row["changed"].items()) or "-"
-    )
+    changed = _words_for(row["changed"]) or "-"
     if not row["seeds"]:
         state = "failed" if row["failed"] else "not finished"
         return [row["row"], row["data"], theirs, state, row["reading"], "0", "-", "-", f"- of {of}", changed, "-", "-"]

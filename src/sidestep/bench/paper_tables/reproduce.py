@@ -15,7 +15,7 @@ from sidestep.errors import InputError
 from sidestep.training import Compute, Options
 from sidestep.training.lock import only_writer
 
-__all__ = ["Plan", "folder_for_tables", "reproduce", "write_page"]
+__all__ = ["Plan", "check_plan", "folder_for_tables", "reproduce", "write_page"]
 
 
 def reproduce(  # long: which table and rows, and where everything lies
@@ -47,7 +47,7 @@ def reproduce(  # long: which table and rows, and where everything lies
         InputError: for a row, a data set, a device or a number that cannot work.
         Stopped: after Ctrl-C or SIGTERM; everything can be taken up again.
     """
-    _check(plan)
+    check_plan(plan)
     wanted = wanted_presets(table, data, rows)
     every = table_presets(table)
     for folder in (plan.out, report):
@@ -67,7 +67,8 @@ def reproduce(  # long: which table and rows, and where everything lies
     return record
 
 
-def _check(plan: Plan) -> None:
+def check_plan(plan: Plan) -> None:
+    """Raise InputError for a number, a device or a precision that cannot work."""
     if plan.budget not in BUDGETS:
         raise InputError(f"--budget must be one of {', '.join(BUDGETS)}, got {plan.budget!r}")
     for name, value in {"--seeds": plan.seeds, "--inference-runs": plan.inference_runs}.items():
