@@ -82,8 +82,9 @@ def main() -> None:
     for reading, other in zip(given.beside_readings, others, strict=True):
         print(described(f"{given.beside.name}, {reading}", other, labels))
         right = other.argmax(1) == labels
-        for count, mean in means.items():
-            print(f"  mean of {count} runs less this: {compared(mean.argmax(1) == labels, right)}")
+        for count, mean in (means or {1: found[0]}).items():
+            name = f"mean of {count} runs" if means else given.runs[0].name
+            print(f"  {name} less this: {compared(mean.argmax(1) == labels, right)}")
 
 
 if __name__ == "__main__":

@@ -351,15 +351,18 @@ def test_the_pages_command_names_as_many_seeds_as_a_table_has(monkeypatch):
 
 def test_a_part_of_a_table_says_where_its_own_rows_were_computed_and_no_others(monkeypatch):
     monkeypatch.setattr(matched_pages, "REPORT", Path(__file__).parents[2] / "docs" / "results")
-    suite = Suite(("cifar10",), ("conv", "blocks-3"), chosen_rows([]), 5, 12, "quick", Path("none"))
-    records = matched_pages.kept_records(suite, "cifar10", "conv")
-    rows = list(rows_of(suite, "cifar10", "conv", records))
+    suite = Suite(("mnist",), ("mlp", "blocks-3"), chosen_rows([]), 5, 12, "quick", Path("none"))
+    records = matched_pages.kept_records(suite, "mnist", "mlp")
+    rows = list(rows_of(suite, "mnist", "mlp", records))
+    mine = next(row for row in rows if row.row.name == "backprop")
+    used = {run["environment"] for run in (*mine.trials, *mine.runs)}
+    for index, place in enumerate(records.environments):
+        place["processor"] = "processor A" if index in used else "processor B"
+    other = next(row for row in rows if row.runs and not {run["environment"] for run in row.runs} & used)
     head, marks, line, by = matched_pages.part_of_table(rows, records, ["backprop"], ["row", "seeds"]).split("\n", 3)
-    assert [head, marks, line] == ["| row | seeds |", "| --- | --- |", "| backprop | 3 |"]
-    mine = {records.environments[run["environment"]]["processor"] for row in rows for run in row.runs
-            if row.row.name == "backprop"}  # fmt: skip
-    assert all(processor in by for processor in mine)
-    others = {place["processor"] for place in records.environments} - mine
-    assert others
-    assert not any(processor in by for processor in others)
-    assert matched_pages.ternary_part(suite, "cifar10").startswith("### conv on cifar10\n\n| row | matched |")
+    assert [head, marks, line] == ["| row | seeds |", "| --- | --- |", f"| backprop | {len(mine.runs)} |"]
+    assert ("processor A" in by, "processor B" in by) == (True, False)
+    _, by = matched_pages.part_of_table(rows, records, ["backprop", other.row.name], ["row"]).rsplit("\n\n", 1)
+    assert ("processor A" in by, "processor B" in by) == (True, True)
+    assert [each for each in matched_pages.ternary_part(suite, "mnist").splitlines() if each.startswith("#")] == [
+        "### mlp on mnist"]  # fmt: skip

@@ -178,6 +178,12 @@ class TestQuantize:
         hooked.register_forward_hook(lambda *_: None)
         with pytest.raises(InputError, match="hooks"):
             quantize(hooked)
+        patched, extended = nn.Linear(3, 2), nn.Linear(3, 2)
+        patched.forward = lambda rows: rows
+        extended.register_buffer("mask", torch.ones(2))
+        for layer, words in ((patched, "a forward that was set from outside"), (extended, "buffers or parts")):
+            with pytest.raises(InputError, match=words):
+                quantize(layer)
         broken = nn.Linear(3, 2)
         broken.weight.data[0, 0] = math.nan
         with pytest.raises(InputError, match="infinite or no numbers"):
@@ -227,6 +233,18 @@ class TestDequantize:
         assert [weight.requires_grad for weight in net.parameters()] == [False, False, True, True]
         assert net[3].weight.dtype == torch.bfloat16
 
+    @pytest.mark.parametrize("first", [True, False])
+    def test_shared_weights_that_one_layer_may_move_want_a_gradient(self, first):
+        net = quantize(drawn(Text))
+        (net.rows if first else net.out).moves = False
+        assert "rows.weight" in quantized_weights(net)
+        assert dequantize(net).rows.weight.requires_grad
+
+    def test_layers_that_were_made_directly_come_back_too(self):
+        weight, scale = nn.Parameter(torch.tensor([[1, -2], [3, 0]], dtype=torch.int8), False), torch.tensor([0.5, 2.0])
+        back = dequantize(QuantizedLinear(weight, nn.Parameter(scale), None, 8))
+        assert back.weight.tolist() == [[0.5, -1.0], [6.0, 0.0]]
+
     def test_a_copy_comes_back_apart(self):
         net = quantize(drawn())
         other = copy.deepcopy(net)
@@ -238,7 +256,7 @@ class TestDequantize:
         with pytest.raises(InputError, match=r"no quantised layers.*Linear"):
             dequantize(drawn())
         net = quantize(drawn())
-        net[2].register_forward_hook(lambda *_: None)
+        net[2].register_full_backward_hook(lambda *_: None)
         with pytest.raises(InputError, match=r"layer 2 .*hooks"):
             dequantize(net)
         assert type(net[0]) is QuantizedLinear

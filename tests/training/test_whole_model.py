@@ -144,11 +144,14 @@ def test_a_class_that_needs_arguments_is_refused_in_a_sentence_and_errors_of_its
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("noprop-dt", "a module for each of its blocks, module="),
-        ("local-loss", "sidestep.attach"),
-        ("blockwise", "a chain of residual blocks, module="),
-        ("forward-forward", "no place for one of yours"),
-        ("noise-step", "this one with estimator='weight-probes', schedule='constant'"),
+        ("noprop-ct", "give it a module for the path of the inputs in its blocks, module=, or take a rule"),
+        ("local-loss", "its hidden layers, module=, or give an nn.Sequential of stages to sidestep.attach"),
+        ("blockwise", "a chain of residual blocks, as many as it has groups or more, module="),
+        (
+            "hebbian",
+            "model; give an nn.Sequential of stages to sidestep.attach, for a loop of your own, or",
+        ),
+        ("noise-step", "take it with estimator='weight-probes', schedule='constant', on what sidestep.nets.ternarize"),
     ],
 )
 def test_a_rule_of_its_own_nets_says_what_it_takes_instead(name, words):

@@ -135,7 +135,10 @@ def _run(command: Callable[[list[str]], None], given: list[str]) -> None:
         with data_notices_shown():
             command(given)
     except KeyboardInterrupt:
-        fail(f"{rank_in_words()}stopped at once; what was saved before is as it was, and nothing was added", 130)
+        fail(
+            f"{rank_in_words()}stopped at once; the last checkpoint, if one was written, is whole, and --resume goes on from it",
+            130,
+        )
     except SidestepError as error:
         fail(f"{rank_in_words()}{error}", 2)
     except BaseException as error:  # no traceback leaves the command line

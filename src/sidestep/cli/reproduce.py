@@ -116,21 +116,23 @@ def _accuracy(arguments: Sequence[str], command: str) -> None:
         fail(f"{counted(failed, 'run')} failed (see the table); the same command tries again", 1)
 
 
+_ESTIMATE = (
+    "training alone, on one core of this machine in float32, by its matrix product and steps that were timed on "
+    "{machine}; evaluation comes on top, and a run that is under way counts as not begun"
+)
+
+
 def _show_plan(presets: Sequence[Preset], plan: Plan, as_json: bool) -> None:
     """Print what the command would train."""
     check_plan(plan)
-    rows = plan_record(presets, plan, times(), matrix_seconds())
+    rows, estimate = plan_record(presets, plan, times(), matrix_seconds()), _ESTIMATE.format(machine=machine())
     if as_json:
-        show_json({"table": _ACCURACY, "budget": plan.budget, "rows": rows})
+        show_json({"table": _ACCURACY, "budget": plan.budget, "minutes": estimate, "rows": rows})
         return
-    table = plan_table(f"{_ACCURACY}, budget {plan.budget}: nothing is run", rows)
+    table = plan_table(f"{_ACCURACY}, budget {plan.budget}: the plan alone", rows)
     show_table(table.title, table.columns, table.rows)
     if any(row["minutes"] is not None for row in rows):
-        show(
-            "",
-            "a run, to go: training alone, on one core of this machine in float32, by its matrix product and steps "
-            f"that were timed on {machine()}; evaluation comes on top. A GPU takes far less.",
-        )
+        show("", f"a run, to go: {estimate}. A GPU takes far less.")
 
 
 _MEMORY_ABOUT = """\

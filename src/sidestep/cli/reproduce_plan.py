@@ -23,12 +23,14 @@ def plan_record(
         presets: the rows, with their own values.
         plan: budget, seeds, and the folder of the runs.
         times: preset -> budget -> its timed steps.
-        here: seconds of this machine's matrix product.
+        here: seconds of this machine's matrix product. A run that is under way counts as not begun.
     """
     found = []
     for full in presets:
         preset = full.for_budget(plan.budget)
         cells = [cell_record(preset, seed, plan) for seed in range(plan.seeds)]
+        readings = plan.inference_runs if preset.sampled else 1
+        trained = [cell for cell in cells if cell is not None and "failed" not in cell]
         timed = None if plan.budget == "tiny" else times.get(preset.name, {}).get(plan.budget)  # tiny is on few images
         found.append(
             {
@@ -39,25 +41,28 @@ def plan_record(
                 "paper_epochs": full.train["epochs"],
                 "changed": changed_words(preset, full),
                 "seeds": plan.seeds,
-                "done": sum(cell is not None and "failed" not in cell for cell in cells),
+                "done": sum(len(cell["accuracies"]) >= readings for cell in trained),
+                "to_be_read": sum(len(cell["accuracies"]) < readings for cell in trained),
                 "failed": sum(cell is not None and "failed" in cell for cell in cells),
                 "minutes": None if timed is None else minutes_of(timed, here),
+                "minutes_to_go": None if timed is None else (plan.seeds - len(trained)) * minutes_of(timed, here),
             }
         )
     return found
 
 
 def plan_table(title: str, rows: Sequence[Mapping[str, Any]]) -> Table:
-    """Return the table of `plan_record`; where a step was timed, its last line has the sum of what is to go."""
-    lines, total = [], 0.0
+    """Return the table of `plan_record`; its last line has the sum of what is to go of the rows that were timed."""
+    lines = []
     for row in rows:
-        done = f"{row['done']} of {row['seeds']}" + (f", {row['failed']} failed" if row["failed"] else "")
-        left = row["seeds"] - row["done"]
-        each = row["minutes"]
-        total += left * (each or 0.0)
-        times = ["-", "-"] if each is None else [said_minutes(each), said_minutes(left * each) if left else "-"]
+        more = {"to be read": row["to_be_read"], "failed": row["failed"]}
+        done = ", ".join([f"{row['done']} of {row['seeds']}", *(f"{n} {words}" for words, n in more.items() if n)])
+        times = [
+            "-" if minutes is None else said_minutes(minutes) for minutes in (row["minutes"], row["minutes_to_go"])
+        ]
         epochs = f"{row['epochs']} of {row['paper_epochs']}"
         lines.append([row["row"], row["data"], epochs, row["changed"] or "-", done, *times])
-    if total:
-        lines.append(["all", *[""] * 5, said_minutes(total)])
+    timed = [row["minutes_to_go"] for row in rows if row["minutes_to_go"] is not None]
+    if timed:
+        lines.append(["all" if len(timed) == len(rows) else "all timed", *[""] * 5, said_minutes(sum(timed))])
     return Table(title, _COLUMNS, lines)

@@ -1,7 +1,6 @@
 """`quantize`: weights of a module as whole numbers; `dequantize`: as floats again."""
 
-import copy
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -44,7 +43,7 @@ def quantize(module: nn.Module, bits: Literal[8, 4, 2] = 8, headroom: float = 1.
         headroom: how far a weight may grow, as a multiple of the largest of its row.
 
     Raises:
-        InputError: for a module with no such layer, or whose layers have hooks or no floats.
+        InputError: for a module with no such layer, or whose layers have hooks, buffers or no floats.
 
     >>> from sidestep.noise import Noise
     >>> with Noise(0).torch_seeded():
@@ -75,13 +74,16 @@ def quantize(module: nn.Module, bits: Literal[8, 4, 2] = 8, headroom: float = 1.
 def dequantize(module: nn.Module) -> nn.Module:
     """Put float layers in the place of a module's quantised ones, and return the module: `quantize` the other way.
 
-        w_rj = s_r q_rj
+        w_rj = s_r q_rj          of the type of s; in a Conv1D of transformers' GPT-2 transposed, (inputs, outputs)
 
-    The module is changed in place, unless it is itself such a layer. Each layer is again what it was before
-    `quantize`, the Conv1D of transformers' GPT-2 included, with the weights and the bias of now, in the floats of its
-    scales. Weights that two layers share stay one; those of a layer whose `moves` is false want no gradient. The
-    outputs are the same but for the order of sums. So a model that was trained in whole numbers goes where others go:
-    to `save_pretrained`, to ONNX, to a rule that takes floats.
+    The module is changed in place, unless it is itself such a layer. nn.Linear, nn.Conv2d, nn.Embedding and Conv1D come
+    back with the weights and biases of now. Weights that two layers share stay one, and want a gradient if a rule could
+    move them (`moves` of one of these layers). Outputs are the same but for the order of sums, in the type of the
+    weights. So a model that was trained in whole numbers goes where others go: to `save_pretrained`, to ONNX, to a rule
+    that takes floats.
+
+    Args:
+        module: with layers that `quantize` made.
 
     Raises:
         InputError: for a module with no quantised layer, or where one of them has hooks.
@@ -99,8 +101,9 @@ def dequantize(module: nn.Module) -> nn.Module:
         )
     for name, layer in found.items():
         _check_hooks(f"layer {name or 'the module itself'} ({type(layer).__name__})", layer)
+    moved = {id(layer.weight) for layer in found.values() if layer.moves}
     made: dict[int, nn.Parameter] = {}
-    forms = {layer: _floats(layer, made) for layer in found.values()}
+    forms = {layer: _floats(layer, id(layer.weight) in moved, made) for layer in found.values()}
     for part in list(module.modules()):
         for name, child in part._modules.items():
             if isinstance(child, QuantizedLayer):
@@ -108,24 +111,26 @@ def dequantize(module: nn.Module) -> nn.Module:
     return forms[module] if isinstance(module, QuantizedLayer) else module
 
 
-def _floats(layer: QuantizedLayer, made: dict[int, nn.Parameter]) -> nn.Module:
+def _floats(layer: QuantizedLayer, moves: bool, made: dict[int, nn.Parameter]) -> nn.Module:
     """Return what a quantised layer was, with its weights of now; `made` holds those that others share with it."""
-    (form,) = copy.deepcopy(layer.form)
+    rows, columns = layer.weight.shape[:2]
+    biased = layer.bias is not None
+    with torch.device("meta"):  # no values, so that nothing is drawn
+        if isinstance(layer, QuantizedConv2d):
+            size: Any = tuple(layer.weight.shape[2:])
+            shape: Any = (layer.stride, layer.padding, layer.dilation, layer.groups)
+            form: Any = nn.Conv2d(columns * layer.groups, rows, size, *shape, biased)
+        elif isinstance(layer, QuantizedEmbedding):
+            form = nn.Embedding(rows, columns, layer.padding_idx)
+        else:
+            form = layer.conv1d(rows, columns) if layer.conv1d else nn.Linear(columns, rows, biased)
     if id(layer.weight) not in made:
-        whole = dequantized(layer.weight.detach(), layer.scale.detach(), 0, len(layer.weight))
-        whole = whole.t().contiguous() if _is_transposed(form) else whole
-        made[id(layer.weight)] = nn.Parameter(whole, requires_grad=layer.moves)
+        whole = dequantized(layer.weight.detach(), layer.scale.detach(), 0, rows)
+        made[id(layer.weight)] = nn.Parameter(whole.t().contiguous() if _is_transposed(form) else whole, moves)
     form.weight = made[id(layer.weight)]
-    if layer.bias is not None:
+    if biased:
         form.bias = layer.bias
-    return form.train(layer.training)
-
-
-def _without_parameters(layer: nn.Module) -> nn.Module:
-    """Return a layer like this one whose parameters are left out; the layer itself stays as it is."""
-    form = copy.copy(layer)
-    form._parameters = dict.fromkeys(layer._parameters)
-    return form
+    return cast(nn.Module, form.train(layer.training))
 
 
 def _replace(  # long: what was made already
@@ -182,8 +187,13 @@ def _check(module: nn.Module) -> None:
 
 
 def _check_hooks(where: str, layer: nn.Module) -> None:
-    if layer._forward_hooks or layer._forward_pre_hooks:
+    """Raise InputError for what is kept in a layer, and what takes its place would not run."""
+    if layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks:
         raise InputError(f"{where} has hooks, which what takes its place would not run; remove them first")
+    if "forward" in vars(layer):
+        raise InputError(f"{where} has a forward that was set from outside, and what takes its place would not run it")
+    if layer._modules or layer._buffers:
+        raise InputError(f"{where} has buffers or parts besides its weights, which what takes its place would not have")
 
 
 def _form(layer: nn.Module, bits: int, headroom: float, made: dict[int, Made]) -> QuantizedLayer:
@@ -196,10 +206,10 @@ def _form(layer: nn.Module, bits: int, headroom: float, made: dict[int, Made]) -
     if type(layer) is nn.Conv2d:
         found: QuantizedLayer = QuantizedConv2d(weight, scale, layer.bias, bits, layer)
     elif type(layer) is nn.Embedding:
-        found = QuantizedEmbedding(weight, scale, None, bits)
+        found = QuantizedEmbedding(weight, scale, None, bits, own.padding_idx)
     else:
-        found = QuantizedLinear(weight, scale, own.bias, bits)
-    found.moves, found.form = own.weight.requires_grad, (_without_parameters(layer),)
+        found = QuantizedLinear(weight, scale, own.bias, bits, type(layer) if _is_transposed(layer) else None)
+    found.moves = own.weight.requires_grad
     return found.train(layer.training)
 
 

@@ -39,14 +39,12 @@ class QuantizedLayer(nn.Module):
     bias: as in the float layer, float and trained as before.
     limit: the largest of |q|.
     moves: whether rules may change q; the weights of a layer that was frozen stay.
-    form: the float layer whose place it took, without its parameters; alone in a tuple, so that it is no part of this.
     """
 
     def __init__(self, weight: nn.Parameter, scale: nn.Parameter, bias: Tensor | None, bits: int) -> None:
         super().__init__()
         self.weight, self.scale, self.bias = weight, scale, bias
         self.limit, self.moves = 2 ** (bits - 1) - 1, True
-        self.form: tuple[nn.Module, ...] = ()
 
     def extra_repr(self) -> str:
         """Return the shape, for printing."""
@@ -61,7 +59,18 @@ class QuantizedLayer(nn.Module):
 
 
 class QuantizedLinear(QuantizedLayer):
-    """`y = W x + b`; (..., inputs) -> (..., outputs)."""
+    """`y = W x + b`; (..., inputs) -> (..., outputs). conv1d: the class of transformers' that it replaced, if one."""
+
+    def __init__(  # long: what the float layer was
+        self,
+        weight: nn.Parameter,
+        scale: nn.Parameter,
+        bias: Tensor | None,
+        bits: int,
+        conv1d: type[nn.Module] | None = None,
+    ) -> None:
+        super().__init__(weight, scale, bias, bits)
+        self.conv1d: Any = conv1d
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Return the layer's outputs."""
@@ -94,7 +103,18 @@ class QuantizedConv2d(QuantizedLayer):
 
 
 class QuantizedEmbedding(QuantizedLayer):
-    """Rows of whole numbers; indices (...) -> (..., width)."""
+    """Rows of whole numbers; indices (...) -> (..., width). padding_idx: that of the nn.Embedding, without effect."""
+
+    def __init__(  # long: what the float layer was
+        self,
+        weight: nn.Parameter,
+        scale: nn.Parameter,
+        bias: Tensor | None,
+        bits: int,
+        padding_idx: int | None = None,
+    ) -> None:
+        super().__init__(weight, scale, bias, bits)
+        self.padding_idx = padding_idx
 
     def forward(self, indices: Tensor) -> Tensor:
         """Return the rows."""

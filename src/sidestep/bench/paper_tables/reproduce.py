@@ -48,6 +48,8 @@ def reproduce(  # long: which table and rows, and where everything lies
         Stopped: after Ctrl-C or SIGTERM; everything can be taken up again.
     """
     check_plan(plan)
+    Options(device=plan.device, precision=plan.precision, checkpoint_seconds=plan.checkpoint_seconds)
+    Compute.find(plan.device, plan.precision)
     wanted = wanted_presets(table, data, rows)
     every = table_presets(table)
     for folder in (plan.out, report):
@@ -68,7 +70,7 @@ def reproduce(  # long: which table and rows, and where everything lies
 
 
 def check_plan(plan: Plan) -> None:
-    """Raise InputError for a number, a device or a precision that cannot work."""
+    """Raise InputError for a budget, or a number, that cannot work."""
     if plan.budget not in BUDGETS:
         raise InputError(f"--budget must be one of {', '.join(BUDGETS)}, got {plan.budget!r}")
     for name, value in {"--seeds": plan.seeds, "--inference-runs": plan.inference_runs}.items():
@@ -76,8 +78,6 @@ def check_plan(plan: Plan) -> None:
             raise InputError(
                 f"{name} must lie between 1 and 100, got {value}; the paper has 3 seeds and 5 inference runs"
             )
-    Options(device=plan.device, precision=plan.precision, checkpoint_seconds=plan.checkpoint_seconds)
-    Compute.find(plan.device, plan.precision)
 
 
 def folder_for_tables(folder: Path) -> None:

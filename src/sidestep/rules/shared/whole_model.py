@@ -19,6 +19,7 @@ from sidestep.nets.user_modules import ImagePath
 from sidestep.noise import Noise
 from sidestep.rules.protocol import Rule
 from sidestep.rules.shared.any_module import apply_by, decide_by, trains_any
+from sidestep.rules.shared.chain import ChainOfStages
 from sidestep.rules.takes import Takes
 from sidestep.update import Update
 
@@ -44,19 +45,23 @@ class WholeNet(nn.Module):
         return at_least_float32(called(self.model, inputs, instead))
 
 
-_INSTEAD = {
-    "any": "not with these hyper-parameters",
-    "stages": "give a module for its hidden layers, module=, or an nn.Sequential of stages to sidestep.attach",
-    "residual": "give a chain of residual blocks, module=",
-    "blocks": "give a module for each of its blocks, module=",
-    "none": "it builds the net itself, and has no place for one of yours",
+_PARTS = {
+    "any": "a module for its hidden layers, module=",
+    "stages": "a module for its hidden layers, module=",
+    "residual": "a chain of residual blocks, as many as it has groups or more, module=",
+    "blocks": "a module for the path of the inputs in its blocks, module=",
 }
 
 
-def _with_what(rule: Any) -> str:
-    """By which hyper-parameters the rule itself takes any module, if by some."""
-    given = getattr(rule, "by_loss_with", "")
-    return f", or this one with {given}" if given else ""
+def _instead(rule: Any) -> str:
+    """What of the user's a rule does take, or which rules take a whole model."""
+    parts = _PARTS.get(rule.takes.module)
+    found = [f"give it {parts}"] if parts else []
+    if isinstance(rule, ChainOfStages):
+        found.append("give an nn.Sequential of stages to sidestep.attach, for a loop of your own")
+    if given := getattr(rule, "by_loss_with", ""):
+        found.append(f"take it with {given}, on what sidestep.nets.ternarize makes of the model")
+    return ", or ".join([*found, "take a rule that trains any module by its loss (`sidestep rules` shows which)"])
 
 
 @dataclass(frozen=True)
@@ -87,10 +92,7 @@ class OnWholeModel(Rule[WholeNet]):
 
     def __post_init__(self) -> None:
         if not trains_any(self.rule):
-            raise InputError(
-                f"{self.rule.name} trains no whole model: {_INSTEAD[self.rule.takes.module]}; take a rule that trains "
-                f"any module by its loss (`sidestep rules` shows which){_with_what(self.rule)}"
-            )
+            raise InputError(f"{self.rule.name} trains no whole model; {_instead(self.rule)}")
         own = replace(type(self).takes, optimizer=self.rule.takes.optimizer, rounded=self.rule.takes.rounded)
         object.__setattr__(self, "takes", own)
 
