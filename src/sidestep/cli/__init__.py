@@ -136,8 +136,7 @@ def _run(command: Callable[[list[str]], None], given: list[str]) -> None:
             command(given)
     except KeyboardInterrupt:
         fail(
-            f"{rank_in_words()}stopped at once; the last checkpoint, if one was written, is whole, and --resume goes on from it",
-            130,
+            f"{rank_in_words()}stopped at once; the last checkpoint, if there is one, is whole: go on by --resume", 130
         )
     except SidestepError as error:
         fail(f"{rank_in_words()}{error}", 2)

@@ -113,17 +113,16 @@ def dequantize(module: nn.Module) -> nn.Module:
 
 def _floats(layer: QuantizedLayer, moves: bool, made: dict[int, nn.Parameter]) -> nn.Module:
     """Return what a quantised layer was, with its weights of now; `made` holds those that others share with it."""
-    rows, columns = layer.weight.shape[:2]
-    biased = layer.bias is not None
+    own: Any = layer
+    (rows, columns), biased = own.weight.shape[:2], own.bias is not None
     with torch.device("meta"):  # no values, so that nothing is drawn
         if isinstance(layer, QuantizedConv2d):
-            size: Any = tuple(layer.weight.shape[2:])
-            shape: Any = (layer.stride, layer.padding, layer.dilation, layer.groups)
-            form: Any = nn.Conv2d(columns * layer.groups, rows, size, *shape, biased)
+            place = {"stride": own.stride, "padding": own.padding, "dilation": own.dilation, "groups": own.groups}
+            form: Any = nn.Conv2d(columns * own.groups, rows, tuple(own.weight.shape[2:]), **place, bias=biased)
         elif isinstance(layer, QuantizedEmbedding):
-            form = nn.Embedding(rows, columns, layer.padding_idx)
+            form = nn.Embedding(rows, columns, own.padding_idx)
         else:
-            form = layer.conv1d(rows, columns) if layer.conv1d else nn.Linear(columns, rows, biased)
+            form = own.conv1d(rows, columns) if own.conv1d else nn.Linear(columns, rows, biased)
     if id(layer.weight) not in made:
         whole = dequantized(layer.weight.detach(), layer.scale.detach(), 0, rows)
         made[id(layer.weight)] = nn.Parameter(whole.t().contiguous() if _is_transposed(form) else whole, moves)
