@@ -137,6 +137,10 @@ def test_our_own_recipes():
             rate = 1e-3 if name == "bloodmnist" else 2e-3
             assert (preset.options["path"], preset.for_budget("cpu").options["learning_rate"]) == (path, rate)
             assert preset.for_budget("cpu").train["batch"] == (32 if name == "bloodmnist" else 128)
+            normed = key != "dt" and name != "bloodmnist"
+            assert preset.for_budget("cpu").options.get("norm") == ("batch" if normed else None)
+            assert ("norm" in preset.options) == (normed and name == "mnist")  # a ResNet-9 has its own
+            RULES[preset.rule](**preset.for_budget("cpu").options)
         assert find_preset(f"backprop-best-{name}").train == find_preset(f"noprop-best-{name}-dt").train
     colour = find_preset("noprop-best-cifar100-ct")
     assert (colour.train["epochs"], colour.train["batch"], colour.train["augment"]) == (60, 512, "flip-crop")

@@ -135,7 +135,7 @@ def _run(command: Callable[[list[str]], None], given: list[str]) -> None:
         with data_notices_shown():
             command(given)
     except KeyboardInterrupt:
-        fail(f"{rank_in_words()}stopped at once; a checkpoint that there is, is whole: go on by --resume", 130)
+        fail(f"{rank_in_words()}stopped at once; if a checkpoint was written, it is whole: go on by --resume", 130)
     except SidestepError as error:
         fail(f"{rank_in_words()}{error}", 2)
     except BaseException as error:  # no traceback leaves the command line
