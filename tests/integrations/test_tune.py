@@ -270,7 +270,7 @@ def test_what_cannot_be_tuned_is_refused_in_a_sentence(home, tmp_path, monkeypat
         "multiple of micro_batches": {"rule": "backprop", "micro_batches": 5},
         "rule must be one of": {"rule": "hebbian"},
         "has 16 positions": {"length": 17},
-        "are for validation; 4,000 or more": {"batch": 4000},
+        "are for validation: that leaves .* and 4,000 or more are needed": {"batch": 4000},
     }.items():
         with pytest.raises(InputError, match=words):
             tuned(home, tmp_path / "a", {}, **given)

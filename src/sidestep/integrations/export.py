@@ -104,7 +104,7 @@ def export(
     if not path.parent.is_dir():
         raise InputError(f"{path} cannot be written: there is no folder {path.parent}")
     if check_plain(path) and not overwrite:
-        raise InputError(f"{path} exists; give another name, or --overwrite")
+        raise InputError(f"{path} exists; give another name, or say to overwrite it (--overwrite, overwrite=True)")
     if form == "onnx":
         _need("onnxscript", "to write ONNX files")
         if check:

@@ -119,7 +119,8 @@ class Rows:
         if weighted and "own" not in rule.takes.targets:
             raise InputError(
                 f"{rule.name} has no loss for each example that a weight could multiply; give whole numbers as "
-                "sample_weight, by which rows are repeated, or take another rule (`sidestep rules`: own targets)"
+                "sample_weight, of a mean up to 16, by which rows are repeated, or take another rule (`sidestep "
+                "rules`: own targets)"
             )
         if weighted:
             objective = _weighted(found.targets, getattr(rule, "label_smoothing", 0.0))

@@ -19,6 +19,7 @@ from sidestep.rules.protocol import Rule
 from sidestep.rules.record import rule_record
 from sidestep.rules.shared.any_module import trains_any
 from sidestep.training.attach import attach
+from sidestep.training.evaluate import check_rule
 from sidestep.training.step import Step
 from sidestep.world.launched import launched
 
@@ -77,11 +78,12 @@ class SidestepTrainer(_Trainer):
             raise InputError(
                 "SidestepTrainer needs transformers, which is missing: pip install 'sidestep[transformers]'"
             )
+        check_rule(rule)
         if not trains_any(rule):
             raise InputError(
                 f"{getattr(rule, 'name', type(rule).__name__)} needs more of a model than its loss, which is what a "
-                "Trainer gives; take SPSA, Evolution, ForwardGradient or Backprop, or a loop of your own, "
-                "sidestep.attach"
+                "Trainer gives; take SPSA(), Evolution(per='group'), ForwardGradient(kind='weights') or Backprop(), "
+                "or a loop of your own, sidestep.attach"
             )
         for name in ("optimizers", "optimizer_cls_and_kwargs"):
             if any(part is not None for part in named.get(name) or ()):

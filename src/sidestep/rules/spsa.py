@@ -186,7 +186,7 @@ class SPSA(ForwardOnlyRule):
     def trials(self) -> list[tuple[int, float]]:
         """Return the number of the direction and the size of the noise, of either sign, of every net that is tried."""
         if self.learning_rate is None:
-            raise InputError("a step size is not found from scores that are told; give a learning_rate, and spread")
+            raise InputError("a step size is not found from scores that are told; give a learning_rate")
         if self.sides == "one":
             return [(0, 0.0), *((index, self.eps) for index in range(self.pairs))]
         return [(index, step) for index in range(self.pairs) for step in (self.eps, -self.eps)]

@@ -35,7 +35,8 @@ def start_of(header: Header, module: ImagePath | None) -> tuple[Rule, nn.Module]
     if header.attached:
         raise InputError(
             f"the log is of a model in a loop of its own ({header.module}), which has to be given: in Python, "
-            "sidestep.replay(LOG, model) with the model as it was before its first step"
+            "sidestep.replay(LOG, model) with the model as it was before its first step; of `sidestep tune` give the "
+            "run's folder, or the base model by --base"
         )
     if header.module and module is None:
         raise InputError(

@@ -81,7 +81,10 @@ def cut(count: int, validation: float, least: int = 1) -> tuple[Tensor, Tensor]:
     """
     kept = max(1, round(validation * count))
     if count - kept < least:
-        raise DataError(f"there are {count:,} texts, of which {kept:,} are for validation; {least:,} or more are left")
+        raise DataError(
+            f"there are {count:,} texts, of which {kept:,} are for validation: that leaves "
+            f"{count - kept:,}, and {least:,} or more are needed; give more texts, or a smaller batch"
+        )
     order = Noise(0).stream("texts").stream("validation").permutation(count)
     return order[kept:].sort().values, order[:kept].sort().values
 

@@ -23,7 +23,8 @@ __all__ = ["answers_of", "different_weights", "evaluate_tuned", "load_tuned", "r
 
 
 def load_tuned(run: str | Path, base: str | None = None, device: str = "auto") -> TextNet:
-    """Return the net of a fine-tune with its trained weights; `.model` is the module of transformers, or of peft.
+    """Return the net of a fine-tune with its trained weights; `.model` is a class of transformers
+    with `reads="own"`, and its body, `.model.body`, under the layer that reads it otherwise.
 
     Args:
         run: its folder.

@@ -217,8 +217,8 @@ def ternary_own(
     stages = ternary_stages_of(path) if local else [path]
     if local and len(stages) < 2:
         raise InputError(
-            "local losses need a module in stages, an nn.Sequential with a ternary layer in several of its parts, got "
-            f"one {type(path).__name__}; write it as one, or choose another estimator"
+            "local losses need a module in stages, an nn.Sequential with a ternary layer in two or more of its parts, "
+            f"got one {type(path).__name__} with {len(stages)}; split it, or choose another estimator"
         )
     if local:
         check_own_weights(stages)
