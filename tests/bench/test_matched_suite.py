@@ -342,7 +342,7 @@ def test_what_cannot_work_is_said_in_a_sentence(words, said, tmp_path, capsys):
 def test_the_pages_command_names_as_many_seeds_as_a_table_has(monkeypatch):
     monkeypatch.setattr(matched_pages, "REPORT", Path(__file__).parents[2] / "docs" / "results")
     suite = Suite(("mnist",), ("mlp", "blocks-3", "blocks-10"), chosen_rows([]), 5, 12, "quick", Path("none"))
-    assert [seeds_of(suite, "mnist", net) for net in suite.nets] == [5, 3, 0]
+    assert [seeds_of(suite, "mnist", net) for net in suite.nets] == [5, 3, 3]
     fewer = dataclasses.replace(suite, seeds=2)
     assert seeds_of(fewer, "mnist", "mlp") == 2
     other = dataclasses.replace(suite, budget="full")  # whose runs are not among the records
