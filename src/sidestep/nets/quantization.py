@@ -205,9 +205,11 @@ def _form(layer: nn.Module, bits: int, headroom: float, made: dict[int, Made]) -
     if type(layer) is nn.Conv2d:
         found: QuantizedLayer = QuantizedConv2d(weight, scale, layer.bias, bits, layer)
     elif type(layer) is nn.Embedding:
-        found = QuantizedEmbedding(weight, scale, None, bits, own.padding_idx)
+        found = QuantizedEmbedding(weight, scale, None, bits)
+        found.padding_idx = own.padding_idx
     else:
-        found = QuantizedLinear(weight, scale, own.bias, bits, type(layer) if _is_transposed(layer) else None)
+        found = QuantizedLinear(weight, scale, own.bias, bits)
+        found.conv1d = type(layer) if _is_transposed(layer) else None
     found.moves = own.weight.requires_grad
     return found.train(layer.training)
 

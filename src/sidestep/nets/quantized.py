@@ -61,16 +61,7 @@ class QuantizedLayer(nn.Module):
 class QuantizedLinear(QuantizedLayer):
     """`y = W x + b`; (..., inputs) -> (..., outputs). conv1d: the class of transformers' that it replaced, if one."""
 
-    def __init__(  # long: what the float layer was
-        self,
-        weight: nn.Parameter,
-        scale: nn.Parameter,
-        bias: Tensor | None,
-        bits: int,
-        conv1d: type[nn.Module] | None = None,
-    ) -> None:
-        super().__init__(weight, scale, bias, bits)
-        self.conv1d: Any = conv1d
+    conv1d: Any = None
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Return the layer's outputs."""
@@ -105,16 +96,7 @@ class QuantizedConv2d(QuantizedLayer):
 class QuantizedEmbedding(QuantizedLayer):
     """Rows of whole numbers; indices (...) -> (..., width). padding_idx: that of the nn.Embedding, without effect."""
 
-    def __init__(  # long: what the float layer was
-        self,
-        weight: nn.Parameter,
-        scale: nn.Parameter,
-        bias: Tensor | None,
-        bits: int,
-        padding_idx: int | None = None,
-    ) -> None:
-        super().__init__(weight, scale, bias, bits)
-        self.padding_idx = padding_idx
+    padding_idx: int | None = None
 
     def forward(self, indices: Tensor) -> Tensor:
         """Return the rows."""
