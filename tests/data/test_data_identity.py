@@ -15,7 +15,7 @@ from sidestep import Options, align, data, load_run, train
 from sidestep.cli import main
 from sidestep.errors import InputError
 from sidestep.rules import Backprop
-from sidestep.training.compatibility import difference, in_saved_units
+from sidestep.training.compatibility import check_test, difference, in_saved_units
 from sidestep.training.folder import RunFolder
 
 QUICK = Backprop(net="mlp", hidden=(8,))
@@ -110,6 +110,21 @@ def test_every_way_in_which_data_differ_is_seen(tmp_path):
     assert "mean" in difference(config, replace(found, mean=(found.mean[0] + 1e-5,)))
     assert "standard deviation" in difference(config, replace(found, std=(found.std[0] * 1.001,)))
     assert "80 train images, not 90" in difference(config, data.load(tmp_path / "data.npz", validation=0.2))
+
+
+def test_of_a_table_rows_and_inputs_are_told(tmp_path):
+    table, labels = np.random.default_rng(0).normal(size=(60, 4)).astype(np.float32), np.arange(60) % 3
+    found = data.from_arrays(table, labels, table[:9], labels[:9])
+    train(QUICK, found, Options(epochs=1, out=tmp_path / "run"))
+    config = RunFolder(tmp_path / "run").config()
+    fewer = data.from_arrays(table[:40], labels[:40], table[:9], labels[:9])
+    assert difference(config, fewer) == "36 train rows, not 54"
+    moved = data.from_arrays(table + np.float32(1), labels, table[:9], labels[:9])
+    assert difference(config, moved).startswith("train inputs with a mean of")
+    swapped = replace(found, train=data.Split(found.train.images.flip(1), found.train.labels))
+    assert difference(config, swapped) == "other inputs, or the same in another order"
+    with pytest.raises(InputError, match="the test rows are not those that"):
+        check_test(tmp_path / "run", data.Split(found.test.images + 1, found.test.labels))
 
 
 def test_sums_in_another_order_are_the_same_data_and_the_run_keeps_its_own(tmp_path):

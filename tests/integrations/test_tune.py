@@ -274,7 +274,7 @@ def test_what_cannot_be_tuned_is_refused_in_a_sentence(home, tmp_path, monkeypat
     }.items():
         with pytest.raises(InputError, match=words):
             tuned(home, tmp_path / "a", {}, **given)
-        assert not (tmp_path / "a" / "tune.json").exists()
+        assert not (tmp_path / "a").exists()
     with pytest.raises(InputError, match=r"there is no folder .*nothing; give one with config\.json"):
         tuned(home, tmp_path / "a", model="nothing")
     (home / "empty").mkdir()

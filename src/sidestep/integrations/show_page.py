@@ -127,7 +127,9 @@ async function ask(moving = true) {
   const body = file || await new Promise(done => canvas.toBlob(done, "image/png"));
   const step = about.steps && by("step").value !== by("step").max ? "?step=" + by("step").value : "";
   let found;
-  try {
+  if (body.size > about.most_bytes)  // the server would hang up in the middle of it
+    found = {error: `the picture has ${body.size} bytes, at most ${about.most_bytes} are read; make it smaller`};
+  else try {
     const reply = await fetch("/answer" + step, {
       method: "POST", body, headers: {"Content-Type": "application/octet-stream"}});
     found = await reply.json();

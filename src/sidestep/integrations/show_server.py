@@ -71,7 +71,7 @@ class _Handler(BaseHTTPRequestHandler):
         nonce = secrets.token_urlsafe(16)
         rules = f"default-src 'none'; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; img-src data: blob:; "
         rules += "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-        body = page(self.server.shown.about(), nonce).encode()
+        body = page({**self.server.shown.about(), "most_bytes": MOST_BYTES}, nonce).encode()
         self._send(HTTPStatus.OK, body, "text/html; charset=utf-8", {"Content-Security-Policy": rules})
 
     def do_POST(self) -> None:

@@ -124,11 +124,12 @@ def _blocks(images: Any) -> Iterator[Tensor]:
 
 
 def check_test(folder: Path, test: Split) -> None:
-    """Raise InputError for test images that are not those that a finished run was evaluated on at its end."""
+    """Raise InputError for a test split that is not the one that a finished run was evaluated on at its end."""
     saved = (RunFolder(folder).result() or {}).get("test_pixels")
     if saved is not None and saved != pixels_digest(test):
+        rows = "images" if len(test.image_shape) == 3 else "rows"
         raise InputError(
-            f"the test images are not those that {folder} was evaluated on at its end, though its training images are: "
+            f"the test {rows} are not those that {folder} was evaluated on at its end, though its training {rows} are: "
             "bring these data back, or give those that you mean with --data"
         )
 
@@ -136,23 +137,25 @@ def check_test(folder: Path, test: Split) -> None:
 def difference(config: Mapping[str, Any], data: DataSet) -> str | None:
     """Return in what data differ from those that a run was trained on, in a few words; None if they are the same.
 
-    Compared are the numbers of training and validation images, mean and standard deviation of each channel of the
-    training images, within a millionth of the standard deviation, and by digests the labels and the pixels, in order.
+    Compared are the numbers of training and validation examples, mean and standard deviation of each channel or column
+    of the training ones, within a millionth of the standard deviation, and by digests the labels and the pixels or
+    other inputs, in order.
     """
-    saved, task = config.get("data", {}), config.get("task", {})
+    saved, task, row = config.get("data", {}), config.get("task", {}), Task.of(data).example
+    inputs = "pixels" if row == "image" else "inputs"
     for name, split in (("train", data.train), ("validation", data.validation)):
         count = saved.get(f"{name}_images", len(split))
         if count != len(split):
-            return f"{counted(len(split), f'{name} image')}, not {count:,}"
+            return f"{counted(len(split), f'{name} {row}')}, not {count:,}"
     for name, found in (("mean", data.mean), ("standard deviation", data.std)):
         had = task.get("mean" if name == "mean" else "std", found)
         near = [abs(one - other) <= _SAME * std for one, other, std in zip(had, found, data.std, strict=False)]
         if len(had) != len(found) or not all(near):
-            return f"train pixels with a {name} of {_numbers(found)}, not {_numbers(had)}"
+            return f"train {inputs} with a {name} of {_numbers(found)}, not {_numbers(had)}"
     if saved.get("labels", _labels_digest(data)) != _labels_digest(data):
         return "other labels, or the same in another order"
     if saved.get("pixels", own := pixels_digest(*_known_again(data))) != own:
-        return "other pixels, or the same in another order"
+        return f"other {inputs}, or the same in another order"
     return None
 
 

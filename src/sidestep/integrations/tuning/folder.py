@@ -10,7 +10,7 @@ result.json             what came out, sealed
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,8 @@ class TuneFolder:
     def writing(self, resume: bool, overwrite: bool) -> Iterator[bool]:
         """Be the only writer of the folder, and say whether there is a run to go on with.
 
+        A folder that was made here and is left without a run, as by a refusal of what is asked, is removed again.
+
         Raises InputError where a run is there and neither going on nor replacing it was asked for, or something else.
         """
         for name in _FILES:
@@ -59,12 +61,18 @@ class TuneFolder:
                 f"{self.path} holds a fine-tune already; go on with --resume, replace it with --overwrite, or choose "
                 "another --out"
             )
+        new = not self.path.exists()
         try:
             make_folder(self.path)
         except OSError as error:
             raise InputError(f"the folder {self.path} cannot be made: {error.strerror}") from error
-        with only_writer(self.path):
-            yield there and resume
+        try:
+            with only_writer(self.path):
+                yield there and resume
+        finally:
+            if new and not self.config_file.exists():
+                with suppress(OSError):  # of a folder in which something else is by now
+                    self.path.rmdir()
 
     def _others(self) -> Iterator[Path]:
         return (entry for entry in self.path.iterdir() if not entry.name.startswith("."))
