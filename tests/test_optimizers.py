@@ -72,6 +72,52 @@ def test_a_state_that_was_json_goes_on(kind: str) -> None:
     assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
 
 
+def is_denormal(numbers: Tensor) -> Tensor:
+    return (numbers != 0) & (numbers.abs() < torch.finfo(numbers.dtype).smallest_normal)
+
+
+@pytest.mark.parametrize("apart", [False, True])
+@pytest.mark.parametrize("kind", ["adam", "adamw"])
+def test_denormal_numbers_become_zero_and_other_weights_keep_their_bits(kind: str, apart: bool) -> None:
+    """Row 0 gets no gradient after the first step: its first moment and, by L2 decay, its weights fade away."""
+    theirs, given = KINDS[kind]
+    steps = 2_048  # a multiple of 64
+    gradients = [parameter.detach() for parameter in weights()]
+    found = []
+    for make in (theirs, OPTIMIZERS[kind]):
+        parameters = weights()
+        optimizer = make(groups(parameters) if apart else parameters, lr=0.01, weight_decay=0.1,
+                         **(given if make is theirs else {}))  # fmt: skip
+        for step in range(steps):
+            for parameter, gradient in zip(parameters, gradients, strict=True):
+                parameter.grad = gradient.roll(step % 7) * (1 + step % 3)
+            parameters[0].grad[0] *= 1e-3 * (step == 0)
+            optimizer.step()
+        moments = optimizer.state[parameters[0]]
+        found.append((parameters, [parameters[0].detach(), moments["exp_avg"], moments["exp_avg_sq"]]))
+    (one, torchs), (other, ours) = found
+    assert any(is_denormal(each[0]).any() for each in torchs)
+    assert not any(is_denormal(each).any() for each in ours)
+    assert not ours[1][0].all()  # some first moments are zero
+    if kind == "adam":
+        assert is_denormal(torchs[0][0]).any()
+        assert (ours[0][0] == 0)[is_denormal(torchs[0][0])].all()
+    else:
+        assert torch.equal(ours[0][0], torchs[0][0])  # a moment that small moves no weight
+    assert torch.equal(one[0][1:], other[0][1:])
+    assert all(torch.equal(before, after) for before, after in zip(one[1:], other[1:], strict=True))
+
+
+def test_small_numbers_in_half_precision_stay() -> None:
+    weight = nn.Parameter(torch.full((4,), 3e-5, dtype=torch.float16))
+    optimizer = OPTIMIZERS["adam"]([weight], lr=0.0)
+    for _ in range(64):
+        weight.grad = torch.ones_like(weight)
+        optimizer.step()
+    assert weight.tolist() == [weight[0].item()] * 4
+    assert weight[0] != 0
+
+
 def same_state(first: torch.optim.Optimizer, second: torch.optim.Optimizer) -> bool:
     one, other = first.state_dict(), second.state_dict()
     assert one["param_groups"] == other["param_groups"]
