@@ -141,7 +141,9 @@ def test_missing_and_unknown(tmp_path: Path) -> None:
         data.load("minst")
     with pytest.raises(DataError, match="did you mean 'fashion-mnist'"):
         data.load("Fashion_MNIST")
-    with pytest.raises(DataError, match="no data set is called 'qqqq'; known are digits, mnist"):
+    with pytest.raises(
+        DataError, match="no data set is called 'qqqq', and no folder here either; known are digits, mnist"
+    ):
         data.load("qqqq")
     with pytest.raises(DataError, match="no such file or folder"):
         data.load("some/where")

@@ -266,3 +266,15 @@ def test_the_command_line_names_the_place_in_one_line(tmp_path, capsys, monkeypa
     assert "a step failed in forward" in said
     assert "mine.py, line 14): ValueError: enough; after step" in said
     assert json.loads((tmp_path / "run/metrics.jsonl").read_text().splitlines()[0])["step"] > 0
+
+
+@pytest.mark.parametrize("rule", [SPSA(), Backprop()])
+def test_a_whole_model_that_does_not_take_the_inputs_is_told_so_with_their_shape(rule):
+    images = data.from_arrays(np.random.default_rng(0).random((40, 8, 8), dtype=np.float32), np.arange(40) % 2)
+    said = r"does not take images of shape \(batch, 1, 8, 8\) .*cannot be multiplied.*nn\.Flatten\(\) first"
+    with pytest.raises(InputError, match=said) as found:
+        train(rule, images, Options(epochs=1), model=nn.Sequential(nn.Linear(64, 2)))
+    assert isinstance(found.value.__cause__, RuntimeError)
+    with pytest.raises(InputError, match=r"does not take rows of shape \(batch, 6\) .*change its layers") as found:
+        train(rule, data.from_arrays(X, Y), Options(epochs=1), model=nn.Sequential(nn.Linear(5, 3)))
+    assert "Flatten" not in str(found.value)

@@ -133,6 +133,8 @@ def _show_plan(presets: Sequence[Preset], plan: Plan, as_json: bool) -> None:
     show_table(table.title, table.columns, table.rows)
     if any(row["minutes"] is not None for row in rows):
         show("", f"a run, to go: {estimate}. A GPU takes far less.")
+    else:
+        show("", f"a run, to go: not timed for the budget {plan.budget}, which trains on a few images")
 
 
 _MEMORY_ABOUT = """\

@@ -269,6 +269,6 @@ def _unknown(name: str) -> str:
         return f"{name}: no such file or folder; data are a .npz file, a table, a text, a folder, or one of {known}"
     hint = meant(name.lower().replace("_", "-"), KNOWN, cutoff=0.5)
     return (
-        f"no data set is called {name!r}; {hint}known are {known}, or give a path: of a .npz file, a table (.csv, "
-        ".tsv, .parquet), a text (.txt) or a folder"
+        f"no data set is called {name!r}, and no folder here either; {hint}known are {known}, or give a path: of a "
+        ".npz file, a table (.csv, .tsv, .parquet), a text (.txt) or a folder"
     )

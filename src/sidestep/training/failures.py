@@ -17,6 +17,7 @@ __all__ = ["StepError", "kept", "with_position"]
 
 _OURS = Path(__file__).parents[1]
 _LIBRARIES = tuple(Path(str(module.__file__)).parent for module in (torch, np))
+_LAYERS = Path(str(torch.nn.modules.__file__)).parent
 _STANDARD = Path(sysconfig.get_paths()["stdlib"])
 
 
@@ -33,16 +34,18 @@ def kept(folder: RunFolder | None, saved_step: int) -> str:
     return f"the checkpoint of step {saved_step} in {folder.path} is kept"
 
 
-def with_position(error: Exception, step: int, kept: str) -> Exception:
+def with_position(error: Exception, step: int, kept: str, inputs: str = "") -> Exception:
     """Return an error that ended a run as one that says where the run stands.
 
-    An error of the user's code becomes a StepError, which names the function and the line; one that none of their code
-    was on the way of stays what it is, with the position as a note (from Python 3.11 on).
+    An error of the user's code becomes a StepError, which names the function and the line; one of torch's layers at the
+    first step of a model of theirs an InputError; another one that none of their code was on the way of stays what it
+    is, with the position as a note (from Python 3.11 on).
 
     Args:
         error: what was raised.
         step: how many steps were taken.
         kept: what `kept` says.
+        inputs: of a whole model of the user's, what it is given, in a few words.
     """
     after = f"after step {step}, {kept}"
     if isinstance(error, BatchError | ObserverError) or (type(error) is InputError and step):
@@ -50,6 +53,10 @@ def with_position(error: Exception, step: int, kept: str) -> Exception:
     place = None if isinstance(error, SidestepError) or _is_memory(error) else _place(error)
     if place:
         return _from(StepError(f"a step failed in {place}: {error_text(error)}; {after}"), error)
+    if inputs and step == 0 and isinstance(error, RuntimeError) and not _is_memory(error) and _in_a_layer(error):
+        rows = "; an nn.Flatten() first makes rows of images" if inputs.startswith("images") else ""
+        fix = f"change its layers, or what it is given{rows}"
+        return _from(InputError(f"the model does not take {inputs} ({error_text(error)}): {fix}"), error)
     if not isinstance(error, SidestepError) and hasattr(error, "add_note"):
         error.add_note(after)
     return error
@@ -68,6 +75,11 @@ def _place(error: Exception) -> str | None:
     """Return where in code that is neither ours nor of the libraries below us an error was raised, if it was."""
     outside = [frame for frame in traceback.extract_tb(error.__traceback__) if _is_outside(frame.filename)]
     return f"{outside[-1].name} ({outside[-1].filename}, line {outside[-1].lineno})" if outside else None
+
+
+def _in_a_layer(error: Exception) -> bool:
+    """Whether an error was raised in the forward pass of one of torch's modules."""
+    return any(Path(frame.filename).is_relative_to(_LAYERS) for frame in traceback.extract_tb(error.__traceback__))
 
 
 def _is_outside(name: str) -> bool:

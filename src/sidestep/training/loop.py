@@ -10,6 +10,7 @@ from sidestep.data import DataSet, steps_per_epoch
 from sidestep.errors import CheckpointError, InputError, NonFiniteError, RankError, SidestepError
 from sidestep.noise import Noise
 from sidestep.rules.protocol import Batch, HasHealthCheck, Rule, Task, UnitByUnit
+from sidestep.rules.shared.whole_model import OnWholeModel
 from sidestep.steplog import Recorder
 from sidestep.training.attached_rule import Built, take_update
 from sidestep.training.batches import TrainingBatches
@@ -85,10 +86,17 @@ class Loop:
                 raise  # the last checkpoint is the good one
             except Exception as error:
                 self._save_whole(state, log)
-                found = with_position(error, state.step, self._kept(state))
+                found = with_position(error, state.step, self._kept(state), self._given_inputs())
                 if found is error:
                     raise
                 raise found from found.__cause__
+
+    def _given_inputs(self) -> str:
+        """What a whole model of the user's is given, in a few words; nothing of other nets, which are made to fit."""
+        if not isinstance(self.rule, OnWholeModel) or self.task.inputs == "mapping":
+            return ""
+        kind = "token ids" if self.task.inputs == "tokens" else f"{self.task.example}s"
+        return f"{kind} of shape (batch, {', '.join(map(str, self.task.shape))})"
 
     def _take_steps(self, state: State, log: MetricsLog | None, observers: Observers, stop: StopRequest) -> None:
         ended = any_of(self.world, observers.notify("on_begin", self._beginning(state)))
