@@ -1,12 +1,14 @@
-"""Count the units that get no gradient any more at the end of finished runs, by the first moments of their Adam.
+"""Count the units that get no gradient any more at the end of finished runs, by the first moments of their AdamW.
 
 A first moment without a gradient shrinks by 0.9 at each step, and is below float32's smallest normal number, 1.2e-38,
 after some 750 steps. So a row of a layer's weights whose first moments are all that small belongs to a unit that has
-had no gradient from any image of the last 750 steps: behind a ReLU, one that is never above zero.
+had no gradient from any image of the last 750 steps: behind a ReLU, one that is never above zero. With L2 decay in the
+gradient (`adam`) its weights have to fade first, in some 2,000 steps more, so such runs have more dead units than this.
 
     python -m experiments.dead_units runs/ct-cifar100-0 runs/norm-ct-cifar100-0
 
-Runs of `adam` and `adamw` with a folder, of any rule. Layers in which no unit is dead are left out.
+Runs of NoProp's rules or of back-propagation on their own nets, of 1,000 steps or more. Layers in which no unit is dead
+are left out; a row of an embedding is a class.
 """
 
 import argparse
@@ -18,7 +20,9 @@ from torch import Tensor
 
 from sidestep import load_run
 from sidestep.bench.report import Table
+from sidestep.errors import InputError
 
+_FEWEST = 1_000  # steps; a moment without a gradient takes some 750 of them
 COLUMNS = ["run", "layer", "units", "dead", "share"]
 
 
@@ -34,6 +38,8 @@ def dead_rows(moments: Tensor) -> int:
 def rows_of(folder: Path) -> list[list[str]]:
     """Return a row for each layer of a run in which a unit is dead, and one for all of its layers."""
     run = load_run(folder)
+    if run.step < _FEWEST:
+        raise InputError(f"{folder} has {run.step:,} steps; a first moment says nothing before {_FEWEST:,}")
     names = {parameter: name for name, parameter in run.net.named_parameters()}
     stepped = [each for group in run.rule.optimizer(run.net).param_groups for each in group["params"]]
     found, units, dead = [], 0, 0

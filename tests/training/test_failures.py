@@ -269,12 +269,26 @@ def test_the_command_line_names_the_place_in_one_line(tmp_path, capsys, monkeypa
 
 
 @pytest.mark.parametrize("rule", [SPSA(), Backprop()])
-def test_a_whole_model_that_does_not_take_the_inputs_is_told_so_with_their_shape(rule):
+def test_a_layer_of_a_whole_model_that_does_not_fit_is_told_with_the_shape_of_the_inputs(rule):
     images = data.from_arrays(np.random.default_rng(0).random((40, 8, 8), dtype=np.float32), np.arange(40) % 2)
-    said = r"does not take images of shape \(batch, 1, 8, 8\) .*cannot be multiplied.*nn\.Flatten\(\) first"
+    said = r"does not fit .*cannot be multiplied.* given images of shape \(batch, 1, 8, 8\): begin .*nn\.Flatten\(\)"
     with pytest.raises(InputError, match=said) as found:
         train(rule, images, Options(epochs=1), model=nn.Sequential(nn.Linear(64, 2)))
     assert isinstance(found.value.__cause__, RuntimeError)
-    with pytest.raises(InputError, match=r"does not take rows of shape \(batch, 6\) .*change its layers") as found:
-        train(rule, data.from_arrays(X, Y), Options(epochs=1), model=nn.Sequential(nn.Linear(5, 3)))
-    assert "Flatten" not in str(found.value)
+    deeper = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.Linear(31, 2))
+    with pytest.raises(InputError, match=r"does not fit .*: change its layers, or the inputs"):
+        train(rule, images, Options(epochs=1), model=deeper)
+    with pytest.raises(InputError, match=r"4D input.* given rows of shape \(batch, 6\)"):
+        train(rule, data.from_arrays(X, Y), Options(epochs=1), model=nn.Sequential(nn.BatchNorm2d(6)))
+    text = data.from_text("abcdefgh" * 40, length=8)
+    with pytest.raises(InputError, match=r"index out of range.* given token ids of shape \(batch, 8\)"):
+        train(rule, text, Options(epochs=1), model=nn.Sequential(nn.Embedding(5, 8), nn.Linear(8, 8)))
+
+
+def test_a_loss_or_a_dtype_that_is_wrong_is_not_put_down_to_the_shape():
+    rows, model = data.from_arrays(X, Y), nn.Linear(6, 3)
+    with pytest.raises(RuntimeError, match="weight tensor should be defined"):
+        train(Backprop(), rows, Options(epochs=1), model=model,
+              objective=nn.CrossEntropyLoss(reduction="none", weight=torch.ones(4)))  # fmt: skip
+    with pytest.raises(RuntimeError, match="same dtype"):
+        train(Backprop(), rows, Options(epochs=1), model=nn.Linear(6, 3).double())

@@ -190,6 +190,8 @@ def _check_trainer(trainer: Any) -> None:
         for kind in type(callback).__mro__:
             if kind.__name__ in _OTHER_CALLBACKS:
                 raise InputError(f"{kind.__name__} cannot be honoured: {_OTHER_CALLBACKS[kind.__name__]}")
+    if sum(isinstance(callback, SidestepCallback) for callback in trainer.callbacks) > 1:
+        raise InputError("one SidestepCallback trains a module, got several; leave one in the Trainer's callbacks")
 
 
 def _check_module(module: Any) -> None:

@@ -53,10 +53,8 @@ def with_position(error: Exception, step: int, kept: str, inputs: str = "") -> E
     place = None if isinstance(error, SidestepError) or _is_memory(error) else _place(error)
     if place:
         return _from(StepError(f"a step failed in {place}: {error_text(error)}; {after}"), error)
-    if inputs and step == 0 and isinstance(error, RuntimeError) and not _is_memory(error) and _in_a_layer(error):
-        rows = "; an nn.Flatten() first makes rows of images" if inputs.startswith("images") else ""
-        fix = f"change its layers, or what it is given{rows}"
-        return _from(InputError(f"the model does not take {inputs} ({error_text(error)}): {fix}"), error)
+    if inputs and step == 0 and type(error) in (RuntimeError, ValueError, IndexError) and _in_a_layer(error):
+        return _from(InputError(_misfit(error, inputs)), error)
     if not isinstance(error, SidestepError) and hasattr(error, "add_note"):
         error.add_note(after)
     return error
@@ -78,8 +76,22 @@ def _place(error: Exception) -> str | None:
 
 
 def _in_a_layer(error: Exception) -> bool:
-    """Whether an error was raised in the forward pass of one of torch's modules."""
-    return any(Path(frame.filename).is_relative_to(_LAYERS) for frame in traceback.extract_tb(error.__traceback__))
+    """Whether a size did not fit in the forward pass of one of torch's layers, such as Linear."""
+    files = [Path(frame.filename) for frame in traceback.extract_tb(error.__traceback__)]
+    inner = [file for file in files if file.parent == _LAYERS and file.stem not in ("module", "container")]
+    elsewhere = any(word in str(error).lower() for word in ("cuda", "cudnn", "dtype", "device", "type"))
+    below = (_LAYERS, _LAYERS.parent)  # layers, and the functions that they call
+    return bool(inner) and inner[-1].stem != "loss" and files[-1].parent in below and not elsewhere
+
+
+def _misfit(error: Exception, inputs: str) -> str:
+    """Say that a layer does not fit, what the model is given, and what helps if images were to be rows."""
+    width = inputs.rsplit(" ", 1)[-1].rstrip(")")
+    rows = inputs.startswith("images") and f"x{width} and" in str(error)
+    fix = (
+        "begin the model with nn.Flatten(), which makes rows of images" if rows else "change its layers, or the inputs"
+    )
+    return f"a layer of the model does not fit what it gets ({error_text(error)}); the model is given {inputs}: {fix}"
 
 
 def _is_outside(name: str) -> bool:

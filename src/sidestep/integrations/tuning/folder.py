@@ -79,6 +79,7 @@ class TuneFolder:
 
     def begin(self, config: Mapping[str, Any]) -> None:
         """Write what the run was asked, in place of all that an earlier run has left."""
+        make_folder(self.path)  # where files cannot be locked, one that was refused may have removed it
         for name in _FILES:
             (self.path / name).unlink(missing_ok=True)
         write_json(self.config_file, {"kind": KIND, **config}, indent=1)

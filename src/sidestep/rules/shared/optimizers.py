@@ -1,4 +1,4 @@
-"""The optimizers of torch.optim, to the bit, without the import of torch's compiler that their methods begin with.
+"""The optimizers of torch.optim, to the bit but for denormal numbers, without the import of torch's compiler.
 
 torch.optim wraps its methods for torch.compile, and the first call of any of them imports torch._dynamo and sympy: one
 to two seconds before a first step that compiles nothing. The classes here are torch's own, whose methods are called
@@ -9,11 +9,11 @@ Fused Adam and AdamW step all groups with the same settings at once: every weigh
 those of one call for each group. What surrounds a step in torch (a label for its profiler) is left out; on a net of ten
 thousand weights it takes longer than the arithmetic.
 
-In one thing Adam and AdamW differ from torch's, on a CPU: every 64th step sets denormal numbers (below the smallest
-normal one, 1.2e-38 in float32) in weights and moments to zero. The first moment of a unit that gets no gradient is
-denormal after some 800 steps and stays so, and with L2 weight decay its weights follow; a processor's arithmetic with
-them is tens of times slower. Such a weight is zero from then on: in torch's Adam it may grow again, thousands of steps
-later, when the second moment has faded, too. No other weight changes.
+In one thing Adam and AdamW differ from torch's, on a CPU: every 64th step of a weight sets denormal numbers (below the
+smallest normal one, 1.2e-38 in float32) in it and its moments to zero, and a negative zero to a positive one. The first
+moment of a unit that gets no gradient is denormal after some 750 steps and stays so, and with L2 weight decay its
+weights follow; a processor's arithmetic with them is many times slower. Such a weight is zero until a gradient comes:
+in torch's Adam it may grow again without one, thousands of steps later, when the second moment has faded, too.
 """
 
 import inspect
@@ -84,28 +84,30 @@ class _Fused(WithoutCompiler):
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take one step along the gradients; what a closure returns is returned."""
         first, *others = groups = self.param_groups
+        loss = None
         if closure is not None or _hooks(self) or not all(group["fused"] for group in groups):
-            return _with_hooks(self, closure)
-        with torch.no_grad():
-            if not all(group[name] == first[name] for group in others for name in _ADAM):
-                self._step_apart()
-            elif not self._step_on_cpu(first):
-                self._step_groups(groups)
-            self._drop_denormals()
-        return None
+            loss = _with_hooks(self, closure)
+        else:
+            with torch.no_grad():
+                if not all(group[name] == first[name] for group in others for name in _ADAM):
+                    self._step_apart()
+                elif not self._step_on_cpu(first):
+                    self._step_groups(groups)
+        self._drop_denormals()
+        return loss
 
     step.hooked = True  # type: ignore[attr-defined]  # hooks are called above, so torch need not wrap it
 
     def _drop_denormals(self) -> None:
-        """Set denormal numbers to zero, if it is time by the steps of the first weights that took this one."""
-        given = (each for group in self.param_groups for each in group["params"] if each.grad is not None)
-        first = next(given, None)
-        if first is None or not first.is_cpu or int(self.state[first]["step"]) % _DROPPED:
-            return
-        for weight in (first, *given):
-            if weight.is_cpu and weight.dtype is not torch.float16:  # whose smallest normal number is 6e-5
-                for tensor in (weight, self.state[weight]["exp_avg"], self.state[weight]["exp_avg_sq"]):
-                    _drop_denormals(tensor)
+        """Set denormal numbers to zero in weights that took this step, if it is time by a weight's own steps."""
+        for group in self.param_groups:
+            for weight in group["params"]:
+                if weight.grad is None or not weight.is_cpu or weight.dtype is torch.float16:  # below 6e-5 in half
+                    continue
+                state = self.state[weight]
+                if int(state["step"]) % _DROPPED == 0:
+                    for tensor in (weight, state["exp_avg"], state["exp_avg_sq"]):
+                        _drop_denormals(tensor)
 
     def _step_apart(self) -> None:
         """Call the kernel once for all groups with the same settings."""
@@ -159,7 +161,8 @@ def _drop_denormals(tensor: Tensor) -> None:
     """Set numbers to zero that are smaller than the smallest normal one of their dtype."""
     limits = torch.finfo(tensor.dtype)
     largest = limits.smallest_normal * (1 - limits.eps)  # of the denormal ones
-    torch.ops.aten.hardshrink.out(tensor, largest, out=tensor)
+    with torch.no_grad():
+        torch.ops.aten.hardshrink.out(tensor, largest, out=tensor)
 
 
 def _hashable(value: Any) -> Any:
