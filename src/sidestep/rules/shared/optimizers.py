@@ -74,6 +74,7 @@ class WithoutCompiler(torch.optim.Optimizer):
 
 
 _DROPPED = 64  # steps from one look for denormal numbers to the next
+_DROPPED_IN = (torch.float32, torch.float64, torch.bfloat16)  # those of float16 are numbers that count, below 6e-5
 _ADAM = ("lr", "betas", "eps", "weight_decay", "amsgrad", "maximize", "capturable", "differentiable", "fused",
          "decoupled_weight_decay")  # fmt: skip
 
@@ -102,7 +103,7 @@ class _Fused(WithoutCompiler):
         """Set denormal numbers to zero in weights that took this step, if it is time by a weight's own steps."""
         for group in self.param_groups:
             for weight in group["params"]:
-                if weight.grad is None or not weight.is_cpu or weight.dtype is torch.float16:  # below 6e-5 in half
+                if weight.grad is None or not weight.is_cpu or weight.dtype not in _DROPPED_IN:
                     continue
                 state = self.state[weight]
                 if int(state["step"]) % _DROPPED == 0:
