@@ -69,6 +69,11 @@ class Split:
         return f"Split({len(self)} {_described(self)}{dtype})"
 
     @property
+    def example(self) -> str:
+        """What one input is called when people are told of it: image or row."""
+        return "image" if len(self.image_shape) == 3 else "row"
+
+    @property
     def image_shape(self) -> tuple[int, ...]:
         """Shape of one input: channels, height and width of an image, the number of features, the length in tokens."""
         return () if is_named(self.images) else tuple(self.images.shape[1:])

@@ -14,9 +14,8 @@ from torch import Tensor
 from sidestep.errors import CheckpointError, InputError
 from sidestep.rules.protocol import Rule
 from sidestep.rules.record import rule_record
-from sidestep.rules.shared.any_module import trains_any
 from sidestep.training.attach import attach
-from sidestep.training.evaluate import check_rule
+from sidestep.training.attached_checks import check_for_trainer
 from sidestep.training.step import Step
 
 try:
@@ -62,13 +61,7 @@ class SidestepCallback(_Callback):
     ) -> None:
         if _Callback is object:
             raise InputError("SidestepCallback needs Lightning, which is missing: pip install 'sidestep[lightning]'")
-        check_rule(rule)
-        if not trains_any(rule):
-            raise InputError(
-                f"{getattr(rule, 'name', type(rule).__name__)} needs more of a model than its loss, which is what a "
-                "Trainer gives; take SPSA(), Evolution(per='group'), ForwardGradient(kind='weights') or Backprop(), "
-                "or a loop of your own, sidestep.attach"
-            )
+        check_for_trainer(rule)
         self.rule, self.seed, self._scheduler = rule, seed, scheduler
         self._attached: Step | None = None
 

@@ -17,9 +17,8 @@ from sidestep.errors import CheckpointError, InputError
 from sidestep.files import read_plain, write_text
 from sidestep.rules.protocol import Rule
 from sidestep.rules.record import rule_record
-from sidestep.rules.shared.any_module import trains_any
 from sidestep.training.attach import attach
-from sidestep.training.evaluate import check_rule
+from sidestep.training.attached_checks import check_for_trainer
 from sidestep.training.step import Step
 from sidestep.world.launched import launched
 
@@ -78,13 +77,7 @@ class SidestepTrainer(_Trainer):
             raise InputError(
                 "SidestepTrainer needs transformers, which is missing: pip install 'sidestep[transformers]'"
             )
-        check_rule(rule)
-        if not trains_any(rule):
-            raise InputError(
-                f"{getattr(rule, 'name', type(rule).__name__)} needs more of a model than its loss, which is what a "
-                "Trainer gives; take SPSA(), Evolution(per='group'), ForwardGradient(kind='weights') or Backprop(), "
-                "or a loop of your own, sidestep.attach"
-            )
+        check_for_trainer(rule)
         for name in ("optimizers", "optimizer_cls_and_kwargs"):
             if any(part is not None for part in named.get(name) or ()):
                 raise InputError(f"{name} has no use, the optimiser is the rule's own: {_where('optimizer')}")

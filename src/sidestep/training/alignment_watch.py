@@ -60,10 +60,9 @@ def held_size(rule: Rule, split: Split, size: int) -> int:
     if found < 2:
         least = max(2, multiple)
         why = f", for {name} = {multiple}" if multiple > 1 else ""
-        kind = "images" if len(split.image_shape) == 3 else "rows"
         raise InputError(
-            f"measuring alignment needs a batch of at least {least} {kind} that are not trained on{why}, got {most}; "
-            f"keep some aside with --validation 0.1, and take a --batch of {least} or more"
+            f"measuring alignment needs a batch of at least {least} {split.example}s that are not trained on{why}, "
+            f"got {most}; keep some aside with --validation 0.1, and take a --batch of {least} or more"
         )
     return found
 

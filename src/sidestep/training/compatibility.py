@@ -127,7 +127,7 @@ def check_test(folder: Path, test: Split) -> None:
     """Raise InputError for a test split that is not the one that a finished run was evaluated on at its end."""
     saved = (RunFolder(folder).result() or {}).get("test_pixels")
     if saved is not None and saved != pixels_digest(test):
-        rows = "images" if len(test.image_shape) == 3 else "rows"
+        rows = f"{test.example}s"
         raise InputError(
             f"the test {rows} are not those that {folder} was evaluated on at its end, though its training {rows} are: "
             "bring these data back, or give those that you mean with --data"

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from sidestep.data.feed import BatchError
+from sidestep.data.task import Task
 from sidestep.errors import InputError, SidestepError
 from sidestep.training.folder import RunFolder
 from sidestep.training.observers import ObserverError
@@ -34,7 +35,7 @@ def kept(folder: RunFolder | None, saved_step: int) -> str:
     return f"the checkpoint of step {saved_step} in {folder.path} is kept"
 
 
-def with_position(error: Exception, step: int, kept: str, inputs: str = "") -> Exception:
+def with_position(error: Exception, step: int, kept: str, task: Task | None = None) -> Exception:
     """Return an error that ended a run as one that says where the run stands.
 
     An error of the user's code becomes a StepError, which names the function and the line; one of torch's layers at the
@@ -45,7 +46,7 @@ def with_position(error: Exception, step: int, kept: str, inputs: str = "") -> E
         error: what was raised.
         step: how many steps were taken.
         kept: what `kept` says.
-        inputs: of a whole model of the user's, what it is given, in a few words.
+        task: of a whole model of the user's; none of other nets, which are made to fit.
     """
     after = f"after step {step}, {kept}"
     if isinstance(error, BatchError | ObserverError) or (type(error) is InputError and step):
@@ -53,8 +54,8 @@ def with_position(error: Exception, step: int, kept: str, inputs: str = "") -> E
     place = None if isinstance(error, SidestepError) or _is_memory(error) else _place(error)
     if place:
         return _from(StepError(f"a step failed in {place}: {error_text(error)}; {after}"), error)
-    if inputs and step == 0 and type(error) in (RuntimeError, ValueError, IndexError) and _in_a_layer(error):
-        return _from(InputError(_misfit(error, inputs)), error)
+    if task and step == 0 and type(error) in (RuntimeError, ValueError, IndexError) and _in_a_layer(error):
+        return _from(InputError(_misfit(error, task)), error)
     if not isinstance(error, SidestepError) and hasattr(error, "add_note"):
         error.add_note(after)
     return error
@@ -79,19 +80,20 @@ def _in_a_layer(error: Exception) -> bool:
     """Whether a size did not fit in the forward pass of one of torch's layers, such as Linear."""
     files = [Path(frame.filename) for frame in traceback.extract_tb(error.__traceback__)]
     inner = [file for file in files if file.parent == _LAYERS and file.stem not in ("module", "container")]
-    elsewhere = any(word in str(error).lower() for word in ("cuda", "cudnn", "dtype", "device", "type"))
+    elsewhere = any(word in str(error).lower() for word in ("cuda", "cudnn", "device", "type"))
     below = (_LAYERS, _LAYERS.parent)  # layers, and the functions that they call
     return bool(inner) and inner[-1].stem != "loss" and files[-1].parent in below and not elsewhere
 
 
-def _misfit(error: Exception, inputs: str) -> str:
+def _misfit(error: Exception, task: Task) -> str:
     """Say that a layer does not fit, what the model is given, and what helps if images were to be rows."""
-    width = inputs.rsplit(" ", 1)[-1].rstrip(")")
-    rows = inputs.startswith("images") and f"x{width} and" in str(error)
+    kind = "token ids" if task.inputs == "tokens" else f"{task.example}s"
+    given = f"{kind} of shape (batch, {', '.join(map(str, task.shape))})"
+    rows = task.inputs == "image" and f"x{task.shape[-1]} and" in str(error)
     fix = (
         "begin the model with nn.Flatten(), which makes rows of images" if rows else "change its layers, or the inputs"
     )
-    return f"a layer of the model does not fit what it gets ({error_text(error)}); the model is given {inputs}: {fix}"
+    return f"a layer of the model does not fit what it gets ({error_text(error)}); the model is given {given}: {fix}"
 
 
 def _is_outside(name: str) -> bool:

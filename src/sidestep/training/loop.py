@@ -86,17 +86,11 @@ class Loop:
                 raise  # the last checkpoint is the good one
             except Exception as error:
                 self._save_whole(state, log)
-                found = with_position(error, state.step, self._kept(state), self._given_inputs())
+                whole = isinstance(self.rule, OnWholeModel) and self.task.inputs != "mapping"
+                found = with_position(error, state.step, self._kept(state), self.task if whole else None)
                 if found is error:
                     raise
                 raise found from found.__cause__
-
-    def _given_inputs(self) -> str:
-        """What a whole model of the user's is given, in a few words; nothing of other nets, which are made to fit."""
-        if not isinstance(self.rule, OnWholeModel) or self.task.inputs == "mapping":
-            return ""
-        kind = "token ids" if self.task.inputs == "tokens" else f"{self.task.example}s"
-        return f"{kind} of shape (batch, {', '.join(map(str, self.task.shape))})"
 
     def _take_steps(self, state: State, log: MetricsLog | None, observers: Observers, stop: StopRequest) -> None:
         ended = any_of(self.world, observers.notify("on_begin", self._beginning(state)))

@@ -108,7 +108,7 @@ class _Fused(WithoutCompiler):
                 state = self.state[weight]
                 if int(state["step"]) % _DROPPED == 0:
                     for tensor in (weight, state["exp_avg"], state["exp_avg_sq"]):
-                        _drop_denormals(tensor)
+                        _without_denormals_(tensor)
 
     def _step_apart(self) -> None:
         """Call the kernel once for all groups with the same settings."""
@@ -158,8 +158,8 @@ class _Fused(WithoutCompiler):
         adam._fused_adam(*lists, **scaled, **settings, has_complex=False)  # type: ignore[misc, arg-type]
 
 
-def _drop_denormals(tensor: Tensor) -> None:
-    """Set numbers to zero that are smaller than the smallest normal one of their dtype."""
+def _without_denormals_(tensor: Tensor) -> None:
+    """Set numbers to zero, in place, that are smaller than the smallest normal one of their dtype."""
     limits = torch.finfo(tensor.dtype)
     largest = limits.smallest_normal * (1 - limits.eps)  # of the denormal ones
     with torch.no_grad():
