@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from sidestep.errors import CheckpointError, InputError
+from sidestep.integrations.trainer_rules import check_for_trainer
 from sidestep.rules.protocol import Rule
 from sidestep.rules.record import rule_record
 from sidestep.training.attach import attach
-from sidestep.training.attached_checks import check_for_trainer
 from sidestep.training.step import Step
 
 try:

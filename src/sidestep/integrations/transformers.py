@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from sidestep.errors import CheckpointError, InputError
 from sidestep.files import read_plain, write_text
+from sidestep.integrations.trainer_rules import check_for_trainer
 from sidestep.rules.protocol import Rule
 from sidestep.rules.record import rule_record
 from sidestep.training.attach import attach
-from sidestep.training.attached_checks import check_for_trainer
 from sidestep.training.step import Step
 from sidestep.world.launched import launched
 

@@ -10,25 +10,12 @@ from torch import Tensor, nn
 from sidestep.errors import InputError, NonFiniteError
 from sidestep.nets.trained import parameters_of
 from sidestep.notices import tell
-from sidestep.rules.shared.any_module import trains_any
-from sidestep.training.evaluate import check_rule
 from sidestep.update import Dense, Seeded, Update, loss_values
 from sidestep.wording import counted
 
-__all__ = ["Table", "check_finite", "check_for_trainer", "check_same", "table", "tell_of_no_effect"]
+__all__ = ["Table", "check_finite", "check_same", "table", "tell_of_no_effect"]
 
 Table = list[tuple[int, bool, torch.Size]]
-
-
-def check_for_trainer(rule: Any) -> None:
-    """Raise InputError unless a rule needs no more of a model than its loss, all that a library's Trainer gives."""
-    check_rule(rule)
-    if not trains_any(rule):
-        raise InputError(
-            f"{getattr(rule, 'name', type(rule).__name__)} needs more of a model than its loss, which is what a "
-            "Trainer gives; take SPSA(), Evolution(per='group'), ForwardGradient(kind='weights') or Backprop(), "
-            "or a loop of your own, sidestep.attach"
-        )
 
 
 def check_same(model: nn.Module, before: Table) -> None:
