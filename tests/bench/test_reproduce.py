@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import signal
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -299,6 +300,114 @@ def test_a_row_that_fails_is_noted_and_the_others_go_on(capsys, monkeypatch):
     assert "failed" not in Path("out/noprop-table1-tiny.md").read_text()
 
 
+class TestMerge:
+    """Runs of other folders and machines on one page."""
+
+    PAGE = "noprop-table1-tiny.json"
+
+    @pytest.fixture
+    def two_folders(self, capsys):
+        """One row here, another there, each with its page."""
+        fill(capsys, "--rows", "forward-one-hot", "--out", "here")
+        fill(capsys, "--rows", "sampled-one-hot", "--out", "there", "--inference-runs", "3")
+
+    @pytest.fixture
+    def nothing_trains(self, monkeypatch):
+        def never(*_arguments, **_named):
+            raise AssertionError("trained again")
+
+        monkeypatch.setattr("sidestep.bench.studies.blocks.train", never)
+        monkeypatch.setattr(cells, "accuracies", never)
+
+    @pytest.mark.usefixtures("two_folders", "nothing_trains")
+    def test_rows_of_two_folders_make_one_page_and_nothing_is_trained_again(self, capsys):
+        apart = json.loads(Path("here", self.PAGE).read_text())
+        words = ["--out", "here", "--merge", f"there/{self.PAGE}", "--inference-runs", "2"]
+        status, record, error = fill(capsys, *words)
+        assert status == 0, error
+        assert row_of(record, FORWARD) == row_of(apart, FORWARD)
+        other = row_of(json.loads(Path("there", self.PAGE).read_text()), SAMPLED)
+        assert row_of(record, SAMPLED)["values"] == [v for i, v in enumerate(other["values"]) if i % 3 < 2]
+        assert "--merge" not in record["command"]  # who runs it without trains every row
+        for word in ("--out", "here", "--inference-runs"):
+            assert word in record["command"]
+        # once merged, this page stands for both
+        status, again, error = fill(capsys, "--out", "new", "--merge", f"here/{self.PAGE}", "--inference-runs", "2")
+        assert (status, again["rows"]) == (0, record["rows"]), error
+
+    @pytest.mark.usefixtures("two_folders")
+    def test_what_is_not_in_the_records_is_trained_here(self, capsys):
+        words = ["--rows", "sampled-one-hot", "--out", "new", "--merge", f"there/{self.PAGE}"]
+        status, record, error = fill(capsys, *words, "--seeds", "3", "--inference-runs", "3")
+        assert status == 0, error
+        assert [path.name for path in sorted(Path("new/tiny").iterdir())] == ["small-sampled-2"]
+        assert row_of(record, SAMPLED)["seeds"] == 3
+        # read less often than asked: its net is not here, so it is trained
+        status, record, error = fill(capsys, *words, "--seeds", "1", "--inference-runs", "4")
+        assert (status, len(row_of(record, SAMPLED)["values"])) == (0, 4), error
+        assert Path("new/tiny/small-sampled-0/result.json").exists()
+
+    @pytest.mark.usefixtures("two_folders")
+    def test_the_plan_counts_what_was_merged(self, capsys):
+        words = ["noprop-table1", "--data", "digits", "--budget", "tiny", "--seeds", "2", "--out", "here", "--json"]
+        counts = []
+        for more in ([], ["--merge", f"there/{self.PAGE}"]):
+            _, out, _ = run(capsys, *words, "--inference-runs", "3", *more, "--plan")
+            counts.append({row["row"]: row["done"] for row in json.loads(out.splitlines()[-1])["rows"]})
+        assert [found["sampled-one-hot"] for found in counts] == [0, 2]
+
+    @pytest.mark.usefixtures("two_folders")
+    def test_a_page_is_not_written_over_without_the_runs_that_it_holds(self, capsys):
+        before = Path("there", self.PAGE).read_bytes()
+        status, _, error = fill(capsys, "--out", "here", "--rows", "forward-one-hot", "--report", "there")
+        assert status == 2
+        for words in (f"there/{self.PAGE} holds 2 runs that here does not (first sampled-one-hot, seed 0)",
+                      f"keep them with --merge there/{self.PAGE}"):  # fmt: skip
+            assert words in error
+        assert Path("there", self.PAGE).read_bytes() == before
+        status, record, error = fill(capsys, "--out", "here", "--rows", "forward-one-hot", "--report", "there",
+                                     "--merge", f"there/{self.PAGE}", "--inference-runs", "3")  # fmt: skip
+        assert (status, row_of(record, SAMPLED)["seeds"]) == (0, 2), error
+
+    @pytest.mark.usefixtures("two_folders")
+    def test_rows_say_where_they_were_computed_if_that_differs(self, capsys):
+        record = json.loads(Path("there", self.PAGE).read_text())
+        for cell in row_of(record, SAMPLED)["cells"]:
+            assert cell["environment"]["torch"] == torch.__version__
+            cell["environment"]["processor"] = "another processor"
+        Path("there", self.PAGE).write_text(json.dumps(record))
+        status, _, error = fill(capsys, "--out", "here", "--merge", f"there/{self.PAGE}", "--inference-runs", "3")
+        assert status == 0, error
+        page = Path("here/noprop-table1-tiny.md").read_text()
+        assert re.search(r"^- cpu, .*; another processor; .*: sampled-one-hot \(digits\)$", page, re.MULTILINE)
+        assert re.search(r"^- cpu, .*: forward-one-hot \(digits\)$", page, re.MULTILINE)
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            (lambda record: "{", "is no record: it is not JSON"),
+            (lambda record: "[" * 100_000, "is no record: it is not JSON"),
+            (lambda record: json.dumps([]), "is no record of noprop-table1 at --budget tiny"),
+            (lambda record: json.dumps({**record, "budget": "cpu"}), "is no record of noprop-table1 at --budget tiny"),
+            (lambda record: json.dumps({**record, "rows": [{"row": "x"}]}), "does not hold the runs of its rows"),
+            (lambda record: json.dumps(record).replace('"preset": "small', '"preset": "large'), "has no row 'large-"),
+            (lambda record: json.dumps(record).replace('"default_reading": {', '"default_reading": {"x": 1, '),
+             "does not hold the runs"),
+            (lambda record: json.dumps(record).replace('"epochs": 1', '"epochs": 7'), "was trained with epochs 7, now"),
+        ],
+    )  # fmt: skip
+    @pytest.mark.usefixtures("two_folders")
+    def test_a_file_that_does_not_fit_is_refused(self, capsys, change, message):
+        file = Path("there", self.PAGE)
+        file.write_text(change(json.loads(file.read_text())))
+        status, _, error = fill(capsys, "--out", "here", "--merge", str(file))
+        assert (status, message in error, str(file) in error) == (2, True, True), error
+
+    def test_a_file_that_is_not_there_is_refused(self, capsys):
+        status, _, error = fill(capsys, "--merge", "nowhere.json")
+        assert (status, "--merge: nowhere.json cannot be read: No such file" in error) == (2, True), error
+
+
 class TestPlan:
     def test_it_says_what_is_done_and_to_go_and_writes_nothing(self, capsys):
         status, out, error = run(
@@ -332,6 +441,18 @@ class TestPlan:
         assert table.rows[1][4] == "0 of 3, 1 failed"
         assert [line[0] for line in table.rows] == ["forward-one-hot", "sampled-one-hot", "all timed"]
         assert [row["minutes"] for row in plan_record([FORWARD], Plan(Path("out"), "tiny", 3), timed, 0.04)] == [None]
+
+    def test_what_is_done_has_no_time_to_go(self):
+        row = {**plan_record([FORWARD], Plan(Path("out"), "cpu", 3), {}, 1.0)[0], "minutes": 10.0, "minutes_to_go": 0.0}
+        assert [line[-2:] for line in plan_table("", [row]).rows] == [["10 min", "-"], ["", "-"]]
+
+    @pytest.mark.parametrize(("has", "precision", "said"), [(True, "auto", True), (True, "float32", False),
+                                                            (False, "auto", False)])  # fmt: skip
+    def test_it_says_that_bfloat16_takes_less_where_the_runs_are_in_it(self, capsys, monkeypatch, has, precision, said):
+        monkeypatch.setattr("sidestep.cli.reproduce.has_bfloat16", lambda device: has)
+        words = ["--data", "mnist", "--rows", "fm-one-hot", "--budget", "cpu", "--precision", precision, "--plan"]
+        _, out, error = run(capsys, "noprop-table1", *words)
+        assert ("In bfloat16, which this processor has" in " ".join(out.split())) == said, error
 
     def test_every_row_of_the_table_was_timed(self):
         known, rows = times(), table_presets("noprop-table1")

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sidestep.bench.paper_tables.accuracy import accuracy_tables
+from sidestep.bench.paper_tables.elsewhere import runs_elsewhere
 from sidestep.bench.paper_tables.memory import memory_record, memory_tables, memory_text, with_earlier
 from sidestep.bench.paper_tables.reproduce import Plan, check_plan, folder_for_tables, reproduce, write_page
-from sidestep.bench.paper_tables.rows import wanted_presets
+from sidestep.bench.paper_tables.rows import table_presets, wanted_presets
 from sidestep.bench.report import Table
 from sidestep.cli.bar import TrainingBar
 from sidestep.cli.help import HELP, HELP_ALL
@@ -22,6 +23,7 @@ from sidestep.cli.preset_times import machine, matrix_seconds, times
 from sidestep.cli.reproduce_plan import plan_record, plan_table
 from sidestep.cli.training_options import takes
 from sidestep.errors import InputError
+from sidestep.measure.processor import has_bfloat16
 from sidestep.presets.catalogue import Preset
 from sidestep.training import Options, Progress, Stopped
 from sidestep.training.lock import only_writer
@@ -73,6 +75,8 @@ class AccuracyOptions:
     """Folder of the runs, OUT/BUDGET/PRESET-SEED."""
     report: Path | None = None
     """Folder of the page, TABLE-BUDGET.md and .json. Default: --out."""
+    merge: Repeated = ()
+    """Records of this table, TABLE-BUDGET.json, from other machines or folders: their finished runs count as done."""
     plan: bool = False
     """Run nothing: show the rows, what of them is done, and about how long the rest trains here."""
     json: bool = False
@@ -94,8 +98,7 @@ def _accuracy(arguments: Sequence[str], command: str) -> None:
     groups = {"run": (AccuracyOptions, None), "data": (AccuracyRows, None)}
     given, wanted = parsed_groups(groups, f"sidestep reproduce {_ACCURACY}", arguments, _ACCURACY_ABOUT)
     folder = given.report or given.out
-    names = [field.name for field in dataclasses.fields(Plan)]
-    plan = Plan(**{name: getattr(given, name) for name in names})
+    plan = _plan(given)
     if given.plan:
         _show_plan(wanted_presets(_ACCURACY, all_words(wanted.data), all_words(wanted.rows)), plan, given.json)
         return
@@ -116,6 +119,15 @@ def _accuracy(arguments: Sequence[str], command: str) -> None:
         fail(f"{counted(failed, 'run')} failed (see the table); the same command tries again", 1)
 
 
+def _plan(given: Any) -> Plan:
+    names = [field.name for field in dataclasses.fields(Plan) if field.name != "elsewhere"]
+    plan = Plan(**{name: getattr(given, name) for name in names})
+    check_plan(plan)
+    files = [Path(word) for word in all_words(given.merge)]
+    presets = [preset.for_budget(plan.budget) for preset in table_presets(_ACCURACY)] if files else []
+    return dataclasses.replace(plan, elsewhere=runs_elsewhere(files, _ACCURACY, plan.budget, presets))
+
+
 _ESTIMATE = (
     "training alone, on one core of this machine in float32, by its matrix product and steps that were timed on "
     "{machine}; evaluation comes on top, and a run that is under way counts as not begun"
@@ -124,7 +136,6 @@ _ESTIMATE = (
 
 def _show_plan(presets: Sequence[Preset], plan: Plan, as_json: bool) -> None:
     """Print what the command would train."""
-    check_plan(plan)
     rows, estimate = plan_record(presets, plan, times(), matrix_seconds()), _ESTIMATE.format(machine=machine())
     if as_json:
         show_json({"table": _ACCURACY, "budget": plan.budget, "minutes": estimate, "rows": rows})
@@ -132,7 +143,9 @@ def _show_plan(presets: Sequence[Preset], plan: Plan, as_json: bool) -> None:
     table = plan_table(f"{_ACCURACY}, budget {plan.budget}: the plan alone", rows)
     show_table(table.title, table.columns, table.rows)
     if any(row["minutes"] is not None for row in rows):
-        show("", f"a run, to go: {estimate}. A GPU takes far less.")
+        less = plan.precision != "float32" and has_bfloat16("cpu")
+        faster = "In bfloat16, which this processor has and the runs take, they take less; a GPU takes far less."
+        show("", f"a run, to go: {estimate}. {faster if less else 'A GPU takes far less.'}")
     else:
         show("", f"a run, to go: not timed for the budget {plan.budget}, which trains on a few images")
 

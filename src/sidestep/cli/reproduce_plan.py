@@ -57,12 +57,11 @@ def plan_table(title: str, rows: Sequence[Mapping[str, Any]]) -> Table:
     for row in rows:
         more = {"to be read": row["to_be_read"], "failed": row["failed"]}
         done = ", ".join([f"{row['done']} of {row['seeds']}", *(f"{n} {words}" for words, n in more.items() if n)])
-        times = [
-            "-" if minutes is None else said_minutes(minutes) for minutes in (row["minutes"], row["minutes_to_go"])
-        ]
+        times = [said_minutes(minutes) if minutes else "-" for minutes in (row["minutes"], row["minutes_to_go"])]
         epochs = f"{row['epochs']} of {row['paper_epochs']}"
         lines.append([row["row"], row["data"], epochs, row["changed"] or "-", done, *times])
     timed = [row["minutes_to_go"] for row in rows if row["minutes_to_go"] is not None]
     if timed:
-        lines.append(["all" if len(timed) == len(rows) else "all timed", *[""] * 5, said_minutes(sum(timed))])
+        to_go = said_minutes(sum(timed)) if sum(timed) else "-"
+        lines.append(["all" if len(timed) == len(rows) else "all timed", *[""] * 5, to_go])
     return Table(title, _COLUMNS, lines)

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from sidestep.bench.paper_tables.cells import Plan, cell_record
+from sidestep.bench.paper_tables.elsewhere import recipe_of
 from sidestep.bench.paper_tables.rows import FIRST_TEST, FIRST_TRAIN, command_for
 from sidestep.bench.report import Table, share
 from sidestep.bench.studies.blocks import mean_and_error
@@ -93,6 +94,8 @@ def accuracy_row(preset: Preset, full: Preset, cells: Sequence[Mapping[str, Any]
         "failed": [{"seed": cell["seed"], "why": cell["failed"]} for cell in cells if "failed" in cell],
         "epochs": {"wanted": preset.train["epochs"], "paper": full.train["epochs"]},
         "changed": _changed(preset, full),
+        "recipe": recipe_of(preset),
+        "cells": done,
         "verdict": "-",
     }
     if not done:
@@ -114,7 +117,17 @@ def accuracy_row(preset: Preset, full: Preset, cells: Sequence[Mapping[str, Any]
         "peak_memory_bytes": max(cell["peak_memory_bytes"] for cell in done),
         "epochs": {**row["epochs"], "done": min(cell["epochs"] for cell in done)},
         "computed_on": sorted({f"{cell['device']}, {cell['precision']}" for cell in done}),
+        "places": list(dict.fromkeys(_place(cell) for cell in done)),
     }
+
+
+def _place(cell: Mapping[str, Any]) -> str:
+    """Return where a run was computed, and with which versions: as far as it is known."""
+    words, found = [f"{cell['device']}, {cell['precision']}"], cell.get("environment")
+    if found:
+        words += [counted(found["threads"], "thread"), found["processor"]]
+        words.append(f"sidestep {found['sidestep']}, torch {found['torch']}")
+    return "; ".join(words)
 
 
 def accuracy_record(
@@ -154,23 +167,31 @@ def accuracy_record(
 
 def accuracy_text(record: Mapping[str, Any]) -> str:
     """Return what stands above the table: the command, where it ran, and how to read it."""
-    places = "; ".join(record["computed_on"]) or "nothing yet"
     left_out = record["rows_left_out"]
+    not_asked = f" {counted(left_out, 'row')} of the table {'was' if left_out == 1 else 'were'} not asked for."
     parts = [
         f"# {record['table']}, budget {record['budget']}",
         "\n".join(f"    {spelled(line)}" for line in record["command"].splitlines()),
         _BUDGETS[record["budget"]],
-        f"{counted(record['seeds'], 'seed')}, {counted(record['inference_runs'], 'inference run')} each; {places}; "
-        f"{counted(record['threads'], 'thread')}; sidestep {record['sidestep']}, torch {record['torch']}."
-        + (
-            f" {counted(left_out, 'row')} of the table {'was' if left_out == 1 else 'were'} not asked for."
-            if left_out
-            else ""
-        ),
+        f"{counted(record['seeds'], 'seed')}, {counted(record['inference_runs'], 'inference run')} each; "
+        + _places(record["rows"])
+        + (not_asked if left_out else ""),
         *_variants(record["rows"]),
         *_NOTES,
     ]
     return "\n\n".join(parts)
+
+
+def _places(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return where the rows were computed; which row where, if that differs."""
+    rows_of: dict[str, list[str]] = {}
+    for row in rows:
+        for place in row.get("places", ()):
+            rows_of.setdefault(place, []).append(f"{row['row']} ({row['data']})")
+    if len(rows_of) < 2:
+        return f"{next(iter(rows_of), 'nothing yet')}."
+    lines = [f"- {place}: {', '.join(names)}" for place, names in rows_of.items()]
+    return "computed on:\n\n" + "\n".join(lines) + "\n\n"
 
 
 def _variants(rows: Sequence[Mapping[str, Any]]) -> list[str]:

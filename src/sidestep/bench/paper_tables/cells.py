@@ -2,7 +2,7 @@
 
 import gc
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,6 +12,7 @@ from sidestep import checkpoint
 from sidestep.bench.studies.blocks import Watch, trained_run
 from sidestep.data import DataSet, Split
 from sidestep.errors import BusyError, CheckpointError, SidestepError
+from sidestep.measure.processor import processor_name
 from sidestep.noise import Noise
 from sidestep.presets.catalogue import Preset
 from sidestep.rules import RULES
@@ -19,8 +20,9 @@ from sidestep.training import Compute, Options, Run
 from sidestep.training.evaluate import accuracies
 from sidestep.training.evaluation_progress import EvaluationProgress, checksum
 from sidestep.training.stopping import stop_on_signals
+from sidestep.version import __version__
 
-__all__ = ["Plan", "cell_record", "fill_cell"]
+__all__ = ["Plan", "cell_record", "fill_cell", "run_in_folder"]
 
 _APART = 32  # bits between the seed of a run and the seeds that its further inference runs draw noise from
 _UNDER_WAY = "inference-run.json"  # how far the inference run has come that is under way
@@ -38,6 +40,7 @@ class Plan:
     device: str = "auto"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     checkpoint_seconds: float = 60.0
+    elsewhere: Mapping[tuple[str, int], Mapping[str, Any]] = field(default_factory=dict)  # finished in other folders
 
     def folder(self, preset: Preset, seed: int) -> Path:
         """Return the folder of a run."""
@@ -52,6 +55,7 @@ def fill_cell(preset: Preset, seed: int, data: DataSet, source: Mapping[str, Any
     """Train what is not trained yet and read what is not read yet; return whether that worked.
 
     A run that fails (out of memory, a loss that is no number) is noted beside its folder, and tried again next time.
+    One that was finished elsewhere (`Plan.elsewhere`), and read as often as is asked for, is not trained here.
 
     Args:
         preset: the row, with the values of the budget.
@@ -66,6 +70,8 @@ def fill_cell(preset: Preset, seed: int, data: DataSet, source: Mapping[str, Any
         BusyError: if another process writes the run.
     """
     file = plan.failure_file(preset, seed)
+    if run_in_folder(preset, seed, plan) is None and _from_elsewhere(preset, seed, plan) is not None:
+        return True
     try:
         file.unlink(missing_ok=True)
         _start_over(plan.device)
@@ -74,7 +80,7 @@ def fill_cell(preset: Preset, seed: int, data: DataSet, source: Mapping[str, Any
         options = Options(**{**preset.train, **here}, seed=seed, out=plan.folder(preset, seed))
         needed = list(dict.fromkeys([rule.readings[0], preset.reading]))
         run = trained_run(rule, data, options, source, watch, needed)
-        _read_often(run, preset, data.test, plan.inference_runs if preset.sampled else 1)
+        _read_often(run, preset, data.test, _count(preset, plan))
     except BusyError:  # somebody else fills this cell: that is no failure of the run
         raise
     except (SidestepError, MemoryError, RuntimeError) as error:  # torch reports a lack of memory as a RuntimeError
@@ -105,7 +111,7 @@ def _read_often(run: Run, preset: Preset, test: Split, count: int) -> None:
     first = run.result["readings"][preset.reading]
     kept = record.get("accuracies", {}).get(preset.reading, [first])
     if record.get("steps") != steps or record.get("images") != len(test) or kept[0] != first:  # of an earlier net
-        record = {"steps": steps, "images": len(test), "accuracies": {}}
+        record = {"steps": steps, "images": len(test), "accuracies": {}, "environment": _environment(run)}
     shares = record["accuracies"].setdefault(preset.reading, [first])
     while len(shares) < count:
         shares.append(_another(run, preset.reading, test, len(shares)))
@@ -124,8 +130,19 @@ def _another(run: Run, reading: str, test: Split, number: int) -> float:
         return accuracies(run.rule, run.net, test, run.task, run.compute, noise, [reading], count)[reading]
 
 
+def _environment(run: Run) -> dict[str, Any]:
+    return {
+        "sidestep": __version__,
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "processor": processor_name(run.compute.device),
+    }
+
+
 def cell_record(preset: Preset, seed: int, plan: Plan) -> dict[str, Any] | None:
     """Return what is known of a cell: its numbers, or why it failed; None where it was not run to its end.
+
+    The run of the folder counts, and without one that is finished the run of `Plan.elsewhere`.
 
     Args:
         preset: the row, with the values of the budget.
@@ -133,8 +150,12 @@ def cell_record(preset: Preset, seed: int, plan: Plan) -> dict[str, Any] | None:
         plan: where it lies; of more inference runs than the plan's only that many count.
     """
     failed = _read(plan.failure_file(preset, seed))
-    if failed:
-        return {"seed": seed, **failed}
+    known = (None if failed else run_in_folder(preset, seed, plan)) or _from_elsewhere(preset, seed, plan)
+    return known or ({"seed": seed, **failed} if failed else None)
+
+
+def run_in_folder(preset: Preset, seed: int, plan: Plan) -> dict[str, Any] | None:
+    """Return the numbers of the run in the folder, if it is finished and was read."""
     folder = plan.folder(preset, seed)
     result, inference = _read(folder / "result.json"), _read(folder / "inference.json")
     shares = inference.get("accuracies", {}).get(preset.reading)
@@ -144,11 +165,24 @@ def cell_record(preset: Preset, seed: int, plan: Plan) -> dict[str, Any] | None:
     default = RULES[preset.rule].readings[0]
     return {
         "seed": seed,
-        "accuracies": shares[: plan.inference_runs if preset.sampled else 1],
+        "accuracies": shares[: _count(preset, plan)],
         "test_images": inference.get("images"),
         "default_reading": {default: result["readings"][default]},
         **{key: result[key] for key in wanted},
+        "environment": inference.get("environment"),
     }
+
+
+def _from_elsewhere(preset: Preset, seed: int, plan: Plan) -> dict[str, Any] | None:
+    """Return a run of another folder, if it was read as often as is asked for: its net is not here to be read again."""
+    cell, count = plan.elsewhere.get((preset.name, seed)), _count(preset, plan)
+    if cell is None or len(cell["accuracies"]) < count:
+        return None
+    return {**cell, "accuracies": cell["accuracies"][:count]}
+
+
+def _count(preset: Preset, plan: Plan) -> int:
+    return plan.inference_runs if preset.sampled else 1
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import Any
 from sidestep import checkpoint
 from sidestep.bench.paper_tables.accuracy import accuracy_record, accuracy_tables, accuracy_text
 from sidestep.bench.paper_tables.cells import Plan, fill_cell
+from sidestep.bench.paper_tables.elsewhere import check_nothing_lost
 from sidestep.bench.paper_tables.rows import BUDGETS, budget_data, table_presets, wanted_presets
 from sidestep.bench.report import Table
 from sidestep.bench.studies.blocks import Watch
@@ -44,7 +45,8 @@ def reproduce(  # long: which table and rows, and where everything lies
         progress: whether to show downloads.
 
     Raises:
-        InputError: for a row, a data set, a device or a number that cannot work.
+        InputError: for a row, a data set, a device or a number that cannot work; if the page holds runs that would no
+            longer be on it.
         Stopped: after Ctrl-C or SIGTERM; everything can be taken up again.
     """
     check_plan(plan)
@@ -57,6 +59,8 @@ def reproduce(  # long: which table and rows, and where everything lies
     # all sets first: one that is missing shows now, and not after days
     sets = {preset.data: budget_data(preset, plan.budget, data_dir, progress) for preset in wanted}
     with only_writer(report):  # of the page; each run has a lock of its own
+        page, here = report / f"{table}-{plan.budget}.json", [preset.for_budget(plan.budget) for preset in every]
+        check_nothing_lost(page, table, here, plan)
         record = _write(report, accuracy_record(table, every, wanted, plan, command))
         for full in wanted:
             preset = full.for_budget(plan.budget)

@@ -54,17 +54,16 @@ def wanted_presets(table: str, data: Sequence[str] = (), rows: Sequence[str] = (
 def command_for(command: str, shown: Sequence[Preset], wanted: Sequence[Preset]) -> str:
     """Return the commands, one a line, that ask for the rows that are shown: what was typed, if it did.
 
+    Records that were merged are left out: who runs the commands without them trains every row.
+
     Args:
         command: what was typed.
         shown: the rows of the page, those of earlier commands included.
         wanted: the rows that this command asked for.
     """
     if {preset.name for preset in shown} == {preset.name for preset in wanted}:
-        return command
-    words, dropped = [], False
-    for word in shlex.split(command):
-        dropped = word.partition("=")[0] in ("--data", "--rows") if word.startswith("--") else dropped
-        words += [] if dropped else [word]
+        return shlex.join(_without(command, "--merge")) if "--merge" in command else command
+    words = _without(command, "--data", "--rows", "--merge")
     rows_of: dict[str, list[str]] = {}
     for preset in shown:
         rows_of.setdefault(preset.data, []).append(preset.row)
@@ -72,6 +71,15 @@ def command_for(command: str, shown: Sequence[Preset], wanted: Sequence[Preset])
     for data, rows in rows_of.items():
         sets_of.setdefault(tuple(rows), []).append(data)
     return "\n".join(shlex.join([*words, "--data", *sets, "--rows", *rows]) for rows, sets in sets_of.items())
+
+
+def _without(command: str, *options: str) -> list[str]:
+    """Return the words of a command but for these options and their values."""
+    words, dropped = [], False
+    for word in shlex.split(command):
+        dropped = word.partition("=")[0] in options if word.startswith("--") else dropped
+        words += [] if dropped else [word]
+    return words
 
 
 def _check_known(what: str, given: Sequence[str], known: Sequence[str]) -> None:
