@@ -14,6 +14,7 @@ from experiments import blockwise as images
 from experiments import blockwise_text as text
 from experiments.blockwise_images import WAYS, chosen_rate
 from experiments.kept_rows import Row, kept_rows
+from sidestep.bench.report import rounded_error
 
 __all__ = ["ablation_table", "image_table", "picture_table", "spread", "text_table"]
 
@@ -29,7 +30,7 @@ def spread(values: Iterable[float], digits: int, sign: str = "") -> str:
     found = list(values)
     if len(found) == 1:
         return f"{found[0]:{sign}.{digits}f}"
-    return f"{mean(found):{sign}.{digits}f} ({stdev(found) / math.sqrt(len(found)):.{digits}f})"
+    return f"{mean(found):{sign}.{digits}f} ({rounded_error(stdev(found) / math.sqrt(len(found)), digits)})"
 
 
 def _by_way(rows: list[Row], order: list[str]) -> dict[str, list[Row]]:

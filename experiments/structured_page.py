@@ -14,6 +14,7 @@ from experiments.kept_rows import Row, kept_rows
 from experiments.structured_nets import BLOCKS
 from experiments.structured_targets import LEAST, NARROW, PRIMARY, SEEDS, TASKS, WAYS, chosen_rate, searched
 from experiments.structured_tasks import TESTED
+from sidestep.bench.report import rounded_error
 
 __all__ = ["difference", "tables", "taken_reading"]
 
@@ -36,7 +37,7 @@ STACK = {
 TITLES = {
     "chain": "NoProp", "blind": "blocks that never see a target", "blocks end to end": "the same blocks end to end"
 }  # fmt: skip
-READ = {"chain": tuple(STACK), "blind": tuple(STACK)[4:], "blocks end to end": ("walk",)}
+READ = {"chain": tuple(STACK), "blind": tuple(STACK)[4:], "blocks end to end": ("walk", "sampled walk")}
 SHARES = {"string", "hidden digit", "string, of draws", "both right", "both right, of draws", "recognised"}
 
 
@@ -58,9 +59,9 @@ def _values(rows: list[Row], way: str, reading: str, score: str) -> list[float]:
 def _cell(values: list[float], score: str) -> str:
     """Return mean and standard error over seeds, and of shares that of the test set."""
     digits, centre = (1 if score in SHARES else 3), mean(values)
-    error = stdev(values) / math.sqrt(len(values)) if len(values) > 1 else float("nan")
+    error = rounded_error(stdev(values) / math.sqrt(len(values)), digits) if len(values) > 1 else "-"
     test = f"; {math.sqrt(max(0, centre * (100 - centre)) / TESTED):.1f}" if score in SHARES else ""
-    return f"{centre:.{digits}f} ({error:.{digits}f}{test})"
+    return f"{centre:.{digits}f} ({error}{test})"
 
 
 def _lines(rows: list[Row], task: str) -> list[str]:
@@ -101,9 +102,8 @@ def _differences(rows: list[Row], task: str) -> list[str]:
             centre, error = difference(rows, ("chain" + end, reading), (way + end, other), score)
             digits = 1 if score in SHARES else 3
             name = (TITLES | PLAIN)[way] + ("" if other == "forward" else f", {other}")
-            found.append(
-                f"| {reading}{',' + end if end else ''} - {name} | {centre:+.{digits}f} ({error:.{digits}f}) |"
-            )
+            what = f"{reading}{',' + end if end else ''} - {name}"
+            found.append(f"| {what} | {centre:+.{digits}f} ({rounded_error(error, digits)}) |")
     return [f"| {score} | difference (standard error over seeds) |", "|---|---|", *found]
 
 

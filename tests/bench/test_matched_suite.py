@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from sidestep.bench.suite.one_run import packed, part_of, run_work, unpacked
 from sidestep.bench.suite.page import write_pages
 from sidestep.bench.suite.records import SuiteRecords
 from sidestep.bench.suite.suite import Suite, chosen_rows, file_of, run_suite
-from sidestep.bench.suite.table import rows_of
+from sidestep.bench.suite.table import RowRuns, cautions, rows_of
 from sidestep.bench.suite.work import best_trial, drawn, search_of
 from sidestep.cli import main
 from sidestep.data import load
@@ -366,3 +367,32 @@ def test_a_part_of_a_table_says_where_its_own_rows_were_computed_and_no_others(m
     assert ("processor A" in by, "processor B" in by) == (True, True)
     assert [each for each in matched_pages.ternary_part(suite, "mnist").splitlines() if each.startswith("#")] == [
         "### mlp on mnist"]  # fmt: skip
+
+
+class TestCautions:
+    """What the page says of a baseline whose seeds are far apart, and of searches that chose an end of a range."""
+
+    SEARCH: ClassVar = {"learning_rate": Between(1e-4, 1e-2), "momentum": Among((0.8, 0.9, 0.98))}
+
+    def row(self, name, tests, **chosen):
+        rule = MatchedRule(name, "backprop", "", self.SEARCH)
+        trial = {"searched": chosen, "validation": 0.9, "number": 0}
+        return RowRuns(rule, None, "", (trial,), tuple({"test": test} for test in tests))
+
+    def test_seeds_of_the_baseline_that_are_far_apart_are_told(self):
+        near, far = (self.row("backprop", tests, learning_rate=1e-3) for tests in ((0.95, 0.97), (0.886, 0.968)))
+        other = self.row("other", (0.1, 0.9), learning_rate=1e-3)
+        assert cautions([near, other]) == ""
+        assert cautions([other, far]).startswith("The seeds of backprop have from 88.6 to 96.8 %")
+
+    def test_choices_at_an_end_are_named(self):
+        rows = [
+            self.row("inside", (0.9,), learning_rate=5e-3, momentum=0.9),
+            self.row("ends", (0.9,), learning_rate=9.9e-3, momentum=0.8),
+            self.row("one", (0.9,), learning_rate=1.01e-4, momentum=0.9),
+            self.row("not run", (), learning_rate=1e-2, momentum=0.8),
+        ]
+        assert cautions(rows) == (
+            "At an end of what was searched, so that better may lie beyond: ends (learning_rate, momentum); "
+            "one (learning_rate)."
+        )

@@ -135,6 +135,10 @@ class TestArithmetic:
             "50.00 (0; 2.50) ddim",
         ]
         assert words(*cells) == ["80.00 (0)", "50.00 (0) ddim"]  # written before their number was
+        # over seeds, 70 and 90: 10; over the four values it would be sqrt(400 / 3 / 4) = 5.77
+        apart = [{**cells[0], "accuracies": [0.7, 0.7]}, {**cells[1], "accuracies": [0.9, 0.9]}]
+        assert words(*apart)[0] == "80.00 (10.00)"
+        assert words({**apart[0], "test_images": 400})[0] == "70.00 (-; 2.29)"
 
     def test_verdict_by_hand(self):
         cell = PaperCell(99.47, 0.04)

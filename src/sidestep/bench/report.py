@@ -18,7 +18,7 @@ from sidestep.wording import counted, markdown, spelled
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["Table", "folder_for_study", "new_figure", "png_of", "share", "write_study"]
+__all__ = ["Table", "folder_for_study", "new_figure", "png_of", "rounded_error", "share", "write_study"]
 
 
 class Table(NamedTuple):
@@ -47,16 +47,20 @@ def share(mean: float, error: float | None = None, signed: bool = False, images:
     """
     text = f"{100 * mean:+.2f}" if signed else f"{100 * mean:.2f}"
     if images:
-        of_seeds = "-" if error is None else _error(error)
-        return f"{text} ({of_seeds}; {_error(math.sqrt(max(0.0, mean * (1 - mean)) / images))})"
-    return text if error is None else f"{text} ({_error(error)})"
+        of_seeds = "-" if error is None else rounded_error(100 * error, 2)
+        return f"{text} ({of_seeds}; {rounded_error(100 * math.sqrt(max(0.0, mean * (1 - mean)) / images), 2)})"
+    return text if error is None else f"{text} ({rounded_error(100 * error, 2)})"
 
 
-def _error(value: float) -> str:
-    """An error in percent; one that is there is not rounded to nothing, and one that is not stands as a plain 0."""
+def rounded_error(value: float, digits: int) -> str:
+    """Return an error with so many digits; one that is there is not rounded to nothing, one that is not is a plain 0.
+
+    >>> rounded_error(0.123, 2), rounded_error(0.0012, 2), rounded_error(0.0, 2), rounded_error(0.04, 1)
+    ('0.12', '<0.01', '0', '<0.1')
+    """
     if not value:
         return "0"
-    return "<0.01" if 100 * value < 0.005 else f"{100 * value:.2f}"
+    return f"<{10**-digits:.{digits}f}" if value < 0.5 * 10**-digits else f"{value:.{digits}f}"
 
 
 def folder_for_study(out: Path, asked: Mapping[str, Any], overwrite: bool, seeds: int = 1) -> Path:

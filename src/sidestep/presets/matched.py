@@ -5,6 +5,7 @@ A rule's row has the values of `options`, which are trial 1 of its search; furth
 has it at all, stands in `COMMON`.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -19,12 +20,30 @@ class Between:
     low: float
     high: float
 
+    def at_end(self, value: float) -> bool:
+        """Whether a value is so near to one of the two, 5 % of their distance in logarithms, that others may be better.
+
+        >>> Between(1e-4, 1e-2).at_end(9e-3), Between(1e-4, 1e-2).at_end(7e-3), Between(1e-4, 1e-2).at_end(2e-2)
+        (True, False, True)
+        """
+        place = math.log(value / self.low) / math.log(self.high / self.low)
+        return not 0.05 < place < 0.95
+
 
 @dataclass(frozen=True)
 class Among:
     """One of several values, each as likely."""
 
     values: tuple[Any, ...]
+
+    def at_end(self, value: Any) -> bool:
+        """Whether a value is the smallest or the largest of three numbers or more; 0, which turns a thing off, is not.
+
+        >>> Among((0.8, 0.9, 0.98)).at_end(0.98), Among((0.8, 0.9, 0.98)).at_end(0.9), Among(("a", "b")).at_end("a")
+        (True, False, False)
+        """
+        numbers = {each for each in self.values if isinstance(each, int | float) and not isinstance(each, bool)}
+        return len(numbers) > 2 and value != 0 and value in (min(numbers), max(numbers))
 
 
 @dataclass(frozen=True)

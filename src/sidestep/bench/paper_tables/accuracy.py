@@ -26,11 +26,11 @@ _BUDGETS = {
     f"tested on the first {FIRST_TEST:,}. The numbers mean nothing, so there is no verdict.",
 }
 _NOTES = (
-    "Test accuracy in %, with two errors in brackets. The first is the standard error over the values of a cell, as in "
-    "the paper training seeds times inference runs, sd / sqrt(n). The inference runs of one seed share a net, so these "
-    "values are not independent and the true error is larger (the record has the error of the seeds' means, too). A "
-    "reading that draws no noise has one value per seed. The second is that of the test images, sqrt(p (1 - p) / n): "
-    "more seeds do not lessen it, and the paper's accuracies, which are given with the first alone, have it as well.",
+    "Test accuracy in %, with two errors in brackets. The first is the standard error over seeds, sd / sqrt(n) of "
+    "their means: - for a single seed. The paper's is over training seeds times inference runs (`runs`), as if runs of "
+    "one net were independent; ours by that count, which is mostly smaller, is `error` in the record. A reading that "
+    "draws no noise has one value per seed. The second is that of the test images, sqrt(p (1 - p) / n): more seeds do "
+    "not lessen it, and the paper's accuracies have it as well.",
     "`ours` is read as the paper reads it (`reading`); `by default` is the reading that the rule takes by itself, one "
     "value per seed.",
     "`verdict`, at the full budget: pass where ours >= paper - 2 e, with e the paper's own standard error, and 0 where "
@@ -227,7 +227,7 @@ def _words(row: Mapping[str, Any]) -> list[str]:
         row["row"],
         row["data"],
         theirs,
-        _percent(row["mean"], row["error"], images),
+        _percent(row["mean"], row["error_of_seeds"], images),
         row["reading"],
         f"{row['seeds']} x {each}",
         f"{_percent(default['mean'], default['error'], images)} {default['reading']}",

@@ -11,7 +11,7 @@ from sidestep.bench.report import Table
 from sidestep.bench.suite.nets import hidden_of
 from sidestep.bench.suite.records import SuiteRecords
 from sidestep.bench.suite.suite import Suite, file_of
-from sidestep.bench.suite.table import RowRuns, fit_table, rows_of, suite_table, verdict
+from sidestep.bench.suite.table import RowRuns, cautions, fit_table, rows_of, suite_table, verdict
 from sidestep.presets.matched import BASELINE, COMMON, NETS, TRAIN
 from sidestep.presets.matched_budgets import ANCHORS, SuiteBudget, suite_budget
 from sidestep.wording import counted
@@ -66,7 +66,7 @@ def suite_tables(suite: Suite, environment: Mapping[str, Any]) -> Iterator[tuple
                 lengths = _lengths(suite_budget(suite.budget, data, NETS[net].kind))
                 yield (
                     suite_table(f"{net} on {data}, budget {suite.budget}", rows),
-                    f"{lengths} {_said(suite, rows)}".rstrip(),
+                    f"{lengths} {_said(suite, rows)} {cautions(rows)}".rstrip(),
                 )
 
 
@@ -108,8 +108,7 @@ def _net(suite: Suite, data: str, net: str, rows: list[RowRuns], records: SuiteR
     words = f"{NETS[net].words[0].upper()}{NETS[net].words[1:]}{f' ({widths})' if widths else ''}"
     yield _wrapped(f"{words}. {_lengths(budget)}")
     said = _said(suite, rows)
-    if said:
-        yield _wrapped(said)
+    yield from (_wrapped(words) for words in (said, cautions(rows) if said else "") if words)
     yield suite_table("", rows).markdown().lstrip("\n")  # the heading is its title
     yield computed_by(rows, records)
 

@@ -19,11 +19,14 @@ from sidestep.bench.suite.work import Cell, best_trial, counts_of, search_of, se
 from sidestep.presets.matched import BASELINE, MatchedRule
 from sidestep.wording import counted
 
-__all__ = ["COLUMNS", "RowRuns", "fit_table", "rows_of", "suite_table", "verdict"]
+__all__ = ["COLUMNS", "RowRuns", "cautions", "fit_table", "rows_of", "suite_table", "verdict"]
 
 COLUMNS = ["row", "matched", "chosen of the search", "seeds", "test % (seeds; test set)",
            f"less {BASELINE}, points (95 %)", "p", "validation %", "forward passes a step", "processor s a run",
            "step's tensors, MiB", "parameters"]  # fmt: skip
+
+
+_FAR_APART = 3.0  # points between the best and the worst seed
 
 
 @dataclass(frozen=True)
@@ -115,6 +118,26 @@ def verdict(rows: Sequence[RowRuns]) -> str:
     parts = (("above it", above), ("level with it", level), ("below it", below))
     said = "; ".join(f"{words}: {', '.join(names)}" for words, names in parts if names)
     return f"Beside {BASELINE} on the same net, by the 95 % interval over seeds and images: {said}." if said else ""
+
+
+def cautions(rows: Sequence[RowRuns]) -> str:
+    """Return what to keep in mind: seeds of the baseline that are far apart, searches that chose an end of a range."""
+    said = []
+    tests = [100 * run["test"] for row in rows if row.row.name == BASELINE for run in row.runs]
+    if tests and max(tests) - min(tests) > _FAR_APART:
+        said.append(
+            f"The seeds of {BASELINE} have from {min(tests):.1f} to {max(tests):.1f} %: a row above their mean may be "
+            "level with their best."
+        )
+    ends = {row.row.name: _at_ends(row) for row in rows if row.runs}
+    named = [f"{name} ({', '.join(found)})" for name, found in ends.items() if found]
+    if named:
+        said.append(f"At an end of what was searched, so that better may lie beyond: {'; '.join(named)}.")
+    return " ".join(said)
+
+
+def _at_ends(row: RowRuns) -> list[str]:
+    return [name for name, value in row.chosen.items() if row.row.search[name].at_end(value)]
 
 
 def _line(found: RowRuns, beside: Difference | None) -> list[str]:
