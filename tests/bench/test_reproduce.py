@@ -8,6 +8,7 @@ import signal
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
@@ -16,15 +17,16 @@ from sidestep import checkpoint, data
 from sidestep.bench.paper_tables import cells
 from sidestep.bench.paper_tables import rows as table_rows
 from sidestep.bench.paper_tables.accuracy import accuracy_row, accuracy_tables, accuracy_text, verdict
+from sidestep.bench.paper_tables.elsewhere import runs_elsewhere
 from sidestep.bench.paper_tables.memory import memory_record, memory_tables, memory_text
 from sidestep.bench.paper_tables.reproduce import Plan
-from sidestep.bench.paper_tables.rows import budget_data, command_for, table_presets, wanted_presets
+from sidestep.bench.paper_tables.rows import budget_data, command_for, recipe_of, table_presets, wanted_presets
 from sidestep.cli import main
 from sidestep.cli.preset_times import times
 from sidestep.cli.reproduce_plan import plan_record, plan_table
 from sidestep.errors import InputError
 from sidestep.presets.catalogue import PRESETS, Changes, PaperCell, Preset
-from sidestep.rules import NoPropDT
+from sidestep.rules import RULES, NoPropDT
 from sidestep.training.loop import Loop
 
 TINY = {"tiny": Changes({"epochs": 1}), "cpu": Changes({"epochs": 2})}
@@ -323,21 +325,33 @@ class TestMerge:
         monkeypatch.setattr("sidestep.bench.studies.blocks.train", never)
         monkeypatch.setattr(cells, "accuracies", never)
 
+    def record(self, folder):
+        return json.loads(Path(folder, self.PAGE).read_text())
+
+    def change(self, folder, change):
+        """Change the runs of a folder's page."""
+        record = self.record(folder)
+        for row in record["rows"]:
+            for cell in row["cells"]:
+                change(cell)
+        Path(folder, self.PAGE).write_text(json.dumps(record))
+
     @pytest.mark.usefixtures("two_folders", "nothing_trains")
     def test_rows_of_two_folders_make_one_page_and_nothing_is_trained_again(self, capsys):
-        apart = json.loads(Path("here", self.PAGE).read_text())
         words = ["--out", "here", "--merge", f"there/{self.PAGE}", "--inference-runs", "2"]
+        apart, other = row_of(self.record("here"), FORWARD), row_of(self.record("there"), SAMPLED)
         status, record, error = fill(capsys, *words)
         assert status == 0, error
-        assert row_of(record, FORWARD) == row_of(apart, FORWARD)
-        other = row_of(json.loads(Path("there", self.PAGE).read_text()), SAMPLED)
+        assert row_of(record, FORWARD) == apart
         assert row_of(record, SAMPLED)["values"] == [v for i, v in enumerate(other["values"]) if i % 3 < 2]
-        assert "--merge" not in record["command"]  # who runs it without trains every row
-        for word in ("--out", "here", "--inference-runs"):
-            assert word in record["command"]
+        assert [len(cell["accuracies"]) for cell in row_of(record, SAMPLED)["cells"]] == [3, 3]  # none is dropped
+        page = Path("here/noprop-table1-tiny.md").read_text()
+        assert "| 2 x 2 |" in page
+        assert "2 runs of other folders were merged" in page
         # once merged, this page stands for both
-        status, again, error = fill(capsys, "--out", "new", "--merge", f"here/{self.PAGE}", "--inference-runs", "2")
-        assert (status, again["rows"]) == (0, record["rows"]), error
+        status, again, error = fill(capsys, "--out", "new", f"--merge=here/{self.PAGE}", "--inference-runs", "3")
+        assert (status, row_of(again, SAMPLED)["values"]) == (0, other["values"]), error
+        assert row_of(again, FORWARD)["values"] == apart["values"]
 
     @pytest.mark.usefixtures("two_folders")
     def test_what_is_not_in_the_records_is_trained_here(self, capsys):
@@ -347,44 +361,126 @@ class TestMerge:
         assert [path.name for path in sorted(Path("new/tiny").iterdir())] == ["small-sampled-2"]
         assert row_of(record, SAMPLED)["seeds"] == 3
         # read less often than asked: its net is not here, so it is trained
-        status, record, error = fill(capsys, *words, "--seeds", "1", "--inference-runs", "4")
+        status, record, error = fill(capsys, *words, "--seeds", "1", "--inference-runs", "4", "--report", "other")
         assert (status, len(row_of(record, SAMPLED)["values"])) == (0, 4), error
         assert Path("new/tiny/small-sampled-0/result.json").exists()
 
     @pytest.mark.usefixtures("two_folders")
     def test_the_plan_counts_what_was_merged(self, capsys):
         words = ["noprop-table1", "--data", "digits", "--budget", "tiny", "--seeds", "2", "--out", "here", "--json"]
-        counts = []
-        for more in ([], ["--merge", f"there/{self.PAGE}"]):
-            _, out, _ = run(capsys, *words, "--inference-runs", "3", *more, "--plan")
-            counts.append({row["row"]: row["done"] for row in json.loads(out.splitlines()[-1])["rows"]})
-        assert [found["sampled-one-hot"] for found in counts] == [0, 2]
+        merge, counts = ["--merge", f"there/{self.PAGE}"], []
+        for more in (["3"], ["3", *merge], ["4", *merge]):
+            _, out, _ = run(capsys, *words, "--plan", "--inference-runs", *more)
+            row = row_of(json.loads(out.splitlines()[-1]), SAMPLED)
+            counts.append((row["done"], row["to_be_read"]))
+        assert counts == [(0, 0), (2, 0), (0, 0)]  # read three times, and its net is not here to be read a fourth
+
+    @pytest.mark.usefixtures("two_folders", "nothing_trains")
+    def test_of_one_run_in_two_records_that_which_was_read_more_often_counts(self, capsys):
+        Path("less").mkdir()
+        Path("less", self.PAGE).write_text(Path("there", self.PAGE).read_text())
+        self.change("less", lambda cell: cell.update(accuracies=[0.125]))
+        words = ["--rows", "sampled-one-hot", "--out", "new", "--inference-runs", "3"]
+        status, record, error = fill(capsys, *words, "--merge", f"less/{self.PAGE}", f"there/{self.PAGE}")
+        assert (status, row_of(record, SAMPLED)["values"]) == (0, row_of(self.record("there"), SAMPLED)["values"]), (
+            error
+        )
+        # of two that were read as often, the first
+        self.change("less", lambda cell: cell.update(accuracies=[0.125] * 3))
+        words = [*words, "--report", "other"]
+        status, record, error = fill(capsys, *words, "--merge", f"less/{self.PAGE}", f"there/{self.PAGE}")
+        assert (status, row_of(record, SAMPLED)["values"]) == (0, [12.5] * 6), error
+
+    @pytest.mark.usefixtures("two_folders", "nothing_trains")
+    def test_a_run_of_the_folder_comes_before_one_of_a_record_and_that_before_a_failure(self, capsys):
+        own = row_of(self.record("there"), SAMPLED)["values"]
+        Path("there", self.PAGE).rename("other.json")
+        record = json.loads(Path("other.json").read_text())
+        for cell in record["rows"][0]["cells"]:
+            cell["accuracies"] = [0.125] * 3
+        Path("other.json").write_text(json.dumps(record))
+        words = ["--rows", "sampled-one-hot", "--out", "there", "--inference-runs", "3", "--merge", "other.json"]
+        status, found, error = fill(capsys, *words)
+        assert (status, row_of(found, SAMPLED)["values"]) == (0, own), error
+        Path("there/tiny/small-sampled-1").rename("moved")
+        Path("there", self.PAGE).unlink()
+        checkpoint.write_json(Path("there/tiny/small-sampled-1.failed.json"), {"failed": "RuntimeError: no"})
+        status, found, error = fill(capsys, *words)
+        assert (status, row_of(found, SAMPLED)["values"]) == (0, [*own[:3], 12.5, 12.5, 12.5]), error
 
     @pytest.mark.usefixtures("two_folders")
     def test_a_page_is_not_written_over_without_the_runs_that_it_holds(self, capsys):
-        before = Path("there", self.PAGE).read_bytes()
-        status, _, error = fill(capsys, "--out", "here", "--rows", "forward-one-hot", "--report", "there")
+        before = self.record("there")
+        words = ["--out", "here", "--rows", "forward-one-hot", "--report", "there"]
+        status, _, error = fill(capsys, *words)
         assert status == 2
-        for words in (f"there/{self.PAGE} holds 2 runs that here does not (first sampled-one-hot, seed 0)",
-                      f"keep them with --merge there/{self.PAGE}"):  # fmt: skip
-            assert words in error
-        assert Path("there", self.PAGE).read_bytes() == before
-        status, record, error = fill(capsys, "--out", "here", "--rows", "forward-one-hot", "--report", "there",
-                                     "--merge", f"there/{self.PAGE}", "--inference-runs", "3")  # fmt: skip
-        assert (status, row_of(record, SAMPLED)["seeds"]) == (0, 2), error
+        holds = f"there/{self.PAGE} holds 2 runs that would no longer be on it and that here does not have"
+        for said in (
+            holds,
+            "(first sampled-one-hot, seed 0)",
+            f"add --merge there/{self.PAGE}, choose another --report",
+        ):
+            assert said in error, error
+        assert self.record("there") == before
+        # what it advises, as it stands, keeps every value, though more were asked for
+        for more in ([], ["--inference-runs", "1"]):
+            status, record, error = fill(capsys, *words, "--merge", f"there/{self.PAGE}", *more)
+            assert status == 0, error
+            kept = [cell["accuracies"] for cell in row_of(record, SAMPLED)["cells"]]
+            assert kept == [cell["accuracies"] for cell in row_of(before, SAMPLED)["cells"]]
+        status, _, error = fill(capsys, *words, "--merge", f"there/{self.PAGE}", "--seeds", "1")
+        assert (status, "(first sampled-one-hot, seed 1)" in error, "and --seeds 2" in error) == (2, True, True), error
+
+    @pytest.mark.usefixtures("two_folders")
+    def test_another_run_of_that_row_and_seed_does_not_stand_for_it(self, capsys):
+        self.change("there", lambda cell: cell.update(accuracies=[0.125] * 3))  # of another machine
+        status, _, error = fill(capsys, "--rows", "sampled-one-hot", "--out", "new", "--report", "there")
+        assert (status, "holds 2 runs" in error) == (2, True), error
+
+    @pytest.mark.usefixtures("two_folders")
+    def test_a_page_of_before_is_not_written_over_either(self, capsys):
+        record = self.record("there")
+        for row in record["rows"]:
+            del row["cells"]
+        Path("there", self.PAGE).write_text(json.dumps(record))
+        words = ["--rows", "forward-one-hot", "--out", "here", "--report", "there"]
+        status, _, error = fill(capsys, *words)
+        assert (status, "holds 2 runs" in error) == (2, True), error
+        words = ["--rows", "sampled-one-hot", "--out", "there", "--inference-runs", "3"]
+        assert fill(capsys, *words)[0] == 0  # the folder has them
+        Path("there", self.PAGE).write_text("something else")
+        status, _, error = fill(capsys, *words)
+        assert (status, "is no record of this table; move it away" in error) == (2, True), error
 
     @pytest.mark.usefixtures("two_folders")
     def test_rows_say_where_they_were_computed_if_that_differs(self, capsys):
-        record = json.loads(Path("there", self.PAGE).read_text())
-        for cell in row_of(record, SAMPLED)["cells"]:
+        def move(cell):
             assert cell["environment"]["torch"] == torch.__version__
-            cell["environment"]["processor"] = "another processor"
-        Path("there", self.PAGE).write_text(json.dumps(record))
+            if cell["seed"]:
+                cell["environment"]["processor"] = "another processor"
+
+        self.change("there", move)
         status, _, error = fill(capsys, "--out", "here", "--merge", f"there/{self.PAGE}", "--inference-runs", "3")
         assert status == 0, error
         page = Path("here/noprop-table1-tiny.md").read_text()
-        assert re.search(r"^- cpu, .*; another processor; .*: sampled-one-hot \(digits\)$", page, re.MULTILINE)
-        assert re.search(r"^- cpu, .*: forward-one-hot \(digits\)$", page, re.MULTILINE)
+        assert re.search(r"^- cpu, .*; another processor; .*: sampled-one-hot \(digits, seed 1\)$", page, re.MULTILINE)
+        assert re.search(
+            r"^- cpu, .*: forward-one-hot \(digits\), sampled-one-hot \(digits, seed 0\)$", page, re.MULTILINE
+        )
+
+    @pytest.mark.usefixtures("two_folders")
+    def test_a_row_of_a_folder_keeps_the_recipe_that_it_was_trained_by(self, capsys, monkeypatch):
+        changed = dataclasses.replace(FORWARD, options={**FORWARD.options, "learning_rate": 0.02})
+        monkeypatch.setitem(PRESETS, FORWARD.name, changed)
+        fill(
+            capsys, "--rows", "sampled-one-hot", "--out", "here"
+        )  # the page is written anew, the other row stays on it
+        status, _, error = fill(capsys, "--out", "new", "--merge", f"here/{self.PAGE}")
+        learning_rate = FORWARD.options["learning_rate"]
+        assert (status, f"was trained with learning_rate {learning_rate}, and the row has 0.02 now" in error) == (
+            2,
+            True,
+        )
 
     @pytest.mark.parametrize(
         ("change", "message"),
@@ -393,19 +489,69 @@ class TestMerge:
             (lambda record: "[" * 100_000, "is no record: it is not JSON"),
             (lambda record: json.dumps([]), "is no record of noprop-table1 at --budget tiny"),
             (lambda record: json.dumps({**record, "budget": "cpu"}), "is no record of noprop-table1 at --budget tiny"),
-            (lambda record: json.dumps({**record, "rows": [{"row": "x"}]}), "does not hold the runs of its rows"),
+            (lambda record: json.dumps({**record, "rows": [{"row": "x"}]}), "does not hold whole runs"),
+            (lambda record: json.dumps({**record, "rows": 5}), "is no record of noprop-table1 at --budget tiny"),
             (lambda record: json.dumps(record).replace('"preset": "small', '"preset": "large'), "has no row 'large-"),
-            (lambda record: json.dumps(record).replace('"default_reading": {', '"default_reading": {"x": 1, '),
-             "does not hold the runs"),
-            (lambda record: json.dumps(record).replace('"epochs": 1', '"epochs": 7'), "was trained with epochs 7, now"),
         ],
-    )  # fmt: skip
+    )
     @pytest.mark.usefixtures("two_folders")
     def test_a_file_that_does_not_fit_is_refused(self, capsys, change, message):
         file = Path("there", self.PAGE)
         file.write_text(change(json.loads(file.read_text())))
         status, _, error = fill(capsys, "--out", "here", "--merge", str(file))
         assert (status, message in error, str(file) in error) == (2, True, True), error
+
+    CELL: ClassVar = {
+        "seed": 0, "accuracies": [0.5], "default_reading": {"ancestral": 0.5}, "seconds": 1.0, "epochs": 1.0,
+        "peak_memory_bytes": 1, "device": "cpu", "precision": "float32", "test_images": 10,
+        "environment": {"sidestep": "1", "torch": "2", "threads": 1, "processor": "x"},
+    }  # fmt: skip
+
+    def merged(self, *changes):
+        cells = [{**self.CELL, "recipe": recipe_of(SAMPLED), **change} for change in changes]
+        for cell in cells:
+            cell["default_reading"] = cell.get("reading", {RULES[SAMPLED.rule].readings[0]: 0.5})
+        record = {"table": "t", "budget": "full", "rows": [{"preset": SAMPLED.name, "row": "r", "cells": cells}]}
+        Path("t.json").write_text(json.dumps(record))
+        return runs_elsewhere([Path("t.json")], "t", "full", [SAMPLED])
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            {"seed": -1}, {"seed": False}, {"seed": 0.0}, {"accuracies": []}, {"accuracies": [99.0]},
+            {"accuracies": [float("nan")]}, {"accuracies": ["x"]}, {"reading": {"ddim": "x"}},
+            {"seconds": float("nan")},
+            {"seconds": -1.0}, {"epochs": None}, {"peak_memory_bytes": "x"}, {"device": 1}, {"precision": None},
+            {"test_images": "x"}, {"test_images": 0}, {"environment": {"threads": 1}}, {"environment": "x"},
+            {"environment": {"sidestep": "1", "torch": "2", "threads": "x", "processor": "x"}}, {"failed": "no"},
+            {"recipe": None},
+        ],
+    )  # fmt: skip
+    def test_a_run_that_no_page_can_be_made_of_is_refused(self, change):
+        assert list(self.merged({})) == [(SAMPLED.name, 0)]
+        with pytest.raises(InputError, match="does not hold whole runs"):
+            self.merged({}, {"seed": 1, **change} if "seed" not in change else change)
+
+    def test_a_seed_that_stands_twice_in_a_row_is_refused(self):
+        with pytest.raises(InputError, match="does not hold whole runs"):
+            self.merged({}, {"accuracies": [0.25]})
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"rule": "backprop"}, "rule backprop"),
+            ({"train": {**SAMPLED.train, "epochs": 7}}, "epochs 7, and the row has 3 now"),
+            ({"train": {**SAMPLED.train, "new": None}}, "new None, and the row has nothing now"),
+            ({"options": {}}, "nothing, and the row has"),
+            ({"reading": "other"}, "reading other, and the row has ancestral now"),
+            ({"validation": 0.5}, "validation 0.5"),
+        ],
+    )
+    def test_a_run_by_another_recipe_is_refused(self, change, message):
+        with pytest.raises(InputError, match=message):
+            self.merged({"recipe": {**recipe_of(SAMPLED), **change}})
+        with pytest.raises(InputError, match="default reading other"):
+            self.merged({"reading": {"other": 0.5}})
 
     def test_a_file_that_is_not_there_is_refused(self, capsys):
         status, _, error = fill(capsys, "--merge", "nowhere.json")
@@ -453,10 +599,10 @@ class TestPlan:
     @pytest.mark.parametrize(("has", "precision", "said"), [(True, "auto", True), (True, "float32", False),
                                                             (False, "auto", False)])  # fmt: skip
     def test_it_says_that_bfloat16_takes_less_where_the_runs_are_in_it(self, capsys, monkeypatch, has, precision, said):
-        monkeypatch.setattr("sidestep.cli.reproduce.has_bfloat16", lambda device: has)
+        monkeypatch.setattr("sidestep.training.options.has_bfloat16", lambda device: has)
         words = ["--data", "mnist", "--rows", "fm-one-hot", "--budget", "cpu", "--precision", precision, "--plan"]
         _, out, error = run(capsys, "noprop-table1", *words)
-        assert ("In bfloat16, which this processor has" in " ".join(out.split())) == said, error
+        assert ("In bfloat16, in which they would run here" in " ".join(out.split())) == said, error
 
     def test_every_row_of_the_table_was_timed(self):
         known, rows = times(), table_presets("noprop-table1")
@@ -483,6 +629,14 @@ def test_the_smallest_budget_cuts_both_splits_and_the_others_none(monkeypatch):
     assert (len(cut.train), len(cut.validation), len(cut.test)) == (1280, 0, 360)
     assert (len(whole.train), len(whole.test)) == (1437, 360)
     assert torch.equal(cut.train.images, data.load("digits", validation=0).train.images[:1280])
+
+
+def test_the_command_of_a_page_merges_nothing():
+    two = wanted_presets("noprop-table1", ["mnist"], ["dt-one-hot", "ct-one-hot"])
+    typed = "sidestep reproduce noprop-table1 --merge 'a b.json' c.json --seeds 2 --merge=d.json"
+    assert command_for(typed, two, two) == "sidestep reproduce noprop-table1 --seeds 2"
+    shown = "sidestep reproduce noprop-table1 --seeds 2 --data mnist --rows dt-one-hot ct-one-hot"
+    assert sorted(command_for(typed, two, two[:1]).split()) == sorted(shown.split())
 
 
 def test_the_command_of_a_page_asks_for_its_rows():

@@ -23,9 +23,8 @@ from sidestep.cli.preset_times import machine, matrix_seconds, times
 from sidestep.cli.reproduce_plan import plan_record, plan_table
 from sidestep.cli.training_options import takes
 from sidestep.errors import InputError
-from sidestep.measure.processor import has_bfloat16
 from sidestep.presets.catalogue import Preset
-from sidestep.training import Options, Progress, Stopped
+from sidestep.training import Compute, Options, Progress, Stopped
 from sidestep.training.lock import only_writer
 from sidestep.wording import counted, suggestion
 
@@ -143,8 +142,8 @@ def _show_plan(presets: Sequence[Preset], plan: Plan, as_json: bool) -> None:
     table = plan_table(f"{_ACCURACY}, budget {plan.budget}: the plan alone", rows)
     show_table(table.title, table.columns, table.rows)
     if any(row["minutes"] is not None for row in rows):
-        less = plan.precision != "float32" and has_bfloat16("cpu")
-        faster = "In bfloat16, which this processor has and the runs take, they take less; a GPU takes far less."
+        faster = "In bfloat16, in which they would run here, they take less; a GPU takes far less."
+        less = Compute.find(plan.device, plan.precision).precision == "bfloat16"
         show("", f"a run, to go: {estimate}. {faster if less else 'A GPU takes far less.'}")
     else:
         show("", f"a run, to go: not timed for the budget {plan.budget}, which trains on a few images")

@@ -29,8 +29,11 @@ def plan_record(
     for full in presets:
         preset = full.for_budget(plan.budget)
         cells = [cell_record(preset, seed, plan) for seed in range(plan.seeds)]
-        readings = plan.inference_runs if preset.sampled else 1
-        trained = [cell for cell in cells if cell is not None and "failed" not in cell]
+        finished = [cell for cell in cells if cell is not None and "failed" not in cell]
+        done = [cell for cell in finished if plan.is_read(cell, preset)]
+        # a net of another folder is not here to be read again
+        to_be_read = [cell for cell in finished if not plan.is_read(cell, preset) and "merged" not in cell]
+        to_go = plan.seeds - len(done) - len(to_be_read)
         timed = None if plan.budget == "tiny" else times.get(preset.name, {}).get(plan.budget)  # tiny is on few images
         found.append(
             {
@@ -41,11 +44,11 @@ def plan_record(
                 "paper_epochs": full.train["epochs"],
                 "changed": changed_words(preset, full),
                 "seeds": plan.seeds,
-                "done": sum(len(cell["accuracies"]) >= readings for cell in trained),
-                "to_be_read": sum(len(cell["accuracies"]) < readings for cell in trained),
+                "done": len(done),
+                "to_be_read": len(to_be_read),
                 "failed": sum(cell is not None and "failed" in cell for cell in cells),
                 "minutes": None if timed is None else minutes_of(timed, here),
-                "minutes_to_go": None if timed is None else (plan.seeds - len(trained)) * minutes_of(timed, here),
+                "minutes_to_go": None if timed is None else to_go * minutes_of(timed, here),
             }
         )
     return found

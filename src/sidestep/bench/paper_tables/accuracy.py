@@ -6,7 +6,6 @@ from typing import Any
 import torch
 
 from sidestep.bench.paper_tables.cells import Plan, cell_record
-from sidestep.bench.paper_tables.elsewhere import recipe_of
 from sidestep.bench.paper_tables.rows import FIRST_TEST, FIRST_TRAIN, command_for
 from sidestep.bench.report import Table, share
 from sidestep.bench.studies.blocks import mean_and_error
@@ -71,7 +70,9 @@ def _words_for(changed: Mapping[str, Mapping[str, Any]]) -> str:
     return ", ".join(f"{name} {value['here']}, not {value['paper']}" for name, value in changed.items())
 
 
-def accuracy_row(preset: Preset, full: Preset, cells: Sequence[Mapping[str, Any]], budget: str) -> dict[str, Any]:
+def accuracy_row(
+    preset: Preset, full: Preset, cells: Sequence[Mapping[str, Any]], budget: str, readings: int | None = None
+) -> dict[str, Any]:
     """Return a row of the table.
 
     Args:
@@ -79,8 +80,10 @@ def accuracy_row(preset: Preset, full: Preset, cells: Sequence[Mapping[str, Any]
         full: with its own values.
         cells: what is known of the seeds that were run.
         budget: whether there is a verdict.
+        readings: how many inference runs of a seed count; all by default.
     """
     done = [cell for cell in cells if "failed" not in cell]
+    read = [cell["accuracies"][:readings] for cell in done]
     row: dict[str, Any] = {
         "preset": preset.name,
         "row": preset.row,
@@ -88,20 +91,20 @@ def accuracy_row(preset: Preset, full: Preset, cells: Sequence[Mapping[str, Any]
         "paper": None if preset.paper is None else {"mean": preset.paper.mean, "error": preset.paper.error},
         "reading": preset.reading,
         "variant": variant_of(RULES[preset.rule](**preset.options)),
-        "values": [100 * value for cell in done for value in cell["accuracies"]],
+        "values": [100 * value for shares in read for value in shares],
         "seeds": len(done),
+        "inference_runs": list(map(len, read)),
         "test_images": min((n for cell in done if (n := cell.get("test_images"))), default=None),
         "failed": [{"seed": cell["seed"], "why": cell["failed"]} for cell in cells if "failed" in cell],
         "epochs": {"wanted": preset.train["epochs"], "paper": full.train["epochs"]},
         "changed": _changed(preset, full),
-        "recipe": recipe_of(preset),
         "cells": done,
         "verdict": "-",
     }
     if not done:
         return row
     mean, error = mean_and_error(row["values"])
-    _, error_of_seeds = mean_and_error([100 * sum(cell["accuracies"]) / len(cell["accuracies"]) for cell in done])
+    _, error_of_seeds = mean_and_error([100 * sum(shares) / len(shares) for shares in read])
     name = next(iter(done[0]["default_reading"]))
     default = [100 * cell["default_reading"][name] for cell in done]
     if budget == "full":
@@ -117,12 +120,11 @@ def accuracy_row(preset: Preset, full: Preset, cells: Sequence[Mapping[str, Any]
         "peak_memory_bytes": max(cell["peak_memory_bytes"] for cell in done),
         "epochs": {**row["epochs"], "done": min(cell["epochs"] for cell in done)},
         "computed_on": sorted({f"{cell['device']}, {cell['precision']}" for cell in done}),
-        "places": list(dict.fromkeys(_place(cell) for cell in done)),
     }
 
 
 def _place(cell: Mapping[str, Any]) -> str:
-    """Return where a run was computed, and with which versions: as far as it is known."""
+    """Return on what a run was computed, and where it was first read and with which versions, as far as it is known."""
     words, found = [f"{cell['device']}, {cell['precision']}"], cell.get("environment")
     if found:
         words += [counted(found["threads"], "thread"), found["processor"]]
@@ -149,7 +151,7 @@ def accuracy_record(
         cells = [cell for seed in range(plan.seeds) if (cell := cell_record(preset, seed, plan)) is not None]
         if cells or preset.name in names:
             shown.append(full)
-            rows.append(accuracy_row(preset, full, cells, plan.budget))
+            rows.append(accuracy_row(preset, full, cells, plan.budget, plan.readings(preset)))
     return {
         "table": table,
         "command": command_for(command, shown, wanted),
@@ -167,31 +169,38 @@ def accuracy_record(
 
 def accuracy_text(record: Mapping[str, Any]) -> str:
     """Return what stands above the table: the command, where it ran, and how to read it."""
-    left_out = record["rows_left_out"]
+    left_out, places = record["rows_left_out"], _places(record["rows"])
+    counts = f"{counted(record['seeds'], 'seed')}, {counted(record['inference_runs'], 'inference run')} each"
     not_asked = f" {counted(left_out, 'row')} of the table {'was' if left_out == 1 else 'were'} not asked for."
+    merged = sum(cell.get("merged", False) for row in record["rows"] for cell in row["cells"])
     parts = [
         f"# {record['table']}, budget {record['budget']}",
         "\n".join(f"    {spelled(line)}" for line in record["command"].splitlines()),
         _BUDGETS[record["budget"]],
-        f"{counted(record['seeds'], 'seed')}, {counted(record['inference_runs'], 'inference run')} each; "
-        + _places(record["rows"])
+        f"{counts}; {next(iter(places), 'nothing yet') if len(places) < 2 else 'on several machines, see below'}."
         + (not_asked if left_out else ""),
+        "\n".join(f"- {place}: {', '.join(runs)}" for place, runs in places.items()) if len(places) > 1 else "",
+        f"{counted(merged, 'run')} of other folders {'was' if merged == 1 else 'were'} merged (`--merge`). Without "
+        "that, and with an `--out` and a `--report` of its own, the command above trains them all."
+        if merged
+        else "",
         *_variants(record["rows"]),
         *_NOTES,
     ]
-    return "\n\n".join(parts)
+    return "\n\n".join(part for part in parts if part)
 
 
-def _places(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return where the rows were computed; which row where, if that differs."""
-    rows_of: dict[str, list[str]] = {}
+def _places(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
+    """Return where runs were computed, and which: rows, and of a row with several places the seeds."""
+    found: dict[str, list[str]] = {}
     for row in rows:
-        for place in row.get("places", ()):
-            rows_of.setdefault(place, []).append(f"{row['row']} ({row['data']})")
-    if len(rows_of) < 2:
-        return f"{next(iter(rows_of), 'nothing yet')}."
-    lines = [f"- {place}: {', '.join(names)}" for place, names in rows_of.items()]
-    return "computed on:\n\n" + "\n".join(lines) + "\n\n"
+        seeds: dict[str, list[int]] = {}
+        for cell in row["cells"]:
+            seeds.setdefault(_place(cell), []).append(cell["seed"])
+        for place, of_row in seeds.items():
+            which = f", seed{'s' * (len(of_row) > 1)} {' '.join(map(str, of_row))}" if len(seeds) > 1 else ""
+            found.setdefault(place, []).append(f"{row['row']} ({row['data']}{which})")
+    return found
 
 
 def _variants(rows: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -221,7 +230,7 @@ def _words(row: Mapping[str, Any]) -> list[str]:
         state = "failed" if row["failed"] else "not finished"
         return [row["row"], row["data"], theirs, state, row["reading"], "0", "-", "-", f"- of {of}", changed, "-", "-"]
     default, images = row["by_default"], row.get("test_images")
-    each = len(row["values"]) // row["seeds"]
+    each = " to ".join(map(str, dict.fromkeys((min(row["inference_runs"]), max(row["inference_runs"])))))
     on_gpu = any(place.startswith("cuda") for place in row["computed_on"])
     return [
         row["row"],

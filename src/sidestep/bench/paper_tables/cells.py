@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 
 from sidestep import checkpoint
+from sidestep.bench.paper_tables.rows import recipe_of
 from sidestep.bench.studies.blocks import Watch, trained_run
 from sidestep.data import DataSet, Split
 from sidestep.errors import BusyError, CheckpointError, SidestepError
@@ -46,6 +47,14 @@ class Plan:
         """Return the folder of a run."""
         return self.out / self.budget / f"{preset.name}-{seed}"
 
+    def readings(self, preset: Preset) -> int:
+        """Return how often each run of a row is read."""
+        return self.inference_runs if preset.sampled else 1
+
+    def is_read(self, cell: Mapping[str, Any], preset: Preset) -> bool:
+        """Whether a finished run was read as often as is asked for."""
+        return len(cell["accuracies"]) >= self.readings(preset)
+
     def failure_file(self, preset: Preset, seed: int) -> Path:
         """Return the file that says why a run failed, beside its folder."""
         return self.out / self.budget / f"{preset.name}-{seed}.failed.json"
@@ -70,7 +79,8 @@ def fill_cell(preset: Preset, seed: int, data: DataSet, source: Mapping[str, Any
         BusyError: if another process writes the run.
     """
     file = plan.failure_file(preset, seed)
-    if run_in_folder(preset, seed, plan) is None and _from_elsewhere(preset, seed, plan) is not None:
+    elsewhere = plan.elsewhere.get((preset.name, seed))
+    if run_in_folder(preset, seed, plan) is None and elsewhere is not None and plan.is_read(elsewhere, preset):
         return True
     try:
         file.unlink(missing_ok=True)
@@ -80,7 +90,7 @@ def fill_cell(preset: Preset, seed: int, data: DataSet, source: Mapping[str, Any
         options = Options(**{**preset.train, **here}, seed=seed, out=plan.folder(preset, seed))
         needed = list(dict.fromkeys([rule.readings[0], preset.reading]))
         run = trained_run(rule, data, options, source, watch, needed)
-        _read_often(run, preset, data.test, _count(preset, plan))
+        _read_often(run, preset, data.test, plan.readings(preset))
     except BusyError:  # somebody else fills this cell: that is no failure of the run
         raise
     except (SidestepError, MemoryError, RuntimeError) as error:  # torch reports a lack of memory as a RuntimeError
@@ -112,6 +122,7 @@ def _read_often(run: Run, preset: Preset, test: Split, count: int) -> None:
     kept = record.get("accuracies", {}).get(preset.reading, [first])
     if record.get("steps") != steps or record.get("images") != len(test) or kept[0] != first:  # of an earlier net
         record = {"steps": steps, "images": len(test), "accuracies": {}, "environment": _environment(run)}
+    record["recipe"] = recipe_of(preset)  # the run was taken up with it
     shares = record["accuracies"].setdefault(preset.reading, [first])
     while len(shares) < count:
         shares.append(_another(run, preset.reading, test, len(shares)))
@@ -147,15 +158,19 @@ def cell_record(preset: Preset, seed: int, plan: Plan) -> dict[str, Any] | None:
     Args:
         preset: the row, with the values of the budget.
         seed: of the run.
-        plan: where it lies; of more inference runs than the plan's only that many count.
+        plan: where it lies.
     """
     failed = _read(plan.failure_file(preset, seed))
-    known = (None if failed else run_in_folder(preset, seed, plan)) or _from_elsewhere(preset, seed, plan)
-    return known or ({"seed": seed, **failed} if failed else None)
+    here, elsewhere = run_in_folder(preset, seed, plan), plan.elsewhere.get((preset.name, seed))
+    if here and not failed:
+        return here
+    if elsewhere:
+        return {**elsewhere, "merged": True}
+    return {"seed": seed, **failed} if failed else None
 
 
 def run_in_folder(preset: Preset, seed: int, plan: Plan) -> dict[str, Any] | None:
-    """Return the numbers of the run in the folder, if it is finished and was read."""
+    """Return the numbers of the run in the folder, of all its inference runs, if it is finished and was read."""
     folder = plan.folder(preset, seed)
     result, inference = _read(folder / "result.json"), _read(folder / "inference.json")
     shares = inference.get("accuracies", {}).get(preset.reading)
@@ -165,24 +180,13 @@ def run_in_folder(preset: Preset, seed: int, plan: Plan) -> dict[str, Any] | Non
     default = RULES[preset.rule].readings[0]
     return {
         "seed": seed,
-        "accuracies": shares[: _count(preset, plan)],
+        "accuracies": shares,
         "test_images": inference.get("images"),
         "default_reading": {default: result["readings"][default]},
         **{key: result[key] for key in wanted},
         "environment": inference.get("environment"),
+        "recipe": inference.get("recipe"),
     }
-
-
-def _from_elsewhere(preset: Preset, seed: int, plan: Plan) -> dict[str, Any] | None:
-    """Return a run of another folder, if it was read as often as is asked for: its net is not here to be read again."""
-    cell, count = plan.elsewhere.get((preset.name, seed)), _count(preset, plan)
-    if cell is None or len(cell["accuracies"]) < count:
-        return None
-    return {**cell, "accuracies": cell["accuracies"][:count]}
-
-
-def _count(preset: Preset, plan: Plan) -> int:
-    return plan.inference_runs if preset.sampled else 1
 
 
 def _read(path: Path) -> dict[str, Any]:

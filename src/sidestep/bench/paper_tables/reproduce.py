@@ -56,12 +56,13 @@ def reproduce(  # long: which table and rows, and where everything lies
     every = table_presets(table)
     for folder in (plan.out, report):
         folder_for_tables(folder)
-    # all sets first: one that is missing shows now, and not after days
-    sets = {preset.data: budget_data(preset, plan.budget, data_dir, progress) for preset in wanted}
     with only_writer(report):  # of the page; each run has a lock of its own
-        page, here = report / f"{table}-{plan.budget}.json", [preset.for_budget(plan.budget) for preset in every]
-        check_nothing_lost(page, table, here, plan)
-        record = _write(report, accuracy_record(table, every, wanted, plan, command))
+        record = accuracy_record(table, every, wanted, plan, command)
+        here = [preset.for_budget(plan.budget) for preset in every]
+        check_nothing_lost(report / f"{table}-{plan.budget}.json", record, here, plan)
+        # all sets first: one that is missing shows now, and not after days
+        sets = {preset.data: budget_data(preset, plan.budget, data_dir, progress) for preset in wanted}
+        _write(report, record)
         for full in wanted:
             preset = full.for_budget(plan.budget)
             source = {"name": preset.data, "validation": preset.validation, "preset": preset.name}

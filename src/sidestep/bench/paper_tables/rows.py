@@ -1,9 +1,11 @@
 """Which rows of a table are wanted, and on which data: presets, data sets, and the cut for a quick look."""
 
 import dataclasses
+import json
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from sidestep.data import DataSet, Split, load
 from sidestep.errors import InputError
@@ -17,6 +19,7 @@ __all__ = [
     "budget_data",
     "command_for",
     "first_images",
+    "recipe_of",
     "table_presets",
     "wanted_presets",
 ]
@@ -51,10 +54,17 @@ def wanted_presets(table: str, data: Sequence[str] = (), rows: Sequence[str] = (
     return found
 
 
+def recipe_of(preset: Preset) -> dict[str, Any]:
+    """Return what a run of a preset is trained and read with, as JSON has it; where it is computed is no part of it."""
+    wanted = ("rule", "options", "train", "validation", "image_size", "reading")
+    found: dict[str, Any] = json.loads(json.dumps({name: getattr(preset, name) for name in wanted}))
+    return found
+
+
 def command_for(command: str, shown: Sequence[Preset], wanted: Sequence[Preset]) -> str:
     """Return the commands, one a line, that ask for the rows that are shown: what was typed, if it did.
 
-    Records that were merged are left out: who runs the commands without them trains every row.
+    Records that were merged are left out: in a folder of their own the commands train every row.
 
     Args:
         command: what was typed.
