@@ -66,7 +66,7 @@ def text_table(rows: list[Row]) -> str:
 
 def image_table(rows: list[Row]) -> str:
     """Return test accuracy of every way and reading, the distance to end to end, seed by seed, and the memory."""
-    memory = {row["way"]: row["MiB"] for row in rows if row["kind"] == "memory"}
+    memory = {row["way"]: row["MiB"] for row in rows if row["kind"] == "memory" and row.get("patch", 8) == 8}
     ways = _by_way([row for row in rows if row["kind"] == "run"], list(images.WAYS))
     base = [100 * row["test"]["forward"] for row in ways[images.END]]
     lines = [
