@@ -360,10 +360,11 @@ class TestMerge:
         assert status == 0, error
         assert [path.name for path in sorted(Path("new/tiny").iterdir())] == ["small-sampled-2"]
         assert row_of(record, SAMPLED)["seeds"] == 3
-        # read less often than asked: its net is not here, so it is trained
-        status, record, error = fill(capsys, *words, "--seeds", "1", "--inference-runs", "4", "--report", "other")
-        assert (status, len(row_of(record, SAMPLED)["values"])) == (0, 4), error
-        assert Path("new/tiny/small-sampled-0/result.json").exists()
+        # read less often than asked: its net is not here, so it stands as it is
+        status, record, error = fill(capsys, *words, "--seeds", "3", "--inference-runs", "4")
+        assert (status, row_of(record, SAMPLED)["inference_runs"]) == (0, [3, 3, 4]), error
+        assert "| 3 x 3 to 4 |" in Path("new/noprop-table1-tiny.md").read_text()
+        assert [path.name for path in sorted(Path("new/tiny").iterdir())] == ["small-sampled-2"]
 
     @pytest.mark.usefixtures("two_folders")
     def test_the_plan_counts_what_was_merged(self, capsys):
@@ -373,7 +374,7 @@ class TestMerge:
             _, out, _ = run(capsys, *words, "--plan", "--inference-runs", *more)
             row = row_of(json.loads(out.splitlines()[-1]), SAMPLED)
             counts.append((row["done"], row["to_be_read"]))
-        assert counts == [(0, 0), (2, 0), (0, 0)]  # read three times, and its net is not here to be read a fourth
+        assert counts == [(0, 0), (2, 0), (2, 0)]  # its net is not here to be read a fourth time
 
     @pytest.mark.usefixtures("two_folders", "nothing_trains")
     def test_of_one_run_in_two_records_that_which_was_read_more_often_counts(self, capsys):
@@ -432,10 +433,58 @@ class TestMerge:
         assert (status, "(first sampled-one-hot, seed 1)" in error, "and --seeds 2" in error) == (2, True, True), error
 
     @pytest.mark.usefixtures("two_folders")
-    def test_another_run_of_that_row_and_seed_does_not_stand_for_it(self, capsys):
-        self.change("there", lambda cell: cell.update(accuracies=[0.125] * 3))  # of another machine
-        status, _, error = fill(capsys, "--rows", "sampled-one-hot", "--out", "new", "--report", "there")
-        assert (status, "holds 2 runs" in error) == (2, True), error
+    def test_runs_of_a_wanted_row_are_not_trained_over_by_what_the_refusal_advises(self, capsys):
+        def of_another_machine(cell):
+            cell.update(accuracies=[0.125, 0.125, 0.25], seconds=7.0)
+
+        self.change("there", of_another_machine)
+        words = ["--rows", "sampled-one-hot", "--out", "new", "--report", "there"]
+        status, _, error = fill(capsys, *words)
+        assert (status, "holds 2 runs" in error, "add --merge" in error) == (2, True, True), error
+        status, record, error = fill(capsys, *words, "--merge", f"there/{self.PAGE}")
+        assert (status, row_of(record, SAMPLED)["values"]) == (0, [12.5, 12.5, 25.0] * 2), error
+
+    @pytest.mark.parametrize(
+        "change",
+        [{"seconds": 7.0}, {"device": "cuda"}, {"precision": "float16"}, {"accuracies": [0.5] * 3}, "last", "more",
+         {"default_reading": {"ddim": 0.0}}],
+    )  # fmt: skip
+    @pytest.mark.usefixtures("two_folders")
+    def test_another_run_of_that_row_and_seed_does_not_stand_for_it(self, capsys, change):
+        def of_another_machine(cell):
+            if change == "last":
+                cell["accuracies"][-1] = 0.123
+            elif change == "more":
+                cell["accuracies"].append(0.123)
+            else:
+                cell.update(change)
+
+        self.change("there", of_another_machine)
+        words = ["--rows", "sampled-one-hot", "--out", "there", "--inference-runs", "3"]
+        status, _, error = fill(capsys, *words)
+        # the folder has another run of them, so that merging would not bring them back
+        assert (status, "holds 2 runs" in error, "choose another --report" in error) == (2, True, True), error
+        assert "--merge" not in error
+
+    @pytest.mark.usefixtures("two_folders", "nothing_trains")
+    def test_of_one_run_in_the_folder_and_a_record_that_which_was_read_more_often_counts(self, capsys):
+        self.change("there", lambda cell: cell["accuracies"].append(0.5))
+        words = ["--rows", "sampled-one-hot", "--out", "there", "--inference-runs", "4"]
+        status, record, error = fill(capsys, *words, "--merge", f"there/{self.PAGE}")
+        assert (status, row_of(record, SAMPLED)["inference_runs"]) == (0, [4, 4]), error
+
+    @pytest.mark.usefixtures("two_folders")
+    def test_a_finished_run_with_a_failure_since_is_a_failure(self, capsys):
+        file = Path("there/tiny/small-sampled-1.failed.json")
+        checkpoint.write_json(file, {"failed": "RuntimeError: no"})
+        before = self.record("there")
+        status, record, error = fill(capsys, "--rows", "forward-one-hot", "--out", "there", "--inference-runs", "3")
+        assert (status, row_of(record, SAMPLED)["failed"]) == (1, [{"seed": 1, "why": "RuntimeError: no"}]), error
+        # and a merged one comes before it
+        Path("before.json").write_text(json.dumps(before))
+        words = ["--rows", "forward-one-hot", "--out", "there", "--inference-runs", "3", "--merge", "before.json"]
+        status, record, error = fill(capsys, *words)
+        assert (status, row_of(record, SAMPLED)["values"]) == (0, row_of(before, SAMPLED)["values"]), error
 
     @pytest.mark.usefixtures("two_folders")
     def test_a_page_of_before_is_not_written_over_either(self, capsys):
@@ -445,12 +494,41 @@ class TestMerge:
         Path("there", self.PAGE).write_text(json.dumps(record))
         words = ["--rows", "forward-one-hot", "--out", "here", "--report", "there"]
         status, _, error = fill(capsys, *words)
-        assert (status, "holds 2 runs" in error) == (2, True), error
+        assert (status, "holds 1 run" in error, "--merge" in error) == (2, True, False), error
         words = ["--rows", "sampled-one-hot", "--out", "there", "--inference-runs", "3"]
         assert fill(capsys, *words)[0] == 0  # the folder has them
-        Path("there", self.PAGE).write_text("something else")
-        status, _, error = fill(capsys, *words)
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            lambda record: "something else",
+            lambda record: json.dumps({**record, "table": "another"}),
+            lambda record: json.dumps({**record, "budget": "full"}),
+            lambda record: json.dumps(record).replace('"accuracies": [', '"accuracies": 5, "x": ['),
+            lambda record: json.dumps(record).replace('"preset"', '"x"'),
+            lambda record: json.dumps({**record, "rows": [5]}),
+        ],
+    )
+    @pytest.mark.usefixtures("two_folders")
+    def test_a_file_in_the_page_s_place_is_not_written_over(self, capsys, change):
+        file = Path("there", self.PAGE)
+        file.write_text(change(self.record("there")))
+        before = file.read_bytes()
+        status, _, error = fill(capsys, "--rows", "sampled-one-hot", "--out", "there", "--inference-runs", "3")
         assert (status, "is no record of this table; move it away" in error) == (2, True), error
+        assert file.read_bytes() == before
+
+    @pytest.mark.usefixtures("two_folders")
+    def test_a_row_that_is_no_longer_there_is_not_lost_without_a_word(self, capsys, monkeypatch):
+        monkeypatch.delitem(PRESETS, SAMPLED.name)
+        status, _, error = fill(capsys, "--rows", "forward-one-hot", "--out", "here", "--report", "there")
+        assert (status, "(first sampled-one-hot, seed 0)" in error, "--merge" in error) == (2, True, False), error
+
+    @pytest.mark.usefixtures("two_folders")
+    def test_runs_without_a_recipe_are_named(self, capsys):
+        self.change("there", lambda cell: cell.update(recipe=None))
+        status, _, error = fill(capsys, "--rows", "forward-one-hot", "--out", "here", "--merge", f"there/{self.PAGE}")
+        assert (status, "sampled-one-hot on digits, seed 0, has no recipe" in error) == (2, True), error
 
     @pytest.mark.usefixtures("two_folders")
     def test_rows_say_where_they_were_computed_if_that_differs(self, capsys):
@@ -524,7 +602,7 @@ class TestMerge:
             {"seconds": -1.0}, {"epochs": None}, {"peak_memory_bytes": "x"}, {"device": 1}, {"precision": None},
             {"test_images": "x"}, {"test_images": 0}, {"environment": {"threads": 1}}, {"environment": "x"},
             {"environment": {"sidestep": "1", "torch": "2", "threads": "x", "processor": "x"}}, {"failed": "no"},
-            {"recipe": None},
+            {"recipe": "x"},
         ],
     )  # fmt: skip
     def test_a_run_that_no_page_can_be_made_of_is_refused(self, change):

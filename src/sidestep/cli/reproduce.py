@@ -143,7 +143,8 @@ def _show_plan(presets: Sequence[Preset], plan: Plan, as_json: bool) -> None:
     show_table(table.title, table.columns, table.rows)
     if any(row["minutes"] is not None for row in rows):
         faster = "In bfloat16, in which they would run here, they take less; a GPU takes far less."
-        less = Compute.find(plan.device, plan.precision).precision == "bfloat16"
+        here = plan.device in ("auto", "cpu")  # another device may be of another machine
+        less = here and Compute.find(plan.device, plan.precision).precision == "bfloat16"
         show("", f"a run, to go: {estimate}. {faster if less else 'A GPU takes far less.'}")
     else:
         show("", f"a run, to go: not timed for the budget {plan.budget}, which trains on a few images")

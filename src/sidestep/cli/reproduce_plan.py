@@ -30,10 +30,8 @@ def plan_record(
         preset = full.for_budget(plan.budget)
         cells = [cell_record(preset, seed, plan) for seed in range(plan.seeds)]
         finished = [cell for cell in cells if cell is not None and "failed" not in cell]
-        done = [cell for cell in finished if plan.is_read(cell, preset)]
-        # a net of another folder is not here to be read again
-        to_be_read = [cell for cell in finished if not plan.is_read(cell, preset) and "merged" not in cell]
-        to_go = plan.seeds - len(done) - len(to_be_read)
+        # a merged one is not here to be read again
+        done = [cell for cell in finished if "merged" in cell or len(cell["accuracies"]) >= plan.readings(preset)]
         timed = None if plan.budget == "tiny" else times.get(preset.name, {}).get(plan.budget)  # tiny is on few images
         found.append(
             {
@@ -45,10 +43,10 @@ def plan_record(
                 "changed": changed_words(preset, full),
                 "seeds": plan.seeds,
                 "done": len(done),
-                "to_be_read": len(to_be_read),
+                "to_be_read": len(finished) - len(done),
                 "failed": sum(cell is not None and "failed" in cell for cell in cells),
                 "minutes": None if timed is None else minutes_of(timed, here),
-                "minutes_to_go": None if timed is None else to_go * minutes_of(timed, here),
+                "minutes_to_go": None if timed is None else (plan.seeds - len(finished)) * minutes_of(timed, here),
             }
         )
     return found

@@ -103,22 +103,27 @@ def accuracy_row(
     }
     if not done:
         return row
-    mean, error = mean_and_error(row["values"])
+    row["epochs"]["done"] = min(cell["epochs"] for cell in done)
+    row |= _numbers(done, read)
+    if budget == "full":
+        row["verdict"] = verdict(row["mean"], preset.paper)
+    return row
+
+
+def _numbers(done: Sequence[Mapping[str, Any]], read: Sequence[Sequence[float]]) -> dict[str, Any]:
+    """Return what finished runs reach and take, by the shares that were read of each."""
+    mean, error = mean_and_error([100 * value for shares in read for value in shares])
     _, error_of_seeds = mean_and_error([100 * sum(shares) / len(shares) for shares in read])
     name = next(iter(done[0]["default_reading"]))
     default = [100 * cell["default_reading"][name] for cell in done]
-    if budget == "full":
-        row["verdict"] = verdict(mean, preset.paper)
     by_default = dict(zip(("mean", "error"), mean_and_error(default), strict=True))
     return {
-        **row,
         "mean": mean,
         "error": error,
         "error_of_seeds": error_of_seeds,
         "by_default": {"reading": name, "values": default, **by_default},
         "seconds": sum(cell["seconds"] for cell in done) / len(done),
         "peak_memory_bytes": max(cell["peak_memory_bytes"] for cell in done),
-        "epochs": {**row["epochs"], "done": min(cell["epochs"] for cell in done)},
         "computed_on": sorted({f"{cell['device']}, {cell['precision']}" for cell in done}),
     }
 
@@ -177,9 +182,12 @@ def accuracy_text(record: Mapping[str, Any]) -> str:
         f"# {record['table']}, budget {record['budget']}",
         "\n".join(f"    {spelled(line)}" for line in record["command"].splitlines()),
         _BUDGETS[record["budget"]],
-        f"{counts}; {next(iter(places), 'nothing yet') if len(places) < 2 else 'on several machines, see below'}."
+        f"{counts}; {next(iter(places), 'nothing yet') if len(places) < 2 else 'in several places, see below'}."
         + (not_asked if left_out else ""),
-        "\n".join(f"- {place}: {', '.join(runs)}" for place, runs in places.items()) if len(places) > 1 else "",
+        "Trained on, and first read by:\n\n"
+        + "\n".join(f"- {place}: {', '.join(runs)}" for place, runs in places.items())
+        if len(places) > 1
+        else "",
         f"{counted(merged, 'run')} of other folders {'was' if merged == 1 else 'were'} merged (`--merge`). Without "
         "that, and with an `--out` and a `--report` of its own, the command above trains them all."
         if merged

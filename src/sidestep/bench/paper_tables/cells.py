@@ -1,6 +1,7 @@
 """One cell of a table: a preset trained with one seed, and read several times. Files say what is done already."""
 
 import gc
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +24,7 @@ from sidestep.training.evaluation_progress import EvaluationProgress, checksum
 from sidestep.training.stopping import stop_on_signals
 from sidestep.version import __version__
 
-__all__ = ["Plan", "cell_record", "fill_cell", "run_in_folder"]
+__all__ = ["Plan", "cell_record", "continues", "fill_cell", "run_in_folder"]
 
 _APART = 32  # bits between the seed of a run and the seeds that its further inference runs draw noise from
 _UNDER_WAY = "inference-run.json"  # how far the inference run has come that is under way
@@ -51,10 +52,6 @@ class Plan:
         """Return how often each run of a row is read."""
         return self.inference_runs if preset.sampled else 1
 
-    def is_read(self, cell: Mapping[str, Any], preset: Preset) -> bool:
-        """Whether a finished run was read as often as is asked for."""
-        return len(cell["accuracies"]) >= self.readings(preset)
-
     def failure_file(self, preset: Preset, seed: int) -> Path:
         """Return the file that says why a run failed, beside its folder."""
         return self.out / self.budget / f"{preset.name}-{seed}.failed.json"
@@ -64,7 +61,7 @@ def fill_cell(preset: Preset, seed: int, data: DataSet, source: Mapping[str, Any
     """Train what is not trained yet and read what is not read yet; return whether that worked.
 
     A run that fails (out of memory, a loss that is no number) is noted beside its folder, and tried again next time.
-    One that was finished elsewhere (`Plan.elsewhere`), and read as often as is asked for, is not trained here.
+    One that was finished elsewhere (`Plan.elsewhere`) is not trained here, nor read: its net is not here.
 
     Args:
         preset: the row, with the values of the budget.
@@ -79,8 +76,7 @@ def fill_cell(preset: Preset, seed: int, data: DataSet, source: Mapping[str, Any
         BusyError: if another process writes the run.
     """
     file = plan.failure_file(preset, seed)
-    elsewhere = plan.elsewhere.get((preset.name, seed))
-    if run_in_folder(preset, seed, plan) is None and elsewhere is not None and plan.is_read(elsewhere, preset):
+    if "merged" in (cell_record(preset, seed, plan) or {}):
         return True
     try:
         file.unlink(missing_ok=True)
@@ -153,7 +149,8 @@ def _environment(run: Run) -> dict[str, Any]:
 def cell_record(preset: Preset, seed: int, plan: Plan) -> dict[str, Any] | None:
     """Return what is known of a cell: its numbers, or why it failed; None where it was not run to its end.
 
-    The run of the folder counts, and without one that is finished the run of `Plan.elsewhere`.
+    The run of the folder counts, and without one that is finished the run of `Plan.elsewhere`; where both are one run,
+    that which was read more often.
 
     Args:
         preset: the row, with the values of the budget.
@@ -162,11 +159,21 @@ def cell_record(preset: Preset, seed: int, plan: Plan) -> dict[str, Any] | None:
     """
     failed = _read(plan.failure_file(preset, seed))
     here, elsewhere = run_in_folder(preset, seed, plan), plan.elsewhere.get((preset.name, seed))
-    if here and not failed:
+    if here and not failed and not (elsewhere and continues(elsewhere, here)):
         return here
     if elsewhere:
         return {**elsewhere, "merged": True}
     return {"seed": seed, **failed} if failed else None
+
+
+def continues(run: Mapping[str, Any], earlier: Mapping[str, Any]) -> bool:
+    """Whether a run is the earlier one, read as often or more often since."""
+    same = ("seconds", "device", "precision", "default_reading")
+    return (
+        len(run["accuracies"]) >= len(earlier["accuracies"])
+        and all(map(math.isclose, run["accuracies"], earlier["accuracies"]))
+        and all(run[name] == earlier[name] for name in same)
+    )
 
 
 def run_in_folder(preset: Preset, seed: int, plan: Plan) -> dict[str, Any] | None:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from sidestep.bench.paper_tables.cells import Plan, run_in_folder
+from sidestep.bench.paper_tables.cells import Plan, continues, run_in_folder
 from sidestep.bench.paper_tables.rows import recipe_of
 from sidestep.errors import InputError
 from sidestep.presets.catalogue import Preset
@@ -52,52 +52,56 @@ def check_nothing_lost(page: Path, record: Mapping[str, Any], presets: Sequence[
         presets: the rows, with the values of the plan's budget.
         plan: with the folder.
     """
+    by_name = {preset.name: preset for preset in presets}
     try:
         before = json.loads(page.read_text(encoding="utf-8"))
-        rows = before["rows"] if (before["table"], before["budget"]) == (record["table"], record["budget"]) else None
-        held = [] if rows is None else [(row, cell) for row in rows for cell in _held(row)]
+        ours = (before["table"], before["budget"]) == (record["table"], record["budget"])
+        lost = [run for row in before["rows"] for run in _lost(row, record["rows"], by_name, plan)] if ours else None
     except FileNotFoundError:
         return
-    except (OSError, ValueError, LookupError, TypeError, RecursionError):
-        rows = None
-    if rows is None:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        lost = None
+    if lost is None:
         raise InputError(f"{page} is there, and is no record of this table; move it away, or choose another --report")
-    by_name, shown = {preset.name: preset for preset in presets}, _by_run(record["rows"])
-    lost = [
-        (row["row"], cell)
-        for row, cell in held
-        if not _continues(shown.get((row["preset"], cell["seed"])), cell)
-        and not (
-            row["preset"] in by_name and _continues(run_in_folder(by_name[row["preset"]], cell["seed"], plan), cell)
-        )
-    ]
     if lost:
-        (row, first), seeds = lost[0], 1 + max(cell["seed"] for _, cell in lost)
-        merge = f"add --merge {page}" + (f" and --seeds {seeds}" if seeds > plan.seeds else "")
+        first = ", ".join(
+            f"seed {word}" if isinstance(word, int) else str(word) for word in lost[0][:2] if word is not None
+        )
         raise InputError(
             f"{page} holds {counted(len(lost), 'run')} that would no longer be on it and that {plan.out} does not have "
-            f"(first {row}, seed {first['seed']}): {merge}, choose another --report, or move the page away"
+            f"(first {first}): {_advice(page, lost, plan)}choose another --report, or move the page away"
         )
 
 
-def _held(row: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """Return the runs of a row, also of a record from before these were in it."""
-    if "cells" in row:
-        return [{"seed": cell["seed"], "accuracies": cell["accuracies"]} for cell in row["cells"]]
-    each = len(row["values"]) // max(1, row["seeds"])
-    shares = [value / 100 for value in row["values"]]
-    return [{"seed": seed, "accuracies": shares[seed * each :][:each]} for seed in range(row["seeds"])]
+Lost = tuple[str, int | None, bool]  # row, seed where it is known, whether the page's own record can be merged
 
 
-def _by_run(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[str, int], Mapping[str, Any]]:
-    return {(row["preset"], cell["seed"]): cell for row in rows for cell in row["cells"]}
+def _lost(
+    row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], by_name: Mapping[str, Preset], plan: Plan
+) -> list[Lost]:
+    """Return the runs of a page's row that are neither among the rows to be written nor in the folder."""
+    preset, name = by_name.get(row["preset"]), str(row["row"])
+    kept = [cell for each in rows if each["preset"] == row["preset"] for cell in each["cells"]]
+    if "cells" not in row:  # an older Sidestep's, without the runs
+        if preset is not None:
+            kept += [cell for seed in range(row["seeds"]) if (cell := run_in_folder(preset, seed, plan))]
+        shares = {round(100 * share, 6) for cell in kept for share in cell["accuracies"]}
+        return [] if all(round(value, 6) in shares for value in row["values"]) else [(name, None, False)]
+    found: list[Lost] = []
+    for cell in row["cells"]:
+        seed = cell["seed"]
+        own = run_in_folder(preset, seed, plan) if preset else None
+        if not any(run is not None and run["seed"] == seed and continues(run, cell) for run in (*kept, own)):
+            found.append((name, seed, preset is not None and own is None and cell.get("recipe") is not None))
+    return found
 
 
-def _continues(cell: Mapping[str, Any] | None, earlier: Mapping[str, Any]) -> bool:
-    """Whether a run is the earlier one, perhaps read more often since."""
-    if cell is None or len(cell["accuracies"]) < len(earlier["accuracies"]):
-        return False
-    return all(map(math.isclose, cell["accuracies"], earlier["accuracies"]))
+def _advice(page: Path, lost: Sequence[Lost], plan: Plan) -> str:
+    """Return how all of the lost runs can be kept by merging, or nothing."""
+    if not all(mergeable for *_, mergeable in lost):
+        return ""
+    seeds = 1 + max(seed for _, seed, _ in lost if seed is not None)
+    return f"add --merge {page}" + (f" and --seeds {seeds}" if seeds > plan.seeds else "") + ", "
 
 
 def _cells(file: Path, table: str, budget: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -121,7 +125,7 @@ def _cells(file: Path, table: str, budget: str) -> Iterator[tuple[str, dict[str,
 
 
 _CELL = {"seed": int, "accuracies": list, "default_reading": dict, "seconds": (int, float), "epochs": (int, float),
-         "peak_memory_bytes": int, "device": str, "precision": str, "recipe": dict}  # fmt: skip
+         "peak_memory_bytes": int, "device": str, "precision": str}  # fmt: skip
 _ENVIRONMENT = {"sidestep": str, "torch": str, "threads": int, "processor": str}
 
 
@@ -134,6 +138,7 @@ def _is_run(cell: object) -> TypeGuard[dict[str, Any]]:
     return (
         all(isinstance(share, float) and 0 <= share <= 1 for share in shares)
         and all(math.isfinite(cell[name]) and cell[name] >= 0 for name in ("seconds", "epochs", "peak_memory_bytes"))
+        and (cell.get("recipe") is None or isinstance(cell["recipe"], dict))
         and (environment is None or _has(environment, _ENVIRONMENT))
         and (images is None or (type(images) is int and images > 0))
     )
@@ -151,7 +156,12 @@ _NOTHING = object()
 
 def _check(file: Path, preset: Preset, cell: Mapping[str, Any]) -> None:
     """Raise InputError naming the first thing in which a run's recipe is not that of its row now."""
-    default = RULES[preset.rule].readings[0]
+    default, which = RULES[preset.rule].readings[0], f"{preset.row} on {preset.data}, seed {cell['seed']}"
+    if cell.get("recipe") is None:
+        raise InputError(
+            f"--merge: {file}: {which}, has no recipe, as its folder was filled by an older Sidestep; run the command "
+            "with this row in that folder, which adds it, or leave the file out"
+        )
     then: Mapping[str, Any] = {**cell["recipe"], "default reading": "".join(cell["default_reading"])}
     now: Mapping[str, Any] = {**recipe_of(preset), "default reading": default}
     for name in {**now, **then}:
@@ -163,6 +173,6 @@ def _check(file: Path, preset: Preset, cell: Mapping[str, Any]) -> None:
             one, other = one.get(name, _NOTHING), other.get(name, _NOTHING)
         said = ["nothing" if value is _NOTHING else value for value in (one, other)]
         raise InputError(
-            f"--merge: {file}: {preset.row} on {preset.data}, seed {cell['seed']}, was trained with {name} {said[0]}, "
-            f"and the row has {said[1]} now; leave the file out"
+            f"--merge: {file}: {which}, was trained with {name} {said[0]}, and the row has {said[1]} now; leave the "
+            "file out"
         )
