@@ -79,7 +79,7 @@ def table_of(folder: Path, images: int, data_dir: Path | None) -> Table:
     run.net.eval()
     lines = []
     for time in TIMES:
-        found = shares(run.net, schedule, inputs, test.labels, time, Noise(0).stream(f"time {time}"))
+        found = shares(run.net, schedule, inputs, torch.as_tensor(test.labels), time, Noise(0).stream(f"time {time}"))
         with torch.no_grad():
             level, weight = schedule.alpha_bar(torch.tensor([time])), schedule.snr_slope(torch.tensor([time])) / 2
         lines.append([f"{time:g}", f"{float(level):.4f}", *(f"{share:.1%}" for share in found), f"{float(weight):.3g}"])
