@@ -1,9 +1,9 @@
 """What rare errors with a large weight do to NoProp-CT with prototypes, under Adam and under AMSGrad.
 
-The paper's loss weighs a squared error by SNR'(t) / 2, 700 and more near t = 1, where the label can be read off z: a
-trained block is right there for thousands of steps, and Adam's second moment, a mean over a thousand steps, fades. One
-error then moves every weight by up to lr 0.1 / sqrt(0.001) = 3 lr at once. AMSGrad divides by the largest second moment
-so far, which does not fade; all else is the preset's.
+The paper's loss weighs a squared error by SNR'(t) / 2, some 640 at t = 1 at the start, where the label can be read off
+z: a trained block is right there for hundreds of steps, until it is not, and such an error outweighs all others. Adam
+divides by the root of a mean of squared gradients that fades by 0.999 a step, AMSGrad by its largest value so far, so
+that it moves less; all else is the preset's.
 
     python -m experiments.rare_errors --rows runs/rare-errors.jsonl [--seeds 0 1 2] [--optimizers adam amsgrad own]
 
@@ -75,7 +75,9 @@ class Recording(NoPropCT):
     """The rule, which keeps the denoising loss of each step, and in a file what else is asked for."""
 
     recorded: list[float]
-    last: dict[str, float]
+    last: dict[str, Any]
+    optimizer_name: str
+    seed: int
     steps_file: Path | None
 
     @torch.no_grad()
@@ -84,7 +86,14 @@ class Recording(NoPropCT):
         wrong = outputs.argmax(1) != noised.labels
         weights = cast("Schedule", net.schedule).snr_slope(noised.time)[wrong] / 2
         largest = max((float(weight) for weight in weights), default=0.0)
-        self.last.update(step=len(self.recorded), loss=float(loss), wrong=int(wrong.sum()), largest_weight=largest)
+        self.last.update(
+            optimizer=self.optimizer_name,
+            seed=self.seed,
+            step=len(self.recorded),
+            loss=float(loss),
+            wrong=int(wrong.sum()),
+            largest_weight=largest,
+        )
 
     def losses(self, net: Denoiser, batch: Batch, noised: Noised, outputs: Tensor, noise: Noise) -> dict[str, Tensor]:
         """Return the losses, and keep one."""
@@ -109,7 +118,8 @@ def run(row: Row, data_dir: Path | None, steps_file: Path | None = None) -> Row:
     """Train by a row's optimiser and seed, and return the row with what came out."""
     preset = PRESETS[PRESET].for_budget("cpu")
     rule = Recording(**preset.options)
-    kept: dict[str, Any] = {"recorded": [], "last": {}, "steps_file": steps_file}
+    kept: dict[str, Any] = {"recorded": [], "last": {}, "steps_file": steps_file,
+                            "optimizer_name": row["optimizer"], "seed": row["seed"]}  # fmt: skip
     for name, value in kept.items():
         object.__setattr__(rule, name, value)
     options = Options(**{**preset.train, "epochs": row["epochs"]}, seed=row["seed"], precision=row["precision"])

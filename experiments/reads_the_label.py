@@ -74,6 +74,8 @@ def table_of(folder: Path, images: int, data_dir: Path | None) -> Table:
     run = load_run(folder)
     if not isinstance(run.rule, NoPropCT) or not isinstance(run.net, Denoiser):
         raise InputError(f"{folder} is a run of {run.rule.name}; this asks blocks of noprop-ct")
+    if run.result.get("data", "mnist") != "mnist":
+        raise InputError(f"{folder} was trained on {run.result['data']}; this asks about images of MNIST")
     test = data.load("mnist", data_dir=data_dir).test.part(slice(0, images))
     inputs, schedule = standardise(test.images, run.task.mean, run.task.std), cast("Schedule", run.net.schedule)
     run.net.eval()

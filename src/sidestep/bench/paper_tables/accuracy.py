@@ -175,7 +175,8 @@ def accuracy_record(
 def accuracy_text(record: Mapping[str, Any]) -> str:
     """Return what stands above the table: the command, where it ran, and how to read it."""
     left_out, places = record["rows_left_out"], _places(record["rows"])
-    counts = f"{counted(record['seeds'], 'seed')}, {counted(record['inference_runs'], 'inference run')} each"
+    most = "up to " if any(row["seeds"] < record["seeds"] for row in record["rows"]) else ""
+    counts = f"{most}{counted(record['seeds'], 'seed')}, {counted(record['inference_runs'], 'inference run')} each"
     not_asked = f" {counted(left_out, 'row')} of the table {'was' if left_out == 1 else 'were'} not asked for."
     merged = sum(cell.get("merged", False) for row in record["rows"] for cell in row["cells"])
     parts = [
