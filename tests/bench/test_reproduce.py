@@ -415,7 +415,7 @@ class TestMerge:
         words = ["--out", "here", "--rows", "forward-one-hot", "--report", "there"]
         status, _, error = fill(capsys, *words)
         assert status == 2
-        holds = f"there/{self.PAGE} holds 2 runs that would no longer be on it and that here does not have"
+        holds = f"there/{self.PAGE} holds 2 runs that here does not have"
         for said in (
             holds,
             "(first sampled-one-hot, seed 0)",
@@ -472,6 +472,20 @@ class TestMerge:
         words = ["--rows", "sampled-one-hot", "--out", "there", "--inference-runs", "4"]
         status, record, error = fill(capsys, *words, "--merge", f"there/{self.PAGE}")
         assert (status, row_of(record, SAMPLED)["inference_runs"]) == (0, [4, 4]), error
+
+    @pytest.mark.usefixtures("two_folders")
+    def test_a_folder_s_own_page_is_not_taken_for_that_of_another(self, capsys):
+        words = ["--rows", "sampled-one-hot", "--out", "there", "--merge", f"there/{self.PAGE}", "--seeds", "1"]
+        status, record, error = fill(capsys, *words, "--inference-runs", "4", "--report", "other")
+        (cell,) = row_of(record, SAMPLED)["cells"]
+        assert (status, len(cell["accuracies"]), "merged" in cell) == (0, 4, False), (
+            error
+        )  # read once more, from its net
+
+    @pytest.mark.usefixtures("two_folders")
+    def test_a_refusal_leaves_no_folder(self, capsys):
+        status, _, error = fill(capsys, "--rows", "forward-one-hot", "--out", "new", "--report", "there")
+        assert (status, Path("new").exists()) == (2, False), error
 
     @pytest.mark.usefixtures("two_folders")
     def test_a_finished_run_with_a_failure_since_is_a_failure(self, capsys):

@@ -159,11 +159,15 @@ def cell_record(preset: Preset, seed: int, plan: Plan) -> dict[str, Any] | None:
     """
     failed = _read(plan.failure_file(preset, seed))
     here, elsewhere = run_in_folder(preset, seed, plan), plan.elsewhere.get((preset.name, seed))
-    if here and not failed and not (elsewhere and continues(elsewhere, here)):
+    if here and not failed and not (elsewhere and _reads_more(elsewhere, here)):
         return here
     if elsewhere:
         return {**elsewhere, "merged": True}
     return {"seed": seed, **failed} if failed else None
+
+
+def _reads_more(elsewhere: Mapping[str, Any], here: Mapping[str, Any]) -> bool:
+    return len(elsewhere["accuracies"]) > len(here["accuracies"]) and continues(elsewhere, here)
 
 
 def continues(run: Mapping[str, Any], earlier: Mapping[str, Any]) -> bool:

@@ -68,8 +68,8 @@ def check_nothing_lost(page: Path, record: Mapping[str, Any], presets: Sequence[
             f"seed {word}" if isinstance(word, int) else str(word) for word in lost[0][:2] if word is not None
         )
         raise InputError(
-            f"{page} holds {counted(len(lost), 'run')} that would no longer be on it and that {plan.out} does not have "
-            f"(first {first}): {_advice(page, lost, plan)}choose another --report, or move the page away"
+            f"{page} holds {counted(len(lost), 'run')} that {plan.out} does not have (first {first}), and would be "
+            f"written anew without: {_advice(page, lost, plan)}choose another --report, or move the page away"
         )
 
 

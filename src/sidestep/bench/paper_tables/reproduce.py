@@ -54,12 +54,12 @@ def reproduce(  # long: which table and rows, and where everything lies
     Compute.find(plan.device, plan.precision)
     wanted = wanted_presets(table, data, rows)
     every = table_presets(table)
-    for folder in (plan.out, report):
-        folder_for_tables(folder)
+    folder_for_tables(report)
     with only_writer(report):  # of the page; each run has a lock of its own
         record = accuracy_record(table, every, wanted, plan, command)
         here = [preset.for_budget(plan.budget) for preset in every]
         check_nothing_lost(report / f"{table}-{plan.budget}.json", record, here, plan)
+        folder_for_tables(plan.out)
         # all sets first: one that is missing shows now, and not after days
         sets = {preset.data: budget_data(preset, plan.budget, data_dir, progress) for preset in wanted}
         _write(report, record)
