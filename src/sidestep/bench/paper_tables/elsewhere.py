@@ -64,9 +64,8 @@ def check_nothing_lost(page: Path, record: Mapping[str, Any], presets: Sequence[
     if lost is None:
         raise InputError(f"{page} is there, and is no record of this table; move it away, or choose another --report")
     if lost:
-        first = ", ".join(
-            f"seed {word}" if isinstance(word, int) else str(word) for word in lost[0][:2] if word is not None
-        )
+        row, seed, _ = lost[0]
+        first = row if seed is None else f"{row}, seed {seed}"
         raise InputError(
             f"{page} holds {counted(len(lost), 'run')} that {plan.out} does not have (first {first}), and would be "
             f"written anew without: {_advice(page, lost, plan)}choose another --report, or move the page away"

@@ -66,7 +66,7 @@ def suite_tables(suite: Suite, environment: Mapping[str, Any]) -> Iterator[tuple
                 lengths = _lengths(suite_budget(suite.budget, data, NETS[net].kind))
                 yield (
                     suite_table(f"{net} on {data}, budget {suite.budget}", rows),
-                    f"{lengths} {_said(suite, rows)} {cautions(rows)}".rstrip(),
+                    " ".join([lengths, *_said(suite, rows)]),
                 )
 
 
@@ -107,8 +107,7 @@ def _net(suite: Suite, data: str, net: str, rows: list[RowRuns], records: SuiteR
     yield f"## {net} on {data}"
     words = f"{NETS[net].words[0].upper()}{NETS[net].words[1:]}{f' ({widths})' if widths else ''}"
     yield _wrapped(f"{words}. {_lengths(budget)}")
-    said = _said(suite, rows)
-    yield from (_wrapped(words) for words in (said, cautions(rows) if said else "") if words)
+    yield from map(_wrapped, _said(suite, rows))
     yield suite_table("", rows).markdown().lstrip("\n")  # the heading is its title
     yield computed_by(rows, records)
 
@@ -121,10 +120,11 @@ def computed_by(rows: Sequence[RowRuns], records: SuiteRecords) -> str:
     return _wrapped(" ".join([by, *_processors(rows, records)]))
 
 
-def _said(suite: Suite, rows: list[RowRuns]) -> str:
-    """What the rows show; of a few steps on a few images, nothing."""
+def _said(suite: Suite, rows: list[RowRuns]) -> list[str]:
+    """What the rows show, of a few steps on a few images nothing, and what to keep in mind; a paragraph each."""
     few = "The budget `tiny` is to see that everything runs: so few steps compare nothing."
-    return few if suite.budget == "tiny" else verdict(rows)
+    said = few if suite.budget == "tiny" else verdict(rows)
+    return [words for words in (said, cautions(rows)) if words]
 
 
 def _processors(rows: Sequence[RowRuns], records: SuiteRecords) -> Iterator[str]:
