@@ -5,16 +5,16 @@
 Nothing is trained: the rows are those of docs/results, and what stands between the marks of a table is replaced.
 """
 
-import math
 from collections.abc import Iterable
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 
 from experiments import blockwise as images
 from experiments import blockwise_text as text
 from experiments.blockwise_images import WAYS, chosen_rate
 from experiments.kept_rows import Row, kept_rows
 from sidestep.bench.report import rounded_error
+from sidestep.bench.studies.blocks import mean_and_error
 
 __all__ = ["ablation_table", "image_table", "picture_table", "spread", "text_table"]
 
@@ -28,9 +28,8 @@ def spread(values: Iterable[float], digits: int, sign: str = "") -> str:
     ('2.00 (0.58)', '1.0')
     """
     found = list(values)
-    if len(found) == 1:
-        return f"{found[0]:{sign}.{digits}f}"
-    return f"{mean(found):{sign}.{digits}f} ({rounded_error(stdev(found) / math.sqrt(len(found)), digits)})"
+    _, error = mean_and_error(found)
+    return f"{mean(found):{sign}.{digits}f}" + ("" if error is None else f" ({rounded_error(error, digits)})")
 
 
 def _by_way(rows: list[Row], order: list[str]) -> dict[str, list[Row]]:

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from experiments.given import a_seed
+from experiments.kept_rows import keep_row, kept_rows
 from sidestep import Options, Run, data, load_run, train
 from sidestep.cli.output import default_data_dir
 from sidestep.data import DataSet, Split
@@ -181,14 +182,13 @@ def main() -> None:
         return
     if given.out is None:
         parser.error("give --out FILE.jsonl")
-    lines = [json.loads(line) for line in given.out.read_text().splitlines()] if given.out.exists() else []
+    lines = kept_rows(given.out)
     done = {(line["rule"], line["seed"]) for line in lines}
     for seed in given.seeds if not given.draw else ():
         for name in given.only:
             if (name, seed) not in done:
                 lines.append(measured(name, seed, given.runs))
-                with given.out.open("a") as file:
-                    file.write(json.dumps(lines[-1]) + "\n")
+                keep_row(given.out, lines[-1])
     print("\n".join(rows_of(lines)))
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from experiments.kept_rows import keep_row, kept_rows, mean_and_deviation
+from experiments.kept_rows import keep_row, kept_as, mean_and_deviation
 from experiments.zeroth_order_ablation import BATCH, GPT, LENGTH, SEEDS, bits, help_and_source, learned, loss
 from sidestep.noise import Noise
 from sidestep.training.learned_feedback import LearnedFeedback
@@ -115,7 +115,7 @@ def run(label: str, rate: float, seed: int) -> Row:
 
 def rows_of(path: Path) -> list[Row]:
     """Return the rows of a file."""
-    return [Row(**row) for row in kept_rows(path)]
+    return kept_as(Row, path)
 
 
 def table(rows: list[Row]) -> Iterator[str]:

@@ -1,14 +1,20 @@
 """Finished runs of an experiment, one JSON object a line, so that none is made twice."""
 
 import json
+import shlex
 import statistics
+import sys
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-__all__ = ["Row", "keep_row", "kept_rows", "mean_and_deviation", "row_key"]
+from sidestep.measure import environment_of
+
+__all__ = ["Row", "keep_row", "kept_as", "kept_rows", "mean_and_deviation", "row_key"]
 
 Row = dict[str, Any]
+T = TypeVar("T")
 
 
 def kept_rows(path: Path) -> list[Row]:
@@ -16,12 +22,26 @@ def kept_rows(path: Path) -> list[Row]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
+def kept_as(kind: type[T], path: Path) -> list[T]:
+    """Return the rows of a file as objects of a dataclass; what it has no field for is left out."""
+    names = [each.name for each in fields(kind)]  # type: ignore[arg-type]
+    return [kind(**{name: row[name] for name in names}) for row in kept_rows(path)]
+
+
 def keep_row(path: Path, row: Row) -> None:
-    """Add a finished run to the file, and print it."""
+    """Add a finished run to the file, with the command and the environment that it was made by, and print it."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    kept = {**row, "command": _command(), "environment": environment_of()}
     with path.open("a") as file:
-        file.write(json.dumps(row) + "\n")
+        file.write(json.dumps(kept) + "\n")
     print(json.dumps(row), flush=True)
+
+
+def _command() -> str:
+    """What was typed: of a module that was run with -m its name, which is not among the arguments."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    given = ["-m", spec.name] if spec else sys.argv[:1]
+    return shlex.join(["python", *given, *sys.argv[1:]])
 
 
 def row_key(row: Row, names: tuple[str, ...]) -> str:

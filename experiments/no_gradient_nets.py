@@ -12,7 +12,6 @@ The nets are those of `experiments.no_gradient_modules`.
 
 import argparse
 import itertools
-import json
 import math
 import statistics
 import time
@@ -25,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from experiments.given import a_count
+from experiments.kept_rows import keep_row, kept_as
 from experiments.no_gradient_modules import NETS
 from sidestep import attach, data
 from sidestep.noise import Noise
@@ -209,7 +209,7 @@ def run(name: str, way: str, seed: int, sets: dict[str, tuple[Tensor, Tensor]], 
 
 def rows_of(path: Path) -> list[Row]:
     """Return the rows of a file."""
-    return [Row(**json.loads(line)) for line in path.read_text().splitlines()] if path.exists() else []
+    return kept_as(Row, path)
 
 
 def budget(row: Row) -> float:
@@ -254,10 +254,7 @@ def main() -> None:
     ):
         done = [(row.net, row.way, row.seed, budget(row)) for row in rows_of(given.file)]
         if (name, way, seed, round(given.passes / 1e6, 2)) not in done:
-            row = run(name, way, seed, sets, given.passes, not given.no_test)
-            with given.file.open("a") as file:
-                file.write(json.dumps(asdict(row)) + "\n")
-            print(row, flush=True)
+            keep_row(given.file, asdict(run(name, way, seed, sets, given.passes, not given.no_test)))
 
 
 if __name__ == "__main__":

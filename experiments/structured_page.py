@@ -8,13 +8,14 @@ Nothing is trained, and the same rows give the same page; what stands between it
 import argparse
 import math
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 
 from experiments.kept_rows import Row, kept_rows
 from experiments.structured_nets import BLOCKS
 from experiments.structured_targets import LEAST, NARROW, PRIMARY, SEEDS, TASKS, WAYS, chosen_rate, searched
 from experiments.structured_tasks import TESTED
 from sidestep.bench.report import rounded_error
+from sidestep.bench.studies.blocks import mean_and_error
 
 __all__ = ["difference", "tables", "taken_reading"]
 
@@ -58,8 +59,8 @@ def _values(rows: list[Row], way: str, reading: str, score: str) -> list[float]:
 
 def _cell(values: list[float], score: str) -> str:
     """Return mean and standard error over seeds, and of shares that of the test set."""
-    digits, centre = (1 if score in SHARES else 3), mean(values)
-    error = rounded_error(stdev(values) / math.sqrt(len(values)), digits) if len(values) > 1 else "-"
+    digits, centre, (_, spread) = (1 if score in SHARES else 3), mean(values), mean_and_error(values)
+    error = "-" if spread is None else rounded_error(spread, digits)
     test = f"; {math.sqrt(max(0, centre * (100 - centre)) / TESTED):.1f}" if score in SHARES else ""
     return f"{centre:.{digits}f} ({error}{test})"
 
@@ -83,8 +84,9 @@ def _lines(rows: list[Row], task: str) -> list[str]:
 
 def difference(rows: list[Row], one: tuple[str, str], other: tuple[str, str], score: str) -> tuple[float, float]:
     """Return the mean difference of two readings, (way, reading) each, seed by seed, and its standard error."""
-    found = [a - b for a, b in zip(_values(rows, *one, score), _values(rows, *other, score), strict=True)]
-    return mean(found), stdev(found) / math.sqrt(len(found))
+    return mean_and_error(
+        [a - b for a, b in zip(_values(rows, *one, score), _values(rows, *other, score), strict=True)]
+    )
 
 
 def _differences(rows: list[Row], task: str) -> list[str]:

@@ -181,7 +181,7 @@ def test_a_table_is_filled_written_and_not_filled_twice(capsys, monkeypatch):
         "sidestep reproduce noprop-table1 --data digits --budget tiny --seeds 2",
         "first 1,280 images",
         f"torch {torch.__version__}",
-        "1 thread;" if torch.get_num_threads() == 1 else f"{torch.get_num_threads()} threads;",
+        "1 thread." if torch.get_num_threads() == 1 else f"{torch.get_num_threads()} threads.",
         "sd / sqrt(n)",
         "| forward-one-hot | digits | 99.00 |",
         "| sampled-one-hot | digits | 50.00 (0.50) |",
@@ -555,7 +555,7 @@ class TestMerge:
         status, _, error = fill(capsys, "--out", "here", "--merge", f"there/{self.PAGE}", "--inference-runs", "3")
         assert status == 0, error
         page = Path("here/noprop-table1-tiny.md").read_text()
-        assert re.search(r"^- cpu, .*; another processor; .*: sampled-one-hot \(digits, seed 1\)$", page, re.MULTILINE)
+        assert re.search(r"^- cpu, .*, another processor, .*: sampled-one-hot \(digits, seed 1\)$", page, re.MULTILINE)
         assert re.search(
             r"^- cpu, .*: forward-one-hot \(digits\), sampled-one-hot \(digits, seed 0\)$", page, re.MULTILINE
         )

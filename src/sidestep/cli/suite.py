@@ -1,14 +1,10 @@
 """`sidestep bench --suite matched`: every rule on the same nets, by the same recipe and search budget."""
 
-import platform
 import shlex
-import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
-
-import torch
 
 from sidestep.bench.process import FAILED
 from sidestep.bench.suite.page import suite_tables, write_pages
@@ -17,10 +13,9 @@ from sidestep.bench.suite.suite import Suite, chosen_rows, run_suite
 from sidestep.cli.options import Repeated, all_words
 from sidestep.cli.output import default_data_dir, fail, show, show_line, show_table
 from sidestep.cli.parse import parsed_groups
-from sidestep.measure.processor import processor_name
+from sidestep.measure.environment import environment_of
 from sidestep.training import Compute, Stopped
 from sidestep.training.stopping import stop_on_signals
-from sidestep.version import __version__
 
 __all__ = ["suite_command"]
 
@@ -80,23 +75,23 @@ def suite_command(arguments: list[str]) -> None:
             show_table(table.title, table.columns, table.rows)
             show("")
         return
-    environment = _environment(given.device, command)
+    here = {"command": command, **environment_of(Compute.find(given.device, "float32").device)}
     if not given.draw:
-        _run(suite, environment, given.retry, command)
+        _run(suite, here, given.retry, command)
     if given.report:
-        write_pages(suite, environment, given.report, command)
+        write_pages(suite, here, given.report, command)
     else:
-        for table, said in suite_tables(suite, environment):
+        for table, said in suite_tables(suite, here):
             show_table(table.title, table.columns, table.rows)
             show(*filter(None, [said]), "")
     show(f"records: {given.out}" + (f"; pages: {given.report}" if given.report else ""))
 
 
-def _run(suite: Suite, environment: dict[str, Any], retry: bool, command: str) -> None:
+def _run(suite: Suite, here: dict[str, Any], retry: bool, command: str) -> None:
     with stop_on_signals() as stop:
         try:
             lines = _Lines()
-            run_suite(suite, environment, lines, stop, retry)
+            run_suite(suite, here, lines, stop, retry)
             if not lines.printed:
                 show("no run was taken: what fits these nets is finished, or has failed before (--retry)")
         except Stopped as error:
@@ -126,31 +121,3 @@ class _Lines:
 
 def _words(given: tuple[tuple[str, ...], ...]) -> tuple[str, ...]:
     return tuple(part for word in all_words(given) for part in word.replace(",", " ").split())
-
-
-def _environment(device: str, command: str) -> dict[str, Any]:
-    """Where the runs of this process are computed, and by which sources."""
-    found = Compute.find(device, "float32").device
-    return {
-        "command": command,
-        "sidestep": __version__,
-        "commit": _commit(),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "device": str(found),
-        "processor": processor_name(found),
-        "threads": torch.get_num_threads(),
-    }
-
-
-def _commit() -> str | None:
-    """The commit of the sources, where they are in a repository, marked where they differ from it."""
-    here = Path(__file__).parent.parent
-    try:
-        asked = [["git", "-C", str(here), *words] for words in (["rev-parse", "HEAD"], ["status", "--porcelain", "."])]
-        commit, changed = (
-            subprocess.run(words, capture_output=True, text=True, check=True, timeout=10).stdout for words in asked
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return commit.strip()[:12] + ("+" if changed.strip() else "")

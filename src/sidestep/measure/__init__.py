@@ -7,6 +7,7 @@ from sidestep.later import later
 if TYPE_CHECKING:
     from sidestep.measure.alignment import WHOLE, Alignment, Comparison, effective_probes
     from sidestep.measure.allocations import PeakAllocation, peak_allocation
+    from sidestep.measure.environment import environment_of, environment_words
     from sidestep.measure.exchange import update_bytes
     from sidestep.measure.memory import (
         Growth,
@@ -25,6 +26,7 @@ else:
         {
             "alignment": "WHOLE Alignment Comparison effective_probes",
             "allocations": "PeakAllocation peak_allocation",
+            "environment": "environment_of environment_words",
             "exchange": "update_bytes",
             "memory": (
                 "Growth free_memory_bytes keep_freed_memory memory_growth peak_memory_bytes "
@@ -44,6 +46,8 @@ __all__ = [
     "PeakAllocation",
     "count_operations",
     "effective_probes",
+    "environment_of",
+    "environment_words",
     "free_memory_bytes",
     "has_bfloat16",
     "keep_freed_memory",

@@ -9,6 +9,7 @@ from sidestep.bench.paper_tables.cells import Plan, cell_record
 from sidestep.bench.paper_tables.rows import FIRST_TEST, FIRST_TRAIN, command_for
 from sidestep.bench.report import Table, share
 from sidestep.bench.studies.blocks import mean_and_error
+from sidestep.measure.environment import environment_words
 from sidestep.presets.catalogue import PaperCell, Preset
 from sidestep.rules import RULES
 from sidestep.rules.shared.variant import variant_of
@@ -131,10 +132,7 @@ def _numbers(done: Sequence[Mapping[str, Any]], read: Sequence[Sequence[float]])
 def _place(cell: Mapping[str, Any]) -> str:
     """Return on what a run was computed, and where it was first read and with which versions, as far as it is known."""
     words, found = [f"{cell['device']}, {cell['precision']}"], cell.get("environment")
-    if found:
-        words += [counted(found["threads"], "thread"), found["processor"]]
-        words.append(f"sidestep {found['sidestep']}, torch {found['torch']}")
-    return "; ".join(words)
+    return "; ".join([*words, environment_words(found)] if found else words)
 
 
 def accuracy_record(

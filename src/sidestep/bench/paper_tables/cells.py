@@ -14,7 +14,7 @@ from sidestep.bench.paper_tables.rows import recipe_of
 from sidestep.bench.studies.blocks import Watch, trained_run
 from sidestep.data import DataSet, Split
 from sidestep.errors import BusyError, CheckpointError, SidestepError
-from sidestep.measure.processor import processor_name
+from sidestep.measure.environment import environment_of
 from sidestep.noise import Noise
 from sidestep.presets.catalogue import Preset
 from sidestep.rules import RULES
@@ -22,7 +22,6 @@ from sidestep.training import Compute, Options, Run
 from sidestep.training.evaluate import accuracies
 from sidestep.training.evaluation_progress import EvaluationProgress, checksum
 from sidestep.training.stopping import stop_on_signals
-from sidestep.version import __version__
 
 __all__ = ["Plan", "cell_record", "continues", "fill_cell", "run_in_folder"]
 
@@ -117,7 +116,8 @@ def _read_often(run: Run, preset: Preset, test: Split, count: int) -> None:
     first = run.result["readings"][preset.reading]
     kept = record.get("accuracies", {}).get(preset.reading, [first])
     if record.get("steps") != steps or record.get("images") != len(test) or kept[0] != first:  # of an earlier net
-        record = {"steps": steps, "images": len(test), "accuracies": {}, "environment": _environment(run)}
+        record = {"steps": steps, "images": len(test), "accuracies": {}}
+        record["environment"] = environment_of(run.compute.device)
     record["recipe"] = recipe_of(preset)  # the run was taken up with it
     shares = record["accuracies"].setdefault(preset.reading, [first])
     while len(shares) < count:
@@ -135,15 +135,6 @@ def _another(run: Run, reading: str, test: Split, number: int) -> float:
         tally = EvaluationProgress((run.folder or Path()) / _UNDER_WAY, key, _SECONDS, stop)
         count, noise = tally.of("test", test, [reading]), Noise(run.seed + (number << _APART))
         return accuracies(run.rule, run.net, test, run.task, run.compute, noise, [reading], count)[reading]
-
-
-def _environment(run: Run) -> dict[str, Any]:
-    return {
-        "sidestep": __version__,
-        "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
-        "processor": processor_name(run.compute.device),
-    }
 
 
 def cell_record(preset: Preset, seed: int, plan: Plan) -> dict[str, Any] | None:

@@ -12,6 +12,7 @@ from sidestep.bench.suite.nets import hidden_of
 from sidestep.bench.suite.records import SuiteRecords
 from sidestep.bench.suite.suite import Suite, file_of
 from sidestep.bench.suite.table import RowRuns, cautions, fit_table, rows_of, suite_table, verdict
+from sidestep.measure.environment import environment_words
 from sidestep.presets.matched import BASELINE, COMMON, NETS, TRAIN
 from sidestep.presets.matched_budgets import ANCHORS, SuiteBudget, suite_budget
 from sidestep.wording import counted
@@ -116,7 +117,7 @@ def computed_by(rows: Sequence[RowRuns], records: SuiteRecords) -> str:
     """Return a paragraph on where rows were computed, and which of them on which processor, where they are several."""
     used = {run["environment"] for row in rows for run in (*row.trials, *row.runs)}
     places = [records.environments[index] for index in sorted(used)]
-    by = "Computed by " + "; ".join(dict.fromkeys(map(_place, places))) + "."
+    by = "Computed by " + "; ".join(dict.fromkeys(map(environment_words, places))) + "."
     return _wrapped(" ".join([by, *_processors(rows, records)]))
 
 
@@ -159,11 +160,3 @@ def _published(data: str) -> Iterator[str]:
         yield Table(
             f"Published on {data}, with other nets and lengths.", ["what", "test %", "source"], lines
         ).markdown()
-
-
-def _place(environment: Mapping[str, Any]) -> str:
-    commit = f" ({environment['commit']})" if environment.get("commit") else ""
-    return (
-        f"sidestep {environment['sidestep']}{commit}, torch {environment['torch']}, {environment['processor']}, "
-        f"{counted(environment['threads'], 'thread')}"
-    )
