@@ -22,6 +22,7 @@ from sidestep.bench.paper_tables.memory import memory_record, memory_tables, mem
 from sidestep.bench.paper_tables.reproduce import Plan
 from sidestep.bench.paper_tables.rows import budget_data, command_for, recipe_of, table_presets, wanted_presets
 from sidestep.cli import main
+from sidestep.cli import reproduce as reproduce_cli
 from sidestep.cli.preset_times import times
 from sidestep.cli.reproduce_plan import plan_record, plan_table
 from sidestep.errors import InputError
@@ -650,6 +651,19 @@ class TestMerge:
         assert (status, "--merge: nowhere.json cannot be read: No such file" in error) == (2, True), error
 
 
+@pytest.mark.parametrize("budget", ["tiny", "full"])
+def test_the_terminal_says_what_the_numbers_mean(capsys, monkeypatch, budget):
+    fill(capsys, "--rows", "forward-one-hot", "--seeds", "1")
+    monkeypatch.setattr(
+        reproduce_cli, "reproduce", lambda *_, **__: json.loads(Path("out/noprop-table1-tiny.json").read_text())
+    )
+    status, out, error = run(capsys, "noprop-table1", "--data", "digits", "--budget", budget, "--out", "out")
+    said = " ".join(out.split())
+    assert (status, "*" in out, "written: out/noprop-table1-" in said) == (0, False, True), error
+    assert ("Only a check that everything runs: trained on the first 1,280 images" in said) == (budget == "tiny")
+    assert ("Epochs and settings are the paper's." in said) == (budget == "full")
+
+
 class TestPlan:
     def test_it_says_what_is_done_and_to_go_and_writes_nothing(self, capsys):
         status, out, error = run(
@@ -683,6 +697,35 @@ class TestPlan:
         assert table.rows[1][4] == "0 of 3, 1 failed"
         assert [line[0] for line in table.rows] == ["forward-one-hot", "sampled-one-hot", "all timed"]
         assert [row["minutes"] for row in plan_record([FORWARD], Plan(Path("out"), "tiny", 3), timed, 0.04)] == [None]
+
+    def test_of_a_run_that_is_under_way_the_rest_is_to_go(self, capsys):
+        record = fill(capsys, "--rows", "forward-one-hot")[1]
+        steps = row_of(record, FORWARD)["cells"][1]["steps"]
+        Path("out/tiny/small-forward-1/result.json").unlink()  # as if it had been stopped
+        Path("out/tiny").rename("out/cpu")
+        timed = {FORWARD.name: {"cpu": {"steps": 4 * steps, "seconds": 60 / steps, "matrix": 1.0}}}  # 4 minutes a run
+        (row,) = plan_record([FORWARD], Plan(Path("out"), "cpu", 3), timed, here=1.0)
+        assert (row["done"], row["under_way"], row["minutes_to_go"]) == (1, 1, pytest.approx(3 + 4))
+        assert plan_table("", [row]).rows[0][4] == "1 of 3, 1 under way"
+        (row,) = plan_record([FORWARD], Plan(Path("out"), "cpu", 3), {}, here=1.0)  # not timed
+        assert (row["under_way"], row["minutes_to_go"]) == (1, None)
+        Path("out/cpu/small-forward-1/state.safetensors").write_bytes(b"damaged")
+        (row,) = plan_record([FORWARD], Plan(Path("out"), "cpu", 3), timed, here=1.0)
+        assert (row["under_way"], row["minutes_to_go"]) == (0, pytest.approx(8))
+
+    def test_it_says_that_the_command_would_be_refused(self, capsys):
+        words = ["noprop-table1", "--data", "digits", "--budget", "tiny", "--seeds", "1", "--report", "pages", "--plan"]
+        fill(capsys, "--rows", "forward-one-hot", "--report", "pages")
+        _, out, _ = run(capsys, *words, "--out", "out", "--seeds", "2")
+        assert "refused" not in out
+        status, out, _ = run(capsys, *words, "--out", "elsewhere")
+        said = " ".join(out.split())
+        assert (status, Path("elsewhere").exists()) == (0, False)
+        assert (
+            "Without --plan this is refused: pages/noprop-table1-tiny.json holds 2 runs that elsewhere does not" in said
+        )
+        record = json.loads(run(capsys, *words, "--out", "elsewhere", "--json")[1].splitlines()[-1])
+        assert record["refusal"].startswith("pages/noprop-table1-tiny.json holds 2 runs")
 
     def test_what_is_done_has_no_time_to_go(self):
         row = {**plan_record([FORWARD], Plan(Path("out"), "cpu", 3), {}, 1.0)[0], "minutes": 10.0, "minutes_to_go": 0.0}

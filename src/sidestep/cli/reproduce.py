@@ -8,10 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from sidestep.bench.paper_tables.accuracy import accuracy_tables
+from sidestep.bench.paper_tables.accuracy import BUDGET_WORDS, accuracy_tables
 from sidestep.bench.paper_tables.elsewhere import runs_elsewhere
 from sidestep.bench.paper_tables.memory import memory_record, memory_tables, memory_text, with_earlier
-from sidestep.bench.paper_tables.reproduce import Plan, check_plan, folder_for_tables, reproduce, write_page
+from sidestep.bench.paper_tables.reproduce import (
+    Plan,
+    check_plan,
+    folder_for_tables,
+    page_record,
+    reproduce,
+    write_page,
+)  # fmt: skip
 from sidestep.bench.paper_tables.rows import table_presets, wanted_presets
 from sidestep.bench.report import Table
 from sidestep.cli.bar import TrainingBar
@@ -99,7 +106,8 @@ def _accuracy(arguments: Sequence[str], command: str) -> None:
     folder = given.report or given.out
     plan = _plan(given)
     if given.plan:
-        _show_plan(wanted_presets(_ACCURACY, all_words(wanted.data), all_words(wanted.rows)), plan, given.json)
+        presets = wanted_presets(_ACCURACY, all_words(wanted.data), all_words(wanted.rows))
+        _show_plan(presets, plan, _refusal(presets, plan, folder, command), given.json)
         return
     record = reproduce(
         _ACCURACY,
@@ -112,7 +120,8 @@ def _accuracy(arguments: Sequence[str], command: str) -> None:
         data_dir=wanted.data_dir or default_data_dir(),
         progress=error_console.is_terminal,
     )
-    _print(record, accuracy_tables(record), folder / f"{_ACCURACY}-{given.budget}.md", given.json)
+    page = folder / f"{_ACCURACY}-{given.budget}.md"
+    _print(record, accuracy_tables(record), page, given.json, BUDGET_WORDS[given.budget].replace("**", ""))
     failed = sum(len(row["failed"]) for row in record["rows"])
     if failed:
         fail(f"{counted(failed, 'run')} failed (see the table); the same command tries again", 1)
@@ -129,15 +138,24 @@ def _plan(given: Any) -> Plan:
 
 _ESTIMATE = (
     "training alone, on one core of this machine in float32, by its matrix product and steps that were timed on "
-    "{machine}; evaluation comes on top, and a run that is under way counts as not begun"
+    "{machine}; evaluation comes on top, and what the last checkpoint of a run under way has is not to go"
 )
 
 
-def _show_plan(presets: Sequence[Preset], plan: Plan, as_json: bool) -> None:
+def _refusal(presets: Sequence[Preset], plan: Plan, folder: Path, command: str) -> str | None:
+    """Return why the page cannot be written, if the command were run without --plan."""
+    try:
+        page_record(_ACCURACY, presets, plan, folder, command)
+    except InputError as error:
+        return str(error)
+    return None
+
+
+def _show_plan(presets: Sequence[Preset], plan: Plan, refusal: str | None, as_json: bool) -> None:
     """Print what the command would train."""
     rows, estimate = plan_record(presets, plan, times(), matrix_seconds()), _ESTIMATE.format(machine=machine())
     if as_json:
-        show_json({"table": _ACCURACY, "budget": plan.budget, "minutes": estimate, "rows": rows})
+        show_json({"table": _ACCURACY, "budget": plan.budget, "minutes": estimate, "refusal": refusal, "rows": rows})
         return
     table = plan_table(f"{_ACCURACY}, budget {plan.budget}: the plan alone", rows)
     show_table(table.title, table.columns, table.rows)
@@ -148,6 +166,8 @@ def _show_plan(presets: Sequence[Preset], plan: Plan, as_json: bool) -> None:
         show("", f"a run, to go: {estimate}. {faster if less else 'A GPU takes far less.'}")
     else:
         show("", f"a run, to go: not timed for the budget {plan.budget}, which trains on a few images")
+    if refusal:
+        show("", f"Without --plan this is refused: {refusal}")
 
 
 _MEMORY_ABOUT = """\
@@ -209,11 +229,11 @@ def _watch(line: str) -> Iterator[Progress]:
         yield bar
 
 
-def _print(record: Mapping[str, Any], tables: list[Table], path: Path, as_json: bool) -> None:
+def _print(record: Mapping[str, Any], tables: list[Table], path: Path, as_json: bool, *notes: str) -> None:
     if as_json:
         show_json(record)
         return
     for table in tables:
         show_table(table.title, table.columns, table.rows)
         show("")
-    show(f"written: {path} and {path.with_suffix('.json').name}")
+    show(*notes, f"written: {path} and {path.with_suffix('.json').name}")

@@ -16,9 +16,17 @@ from sidestep.rules.shared.variant import variant_of
 from sidestep.version import __version__
 from sidestep.wording import counted, spelled
 
-__all__ = ["accuracy_record", "accuracy_row", "accuracy_tables", "accuracy_text", "changed_words", "verdict"]
+__all__ = [
+    "BUDGET_WORDS",
+    "accuracy_record",
+    "accuracy_row",
+    "accuracy_tables",
+    "accuracy_text",
+    "changed_words",
+    "verdict",
+]
 
-_BUDGETS = {
+BUDGET_WORDS = {
     "full": "Epochs and settings are the paper's.",
     "cpu": "**Fewer epochs than the paper's** (columns `epochs` and `changed`), so that a row takes hours on a CPU and "
     "not days: a number below the paper's means nothing yet, so there is no verdict.",
@@ -180,7 +188,7 @@ def accuracy_text(record: Mapping[str, Any]) -> str:
     parts = [
         f"# {record['table']}, budget {record['budget']}",
         "\n".join(f"    {spelled(line)}" for line in record["command"].splitlines()),
-        _BUDGETS[record["budget"]],
+        BUDGET_WORDS[record["budget"]],
         f"{counts}; {next(iter(places), 'nothing yet') if len(places) < 2 else 'in several places, see below'}."
         + (not_asked if left_out else ""),
         "Trained on, and first read by:\n\n"
@@ -211,12 +219,12 @@ def _places(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
 
 
 def _variants(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return a line about each variant of the paper's methods among the rows."""
+    """Return a line about each variant of the paper's methods among the rows; how long they train is another matter."""
     found: dict[str, list[str]] = {}
     for row in rows:
         if row.get("variant"):
             found.setdefault(row["variant"], []).append(row["row"])
-    return [f"{', '.join(dict.fromkeys(names))}: {variant}." for variant, names in found.items()]
+    return [f"{', '.join(dict.fromkeys(names))}, by their options: {variant}." for variant, names in found.items()]
 
 
 def accuracy_tables(record: Mapping[str, Any]) -> list[Table]:

@@ -13,10 +13,11 @@ from sidestep.bench.paper_tables.rows import BUDGETS, budget_data, table_presets
 from sidestep.bench.report import Table
 from sidestep.bench.studies.blocks import Watch
 from sidestep.errors import InputError
+from sidestep.presets.catalogue import Preset
 from sidestep.training import Compute, Options
 from sidestep.training.lock import only_writer
 
-__all__ = ["Plan", "check_plan", "folder_for_tables", "reproduce", "write_page"]
+__all__ = ["Plan", "check_plan", "folder_for_tables", "page_record", "reproduce", "write_page"]
 
 
 def reproduce(  # long: which table and rows, and where everything lies
@@ -53,12 +54,9 @@ def reproduce(  # long: which table and rows, and where everything lies
     Options(device=plan.device, precision=plan.precision, checkpoint_seconds=plan.checkpoint_seconds)
     Compute.find(plan.device, plan.precision)
     wanted = wanted_presets(table, data, rows)
-    every = table_presets(table)
     folder_for_tables(report)
     with only_writer(report):  # of the page; each run has a lock of its own
-        record = accuracy_record(table, every, wanted, plan, command)
-        here = [preset.for_budget(plan.budget) for preset in every]
-        check_nothing_lost(report / f"{table}-{plan.budget}.json", record, here, plan)
+        record = page_record(table, wanted, plan, report, command)
         folder_for_tables(plan.out)
         # all sets first: one that is missing shows now, and not after days
         sets = {preset.data: budget_data(preset, plan.budget, data_dir, progress) for preset in wanted}
@@ -70,7 +68,27 @@ def reproduce(  # long: which table and rows, and where everything lies
             source |= {key: value for key, value in optional.items() if value is not None}
             for seed in range(plan.seeds):
                 fill_cell(preset, seed, sets[preset.data], source, plan, watch)
-                record = _write(report, accuracy_record(table, every, wanted, plan, command))
+                record = _write(report, accuracy_record(table, table_presets(table), wanted, plan, command))
+    return record
+
+
+def page_record(table: str, wanted: Sequence[Preset], plan: Plan, report: Path, command: str) -> dict[str, Any]:
+    """Return the record of a table's page as it would be written now, before anything else is trained.
+
+    Args:
+        table: its name.
+        wanted: the rows that are asked for, with their own values.
+        plan: budget, seeds and so on, and the folder of the runs.
+        report: folder of the page.
+        command: what was typed.
+
+    Raises:
+        InputError: if the page that is there holds runs that would no longer be on it.
+    """
+    every = table_presets(table)
+    record = accuracy_record(table, every, wanted, plan, command)
+    here = [preset.for_budget(plan.budget) for preset in every]
+    check_nothing_lost(report / f"{table}-{plan.budget}.json", record, here, plan)
     return record
 
 
