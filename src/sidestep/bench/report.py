@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import textwrap
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,7 +19,9 @@ from sidestep.wording import counted, markdown, spelled
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["Table", "folder_for_study", "new_figure", "png_of", "rounded_error", "share", "write_study"]
+__all__ = ["Table", "folder_for_study", "new_figure", "png_of", "rounded_error", "share", "wrapped", "write_study"]
+
+_WIDTH = 118  # of the lines of a page
 
 
 class Table(NamedTuple):
@@ -33,6 +36,11 @@ class Table(NamedTuple):
         rows = [[markdown(word) for word in line] for line in (self.columns, *self.rows)]
         lines = [rows[0], ["---"] * len(self.columns), *rows[1:]]
         return f"{markdown(self.title)}\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def wrapped(text: str, indent: str = "") -> str:
+    """Return a paragraph of a page in lines, those after the first indented."""
+    return textwrap.fill(text, _WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
 
 
 def share(mean: float, error: float | None = None, signed: bool = False, images: int | None = None) -> str:

@@ -7,7 +7,7 @@ import torch
 
 from sidestep.bench.paper_tables.cells import Plan, cell_record
 from sidestep.bench.paper_tables.rows import FIRST_TEST, FIRST_TRAIN, command_for
-from sidestep.bench.report import Table, share
+from sidestep.bench.report import Table, share, wrapped
 from sidestep.bench.studies.blocks import mean_and_error
 from sidestep.measure.environment import environment_words
 from sidestep.presets.catalogue import PaperCell, Preset
@@ -181,26 +181,29 @@ def accuracy_record(
 def accuracy_text(record: Mapping[str, Any]) -> str:
     """Return what stands above the table: the command, where it ran, and how to read it."""
     left_out, places = record["rows_left_out"], _places(record["rows"])
-    most = "up to " if any(row["seeds"] < record["seeds"] for row in record["rows"]) else ""
+    most = "Up to " if any(row["seeds"] < record["seeds"] for row in record["rows"]) else ""
     counts = f"{most}{counted(record['seeds'], 'seed')}, {counted(record['inference_runs'], 'inference run')} each"
     not_asked = f" {counted(left_out, 'row')} of the table {'was' if left_out == 1 else 'were'} not asked for."
     merged = sum(cell.get("merged", False) for row in record["rows"] for cell in row["cells"])
     parts = [
         f"# {record['table']}, budget {record['budget']}",
         "\n".join(f"    {spelled(line)}" for line in record["command"].splitlines()),
-        BUDGET_WORDS[record["budget"]],
-        f"{counts}; {next(iter(places), 'nothing yet') if len(places) < 2 else 'in several places, see below'}."
-        + (not_asked if left_out else ""),
+        wrapped(BUDGET_WORDS[record["budget"]]),
+        wrapped(
+            f"{counts}; {next(iter(places), 'nothing yet') if len(places) < 2 else 'in several places, see below'}."
+            + (not_asked if left_out else "")
+        ),
         "Trained on, and first read by:\n\n"
-        + "\n".join(f"- {place}: {', '.join(runs)}" for place, runs in places.items())
+        + "\n".join(wrapped(f"- {place}: {', '.join(runs)}", "  ") for place, runs in places.items())
         if len(places) > 1
         else "",
-        f"{counted(merged, 'run')} of other folders {'was' if merged == 1 else 'were'} merged (`--merge`). Without "
-        "that, and with an `--out` and a `--report` of its own, the command above trains them all."
+        wrapped(
+            f"{counted(merged, 'run')} of other folders {'was' if merged == 1 else 'were'} merged (`--merge`). Without "
+            "that, and with an `--out` and a `--report` of its own, the command above trains them all."
+        )
         if merged
         else "",
-        *_variants(record["rows"]),
-        *_NOTES,
+        *map(wrapped, (*_variants(record["rows"]), *_NOTES)),
     ]
     return "\n\n".join(part for part in parts if part)
 

@@ -9,7 +9,7 @@ import torch
 
 from sidestep.bench.memory.step_cost import Work, in_fresh_process, started
 from sidestep.bench.paper_tables.rows import command_for
-from sidestep.bench.report import Table
+from sidestep.bench.report import Table, wrapped
 from sidestep.data import names
 from sidestep.errors import InputError
 from sidestep.measure import peak_allocation
@@ -124,7 +124,7 @@ def memory_text(record: Mapping[str, Any]) -> str:
         "\n".join(f"    {spelled(line)}" for line in record["command"].splitlines()),
         f"{record['device']}, {record['precision']}, {counted(record['threads'], 'thread')}; "
         f"sidestep {record['sidestep']}, torch {record['torch']}.",
-        _NOTE.format(steps=record["steps"], batch=", ".join(map(str, record["batch"]))),
+        wrapped(_NOTE.format(steps=record["steps"], batch=", ".join(map(str, record["batch"])))),
     ]
     return "\n\n".join(parts)
 

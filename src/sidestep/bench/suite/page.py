@@ -1,13 +1,12 @@
 """The page of a suite on a data set: how it was made, a table for each net, what is published, what does not fit."""
 
-import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from sidestep import checkpoint
 from sidestep.bench.paper_tables.reproduce import folder_for_tables
-from sidestep.bench.report import Table
+from sidestep.bench.report import Table, wrapped
 from sidestep.bench.suite.nets import hidden_of
 from sidestep.bench.suite.records import SuiteRecords
 from sidestep.bench.suite.suite import Suite, file_of
@@ -18,8 +17,6 @@ from sidestep.presets.matched_budgets import ANCHORS, SuiteBudget, suite_budget
 from sidestep.wording import counted
 
 __all__ = ["computed_by", "suite_page", "suite_tables", "write_pages"]
-
-_WIDTH = 118
 
 _NOTES = (
     "matched: what a row has alike with the others: epochs, images, augmentation, batch, decay of the learning rate, "
@@ -80,13 +77,13 @@ def suite_page(suite: Suite, data: str, records: Mapping[str, SuiteRecords], com
         records: of each net.
         command: by which it was made.
     """
-    parts = [f"# Matched runs on {data}", _wrapped(_how(suite)), f"    {command}"]
+    parts = [f"# Matched runs on {data}", wrapped(_how(suite)), f"    {command}"]
     rows = {net: list(rows_of(suite, data, net, kept)) for net, kept in records.items()}
     for net, found in rows.items():
         if any(row.runs for row in found):
             parts += _net(suite, data, net, found, records[net])
     parts += _published(data)
-    parts += ["\n".join(_wrapped(f"- {note}", "  ") for note in _NOTES)]
+    parts += ["\n".join(wrapped(f"- {note}", "  ") for note in _NOTES)]
     for net, found in rows.items():
         table = fit_table(f"Not in the table of {net}.", found)
         parts += [table.markdown()] if table.rows else []
@@ -107,8 +104,8 @@ def _net(suite: Suite, data: str, net: str, rows: list[RowRuns], records: SuiteR
     widths = "-".join(map(str, hidden_of(NETS[net], data)))
     yield f"## {net} on {data}"
     words = f"{NETS[net].words[0].upper()}{NETS[net].words[1:]}{f' ({widths})' if widths else ''}"
-    yield _wrapped(f"{words}. {_lengths(budget)}")
-    yield from map(_wrapped, _said(suite, rows))
+    yield wrapped(f"{words}. {_lengths(budget)}")
+    yield from map(wrapped, _said(suite, rows))
     yield suite_table("", rows).markdown().lstrip("\n")  # the heading is its title
     yield computed_by(rows, records)
 
@@ -118,7 +115,7 @@ def computed_by(rows: Sequence[RowRuns], records: SuiteRecords) -> str:
     used = {run["environment"] for row in rows for run in (*row.trials, *row.runs)}
     places = [records.environments[index] for index in sorted(used)]
     by = "Computed by " + "; ".join(dict.fromkeys(map(environment_words, places))) + "."
-    return _wrapped(" ".join([by, *_processors(rows, records)]))
+    return wrapped(" ".join([by, *_processors(rows, records)]))
 
 
 def _said(suite: Suite, rows: list[RowRuns]) -> list[str]:
@@ -137,10 +134,6 @@ def _processors(rows: Sequence[RowRuns], records: SuiteRecords) -> Iterator[str]
     if len(found) > 1:
         parts = "; ".join(f"on {processor} those of {', '.join(names)}" for processor, names in found.items())
         yield f"Processor seconds compare rows of one processor: {parts}."
-
-
-def _wrapped(text: str, indent: str = "") -> str:
-    return textwrap.fill(text, _WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
 
 
 def _lengths(budget: SuiteBudget) -> str:
