@@ -74,6 +74,14 @@ def test_a_table_goes_from_training_to_eval_and_is_resumed(tmp_path, capsys):
         scores = loaded.predict(rows)
     assert [loaded.task.class_names[k] for k in scores.argmax(1).tolist()][::2] == ["rose", "lily"]
 
+    for between in (",", ";"):  # with a decimal comma where cells are apart by semicolons
+        lines = ["note,colour,width,length", "a,red,0.1,5.0", "b,red,0.1,5.0", "c,red,0.1,five", "d,red,0.1,six"]
+        rows.write_text("\n".join(lines).replace(",", between).replace(".", "," if between == ";" else "."))
+        with pytest.raises(
+            InputError, match=r"'length' held numbers in training, but .* such as 'five' in row 3; leave"
+        ):
+            loaded.predict(rows)
+
     flowers(file, more="121,5.0,0.1,red,1,other,rose\n")
     assert "is not what" in refused(capsys, "eval", run)
     assert "was started otherwise" in refused(capsys, "train", *RULE, "--resume", "--out", run)

@@ -14,10 +14,27 @@ from numpy.typing import NDArray
 from sidestep.errors import CheckpointError, InputError
 from sidestep.wording import meant
 
-__all__ = ["Column", "Columns", "Table", "Unknown"]
+__all__ = ["Column", "Columns", "Table", "Unknown", "number_of"]
 
 Table = Mapping[str, NDArray[Any]]  # name -> numbers, float64 with NaN for gaps; or texts, object with None for gaps
 Unknown = Literal["error", "missing"]
+
+
+def number_of(text: str, decimal: bool = False) -> float | None:
+    """Return a text's number, None if it is none; `1_000`, which Python takes for one, is none."""
+    if "_" in text:
+        return None
+    try:
+        return float(text.replace(",", ".") if decimal else text)
+    except ValueError:
+        return None
+
+
+def _first_text(values: NDArray[Any]) -> tuple[int, str]:
+    """Return place and text of the first cell that is no number, or of the first at all where all are."""
+    there = [(place, str(value)) for place, value in enumerate(values) if value is not None]
+    odd = (cell for cell in there if number_of(cell[1]) is None and number_of(cell[1], decimal=True) is None)
+    return next(odd, there[0])
 
 
 @dataclass(frozen=True)
@@ -89,10 +106,10 @@ class Column:
 
     def _numbers(self, values: NDArray[Any]) -> NDArray[np.float64]:
         if values.dtype == object and any(value is not None for value in values):
-            text = next(value for value in values if value is not None)
+            row, text = _first_text(values)
             raise InputError(
-                f"column {self.name!r} held numbers in training, but holds texts now, such as {text!r}; give the same "
-                "columns"
+                f"column {self.name!r} held numbers in training, but holds texts now, such as {text!r} in row "
+                f"{row + 1:,}; leave a cell without a value empty, or give the same columns"
             )
         numbers = np.full(len(values), np.nan) if values.dtype == object else values
         if np.isinf(numbers).any():

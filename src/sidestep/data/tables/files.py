@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sidestep.data.tables.encoding import Table
+from sidestep.data.tables.encoding import Table, number_of
 from sidestep.data.tables.frames import table_of_frame
 from sidestep.errors import DataError, InputError
 
@@ -87,7 +87,7 @@ def _check_names(path: Path, names: list[str], rows: int) -> None:
     twice = next((name for name in names if name and names.count(name) > 1), None)
     if twice is not None:
         raise DataError(f"{path}: two columns are called {twice!r}; rename one of them")
-    if all(name in GAPS or _number(name) is not None for name in names):
+    if all(name in GAPS or number_of(name) is not None for name in names):
         raise DataError(
             f"{path}: the first line, {', '.join(names[:4])}, must hold the names of the columns; add such a line"
         )
@@ -99,7 +99,7 @@ def _typed(cells: tuple[str, ...], kind: str | None, decimal: bool) -> NDArray[A
     """Return numbers where all cells are numbers or gaps, texts otherwise."""
     texts = [cell.strip() for cell in cells]
     if kind != "category":
-        numbers = np.array([np.nan if text in GAPS else _number(text, decimal) for text in texts], dtype=object)
+        numbers = np.array([np.nan if text in GAPS else number_of(text, decimal) for text in texts], dtype=object)
         if not any(number is None for number in numbers):
             return numbers.astype(np.float64)
     found = np.empty(len(texts), dtype=object)
@@ -109,7 +109,7 @@ def _typed(cells: tuple[str, ...], kind: str | None, decimal: bool) -> NDArray[A
 
 def no_number(texts: list[str]) -> str | None:
     """Return the first text that is no number, of a column where nine in ten are numbers; None of other columns."""
-    others = [text for text in texts if _number(text) is None and _number(text, decimal=True) is None]
+    others = [text for text in texts if number_of(text) is None and number_of(text, decimal=True) is None]
     return others[0] if others and 10 * len(others) <= len(texts) else None
 
 
@@ -120,16 +120,6 @@ def are_dates(texts: list[str]) -> bool:
     (True, True, False)
     """
     return bool(texts) and all(map(_DATE.fullmatch, texts))
-
-
-def _number(text: str, decimal: bool = False) -> float | None:
-    """Return a text's number, None if it is none; `1_000`, which Python takes for one, is none."""
-    if "_" in text:
-        return None
-    try:
-        return float(text.replace(",", ".") if decimal else text)
-    except ValueError:
-        return None
 
 
 def _parquet(path: Path, known: Mapping[str, str]) -> tuple[Table, dict[str, str]]:
