@@ -252,10 +252,11 @@ def test_rules_without_scalars_are_refused(rule, why):
         Server(made(), rule)
 
 
-def test_a_step_size_of_one_client_is_refused():
-    server, clients = parties(rules.SPSA(pairs=4))
-    with pytest.raises(InputError, match="give it a learning_rate"):
-        answered(clients, server, "a")
+@pytest.mark.parametrize("rule", [rules.SPSA(pairs=4), rules.SPSA(pairs=4, learning_rate=1e-2, spread=True)])
+@pytest.mark.parametrize("side", [Server, Client])
+def test_a_step_size_of_one_client_is_refused_before_anything_is_sent(side, rule):
+    with pytest.raises(InputError, match="by the losses of each client alone: give it a learning_rate, and no spread"):
+        side(made(), rule)
 
 
 def test_running_statistics_are_refused():

@@ -13,7 +13,6 @@ from sidestep.errors import CheckpointError, InputError, NonFiniteError
 from sidestep.federated.messages import Answer, Invitation, within
 from sidestep.federated.party import Party, check_clip
 from sidestep.rules.protocol import Rule
-from sidestep.rules.shared.any_module import STEP_SIZE
 from sidestep.update import Seeded
 
 __all__ = ["Client"]
@@ -35,7 +34,7 @@ class Client:
         clip: the largest derivative along a direction, of either sign, that leaves this client.
 
     Raises:
-        InputError: for a rule or a model that cannot be trained so.
+        InputError: for a rule or a model that cannot be trained so; for a rule that finds its step size by the losses.
     """
 
     def __init__(
@@ -82,7 +81,7 @@ class Client:
             examples: how many this client has, for its weight in the sum.
 
         Raises:
-            InputError: as `follow`; for a model with running statistics, and a rule without a learning rate.
+            InputError: as `follow`; for a model with running statistics.
             NonFiniteError: if a loss or a derivative is not a finite number.
         """
         if isinstance(examples, bool) or not isinstance(examples, int) or not 1 <= examples <= _MOST_EXAMPLES:
@@ -166,10 +165,6 @@ class Client:
             raise InputError(
                 f"the model keeps running statistics of its data ({names}), which scalars do not carry: take layer or "
                 "group norm in place of batch norm"
-            )
-        if STEP_SIZE in update.losses:
-            raise InputError(
-                "the rule finds a step size by the losses of this client alone: give it a learning_rate, and no spread"
             )
         loss = float(list(update.losses.values())[-1])
         if not (math.isfinite(loss) and bool(update.coefs.isfinite().all())):

@@ -44,6 +44,11 @@ class Party:
                 "directions, which is what clients send: take one that trains any module without a backward pass "
                 "(`sidestep rules`)"
             )
+        if getattr(rule, "learning_rate", 0.0) is None or getattr(rule, "spread", False):
+            raise InputError(
+                f"{rule.name} would find a step size by the losses of each client alone: give it a learning_rate, and "
+                "no spread"
+            )
         check_trainable(model)
         self.model, self.rule, self.steps = model, rule, 0
         self.attached = Whole(model, rule, as_objective(objective), None)
