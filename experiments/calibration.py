@@ -188,7 +188,7 @@ def main() -> None:
         for name in given.only:
             if (name, seed) not in done:
                 lines.append(measured(name, seed, given.runs))
-                keep_row(given.out, lines[-1])
+                keep_row(given.out, lines[-1], "auto")
     print("\n".join(rows_of(lines)))
 
 

@@ -10,11 +10,15 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from sidestep.measure import environment_of
+from sidestep.training import Compute
 
 __all__ = ["Row", "keep_row", "kept_as", "kept_rows", "mean_and_deviation", "row_key"]
 
 Row = dict[str, Any]
 T = TypeVar("T")
+
+_SOURCES = (Path(__file__).parent,)
+environment_of(sources=_SOURCES)  # asks for the commit before anything runs
 
 
 def kept_rows(path: Path) -> list[Row]:
@@ -24,14 +28,15 @@ def kept_rows(path: Path) -> list[Row]:
 
 def kept_as(kind: type[T], path: Path) -> list[T]:
     """Return the rows of a file as objects of a dataclass; what it has no field for is left out."""
-    names = [each.name for each in fields(kind)]  # type: ignore[arg-type]
-    return [kind(**{name: row[name] for name in names}) for row in kept_rows(path)]
+    names = {each.name for each in fields(kind)}  # type: ignore[arg-type]
+    return [kind(**{name: row[name] for name in names & row.keys()}) for row in kept_rows(path)]
 
 
-def keep_row(path: Path, row: Row) -> None:
+def keep_row(path: Path, row: Row, device: str = "cpu") -> None:
     """Add a finished run to the file, with the command and the environment that it was made by, and print it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    kept = {**row, "command": _command(), "environment": environment_of()}
+    where = Compute.find(device, "float32").device
+    kept = {**row, "command": _command(), "environment": environment_of(where, _SOURCES)}
     with path.open("a") as file:
         file.write(json.dumps(kept) + "\n")
     print(json.dumps(row), flush=True)

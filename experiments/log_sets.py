@@ -109,7 +109,7 @@ def main() -> None:
         for seed in given.seeds:
             wanted = {"setting": setting, "way": way, "seed": seed}
             if row_key(wanted, NAMES) not in done:
-                keep_row(given.rows, one(wanted, given))
+                keep_row(given.rows, one(wanted, given), "auto")
     return None
 
 

@@ -154,7 +154,7 @@ def main() -> None:
         for optimizer in given.optimizers:
             row = {"optimizer": optimizer, "seed": seed, "epochs": given.epochs, "precision": given.precision}
             if row_key(row, KEY) not in {row_key(kept, KEY) for kept in kept_rows(given.rows)}:
-                keep_row(given.rows, run(row, given.data_dir, given.steps))
+                keep_row(given.rows, run(row, given.data_dir, given.steps), "auto")
 
 
 if __name__ == "__main__":

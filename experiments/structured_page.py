@@ -83,10 +83,16 @@ def _lines(rows: list[Row], task: str) -> list[str]:
 
 
 def difference(rows: list[Row], one: tuple[str, str], other: tuple[str, str], score: str) -> tuple[float, float]:
-    """Return the mean difference of two readings, (way, reading) each, seed by seed, and its standard error."""
-    return mean_and_error(
-        [a - b for a, b in zip(_values(rows, *one, score), _values(rows, *other, score), strict=True)]
-    )
+    """Return the mean difference of two readings, (way, reading) each, seed by seed, and its standard error.
+
+    Raises:
+        ValueError: for a single seed, which has none.
+    """
+    values = [a - b for a, b in zip(_values(rows, *one, score), _values(rows, *other, score), strict=True)]
+    centre, error = mean_and_error(values)
+    if error is None:
+        raise ValueError(f"a difference of one seed has no standard error: {one}, {other}")
+    return centre, error
 
 
 def _differences(rows: list[Row], task: str) -> list[str]:

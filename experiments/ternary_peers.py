@@ -166,7 +166,7 @@ def main() -> None:
         wanted = planned(kept_rows(given.rows), given)
         if wanted is None:
             return print("nothing is missing")
-        keep_row(given.rows, one(split, wanted))
+        keep_row(given.rows, one(split, wanted), "auto")
     return None
 
 

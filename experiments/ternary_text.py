@@ -224,7 +224,7 @@ def main() -> None:
         wanted = min(missing, key=lambda row: (row["kind"] == "run", row["seed"]), default=None)
         if wanted is None:
             return print("nothing is missing")
-        keep_row(given.rows, make(text, wanted))
+        keep_row(given.rows, make(text, wanted), "auto")
         if given.next or given.tried:
             return None
 

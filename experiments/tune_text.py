@@ -158,7 +158,7 @@ def main() -> None:
             break
         if given.only in (None, way) and given.set in name:
             row = run(given.work, name, way, seed)
-            keep_row(rows, row)
+            keep_row(rows, row, "auto")
 
 
 if __name__ == "__main__":

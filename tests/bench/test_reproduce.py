@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import os
-import re
 import signal
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -26,9 +25,11 @@ from sidestep.cli import reproduce as reproduce_cli
 from sidestep.cli.preset_times import times
 from sidestep.cli.reproduce_plan import plan_record, plan_table
 from sidestep.errors import InputError
+from sidestep.measure import processor_name
 from sidestep.presets.catalogue import PRESETS, Changes, PaperCell, Preset
 from sidestep.rules import RULES, NoPropDT
 from sidestep.training.loop import Loop
+from sidestep.version import __version__
 
 TINY = {"tiny": Changes({"epochs": 1}), "cpu": Changes({"epochs": 2})}
 FORWARD = Preset(
@@ -550,16 +551,23 @@ class TestMerge:
         def move(cell):
             assert cell["environment"]["torch"] == torch.__version__
             if cell["seed"]:
-                cell["environment"]["processor"] = "another processor"
+                cell["environment"] |= {"processor": "another processor", "commit": "a" * 12}
+            else:
+                cell["environment"]["commit"] = "b" * 12  # of another commit of the same place
+                assert cell["environment"]["processor"] == processor_name()
 
         self.change("there", move)
         status, _, error = fill(capsys, "--out", "here", "--merge", f"there/{self.PAGE}", "--inference-runs", "3")
         assert status == 0, error
         page = Path("here/noprop-table1-tiny.md").read_text().replace("\n  ", " ")  # entries as they were before lines
-        assert re.search(r"^- cpu, .*, another processor, .*: sampled-one-hot \(digits, seed 1\)$", page, re.MULTILINE)
-        assert re.search(
-            r"^- cpu, .*: forward-one-hot \(digits\), sampled-one-hot \(digits, seed 0\)$", page, re.MULTILINE
-        )
+        places = dict(line[2:].rsplit(": ", 1) for line in page.splitlines() if line.startswith("- cpu, "))
+        assert sorted(places.values()) == [
+            "forward-one-hot (digits), sampled-one-hot (digits, seed 0)", "sampled-one-hot (digits, seed 1)"
+        ]  # fmt: skip
+        (other,) = [place for place in places if "another processor" in place]
+        (here,) = places.keys() - {other}
+        assert f"sidestep {__version__} ({'a' * 12}), torch" in other
+        assert f"{'b' * 12})" in here
 
     @pytest.mark.usefixtures("two_folders")
     def test_a_row_of_a_folder_keeps_the_recipe_that_it_was_trained_by(self, capsys, monkeypatch):
@@ -617,6 +625,8 @@ class TestMerge:
             {"seconds": -1.0}, {"epochs": None}, {"peak_memory_bytes": "x"}, {"device": 1}, {"precision": None},
             {"test_images": "x"}, {"test_images": 0}, {"environment": {"threads": 1}}, {"environment": "x"},
             {"environment": {"sidestep": "1", "torch": "2", "threads": "x", "processor": "x"}}, {"failed": "no"},
+            *({"environment": {"sidestep": "1", "torch": "2", "threads": 1, "processor": "x", "commit": odd}}
+              for odd in ("<b>", 7, ["0123456"], "0123456++")),
             {"recipe": "x"},
         ],
     )  # fmt: skip
@@ -709,9 +719,44 @@ class TestPlan:
         assert plan_table("", [row]).rows[0][4] == "1 of 3, 1 under way"
         (row,) = plan_record([FORWARD], Plan(Path("out"), "cpu", 3), {}, here=1.0)  # not timed
         assert (row["under_way"], row["minutes_to_go"]) == (1, None)
-        Path("out/cpu/small-forward-1/state.safetensors").write_bytes(b"damaged")
+        state, (tensors, record) = (
+            Path("out/cpu/small-forward-1/state.safetensors"),
+            checkpoint.load(Path("out/cpu/small-forward-1/state.safetensors")),
+        )
+        for odd in ("7", None, [1], -3, True):
+            checkpoint.save(state, tensors, {**record, "step": odd})
+            (row,) = plan_record([FORWARD], Plan(Path("out"), "cpu", 3), timed, here=1.0)
+            assert (row["under_way"], row["minutes_to_go"]) == (0, pytest.approx(8)), odd
+        state.write_bytes(b"damaged")
         (row,) = plan_record([FORWARD], Plan(Path("out"), "cpu", 3), timed, here=1.0)
         assert (row["under_way"], row["minutes_to_go"]) == (0, pytest.approx(8))
+
+    @pytest.mark.parametrize("changes", [{"options": {**FORWARD.options, "learning_rate": 0.02}},
+                                         {"train": {**FORWARD.train, "batch": 64}}])  # fmt: skip
+    def test_a_run_that_the_row_cannot_go_on_from_is_not_under_way(self, capsys, changes):
+        fill(capsys, "--rows", "forward-one-hot", "--seeds", "1")
+        Path("out/tiny/small-forward-0/result.json").unlink()
+        plan = Plan(Path("out"), "tiny", 1)
+        assert [plan_record([each], plan, {}, 1.0)[0]["under_way"] for each in
+                (FORWARD, dataclasses.replace(FORWARD, **changes))] == [1, 0]  # fmt: skip
+        checkpoint.write_json(plan.failure_file(FORWARD, 0), {"failed": "RuntimeError: no"})
+        (row,) = plan_record([FORWARD], plan, {}, 1.0)
+        assert (row["under_way"], row["failed"]) == (0, 1)
+
+    @pytest.mark.parametrize(("words", "said"), [
+        (["--report", "run"], "run is the folder of a run"), (["--out", "run"], "run is the folder of a run"),
+        (["--report", "file/x"], "the folder file/x cannot be made: file is a file"),
+        (["--device", "cuda:99"], "cuda"),
+    ])  # fmt: skip
+    def test_what_the_command_would_refuse_is_said(self, capsys, words, said):
+        Path("run").mkdir()
+        Path("run/config.toml").touch()
+        Path("file").touch()
+        given = ["noprop-table1", "--data", "digits", "--budget", "tiny", "--seeds", "1", *words]
+        status, out, error = run(capsys, *given, "--plan")
+        shown = " ".join(out.split())
+        assert (status, said in shown.partition("Without --plan this is refused: ")[2]) == (0, True), (shown, error)
+        assert run(capsys, *given)[0] == 2  # and it is
 
     def test_it_says_that_the_command_would_be_refused(self, capsys):
         words = ["noprop-table1", "--data", "digits", "--budget", "tiny", "--seeds", "1", "--report", "pages", "--plan"]

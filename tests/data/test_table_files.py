@@ -74,11 +74,19 @@ def test_a_table_goes_from_training_to_eval_and_is_resumed(tmp_path, capsys):
         scores = loaded.predict(rows)
     assert [loaded.task.class_names[k] for k in scores.argmax(1).tolist()][::2] == ["rose", "lily"]
 
-    for between in (",", ";"):  # with a decimal comma where cells are apart by semicolons
-        lines = ["note,colour,width,length", "a,red,0.1,5.0", "b,red,0.1,5.0", "c,red,0.1,five", "d,red,0.1,six"]
-        rows.write_text("\n".join(lines).replace(",", between).replace(".", "," if between == ";" else "."))
+    for cells, between, named in (
+        (("5.0", "5.0", "five", "six"), ",", "five"),
+        (("5,0", "5,5", "five", "six"), ";", "five"),  # with a decimal comma
+        (("900", "950", '"1,234"', "900"), ",", "1,234"),  # which is none here
+        (("five", "six", "five", "six"), ",", "five"),
+    ):
+        lines = [
+            "note,colour,width,length".replace(",", between),
+            *(f"a{between}red{between}1{between}{x}" for x in cells),
+        ]
+        rows.write_text("\n".join(lines))
         with pytest.raises(
-            InputError, match=r"'length' held numbers in training, but .* such as 'five' in row 3; leave"
+            InputError, match=f"'length' held numbers in training, but holds texts now, such as '{named}'; "
         ):
             loaded.predict(rows)
 

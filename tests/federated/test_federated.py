@@ -259,6 +259,15 @@ def test_a_step_size_of_one_client_is_refused_before_anything_is_sent(side, rule
         side(made(), rule)
 
 
+def test_a_step_size_that_a_rule_does_not_announce_is_refused_when_it_comes():
+    class Quiet(rules.SPSA):
+        finds_step_size = False
+
+    server, clients = parties(Quiet(pairs=4))
+    with pytest.raises(InputError, match="by the losses of each client alone"):
+        answered(clients, server, "a")
+
+
 def test_running_statistics_are_refused():
     def make():
         return nn.Sequential(made(), nn.BatchNorm1d(3))

@@ -13,6 +13,7 @@ from sidestep.bench.paper_tables.elsewhere import runs_elsewhere
 from sidestep.bench.paper_tables.memory import memory_record, memory_tables, memory_text, with_earlier
 from sidestep.bench.paper_tables.reproduce import (
     Plan,
+    check_no_run,
     check_plan,
     folder_for_tables,
     page_record,
@@ -84,7 +85,8 @@ class AccuracyOptions:
     merge: Repeated = ()
     """Records of this table, TABLE-BUDGET.json, from other machines or folders: their finished runs count as done."""
     plan: bool = False
-    """Run nothing: show the rows, what of them is done, and about how long the rest trains here."""
+    """Run nothing: show the rows, what of them is done or under way, about how long the rest trains here, and whether
+    the command would be refused."""
     json: bool = False
     """Print the record as one JSON object on the last line of standard output."""
 
@@ -143,8 +145,11 @@ _ESTIMATE = (
 
 
 def _refusal(presets: Sequence[Preset], plan: Plan, folder: Path, command: str) -> str | None:
-    """Return why the page cannot be written, if the command were run without --plan."""
+    """Return why the command would be refused without --plan, by what can be told without writing anything."""
     try:
+        Compute.find(plan.device, plan.precision)
+        for each in (folder, plan.out):
+            check_no_run(each)
         page_record(_ACCURACY, presets, plan, folder, command)
     except InputError as error:
         return str(error)

@@ -7,8 +7,11 @@ from sidestep.bench.paper_tables.accuracy import changed_words
 from sidestep.bench.paper_tables.cells import Plan, cell_record
 from sidestep.bench.report import Table
 from sidestep.cli.preset_times import minutes_of, said_minutes
-from sidestep.errors import CheckpointError
+from sidestep.errors import SidestepError
 from sidestep.presets.catalogue import Preset
+from sidestep.rules import RULES
+from sidestep.rules.record import rule_record
+from sidestep.training.config import without_none
 from sidestep.training.folder import RunFolder
 
 __all__ = ["plan_record", "plan_table"]
@@ -35,7 +38,9 @@ def plan_record(
         # a merged one is not here to be read again
         done = [cell for cell in finished if "merged" in cell or len(cell["accuracies"]) >= plan.readings(preset)]
         timed = None if plan.budget == "tiny" else times.get(preset.name, {}).get(plan.budget)  # tiny is on few images
-        begun = [_share_done(preset, seed, plan, timed) for seed, cell in enumerate(cells) if cell not in finished]
+        steps = [_steps_done(preset, seed, plan) for seed, cell in enumerate(cells) if cell is None]
+        begun = sum(min(1.0, step / timed["steps"]) for step in steps) if timed else 0.0
+        minutes = None if timed is None else minutes_of(timed, here)
         found.append(
             {
                 "row": preset.row,
@@ -47,23 +52,27 @@ def plan_record(
                 "seeds": plan.seeds,
                 "done": len(done),
                 "to_be_read": len(finished) - len(done),
-                "under_way": sum(share > 0 for share in begun),
+                "under_way": sum(step > 0 for step in steps),
                 "failed": sum(cell is not None and "failed" in cell for cell in cells),
-                "minutes": None if timed is None else minutes_of(timed, here),
-                "minutes_to_go": None if timed is None else sum(1 - share for share in begun) * minutes_of(timed, here),
+                "minutes": minutes,
+                "minutes_to_go": None if minutes is None else (plan.seeds - len(finished) - begun) * minutes,
             }
         )
     return found
 
 
-def _share_done(preset: Preset, seed: int, plan: Plan, timed: Mapping[str, float] | None) -> float:
-    """Return which share of an unfinished run its last checkpoint has; of a budget that is not timed, 1 % if any."""
+def _steps_done(preset: Preset, seed: int, plan: Plan) -> int:
+    """Return how far the last checkpoint of an unfinished run has come, 0 where the row cannot go on from it."""
+    folder = RunFolder(plan.folder(preset, seed))
+    rule = without_none(rule_record(RULES[preset.rule](**preset.options)))
     try:
-        state = RunFolder(plan.folder(preset, seed)).open_state()
-    except CheckpointError:
-        return 0.0
-    step = state[1].get("step", 0) if state else 0
-    return min(1.0, step / timed["steps"]) if timed else 0.01 * (step > 0)
+        config = folder.config()
+        trained = {key: config["train"].get(key) for key in preset.train if key != "epochs"}
+        ours = config["rule"] == rule and trained == {key: preset.train[key] for key in trained}
+        step = state[1].get("step") if ours and (state := folder.open_state()) else 0
+    except (SidestepError, LookupError, TypeError, AttributeError):  # not there, damaged, or not ours
+        return 0
+    return max(0, step) if type(step) is int else 0
 
 
 def plan_table(title: str, rows: Sequence[Mapping[str, Any]]) -> Table:

@@ -11,8 +11,9 @@ from sidestep import checkpoint
 from sidestep.data.objective import Objective
 from sidestep.errors import CheckpointError, InputError, NonFiniteError
 from sidestep.federated.messages import Answer, Invitation, within
-from sidestep.federated.party import Party, check_clip
+from sidestep.federated.party import NO_STEP_SIZE, Party, check_clip
 from sidestep.rules.protocol import Rule
+from sidestep.rules.shared.any_module import STEP_SIZE
 from sidestep.update import Seeded
 
 __all__ = ["Client"]
@@ -166,6 +167,8 @@ class Client:
                 f"the model keeps running statistics of its data ({names}), which scalars do not carry: take layer or "
                 "group norm in place of batch norm"
             )
+        if STEP_SIZE in update.losses:  # of a rule that does not say so before
+            raise InputError(f"{party.rule.name} {NO_STEP_SIZE}")
         loss = float(list(update.losses.values())[-1])
         if not (math.isfinite(loss) and bool(update.coefs.isfinite().all())):
             raise NonFiniteError(

@@ -20,7 +20,9 @@ from sidestep.steplog.header import Header
 from sidestep.training.attached_rule import Whole, as_objective, take_update
 from sidestep.update import Seeded
 
-__all__ = ["FederatedRule", "Party", "check_clip"]
+__all__ = ["NO_STEP_SIZE", "FederatedRule", "Party", "check_clip"]
+
+NO_STEP_SIZE = "would find a step size by the losses of each client alone: give it a learning_rate, and no spread"
 
 
 @runtime_checkable
@@ -44,11 +46,8 @@ class Party:
                 "directions, which is what clients send: take one that trains any module without a backward pass "
                 "(`sidestep rules`)"
             )
-        if getattr(rule, "learning_rate", 0.0) is None or getattr(rule, "spread", False):
-            raise InputError(
-                f"{rule.name} would find a step size by the losses of each client alone: give it a learning_rate, and "
-                "no spread"
-            )
+        if getattr(rule, "finds_step_size", False):
+            raise InputError(f"{rule.name} {NO_STEP_SIZE}")
         check_trainable(model)
         self.model, self.rule, self.steps = model, rule, 0
         self.attached = Whole(model, rule, as_objective(objective), None)

@@ -7,7 +7,7 @@ from sidestep.later import later
 if TYPE_CHECKING:
     from sidestep.measure.alignment import WHOLE, Alignment, Comparison, effective_probes
     from sidestep.measure.allocations import PeakAllocation, peak_allocation
-    from sidestep.measure.environment import environment_of, environment_words
+    from sidestep.measure.environment import commit_of, environment_of, environment_words
     from sidestep.measure.exchange import update_bytes
     from sidestep.measure.memory import (
         Growth,
@@ -26,7 +26,7 @@ else:
         {
             "alignment": "WHOLE Alignment Comparison effective_probes",
             "allocations": "PeakAllocation peak_allocation",
-            "environment": "environment_of environment_words",
+            "environment": "commit_of environment_of environment_words",
             "exchange": "update_bytes",
             "memory": (
                 "Growth free_memory_bytes keep_freed_memory memory_growth peak_memory_bytes "
@@ -44,6 +44,7 @@ __all__ = [
     "Growth",
     "Operations",
     "PeakAllocation",
+    "commit_of",
     "count_operations",
     "effective_probes",
     "environment_of",

@@ -108,12 +108,17 @@ class SPSA(ForwardOnlyRule):
         return 1.0 if self.learning_rate is None else self.learning_rate
 
     @property
+    def finds_step_size(self) -> bool:
+        """Whether a step's size comes of its losses, and not of the learning rate alone."""
+        return self.spread or self.learning_rate is None
+
+    @property
     def divides(self) -> Mapping[Division, int]:
         """The pairs, or the batch; the batch alone where a step size is found along the sum of all pairs, or by them.
 
         Each part then finds one along its own estimate, and the step's is their mean.
         """
-        return {"batch": 0} if self.spread or self.learning_rate is None else {"probes": self.pairs, "batch": 0}
+        return {"batch": 0} if self.finds_step_size else {"probes": self.pairs, "batch": 0}
 
     @property
     def common_noise(self) -> bool:
@@ -150,7 +155,7 @@ class SPSA(ForwardOnlyRule):
         def losses() -> Tensor:
             return losses_under(self.objective, net(batch.inputs), batch.targets, batch.objective)
 
-        if self.sides == "one" or self.learning_rate is None or self.spread:
+        if self.sides == "one" or self.finds_step_size:
             plain = self.objective == "cross-entropy" and batch.objective is CLASSES
             return self._along(net, losses, noise, batch.share, f"net: {self.objective}", plain)
         probes = self.probes(net, noise)

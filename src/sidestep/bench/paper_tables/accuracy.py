@@ -137,10 +137,15 @@ def _numbers(done: Sequence[Mapping[str, Any]], read: Sequence[Sequence[float]])
     }
 
 
-def _place(cell: Mapping[str, Any]) -> str:
-    """Return on what a run was computed, and where it was first read and with which versions, as far as it is known."""
+def _place(cell: Mapping[str, Any], commits: Sequence[str] = ()) -> str:
+    """Return on what a run was computed, and where it was first read and with which versions, as far as it is known.
+
+    Args:
+        cell: the run.
+        commits: of the sources of all runs there.
+    """
     words, found = [f"{cell['device']}, {cell['precision']}"], cell.get("environment")
-    return "; ".join([*words, environment_words(found)] if found else words)
+    return "; ".join([*words, environment_words(found, commits)] if found else words)
 
 
 def accuracy_record(
@@ -211,14 +216,23 @@ def accuracy_text(record: Mapping[str, Any]) -> str:
 def _places(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
     """Return where runs were computed, and which: rows, and of a row with several places the seeds."""
     found: dict[str, list[str]] = {}
+    cells: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
         seeds: dict[str, list[int]] = {}
         for cell in row["cells"]:
-            seeds.setdefault(_place(cell), []).append(cell["seed"])
+            place = _place(cell)
+            seeds.setdefault(place, []).append(cell["seed"])
+            cells.setdefault(place, []).append(cell)
         for place, of_row in seeds.items():
             which = f", seed{'s' * (len(of_row) > 1)} {' '.join(map(str, of_row))}" if len(seeds) > 1 else ""
             found.setdefault(place, []).append(f"{row['row']} ({row['data']}{which})")
-    return found
+    return {_place(cells[place][0], _commits(cells[place])): which for place, which in found.items()}
+
+
+def _commits(cells: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the commits of runs that were computed in one place, each once."""
+    environments = [cell.get("environment") or {} for cell in cells]
+    return list(dict.fromkeys(each["commit"] for each in environments if each.get("commit")))
 
 
 def _variants(rows: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -227,7 +241,7 @@ def _variants(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     for row in rows:
         if row.get("variant"):
             found.setdefault(row["variant"], []).append(row["row"])
-    return [f"{', '.join(dict.fromkeys(names))}, by their options: {variant}." for variant, names in found.items()]
+    return [f"By the options of {', '.join(dict.fromkeys(names))}: {variant}." for variant, names in found.items()]
 
 
 def accuracy_tables(record: Mapping[str, Any]) -> list[Table]:

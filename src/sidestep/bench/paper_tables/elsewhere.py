@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -57,7 +58,7 @@ def check_nothing_lost(page: Path, record: Mapping[str, Any], presets: Sequence[
         before = json.loads(page.read_text(encoding="utf-8"))
         ours = (before["table"], before["budget"]) == (record["table"], record["budget"])
         lost = [run for row in before["rows"] for run in _lost(row, record["rows"], by_name, plan)] if ours else None
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         lost = None
@@ -138,9 +139,14 @@ def _is_run(cell: object) -> TypeGuard[dict[str, Any]]:
         all(isinstance(share, float) and 0 <= share <= 1 for share in shares)
         and all(math.isfinite(cell[name]) and cell[name] >= 0 for name in ("seconds", "epochs", "peak_memory_bytes"))
         and (cell.get("recipe") is None or isinstance(cell["recipe"], dict))
-        and (environment is None or _has(environment, _ENVIRONMENT))
+        and (environment is None or (_has(environment, _ENVIRONMENT) and _is_commit(environment.get("commit"))))
         and (images is None or (type(images) is int and images > 0))
     )
+
+
+def _is_commit(found: object) -> bool:
+    """Whether this is a commit as `environment_of` has it, or none."""
+    return found is None or (isinstance(found, str) and re.fullmatch(r"[0-9a-f]{7,40}\+?", found) is not None)
 
 
 def _has(found: object, kinds: Mapping[str, Any]) -> TypeGuard[dict[str, Any]]:

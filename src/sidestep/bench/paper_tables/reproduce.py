@@ -13,11 +13,12 @@ from sidestep.bench.paper_tables.rows import BUDGETS, budget_data, table_presets
 from sidestep.bench.report import Table
 from sidestep.bench.studies.blocks import Watch
 from sidestep.errors import InputError
+from sidestep.measure.environment import environment_of
 from sidestep.presets.catalogue import Preset
 from sidestep.training import Compute, Options
 from sidestep.training.lock import only_writer
 
-__all__ = ["Plan", "check_plan", "folder_for_tables", "page_record", "reproduce", "write_page"]
+__all__ = ["Plan", "check_no_run", "check_plan", "folder_for_tables", "page_record", "reproduce", "write_page"]
 
 
 def reproduce(  # long: which table and rows, and where everything lies
@@ -52,7 +53,7 @@ def reproduce(  # long: which table and rows, and where everything lies
     """
     check_plan(plan)
     Options(device=plan.device, precision=plan.precision, checkpoint_seconds=plan.checkpoint_seconds)
-    Compute.find(plan.device, plan.precision)
+    environment_of(Compute.find(plan.device, plan.precision).device)  # asks for the commit before anything runs
     wanted = wanted_presets(table, data, rows)
     folder_for_tables(report)
     with only_writer(report):  # of the page; each run has a lock of its own
@@ -109,12 +110,20 @@ def folder_for_tables(folder: Path) -> None:
     Raises:
         InputError: if it cannot be made, or is the folder of a run.
     """
-    if (folder / "config.toml").exists():
-        raise InputError(f"{folder} is the folder of a run; the tables need a folder of their own: choose another")
+    check_no_run(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"the folder {folder} cannot be made: {error.strerror}; choose another") from error
+
+
+def check_no_run(folder: Path) -> None:
+    """Raise InputError for the folder of a run, or where a file stands in the way of a folder."""
+    if (folder / "config.toml").exists():
+        raise InputError(f"{folder} is the folder of a run; the tables need a folder of their own: choose another")
+    there = next((each for each in (folder, *folder.parents) if each.exists()), folder)
+    if there.exists() and not there.is_dir():
+        raise InputError(f"the folder {folder} cannot be made: {there} is a file; choose another")
 
 
 def _write(report: Path, record: dict[str, Any]) -> dict[str, Any]:

@@ -30,11 +30,11 @@ def number_of(text: str, decimal: bool = False) -> float | None:
         return None
 
 
-def _first_text(values: NDArray[Any]) -> tuple[int, str]:
-    """Return place and text of the first cell that is no number, or of the first at all where all are."""
-    there = [(place, str(value)) for place, value in enumerate(values) if value is not None]
-    odd = (cell for cell in there if number_of(cell[1]) is None and number_of(cell[1], decimal=True) is None)
-    return next(odd, there[0])
+def _first_text(values: NDArray[Any]) -> str:
+    """Return the first cell that is no number, as decimal points or commas leave fewer such; the first if none is."""
+    there = [str(value) for value in values if value is not None]
+    odd = [[text for text in there if number_of(text, decimal) is None] for decimal in (False, True)]
+    return next(iter(min(filter(None, odd), key=len, default=there)))
 
 
 @dataclass(frozen=True)
@@ -106,10 +106,9 @@ class Column:
 
     def _numbers(self, values: NDArray[Any]) -> NDArray[np.float64]:
         if values.dtype == object and any(value is not None for value in values):
-            row, text = _first_text(values)
             raise InputError(
-                f"column {self.name!r} held numbers in training, but holds texts now, such as {text!r} in row "
-                f"{row + 1:,}; leave a cell without a value empty, or give the same columns"
+                f"column {self.name!r} held numbers in training, but holds texts now, such as "
+                f"{_first_text(values)!r}; leave a cell without a value empty, or give the same columns"
             )
         numbers = np.full(len(values), np.nan) if values.dtype == object else values
         if np.isinf(numbers).any():
