@@ -34,7 +34,8 @@ def _first_text(values: NDArray[Any]) -> str:
     """Return the first cell that is no number, as decimal points or commas leave fewer such; the first if none is."""
     there = [str(value) for value in values if value is not None]
     odd = [[text for text in there if number_of(text, decimal) is None] for decimal in (False, True)]
-    return next(iter(min(filter(None, odd), key=len, default=there)))
+    fewest = min([texts for texts in odd if texts] or [there], key=len)
+    return fewest[0]
 
 
 @dataclass(frozen=True)
