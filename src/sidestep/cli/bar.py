@@ -6,9 +6,9 @@ from contextlib import AbstractContextManager
 from datetime import timedelta
 from types import TracebackType
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TimeRemainingColumn
 
-from sidestep.cli.output import PlainColumn, error_console, notice
+from sidestep.cli.output import PlainColumn, bar_of, error_console, notice
 
 __all__ = ["TrainingBar"]
 
@@ -24,10 +24,9 @@ class TrainingBar(AbstractContextManager["TrainingBar"]):
 
     def __init__(self, what: str = "") -> None:
         self._what = f"{what}: " if what else ""
-        self._bar = Progress(
+        self._bar = bar_of(
             PlainColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), PlainColumn("{task.fields[rate]}"),
             TimeRemainingColumn(), PlainColumn("{task.fields[news]}"),
-            console=error_console, disable=not error_console.is_terminal,
         )  # fmt: skip
         self._task = self._bar.add_task("training", total=None, rate="", news="", start=False)
         self._steps_per_epoch, self._total, self._first = 1, 0, 0

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TimeElapsedColumn
 
 from sidestep.bench.comparison.entries import NOT_OF_ONE, find_baseline, read_entries, with_learning_rate
 from sidestep.bench.comparison.numbers import Baseline, baseline_of, score
@@ -24,8 +24,8 @@ from sidestep.cli.bench_link import LinkRun, read_link
 from sidestep.cli.options import DataOptions, Repeated, all_words
 from sidestep.cli.output import (
     PlainColumn,
+    bar_of,
     default_data_dir,
-    error_console,
     fail,
     show,
     show_json,
@@ -218,9 +218,9 @@ class _RaceBar(AbstractContextManager["_RaceBar"]):
     """Draws two bars on standard error, all runs and the one under way; prints nothing where that is no terminal."""
 
     def __init__(self) -> None:
-        self._bar = Progress(
+        self._bar = bar_of(
             PlainColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-            PlainColumn("{task.fields[news]}"), console=error_console, disable=not error_console.is_terminal,
+            PlainColumn("{task.fields[news]}"),
         )  # fmt: skip
         self._runs = self._bar.add_task("runs", total=None, news="")
         self._run = self._bar.add_task("", total=100, news="")

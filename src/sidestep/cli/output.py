@@ -12,11 +12,11 @@ import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, cast
+from typing import Any, NoReturn, TextIO, cast
 
 from rich.cells import cell_len
 from rich.console import Console
-from rich.progress import Task, TextColumn
+from rich.progress import Progress, ProgressColumn, Task, TextColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -26,6 +26,7 @@ from sidestep.wording import sentence, spelled
 
 __all__ = [
     "PlainColumn",
+    "bar_of",
     "check_new",
     "complain",
     "data_notices_shown",
@@ -43,24 +44,29 @@ __all__ = [
 class _StandardError(io.TextIOBase):
     """Standard error as it is when something is printed; that nobody reads it stops nothing, least of all training."""
 
+    @property
+    def _stream(self) -> TextIO:
+        """Where it ends: while a bar is shown, rich has put itself before it, and would write here again."""
+        return getattr(sys.stderr, "rich_proxied_file", sys.stderr)
+
     def write(self, text: str) -> int:
         with contextlib.suppress(OSError, ValueError):
-            sys.stderr.write(text)
+            self._stream.write(text)
         return len(text)
 
     def flush(self) -> None:
         with contextlib.suppress(OSError, ValueError):
-            sys.stderr.flush()
+            self._stream.flush()
 
     def isatty(self) -> bool:
-        return sys.stderr.isatty()
+        return self._stream.isatty()
 
     def fileno(self) -> int:
-        return sys.stderr.fileno()
+        return self._stream.fileno()
 
     @property
     def encoding(self) -> str:  # type: ignore[override]
-        return sys.stderr.encoding
+        return self._stream.encoding
 
 
 error_console = Console(file=_StandardError(), highlight=False)  # type: ignore[arg-type]
@@ -182,6 +188,15 @@ def show_line(line: str, end: str = "\n") -> None:
 
 def _to_standard_error(text: str, style: str = "", end: str = "\n") -> None:
     error_console.print(Text(sentence(text), style=style), soft_wrap=True, end=end)
+
+
+def bar_of(*columns: ProgressColumn) -> Progress:
+    """Return a bar on standard error, none where that is no terminal.
+
+    What is printed meanwhile comes above it, also on standard output, unless that goes elsewhere: there it stays.
+    """
+    seen = error_console.is_terminal
+    return Progress(*columns, console=error_console, disable=not seen, redirect_stdout=seen and sys.stdout.isatty())
 
 
 class PlainColumn(TextColumn):
