@@ -194,9 +194,32 @@ def test_numbers_among_which_a_text_stands_are_left_out_for_that_reason(tmp_path
     assert "odd" not in names
 
 
+@pytest.mark.parametrize("row", range(0, 200, 29))
+def test_a_text_among_numbers_is_named_wherever_it_stands(row, tmp_path):
+    """In train, validation or test; where the column is left out, and where it has few enough values for categories."""
+    path = tmp_path / "ages.csv"
+    lines = [f"{'forty' if at == row else at % 25},{'oops' if at == row else at * 1.5},{at % 2}" for at in range(200)]
+    path.write_text("\n".join(["age,income,kind", *lines]) + "\n")
+    with pytest.warns(data.DataNotice) as told:
+        found = data.load(path, target="kind", validation=0.2)
+    said = [str(each.message) for each in told]
+    assert any(
+        "'age' is taken as categories: most of its cells are numbers, but 'forty' is none" in line for line in said
+    )
+    assert any("'income' is left out: most of its cells are numbers, but 'oops' is none" in line for line in said)
+    assert [column.name for column in found.table.columns.columns] == ["age"]
+    with pytest.raises(InputError, match="most cells of the target 'income' are numbers, but 'oops' is none: leave a"):
+        data.load(path, target="income")
+    with pytest.raises(
+        InputError, match="holds texts, such as 'oops', and values must be numbers; leave a cell without"
+    ):
+        data.load(path, target="income", targets="values")
+    assert data.load(path, target="age", targets="classes").classes == 26
+
+
 @pytest.mark.parametrize("days", [("2026-01-05", "2026-02-28"), ("5.1.2026", "28.2.2026"), ("1/5/26 8:15", "2/28/26")])
 def test_dates_are_no_categories_however_few_there_are(days, tmp_path, recwarn):
-    rows = [f"{row},{days[row % 2]},{('rose', 'lily')[row % 3 > 0]}" for row in range(60)]
+    rows = [f"{row},{days[row % 2]},{('rose', 'lily')[row % 3 > 0]}" for row in range(200)]
     file = tmp_path / "days.csv"
     file.write_text("length,day,kind\n" + "\n".join(rows).replace("1,", "1.5,"))
     found = data.load(file, target="kind")

@@ -1,5 +1,6 @@
 """A data set of a table in a file: which columns a net gets, what is predicted, and the cut into splits."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -93,13 +94,16 @@ def _form(  # long: what stands in the file, and what is left out of it
 ) -> TableForm:
     """Return the columns as they are over the train rows, and what people are told of all of them."""
     rows = {column: values[train] for column, values in inputs.items()}
-    left = {**_left_out(rows), **{column: why for column, why in refused.items() if column != wanted}}
+    odd = _odd_texts(inputs)
+    left = {**_left_out(rows, odd), **{column: why for column, why in refused.items() if column != wanted}}
     used = {column: values for column, values in rows.items() if column not in left}
     if not used:
         raise DataError(f"{path}: no column is left to predict {wanted!r} from; left out: " + "; ".join(
             f"{column!r}, {why}" for column, why in list(left.items())[:4]))  # fmt: skip
     for column, why in left.items():
         report(f"{path}: column {column!r} is left out: {why}")
+    for column in odd.keys() - left.keys():
+        report(f"{path}: column {column!r} is taken as categories: {odd[column]}")
     columns = Columns.of(used)
     kinds = {column.name: column for column in columns.columns}
     seen = [ColumnSeen(wanted, "target", gaps, target.about)]
@@ -155,12 +159,19 @@ def _target(path: Path, name: str, values: NDArray[Any], kind: str, form: TableF
             "another --target"
         )
     few = whole and len(distinct) <= _CLASSES and 2 * len(distinct) <= len(values)
+    odd = no_number(values.tolist()) if texts else None
+    if kind == "auto" and odd is not None and len(distinct) > _CLASSES:
+        raise InputError(
+            f"{path}: most cells of the target {name!r} are numbers, but {odd!r} is none: leave a cell without a value "
+            "empty and write numbers as 1234.5, or give --targets classes if they are names"
+        )
     kind = ("classes" if texts or few else "values") if kind == "auto" else kind
     if kind == "values":
         if texts:
             raise InputError(
-                f"{path}: column {name!r} holds texts, such as {distinct[0]!r}, and values must be numbers; leave "
-                "--targets out, or choose another --target"
+                f"{path}: column {name!r} holds texts, such as {odd or distinct[0]!r}, and values must be numbers; "
+                f"{'leave --targets out' if odd is None else 'leave a cell without a value empty'}, or choose another "
+                "--target"
             )
         return _Target("values", values, (name,), f"values from {values.min():g} to {values.max():g}")
     names = [value if texts else f"{value:.15g}" for value in distinct]
@@ -203,8 +214,29 @@ def _row_numbers(table: Table) -> dict[str, str]:
     return found if len(found) < len(table) - 1 else {}
 
 
-def _left_out(table: Table) -> dict[str, str]:
-    """Return the columns of train rows that a net does not get, with the reason."""
+def _odd_texts(table: Table) -> dict[str, str]:
+    """Return the columns that would be numbers without a few texts, of more values than categories have, and why not.
+
+    Args:
+        table: all rows: a text makes a column one of texts wherever it stands.
+    """
+    found = {}
+    for name, values in table.items():
+        there = [value for value in values.tolist() if value is not None] if values.dtype == object else []
+        if len(set(there)) > _CATEGORIES and (odd := no_number(there)) is not None:
+            found[name] = (
+                f"most of its cells are numbers, but {odd!r} is none: leave gaps empty, write numbers as 1234.5"
+            )
+    return found
+
+
+def _left_out(table: Table, odd: Mapping[str, str]) -> dict[str, str]:
+    """Return the columns of train rows that a net does not get, with the reason.
+
+    Args:
+        table: the train rows.
+        odd: of `_odd_texts`.
+    """
     found = {}
     for name, values in table.items():
         texts = values.dtype == object
@@ -217,10 +249,6 @@ def _left_out(table: Table) -> dict[str, str]:
         elif texts and are_dates(there):
             found[name] = f"its texts are dates, such as {there[0]!r}; make numbers of them, such as days or months"
         elif texts and distinct > _CATEGORIES and 2 * distinct > len(there):
-            odd = no_number(there)
-            found[name] = (
-                f"{distinct:,} different texts in {counted(len(there), 'train row')} are names, no categories"
-                if odd is None
-                else f"most of its cells are numbers, but {odd!r} is none: leave gaps empty, write numbers as 1234.5"
-            )
+            names = f"{distinct:,} different texts in {counted(len(there), 'train row')} are names, no categories"
+            found[name] = odd.get(name, names)
     return found
