@@ -587,6 +587,23 @@ def test_other_settings_are_refused_in_the_same_folder(stripes, tmp_path):
         ComparisonFolder(tmp_path / "out", settings(other))
 
 
+@pytest.mark.parametrize(("words", "place"), [
+    (["--epochs", "1", "--out", "o", "--overwrite"], "sidestep.cli.bench.run_comparison"),
+    (["--suite", "matched", "--out", "o", "--budget", "tiny"], "sidestep.cli.suite.run_suite"),
+])  # fmt: skip
+def test_a_comparison_that_is_stopped_twice_says_how_it_goes_on(words, place, monkeypatch, capsys):
+    def at_once(*_arguments, **_named):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(place, at_once)
+    with pytest.raises(SystemExit) as ended:
+        main(["bench", "--rules", "backprop", *words])
+    said = " ".join(capsys.readouterr().err.split())
+    again = " ".join(["bench", "--rules", "backprop", *words]).replace(" --overwrite", "")
+    assert ended.value.code == 130
+    assert said.endswith(f"stopped at once; finished runs are kept in o. Go on with: sidestep {again}")
+
+
 def test_a_stopped_comparison_keeps_what_was_done(stripes, monkeypatch, tmp_path, capsys):
     calls = []
 

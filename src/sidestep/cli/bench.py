@@ -172,8 +172,11 @@ class _Begin:
     def __call__(self, command: str) -> None:
         check_race(self.race)
         folder_for_tables(self.out)
-        with only_writer(self.out):
-            self._run(command)
+        try:
+            with only_writer(self.out):
+                self._run(command)
+        except KeyboardInterrupt:  # a second one, or not while a run is trained
+            fail(f"stopped at once; finished runs are kept in {self.out}. {_go_on(command)}", 130)
 
     def _run(self, command: str) -> None:
         baseline: Baseline | None = self.baseline
@@ -192,7 +195,7 @@ class _Begin:
         if stopped is not None:
             fail(
                 f"stopped; finished runs are kept in {self.out} ({len(report.records)}), the one under way is lost. "
-                f"Go on with: {command.replace(' --overwrite', '')}",
+                f"{_go_on(command)}",
                 128 + stopped.signal_number,
             )
         self._print(report)
@@ -212,6 +215,10 @@ class _Begin:
             show("")
         show(*report.variants)
         show(f"written: {self.out / 'bench.md'}, bench.html, bench.jsonl")
+
+
+def _go_on(command: str) -> str:
+    return f"Go on with: {command.replace(' --overwrite', '')}"
 
 
 class _RaceBar(AbstractContextManager["_RaceBar"]):

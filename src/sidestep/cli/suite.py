@@ -96,6 +96,8 @@ def _run(suite: Suite, here: dict[str, Any], retry: bool, command: str) -> None:
                 show("no run was taken: what fits these nets is finished, or has failed before (--retry)")
         except Stopped as error:
             fail(f"stopped; finished runs are kept in {suite.out}. Go on with: {command}", 128 + error.signal_number)
+        except KeyboardInterrupt:  # a second one
+            fail(f"stopped at once; finished runs are kept in {suite.out}. Go on with: {command}", 130)
 
 
 class _Lines:
