@@ -76,3 +76,16 @@ def test_the_rows_of_a_table_are_no_images():
     alone = data.from_arrays(values, np.arange(20) % 2, validation=0)
     with pytest.raises(InputError, match="patience = 1 needs rows that"):
         train(rules.LocalLoss(hidden=(4,)), alone, Options(epochs=1, patience=1))
+
+
+@pytest.mark.parametrize("width", [40, 80, 120, 200])
+def test_no_letter_of_a_table_is_lost_however_narrow_it_is(capsys, monkeypatch, width):
+    monkeypatch.setattr("sidestep.cli.output._WIDTH", width)
+    columns = ["rule", "accuracy, %", "s to 90 %", "x", "ms a step", "x", "images/s", "memory", "baseline"]
+    long = "back-propagation on the net of local-loss"
+    row = [long, "92.22 (1.11; 4.89)", "0.343", "1.13 (0.93-1.2)", "6.16", "1.14", "17,537", "11.4 MiB", long]
+    show_table("", columns, [row, [long, *["-"] * 7, "itself"]])
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= width
+    shown, given = "".join(lines), "".join([*columns, *row, long, *["-"] * 7, "itself"]).replace(" ", "")
+    assert {letter for letter in given if shown.count(letter) < given.count(letter)} == set()  # names may be repeated

@@ -97,19 +97,43 @@ def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]
     for number, places in enumerate(_parts_of_columns(cells, console.width)):
         if number:
             console.print()
-        console.print(_table([[line[place] for place in places] for line in cells]))
+        console.print(_table([[line[place] for place in places] for line in cells], console.width))
 
 
-def _table(cells: Sequence[Sequence[str]]) -> Table:
-    """Return a table of the lines of cells, the first of which are names."""
+def _table(cells: Sequence[Sequence[str]], width: int) -> Table:
+    """Return a table of the lines of cells, the first of which are names, in so many letters."""
     table = Table(box=None, header_style="bold", pad_edge=False)
-    named = [word for line in cells for word in line[0].split()]
-    least = min(_NAME, max(map(len, named), default=1))  # a name is not broken within a word
-    for place, column in enumerate(cells[0]):
-        table.add_column(Text(column), overflow="fold", min_width=None if place else least)
+    for column, letters in zip(cells[0], _column_widths(cells, width), strict=True):
+        table.add_column(Text(column), overflow="fold", width=letters)
     for line in cells[1:]:
         table.add_row(*map(Text, line))
     return table
+
+
+def _column_widths(cells: Sequence[Sequence[str]], width: int) -> list[int]:
+    """Return the letters of each column: all of its cells, or less of the widest, but whole words where they fit.
+
+    rich cuts letters off where its own widths come out larger than the terminal.
+
+    >>> _column_widths([["rule", "what it is"], ["spsa", "many words of a kind"]], 20)
+    [4, 14]
+    >>> _column_widths([["rule", "words"], ["back-propagation", "unbreakable"]], 22)
+    [16, 4]
+    """
+    columns = list(zip(*cells, strict=True))
+    whole = [max(1, *map(cell_len, column)) for column in columns]
+    words = [max((cell_len(word) for cell in column for word in cell.split()), default=1) for column in columns]
+    room = width - _GAP * (len(columns) - 1)
+    least = [min(words[0], _NAME), *[1] * (len(columns) - 1)]  # a name is not broken within a word
+    for low, high in ((words, whole), (least, words)):
+        fitting = [
+            found
+            for most in range(1, max(high) + 1)
+            if sum(found := [max(one, min(other, most)) for one, other in zip(low, high, strict=True)]) <= room
+        ]
+        if fitting:
+            return fitting[-1]
+    return least
 
 
 def _parts_of_columns(cells: Sequence[Sequence[str]], width: int) -> list[list[int]]:
