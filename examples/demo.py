@@ -57,7 +57,8 @@ def main() -> None:
     print(f"  NoProp-DT by other readings: {others}")
     draw(runs["noprop-dt"], curves, digits, given.out)
     print(f"\npicture: {given.out}    all of it took {time.perf_counter() - begun:.0f} s")
-    print("next: .venv/bin/sidestep train noprop-dt --data mnist --epochs 3   or   .venv/bin/sidestep --help")
+    print("next: .venv/bin/sidestep --help, or, to fetch MNIST and train most of an hour on one core:")
+    print("      .venv/bin/sidestep train noprop-dt --data mnist --epochs 3")
 
 
 def draw(run: Run, curves: Mapping[str, Curve], digits: DataSet, path: str) -> None:

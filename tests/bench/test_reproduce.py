@@ -862,7 +862,7 @@ def test_rows_and_data_are_chosen_by_name():
         (["noprop-table1", "--device", "cuda:63"], "--device cpu"),
         (["noprop-table1", "--budget", "huge"], "huge"),
         (["noprop-table1", "--data", "digits", "--out", "file"], "cannot be made"),
-        (["noprop-table1", "--rows", "dt-onehott", "--rows", "ct-learned"], "unknown 'dt-one-hott'"),
+        (["noprop-table1", "--rows", "dt-onehott", "--rows", "ct-learned"], "unknown 'dt-onehott'"),
         (["noprop-table2", "--steps", "0"], "--steps must lie between"),
         (["noprop-table2", "--rows", "dt-learned"], "one-hot labels only"),
     ],

@@ -213,6 +213,8 @@ def test_the_sums_are_a_step_log(tmp_path):
     model = made()
     assert replay(tmp_path / "sums.steplog", model).step == 6
     assert same(model, server.model)
+    with pytest.raises(InputError, match=r"sums\.steplog is there already: remove it, or choose another name$"):
+        parties(log=tmp_path / "sums.steplog")
 
 
 def test_the_learning_rate_is_the_servers():

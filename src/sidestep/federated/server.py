@@ -85,7 +85,7 @@ class Server:
         self._invited: dict[Any, int] = {}  # client -> bytes of this round's invitation
         self.rounds = 0
         fixed = fixed_options(self._party.optimizer)
-        self._log = AttachedLog.begin(Path(log), self._party.header, fixed) if log is not None else None
+        self._log = AttachedLog.begin(Path(log), self._party.header, fixed, resumed="") if log is not None else None
 
     @property
     def model(self) -> nn.Module:

@@ -38,16 +38,26 @@ class AttachedLog:
         self._last = time.monotonic()
 
     @classmethod
-    def begin(cls, path: Path, header: Header, fixed: Fixed | None, seconds: float = 30.0) -> "AttachedLog":
+    def begin(
+        cls, path: Path, header: Header, fixed: Fixed | None, seconds: float = 30.0,
+        resumed: str = "attach(..., resume=FOLDER) with the folder that step.save wrote",
+    ) -> "AttachedLog":  # fmt: skip
         """Begin a log, which is written from the first step on; folders that its path lacks are made.
 
-        Raises InputError for a file that is there already, and for a folder that cannot be made.
+        Args:
+            path: of the file.
+            header: what its steps start from.
+            fixed: what of the optimiser does not change.
+            seconds: after which it is on the disk at the latest.
+            resumed: how one goes on with a log that is there, or nothing where that cannot be.
+
+        Raises:
+            InputError: for a file that is there already, and for a folder that cannot be made.
         """
         if path.exists():
-            raise InputError(
-                f"the step log {path} is there already: remove it, choose another name, or go on with it, "
-                "attach(..., resume=FOLDER) with the folder that step.save wrote"
-            )
+            said = f"remove it, choose another name, or go on with it, {resumed}" if resumed else (
+                "remove it, or choose another name")  # fmt: skip
+            raise InputError(f"the step log {path} is there already: {said}")
         try:
             make_folder(path.parent)
         except OSError as error:

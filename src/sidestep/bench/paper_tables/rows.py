@@ -45,7 +45,8 @@ def wanted_presets(table: str, data: Sequence[str] = (), rows: Sequence[str] = (
         InputError: for a data set or a row that the table does not have.
     """
     every = table_presets(table)
-    given = [row.replace("onehot", "one-hot") for row in rows]
+    also = {preset.row.replace("one-hot", "onehot"): preset.row for preset in every}
+    given = [also.get(row, row) for row in rows]
     _check_known(f"--data of {table}", data, list(dict.fromkeys(preset.data for preset in every)))
     _check_known(f"--rows of {table}", given, list(dict.fromkeys(preset.row for preset in every)))
     found = [p for p in every if (not data or p.data in data) and (not given or p.row in given)]
