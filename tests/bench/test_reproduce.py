@@ -25,7 +25,7 @@ from sidestep.cli import reproduce as reproduce_cli
 from sidestep.cli.preset_times import times
 from sidestep.cli.reproduce_plan import plan_record, plan_table
 from sidestep.errors import InputError
-from sidestep.measure import processor_name
+from sidestep.measure import environment_of, processor_name
 from sidestep.presets.catalogue import PRESETS, Changes, PaperCell, Preset
 from sidestep.rules import RULES, NoPropDT
 from sidestep.training.loop import Loop
@@ -567,7 +567,10 @@ class TestMerge:
         (other,) = [place for place in places if "another processor" in place]
         (here,) = places.keys() - {other}
         assert f"sidestep {__version__} ({'a' * 12}), torch" in other
-        assert f"{'b' * 12})" in here
+        own = environment_of()["commit"]
+        assert ("others not kept" if own is None else own) in here
+        assert "b" * 12 in here
+        assert "others not kept" not in other
 
     @pytest.mark.usefixtures("two_folders")
     def test_a_row_of_a_folder_keeps_the_recipe_that_it_was_trained_by(self, capsys, monkeypatch):

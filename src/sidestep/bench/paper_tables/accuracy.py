@@ -230,9 +230,10 @@ def _places(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
 
 
 def _commits(cells: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return the commits of runs that were computed in one place, each once."""
-    environments = [cell.get("environment") or {} for cell in cells]
-    return list(dict.fromkeys(each["commit"] for each in environments if each.get("commit")))
+    """Return the commits of runs that were computed in one place, each once, and that some did not keep theirs."""
+    found = dict.fromkeys((cell.get("environment") or {}).get("commit") or "" for cell in cells)
+    known = [commit for commit in found if commit]
+    return [*known, *(["others not kept"] if known and "" in found else [])]
 
 
 def _variants(rows: Sequence[Mapping[str, Any]]) -> list[str]:
