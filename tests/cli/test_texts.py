@@ -1,10 +1,12 @@
 """Sentences that users met and could do nothing with, as they read now."""
 
 import re
+import string
 
 import numpy as np
 import pytest
 from PIL import Image
+from rich.cells import cell_len
 from torch import nn
 
 from sidestep import Options, data, rules, train
@@ -78,14 +80,19 @@ def test_the_rows_of_a_table_are_no_images():
         train(rules.LocalLoss(hidden=(4,)), alone, Options(epochs=1, patience=1))
 
 
-@pytest.mark.parametrize("width", [40, 80, 120, 200])
-def test_no_letter_of_a_table_is_lost_however_narrow_it_is(capsys, monkeypatch, width):
+@pytest.mark.parametrize("width", [20, 24, 30, 40, 80, 200])
+@pytest.mark.parametrize("count", [2, 3, 9])
+def test_no_letter_of_a_table_is_lost_however_narrow_it_is(capsys, monkeypatch, width, count):
     monkeypatch.setattr("sidestep.cli.output._WIDTH", width)
-    columns = ["rule", "accuracy, %", "s to 90 %", "x", "ms a step", "x", "images/s", "memory", "baseline"]
-    long = "back-propagation on the net of local-loss"
-    row = [long, "92.22 (1.11; 4.89)", "0.343", "1.13 (0.93-1.2)", "6.16", "1.14", "17,537", "11.4 MiB", long]
-    show_table("", columns, [row, [long, *["-"] * 7, "itself"]])
+    letters = string.ascii_lowercase[:count]  # a column has a letter of its own, so that none stands for another
+    columns = [
+        [letter * 17, f"{letter * 11} {letter * 9} {letter}", "\u4e00" * 3 if place else letter]
+        for place, letter in enumerate(letters)
+    ]
+    first, *rows = map(list, zip(*columns, strict=True))
+    show_table("", first, rows)
     lines = capsys.readouterr().out.splitlines()
-    assert max(map(len, lines)) <= width
-    shown, given = "".join(lines), "".join([*columns, *row, long, *["-"] * 7, "itself"]).replace(" ", "")
-    assert {letter for letter in given if shown.count(letter) < given.count(letter)} == set()  # names may be repeated
+    shown, given = "".join(lines), "".join(map("".join, columns))
+    assert max(map(cell_len, lines)) <= width
+    assert [letter for letter in letters if shown.count(letter) < given.count(letter)] == []
+    assert shown.count("\u4e00") == 3 * (count - 1)

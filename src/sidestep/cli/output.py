@@ -124,7 +124,9 @@ def _column_widths(cells: Sequence[Sequence[str]], width: int) -> list[int]:
     whole = [max(1, *map(cell_len, column)) for column in columns]
     words = [max((cell_len(word) for cell in column for word in cell.split()), default=1) for column in columns]
     room = width - _GAP * (len(columns) - 1)
-    least = [min(words[0], _NAME), *[1] * (len(columns) - 1)]  # a name is not broken within a word
+    letter = [max((cell_len(each) for cell in column for each in cell), default=1) or 1 for column in columns]
+    name = min(words[0], _NAME, max(letter[0], room - sum(letter[1:])))  # not broken within a word, where that fits
+    least = [name, *letter[1:]]
     for low, high in ((words, whole), (least, words)):
         fitting = [
             found
@@ -219,8 +221,10 @@ def bar_of(*columns: ProgressColumn) -> Progress:
 
     What is printed meanwhile comes above it, also on standard output, unless that goes elsewhere: there it stays.
     """
-    seen = error_console.is_terminal
-    return Progress(*columns, console=error_console, disable=not seen, redirect_stdout=seen and sys.stdout.isatty())
+    both = False
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # closed, or none
+        both = error_console.is_terminal and sys.stdout.isatty()
+    return Progress(*columns, console=error_console, disable=not error_console.is_terminal, redirect_stdout=both)
 
 
 class PlainColumn(TextColumn):

@@ -225,7 +225,7 @@ def _odd_texts(table: Table) -> dict[str, str]:
         there = [value for value in values.tolist() if value is not None] if values.dtype == object else []
         if len(set(there)) > _CATEGORIES and (odd := no_number(there)) is not None:
             found[name] = (
-                f"most of its cells are numbers, but {odd!r} is none: leave gaps empty, write numbers as 1234.5"
+                f"most of its cells are numbers, but {odd!r} is none: for numbers leave gaps empty, and write 1234.5"
             )
     return found
 
