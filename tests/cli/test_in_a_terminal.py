@@ -43,8 +43,8 @@ def at_a_terminal(folder, words, stdout=None, most=120.0):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["train", "local-loss", *QUICK], ["epoch 1/2", "validation", "local-loss on digits, seed 0: 2 epochs"]),
-        (["train", "noprop-ct", *QUICK, "--json"], ["epoch 1/2", '"test_accuracy"']),
+        (["train", "local-loss", *QUICK], ["examples/s", "validation", "local-loss on digits, seed 0: 2 epochs"]),
+        (["train", "noprop-ct", *QUICK, "--json"], ["examples/s", '"test_accuracy"']),
         (BENCH, ["runs", "local-loss on digits, seed 0: ", "written: runs/bench/bench.md"]),
         (TABLE, ["the plan alone"]),
         (["data"], ["digits"]),
@@ -69,7 +69,7 @@ def test_what_is_sent_elsewhere_stays_out_of_the_terminal_and_out_of_the_bar(tmp
         status, shown = at_a_terminal(tmp_path, words, out)
     said = (tmp_path / "out.txt").read_text()
     assert status == 0, shown[-2000:]
-    assert "epoch 1/2" in shown
+    assert "examples/s" in shown
     assert ("of the module" in said, "of the module" in shown) == (True, False)
     assert ("noprop-ct on digits, seed 0: 2 epochs" in said, "noprop-ct on digits" in shown) == (True, False)
     assert "\x1b" not in said

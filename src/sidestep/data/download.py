@@ -7,7 +7,6 @@ removes it. A file that is there already is compared, too, and fetched again if 
 
 import hashlib
 import shutil
-import sys
 import tempfile
 import time
 from collections.abc import Collection, Iterator, Set
@@ -184,8 +183,7 @@ def _bar(label: str, wanted: bool) -> Iterator["_Bar | None"]:
 
     console = Console(stderr=True)  # standard output belongs to results
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
-    both = console.is_terminal and sys.stdout is not None and sys.stdout.isatty()  # a file takes its own
-    with Progress(*columns, console=console, disable=not console.is_terminal, redirect_stdout=both) as shown:
+    with Progress(*columns, console=console, disable=not console.is_terminal, redirect_stdout=False) as shown:
         yield _Bar(shown, shown.add_task(label, total=None))
 
 

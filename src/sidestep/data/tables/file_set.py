@@ -159,20 +159,10 @@ def _target(path: Path, name: str, values: NDArray[Any], kind: str, form: TableF
             "another --target"
         )
     few = whole and len(distinct) <= _CLASSES and 2 * len(distinct) <= len(values)
-    odd = no_number(values.tolist()) if texts else None
-    if kind == "auto" and odd is not None and len(distinct) > _CLASSES:
-        raise InputError(
-            f"{path}: most cells of the target {name!r} are numbers, but {odd!r} is none: leave a cell without a value "
-            "empty and write numbers as 1234.5, or give --targets classes if they are names"
-        )
+    if texts:
+        _check_texts(path, name, values.tolist(), kind)
     kind = ("classes" if texts or few else "values") if kind == "auto" else kind
     if kind == "values":
-        if texts:
-            raise InputError(
-                f"{path}: column {name!r} holds texts, such as {odd or distinct[0]!r}, and values must be numbers; "
-                f"{'leave --targets out' if odd is None else 'leave a cell without a value empty'}, or choose another "
-                "--target"
-            )
         return _Target("values", values, (name,), f"values from {values.min():g} to {values.max():g}")
     names = [value if texts else f"{value:.15g}" for value in distinct]
     outputs = form.outputs if form else tuple(names)
@@ -189,6 +179,22 @@ def _target(path: Path, name: str, values: NDArray[Any], kind: str, form: TableF
     counts = [f"{called} {count:,}" for called, count in zip(outputs, numbered.tolist(), strict=True)]
     listed = ", ".join(counts[:12]) + (f" and {len(counts) - 12:,} more" if len(counts) > 12 else "")
     return _Target("classes", numbers, outputs, f"{len(outputs)} classes: {listed}")
+
+
+def _check_texts(path: Path, name: str, texts: list[str], kind: str) -> None:
+    """Refuse a target with texts that is to be values, or that would be without a few of them."""
+    odd = no_number(texts)
+    if kind == "auto" and odd is not None and len(set(texts)) > _CLASSES:
+        raise InputError(
+            f"{path}: most cells of the target {name!r} are numbers, but {odd!r} is none: leave a cell without a value "
+            "empty and write numbers as 1234.5, or give --targets classes if they are names"
+        )
+    if kind == "values":
+        raise InputError(
+            f"{path}: column {name!r} holds texts, such as {odd or min(texts)!r}, and values must be numbers; "
+            f"{'leave --targets out' if odd is None else 'leave a cell without a value empty'}, or choose another "
+            "--target"
+        )
 
 
 def _cut(name: str, target: _Target, answers: Tensor, validation: float) -> tuple[Tensor, Tensor, Tensor]:
