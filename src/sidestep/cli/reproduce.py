@@ -19,7 +19,7 @@ from sidestep.bench.paper_tables.reproduce import (
     page_record,
     reproduce,
     write_page,
-)  # fmt: skip
+)
 from sidestep.bench.paper_tables.rows import table_presets, wanted_presets
 from sidestep.bench.report import Table
 from sidestep.cli.bar import TrainingBar
