@@ -750,11 +750,13 @@ class TestPlan:
         (["--report", "run"], "run is the folder of a run"), (["--out", "run"], "run is the folder of a run"),
         (["--report", "file/x"], "the folder file/x cannot be made: file is a file"),
         (["--device", "cuda:99"], "cuda"),
+        (["--report", "page"], "page/noprop-table1-tiny.md is a folder"),
     ])  # fmt: skip
     def test_what_the_command_would_refuse_is_said(self, capsys, words, said):
         Path("run").mkdir()
         Path("run/config.toml").touch()
         Path("file").touch()
+        Path("page/noprop-table1-tiny.md").mkdir(parents=True)
         given = ["noprop-table1", "--data", "digits", "--budget", "tiny", "--seeds", "1", *words]
         status, out, error = run(capsys, *given, "--plan")
         shown = " ".join(out.split())
@@ -836,6 +838,15 @@ def test_the_command_of_a_page_asks_for_its_rows():
 def test_the_rows_are_trained_in_the_precision_that_is_asked_for(capsys):
     status, record, error = fill(capsys, "--rows", "forward-one-hot", "--seeds", "1", "--precision", "bfloat16")
     assert (status, record["computed_on"]) == (0, ["cpu, bfloat16"]), error
+    words = ("--rows", "forward-one-hot", "--seeds", "1", "--precision", "float32")
+    status, _, error = fill(capsys, *words)  # the run that is there is not taken for one in float32
+    assert (status, "was trained in bfloat16 already (out)" in error) == (2, True), error
+    merge = ("--merge", "out/noprop-table1-tiny.json", "--out", "elsewhere")
+    status, _, error = fill(capsys, *words, *merge)
+    assert (status, "was trained in bfloat16 already (--merge)" in error) == (2, True), error
+    assert not Path("elsewhere").exists()
+    status, record, error = fill(capsys, *words, "--out", "elsewhere")
+    assert (status, record["computed_on"]) == (0, ["cpu, float32"]), error
     status, _, error = fill(capsys, "--checkpoint-seconds", "0")
     assert (status, "checkpoint_seconds must be above 0" in error) == (2, True), error
 

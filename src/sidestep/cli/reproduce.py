@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sidestep.bench.paper_tables.accuracy import BUDGET_WORDS, accuracy_tables
+from sidestep.bench.paper_tables.cells import check_precision
 from sidestep.bench.paper_tables.elsewhere import runs_elsewhere
 from sidestep.bench.paper_tables.memory import memory_record, memory_tables, memory_text, with_earlier
 from sidestep.bench.paper_tables.reproduce import (
@@ -148,6 +149,7 @@ def _refusal(presets: Sequence[Preset], plan: Plan, folder: Path, command: str) 
     """Return why the command would be refused without --plan, by what can be told without writing anything."""
     try:
         Compute.find(plan.device, plan.precision)
+        check_precision(presets, plan)
         for each in (folder, plan.out):
             check_no_run(each)
         page_record(_ACCURACY, presets, plan, folder, command)

@@ -1,8 +1,9 @@
 """One cell of a table: a preset trained with one seed, and read several times. Files say what is done already."""
 
 import gc
+import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +14,7 @@ from sidestep import checkpoint
 from sidestep.bench.paper_tables.rows import recipe_of
 from sidestep.bench.studies.blocks import Watch, trained_run
 from sidestep.data import DataSet, Split
-from sidestep.errors import BusyError, CheckpointError, SidestepError
+from sidestep.errors import BusyError, CheckpointError, InputError, SidestepError
 from sidestep.measure.environment import environment_of
 from sidestep.noise import Noise
 from sidestep.presets.catalogue import Preset
@@ -23,7 +24,7 @@ from sidestep.training.evaluate import accuracies
 from sidestep.training.evaluation_progress import EvaluationProgress, checksum
 from sidestep.training.stopping import stop_on_signals
 
-__all__ = ["Plan", "cell_record", "continues", "fill_cell", "run_in_folder"]
+__all__ = ["Plan", "cell_record", "check_precision", "continues", "fill_cell", "run_in_folder"]
 
 _APART = 32  # bits between the seed of a run and the seeds that its further inference runs draw noise from
 _UNDER_WAY = "inference-run.json"  # how far the inference run has come that is under way
@@ -155,6 +156,27 @@ def cell_record(preset: Preset, seed: int, plan: Plan) -> dict[str, Any] | None:
     if elsewhere:
         return {**elsewhere, "merged": True}
     return {"seed": seed, **failed} if failed else None
+
+
+def check_precision(presets: Sequence[Preset], plan: Plan) -> None:
+    """Raise InputError if a precision is asked for and a finished run, which would count as done, has another.
+
+    Args:
+        presets: the rows, with their own values.
+        plan: with the budget, the precision, and where the runs lie.
+    """
+    if plan.precision == "auto":
+        return
+    for preset, seed in itertools.product(presets, range(plan.seeds)):
+        cell = cell_record(preset.for_budget(plan.budget), seed, plan) or {}
+        had = cell.get("precision", plan.precision)
+        if had != plan.precision:
+            what, fix = f"{preset.row} on {preset.data}, seed {seed},", "choose another --out to train it so"
+            where, fix = ("--merge", "leave its file out") if "merged" in cell else (str(plan.out), fix)
+            raise InputError(
+                f"--precision {plan.precision}: {what} was trained in {had} already ({where}), and would stand on the "
+                f"page as it is: {fix}, or leave --precision out"
+            )
 
 
 def _reads_more(elsewhere: Mapping[str, Any], here: Mapping[str, Any]) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 
 from sidestep import checkpoint
 from sidestep.bench.paper_tables.accuracy import accuracy_record, accuracy_tables, accuracy_text
-from sidestep.bench.paper_tables.cells import Plan, fill_cell
+from sidestep.bench.paper_tables.cells import Plan, check_precision, fill_cell
 from sidestep.bench.paper_tables.elsewhere import check_nothing_lost
 from sidestep.bench.paper_tables.rows import BUDGETS, budget_data, table_presets, wanted_presets
 from sidestep.bench.report import Table
@@ -47,14 +47,15 @@ def reproduce(  # long: which table and rows, and where everything lies
         progress: whether to show downloads.
 
     Raises:
-        InputError: for a row, a data set, a device or a number that cannot work; if the page holds runs that would no
-            longer be on it.
+        InputError: for a row, a data set, a device or a number that cannot work; if a run that is done has another
+            precision than is asked for; if the page holds runs that would no longer be on it.
         Stopped: after Ctrl-C or SIGTERM; everything can be taken up again.
     """
     check_plan(plan)
     Options(device=plan.device, precision=plan.precision, checkpoint_seconds=plan.checkpoint_seconds)
     environment_of(Compute.find(plan.device, plan.precision).device)  # asks for the commit before anything runs
     wanted = wanted_presets(table, data, rows)
+    check_precision(wanted, plan)
     folder_for_tables(report)
     with only_writer(report):  # of the page; each run has a lock of its own
         record = page_record(table, wanted, plan, report, command)
@@ -84,12 +85,16 @@ def page_record(table: str, wanted: Sequence[Preset], plan: Plan, report: Path, 
         command: what was typed.
 
     Raises:
-        InputError: if the page that is there holds runs that would no longer be on it.
+        InputError: if the page that is there holds runs that would no longer be on it, or a folder has the page's
+            name.
     """
+    page = report / f"{table}-{plan.budget}.md"
+    if page.is_dir():
+        raise InputError(f"{page} is a folder, and the page would be written there; choose another --report")
     every = table_presets(table)
     record = accuracy_record(table, every, wanted, plan, command)
     here = [preset.for_budget(plan.budget) for preset in every]
-    check_nothing_lost(report / f"{table}-{plan.budget}.json", record, here, plan)
+    check_nothing_lost(page.with_suffix(".json"), record, here, plan)
     return record
 
 
