@@ -266,9 +266,14 @@ def test_a_generator_for_masks_is_made_once_and_only_where_one_is_drawn():
         assert torch.equal([layer(values) for _ in range(3)][2], wanted[2])
 
 
-def test_dropout_without_a_generator_says_what_to_do():
-    with pytest.raises(InputError, match="masks_from"):
-        Dropout(0.2)(torch.ones(2))
+def test_dropout_without_a_named_generator_draws_from_torchs_own():
+    layer, values = Dropout(0.2), torch.ones(64, 100)
+    with Noise(4).torch_seeded():
+        first, second = layer(values), layer(values)
+    with Noise(4).torch_seeded():
+        assert torch.equal(layer(values), first)
+    assert not torch.equal(first, second)
+    assert (first == 0).float().mean().item() == pytest.approx(0.2, abs=0.02)
 
 
 def test_units_run_at_once_give_the_same_numbers_in_the_same_order(monkeypatch):

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from sidestep.errors import InputError
+from sidestep.nets import Dropout
 from sidestep.nets.check_module import check_module
 from sidestep.nets.user_modules import image_paths
 from sidestep.noise import Noise
@@ -27,6 +28,7 @@ from sidestep.rules import (
     NoPropFM,
     Task,
 )
+from sidestep.training import Options, train
 from sidestep.update import Dense, Seeded
 
 SHAPE = (1, 8, 8)
@@ -201,6 +203,26 @@ def test_the_trial_leaves_weights_buffers_modes_and_generators_as_they_were(kind
 
 def test_dropout_and_draws_in_training_are_fine():
     assert len(image_paths(Careful, 2, Noise(0), SHAPE)) == 2
+
+
+@pytest.mark.parametrize(
+    "name", ["noprop-dt", "noprop-ct", "feedback-alignment", "local-loss", "forward-gradient local", "backprop"]
+)
+def test_dropout_of_the_librarys_own_follows_the_runs_seed_too(name):
+    def weights(seed):
+        def parts():
+            return nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), Dropout(0.5), nn.Linear(16, 16), nn.ReLU())
+
+        how = {"module": parts}
+        if name == "backprop":  # as a whole model
+            with Noise(seed).torch_seeded():
+                how = {"model": nn.Sequential(parts(), nn.Linear(16, 10))}
+        return train(RULES[name], "digits", Options(seed=seed), steps=2, **how).net.state_dict()
+
+    before = torch.get_rng_state()
+    first, again = weights(0), weights(0)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(torch.equal(value, again[key]) for key, value in first.items())
 
 
 def test_a_module_that_knows_its_sizes_later_is_fine():

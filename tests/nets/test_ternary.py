@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.func import functional_call
 
+from sidestep import nets
 from sidestep.errors import InputError
 from sidestep.nets import (
     TernaryConv2d,
@@ -191,6 +192,7 @@ class TestTernarize:
         [
             (nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3)), r"layer 1 \(BatchNorm1d\).*GroupNorm"),
             (nn.Sequential(nn.Linear(3, 3), nn.Dropout(0.1)), r"layer 1 \(Dropout\).*leave it out"),
+            (nn.Sequential(nn.Linear(3, 3), nets.Dropout(0.1)), r"layer 1 \(Dropout\).*leave it out"),
             (nn.Sequential(nn.Linear(3, 3), Attention()), r"layer 1.mix \(MultiheadAttention\).*nn.Linear"),
             (nn.Sequential(nn.LSTM(3, 3)), r"layer 0 \(LSTM\).*nn.Linear"),
             (nn.Sequential(nn.Conv2d(1, 1, 3, padding=1, padding_mode="circular")), "padding_mode 'circular'"),

@@ -44,6 +44,14 @@ def _named() -> torch.Generator | None:
     return given
 
 
+def _torch_generator(device: torch.device) -> torch.Generator:
+    """Return the generator that torch itself draws from on a device."""
+    if device.type != "cuda":
+        return torch.default_generator
+    index = torch.cuda.current_device() if device.index is None else device.index
+    return torch.cuda.default_generators[index]
+
+
 def repeatable(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """Wrap `function` so that later calls draw the masks of the first: activation checkpointing computes twice.
 
@@ -104,8 +112,8 @@ class _RectifiedDropout(torch.autograd.Function):
 class Dropout(nn.Module):
     """Set each element to 0 with probability `rate` and scale the others by 1 / (1 - rate), while training.
 
-    The difference to `torch.nn.Dropout`: the mask comes from the generator named by `masks_from`, not from a hidden
-    global state, and costs 16 random bits an element.
+    The difference to `torch.nn.Dropout`: the mask comes from the generator named by `masks_from`, and outside of it
+    from torch's own, and costs 16 random bits an element.
 
     Args:
         rate: the share of zeros.
@@ -123,9 +131,7 @@ class Dropout(nn.Module):
         """Return the masked values, of the shape given; in evaluation they pass unmasked."""
         if not self.training or self.rate == 0:
             return values.relu_() if self.rectify else values
-        generator = _named()
-        if generator is None:
-            raise InputError("Dropout in training needs a generator: run it inside `with masks_from(generator):`")
+        generator = _named() or _torch_generator(values.device)
         if values.dim() == 4:
             mask = map_masks(values.shape, self.rate, [generator], values.dtype)
         else:

@@ -6,6 +6,7 @@ from typing import Any
 from torch import nn
 
 from sidestep.errors import InputError
+from sidestep.nets.dropout import Dropout
 from sidestep.nets.ternary.layers import (
     TernaryConv2d,
     TernaryEmbedding,
@@ -18,9 +19,11 @@ from sidestep.noise import Noise
 __all__ = ["ternarize"]
 
 NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.InstanceNorm2d)  # taken over without their scales and shifts
+_ONE_NET = "a directional derivative needs one fixed net; leave it out"
 REFUSED: dict[type, str] = {
     nn.modules.batchnorm._BatchNorm: "no probe moves its running statistics; use nn.GroupNorm or nn.LayerNorm",
-    nn.modules.dropout._DropoutNd: "a directional derivative needs one fixed net; leave it out",
+    nn.modules.dropout._DropoutNd: _ONE_NET,
+    Dropout: _ONE_NET,
     nn.MultiheadAttention: "its weights are plain parameters; build attention from nn.Linear layers and a softmax",
     nn.RNNBase: "its weights are plain parameters; build the recurrence from nn.Linear layers",
     nn.modules.conv._ConvTransposeNd: "there is no ternary form of it yet; use nn.Upsample and nn.Conv2d",
