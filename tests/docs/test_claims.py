@@ -1,4 +1,4 @@
-"""Every number that README claims stands in a row of the page that its row links to."""
+"""Every number that README claims stands in the rows that it links to, and so does its verdict."""
 
 import re
 from pathlib import Path
@@ -8,14 +8,30 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
-def claims() -> list[str]:
+def part() -> str:
     text = (ROOT / "README.md").read_text(encoding="utf-8").partition("## What it reaches")[2]
-    table = [line for line in text.partition("\n## ")[0].splitlines() if line.startswith("|")]
-    return table[2:]
+    return text.partition("\n## ")[0]
 
 
-def numbers_of(row: str) -> set[str]:
-    return set(re.findall(r"\d+\.\d+(?= \()", row))  # those with an error behind them
+def claims() -> list[str]:
+    return [line for line in part().splitlines() if line.startswith("|")][2:]
+
+
+def rows(link: str) -> dict[str, list[str]]:
+    """Return the rows of a section's first table, by their first cell: docs/PAGE.md#SECTION."""
+    page, section = link.split("#")
+    lines = (ROOT / page).read_text(encoding="utf-8").splitlines()
+    starts = [i for i, line in enumerate(lines) if re.sub(r"^#+ ", "", line).lower().replace(" ", "-") == section]
+    assert len(starts) == 1, f"{page} has {len(starts)} sections {section}"
+    after = lines[starts[0] + 1 :]
+    end = next((i for i, line in enumerate(after) if line.startswith("#")), len(after))
+    found = [[cell.strip() for cell in line.strip("|").split("|")] for line in after[:end] if line.startswith("|")]
+    assert found, f"{link} has no table"
+    return {cells[0]: cells for cells in found[2:]}
+
+
+def accuracies(row: str) -> set[str]:
+    return set(re.findall(r"\d+\.\d+ \([^)]*\)", row))  # with their errors
 
 
 def test_there_are_claims():
@@ -24,9 +40,46 @@ def test_there_are_claims():
 
 @pytest.mark.parametrize("row", claims(), ids=lambda row: row.split("|")[1].strip())
 def test_a_claim_is_linked_to_the_rows_that_it_rests_on(row):
-    page = re.search(r"\]\((docs/[^)#]+)", row)
-    assert page, f"no page is linked by {row}"
-    rows = [line for line in (ROOT / page[1]).read_text(encoding="utf-8").splitlines() if line.startswith("|")]
-    found = {number for line in rows for number in re.findall(r"\d+\.\d+", line)}
-    assert numbers_of(row)
-    assert numbers_of(row) <= found, f"{page[1]} has no row with {numbers_of(row) - found}"
+    link = re.search(r"\]\((docs/[^)]+#[^)]+)", row)
+    assert link, f"no section is linked by {row}"
+    found = {accuracy for cells in rows(link[1]).values() for cell in cells for accuracy in accuracies(cell)}
+    assert len(accuracies(row)) == 2
+    assert accuracies(row) <= found, f"{link[1]} has no row with {accuracies(row) - found}"
+
+
+def difference(row: list[str]) -> tuple[float, float, float]:
+    """Return a row's difference from back-propagation, with its interval."""
+    (found,) = [re.fullmatch(r"([+-][\d.]+) \(([+-][\d.]+) to ([+-][\d.]+)\)", cell) for cell in row if " to " in cell]
+    assert found
+    return float(found[1]), float(found[2]), float(found[3])
+
+
+def test_the_verdict_is_what_the_rows_say():
+    """Each figure of the verdict, by its own words, which change with it."""
+    said = " ".join(part().partition("The verdict: ")[2].split())
+    words = (
+        r"local losses are (\S+) points above back-propagation, \[level\]\((\S+)\) or (\S+) below "
+        r"\((\S+) if it gets their heads\); NoProp's blocks are level with a chain with \[a loss at each\]\((\S+)\); "
+        r"all else is at most level, unless a \[seed fails\]\((\S+)\)"
+    )
+    found = re.match(words, said)
+    assert found, said
+    above, level, below, heads, blocks, failed = found.groups()
+    mlp, cifar = rows("docs/rules-compared.md#mlp-on-mnist"), rows("docs/rules-cifar10.md#conv-on-cifar10")
+    assert round(difference(mlp["local-loss"])[0], 1) == float(above)
+    assert difference(rows(level)["local-loss"])[1] <= 0 <= difference(rows(level)["local-loss"])[2]
+    assert round(-difference(cifar["local-loss"])[0], 1) == float(below)
+    with_heads = difference(cifar["deep-supervision"])[0] - difference(cifar["local-loss"])[0]
+    assert float(heads) == pytest.approx(with_heads, abs=0.051)
+    ten = rows(blocks)
+    low, high = (difference(ten[name]) for name in ("noprop-dt", "deep-supervision"))
+    assert low[2] >= high[1]  # their intervals overlap
+    every = [mlp, rows(level), cifar, rows("docs/rules-compared.md#blocks-3-on-mnist")]
+    others = {name: cells for table in every for name, cells in table.items()
+              if name not in ("local-loss", "deep-supervision") and any(" to " in cell for cell in cells)}  # fmt: skip
+    assert len(others) >= 16
+    assert all(difference(cells)[1] <= 0 for cells in others.values())
+    page, section = failed.split("#")
+    assert section == "blocks-1-on-mnist"
+    text = (ROOT / page).read_text(encoding="utf-8").partition("\n### blocks-1 on mnist\n")[2]
+    assert "The seeds of backprop have from" in text.partition("\n### ")[0]
