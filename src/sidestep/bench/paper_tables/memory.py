@@ -5,18 +5,16 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from sidestep.bench.memory.step_cost import Work, in_fresh_process, started
 from sidestep.bench.paper_tables.rows import command_for
 from sidestep.bench.report import Table, wrapped
 from sidestep.data import names
 from sidestep.errors import InputError
 from sidestep.measure import peak_allocation
+from sidestep.measure.environment import environment_of
 from sidestep.presets.catalogue import PRESETS, Preset
 from sidestep.rules import RULES
 from sidestep.training import Compute
-from sidestep.version import __version__
 from sidestep.wording import counted, spelled
 
 __all__ = ["memory_record", "memory_tables", "memory_text", "training_peak", "with_earlier"]
@@ -70,11 +68,13 @@ def memory_record(  # long: which rows, and how they are measured
     if not 1 <= steps <= 1000:
         raise InputError(f"--steps must lie between 1 and 1000, got {steps}; 3 are enough to see the optimiser's state")
     compute = Compute.find(device, precision)
+    here = environment_of(compute.device)  # asks for the commit before anything runs
     cells = []
     for preset in presets:
         report(f"{preset.rule} on {preset.data}")
         cell = {"preset": preset.name, "row": preset.row, "data": preset.data, "paper_gb": preset.memory_gb}
-        cells.append({**cell, **_apart(preset.for_budget("cpu"), device, precision, steps)})
+        measured = _apart(preset.for_budget("cpu"), device, precision, steps)
+        cells.append({**cell, **measured, "commit": here["commit"]})
     return {
         "table": table,
         "command": command,
@@ -82,9 +82,7 @@ def memory_record(  # long: which rows, and how they are measured
         "batch": sorted({preset.train["batch"] for preset in presets}),
         "device": str(compute.device),
         "precision": compute.precision,
-        "sidestep": __version__,
-        "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
+        **{name: here[name] for name in ("sidestep", "torch", "threads")},
         "cells": cells,
     }
 
@@ -119,11 +117,14 @@ def _apart(preset: Preset, device: str, precision: str, steps: int) -> dict[str,
 
 def memory_text(record: Mapping[str, Any]) -> str:
     """Return what stands above the table."""
+    kept = [cell.get("commit") for cell in record["cells"]]
+    commits = [*sorted({commit for commit in kept if commit}), *(["others not kept"] if None in kept else [])]
+    which = f" ({', '.join(commits)})" if any(kept) else ""
     parts = [
         f"# {record['table']}: memory in training",
         "\n".join(f"    {spelled(line)}" for line in record["command"].splitlines()),
         f"{record['device']}, {record['precision']}, {counted(record['threads'], 'thread')}; "
-        f"sidestep {record['sidestep']}, torch {record['torch']}.",
+        f"sidestep {record['sidestep']}{which}, torch {record['torch']}.",
         wrapped(_NOTE.format(steps=record["steps"], batch=", ".join(map(str, record["batch"])))),
     ]
     return "\n\n".join(parts)
