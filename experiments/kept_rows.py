@@ -1,6 +1,7 @@
 """Finished runs of an experiment, one JSON object a line, so that none is made twice."""
 
 import json
+import os
 import shlex
 import statistics
 import sys
@@ -9,6 +10,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
 
+from sidestep.errors import InputError
 from sidestep.measure import environment_of
 from sidestep.training import Compute
 
@@ -22,8 +24,37 @@ environment_of(sources=_SOURCES)  # asks for the commit before anything runs
 
 
 def kept_rows(path: Path) -> list[Row]:
-    """Return the rows of a file, none where there is no file yet."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    """Return the rows of a file, none where there is no file yet; a last line that was cut off is no row.
+
+    Raises:
+        InputError: for another line that is no row.
+    """
+    lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else [""]
+    rows = [_row(line) for line in lines]
+    if rows[-1] is None:  # nothing, or cut off
+        rows.pop()
+    if None in rows:
+        number = rows.index(None) + 1
+        raise InputError(f"{path}, line {number}, is no JSON object: mend it or take it out, or choose another file")
+    return [row for row in rows if row is not None]
+
+
+def _row(line: str) -> Row | None:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) else None
+
+
+def _end_line(path: Path) -> None:
+    """See that a file ends with a whole line: what was cut off goes."""
+    text = path.read_bytes() if path.exists() else b""
+    last = text[text.rfind(b"\n") + 1 :]
+    if last and _row(last.decode(errors="replace")) is None:
+        os.truncate(path, len(text) - len(last))
+    elif last:
+        path.write_bytes(text + b"\n")
 
 
 def kept_as(kind: type[T], path: Path) -> list[T]:
@@ -37,6 +68,7 @@ def keep_row(path: Path, row: Row, device: str = "cpu") -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     where = Compute.find(device, "float32").device
     kept = {**row, "command": _command(), "environment": environment_of(where, _SOURCES)}
+    _end_line(path)
     with path.open("a") as file:
         file.write(json.dumps(kept) + "\n")
     print(json.dumps(row), flush=True)

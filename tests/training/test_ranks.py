@@ -61,6 +61,7 @@ CASES = {  # rule, and what of a step is divided into how many parts
     "local losses": (rules.LocalLoss(**SMALL), "batch", 3),
     "noprop": (rules.NoPropDT(blocks=2), "batch", 3),
     "noprop, units": (rules.NoPropDT(blocks=3), "units", None),
+    "blockwise, units": (rules.Blockwise(groups=3, depth=3, width=16), "units", None),
 }
 
 
