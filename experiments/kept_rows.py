@@ -29,32 +29,42 @@ def kept_rows(path: Path) -> list[Row]:
     Raises:
         InputError: for another line that is no row.
     """
-    lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else [""]
-    rows = [_row(line) for line in lines]
-    if rows[-1] is None:  # nothing, or cut off
-        rows.pop()
-    if None in rows:
-        number = rows.index(None) + 1
-        raise InputError(f"{path}, line {number}, is no JSON object: mend it or take it out, or choose another file")
-    return [row for row in rows if row is not None]
+    *lines, last = path.read_bytes().split(b"\n") if path.exists() else [b""]
+    if last and not _cut_off(last):
+        lines.append(last)
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        row = _row(line)
+        if row is None:
+            raise InputError(
+                f"{path}, line {number}, is no JSON object: mend it or take it out, or choose another file"
+            )
+        rows.append(row)
+    return rows
 
 
-def _row(line: str) -> Row | None:
+def _row(line: bytes) -> Row | None:
     try:
-        row = json.loads(line)
-    except ValueError:
+        row = json.loads(line.decode())
+    except (ValueError, RecursionError):
         return None
     return row if isinstance(row, dict) else None
 
 
+def _cut_off(last: bytes) -> bool:
+    """Whether the last line of a file began as a row; what began as something else is not ours to drop."""
+    return last.startswith(b"{") and _row(last) is None
+
+
 def _end_line(path: Path) -> None:
-    """See that a file ends with a whole line: what was cut off goes."""
+    """See that a file ends with a whole line: a row that was cut off goes, and nothing else is written anew."""
     text = path.read_bytes() if path.exists() else b""
     last = text[text.rfind(b"\n") + 1 :]
-    if last and _row(last.decode(errors="replace")) is None:
+    if _cut_off(last):
         os.truncate(path, len(text) - len(last))
     elif last:
-        path.write_bytes(text + b"\n")
+        with path.open("ab") as file:
+            file.write(b"\n")
 
 
 def kept_as(kind: type[T], path: Path) -> list[T]:

@@ -37,20 +37,44 @@ def test_rows_without_an_environment_are_read_as_those_with_one(tmp_path):
     assert kept_as(Way, tmp_path / "none.jsonl") == []
 
 
-def test_a_line_that_was_cut_off_is_no_row_and_harms_none(tmp_path):
+def test_a_row_that_was_cut_off_anywhere_is_none_and_harms_none(tmp_path):
     file = tmp_path / "rows.jsonl"
-    file.write_text('{"way": "a", "test": 0.5}\n{"way": "b", "te')
-    assert kept_rows(file) == [{"way": "a", "test": 0.5}]
-    keep_row(file, {"way": "c", "test": 0.25})
-    assert [row["way"] for row in kept_rows(file)] == ["a", "c"]
-    file.write_text('{"way": "a"}')  # whole, but for the end of its line
+    whole = b'{"way": "a", "test": 0.5}\n'
+    row = '{"way": "å", "test": 0.5}'.encode()  # a cut may go through a character
+    for size in range(len(row)):
+        file.write_bytes(whole + row[:size])
+        assert kept_rows(file) == [{"way": "a", "test": 0.5}]
+        keep_row(file, {"way": "c", "test": 0.25})
+        assert [row["way"] for row in kept_rows(file)] == ["a", "c"]
+        assert file.read_bytes().startswith(whole + b'{"way": "c"')
+
+
+def test_a_row_that_lacks_but_the_end_of_its_line_is_kept(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"way": "a"}')
+    assert kept_rows(file) == [{"way": "a"}]
     keep_row(file, {"way": "b"})
     assert [row["way"] for row in kept_rows(file)] == ["a", "b"]
 
 
-@pytest.mark.parametrize("line", ["{", "3", ""])
+NO_ROWS = [b"{", b"3", b"[1, 2]", b"", b'{"way": "\xff"}', b"[" * 100_000]
+
+
+@pytest.mark.parametrize("line", NO_ROWS, ids=lambda line: str(line[:12]))
 def test_another_line_that_is_no_row_is_named(tmp_path, line):
     file = tmp_path / "rows.jsonl"
-    file.write_text(f'{{"way": "a"}}\n{line}\n{{"way": "b"}}\n')
+    file.write_bytes(b'{"way": "a"}\n' + line + b'\n{"way": "b"}\n')
     with pytest.raises(InputError, match=r"rows.jsonl, line 2, is no JSON object"):
+        kept_rows(file)
+
+
+def test_a_last_line_that_began_as_no_row_is_named_and_stays(tmp_path):
+    file = tmp_path / "notes.txt"
+    file.write_text("a file that was meant for something else")
+    with pytest.raises(InputError, match=r"notes.txt, line 1, is no JSON object"):
+        kept_rows(file)
+    keep_row(file, {"way": "a"})
+    assert file.read_text().startswith("a file that was meant for something else\n{")
+    file.write_text('{"way": "a"}\n{"way": "b", "te\n')  # the end of its line is there: not cut off by a kill
+    with pytest.raises(InputError, match=r"notes.txt, line 2, is no JSON object"):
         kept_rows(file)
