@@ -25,6 +25,7 @@ from typing import Any
 import torch
 
 from benchmarks.machine import DTYPES, Roof, count_flops, finish, made_up, ready
+from sidestep.errors import InputError
 from sidestep.measure import peak_memory_bytes
 from sidestep.nets.dropout_masks import dropout_mask
 from sidestep.noise import Noise
@@ -249,7 +250,10 @@ def main(arguments: list[str] | None = None) -> None:
     if given.one:
         print(json.dumps(run_here(given.one, given.limit, given)))
         return
-    Compute.find(given.device, "auto")  # or say now that there is no such device
+    try:
+        Compute.find(given.device, "auto")
+    except InputError as error:
+        parser.error(str(error))
     given.out.mkdir(parents=True, exist_ok=True)
     started = time.perf_counter()
     with (given.out / "results.jsonl").open("a") as file:

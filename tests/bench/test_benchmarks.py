@@ -71,6 +71,14 @@ def test_the_ways_are_timed_against_one_another(capsys):
     assert "| digits | 2 | together |" in said
 
 
+def test_a_gpu_that_is_not_there_is_said_in_one_line(tmp_path, capsys):
+    with pytest.raises(SystemExit) as leaving:
+        gpu.main(["--out", str(tmp_path / "new"), "--device", "cuda:99"])
+    assert leaving.value.code == 2
+    assert "cuda:99" in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "new").exists()
+
+
 def test_all_that_is_wanted_from_a_gpu_runs_without_one(tmp_path, capsys):
     parts = [name for name in gpu.PARTS if name not in ("compiled", "to 93")]
     gpu.main(["--out", str(tmp_path), "--device", "cpu", "--tiny", "--only", *parts])
