@@ -6,9 +6,10 @@ import random
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from sidestep.errors import InputError
-from sidestep.nets import Dropout
+from sidestep.nets import ConvPath, Dropout
 from sidestep.nets.check_module import check_module
 from sidestep.nets.user_modules import image_paths
 from sidestep.noise import Noise
@@ -205,24 +206,56 @@ def test_dropout_and_draws_in_training_are_fine():
     assert len(image_paths(Careful, 2, Noise(0), SHAPE)) == 2
 
 
-@pytest.mark.parametrize(
-    "name", ["noprop-dt", "noprop-ct", "feedback-alignment", "local-loss", "forward-gradient local", "backprop"]
-)
-def test_dropout_of_the_librarys_own_follows_the_runs_seed_too(name):
-    def weights(seed):
+class Part(nn.Module):
+    """A layer behind a dropout of the library's own, computed anew on the way back or not; it keeps its masks."""
+
+    def __init__(self, rate, masks, again):
+        super().__init__()
+        self.layers, self.again = nn.Sequential(nn.Linear(16, 16), Dropout(rate), nn.ReLU()), again
+        self.layers[1].register_forward_hook(
+            lambda layer, given, out: masks.append(out == 0) if layer.training else None
+        )
+
+    def forward(self, values):
+        return checkpoint(self.layers, values, use_reentrant=False) if self.again else self.layers(values)
+
+
+DRAWING = ["noprop-dt", "noprop-ct", "backprop", "neural-ode", "feedback-alignment", "local-loss"]
+
+
+@pytest.mark.parametrize("name", [*DRAWING, "model"])
+def test_dropout_of_the_librarys_own_follows_the_runs_seed(name):
+    def run(seed, rate=0.5, again=False):
+        masks = []
+
         def parts():
-            return nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), Dropout(0.5), nn.Linear(16, 16), nn.ReLU())
+            return nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), Part(rate, masks, again))
 
         how = {"module": parts}
-        if name == "backprop":  # as a whole model
+        if name == "model":
             with Noise(seed).torch_seeded():
                 how = {"model": nn.Sequential(parts(), nn.Linear(16, 10))}
-        return train(RULES[name], "digits", Options(seed=seed), steps=2, **how).net.state_dict()
+        options = Options(seed=seed, precision="float32")
+        rule = RULES.get(name, Backprop())
+        return train(rule, "digits", options, steps=2, **how).net.state_dict(), masks
 
     before = torch.get_rng_state()
-    first, again = weights(0), weights(0)
+    weights, masks = run(0)
+    again, same_masks = run(0)
     assert torch.equal(torch.get_rng_state(), before)
-    assert all(torch.equal(value, again[key]) for key, value in first.items())
+    assert all(torch.equal(value, again[key]) for key, value in weights.items())
+    assert all(map(torch.equal, masks, same_masks))
+    assert not torch.equal(masks[-1], masks[-2])  # of two steps, or of two blocks
+    assert not all(map(torch.equal, masks, run(1)[1]))
+    plain, _ = run(0, rate=0.0)
+    assert not all(torch.equal(value, plain[key]) for key, value in weights.items())
+    twice, _ = run(0, again=True)
+    assert all(torch.equal(value, twice[key]) for key, value in weights.items())
+
+
+def test_paths_of_the_librarys_own_are_fine_in_a_users_module():
+    run = train(NoPropDT(blocks=2), "digits", Options(), steps=2, module=lambda: nn.Sequential(ConvPath(SHAPE)))
+    assert not run.net.together  # its masks are torch's
 
 
 def test_a_module_that_knows_its_sizes_later_is_fine():

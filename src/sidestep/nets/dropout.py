@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from sidestep.errors import InputError
 from sidestep.nets.dropout_masks import dropout_mask, dropout_scale
 
-__all__ = ["Dropout", "map_masks", "masks_from", "repeatable"]
+__all__ = ["Dropout", "draw_from_torch", "map_masks", "masks_from", "repeatable"]
 
 Given = torch.Generator | Callable[[], torch.Generator]
 
@@ -45,11 +45,14 @@ def _named() -> torch.Generator | None:
 
 
 def _torch_generator(device: torch.device) -> torch.Generator:
-    """Return the generator that torch itself draws from on a device."""
-    if device.type != "cuda":
+    """Return the generator that torch itself draws from on a device, or one that is seeded by it."""
+    if device.type == "cpu":
         return torch.default_generator
-    index = torch.cuda.current_device() if device.index is None else device.index
-    return torch.cuda.default_generators[index]
+    if device.type == "cuda":
+        return torch.cuda.default_generators[torch.cuda.current_device() if device.index is None else device.index]
+    generator = torch.Generator(device)
+    generator.manual_seed(int(torch.empty((), dtype=torch.int64).random_()))
+    return generator
 
 
 def repeatable(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -112,14 +115,18 @@ class _RectifiedDropout(torch.autograd.Function):
 class Dropout(nn.Module):
     """Set each element to 0 with probability `rate` and scale the others by 1 / (1 - rate), while training.
 
-    The difference to `torch.nn.Dropout`: the mask comes from the generator named by `masks_from`, and outside of it
-    from torch's own, and costs 16 random bits an element.
+    The difference to `torch.nn.Dropout`: the mask comes from the generator named by `masks_from`, and costs 16 random
+    bits an element. Outside of it, and in a module of the user's (`from_torch`), it comes from torch's own generator,
+    which `torch.utils.checkpoint` puts back before it computes anew. Unlike torch's layer it cannot be mapped by
+    `torch.func.vmap(randomness="different")` or exported in training mode.
 
     Args:
         rate: the share of zeros.
         rectify: first replace negative values by 0 (ReLU), in place. Done in one, neither the mask nor what ReLU gave
             is kept for the way back.
     """
+
+    from_torch = False
 
     def __init__(self, rate: float = 0.2, rectify: bool = False) -> None:
         super().__init__()
@@ -131,7 +138,7 @@ class Dropout(nn.Module):
         """Return the masked values, of the shape given; in evaluation they pass unmasked."""
         if not self.training or self.rate == 0:
             return values.relu_() if self.rectify else values
-        generator = _named() or _torch_generator(values.device)
+        generator = (None if self.from_torch else _named()) or _torch_generator(values.device)
         if values.dim() == 4:
             mask = map_masks(values.shape, self.rate, [generator], values.dtype)
         else:
@@ -149,3 +156,10 @@ class Dropout(nn.Module):
     def extra_repr(self) -> str:
         """Return the rate, for printing."""
         return f"rate={self.rate}, rectify={self.rectify}"
+
+
+def draw_from_torch(module: nn.Module) -> None:
+    """Let every `Dropout` of a user's module draw from torch's generator, as the rest of it does."""
+    for layer in module.modules():
+        if isinstance(layer, Dropout):
+            layer.from_torch = True

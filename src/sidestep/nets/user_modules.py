@@ -11,6 +11,7 @@ from torch.nn.parameter import is_lazy
 
 from sidestep.errors import InputError
 from sidestep.nets.check_module import check_module, made_by, name_of
+from sidestep.nets.dropout import draw_from_torch
 from sidestep.nets.shapes import Shape
 from sidestep.noise import Noise
 
@@ -45,6 +46,8 @@ def each_image_path(
     for index in range(blocks):
         with noise.sub(index).torch_seeded():
             path = make()
+        if image_shape is not None:
+            draw_from_torch(path)
         if index == 0 and image_shape is not None:
             check_module(path, name, image_shape, noise.stream("trial"))
         if path in seen:

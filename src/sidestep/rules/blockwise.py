@@ -25,7 +25,7 @@ from sidestep.checks import check_range
 from sidestep.errors import InputError
 from sidestep.gradients.end_to_end import end_to_end, gradients_of
 from sidestep.nets.check_module import name_of
-from sidestep.nets.dropout import masks_from
+from sidestep.nets.dropout import draw_from_torch, masks_from
 from sidestep.nets.groups.chains import residual_chain
 from sidestep.nets.groups.cut import Parts, example_of, group_sizes, parts_of, residual_places
 from sidestep.nets.groups.group import Group
@@ -160,6 +160,7 @@ class Blockwise(Rule[GroupChain]):
         shape = None if task.inputs == "tokens" else task.shape
         places = range(0)
         for index, chain in enumerate(each_image_path(module, self.groups, noise.stream("blocks"), shape)):
+            draw_from_torch(chain)
             places = places or residual_places(chain, name_of(module), example)
             size, part = group_sizes(self.groups, len(places), "")[index], parts_of(chain, places)
             yield Parts(part.stem, part.blocks[size.start : size.stop], part.tail)

@@ -29,9 +29,9 @@ _PARTS = (Block, LatentPath, ImageLatentPath, ConvPath, PooledPath, ResidualPath
 def can_go_together(blocks: Sequence[nn.Module]) -> bool:
     """Whether blocks are made of known layers alone, and alike: a module of a user's may compute anything."""
     shapes = [[(name, value.shape) for name, value in block.state_dict().items()] for block in blocks]
-    return all(one == shapes[0] for one in shapes) and all(
-        type(module) in _LAYERS + _PARTS for block in blocks for module in block.modules()
-    )
+    modules = [module for block in blocks for module in block.modules()]
+    drawn = [module for module in modules if isinstance(module, Dropout) and module.from_torch]
+    return all(one == shapes[0] for one in shapes) and not drawn and all(type(m) in _LAYERS + _PARTS for m in modules)
 
 
 def drawn_masks(generators: Sequence[torch.Generator]) -> MaskSource:
