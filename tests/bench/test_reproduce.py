@@ -835,20 +835,52 @@ def test_the_command_of_a_page_asks_for_its_rows():
     ]
 
 
-def test_the_rows_are_trained_in_the_precision_that_is_asked_for(capsys):
-    status, record, error = fill(capsys, "--rows", "forward-one-hot", "--seeds", "1", "--precision", "bfloat16")
-    assert (status, record["computed_on"]) == (0, ["cpu, bfloat16"]), error
-    words = ("--rows", "forward-one-hot", "--seeds", "1", "--precision", "float32")
-    status, _, error = fill(capsys, *words)  # the run that is there is not taken for one in float32
-    assert (status, "was trained in bfloat16 already (out)" in error) == (2, True), error
-    merge = ("--merge", "out/noprop-table1-tiny.json", "--out", "elsewhere")
-    status, _, error = fill(capsys, *words, *merge)
-    assert (status, "was trained in bfloat16 already (--merge)" in error) == (2, True), error
-    assert not Path("elsewhere").exists()
-    status, record, error = fill(capsys, *words, "--out", "elsewhere")
-    assert (status, record["computed_on"]) == (0, ["cpu, float32"]), error
-    status, _, error = fill(capsys, "--checkpoint-seconds", "0")
-    assert (status, "checkpoint_seconds must be above 0" in error) == (2, True), error
+class TestPrecision:
+    BOTH: ClassVar = ("--rows", "forward-one-hot", "--seeds", "1", "--precision")
+
+    def refused(self, capsys, *words):
+        """Return why float32 is refused, by --plan and by the command."""
+        _, planned, _ = run(capsys, "noprop-table1", "--data", "digits", "--budget", "tiny", "--out", "out", *self.BOTH,
+                            "float32", *words, "--plan", "--json")  # fmt: skip
+        status, _, error = fill(capsys, *self.BOTH, "float32", *words)
+        refusal = json.loads(planned.splitlines()[-1])["refusal"]
+        assert (status, bool(refusal) and refusal in " ".join(error.split())) == (2, True), (planned, error)
+        return refusal
+
+    def test_the_rows_are_trained_in_the_precision_that_is_asked_for(self, capsys):
+        status, record, error = fill(capsys, *self.BOTH, "bfloat16")
+        assert (status, record["computed_on"]) == (0, ["cpu, bfloat16"]), error
+        status, _, error = fill(capsys, "--checkpoint-seconds", "0")
+        assert (status, "checkpoint_seconds must be above 0" in error) == (2, True), error
+
+    def test_a_run_of_the_other_precision_does_not_count(self, capsys):
+        fill(capsys, *self.BOTH, "bfloat16")
+        assert "was trained in bfloat16 (out/tiny/small-forward-0)" in self.refused(capsys)
+        merge = ("--merge", "out/noprop-table1-tiny.json", "--out", "elsewhere")
+        assert "was trained in bfloat16 (--merge)" in self.refused(capsys, *merge)
+        assert not Path("elsewhere").exists()
+        status, record, error = fill(capsys, *self.BOTH, "float32", "--out", "elsewhere")
+        assert (status, record["computed_on"]) == (0, ["cpu, float32"]), error
+
+    @pytest.mark.parametrize("lost", [["inference.json"], ["inference.json", "result.json"]], ids=["unread", "unended"])
+    def test_nor_does_one_that_is_not_read_or_ended(self, capsys, lost):
+        fill(capsys, *self.BOTH, "bfloat16")
+        for name in lost:
+            Path("out/tiny/small-forward-0", name).unlink()
+        for page in Path("out").glob("noprop-*"):
+            page.unlink()
+        assert "was trained in bfloat16" in self.refused(capsys)
+
+    def test_nor_does_one_that_failed_since(self, capsys):
+        fill(capsys, *self.BOTH, "bfloat16")
+        checkpoint.write_json(Plan(Path("out"), "tiny").failure_file(FORWARD, 0), {"failed": "RuntimeError: no"})
+        assert "was trained in bfloat16" in self.refused(capsys)
+
+    def test_the_command_of_a_page_of_both_asks_for_none(self, capsys):
+        fill(capsys, *self.BOTH, "bfloat16")
+        _, record, error = fill(capsys, "--rows", "sampled-one-hot", "--seeds", "1", "--precision", "float32")
+        assert record["computed_on"] == ["cpu, bfloat16", "cpu, float32"], error
+        assert "--precision" not in record["command"]
 
 
 def test_rows_and_data_are_chosen_by_name():

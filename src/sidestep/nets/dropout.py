@@ -51,7 +51,7 @@ def _torch_generator(device: torch.device) -> torch.Generator:
     if device.type == "cuda":
         return torch.cuda.default_generators[torch.cuda.current_device() if device.index is None else device.index]
     generator = torch.Generator(device)
-    generator.manual_seed(int(torch.empty((), dtype=torch.int64).random_()))
+    generator.manual_seed(int(torch.empty((), dtype=torch.int64).random_(generator=torch.default_generator)))
     return generator
 
 

@@ -168,9 +168,10 @@ def accuracy_record(
         if cells or preset.name in names:
             shown.append(full)
             rows.append(accuracy_row(preset, full, cells, plan.budget, plan.readings(preset)))
+    several = len({cell["precision"] for row in rows for cell in row["cells"]}) > 1
     return {
         "table": table,
-        "command": command_for(command, shown, wanted),
+        "command": command_for(command, shown, wanted, ["--precision"] if several else []),
         "budget": plan.budget,
         "seeds": plan.seeds,
         "inference_runs": plan.inference_runs,

@@ -22,6 +22,7 @@ from sidestep.rules import RULES
 from sidestep.training import Compute, Options, Run
 from sidestep.training.evaluate import accuracies
 from sidestep.training.evaluation_progress import EvaluationProgress, checksum
+from sidestep.training.folder import RunFolder
 from sidestep.training.stopping import stop_on_signals
 
 __all__ = ["Plan", "cell_record", "check_precision", "continues", "fill_cell", "run_in_folder"]
@@ -159,7 +160,7 @@ def cell_record(preset: Preset, seed: int, plan: Plan) -> dict[str, Any] | None:
 
 
 def check_precision(presets: Sequence[Preset], plan: Plan) -> None:
-    """Raise InputError if a precision is asked for and a finished run, which would count as done, has another.
+    """Raise InputError if a precision is asked for and a run that is done or begun has another.
 
     Args:
         presets: the rows, with their own values.
@@ -168,15 +169,24 @@ def check_precision(presets: Sequence[Preset], plan: Plan) -> None:
     if plan.precision == "auto":
         return
     for preset, seed in itertools.product(presets, range(plan.seeds)):
-        cell = cell_record(preset.for_budget(plan.budget), seed, plan) or {}
-        had = cell.get("precision", plan.precision)
-        if had != plan.precision:
-            what, fix = f"{preset.row} on {preset.data}, seed {seed},", "choose another --out to train it so"
-            where, fix = ("--merge", "leave its file out") if "merged" in cell else (str(plan.out), fix)
-            raise InputError(
-                f"--precision {plan.precision}: {what} was trained in {had} already ({where}), and would stand on the "
-                f"page as it is: {fix}, or leave --precision out"
-            )
+        folder = plan.folder(preset.for_budget(plan.budget), seed)
+        merged = plan.elsewhere.get((preset.name, seed), {}).get("precision")
+        for had, where, fix in ((_precision_of(folder), str(folder), "choose another --out to train it so"),
+                                (merged, "--merge", "leave its file out")):  # fmt: skip
+            if had not in (None, plan.precision):
+                raise InputError(
+                    f"--precision {plan.precision}: {preset.row} on {preset.data}, seed {seed}, was trained in {had} "
+                    f"({where}), and would stand on the page as it is: {fix}, or leave --precision out"
+                )
+
+
+def _precision_of(folder: Path) -> str | None:
+    """Return the precision of a run that is done, or was begun, in a folder; None where there is none."""
+    found = _read(folder / "result.json").get("precision")
+    try:
+        return str(found or RunFolder(folder).config()["train"]["precision"])
+    except (SidestepError, LookupError, TypeError):  # not there, or damaged: training will say so
+        return found
 
 
 def _reads_more(elsewhere: Mapping[str, Any], here: Mapping[str, Any]) -> bool:

@@ -62,7 +62,7 @@ def recipe_of(preset: Preset) -> dict[str, Any]:
     return found
 
 
-def command_for(command: str, shown: Sequence[Preset], wanted: Sequence[Preset]) -> str:
+def command_for(command: str, shown: Sequence[Preset], wanted: Sequence[Preset], without: Sequence[str] = ()) -> str:
     """Return the commands, one a line, that ask for the rows that are shown: what was typed, if it did.
 
     Records that were merged are left out: in a folder of their own the commands train every row.
@@ -71,10 +71,11 @@ def command_for(command: str, shown: Sequence[Preset], wanted: Sequence[Preset])
         command: what was typed.
         shown: the rows of the page, those of earlier commands included.
         wanted: the rows that this command asked for.
+        without: options that are left out where earlier commands had others.
     """
     if {preset.name for preset in shown} == {preset.name for preset in wanted}:
         return shlex.join(_without(command, "--merge")) if "--merge" in command else command
-    words = _without(command, "--data", "--rows", "--merge")
+    words = _without(command, "--data", "--rows", "--merge", *without)
     rows_of: dict[str, list[str]] = {}
     for preset in shown:
         rows_of.setdefault(preset.data, []).append(preset.row)
