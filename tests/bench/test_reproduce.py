@@ -958,15 +958,21 @@ class TestMemory:
         weights = 4 * (64 * 16 + 16 + 16 * 10 + 10)
         assert 3 * weights < cell["bytes"] < 3_000_000  # weights and Adam's two moments at least
         assert told == ["backprop on digits"]
-        assert cell["commit"] == environment_of()["commit"]
+        assert cell["environment"] == environment_of() | {"threads": 1}  # of the process that has measured it
 
-    def test_the_page_names_the_commits_of_its_cells(self):
+    def test_the_page_names_what_measured_its_cells(self):
         cell = {"row": "a", "data": "mnist", "preset": "x", "bytes": 1, "failed": None, "paper_gb": None}
+        here = {"sidestep": "0.2.0", "torch": "2", "processor": "Xeon", "threads": 1}
         record = {"table": "t", "command": "c", "steps": 3, "batch": [128], "device": "cpu", "precision": "float32",
                   "threads": 1, "sidestep": "0.2.0", "torch": "2"}  # fmt: skip
-        for commits, said in (([None], "sidestep 0.2.0, torch"), (["b", "a", "b"], "sidestep 0.2.0 (a, b), torch"),
-                              (["a", None], "sidestep 0.2.0 (a, others not kept), torch")):  # fmt: skip
-            assert said in memory_text({**record, "cells": [{**cell, "commit": each} for each in commits]})
+        for environments, said in (
+            ([None], "sidestep 0.2.0, torch 2, 1 thread."),
+            ([{**here, "commit": each} for each in ("b", "a", "b")], "sidestep 0.2.0 (b, a), torch 2, Xeon, 1 thread."),
+            ([{**here, "commit": "a"}, {**here, "commit": None}], "sidestep 0.2.0 (a, others not kept), torch 2, Xeon"),
+            ([{**here, "commit": "a"}, None], "(a), torch 2, Xeon, 1 thread; sidestep 0.2.0, torch 2, 1 thread."),
+        ):
+            cells = [{**cell, "environment": each} for each in environments]
+            assert said in memory_text({**record, "cells": cells})
 
     def test_a_cell_that_fails_is_noted(self, monkeypatch):
         class Here(ThreadPoolExecutor):

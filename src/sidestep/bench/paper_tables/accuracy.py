@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from sidestep.bench.paper_tables.cells import Plan, cell_record
+from sidestep.bench.paper_tables.cells import Plan, cell_record, commits_of
 from sidestep.bench.paper_tables.rows import FIRST_TEST, FIRST_TRAIN, command_for
 from sidestep.bench.report import Table, share, wrapped
 from sidestep.bench.studies.blocks import mean_and_error
@@ -227,14 +227,7 @@ def _places(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
         for place, of_row in seeds.items():
             which = f", seed{'s' * (len(of_row) > 1)} {' '.join(map(str, of_row))}" if len(seeds) > 1 else ""
             found.setdefault(place, []).append(f"{row['row']} ({row['data']}{which})")
-    return {_place(cells[place][0], _commits(cells[place])): which for place, which in found.items()}
-
-
-def _commits(cells: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return the commits of runs that were computed in one place, each once, and that some did not keep theirs."""
-    found = dict.fromkeys((cell.get("environment") or {}).get("commit") or "" for cell in cells)
-    known = [commit for commit in found if commit]
-    return [*known, *(["others not kept"] if known and "" in found else [])]
+    return {_place(cells[place][0], commits_of(cells[place])): which for place, which in found.items()}
 
 
 def _variants(rows: Sequence[Mapping[str, Any]]) -> list[str]:

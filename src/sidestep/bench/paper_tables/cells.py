@@ -25,7 +25,7 @@ from sidestep.training.evaluation_progress import EvaluationProgress, checksum
 from sidestep.training.folder import RunFolder
 from sidestep.training.stopping import stop_on_signals
 
-__all__ = ["Plan", "cell_record", "check_precision", "continues", "fill_cell", "run_in_folder"]
+__all__ = ["Plan", "cell_record", "check_precision", "commits_of", "continues", "fill_cell", "run_in_folder"]
 
 _APART = 32  # bits between the seed of a run and the seeds that its further inference runs draw noise from
 _UNDER_WAY = "inference-run.json"  # how far the inference run has come that is under way
@@ -228,3 +228,10 @@ def _read(path: Path) -> dict[str, Any]:
         return checkpoint.read_json(path)
     except CheckpointError:  # not there, not ours or changed: then it counts as not done
         return {}
+
+
+def commits_of(cells: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the commits of cells that were computed in one place, each once, and that some did not keep theirs."""
+    found = dict.fromkeys((cell.get("environment") or {}).get("commit") or "" for cell in cells)
+    known = [commit for commit in found if commit]
+    return [*known, *(["others not kept"] if known and "" in found else [])]

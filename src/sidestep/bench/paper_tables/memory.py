@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from sidestep.bench.memory.step_cost import Work, in_fresh_process, started
+from sidestep.bench.paper_tables.cells import commits_of
 from sidestep.bench.paper_tables.rows import command_for
 from sidestep.bench.report import Table, wrapped
 from sidestep.data import names
 from sidestep.errors import InputError
 from sidestep.measure import peak_allocation
-from sidestep.measure.environment import environment_of
+from sidestep.measure.environment import environment_of, environment_words
 from sidestep.presets.catalogue import PRESETS, Preset
 from sidestep.rules import RULES
 from sidestep.training import Compute
@@ -68,13 +69,11 @@ def memory_record(  # long: which rows, and how they are measured
     if not 1 <= steps <= 1000:
         raise InputError(f"--steps must lie between 1 and 1000, got {steps}; 3 are enough to see the optimiser's state")
     compute = Compute.find(device, precision)
-    here = environment_of(compute.device)  # asks for the commit before anything runs
     cells = []
     for preset in presets:
         report(f"{preset.rule} on {preset.data}")
         cell = {"preset": preset.name, "row": preset.row, "data": preset.data, "paper_gb": preset.memory_gb}
-        measured = _apart(preset.for_budget("cpu"), device, precision, steps)
-        cells.append({**cell, **measured, "commit": here["commit"]})
+        cells.append({**cell, **_apart(preset.for_budget("cpu"), device, precision, steps)})
     return {
         "table": table,
         "command": command,
@@ -82,7 +81,7 @@ def memory_record(  # long: which rows, and how they are measured
         "batch": sorted({preset.train["batch"] for preset in presets}),
         "device": str(compute.device),
         "precision": compute.precision,
-        **{name: here[name] for name in ("sidestep", "torch", "threads")},
+        **{name: value for name, value in environment_of().items() if name in ("sidestep", "torch", "threads")},
         "cells": cells,
     }
 
@@ -110,24 +109,39 @@ def with_earlier(record: Mapping[str, Any], path: Path) -> dict[str, Any]:
 
 
 def _apart(preset: Preset, device: str, precision: str, steps: int) -> dict[str, Any]:
-    """Return the peak, measured in a fresh process, or why there is none."""
-    peak, failed = in_fresh_process(training_peak, preset, device, precision, steps)
-    return {"bytes": peak, "failed": failed}
+    """Return the peak, measured in a fresh process, with what it ran, or why there is none."""
+    measured, failed = in_fresh_process(_peak_and_environment, preset, device, precision, steps)
+    peak, environment = measured or (None, None)
+    return {"bytes": peak, "failed": failed, "environment": environment}
+
+
+def _peak_and_environment(preset: Preset, device: str, precision: str, steps: int) -> tuple[int, dict[str, Any]]:
+    environment = environment_of(Compute.find(device, precision).device)  # before anything runs
+    return training_peak(preset, device, precision, steps), environment
 
 
 def memory_text(record: Mapping[str, Any]) -> str:
     """Return what stands above the table."""
-    kept = [cell.get("commit") for cell in record["cells"]]
-    commits = [*sorted({commit for commit in kept if commit}), *(["others not kept"] if None in kept else [])]
-    which = f" ({', '.join(commits)})" if any(kept) else ""
     parts = [
         f"# {record['table']}: memory in training",
         "\n".join(f"    {spelled(line)}" for line in record["command"].splitlines()),
-        f"{record['device']}, {record['precision']}, {counted(record['threads'], 'thread')}; "
-        f"sidestep {record['sidestep']}{which}, torch {record['torch']}.",
+        wrapped(f"{record['device']}, {record['precision']}; {'; '.join(_computed_by(record))}."),
         wrapped(_NOTE.format(steps=record["steps"], batch=", ".join(map(str, record["batch"])))),
     ]
     return "\n\n".join(parts)
+
+
+def _computed_by(record: Mapping[str, Any]) -> list[str]:
+    """Return by which versions, and of late where, the cells were measured."""
+    plain = f"sidestep {record['sidestep']}, torch {record['torch']}, {counted(record['threads'], 'thread')}"
+    places: dict[str, list[Mapping[str, Any]]] = {}
+    for cell in record["cells"]:
+        known = cell.get("environment")
+        places.setdefault(environment_words(known, []) if known else plain, []).append(cell)
+    return [
+        environment_words(cells[0]["environment"], commits_of(cells)) if cells[0].get("environment") else words
+        for words, cells in places.items()
+    ]
 
 
 def memory_tables(record: Mapping[str, Any]) -> list[Table]:
