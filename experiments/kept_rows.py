@@ -29,9 +29,7 @@ def kept_rows(path: Path) -> list[Row]:
     Raises:
         InputError: for another line that is no row.
     """
-    *lines, last = path.read_bytes().split(b"\n") if path.exists() else [b""]
-    if last and not _cut_off(last):
-        lines.append(last)
+    lines = _whole(path.read_bytes()).split(b"\n")[:-1] if path.exists() else []
     rows = []
     for number, line in enumerate(lines, start=1):
         row = _row(line)
@@ -51,19 +49,24 @@ def _row(line: bytes) -> Row | None:
     return row if isinstance(row, dict) else None
 
 
-def _cut_off(last: bytes) -> bool:
-    """Whether the last line of a file began as a row; what began as something else is not ours to drop."""
-    return last.startswith(b"{") and _row(last) is None
+def _whole(text: bytes) -> bytes:
+    """Return a file's lines without empty ones at its end, or zeros, and without a row that was cut off there."""
+    content = text.rstrip(b"\x00\r\n ")
+    last = content[content.rfind(b"\n") + 1 :]
+    if b"\n" not in text[len(content) :] and last.startswith(b"{") and _row(last) is None:
+        return content[: len(content) - len(last)]
+    return content + b"\n" if content else b""
 
 
 def _end_line(path: Path) -> None:
-    """See that a file ends with a whole line: a row that was cut off goes, and nothing else is written anew."""
+    """See that a file ends with a whole line, and write nothing else anew."""
     text = path.read_bytes() if path.exists() else b""
-    last = text[text.rfind(b"\n") + 1 :]
-    if _cut_off(last):
-        os.truncate(path, len(text) - len(last))
-    elif last:
-        with path.open("ab") as file:
+    whole = _whole(text)
+    if len(whole) < len(text):
+        os.truncate(path, len(whole))
+    if len(whole) > len(text) or (whole and text[len(whole) - 1 : len(whole)] != b"\n"):
+        with path.open("r+b") as file:
+            file.seek(len(whole) - 1)
             file.write(b"\n")
 
 

@@ -47,7 +47,8 @@ READINGS = {
     "noprop-ct": ["ddim", "first step", "ancestral"], "noprop-fm": ["euler", "first step", "euler from noise"],
 }  # fmt: skip
 SETS, SIZES, STEPS = ("bloodmnist", "cifar10", "cifar100"), {"bloodmnist": 128}, 10  # steps of a sampler
-COLUMNS = ["data", "rule", "end", "epochs", "seeds", "from zero", "one look", "sampled", "still", "below"]
+SETTING = ("data", "rule", "end", "epochs", "precision")
+COLUMNS = [*SETTING, "seeds", "from zero", "one look", "sampled", "still", "below"]
 KEY = ("data", "rule", "end", "seed", "epochs", "precision")
 IMAGES, BATCH, STILL = 2_000, 500, 1e-6
 
@@ -87,7 +88,7 @@ def finished(row: Row, data: DataSet) -> Row:
     own = {name: row[name] for name in ("seed", "epochs", "precision")}
     options = Options(**{**preset.train, **own})
     run = train(with_end(rule, row["end"]), data, options, readings=READINGS[row["rule"]])
-    images = standardise(data.test.images[:IMAGES], run.task.mean, run.task.std)
+    images = standardise(data.test.images[:IMAGES], run.task.mean, run.task.std).to(run.compute.device)
     path = cast("Denoiser", run.net).block.image.eval()
     return row | shares_of(path, images) | {
         "readings": run.result["readings"], "steps": run.result["steps"], "seconds": run.result["seconds"],
@@ -95,10 +96,10 @@ def finished(row: Row, data: DataSet) -> Row:
 
 
 def table_of(rows: list[Row]) -> Table:
-    """Return a line for each data set, rule, end and length: means over seeds, with their standard deviations."""
+    """Return a line for each setting: means over seeds, with their standard deviations."""
     lines = []
-    for key in dict.fromkeys((row["data"], row["rule"], row["end"], row["epochs"]) for row in rows):
-        mine = [row for row in rows if (row["data"], row["rule"], row["end"], row["epochs"]) == key]
+    for key in dict.fromkeys(tuple(row[name] for name in SETTING) for row in rows):
+        mine = [row for row in rows if tuple(row[name] for name in SETTING) == key]
         readings = [[100 * row["readings"][name] for row in mine] for name in READINGS[key[1]]]
         shares = [[100 * row[name] for row in mine] for name in ("still", "below")]
         numbers = [
@@ -132,7 +133,7 @@ def main() -> None:
         row = {"data": given.data, "rule": rule, "end": end, "seed": seed, "epochs": given.epochs,
                "precision": given.precision}  # fmt: skip
         if row_key(row, KEY) not in done:
-            keep_row(given.rows, finished(row, loaded))
+            keep_row(given.rows, finished(row, loaded), "auto")
 
 
 if __name__ == "__main__":

@@ -78,3 +78,13 @@ def test_a_last_line_that_began_as_no_row_is_named_and_stays(tmp_path):
     file.write_text('{"way": "a"}\n{"way": "b", "te\n')  # the end of its line is there: not cut off by a kill
     with pytest.raises(InputError, match=r"notes.txt, line 2, is no JSON object"):
         kept_rows(file)
+
+
+@pytest.mark.parametrize("tail", ["\n", "\n\n", "\x00\x00", "\n\x00\x00", " ", "\r\n"])
+def test_nothing_at_the_end_is_no_line(tmp_path, tail):
+    file = tmp_path / "rows.jsonl"
+    file.write_bytes(b'{"way": "a"}' + tail.encode())
+    assert kept_rows(file) == [{"way": "a"}]
+    keep_row(file, {"way": "b"})
+    assert [row["way"] for row in kept_rows(file)] == ["a", "b"]
+    assert file.read_bytes().startswith(b'{"way": "a"}\n{"way": "b"')
