@@ -862,6 +862,12 @@ class TestPrecision:
         status, record, error = fill(capsys, *self.BOTH, "float32", "--out", "elsewhere")
         assert (status, record["computed_on"]) == (0, ["cpu, float32"]), error
 
+    def test_a_merged_run_that_is_not_used_is_no_reason(self, capsys):
+        fill(capsys, *self.BOTH, "bfloat16", "--out", "other")
+        fill(capsys, *self.BOTH, "float32")
+        status, record, error = fill(capsys, *self.BOTH, "float32", "--merge", "other/noprop-table1-tiny.json")
+        assert (status, record["computed_on"]) == (0, ["cpu, float32"]), error
+
     @pytest.mark.parametrize("lost", [["inference.json"], ["inference.json", "result.json"]], ids=["unread", "unended"])
     def test_nor_does_one_that_is_not_read_or_ended(self, capsys, lost):
         fill(capsys, *self.BOTH, "bfloat16")
@@ -971,6 +977,9 @@ class TestMemory:
             ([{**here, "commit": "a"}, {**here, "commit": None}], "sidestep 0.2.0 (a, others not kept), torch 2, Xeon"),
             ([{**here, "commit": "a"}, None], "(a), torch 2, Xeon, 1 thread; sidestep 0.2.0, torch 2, 1 thread."),
         ):
+            failed = {**cell, "bytes": None, "failed": "killed", "environment": None}
+            cells = [failed, *({**cell, "environment": each} for each in environments)]
+            assert said in memory_text({**record, "cells": cells})
             cells = [{**cell, "environment": each} for each in environments]
             assert said in memory_text({**record, "cells": cells})
 

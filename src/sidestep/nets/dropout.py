@@ -116,7 +116,7 @@ class Dropout(nn.Module):
     """Set each element to 0 with probability `rate` and scale the others by 1 / (1 - rate), while training.
 
     The difference to `torch.nn.Dropout`: the mask comes from the generator named by `masks_from`, and costs 16 random
-    bits an element. Outside of it, and in a module of the user's (`from_torch`), it comes from torch's own generator,
+    bits an element. Outside of it, and in a module given as `module=` (`from_torch`), it comes from torch's generator,
     which `torch.utils.checkpoint` puts back before it computes anew. Unlike torch's layer it cannot be mapped by
     `torch.func.vmap(randomness="different")` or exported in training mode.
 

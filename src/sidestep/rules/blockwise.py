@@ -160,7 +160,7 @@ class Blockwise(Rule[GroupChain]):
         shape = None if task.inputs == "tokens" else task.shape
         places = range(0)
         for index, chain in enumerate(each_image_path(module, self.groups, noise.stream("blocks"), shape)):
-            draw_from_torch(chain)
+            draw_from_torch(chain)  # of tokens no shape is given, by which other chains are known as the user's
             places = places or residual_places(chain, name_of(module), example)
             size, part = group_sizes(self.groups, len(places), "")[index], parts_of(chain, places)
             yield Parts(part.stem, part.blocks[size.start : size.stop], part.tail)

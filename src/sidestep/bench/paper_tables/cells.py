@@ -169,8 +169,9 @@ def check_precision(presets: Sequence[Preset], plan: Plan) -> None:
     if plan.precision == "auto":
         return
     for preset, seed in itertools.product(presets, range(plan.seeds)):
-        folder = plan.folder(preset.for_budget(plan.budget), seed)
-        merged = plan.elsewhere.get((preset.name, seed), {}).get("precision")
+        for_budget = preset.for_budget(plan.budget)
+        folder, cell = plan.folder(for_budget, seed), cell_record(for_budget, seed, plan) or {}
+        merged = cell.get("precision") if "merged" in cell else None
         for had, where, fix in ((_precision_of(folder), str(folder), "choose another --out to train it so"),
                                 (merged, "--merge", "leave its file out")):  # fmt: skip
             if had not in (None, plan.precision):

@@ -135,7 +135,7 @@ def _computed_by(record: Mapping[str, Any]) -> list[str]:
     """Return by which versions, and of late where, the cells were measured."""
     plain = f"sidestep {record['sidestep']}, torch {record['torch']}, {counted(record['threads'], 'thread')}"
     places: dict[str, list[Mapping[str, Any]]] = {}
-    for cell in record["cells"]:
+    for cell in [each for each in record["cells"] if not each["failed"]] or [{}]:
         known = cell.get("environment")
         places.setdefault(environment_words(known, []) if known else plain, []).append(cell)
     return [

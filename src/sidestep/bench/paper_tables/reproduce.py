@@ -47,8 +47,8 @@ def reproduce(  # long: which table and rows, and where everything lies
         progress: whether to show downloads.
 
     Raises:
-        InputError: for a row, a data set, a device or a number that cannot work; if a run that is done has another
-            precision than is asked for; if the page holds runs that would no longer be on it.
+        InputError: for a row, a data set, a device or a number that cannot work; if a run that is done or begun has
+            another precision than is asked for; if the page holds runs that would no longer be on it.
         Stopped: after Ctrl-C or SIGTERM; everything can be taken up again.
     """
     check_plan(plan)
