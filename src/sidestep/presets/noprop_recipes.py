@@ -57,7 +57,7 @@ def _blood(row: str, options: Mapping[str, Any], epochs: int, other: str) -> Pre
 def _recipe(key: str, data: str) -> Preset:
     rule, title, reading, options = _RECIPES[key]
     name = f"backprop-best-{data}" if key == "backprop" else f"noprop-best-{data}-{key}"
-    norm = _NORM if key in ("ct", "fm") and data != "bloodmnist" else {}  # there it gained nothing
+    norm = _NORM if key in ("ct", "fm") and data != "bloodmnist" else {}  # there it hardly pays
     path, train, budgets = _for_colour(norm) if data in _COLOUR else _for_simple(norm)
     if data == "bloodmnist":  # so few images that steps count for more than the size of a batch
         path, train = {**path, "learning_rate": 1e-3}, {**train, "batch": 32}

@@ -132,7 +132,7 @@ def memory_text(record: Mapping[str, Any]) -> str:
 
 
 def _computed_by(record: Mapping[str, Any]) -> list[str]:
-    """Return by which versions, and of late where, the cells were measured."""
+    """Return by which versions the cells were measured, and where, as far as it is known."""
     plain = f"sidestep {record['sidestep']}, torch {record['torch']}, {counted(record['threads'], 'thread')}"
     places: dict[str, list[Mapping[str, Any]]] = {}
     for cell in [each for each in record["cells"] if not each["failed"]] or [{}]:
