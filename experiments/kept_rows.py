@@ -62,12 +62,10 @@ def _end_line(path: Path) -> None:
     """See that a file ends with a whole line, and write nothing else anew."""
     text = path.read_bytes() if path.exists() else b""
     whole = _whole(text)
-    if len(whole) < len(text):
-        os.truncate(path, len(whole))
-    if len(whole) > len(text) or (whole and text[len(whole) - 1 : len(whole)] != b"\n"):
-        with path.open("r+b") as file:
-            file.seek(len(whole) - 1)
-            file.write(b"\n")
+    if whole != text:  # they are alike up to the end of the last line
+        os.truncate(path, max(0, len(whole) - 1))
+        with path.open("ab") as file:
+            file.write(whole[-1:])
 
 
 def kept_as(kind: type[T], path: Path) -> list[T]:

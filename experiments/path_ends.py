@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from experiments.given import a_count, a_seed
 from experiments.kept_rows import Row, keep_row, kept_rows, mean_and_deviation, row_key
 from sidestep import Options, train
-from sidestep import data as data_sets
+from sidestep.bench.paper_tables.rows import budget_data
 from sidestep.bench.report import Table
 from sidestep.data import DataSet
 from sidestep.data.batches import standardise
@@ -46,10 +46,10 @@ ENDS: dict[str, Callable[[], nn.Module]] = {
 READINGS = {
     "noprop-ct": ["ddim", "first step", "ancestral"], "noprop-fm": ["euler", "first step", "euler from noise"],
 }  # fmt: skip
-SETS, SIZES, STEPS = ("bloodmnist", "cifar10", "cifar100"), {"bloodmnist": 128}, 10  # steps of a sampler
+SETS, STEPS = ("bloodmnist", "cifar10", "cifar100"), 10  # steps of a sampler
 SETTING = ("data", "rule", "end", "epochs", "precision")
 COLUMNS = [*SETTING, "seeds", "from zero", "one look", "sampled", "still", "below"]
-KEY = ("data", "rule", "end", "seed", "epochs", "precision")
+KEY = (*SETTING, "seed")
 IMAGES, BATCH, STILL = 2_000, 500, 1e-6
 
 
@@ -127,8 +127,7 @@ def main() -> None:
         print(table_of(kept_rows(given.rows)).markdown())
         return
     done = {row_key(row, KEY) for row in kept_rows(given.rows)}
-    size = SIZES.get(given.data)
-    loaded = data_sets.load(given.data, size=size, data_dir=given.data_dir)
+    loaded = budget_data(PRESETS[f"noprop-best-{given.data}-ct"], "cpu", given.data_dir)  # and that of fm
     for seed, rule, end in itertools.product(given.seeds, given.rules, given.ends):
         row = {"data": given.data, "rule": rule, "end": end, "seed": seed, "epochs": given.epochs,
                "precision": given.precision}  # fmt: skip

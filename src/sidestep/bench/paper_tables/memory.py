@@ -5,6 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from sidestep.bench.memory.step_cost import Work, in_fresh_process, started
 from sidestep.bench.paper_tables.cells import commits_of
 from sidestep.bench.paper_tables.rows import command_for
@@ -16,6 +18,7 @@ from sidestep.measure.environment import environment_of, environment_words
 from sidestep.presets.catalogue import PRESETS, Preset
 from sidestep.rules import RULES
 from sidestep.training import Compute
+from sidestep.version import __version__
 from sidestep.wording import counted, spelled
 
 __all__ = ["memory_record", "memory_tables", "memory_text", "training_peak", "with_earlier"]
@@ -81,7 +84,9 @@ def memory_record(  # long: which rows, and how they are measured
         "batch": sorted({preset.train["batch"] for preset in presets}),
         "device": str(compute.device),
         "precision": compute.precision,
-        **{name: value for name, value in environment_of().items() if name in ("sidestep", "torch", "threads")},
+        "sidestep": __version__,
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
         "cells": cells,
     }
 
